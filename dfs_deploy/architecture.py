@@ -1,0 +1,84 @@
+"""The shape of a network: what a checkpoint, a manifest and a runtime must agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dfs_deploy.errors import UsageError
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Where one residual block stands and what it takes and gives.
+
+    Attributes:
+        index: 0 for the first block, which is never gated.
+        in_channels: channels of its input.
+        out_channels: channels of its output.
+        stride: 1, or 2 where a group after the first begins.
+        in_size: height and width of its input, in pixels.
+    """
+
+    index: int
+    in_channels: int
+    out_channels: int
+    stride: int
+    in_size: tuple[int, int]
+
+    @property
+    def projects(self) -> bool:
+        """Whether its shortcut is a 1x1 convolution, so that a skip costs that convolution."""
+        return self.stride != 1 or self.in_channels != self.out_channels
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        """Height and width of its output, in pixels."""
+        height, width = self.in_size
+        return (-(-height // self.stride), -(-width // self.stride))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A CIFAR-style residual network of basic blocks (He et al. 2016, Section 4.2) with a gate between blocks.
+
+    Attributes:
+        groups: blocks in each group; (n, n, n) is ResNet-(6n+2).
+        widths: channels of each group.
+        classes: outputs of the classifier.
+        image_shape: channels, height and width of an input.
+        gate_embedding: features that a gate's 1x1 convolution gives the LSTM.
+        gate_hidden: hidden units of the LSTM.
+    """
+
+    groups: tuple[int, ...]
+    widths: tuple[int, ...] = (16, 32, 64)
+    classes: int = 10
+    image_shape: tuple[int, int, int] = (3, 32, 32)
+    gate_embedding: int = 10
+    gate_hidden: int = 10
+
+    def __post_init__(self) -> None:
+        numbers = (*self.groups, *self.widths, self.classes, *self.image_shape, self.gate_embedding, self.gate_hidden)
+        if not self.groups or len(self.groups) != len(self.widths) or min(numbers) < 1 or len(self.image_shape) != 3:
+            raise UsageError(f"impossible architecture {self}; every number must be positive, with one width a group")
+
+    @property
+    def name(self) -> str:
+        """``ResNet-20`` and the like; the layer count is two a block, the stem and the classifier."""
+        return f"ResNet-{2 * sum(self.groups) + 2}"
+
+    @property
+    def gated_blocks(self) -> int:
+        """Blocks that a gate decides over: all but the first."""
+        return sum(self.groups) - 1
+
+    def block_shapes(self) -> Iterator[BlockShape]:
+        """Yields the blocks in the order in which they run."""
+        channels, size = self.widths[0], self.image_shape[1:]
+        index = 0
+        for group, (count, width) in enumerate(zip(self.groups, self.widths, strict=True)):
+            for position in range(count):
+                shape = BlockShape(index, channels, width, 2 if group and not position else 1, size)
+                yield shape
+                channels, size, index = width, shape.out_size, index + 1

@@ -1,0 +1,109 @@
+"""What the DFS release and SkipNet share: CIFAR networks named ``group{G}_layer{I}`` with a gate after every block."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor
+
+from dfs_deploy.architecture import Architecture, BlockShape
+from dfs_deploy.checkpoints.reading import TensorReader
+from dfs_deploy.errors import CheckpointError
+
+_NORM = ("weight", "bias", "running_mean", "running_var")
+_BLOCK = re.compile(r"group(\d+)_layer(\d+)\.conv1\.weight")
+
+
+def read_architecture(keys: Iterable[str], reader: TensorReader) -> Architecture:
+    """Derives the shape from which blocks there are and from the shapes of a few tensors.
+
+    Raises:
+        CheckpointError: blocks are missing, or groups are not three.
+    """
+    found = {(int(m[1]), int(m[2])) for key in keys if (m := _BLOCK.fullmatch(key))}
+    counts = tuple(sum(1 for group, _ in found if group == g) for g in (1, 2, 3))
+    if found != {(g + 1, i) for g, count in enumerate(counts) for i in range(count)} or 0 in counts:
+        raise CheckpointError(f"a checkpoint with blocks {sorted(found)}, expected groups 1 to 3 with blocks from 0 on")
+    embedding, channels = reader.take("group1_gate0.1.weight").shape[:2]
+    classes = reader.take("fc.weight").shape[0]
+    image_channels = reader.take("conv1.weight").shape[1]
+    return Architecture(
+        groups=counts,
+        widths=(channels, 2 * channels, 4 * channels),
+        classes=classes,
+        image_shape=(image_channels, 32, 32),
+        gate_embedding=embedding,
+        gate_hidden=reader.take("control.proj.weight").shape[1],
+    )
+
+
+def numbered_blocks(architecture: Architecture) -> Iterator[tuple[BlockShape, int, int]]:
+    """Yields each block with its group, from 1, and its place in the group, from 0, in the order in which they run."""
+    numbers = ((group + 1, place) for group, count in enumerate(architecture.groups) for place in range(count))
+    for shape, (group, place) in zip(architecture.block_shapes(), numbers, strict=True):
+        yield shape, group, place
+
+
+class GroupsReader:
+    """Copies tensors under the release's and SkipNet's names to ours.
+
+    Args:
+        reader: the checkpoint's tensors.
+        architecture: the shape read from them.
+        quantized: whether each convolution carries the range of its input.
+    """
+
+    def __init__(self, reader: TensorReader, architecture: Architecture, quantized: bool) -> None:
+        self.reader = reader
+        self.architecture = architecture
+        self.state: dict[str, Tensor] = {}
+        self._quantized = quantized
+
+    def conv(self, ours: str, theirs: str) -> None:
+        """Copies a convolution, with its input range where it has one."""
+        self.state[f"{ours}.weight"] = self.reader.take(f"{theirs}.weight")
+        for bound, name in (("low", "min"), ("high", "max")):
+            key = f"{theirs}.quantize_input.running_{name}"
+            self.state[f"{ours}.{bound}"] = (
+                self.reader.take(key, (1,)) if self._quantized else self.state[f"{ours}.weight"].new_zeros(1)
+            )
+
+    def norm(self, ours: str, theirs: str) -> None:
+        """Copies a batch normalisation; how many batches it saw does not matter and may be missing."""
+        for name in _NORM:
+            self.state[f"{ours}.{name}"] = self.reader.take(f"{theirs}.{name}")
+
+    def common(self, lstm: str, projection_conv: str, projection_norm: str) -> None:
+        """Copies what both formats name alike, given the names in which they differ.
+
+        Args:
+            lstm: prefix of the LSTM's tensors.
+            projection_conv: name, within a stride block, of its projection's convolution.
+            projection_norm: likewise, of its normalisation.
+        """
+        self.conv("backbone.stem_conv", "conv1")
+        self.norm("backbone.stem_norm", "bn1")
+        for shape, group, place in numbered_blocks(self.architecture):
+            theirs, ours = f"group{group}_layer{place}", f"backbone.blocks.{shape.index}"
+            for i in (1, 2):
+                self.conv(f"{ours}.conv{i}", f"{theirs}.conv{i}")
+                self.norm(f"{ours}.norm{i}", f"{theirs}.bn{i}")
+            if shape.projects:
+                self.conv(f"{ours}.projection.conv", f"{theirs}.{projection_conv}")
+                self.norm(f"{ours}.projection.norm", f"{theirs}.{projection_norm}")
+            if shape.index < self.architecture.gated_blocks:
+                gate = f"group{group}_gate{place}.1"
+                embedding = (self.architecture.gate_embedding, shape.out_channels, 1, 1)
+                self.state[f"gate.embeddings.{shape.index}.weight"] = self.reader.take(f"{gate}.weight", embedding)[
+                    ..., 0, 0
+                ]
+                self.state[f"gate.embeddings.{shape.index}.bias"] = self.reader.take(f"{gate}.bias")
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+            self.state[f"gate.lstm.{name}"] = self.reader.take(f"{lstm}.{name}_l0")
+        for name in ("weight", "bias"):
+            self.state[f"backbone.head.{name}"] = self.reader.take(f"fc.{name}")
+        # The gate after the last block is computed there and never used.
+        groups = self.architecture.groups
+        last = f"group{len(groups)}_gate{groups[-1] - 1}."
+        self.reader.skip(lambda key: key.endswith(".num_batches_tracked") or key.startswith(last))

@@ -1,0 +1,75 @@
+"""Our own format: a dict of tensors and plain values, or ``.safetensors`` with the values in its header."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dfs_deploy.architecture import Architecture
+from dfs_deploy.checkpoints.reading import METADATA_KEY, RawCheckpoint
+from dfs_deploy.checkpoints.registry import Checkpoint, check_options, recognizer
+from dfs_deploy.errors import CheckpointError, UsageError
+from dfs_deploy.files import whole_file
+from dfs_deploy.models import DFSNetwork
+from dfs_deploy.options import Options
+from dfs_deploy.preprocessing import InputContract
+
+FORMAT = "dfs-deploy"
+VERSION = 1
+
+
+def save_checkpoint(path: str | Path, network: DFSNetwork, contract: InputContract) -> None:
+    """Writes a network whole: to a temporary file, then renamed.
+
+    Args:
+        path: ends in ``.safetensors`` for that format; anything else is written by ``torch.save``.
+        network: the network; its training mode does not matter.
+        contract: how pixels become its input.
+    """
+    path = Path(path)
+    values: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "architecture": dataclasses.asdict(network.architecture),
+        "options": list(network.options.bits),
+        "input": dataclasses.asdict(contract),
+    }
+    tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    with whole_file(path) as temporary:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(values)})
+        else:
+            torch.save({**values, "state_dict": tensors}, temporary)
+
+
+@recognizer(FORMAT, lambda raw: raw.values.get("format") == FORMAT)
+def load_native(raw: RawCheckpoint, options: Options | None) -> Checkpoint:
+    """Reads what :func:`save_checkpoint` wrote."""
+    version = raw.values.get("version")
+    if version != VERSION:
+        raise CheckpointError(f"dfs-deploy checkpoint of version {version!r}, expected {VERSION}; update dfs-deploy")
+    try:
+        architecture = Architecture(**_tuples(raw.values["architecture"]))
+        contract = InputContract(**_tuples(raw.values["input"]))
+        saved = Options(raw.values["options"])
+    except (KeyError, TypeError, UsageError) as error:
+        raise CheckpointError(f"dfs-deploy checkpoint with malformed values ({error}); save it again") from error
+    network = DFSNetwork(architecture, check_options(options or saved, len(saved)))
+    try:
+        network.load_state_dict(dict(raw.tensors))
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise CheckpointError(f"dfs-deploy checkpoint whose tensors are not {architecture.name}'s: {first}") from error
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values()):
+        raise CheckpointError("dfs-deploy checkpoint with NaN or infinity in it; training diverged: use an earlier one")
+    return Checkpoint(network, contract, FORMAT)
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

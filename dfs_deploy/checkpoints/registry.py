@@ -1,0 +1,119 @@
+"""Which recogniser reads which checkpoint: found by marker keys, never by key order or file name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfs_deploy.checkpoints.reading import RawCheckpoint, read_checkpoint_file
+from dfs_deploy.checkpoints.rejected import reject
+from dfs_deploy.errors import CheckpointError, UnknownCheckpointError
+from dfs_deploy.models import DFSNetwork, QuantizedConv2d
+from dfs_deploy.options import Options
+from dfs_deploy.preprocessing import InputContract
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained network and what came with it.
+
+    Attributes:
+        network: the reference model, in evaluation mode.
+        input: how pixels become its input.
+        format: name of the recogniser that read it.
+        assumptions: what the file does not say and the recogniser took for granted, a line each.
+    """
+
+    network: DFSNetwork
+    input: InputContract
+    format: str
+    assumptions: tuple[str, ...] = ()
+
+
+Loader = Callable[[RawCheckpoint, "Options | None"], Checkpoint]
+
+
+@dataclass(frozen=True)
+class Recognizer:
+    """A checkpoint format: how to tell it, and how to read it."""
+
+    name: str
+    matches: Callable[[RawCheckpoint], bool]
+    load: Loader
+
+
+_RECOGNIZERS: list[Recognizer] = []
+
+
+def recognizer(name: str, matches: Callable[[RawCheckpoint], bool]) -> Callable[[Loader], Loader]:
+    """Registers a loader for the checkpoints that ``matches`` accepts; the first one registered wins."""
+
+    def register(load: Loader) -> Loader:
+        _RECOGNIZERS.append(Recognizer(name, matches, load))
+        return load
+
+    return register
+
+
+def load_checkpoint(path: str | Path, options: Options | None = None) -> Checkpoint:
+    """Reads a trained network of any known format.
+
+    Nothing in the file is executed.
+
+    Args:
+        path: a ``torch.save`` archive or a ``.safetensors`` file.
+        options: what the gate chooses from, where the file does not say; ``None`` for the format's default.
+
+    Raises:
+        CheckpointError: the file cannot be read, or lacks something.
+        UnsafeCheckpointError: loading it would run code.
+        UnknownCheckpointError: no recogniser knows it, or one knows that it cannot be deployed.
+    """
+    path = Path(path)
+    raw = read_checkpoint_file(path)
+    for candidate in _RECOGNIZERS:
+        if candidate.matches(raw):
+            checkpoint = candidate.load(raw, options)
+            check_ranges(checkpoint.network)
+            checkpoint.network.eval()
+            return checkpoint
+    reject(raw, path)
+    some = ", ".join(sorted(raw.tensors)[:3])
+    raise UnknownCheckpointError(
+        f"{path} holds {len(raw.tensors)} tensors ({some}, ...) of no known format; expected a dfs-deploy, DFS release"
+        " or SkipNet CIFAR checkpoint with its recurrent gate"
+    )
+
+
+def check_ranges(network: DFSNetwork) -> None:
+    """Raises CheckpointError where a gated block has a quantised option and no range to quantise over."""
+    if not any(option.quantized for option in network.options):
+        return
+    missing = [
+        block.shape.index
+        for block in network.blocks[1:]
+        if any(isinstance(module, QuantizedConv2d) and not module.has_range for module in block.modules())
+    ]
+    if not missing:
+        return
+    if len(missing) == len(network.blocks) - 1:
+        raise CheckpointError(
+            "every activation range of the gated blocks is zero: this is a gate-only stage, whose quantised options"
+            " never ran; finish the joint training (step 2) and export that checkpoint"
+        )
+    blocks = ", ".join(map(str, missing))
+    raise CheckpointError(
+        f"the activation ranges of gated block(s) {blocks} are zero, expected a range a convolution; train on until"
+        " each block has run quantised"
+    )
+
+
+def check_options(options: Options, count: int) -> Options:
+    """Returns ``options`` if the gate scores just so many; raises CheckpointError otherwise."""
+    if len(options) != count:
+        raise CheckpointError(
+            f"the gate scores {count} options and the list '{options}' names {len(options)}; give {count}, in the"
+            " gate's order"
+        )
+    return options

@@ -1,0 +1,66 @@
+"""SkipNet's CIFAR networks with a recurrent gate (Wang et al. 2018): two options, skip and full."""
+
+from __future__ import annotations
+
+import torch
+
+from dfs_deploy.checkpoints.cifar_groups import GroupsReader, numbered_blocks, read_architecture
+from dfs_deploy.checkpoints.reading import RawCheckpoint, TensorReader
+from dfs_deploy.checkpoints.registry import Checkpoint, check_options, recognizer
+from dfs_deploy.models import DFSNetwork
+from dfs_deploy.options import Options
+from dfs_deploy.preprocessing import CIFAR10_CLASSES, InputContract
+
+FORMAT = "skipnet"
+
+
+def is_skipnet(raw: RawCheckpoint) -> bool:
+    """Tells a CIFAR SkipNet with a recurrent gate by its marker keys."""
+    keys = raw.tensors.keys()
+    projection = raw.tensors.get("control.proj.weight")
+    return (
+        "control.rnn.weight_ih_l0" in keys
+        and projection is not None
+        and projection.ndim == 2
+        and projection.shape[0] == 1
+        and not any("quantize_input" in key for key in keys)
+        and not any(key.startswith("group4_") for key in keys)
+    )
+
+
+@recognizer(FORMAT, is_skipnet)
+def load_skipnet(raw: RawCheckpoint, options: Options | None) -> Checkpoint:
+    """Reads a SkipNet; its one sigmoid score becomes two, zero for skip and the score for full.
+
+    A sigmoid above one half is a score above zero, and a score of exactly zero skips in both.
+
+    Raises:
+        CheckpointError: tensors are missing, of another shape, or aliases differ.
+    """
+    reader = TensorReader(raw.tensors, "SkipNet")
+    architecture = read_architecture(raw.tensors, reader)
+    options = check_options(options or Options.parse("skip,full"), 2)
+    groups = GroupsReader(reader, architecture, quantized=False)
+    groups.common("control.rnn", "downsample.0", "downsample.1")
+    score, bias = (
+        reader.take("control.proj.weight", (1, architecture.gate_hidden)),
+        reader.take("control.proj.bias", (1,)),
+    )
+    groups.state["gate.projection.weight"] = torch.cat([torch.zeros_like(score), score])
+    groups.state["gate.projection.bias"] = torch.cat([torch.zeros_like(bias), bias])
+    for shape, group, place in numbered_blocks(architecture):
+        if shape.projects:
+            alias = f"group{group}_ds{place}."
+            for key in [key for key in raw.tensors if key.startswith(alias)]:
+                reader.take_alias(key, f"group{group}_layer{place}.downsample.{key.removeprefix(alias)}")
+    reader.finish()
+
+    network = DFSNetwork(architecture, options)
+    network.load_state_dict(groups.state, strict=False)
+    names = CIFAR10_CLASSES if architecture.classes == len(CIFAR10_CLASSES) else ()
+    return Checkpoint(
+        network,
+        InputContract(architecture.image_shape, class_names=names),
+        FORMAT,
+        ("pixels are normalised with CIFAR-10's mean and standard deviation, as in SkipNet's scripts",),
+    )

@@ -1,0 +1,135 @@
+"""Every error that dfs-deploy raises on purpose.
+
+    DfsDeployError
+    ├── CheckFailedError          a bar was missed                      exit 1
+    │   ├── ExportMismatchError       an engine disagrees with the reference
+    │   └── VerificationError         a bundle misses its bars
+    ├── UsageError (ValueError)   the call is wrong                     exit 2
+    │   ├── OptionError               an option list or target list that cannot be
+    │   ├── DataError                 a data set or image that cannot be read
+    │   └── InputError                an array that the network cannot take
+    ├── EnvironmentLacksError     this machine misses something         exit 3
+    │   └── MissingExtraError         an optional dependency (ImportError)
+    ├── ArtefactError             the file does not fit here            exit 4
+    │   ├── CheckpointError           a checkpoint that cannot be read or split
+    │   │   ├── UnsafeCheckpointError     a pickle that would run code
+    │   │   └── UnknownCheckpointError    no recogniser knows its keys
+    │   └── BundleError               a bundle that cannot be read
+    │       ├── SchemaVersionError        written by another version
+    │       └── DigestError               a file changed, missing, foreign or outside
+    ├── EngineError               the execution provider failed on a block
+    ├── RuntimeClosedError        used after close()
+    └── InternalError             our bug, not yours
+
+A message is one line: what was seen, what was expected, what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class DfsDeployError(Exception):
+    """Base of every error raised on purpose; ``exit_code`` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class CheckFailedError(DfsDeployError):
+    """A result was computed and misses a bar."""
+
+
+class ExportMismatchError(CheckFailedError):
+    """At least one exported engine disagrees with the reference.
+
+    Attributes:
+        mismatches: one line for each engine beyond its tolerance.
+    """
+
+    def __init__(self, message: str, mismatches: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.mismatches = tuple(mismatches)
+
+
+class VerificationError(CheckFailedError):
+    """A bundle misses its accuracy or routing bars."""
+
+
+class UsageError(DfsDeployError, ValueError):
+    """The call itself is wrong."""
+
+    exit_code = 2
+
+
+class OptionError(UsageError):
+    """An option list or a list of targets that cannot be."""
+
+
+class DataError(UsageError):
+    """A data set or an image that cannot be read."""
+
+
+class InputError(UsageError):
+    """An array that the network cannot take."""
+
+
+class EnvironmentLacksError(DfsDeployError):
+    """This machine misses something that the call needs."""
+
+    exit_code = 3
+
+
+class MissingExtraError(EnvironmentLacksError, ImportError):
+    """An optional dependency is not installed.
+
+    Attributes:
+        extra: the extra of ``dfs-deploy`` that brings it.
+    """
+
+    def __init__(self, module: str, extra: str) -> None:
+        super().__init__(f'{module} is not installed and this needs it; run: pip install "dfs-deploy[{extra}]"')
+        self.extra = extra
+
+
+class ArtefactError(DfsDeployError):
+    """A file that does not fit here."""
+
+    exit_code = 4
+
+
+class CheckpointError(ArtefactError):
+    """A checkpoint that cannot be read or split."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A pickle that would run code when loaded; it was not loaded."""
+
+
+class UnknownCheckpointError(CheckpointError):
+    """No recogniser knows the checkpoint's keys, or one knows that they cannot be used."""
+
+
+class BundleError(ArtefactError):
+    """A bundle that cannot be read."""
+
+
+class SchemaVersionError(BundleError):
+    """A bundle whose manifest was written to a schema that this version does not read."""
+
+
+class DigestError(BundleError):
+    """A file of a bundle was changed, is missing, does not belong to it, or lies outside it."""
+
+
+class EngineError(DfsDeployError):
+    """The execution provider failed while it ran an engine; the message names block and option."""
+
+
+class RuntimeClosedError(DfsDeployError):
+    """A runtime was used after it was closed."""
+
+    exit_code = 2
+
+
+class InternalError(DfsDeployError):
+    """An invariant of dfs-deploy itself broke: please report it."""

@@ -1,0 +1,154 @@
+"""The residual backbone: convolutions that can be quantised, basic blocks, stem and classifier."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dfs_deploy.architecture import Architecture, BlockShape
+from dfs_deploy.models.quantize import batch_range, fake_quantize, fake_quantize_weight
+from dfs_deploy.options import FULL_BITS
+
+RANGE_MOMENTUM = 0.1
+"""Share of the newest batch in a convolution's running input range."""
+
+
+class QuantizedConv2d(nn.Module):
+    """A convolution without bias whose input and weight are fake-quantised on request.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: 1 or 3; padded so that stride 1 keeps the size.
+        stride: 1 or 2.
+
+    Attributes:
+        low: (1,) float32 buffer, least value of the input's range.
+        high: (1,) float32 buffer, its greatest value. Both zero: never quantised, hence no range.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.padding = kernel_size // 2
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size, kernel_size))
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        self.low: Tensor
+        self.high: Tensor
+        self.register_buffer("low", torch.zeros(1))
+        self.register_buffer("high", torch.zeros(1))
+
+    @property
+    def has_range(self) -> bool:
+        """Whether the input's range was ever recorded."""
+        return bool(self.high > self.low)
+
+    def forward(self, x: Tensor, bits: int = FULL_BITS) -> Tensor:
+        """Convolves; below 32 bits, input and weight are rounded first.
+
+        In training mode a quantised pass also moves the running range toward the batch's.
+
+        Args:
+            x: (N, in_channels, H, W) float32.
+            bits: 2 to 32.
+
+        Returns:
+            (N, out_channels, H / stride, W / stride) float32.
+        """
+        if bits < FULL_BITS:
+            if self.training:
+                self._follow(x)
+            x = fake_quantize(x, self.low, self.high, bits)
+        weight = fake_quantize_weight(self.weight, bits)
+        return functional.conv2d(x, weight, stride=self.stride, padding=self.padding)
+
+    def _follow(self, x: Tensor) -> None:
+        low, high = batch_range(x)
+        momentum = RANGE_MOMENTUM if self.has_range else 1.0
+        self.low.lerp_(low.to(self.low.dtype), momentum)
+        self.high.lerp_(high.to(self.high.dtype), momentum)
+
+
+class Projection(nn.Module):
+    """The shortcut of a block that changes shape: a strided 1x1 convolution and its normalisation."""
+
+    def __init__(self, shape: BlockShape) -> None:
+        super().__init__()
+        self.conv = QuantizedConv2d(shape.in_channels, shape.out_channels, 1, shape.stride)
+        self.norm = nn.BatchNorm2d(shape.out_channels)
+
+    def forward(self, x: Tensor, bits: int = FULL_BITS) -> Tensor:
+        """Maps (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride), without activation."""
+        result: Tensor = self.norm(self.conv(x, bits))
+        return result
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut: ``relu(norm2(conv2(relu(norm1(conv1(x))))) + shortcut(x))``."""
+
+    def __init__(self, shape: BlockShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.conv1 = QuantizedConv2d(shape.in_channels, shape.out_channels, 3, shape.stride)
+        self.norm1 = nn.BatchNorm2d(shape.out_channels)
+        self.conv2 = QuantizedConv2d(shape.out_channels, shape.out_channels, 3, 1)
+        self.norm2 = nn.BatchNorm2d(shape.out_channels)
+        self.projection = Projection(shape) if shape.projects else None
+
+    def forward(self, x: Tensor, bits: int = FULL_BITS) -> Tensor:
+        """Runs the block in a bitwidth; its projection is quantised along with it.
+
+        Args:
+            x: (N, in_channels, H, W) float32.
+            bits: 2 to 32.
+
+        Returns:
+            (N, out_channels, H / stride, W / stride) float32, not negative.
+        """
+        shortcut = x if self.projection is None else self.projection(x, bits)
+        y = functional.relu(self.norm1(self.conv1(x, bits)))
+        return functional.relu(self.norm2(self.conv2(y, bits)) + shortcut)
+
+    def skip(self, x: Tensor) -> Tensor:
+        """What a skipped block passes on: its input, or the projection's output in full precision, without relu."""
+        if self.projection is None:
+            return x
+        result: Tensor = self.projection(x)
+        return result
+
+
+class Backbone(nn.Module):
+    """Stem, residual blocks and classifier of a CIFAR ResNet-(6n+2)."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        channels = architecture.image_shape[0]
+        self.stem_conv = QuantizedConv2d(channels, architecture.widths[0], 3, 1)
+        self.stem_norm = nn.BatchNorm2d(architecture.widths[0])
+        self.blocks = nn.ModuleList(BasicBlock(shape) for shape in architecture.block_shapes())
+        self.head = nn.Linear(architecture.widths[-1], architecture.classes)
+
+    def stem(self, x: Tensor) -> Tensor:
+        """Maps normalised images (N, C, H, W) to the first block's input (N, widths[0], H, W)."""
+        return functional.relu(self.stem_norm(self.stem_conv(x)))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Maps the last features (N, widths[-1], H, W) to logits (N, classes)."""
+        logits: Tensor = self.head(features.mean((2, 3)))
+        return logits
+
+    def forward(self, x: Tensor, bits: int = FULL_BITS) -> Tensor:
+        """The static network: every block after the first runs in the same bitwidth.
+
+        Args:
+            x: (N, C, H, W) float32, normalised.
+            bits: 2 to 32.
+
+        Returns:
+            (N, classes) float32 logits.
+        """
+        features = self.stem(x)
+        for index, block in enumerate(self.blocks):
+            features = block(features, bits if index else FULL_BITS)
+        return self.classify(features)

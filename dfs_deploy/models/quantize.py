@@ -1,0 +1,62 @@
+"""Deterministic fake quantisation: float arithmetic on a grid of ``2 ** bits`` values.
+
+The grid is per tensor and asymmetric, with a float offset, as the networks are trained (the scalable quantiser of
+Banner et al. 2018, without its noise): zero is in general not on the grid. Rounding is half to even.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_SMALLEST_STEP = 1e-8
+
+
+def fake_quantize(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+    """Rounds a tensor to ``2 ** bits`` evenly spaced values over a range, and clamps what lies outside.
+
+    The gradient passes straight through, as in training with rounding.
+
+    Args:
+        x: float tensor of any shape.
+        low: scalar or (1,), the least value of the grid.
+        high: scalar or (1,), the greatest value of the grid.
+        bits: 2 to 31.
+
+    Returns:
+        Tensor of the shape and dtype of ``x``.
+    """
+    steps = 2.0**bits - 1.0
+    with torch.no_grad():
+        # In float64, then rounded once: a step off by one float32 digit sends values at a tie to the other neighbour.
+        step = high.double().sub(low.double()).div_(steps).clamp_min_(_SMALLEST_STEP).to(x.dtype)
+        rounded = x.sub(low).div_(step).clamp_(0.0, steps).round_().mul_(step).add_(low)
+    return x + (rounded - x).detach() if x.requires_grad else rounded
+
+
+def fake_quantize_weight(weight: Tensor, bits: int) -> Tensor:
+    """Rounds a weight over its own range, the least to the greatest value.
+
+    Args:
+        weight: float tensor of any shape.
+        bits: 2 to 31, or 32 for the weight as it is.
+
+    Returns:
+        Tensor of the shape of ``weight``.
+    """
+    if bits >= 32:
+        return weight
+    return fake_quantize(weight, weight.detach().amin(), weight.detach().amax(), bits)
+
+
+def batch_range(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The range of a batch: the mean over samples of each sample's least and greatest value.
+
+    Args:
+        x: (N, ...) float tensor.
+
+    Returns:
+        Two (1,) tensors.
+    """
+    flat = x.detach().flatten(1)
+    return flat.amin(1).mean().reshape(1), flat.amax(1).mean().reshape(1)
