@@ -83,12 +83,18 @@ class MissingExtraError(EnvironmentLacksError, ImportError):
     """An optional dependency is not installed.
 
     Attributes:
+        module: what could not be imported.
         extra: the extra of ``dfs-deploy`` that brings it.
     """
 
     def __init__(self, module: str, extra: str) -> None:
         super().__init__(f'{module} is not installed and this needs it; run: pip install "dfs-deploy[{extra}]"')
+        self.module = module
         self.extra = extra
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        # An exception is otherwise rebuilt from its message, which is not what this one takes.
+        return type(self), (self.module, self.extra)
 
 
 class ArtefactError(DfsDeployError):

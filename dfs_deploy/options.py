@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 from dfs_deploy.errors import OptionError
 
@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 FULL_BITS = 32
 """Bitwidth of full precision: IEEE float32."""
 
-PRECISIONS = ("int8", "fp16", "fp32")
+Precision = Literal["int8", "fp16", "fp32"]
+
+PRECISIONS: tuple[Precision, ...] = ("int8", "fp16", "fp32")
 """Engine precisions, least precise first; the names that ``--targets`` takes."""
+
+# int() itself refuses thousands of digits, with an error of its own.
+_MOST_DIGITS = 9
 
 _NAMED_BITS = {"skip": 0, "full": FULL_BITS, "keep": FULL_BITS}
 
@@ -90,7 +95,7 @@ class Options(Sequence[Option]):
         for word in (part.strip().lower() for part in text.split(",")):
             if word in _NAMED_BITS:
                 bits.append(_NAMED_BITS[word])
-            elif word.isascii() and word.isdigit():
+            elif word.isascii() and word.isdigit() and len(word) <= _MOST_DIGITS:
                 bits.append(int(word))
             else:
                 raise OptionError(f"unknown option {word!r}, expected skip, full or a bitwidth, as in 'skip,8,16,full'")
@@ -139,7 +144,7 @@ class Options(Sequence[Option]):
         return f"Options.parse({str(self)!r})"
 
 
-def parse_targets(text: str) -> tuple[str, ...]:
+def parse_targets(text: str) -> tuple[Precision, ...]:
     """Reads a list of engine precisions such as ``fp32,fp16,int8``.
 
     Returns:
@@ -159,7 +164,7 @@ def parse_targets(text: str) -> tuple[str, ...]:
     return tuple(precision for precision in PRECISIONS if precision in words)
 
 
-def engine_precision(option: Option, targets: Sequence[str]) -> str | None:
+def engine_precision(option: Option, targets: Sequence[str]) -> Precision | None:
     """Which engine serves an option: up to 8 bits int8, 9 to 16 fp16, above fp32.
 
     Where that precision is not among ``targets``, the next more precise one that is.
@@ -169,7 +174,7 @@ def engine_precision(option: Option, targets: Sequence[str]) -> str | None:
     """
     if option.skips:
         return None
-    least = "int8" if option.bits <= 8 else "fp16" if option.bits <= 16 else "fp32"
+    least: Precision = "int8" if option.bits <= 8 else "fp16" if option.bits <= 16 else "fp32"
     for precision in PRECISIONS[PRECISIONS.index(least) :]:
         if precision in targets:
             return precision

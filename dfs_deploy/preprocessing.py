@@ -32,11 +32,16 @@ class InputContract:
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise InputError(f"input shape {self.shape}, expected channels, height and width, each at least 1")
         channels = self.shape[0]
-        if len(self.mean) != channels or len(self.std) != channels or min(self.std, default=0.0) <= 0.0:
+        numbers = np.asarray((*self.mean, *self.std), np.float64)
+        # NaN is neither greater than zero nor finite.
+        sound = bool(np.isfinite(numbers).all()) and all(value > 0.0 for value in self.std)
+        if len(self.mean) != channels or len(self.std) != channels or not sound:
             raise InputError(
                 f"mean {self.mean} and std {self.std} for {channels} channel(s), expected one of each a channel,"
-                " std positive"
+                " finite, std positive"
             )
 
     def normalize(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -73,7 +78,9 @@ class InputContract:
         if images.dtype == np.uint8:
             return self.normalize(images)
         # A sum is NaN or infinite where any term is, and costs one pass; only then is the cause looked for.
-        if not np.isfinite(np.add.reduce(images, axis=None)) and not np.isfinite(images).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = np.add.reduce(images, axis=None)
+        if not np.isfinite(total) and not np.isfinite(images).all():
             bad = int(np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))[0])
             raise InputError(f"NaN or infinity in image {bad} of the batch, expected finite values; check what made it")
         return np.ascontiguousarray(images)

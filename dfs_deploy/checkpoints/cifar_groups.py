@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dfs_deploy.architecture import Architecture, BlockShape
 from dfs_deploy.checkpoints.reading import TensorReader
-from dfs_deploy.errors import CheckpointError
+from dfs_deploy.errors import CheckpointError, UsageError
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _BLOCK = re.compile(r"group(\d+)_layer(\d+)\.conv1\.weight")
@@ -19,23 +19,24 @@ def read_architecture(keys: Iterable[str], reader: TensorReader) -> Architecture
     """Derives the shape from which blocks there are and from the shapes of a few tensors.
 
     Raises:
-        CheckpointError: blocks are missing, or groups are not three.
+        CheckpointError: blocks are missing, groups are not three, or images are not of three channels.
     """
     found = {(int(m[1]), int(m[2])) for key in keys if (m := _BLOCK.fullmatch(key))}
     counts = tuple(sum(1 for group, _ in found if group == g) for g in (1, 2, 3))
     if found != {(g + 1, i) for g, count in enumerate(counts) for i in range(count)} or 0 in counts:
         raise CheckpointError(f"a checkpoint with blocks {sorted(found)}, expected groups 1 to 3 with blocks from 0 on")
-    embedding, channels = reader.take("group1_gate0.1.weight").shape[:2]
-    classes = reader.take("fc.weight").shape[0]
-    image_channels = reader.take("conv1.weight").shape[1]
-    return Architecture(
-        groups=counts,
-        widths=(channels, 2 * channels, 4 * channels),
-        classes=classes,
-        image_shape=(image_channels, 32, 32),
-        gate_embedding=embedding,
-        gate_hidden=reader.take("control.proj.weight").shape[1],
-    )
+    channels = reader.take("conv1.weight", (None, 3, 3, 3)).shape[0]
+    try:
+        return Architecture(
+            groups=counts,
+            widths=(channels, 2 * channels, 4 * channels),
+            classes=reader.take("fc.weight", (None, 4 * channels)).shape[0],
+            image_shape=(3, 32, 32),
+            gate_embedding=reader.take("group1_gate0.1.weight", (None, channels, 1, 1)).shape[0],
+            gate_hidden=reader.take("control.proj.weight", (None, None)).shape[1],
+        )
+    except UsageError as error:
+        raise CheckpointError(f"a checkpoint with an empty tensor, hence an {error}") from error
 
 
 def numbered_blocks(architecture: Architecture) -> Iterator[tuple[BlockShape, int, int]]:
@@ -60,19 +61,19 @@ class GroupsReader:
         self.state: dict[str, Tensor] = {}
         self._quantized = quantized
 
-    def conv(self, ours: str, theirs: str) -> None:
+    def conv(self, ours: str, theirs: str, shape: tuple[int, int, int, int]) -> None:
         """Copies a convolution, with its input range where it has one."""
-        self.state[f"{ours}.weight"] = self.reader.take(f"{theirs}.weight")
+        self.state[f"{ours}.weight"] = self.reader.take(f"{theirs}.weight", shape)
         for bound, name in (("low", "min"), ("high", "max")):
             key = f"{theirs}.quantize_input.running_{name}"
             self.state[f"{ours}.{bound}"] = (
                 self.reader.take(key, (1,)) if self._quantized else self.state[f"{ours}.weight"].new_zeros(1)
             )
 
-    def norm(self, ours: str, theirs: str) -> None:
+    def norm(self, ours: str, theirs: str, channels: int) -> None:
         """Copies a batch normalisation; how many batches it saw does not matter and may be missing."""
         for name in _NORM:
-            self.state[f"{ours}.{name}"] = self.reader.take(f"{theirs}.{name}")
+            self.state[f"{ours}.{name}"] = self.reader.take(f"{theirs}.{name}", (channels,))
 
     def common(self, lstm: str, projection_conv: str, projection_norm: str) -> None:
         """Copies what both formats name alike, given the names in which they differ.
@@ -82,27 +83,32 @@ class GroupsReader:
             projection_conv: name, within a stride block, of its projection's convolution.
             projection_norm: likewise, of its normalisation.
         """
-        self.conv("backbone.stem_conv", "conv1")
-        self.norm("backbone.stem_norm", "bn1")
+        first, last_width = self.architecture.widths[0], self.architecture.widths[-1]
+        embedding, hidden = self.architecture.gate_embedding, self.architecture.gate_hidden
+        self.conv("backbone.stem_conv", "conv1", (first, self.architecture.image_shape[0], 3, 3))
+        self.norm("backbone.stem_norm", "bn1", first)
         for shape, group, place in numbered_blocks(self.architecture):
             theirs, ours = f"group{group}_layer{place}", f"backbone.blocks.{shape.index}"
-            for i in (1, 2):
-                self.conv(f"{ours}.conv{i}", f"{theirs}.conv{i}")
-                self.norm(f"{ours}.norm{i}", f"{theirs}.bn{i}")
+            channels = shape.out_channels
+            for i, inputs in ((1, shape.in_channels), (2, channels)):
+                self.conv(f"{ours}.conv{i}", f"{theirs}.conv{i}", (channels, inputs, 3, 3))
+                self.norm(f"{ours}.norm{i}", f"{theirs}.bn{i}", channels)
             if shape.projects:
-                self.conv(f"{ours}.projection.conv", f"{theirs}.{projection_conv}")
-                self.norm(f"{ours}.projection.norm", f"{theirs}.{projection_norm}")
+                shortcut = (channels, shape.in_channels, 1, 1)
+                self.conv(f"{ours}.projection.conv", f"{theirs}.{projection_conv}", shortcut)
+                self.norm(f"{ours}.projection.norm", f"{theirs}.{projection_norm}", channels)
             if shape.index < self.architecture.gated_blocks:
                 gate = f"group{group}_gate{place}.1"
-                embedding = (self.architecture.gate_embedding, shape.out_channels, 1, 1)
-                self.state[f"gate.embeddings.{shape.index}.weight"] = self.reader.take(f"{gate}.weight", embedding)[
-                    ..., 0, 0
-                ]
-                self.state[f"gate.embeddings.{shape.index}.bias"] = self.reader.take(f"{gate}.bias")
-        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-            self.state[f"gate.lstm.{name}"] = self.reader.take(f"{lstm}.{name}_l0")
-        for name in ("weight", "bias"):
-            self.state[f"backbone.head.{name}"] = self.reader.take(f"fc.{name}")
+                weight = self.reader.take(f"{gate}.weight", (embedding, channels, 1, 1))
+                self.state[f"gate.embeddings.{shape.index}.weight"] = weight[..., 0, 0]
+                self.state[f"gate.embeddings.{shape.index}.bias"] = self.reader.take(f"{gate}.bias", (embedding,))
+        for name, inputs in (("ih", embedding), ("hh", hidden)):
+            weights, biases = f"weight_{name}", f"bias_{name}"
+            self.state[f"gate.lstm.{weights}"] = self.reader.take(f"{lstm}.{weights}_l0", (4 * hidden, inputs))
+            self.state[f"gate.lstm.{biases}"] = self.reader.take(f"{lstm}.{biases}_l0", (4 * hidden,))
+        classes = self.architecture.classes
+        self.state["backbone.head.weight"] = self.reader.take("fc.weight", (classes, last_width))
+        self.state["backbone.head.bias"] = self.reader.take("fc.bias", (classes,))
         # The gate after the last block is computed there and never used.
         groups = self.architecture.groups
         last = f"group{len(groups)}_gate{groups[-1] - 1}."

@@ -12,7 +12,7 @@ import torch
 from dfs_deploy.architecture import Architecture
 from dfs_deploy.checkpoints.reading import METADATA_KEY, RawCheckpoint
 from dfs_deploy.checkpoints.registry import Checkpoint, check_options, recognizer
-from dfs_deploy.errors import CheckpointError, UsageError
+from dfs_deploy.errors import CheckpointError
 from dfs_deploy.files import whole_file
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Options
@@ -58,9 +58,11 @@ def load_native(raw: RawCheckpoint, options: Options | None) -> Checkpoint:
         architecture = Architecture(**_tuples(raw.values["architecture"]))
         contract = InputContract(**_tuples(raw.values["input"]))
         saved = Options(raw.values["options"])
-    except (KeyError, TypeError, UsageError) as error:
+        if contract.shape != architecture.image_shape:
+            raise ValueError(f"input of shape {contract.shape} for a network of {architecture.image_shape}")
+        network = DFSNetwork(architecture, check_options(options or saved, len(saved)))
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"dfs-deploy checkpoint with malformed values ({error}); save it again") from error
-    network = DFSNetwork(architecture, check_options(options or saved, len(saved)))
     try:
         network.load_state_dict(dict(raw.tensors))
     except RuntimeError as error:

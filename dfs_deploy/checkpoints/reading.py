@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import pickletools
+import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +19,9 @@ from dfs_deploy.errors import CheckpointError, UnsafeCheckpointError
 
 METADATA_KEY = "dfs_deploy"
 """Key of a ``.safetensors`` header under which our own format keeps its plain values, as JSON."""
+
+_CALLS = frozenset({"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "REDUCE"})
+"""Instructions of a pickle that name or call something."""
 
 _PREFIXES = ("module.", "_orig_mod.")
 
@@ -37,14 +43,12 @@ def read_checkpoint_file(path: Path) -> RawCheckpoint:
     """Reads a ``.safetensors`` file or a ``torch.save`` archive of tensors and plain values.
 
     Raises:
-        CheckpointError: the file is missing, truncated, or holds no tensors.
+        CheckpointError: the file is missing, truncated, or no dict.
         UnsafeCheckpointError: loading it would run code; nothing of it was run.
     """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; give the path of a .pt, .pth, .pth.tar or .safetensors file")
     raw = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    if not raw.tensors:
-        raise CheckpointError(f"{path} holds no tensors, expected a state dict; save model.state_dict() in it")
     return RawCheckpoint(_strip_prefixes(raw.tensors), raw.values)
 
 
@@ -56,7 +60,7 @@ def _read_safetensors(path: Path) -> RawCheckpoint:
             metadata = archive.metadata() or {}
             tensors = {key: archive.get_tensor(key) for key in archive.keys()}  # noqa: SIM118 (no mapping)
         values = json.loads(metadata.get(METADATA_KEY, "{}"))
-    except (safetensors.SafetensorError, ValueError, OSError) as error:
+    except Exception as error:  # a damaged header raises whatever the parsers meet in it
         raise CheckpointError(
             f"{path} is not a readable .safetensors file ({_one_line(error)}); copy it again"
         ) from error
@@ -67,16 +71,21 @@ def _read_safetensors(path: Path) -> RawCheckpoint:
 
 def _read_pickle(path: Path) -> RawCheckpoint:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # About the pickle's protocol; whether it can be read is said below.
+            warnings.simplefilter("ignore", UserWarning)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        if _would_run_code(error, path):
+            named = re.search(r"GLOBAL (\S+)", str(error))
             raise UnsafeCheckpointError(
-                f"{path} holds pickled objects beside tensors and plain values; it was not loaded, since that would run"
-                " code; save a state dict, or convert it to .safetensors where you trust it"
+                f"{path} holds pickled objects{f' ({named[1]})' if named else ''} beside tensors and plain values; it"
+                " was not loaded, since that would run code; save a state dict, or convert it to .safetensors where you"
+                " trust it"
             ) from error
         raise _unreadable(path, error) from error
     # torch.load lets whatever its readers meet in a damaged archive through; there is no common base to name.
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except Exception as error:
         raise _unreadable(path, error) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(
@@ -90,6 +99,23 @@ def _read_pickle(path: Path) -> RawCheckpoint:
     return RawCheckpoint(tensors, values)
 
 
+def _would_run_code(error: pickle.UnpicklingError, path: Path) -> bool:
+    """Whether torch.load refused a pickle for what it would call, rather than for damage."""
+    if "Unsupported operand" not in str(error):
+        return any(mark in str(error) for mark in ("GLOBAL", "unrecognized function", "allowlist", "must be imported"))
+    # torch.load knows few instructions of the pickles that torch.save did not write: look what else is in this one.
+    calls = False
+    with path.open("rb") as stream:
+        marked = stream.peek(1)[:1] == pickle.PROTO
+        try:
+            for instruction, _, _ in pickletools.genops(stream):
+                calls = calls or instruction.name in _CALLS
+        except Exception:  # a damaged pickle raises whatever the parser meets in it
+            # Text may begin like a pickle of the first protocols, which bear no mark; it hardly ends like one.
+            return marked and calls
+    return calls
+
+
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"{path} is not a readable checkpoint ({_one_line(error)}); it may be truncated: copy it again"
@@ -97,12 +123,14 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
 
 
 def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+    # torch.load puts the cause last, after advice to load the file all the same.
+    text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    return (text.splitlines() or [type(error).__name__])[0][:120]
 
 
 def _strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     result = dict(tensors)
-    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in result)), None):
+    while result and (prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in result)), None)):
         result = {key.removeprefix(prefix): value for key, value in result.items()}
     return result
 
@@ -115,8 +143,12 @@ class TensorReader:
         self._kind = kind
         self._taken: set[str] = set()
 
-    def take(self, key: str, shape: tuple[int, ...] | None = None) -> Tensor:
+    def take(self, key: str, shape: tuple[int | None, ...]) -> Tensor:
         """Returns the tensor under ``key``, in float32 unless it counts.
+
+        Args:
+            key: its name.
+            shape: what it must be; ``None`` for an extent that may be any.
 
         Raises:
             CheckpointError: it is missing, of another shape, or not finite.
@@ -124,9 +156,10 @@ class TensorReader:
         if key not in self._tensors:
             raise CheckpointError(f"{self._kind} checkpoint lacks {key}; it was cut or renamed: save it again")
         tensor = self._tensors[key]
-        if shape is not None and tuple(tensor.shape) != shape:
+        if tensor.ndim != len(shape) or any(w not in (None, n) for n, w in zip(tensor.shape, shape, strict=True)):
+            wanted = ", ".join("any" if extent is None else str(extent) for extent in shape)
             raise CheckpointError(
-                f"{self._kind} checkpoint has {key} of shape {tuple(tensor.shape)}, expected {shape}; it is of"
+                f"{self._kind} checkpoint has {key} of shape {tuple(tensor.shape)}, expected ({wanted}); it is of"
                 " another network"
             )
         self._taken.add(key)
@@ -143,10 +176,14 @@ class TensorReader:
         """Marks a second copy of a tensor as taken, and checks that both agree where it is there.
 
         Raises:
-            CheckpointError: the copies differ.
+            CheckpointError: the copies differ, or there is only one.
         """
         if alias in self._tensors:
             self._taken.add(alias)
+            if key not in self._tensors:
+                raise CheckpointError(
+                    f"{self._kind} checkpoint has {alias} and lacks {key}, expected both; save it again"
+                )
             if not torch.equal(self._tensors[alias], self._tensors[key]):
                 raise CheckpointError(
                     f"{self._kind} checkpoint has {alias} and {key} differ, expected copies of one tensor"

@@ -79,6 +79,8 @@ def load_checkpoint(path: str | Path, options: Options | None = None) -> Checkpo
             checkpoint.network.eval()
             return checkpoint
     reject(raw, path)
+    if not raw.tensors:
+        raise CheckpointError(f"{path} holds no tensors, expected a state dict; save model.state_dict() in it")
     some = ", ".join(sorted(raw.tensors)[:3])
     raise UnknownCheckpointError(
         f"{path} holds {len(raw.tensors)} tensors ({some}, ...) of no known format; expected a dfs-deploy, DFS release"

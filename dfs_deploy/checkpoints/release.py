@@ -42,7 +42,7 @@ def load_release(raw: RawCheckpoint, options: Options | None) -> Checkpoint:
     """
     reader = TensorReader(raw.tensors, "DFS release")
     architecture = read_architecture(raw.tensors, reader)
-    count = reader.take("control.proj.weight").shape[0]
+    count = reader.take("control.proj.weight", (None, architecture.gate_hidden)).shape[0]
     assumptions = ["pixels are normalised with CIFAR-10's mean and standard deviation, as in the release's scripts"]
     if options is None:
         if count not in DEFAULT_OPTIONS:
@@ -55,17 +55,17 @@ def load_release(raw: RawCheckpoint, options: Options | None) -> Checkpoint:
 
     groups = GroupsReader(reader, architecture, quantized=True)
     groups.common("control.rnn_one", "downsample", "bn3")
-    for name in ("weight", "bias"):
-        groups.state[f"gate.projection.{name}"] = reader.take(f"control.proj.{name}")
-    for shape, group, place in numbered_blocks(architecture):
+    for name, shape in (("weight", (count, architecture.gate_hidden)), ("bias", (count,))):
+        groups.state[f"gate.projection.{name}"] = reader.take(f"control.proj.{name}", shape)
+    for block_shape, group, place in numbered_blocks(architecture):
         block = f"group{group}_layer{place}"
-        if shape.projects:
+        if block_shape.projects:
             for key in list(raw.tensors):
                 for alias, original in (
                     (f"group{group}_ds{place}.", "downsample."),
                     (f"group{group}_bn{place}.", "bn3."),
                 ):
-                    if key.startswith(alias):
+                    if key.startswith(alias) and not key.endswith(".num_batches_tracked"):
                         reader.take_alias(key, f"{block}.{original}{key.removeprefix(alias)}")
     # Every block has a bn3; only those with a projection use it.
     reader.skip(lambda key: ".bn3." in key)

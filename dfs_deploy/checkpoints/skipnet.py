@@ -6,12 +6,15 @@ import torch
 
 from dfs_deploy.checkpoints.cifar_groups import GroupsReader, numbered_blocks, read_architecture
 from dfs_deploy.checkpoints.reading import RawCheckpoint, TensorReader
-from dfs_deploy.checkpoints.registry import Checkpoint, check_options, recognizer
+from dfs_deploy.checkpoints.registry import Checkpoint, recognizer
+from dfs_deploy.errors import CheckpointError
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import CIFAR10_CLASSES, InputContract
 
 FORMAT = "skipnet"
+
+OPTIONS = Options.parse("skip,full")
 
 
 def is_skipnet(raw: RawCheckpoint) -> bool:
@@ -35,11 +38,14 @@ def load_skipnet(raw: RawCheckpoint, options: Options | None) -> Checkpoint:
     A sigmoid above one half is a score above zero, and a score of exactly zero skips in both.
 
     Raises:
-        CheckpointError: tensors are missing, of another shape, or aliases differ.
+        CheckpointError: tensors are missing, of another shape, aliases differ, or other options are asked for.
     """
+    if options not in (None, OPTIONS):
+        raise CheckpointError(
+            f"a SkipNet checkpoint, whose gate chooses between {OPTIONS}, not {options}; leave them out"
+        )
     reader = TensorReader(raw.tensors, "SkipNet")
     architecture = read_architecture(raw.tensors, reader)
-    options = check_options(options or Options.parse("skip,full"), 2)
     groups = GroupsReader(reader, architecture, quantized=False)
     groups.common("control.rnn", "downsample.0", "downsample.1")
     score, bias = (
@@ -51,11 +57,13 @@ def load_skipnet(raw: RawCheckpoint, options: Options | None) -> Checkpoint:
     for shape, group, place in numbered_blocks(architecture):
         if shape.projects:
             alias = f"group{group}_ds{place}."
-            for key in [key for key in raw.tensors if key.startswith(alias)]:
+            for key in [
+                key for key in raw.tensors if key.startswith(alias) and not key.endswith(".num_batches_tracked")
+            ]:
                 reader.take_alias(key, f"group{group}_layer{place}.downsample.{key.removeprefix(alias)}")
     reader.finish()
 
-    network = DFSNetwork(architecture, options)
+    network = DFSNetwork(architecture, OPTIONS)
     network.load_state_dict(groups.state, strict=False)
     names = CIFAR10_CLASSES if architecture.classes == len(CIFAR10_CLASSES) else ()
     return Checkpoint(

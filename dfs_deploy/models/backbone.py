@@ -44,7 +44,7 @@ class QuantizedConv2d(nn.Module):
         """Whether the input's range was ever recorded."""
         return bool(self.high > self.low)
 
-    def forward(self, x: Tensor, bits: int = FULL_BITS) -> Tensor:
+    def forward(self, x: Tensor, bits: int = FULL_BITS, round_input: bool = True) -> Tensor:
         """Convolves; below 32 bits, input and weight are rounded first.
 
         In training mode a quantised pass also moves the running range toward the batch's.
@@ -52,6 +52,7 @@ class QuantizedConv2d(nn.Module):
         Args:
             x: (N, in_channels, H, W) float32.
             bits: 2 to 32.
+            round_input: whether the input is rounded; if not, it is still clamped to its range, and the weight rounded.
 
         Returns:
             (N, out_channels, H / stride, W / stride) float32.
@@ -59,7 +60,7 @@ class QuantizedConv2d(nn.Module):
         if bits < FULL_BITS:
             if self.training:
                 self._follow(x)
-            x = fake_quantize(x, self.low, self.high, bits)
+            x = fake_quantize(x, self.low, self.high, bits) if round_input else x.clamp(self.low, self.high)
         weight = fake_quantize_weight(self.weight, bits)
         return functional.conv2d(x, weight, stride=self.stride, padding=self.padding)
 
@@ -78,9 +79,9 @@ class Projection(nn.Module):
         self.conv = QuantizedConv2d(shape.in_channels, shape.out_channels, 1, shape.stride)
         self.norm = nn.BatchNorm2d(shape.out_channels)
 
-    def forward(self, x: Tensor, bits: int = FULL_BITS) -> Tensor:
+    def forward(self, x: Tensor, bits: int = FULL_BITS, round_input: bool = True) -> Tensor:
         """Maps (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride), without activation."""
-        result: Tensor = self.norm(self.conv(x, bits))
+        result: Tensor = self.norm(self.conv(x, bits, round_input))
         return result
 
 
@@ -96,19 +97,21 @@ class BasicBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(shape.out_channels)
         self.projection = Projection(shape) if shape.projects else None
 
-    def forward(self, x: Tensor, bits: int = FULL_BITS) -> Tensor:
+    def forward(self, x: Tensor, bits: int = FULL_BITS, round_inputs: bool = True) -> Tensor:
         """Runs the block in a bitwidth; its projection is quantised along with it.
 
         Args:
             x: (N, in_channels, H, W) float32.
             bits: 2 to 32.
+            round_inputs: whether the convolutions round their inputs; if not, they still clamp them. What is left is
+                what an engine of any arithmetic must come close to.
 
         Returns:
             (N, out_channels, H / stride, W / stride) float32, not negative.
         """
-        shortcut = x if self.projection is None else self.projection(x, bits)
-        y = functional.relu(self.norm1(self.conv1(x, bits)))
-        return functional.relu(self.norm2(self.conv2(y, bits)) + shortcut)
+        shortcut = x if self.projection is None else self.projection(x, bits, round_inputs)
+        y = functional.relu(self.norm1(self.conv1(x, bits, round_inputs)))
+        return functional.relu(self.norm2(self.conv2(y, bits, round_inputs)) + shortcut)
 
     def skip(self, x: Tensor) -> Tensor:
         """What a skipped block passes on: its input, or the projection's output in full precision, without relu."""

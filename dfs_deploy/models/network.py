@@ -78,7 +78,8 @@ class DFSNetwork(nn.Module):
             score, state = self.gate(index, features, state)
             choice = decide(score)
             soft = functional.softmax(score, 1)
-            weight = functional.one_hot(choice, len(self.options)).to(soft.dtype) - soft.detach() + soft
+            # The difference first: it is exactly zero, so the weights are exactly one-hot.
+            weight = functional.one_hot(choice, len(self.options)).to(soft.dtype) + (soft - soft.detach())
             features = sum(
                 weight[:, k, None, None, None] * run_option(block, features, option)
                 for k, option in enumerate(self.options)
@@ -104,18 +105,29 @@ class DFSNetwork(nn.Module):
         state = self.gate.initial_state(features)
         costs = torch.tensor(self.options.costs, device=x.device)
         scores, path, cost = [], [], []
-        for index, block in enumerate(gated):
+        for index in range(len(gated)):
             score, state = self.gate(index, features, state)
             choice = decide(score)
-            features = self._run_groups(index + 1, block, features, choice, observer)
+            features = self.run_block(index + 1, features, choice, observer)
             scores.append(score)
             path.append(choice)
             cost.append(costs[choice])
         return self._output(x, features, scores, path, cost)
 
-    def _run_groups(
-        self, index: int, block: BasicBlock, features: Tensor, choice: Tensor, observer: BlockObserver | None
-    ) -> Tensor:
+    @torch.no_grad()
+    def run_block(self, index: int, features: Tensor, choice: Tensor, observer: BlockObserver | None = None) -> Tensor:
+        """Runs one gated block, each sample in its own option.
+
+        Args:
+            index: of the block, at least 1.
+            features: (N, C, H, W) float32.
+            choice: (N,) int64, option indices.
+            observer: called with each group of samples first.
+
+        Returns:
+            (N, C', H', W') float32.
+        """
+        block = self.blocks[index]
         shape = block.shape
         result = features.new_empty(features.shape[0], shape.out_channels, *_out_size(features, shape.stride))
         for k in sorted(set(choice.tolist())):

@@ -1,0 +1,95 @@
+"""From a histogram of a tensor to the interval that INT8 covers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfs_deploy.calibration.histogram import Histogram
+
+LEVELS = 256
+PERCENTILE = 99.99
+"""Share of the values, in percent, that the percentile method keeps inside."""
+
+_SHARES = np.linspace(0.2, 1.0, 81)
+"""Shares of the observed interval that the searching methods try."""
+
+Method = Callable[[Histogram], tuple[float, float]]
+
+
+def minmax(histogram: Histogram) -> tuple[float, float]:
+    """The least and the greatest value seen."""
+    return histogram.low, histogram.high
+
+
+def percentile(histogram: Histogram) -> tuple[float, float]:
+    """The interval that leaves out the rarest values at each end, 0.01 % in all."""
+    tail = (1.0 - PERCENTILE / 100.0) / (2 if histogram.low < 0.0 < histogram.high else 1)
+    shares = np.cumsum(histogram.counts) / histogram.counts.sum()
+    edges = histogram.edges
+    high = float(edges[1:][np.searchsorted(shares, 1.0 - tail)]) if histogram.high > 0.0 else histogram.high
+    low = float(edges[:-1][np.searchsorted(shares, tail, side="right")]) if histogram.low < 0.0 else histogram.low
+    return low, high
+
+
+def mse(histogram: Histogram) -> tuple[float, float]:
+    """The interval whose rounding and clamping together move values least, in the square."""
+    return _search(histogram, _squared_error)
+
+
+def entropy(histogram: Histogram) -> tuple[float, float]:
+    """The interval whose 256 levels keep the distribution best, by Kullback-Leibler divergence.
+
+    After "8-bit Inference with TensorRT" (Migacz, GTC 2017), searched over shares of the interval at both ends.
+    """
+    return _search(histogram, _divergence)
+
+
+METHODS: Final[dict[str, Method]] = {"minmax": minmax, "percentile": percentile, "entropy": entropy, "mse": mse}
+"""The methods that measure on data, by the name that ``--calibration-method`` takes."""
+
+
+def _search(histogram: Histogram, loss: Callable[[Histogram, float, float], float]) -> tuple[float, float]:
+    candidates = [(histogram.low * share, histogram.high * share) for share in _SHARES]
+    losses = [loss(histogram, low, high) for low, high in candidates]
+    # Of equal losses the widest interval: an unseen value is then less likely to be clamped.
+    return candidates[len(losses) - 1 - int(np.argmin(losses[::-1]))]
+
+
+def _squared_error(histogram: Histogram, low: float, high: float) -> float:
+    low, high = min(low, 0.0), max(high, 0.0)
+    step = (high - low) / (LEVELS - 1)
+    if step <= 0.0:
+        return float(np.dot(histogram.counts, histogram.centers**2))
+    rounded = np.rint(np.clip(histogram.centers, low, high) / step) * step
+    return float(np.dot(histogram.counts, (histogram.centers - rounded) ** 2))
+
+
+def _divergence(histogram: Histogram, low: float, high: float) -> float:
+    inside = (histogram.centers >= low) & (histogram.centers <= high)
+    if np.count_nonzero(inside) < 2:
+        return np.inf
+    counts = histogram.counts[inside].astype(np.float64)
+    # The bin that holds zero is left out: after a relu it holds most values, and any interval keeps it.
+    zero = np.abs(histogram.centers[inside]).argmin()
+    counts[zero] = 0.0
+    reference = counts.copy()
+    reference[0] += histogram.counts[histogram.centers < low].sum()
+    reference[-1] += histogram.counts[histogram.centers > high].sum()
+    level = np.minimum(np.arange(len(counts)) * LEVELS // len(counts), LEVELS - 1)
+    occupied = counts > 0
+    totals = np.bincount(level, counts, LEVELS)
+    members = np.bincount(level, occupied, LEVELS)
+    spread = np.where(occupied, totals[level] / np.maximum(members[level], 1), 0.0)
+    return _kullback_leibler(reference, spread)
+
+
+def _kullback_leibler(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
+    if p.sum() == 0.0 or q.sum() == 0.0:
+        return np.inf
+    epsilon = 1e-9
+    p, q = p / p.sum() + epsilon, q / q.sum() + epsilon
+    return float(np.dot(p, np.log(p / q)))

@@ -1,0 +1,110 @@
+"""A bundle against its PyTorch reference on a data set: accuracy, routing, computation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dfs_deploy.models import DFSNetwork
+from dfs_deploy.options import computation_percentage
+from dfs_deploy.runtimes import Runtime
+
+BATCH = 128
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a bundle and its reference made of the same images; percentages in percent.
+
+    Attributes:
+        samples: images compared.
+        top1_reference: share of right answers of the reference; ``None`` without labels.
+        top1_bundle: likewise, of the bundle.
+        route_agreement: share of block decisions equal to the reference's.
+        computation_percentage_reference: mean over the samples.
+        computation_percentage_bundle: likewise.
+        max_abs_logit_error: greatest difference of a logit.
+        option_share: (gated blocks, options) share of samples that took each option, in the bundle, 0 to 1.
+        block_agreement: (gated blocks,) route agreement at each block.
+    """
+
+    samples: int
+    top1_reference: float | None
+    top1_bundle: float | None
+    route_agreement: float
+    computation_percentage_reference: float
+    computation_percentage_bundle: float
+    max_abs_logit_error: float
+    option_share: tuple[tuple[float, ...], ...]
+    block_agreement: tuple[float, ...]
+
+
+def compare(
+    runtime: Runtime,
+    network: DFSNetwork,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64] | None,
+    progress: Callable[[float], None] | None = None,
+) -> Comparison:
+    """Runs both on the same images.
+
+    Args:
+        runtime: of the bundle.
+        network: the reference, in evaluation mode.
+        images: (N, H, W, C) uint8.
+        labels: (N,) int64, or ``None``.
+        progress: called with how far it is, 0 to 1.
+    """
+    reference_logits, reference_path, logits, path = [], [], [], []
+    for start in range(0, len(images), BATCH):
+        batch = images[start : start + BATCH]
+        ours = runtime(batch)
+        theirs = network.route(torch.from_numpy(runtime.input.normalize(batch)))
+        logits.append(ours.logits)
+        path.append(ours.path)
+        reference_logits.append(theirs.logits.numpy())
+        reference_path.append(theirs.path.numpy().astype(np.uint8))
+        if progress is not None:
+            progress((start + len(batch)) / len(images))
+    return summarize(
+        np.concatenate(logits),
+        np.concatenate(path),
+        np.concatenate(reference_logits),
+        np.concatenate(reference_path),
+        labels,
+        runtime.options.costs,
+    )
+
+
+def summarize(
+    logits: NDArray[np.float32],
+    path: NDArray[np.uint8],
+    reference_logits: NDArray[np.float32],
+    reference_path: NDArray[np.uint8],
+    labels: NDArray[np.int64] | None,
+    costs: tuple[float, ...],
+) -> Comparison:
+    """Makes the figures of a comparison from both sides' logits (N, classes) and paths (N, gated blocks)."""
+    agreement = path == reference_path
+
+    def top1(values: NDArray[np.float32]) -> float | None:
+        return None if labels is None else float(100.0 * np.mean(values.argmax(1) == labels))
+
+    return Comparison(
+        samples=len(logits),
+        top1_reference=top1(reference_logits),
+        top1_bundle=top1(logits),
+        route_agreement=float(100.0 * agreement.mean()) if agreement.size else 100.0,
+        computation_percentage_reference=float(computation_percentage(reference_path, costs).mean(dtype=np.float64)),
+        computation_percentage_bundle=float(computation_percentage(path, costs).mean(dtype=np.float64)),
+        max_abs_logit_error=float(np.abs(logits - reference_logits).max()),
+        option_share=tuple(
+            tuple(float(np.mean(path[:, block] == option)) for option in range(len(costs)))
+            for block in range(path.shape[1])
+        ),
+        block_agreement=tuple(float(100.0 * share) for share in agreement.mean(0)),
+    )

@@ -1,0 +1,291 @@
+"""From a trained checkpoint to a bundle: split, calibrate, write every engine, validate, measure."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import torch
+from torch import Tensor
+
+import dfs_deploy
+from dfs_deploy import bundle as schema
+from dfs_deploy.bundle import SUFFIX, Bundle, write_bundle
+from dfs_deploy.calibration import METHODS, CalibratedRange, TensorKey, calibrate, from_checkpoint
+from dfs_deploy.checkpoints import Checkpoint, load_checkpoint
+from dfs_deploy.datasets import Dataset, load_dataset
+from dfs_deploy.errors import UsageError
+from dfs_deploy.exporters.comparison import Comparison, compare
+from dfs_deploy.exporters.probes import make_probes, pack_samples, pick_samples
+from dfs_deploy.exporters.validation import Validation, validate
+from dfs_deploy.exporters.writing import EngineWriter
+from dfs_deploy.files import sha256
+from dfs_deploy.options import PRECISIONS, Options, engine_precision, parse_targets
+from dfs_deploy.runtimes import Runtime
+
+RUNTIMES = ("onnxruntime", "tensorrt")
+CALIBRATION_METHODS = ("checkpoint", *METHODS)
+DEFAULT_SAMPLES = 1024
+_BATCH = 64
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and how far it is, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export made.
+
+    Attributes:
+        bundle: opened, every digest checked.
+        validation: how far each engine is from the reference.
+        comparison: what was measured on the calibration data, or ``None`` without data.
+        assumptions: what the checkpoint does not say and was taken for granted.
+    """
+
+    bundle: Bundle
+    validation: Validation
+    comparison: Comparison | None
+    assumptions: tuple[str, ...]
+
+
+def export(
+    checkpoint: str | Path,
+    out: str | Path | None = None,
+    *,
+    targets: Sequence[str] | None = None,
+    runtimes: Sequence[str] | None = None,
+    options: Options | None = None,
+    calibration_data: str | Path | Dataset | None = None,
+    calibration_method: str | None = None,
+    calibration_samples: int | None = None,
+    weight_bits: Literal[7, 8] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Exported:
+    """Splits a checkpoint, writes an engine for every block and option, and proves that they compute the same.
+
+    Args:
+        checkpoint: a trained network of a known format.
+        out: directory to write; ``None`` for ``./<checkpoint stem>.dfs``.
+        targets: engine precisions to make, among ``int8``, ``fp16`` and ``fp32``; ``None`` for all three.
+        runtimes: runtimes to make engines for, ``onnxruntime`` and ``tensorrt``; ``None`` for the first alone.
+        options: what the gate chooses from, where the checkpoint does not say.
+        calibration_data: a :class:`~dfs_deploy.datasets.Dataset`, or where to load one from (its training split);
+            ``None`` uses the ranges that the checkpoint carries.
+        calibration_method: ``checkpoint``, ``minmax``, ``percentile``, ``entropy`` or ``mse``; ``None`` for ``minmax``
+            with data and ``checkpoint`` without.
+        calibration_samples: images to draw from the data; ``None`` for 1,024, or all where there are fewer.
+        weight_bits: 8, or 7 for x86 CPUs without VNNI, whose 8-bit products saturate; ``None`` for 8.
+        seed: of the draw.
+        progress: called as the work goes on.
+
+    Raises:
+        ArtefactError: the checkpoint cannot be used.
+        UsageError: a choice that cannot be, or data that cannot be read.
+        ExportMismatchError: an engine, or the whole, disagrees with the reference; nothing is written then.
+    """
+    report = progress or (lambda what, share: None)
+    source = Path(checkpoint)
+    out = Path(f"{checkpoint_stem(source)}{SUFFIX}") if out is None else Path(out)
+    wanted = parse_targets(",".join(PRECISIONS if targets is None else targets))
+    made_for = _check_runtimes(RUNTIMES[:1] if runtimes is None else runtimes)
+    loaded = load_checkpoint(source, options)
+    network = loaded.network
+    data = _load_data(calibration_data, loaded, calibration_samples or DEFAULT_SAMPLES, seed)
+    rounded = [i for i, option in enumerate(network.options) if engine_precision(option, wanted) == "int8"]
+    method = _check_method(calibration_method, data, loaded, bool(rounded))
+    ranges = _calibrate(loaded, rounded, data, method, report) if rounded else {}
+
+    writer = EngineWriter(network, ranges, wanted, weight_bits or 8)
+    engines = {}
+    for name in made_for:
+        report(f"writing engines for {name}", 0.0)
+        engines[name] = writer.write(name, functools.partial(report, f"writing engines for {name}"))
+    images = make_probes(loaded.input, seed) if data is None else data.images
+    samples = pick_samples(network, loaded.input, images, None if data is None else data.labels)
+    manifest = schema.Manifest(
+        schema_version=schema.SCHEMA_VERSION,
+        producer=_producer(),
+        source=schema.SourceRecord(
+            file=source.name,
+            format=loaded.format,
+            sha256=sha256(source.read_bytes()),
+            assumptions=list(loaded.assumptions),
+        ),
+        architecture=_architecture_record(loaded),
+        options=[schema.OptionRecord(name=o.name, bits=o.bits, cost=o.cost) for o in network.options],
+        targets=list(wanted),
+        input=schema.InputRecord(
+            shape=loaded.input.shape,
+            mean=list(loaded.input.mean),
+            std=list(loaded.input.std),
+            class_names=list(loaded.input.class_names),
+        ),
+        runtimes=engines,
+        calibration=_calibration_record(loaded, ranges, data, method, seed, weight_bits or 8) if rounded else None,
+        accuracy=None,
+        substitutions=_served(network.options, wanted),
+        samples="samples.npz",
+        files={},
+    )
+    files = {**writer.files, "samples.npz": pack_samples(samples)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as folder:
+        draft = write_bundle(Path(folder) / f"draft{SUFFIX}", manifest, files)
+        report("validating", 0.0)
+        validation = validate(draft, network, loaded.input.normalize(samples.images))
+        comparison = None
+        if data is not None and "onnxruntime" in made_for:
+            with Runtime(draft) as runtime:
+                comparison = compare(runtime, network, data.images, data.labels, functools.partial(report, "measuring"))
+    accuracy = None if comparison is None or data is None else _accuracy_record(comparison, data)
+    bundle = write_bundle(out, msgspec.structs.replace(manifest, accuracy=accuracy), files)
+    report("done", 1.0)
+    return Exported(bundle, validation, comparison, loaded.assumptions)
+
+
+def checkpoint_stem(path: Path) -> str:
+    """A checkpoint's name without its suffixes: ``net`` for ``net.pth.tar``."""
+    name = path.name
+    while (suffix := Path(name).suffix) in (".tar", ".pt", ".pth", ".safetensors", ".ckpt"):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _check_runtimes(runtimes: Sequence[str]) -> tuple[str, ...]:
+    unknown = [name for name in runtimes if name not in RUNTIMES]
+    if unknown or not runtimes:
+        seen = f"unknown runtime {unknown[0]!r}" if unknown else "no runtime"
+        raise UsageError(f"{seen}, expected some of {', '.join(RUNTIMES)}")
+    return tuple(dict.fromkeys(runtimes))
+
+
+def _load_data(source: str | Path | Dataset | None, loaded: Checkpoint, samples: int, seed: int) -> Dataset | None:
+    if source is None:
+        return None
+    if samples < 1:
+        raise UsageError(f"{samples} calibration samples, expected at least 1")
+    size = loaded.input.shape[1:]
+    data = source if isinstance(source, Dataset) else load_dataset(source, split="train", size=size)
+    if data.images.shape[1:] != (*size, loaded.input.shape[0]):
+        raise UsageError(
+            f"{data.name} has images of {data.images.shape[1:]}, the network takes {(*size, loaded.input.shape[0])}"
+        )
+    return data.subset(samples, seed)
+
+
+def _check_method(method: str | None, data: Dataset | None, loaded: Checkpoint, needed: bool) -> str:
+    if method is None:
+        method = "checkpoint" if data is None else "minmax"
+    if method not in CALIBRATION_METHODS:
+        raise UsageError(f"unknown calibration method {method!r}, expected one of {', '.join(CALIBRATION_METHODS)}")
+    if needed and data is None and method != "checkpoint":
+        raise UsageError(f"calibration method {method} measures on data and none was given; add --calibration-data")
+    return method
+
+
+def _calibrate(
+    loaded: Checkpoint, options: Sequence[int], data: Dataset | None, method: str, report: Progress
+) -> dict[TensorKey, CalibratedRange]:
+    """The range of every tensor that an INT8 engine rounds.
+
+    ``load_checkpoint`` has made sure that a checkpoint with quantised options carries ranges, so that the checkpoint's
+    are always there to fall back to.
+    """
+    if data is None:
+        return from_checkpoint(loaded.network, options)
+    total = -(-len(data.images) // _BATCH)
+    passes = 2 if method in ("checkpoint", "minmax") else 3
+    done = 0
+
+    def batches() -> Iterator[Tensor]:
+        nonlocal done
+        for start in range(0, len(data.images), _BATCH):
+            yield torch.from_numpy(loaded.input.normalize(data.images[start : start + _BATCH]))
+            done += 1
+            report(f"calibrating ({method})", min(done / (passes * total), 1.0))
+
+    return calibrate(loaded.network, options, batches, method)
+
+
+def _producer() -> dict[str, str]:
+    versions = {name: metadata.version(name) for name in ("torch", "onnx", "onnxruntime", "numpy")}
+    return {"name": "dfs-deploy", "version": dfs_deploy.__version__, "python": platform.python_version(), **versions}
+
+
+def _architecture_record(loaded: Checkpoint) -> schema.ArchitectureRecord:
+    architecture = loaded.network.architecture
+    return schema.ArchitectureRecord(
+        name=architecture.name,
+        groups=list(architecture.groups),
+        widths=list(architecture.widths),
+        classes=architecture.classes,
+        image_shape=architecture.image_shape,
+        gate_embedding=architecture.gate_embedding,
+        gate_hidden=architecture.gate_hidden,
+    )
+
+
+def _served(options: Options, targets: Sequence[str]) -> list[schema.ServedRecord]:
+    """Options whose own precision is not among the targets."""
+    records = []
+    for option in options:
+        wanted, served = engine_precision(option, PRECISIONS), engine_precision(option, targets)
+        if wanted != served and wanted is not None and served is not None:
+            record = schema.ServedRecord(
+                option=option.name, wanted=wanted, served_by=served, reason=f"{wanted} is not among the targets"
+            )
+            records.append(record)
+    return records
+
+
+def _calibration_record(
+    loaded: Checkpoint,
+    ranges: dict[TensorKey, CalibratedRange],
+    data: Dataset | None,
+    method: str,
+    seed: int,
+    weight_bits: Literal[7, 8],
+) -> schema.CalibrationRecord:
+    names = loaded.network.options.names
+    return schema.CalibrationRecord(
+        method=method,
+        data=None if data is None else data.name,
+        samples=0 if data is None else len(data.images),
+        seed=seed,
+        weight_bits=weight_bits,
+        ranges=[
+            schema.RangeRecord(
+                block=key.block,
+                option=names[key.option],
+                tensor=key.tensor,
+                low=value.low,
+                high=value.high,
+                source=value.source,
+                samples=value.samples,
+            )
+            for key, value in sorted(ranges.items())
+        ],
+    )
+
+
+def _accuracy_record(comparison: Comparison, data: Dataset) -> schema.AccuracyRecord:
+    return schema.AccuracyRecord(
+        data=data.name,
+        samples=comparison.samples,
+        top1_reference=comparison.top1_reference,
+        top1_bundle=comparison.top1_bundle,
+        route_agreement=comparison.route_agreement,
+        computation_percentage_reference=comparison.computation_percentage_reference,
+        computation_percentage_bundle=comparison.computation_percentage_bundle,
+        max_abs_logit_error=comparison.max_abs_logit_error,
+        option_share=[list(share) for share in comparison.option_share],
+    )

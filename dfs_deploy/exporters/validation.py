@@ -1,0 +1,248 @@
+"""Does every engine compute what its option means, and does the whole? Any mismatch fails the export.
+
+What an option *means* is its rounded weights and its saturation; the rounding of activations is an engine's own.
+Engines are compared on the reference's intermediate tensors, and the whole on inputs that take different paths, each
+forced to the reference's, so that a comparison never hangs on a decision at a knife's edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dfs_deploy.bundle import Bundle, Engine
+from dfs_deploy.errors import ExportMismatchError
+from dfs_deploy.exporters.engines import Grid
+from dfs_deploy.exporters.quantized import UINT8_STEPS
+from dfs_deploy.models import DFSNetwork, run_option
+from dfs_deploy.options import PRECISIONS, Option
+from dfs_deploy.runtimes import Runtime
+
+TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.15}
+"""Greatest error of an engine, relative to its block's output: of the greatest (floats) or root-mean-square (INT8)."""
+
+LOGIT_TOLERANCES = {"fp32": 1e-3, "fp16": 5e-2, "int8": 0.5}
+"""Greatest root-mean-square error of the logits on forced paths, relative to that of the logits, by least precision."""
+
+GATE_TOLERANCE = 1e-4
+"""Greatest error of the gate's scores, relative to the greatest score."""
+
+FLOAT16_MAX = float(np.finfo(np.float16).max)
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True)
+class EngineDeviation:
+    """How far an engine is from what its option means.
+
+    Attributes:
+        label: block, option, precision, form of the input and runtime.
+        precision: of the engine.
+        max_relative: greatest absolute error over the greatest absolute output.
+        rms_relative: root-mean-square error over that of the output.
+    """
+
+    label: str
+    precision: str
+    max_relative: float
+    rms_relative: float
+
+    @property
+    def judged(self) -> float:
+        """The figure that its tolerance is about."""
+        return self.rms_relative if self.precision == "int8" else self.max_relative
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is within its tolerance; NaN is not."""
+        return self.judged <= TOLERANCES[self.precision]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What was compared, and how far apart it was.
+
+    Attributes:
+        engines: one entry an engine file.
+        paths: how many different paths the whole was run on.
+        logit_rms_relative: root-mean-square error of the logits on those paths, over that of the logits.
+    """
+
+    engines: tuple[EngineDeviation, ...]
+    paths: int
+    logit_rms_relative: float
+
+
+def validate(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -> Validation:
+    """Compares an export with its reference.
+
+    Args:
+        bundle: what was written.
+        network: the reference, in evaluation mode.
+        images: (N, C, H, W) float32, normalised; the more paths they take the better.
+
+    Returns:
+        The deviations, all within their tolerances.
+
+    Raises:
+        ExportMismatchError: at least one is not; it lists all that are not.
+    """
+    with torch.no_grad():
+        engines = tuple(_compare_engines(bundle, network, torch.from_numpy(images)))
+        mismatches = [
+            f"{engine.label}: error {engine.judged:.3g} of the output, tolerance {TOLERANCES[engine.precision]:g}"
+            for engine in engines
+            if not engine.passed
+        ]
+        mismatches += _compare_gate(bundle, network, torch.from_numpy(images))
+        paths, error, whole = _compare_whole(bundle, network, images)
+        mismatches += whole
+    if mismatches:
+        raise ExportMismatchError(
+            f"{len(mismatches)} part(s) of the export disagree with the reference; the first: {mismatches[0]}",
+            mismatches,
+        )
+    return Validation(engines, paths, error)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """An engine, the features to feed it, and what should come out for features that may have been rounded."""
+
+    engine: Engine
+    label: str
+    features: Tensor
+    block: int | None
+    option: Option | None
+
+
+def _cases(bundle: Bundle, network: DFSNetwork, runtime: str, images: Tensor) -> Iterator[_Case]:
+    engines = bundle.manifest.runtimes[runtime]
+    inputs: dict[int, Tensor] = {}
+
+    def keep(block: int, option: int, rows: Tensor, features: Tensor) -> None:
+        inputs.setdefault(block, features.new_empty(len(images), *features.shape[1:]))[rows] = features
+
+    routed = network.route(images, observer=keep)
+    yield _Case(engines.stem, "stem", images, 0, None)
+    features = network.blocks[0](network.backbone.stem(images))
+    for block in engines.blocks:
+        features = inputs[block.index]
+        if block.skip is not None:
+            yield _Case(block.skip, f"block {block.index}, option skip", features, block.index, Option(0))
+        for position, option in enumerate(network.options):
+            # Ranges are those of what the gate sends here, so that is what an engine is judged on, if anything is sent.
+            rows = torch.nonzero(routed.path[:, block.index - 1] == position).flatten()
+            sent = features[rows] if len(rows) else features
+            for engine in block.options.get(option.name, ()):
+                label = f"block {block.index}, option {option.name}"
+                yield _Case(engine, label, sent, block.index, option)
+        features = network.run_block(block.index, features, routed.path[:, block.index - 1])
+    yield _Case(engines.head, "head", features, None, None)
+
+
+def _expected(network: DFSNetwork, case: _Case, features: Tensor) -> Tensor:
+    if case.block is None:
+        return network.backbone.classify(features)
+    block = network.blocks[case.block]
+    if case.option is None:
+        result: Tensor = block(network.backbone.stem(features))
+    elif case.option.skips:
+        result = run_option(block, features, case.option)
+    else:
+        result = block(features, case.option.bits, round_inputs=False)
+    return result
+
+
+def _compare_engines(bundle: Bundle, network: DFSNetwork, images: Tensor) -> Iterator[EngineDeviation]:
+    quiet = ort.SessionOptions()
+    quiet.log_severity_level = 3
+    checked: set[str] = set()
+    for runtime, engines in bundle.manifest.runtimes.items():
+        grids = [Grid(scale) for scale in engines.feature_scales]
+        for case in _cases(bundle, network, runtime, images):
+            for form, file in case.engine.files.items():
+                if file in checked:
+                    continue
+                checked.add(file)
+                features = case.features
+                fed = features.numpy()
+                if form == "uint8":
+                    # The yardstick is given what the grid can hold, so that only the engine itself is judged.
+                    grid = grids[(case.block if case.block is not None else len(grids)) - 1]
+                    fed = np.clip(np.rint(fed / grid.scale), 0, UINT8_STEPS).astype(np.uint8)
+                    features = torch.from_numpy(fed.astype(np.float32) * np.float32(grid.scale))
+                session = ort.InferenceSession(bundle.read(file), quiet, providers=["CPUExecutionProvider"])
+                got = session.run(None, {session.get_inputs()[0].name: fed})[0]
+                if case.engine.output == "uint8":
+                    assert case.block is not None  # noqa: S101 (only blocks end in uint8)
+                    got = got.astype(np.float32) * np.float32(grids[case.block].scale)
+                label = f"{case.label}: {case.engine.precision} engine from {form} for {runtime}"
+                yield _deviation(label, case.engine.precision, got, _expected(network, case, features).numpy())
+
+
+def _deviation(label: str, precision: str, got: NDArray[np.float32], expected: NDArray[np.float32]) -> EngineDeviation:
+    if precision == "fp16" and np.abs(expected).max() >= FLOAT16_MAX:
+        label = f"{label}, whose output overflows float16"
+    difference = got.astype(np.float64) - expected
+    return EngineDeviation(
+        label,
+        precision,
+        float(np.abs(difference).max()) / max(float(np.abs(expected).max()), _TINY),
+        _rms(difference) / max(_rms(expected), _TINY),
+    )
+
+
+def _rms(x: NDArray[np.floating]) -> float:
+    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
+
+
+def _compare_gate(bundle: Bundle, network: DFSNetwork, images: Tensor) -> list[str]:
+    """Steps the exported gate on the reference's pooled features, and compares its scores."""
+    features = network.blocks[0](network.backbone.stem(images))
+    reference = network.route(images)
+    pooled: dict[int, NDArray[np.float32]] = {0: features.mean((2, 3)).numpy()}
+    for index in range(1, len(network.blocks)):
+        features = network.run_block(index, features, reference.path[:, index - 1])
+        pooled[index] = features.mean((2, 3)).numpy()
+    mismatches = []
+    for file in {engines.gate for engines in bundle.manifest.runtimes.values()}:
+        session = ort.InferenceSession(bundle.read(file), providers=["CPUExecutionProvider"])
+        hidden = cell = np.zeros((len(images), network.architecture.gate_hidden), np.float32)
+        for block in range(len(network.blocks) - 1):
+            feeds = {"pooled": pooled[block], "block": np.array(block, np.int64), "hidden": hidden, "cell": cell}
+            scores, hidden, cell = session.run(["scores", "hidden_out", "cell_out"], feeds)
+            expected = reference.scores[:, block].numpy()
+            error = float(np.abs(scores - expected).max() / max(np.abs(expected).max(), _TINY))
+            if not error <= GATE_TOLERANCE:
+                mismatches.append(f"gate after block {block}: error {error:.3g}, tolerance {GATE_TOLERANCE:g}")
+    return mismatches
+
+
+def _compare_whole(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -> tuple[int, float, list[str]]:
+    """Runs inputs of different paths through the runtime, forced to the reference's path."""
+    if "onnxruntime" not in bundle.manifest.runtimes:
+        return 0, 0.0, []
+    reference = network.route(torch.from_numpy(images))
+    path = reference.path.numpy().astype(np.uint8)
+    _, first = np.unique(path, axis=0, return_index=True)
+    with Runtime(bundle, "onnxruntime") as runtime:
+        got = runtime(images[first], path=path[first])
+    expected = reference.logits.numpy()[first]
+    error = _rms(got.logits - expected) / max(_rms(expected), _TINY)
+    used = {
+        engine[0].precision
+        for block in bundle.manifest.runtimes["onnxruntime"].blocks
+        for engine in block.options.values()
+    }
+    least = min(used | {"fp32"}, key=PRECISIONS.index)
+    tolerance = LOGIT_TOLERANCES[least]
+    if error <= tolerance:
+        return len(first), error, []
+    return len(first), error, [f"logits on {len(first)} forced paths: error {error:.3g}, tolerance {tolerance:g}"]

@@ -1,0 +1,155 @@
+"""Writing every engine of a bundle, for each runtime in the form that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dfs_deploy.bundle import BlockEngines, Engine, Form, RuntimeEngines
+from dfs_deploy.calibration import CalibratedRange, TensorKey, TensorName, group_of
+from dfs_deploy.exporters.engines import Grid, block_engine, gate_engine, head_engine, skip_engine, stem_engine
+from dfs_deploy.exporters.quantized import BlockRanges, onnxruntime_block, tensorrt_block, uint8_grid
+from dfs_deploy.exporters.split import BlockPart, Range, split_block, split_gate, split_head, split_skip, split_stem
+from dfs_deploy.models import DFSNetwork
+from dfs_deploy.options import FULL_BITS, Option, Precision, engine_precision
+
+_DTYPES: dict[str, type[np.floating]] = {"fp32": np.float32, "fp16": np.float16}
+
+
+@dataclass
+class EngineWriter:
+    """Makes the files of a bundle.
+
+    Args:
+        network: the reference, in evaluation mode.
+        ranges: an interval for each tensor of each option that INT8 engines serve.
+        targets: precisions to make.
+        weight_bits: of INT8 weights, 8 or 7.
+
+    Attributes:
+        files: what was made so far, content by path in the bundle.
+    """
+
+    network: DFSNetwork
+    ranges: Mapping[TensorKey, CalibratedRange]
+    targets: Sequence[str]
+    weight_bits: int
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def write(self, runtime: str, progress: Callable[[float], None]) -> RuntimeEngines:
+        """Makes the engines for one runtime.
+
+        ONNX Runtime's INT8 engines end in uint8, so every engine there exists for both forms of input; TensorRT's
+        features are float32 at every boundary.
+        """
+        network, shapes = self.network, list(self.network.architecture.block_shapes())
+        grids = self._feature_grids()
+        passes_bytes = runtime == "onnxruntime" and bool(self.ranges)
+        forms: tuple[Form, ...] = ("float32", "uint8") if passes_bytes else ("float32",)
+        blocks = []
+        for index, block in enumerate(network.blocks[1:], 1):
+            inputs: dict[Form, Grid | None] = {form: grids[index - 1] if form == "uint8" else None for form in forms}
+            full = split_block(block, Option(FULL_BITS))
+            projection, skip = split_skip(block), None
+            if projection is not None:
+                skip = self._add(
+                    f"common/block-{index:02d}-skip",
+                    "fp32",
+                    {form: skip_engine(f"block_{index}_skip", full, projection, grid) for form, grid in inputs.items()},
+                )
+            options = {
+                option.name: self._option_engines(runtime, index, option, inputs)
+                for option in network.options
+                if not option.skips
+            }
+            blocks.append(BlockEngines(index=index, skip=skip, options=options))
+            progress(index / len(shapes))
+        self.files["common/gate.onnx"] = gate_engine(split_gate(network))
+        size = shapes[-1].out_size
+        heads: dict[Form, bytes] = {
+            form: head_engine(split_head(network), size, grids[-1] if form == "uint8" else None) for form in forms
+        }
+        return RuntimeEngines(
+            stem=self._add("common/stem", "fp32", {"float32": stem_engine(*split_stem(network))}),
+            blocks=blocks,
+            head=self._add("common/head", "fp32", heads),
+            gate="common/gate.onnx",
+            feature_scales=[grid.scale for grid in grids],
+        )
+
+    def _option_engines(
+        self, runtime: str, index: int, option: Option, inputs: Mapping[Form, Grid | None]
+    ) -> list[Engine]:
+        """The engine that serves an option, and after a float16 one a float32 one, for CPUs without fast float16."""
+        precision = engine_precision(option, self.targets)
+        part = split_block(self.network.blocks[index], option)
+        name, graph = f"block-{index:02d}-{option.name}", f"block_{index}_option_{option.name}"
+        if precision == "int8":
+            return [self._int8_engine(runtime, name, graph, index, option, part, inputs)]
+        floats: tuple[Precision, ...] = (
+            ("fp16", "fp32")
+            if precision == "fp16" and runtime == "onnxruntime"
+            else (("fp16",) if precision == "fp16" else ("fp32",))
+        )
+        return [
+            self._add(
+                f"common/{name}-{p}",
+                p,
+                {form: block_engine(f"{graph}_{p}", part, _DTYPES[p], grid) for form, grid in inputs.items()},
+            )
+            for p in floats
+        ]
+
+    def _int8_engine(
+        self,
+        runtime: str,
+        name: str,
+        graph: str,
+        index: int,
+        option: Option,
+        part: BlockPart,
+        inputs: Mapping[Form, Grid | None],
+    ) -> Engine:
+        ranges = self._block_ranges(index, option)
+        if runtime == "tensorrt":
+            return self._add(
+                f"tensorrt/{name}-int8", "int8", {"float32": tensorrt_block(f"{graph}_int8", part, ranges)}
+            )
+        content = {
+            form: onnxruntime_block(f"{graph}_int8", part, ranges, grid, self.weight_bits)
+            for form, grid in inputs.items()
+        }
+        return self._add(f"onnxruntime/{name}-int8", "int8", content, output="uint8")
+
+    def _add(self, stem: str, precision: Precision, content: Mapping[Form, bytes], output: Form = "float32") -> Engine:
+        paths = {form: f"{stem}.onnx" if form == "float32" else f"{stem}-from-{form}.onnx" for form in content}
+        self.files.update({paths[form]: data for form, data in content.items()})
+        return Engine(precision=precision, output=output, files=paths)
+
+    def _block_ranges(self, index: int, option: Option) -> BlockRanges:
+        position = self.network.options.bits.index(option.bits)
+
+        def interval(tensor: TensorName) -> Range | None:
+            found = self.ranges.get(TensorKey(index, position, tensor))
+            return None if found is None else Range(found.low, found.high)
+
+        def required(tensor: TensorName) -> Range:
+            found = self.ranges[TensorKey(index, position, tensor)]
+            return Range(found.low, found.high)
+
+        return BlockRanges(
+            conv1=required("conv1"),
+            conv2=required("conv2"),
+            conv2_out=required("conv2_out"),
+            output=required("output"),
+            projection=interval("projection"),
+            projection_out=interval("projection_out"),
+        )
+
+    def _feature_grids(self) -> list[Grid]:
+        """The uint8 grid of each block's output; one a group, whatever the option, so that a skip can pass it on."""
+        groups = group_of(self.network.architecture)
+        highest = {groups[key.block]: value.high for key, value in self.ranges.items() if key.tensor == "output"}
+        return [uint8_grid(Range(0.0, highest.get(group, 1.0))) for group in groups]

@@ -1,0 +1,236 @@
+"""What every runtime has in common: inputs checked, results made, lifecycle kept. A backend runs the engines."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfs_deploy.bundle import Bundle
+from dfs_deploy.errors import BundleError, InputError, RuntimeClosedError, UsageError
+from dfs_deploy.options import Options, computation_percentage
+from dfs_deploy.preprocessing import InputContract
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a network made of a batch.
+
+    Attributes:
+        logits: (N, classes) float32.
+        path: (N, gated blocks) uint8, the option index that each gated block ran.
+        computation_percentage: (N,) float32, in percent of every gated block run in full precision.
+    """
+
+    logits: NDArray[np.float32]
+    path: NDArray[np.uint8]
+    computation_percentage: NDArray[np.float32]
+
+    @property
+    def classes(self) -> NDArray[np.int64]:
+        """(N,) int64, the class with the greatest logit."""
+        return np.asarray(self.logits.argmax(1), np.int64)
+
+
+@dataclass(frozen=True)
+class Substitution:
+    """An option that an engine of another precision than its own serves.
+
+    Attributes:
+        option: name of the option.
+        wanted: precision of its own engine.
+        served_by: precision of the engine that runs instead.
+        reason: why, in a few words.
+        blocks: indices of the blocks where this is so.
+    """
+
+    option: str
+    wanted: str
+    served_by: str
+    reason: str
+    blocks: tuple[int, ...]
+
+
+class Backend(ABC):
+    """Runs a bundle's engines for one thread."""
+
+    name: str
+
+    @abstractmethod
+    def infer(
+        self, images: NDArray[np.float32], forced: NDArray[np.uint8] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Runs a batch.
+
+        Args:
+            images: (N, C, H, W) float32, checked.
+            forced: (N, gated blocks) uint8, options to run instead of what the gate chooses; the gate still steps.
+
+        Returns:
+            Logits (N, classes) float32 and path (N, gated blocks) uint8, both owned by the caller.
+        """
+
+    @abstractmethod
+    def clone(self) -> Backend:
+        """A backend for another thread, with the same engines and its own buffers."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees what this backend alone holds, and the engines when no clone is left."""
+
+    @property
+    @abstractmethod
+    def substitutions(self) -> tuple[Substitution, ...]:
+        """What was decided at load."""
+
+    @property
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """Plain facts for reports: provider and version, threads, gate."""
+
+
+BackendFactory = Callable[..., Backend]
+
+
+def _onnxruntime(bundle: Bundle, threads: int | None) -> Backend:
+    from dfs_deploy.runtimes.onnxruntime import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend(bundle, threads)
+
+
+BACKENDS: dict[str, BackendFactory] = {"onnxruntime": _onnxruntime}
+"""Runtimes by name; each is imported when it is asked for."""
+
+
+class Runtime:
+    """Runs a bundle: for each input the gate decides, block by block, what is computed.
+
+    One ``Runtime`` is one thread's; :meth:`clone` gives another thread its own. Use it as a context manager, or call
+    :meth:`close`.
+
+    Args:
+        bundle: path of a ``NAME.dfs`` directory, or an opened :class:`~dfs_deploy.bundle.Bundle`.
+        runtime: ``onnxruntime``; ``None`` for that.
+        threads: threads that one engine may use; ``None`` for one, which is the fastest at batch 1.
+
+    Raises:
+        BundleError: the bundle cannot be read, or holds no engines for this runtime.
+        UsageError: an unknown runtime, or less than one thread.
+    """
+
+    def __init__(self, bundle: str | Path | Bundle, runtime: str | None = None, *, threads: int | None = None) -> None:
+        name = runtime or "onnxruntime"
+        if name not in BACKENDS:
+            raise UsageError(f"unknown runtime {name!r}, expected {' or '.join(BACKENDS)}")
+        if threads is not None and threads < 1:
+            raise UsageError(f"{threads} threads, expected at least 1")
+        self._bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+        if name not in self._bundle.manifest.runtimes:
+            made = ", ".join(self._bundle.manifest.runtimes) or "none"
+            raise BundleError(
+                f"{self._bundle.path} has no engines for {name} (made for: {made}); export with --runtime {name}"
+            )
+        self._backend: Backend | None = BACKENDS[name](self._bundle, threads)
+        self._costs = self._bundle.options.costs
+        self._in_use = threading.Lock()
+
+    def __call__(self, images: NDArray[Any], *, path: NDArray[Any] | None = None) -> Result:
+        """Classifies a batch.
+
+        Args:
+            images: (N, C, H, W) float32, normalised already; or (N, H, W, C) uint8, which it normalises itself.
+            path: (N, gated blocks) integer, options to run instead of what the gate chooses; the gate still steps, so
+                that the time it takes stays in.
+
+        Returns:
+            The result; its arrays belong to the caller.
+
+        Raises:
+            InputError: an empty batch, another shape or dtype, NaN or infinity, an impossible path.
+            EngineError: an engine failed.
+            RuntimeClosedError: it was closed.
+            UsageError: two threads use it at once.
+        """
+        backend = self._open_backend()
+        prepared = self._bundle.input.prepare(images)
+        forced = None if path is None else self._check_path(path, len(prepared))
+        if not self._in_use.acquire(blocking=False):
+            raise UsageError("this Runtime is in use by another thread; give each thread its own with clone()")
+        try:
+            logits, taken = backend.infer(prepared, forced)
+        finally:
+            self._in_use.release()
+        return Result(logits, taken, computation_percentage(taken, self._costs))
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle that it runs."""
+        return self._bundle
+
+    @property
+    def options(self) -> Options:
+        """What the gate chooses from; a path holds indices into it."""
+        return self._bundle.options
+
+    @property
+    def input(self) -> InputContract:
+        """How pixels become its input."""
+        return self._bundle.input
+
+    @property
+    def substitutions(self) -> tuple[Substitution, ...]:
+        """Options that an engine of another precision serves here, decided at load."""
+        return self._open_backend().substitutions
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Plain facts for reports: provider and version, threads, gate."""
+        return self._open_backend().description
+
+    def clone(self) -> Runtime:
+        """A runtime for another thread: the same engines, its own buffers."""
+        other = object.__new__(Runtime)
+        other._bundle, other._costs = self._bundle, self._costs
+        other._backend = self._open_backend().clone()
+        other._in_use = threading.Lock()
+        return other
+
+    def close(self) -> None:
+        """Frees everything that no clone holds; closing twice is fine."""
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            backend.close()
+
+    def __enter__(self) -> Runtime:
+        self._open_backend()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open_backend(self) -> Backend:
+        if self._backend is None:
+            raise RuntimeClosedError("this Runtime was closed; make a new one, or use it inside its with block")
+        return self._backend
+
+    def _check_path(self, path: NDArray[Any], samples: int) -> NDArray[np.uint8]:
+        path = np.asarray(path)
+        shape = (samples, self._bundle.architecture.gated_blocks)
+        if path.shape != shape or not np.issubdtype(path.dtype, np.integer):
+            raise InputError(
+                f"path of shape {path.shape} {path.dtype}, expected {shape} integer; one option index a block"
+            )
+        if path.size and (path.min() < 0 or path.max() >= len(self._bundle.options)):
+            raise InputError(
+                f"path with option {path.min()} to {path.max()}, expected 0 to {len(self._bundle.options) - 1}"
+            )
+        return np.ascontiguousarray(path, np.uint8)

@@ -1,0 +1,73 @@
+"""ONNX Runtime on a CPU, the default backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from dfs_deploy.architecture import Architecture
+from dfs_deploy.bundle import Bundle
+from dfs_deploy.runtimes.base import Backend, Substitution
+from dfs_deploy.runtimes.gate import NumpyGate
+from dfs_deploy.runtimes.onnxruntime.batch import BatchDispatch
+from dfs_deploy.runtimes.onnxruntime.sessions import LoadedEngines, load_engines
+from dfs_deploy.runtimes.onnxruntime.single import SingleDispatch
+
+__all__ = ["OnnxRuntimeBackend"]
+
+
+class OnnxRuntimeBackend(Backend):
+    """Runs a bundle's engines in ONNX Runtime.
+
+    Args:
+        bundle: the bundle.
+        threads: that one engine may use; ``None`` for one.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        self._setup(load_engines(bundle, threads or 1), bundle.architecture)
+
+    def _setup(self, engines: LoadedEngines, architecture: Architecture) -> None:
+        self._engines: LoadedEngines | None = engines
+        self._architecture = architecture
+        gate = NumpyGate(engines.gate)
+        self._gate_name = gate.name
+        self._single: SingleDispatch | None = SingleDispatch(engines, gate, architecture)
+        self._batch: BatchDispatch | None = BatchDispatch(engines, gate)
+
+    def infer(
+        self, images: NDArray[np.float32], forced: NDArray[np.uint8] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        assert self._single is not None and self._batch is not None  # noqa: S101 (Runtime refuses after close)
+        dispatch = self._single if len(images) == 1 else self._batch
+        return dispatch.run(images, forced)
+
+    def clone(self) -> OnnxRuntimeBackend:
+        assert self._engines is not None  # noqa: S101 (Runtime refuses after close)
+        other = object.__new__(OnnxRuntimeBackend)
+        other._setup(self._engines, self._architecture)
+        return other
+
+    def close(self) -> None:
+        self._engines = self._single = self._batch = None
+
+    @property
+    def substitutions(self) -> tuple[Substitution, ...]:
+        assert self._engines is not None  # noqa: S101 (Runtime refuses after close)
+        return self._engines.substitutions
+
+    @property
+    def description(self) -> dict[str, Any]:
+        assert self._engines is not None  # noqa: S101 (Runtime refuses after close)
+        return {
+            "runtime": self.name,
+            "version": ort.__version__,
+            "provider": "CPUExecutionProvider",
+            "threads": self._engines.threads,
+            "gate": self._gate_name,
+        }

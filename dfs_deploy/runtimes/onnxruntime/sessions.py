@@ -1,0 +1,191 @@
+"""Loading a bundle's engines into ONNX Runtime: one session a file, and no thread pool that nobody asked for."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from dfs_deploy.bundle import Bundle, Engine, Form
+from dfs_deploy.errors import BundleError
+from dfs_deploy.runtimes.base import Substitution
+from dfs_deploy.runtimes.gate import GateWeights
+
+PROVIDERS = ["CPUExecutionProvider"]
+
+_WEIGHTS = ("input_weight", "bias", "recurrent_weight", "projection_weight", "projection_bias")
+
+
+@dataclass(frozen=True)
+class LoadedEngine:
+    """An engine ready to run.
+
+    Attributes:
+        label: what messages call it, as in ``block 3, option 8 (int8)``.
+        output: the form in which it leaves its features.
+        sessions: a session for each form in which features may arrive.
+    """
+
+    label: str
+    output: Form
+    sessions: dict[Form, ort.InferenceSession]
+
+
+@dataclass(frozen=True)
+class LoadedBlock:
+    """A gated block: an engine by option index, ``None`` where the option passes features on untouched."""
+
+    options: tuple[LoadedEngine | None, ...]
+
+
+@dataclass(frozen=True)
+class LoadedEngines:
+    """All that the clones of a runtime share; nothing in it changes after loading."""
+
+    stem: LoadedEngine
+    blocks: tuple[LoadedBlock, ...]
+    head: LoadedEngine
+    gate: GateWeights
+    feature_scales: tuple[float, ...]
+    substitutions: tuple[Substitution, ...]
+    threads: int
+
+
+def load_engines(bundle: Bundle, threads: int) -> LoadedEngines:
+    """Makes a session of every engine that may run here.
+
+    Args:
+        bundle: the bundle; its digests are checked once more as each file is read.
+        threads: that one engine may use.
+
+    Raises:
+        BundleError: a file is no model that ONNX Runtime takes.
+    """
+    engines = bundle.manifest.runtimes["onnxruntime"]
+    loader = _Loader(bundle, threads)
+    blocks, substituted = [], _Substitutions()
+    for block in engines.blocks:
+        options: list[LoadedEngine | None] = []
+        for option in bundle.options:
+            label = f"block {block.index}, option {option.name}"
+            if option.skips:
+                options.append(None if block.skip is None else loader.engine(block.skip, label))
+                continue
+            wanted, *fallbacks = block.options[option.name]
+            chosen, reason = _choose(wanted, fallbacks)
+            if reason:
+                substituted.add(option.name, wanted.precision, chosen.precision, reason, block.index)
+            options.append(loader.engine(chosen, f"{label} ({chosen.precision})"))
+        blocks.append(LoadedBlock(tuple(options)))
+    return LoadedEngines(
+        stem=loader.engine(engines.stem, "stem"),
+        blocks=tuple(blocks),
+        head=loader.engine(engines.head, "head"),
+        gate=_gate_weights(loader.session(engines.gate), bundle),
+        feature_scales=tuple(engines.feature_scales),
+        substitutions=substituted.collected(),
+        threads=threads,
+    )
+
+
+def has_fast_float16() -> bool:
+    """Whether this CPU computes in float16, and ONNX Runtime has kernels for it: 64-bit Arm with FEAT_FP16 only."""
+    if platform.machine().lower() not in ("aarch64", "arm64"):
+        return False
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.is_file() and "asimdhp" in cpuinfo.read_text(errors="replace")
+
+
+def _choose(wanted: Engine, fallbacks: list[Engine]) -> tuple[Engine, str]:
+    if wanted.precision == "fp16" and fallbacks and not has_fast_float16():
+        return fallbacks[0], "this CPU has no fast float16"
+    return wanted, ""
+
+
+class _Substitutions:
+    """Collects substitutions block by block, and merges those that differ in the block alone."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[tuple[str, str, str, str], list[int]] = {}
+
+    def add(self, option: str, wanted: str, served_by: str, reason: str, block: int) -> None:
+        self._blocks.setdefault((option, wanted, served_by, reason), []).append(block)
+
+    def collected(self) -> tuple[Substitution, ...]:
+        return tuple(Substitution(*key, blocks=tuple(blocks)) for key, blocks in self._blocks.items())
+
+
+class _Loader:
+    """Makes sessions; files with the same content share one."""
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        self._bundle = bundle
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._options = ort.SessionOptions()
+        self._options.intra_op_num_threads = threads
+        self._options.inter_op_num_threads = 1
+        self._options.log_severity_level = 3  # warnings about this machine's sysfs help nobody here
+
+    def engine(self, engine: Engine, label: str) -> LoadedEngine:
+        sessions = {form: self.session(file) for form, file in engine.files.items()}
+        for form, session in sessions.items():
+            self._check(label, session, form, engine.output)
+        return LoadedEngine(label, engine.output, sessions)
+
+    def session(self, file: str) -> ort.InferenceSession:
+        digest = self._bundle.manifest.files[file].sha256 if file in self._bundle.manifest.files else file
+        if digest not in self._sessions:
+            data = self._bundle.read(file)
+            try:
+                self._sessions[digest] = ort.InferenceSession(data, self._options, providers=PROVIDERS)
+            except Exception as error:
+                first = str(error).strip().splitlines()[0]
+                raise BundleError(
+                    f"{self._bundle.path}: ONNX Runtime {ort.__version__} does not take {file} ({first}); export it"
+                    " again"
+                ) from error
+        return self._sessions[digest]
+
+    def _check(self, label: str, session: ort.InferenceSession, form: Form, output: Form) -> None:
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        expected = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}
+        if (
+            len(inputs) != 1
+            or len(outputs) != 1
+            or inputs[0].type != expected[form]
+            or outputs[0].type != expected[output]
+        ):
+            raise BundleError(
+                f"{self._bundle.path}: the engine of {label} has other inputs or outputs than the manifest says"
+            )
+
+
+def _gate_weights(session: ort.InferenceSession, bundle: Bundle) -> GateWeights:
+    """Asks the gate's graph for its weights, which are among its outputs; a reader of ONNX is not needed."""
+    architecture, options = bundle.architecture, len(bundle.options)
+    gates, hidden = architecture.gated_blocks, architecture.gate_hidden
+    widest = max((s.out_channels for s in list(architecture.block_shapes())[:gates]), default=1)
+    feeds: dict[str, Any] = {
+        "pooled": np.zeros((1, widest), np.float32),
+        "block": np.array(0, np.int64),
+        "hidden": np.zeros((1, hidden), np.float32),
+        "cell": np.zeros((1, hidden), np.float32),
+    }
+    shapes = [(gates, 4 * hidden, widest), (gates, 4 * hidden), (4 * hidden, hidden), (options, hidden), (options,)]
+    if gates == 0:
+        return GateWeights(*(np.zeros(shape, np.float32) for shape in shapes))
+    try:
+        values = session.run(list(_WEIGHTS), feeds)
+    except Exception as error:
+        raise BundleError(
+            f"{bundle.path}: the gate's graph does not give its weights ({error}); export again"
+        ) from error
+    if [value.shape for value in values] != shapes:
+        raise BundleError(
+            f"{bundle.path}: the gate's weights have other shapes than the architecture says; export again"
+        )
+    return GateWeights(*values)

@@ -1,0 +1,133 @@
+"""Dispatch for a batch of one: everything bound once, nothing allocated, copied or looked up per block.
+
+A feature map lives in one of four buffers of its resolution: two float32, two uint8. Which one, a *place*, is all that
+the loop carries from block to block. A skipped block leaves the place as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from dfs_deploy.architecture import Architecture
+from dfs_deploy.bundle import Form
+from dfs_deploy.errors import EngineError
+from dfs_deploy.runtimes.gate import Gate
+from dfs_deploy.runtimes.onnxruntime.sessions import LoadedEngine, LoadedEngines
+
+Call = Callable[[], None]
+
+_FORMS: tuple[Form, Form] = ("float32", "uint8")
+_PLACES = tuple((form, slot) for form in _FORMS for slot in (0, 1))
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One gated block.
+
+    Attributes:
+        features: what the gate reads, by place.
+        scale: what one step of uint8 features is worth.
+        calls: by option and place, what to call, ``None`` for nothing, and the place after it.
+    """
+
+    features: tuple[NDArray[Any], ...]
+    scale: float
+    calls: tuple[tuple[tuple[Call | None, int], ...], ...]
+
+
+class SingleDispatch:
+    """Runs one image at a time.
+
+    Args:
+        engines: shared with clones.
+        gate: this dispatch's own.
+        architecture: for the sizes of the buffers.
+    """
+
+    def __init__(self, engines: LoadedEngines, gate: Gate, architecture: Architecture) -> None:
+        self._gate = gate
+        shapes = list(architecture.block_shapes())
+        images = _aligned((1, *architecture.image_shape), np.dtype(np.float32))
+        logits = _aligned((1, architecture.classes), np.dtype(np.float32))
+        self._images, self._logits = images, logits
+        by_size: dict[tuple[int, ...], list[NDArray[Any]]] = {}
+        buffers = []
+        for shape in shapes:
+            size = (1, shape.out_channels, *shape.out_size)
+            buffers.append(by_size.setdefault(size, [_aligned(size, np.dtype(form)) for form, _ in _PLACES]))
+        stem = engines.stem
+        self._stem = _bind(stem, "float32", images, buffers[0][0])
+        self._head = tuple(_bind(engines.head, form, buffers[-1][i], logits) for i, (form, _) in enumerate(_PLACES))
+        self._steps = tuple(
+            _Step(
+                features=tuple(buffers[i]),
+                scale=engines.feature_scales[i],
+                calls=tuple(_bind_option(engine, buffers[i], buffers[i + 1]) for engine in block.options),
+            )
+            for i, block in enumerate(engines.blocks)
+        )
+
+    def run(
+        self, image: NDArray[np.float32], forced: NDArray[np.uint8] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Runs one image, (1, C, H, W) float32; see :meth:`dfs_deploy.runtimes.base.Backend.infer`."""
+        np.copyto(self._images, image)
+        gate, place = self._gate, 0
+        gate.reset(1)
+        path = np.empty((1, len(self._steps)), np.uint8)
+        self._stem()
+        for index, step in enumerate(self._steps):
+            option = int(gate.step(index, step.features[place], step.scale)[0])
+            if forced is not None:
+                option = int(forced[0, index])
+            path[0, index] = option
+            call, place = step.calls[option][place]
+            if call is not None:
+                call()
+        self._head[place]()
+        return self._logits.copy(), path
+
+
+def _bind_option(
+    engine: LoadedEngine | None, sources: list[NDArray[Any]], targets: list[NDArray[Any]]
+) -> tuple[tuple[Call | None, int], ...]:
+    if engine is None:
+        return tuple((None, place) for place in range(len(_PLACES)))
+    calls = []
+    for place, (form, slot) in enumerate(_PLACES):
+        # The other slot of the engine's form where source and target may share buffers, any slot of it otherwise.
+        target = _PLACES.index((engine.output, 1 - slot if engine.output == form else 0))
+        calls.append((_bind(engine, form, sources[place], targets[target]), target))
+    return tuple(calls)
+
+
+def _bind(engine: LoadedEngine, form: Form, source: NDArray[Any], target: NDArray[Any]) -> Call:
+    """A call without arguments that runs an engine from one buffer into another."""
+    session = engine.sessions[form]
+    binding = session.io_binding()
+    binding.bind_ortvalue_input(session.get_inputs()[0].name, ort.OrtValue.ortvalue_from_numpy(source))
+    binding.bind_ortvalue_output(session.get_outputs()[0].name, ort.OrtValue.ortvalue_from_numpy(target))
+    run, label = session.run_with_iobinding, engine.label
+
+    def call() -> None:
+        try:
+            run(binding)
+        except Exception as error:  # its exceptions share no base but Exception
+            raise EngineError(f"{label} failed in ONNX Runtime: {error}") from error
+
+    return call
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """An array on a cache line, which an OrtValue can share instead of copying."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
