@@ -87,6 +87,7 @@ class RuntimeEngines(_Record, frozen=True, kw_only=True):
         head: the last features to logits.
         gate: the gate's step; its weights are among its outputs.
         feature_scales: a scale a block, first block included: what one step of uint8 is worth in its output's form.
+        static: by precision, the whole backbone as one engine, every block run: the baselines of a bench.
     """
 
     stem: Engine
@@ -94,6 +95,7 @@ class RuntimeEngines(_Record, frozen=True, kw_only=True):
     head: Engine
     gate: str
     feature_scales: list[float]
+    static: dict[Precision, str]
 
 
 class OptionRecord(_Record, frozen=True, kw_only=True):
@@ -130,8 +132,9 @@ class RangeRecord(_Record, frozen=True, kw_only=True):
 
     Attributes:
         block: index of the block.
-        option: name of the option.
-        tensor: ``conv1``, ``conv2``, ``projection`` (inputs), ``conv2_out``, ``projection_out`` or ``output``.
+        option: name of the option, or ``static`` for the static INT8 baseline.
+        tensor: ``images``, ``conv1``, ``conv2``, ``projection`` (inputs), ``conv2_out``, ``projection_out`` and
+            ``output``.
         low: least value.
         high: greatest value.
         source: ``routed``: measured on what the gate sends there; ``reached``: the gate sent nothing, so measured on
@@ -141,7 +144,7 @@ class RangeRecord(_Record, frozen=True, kw_only=True):
 
     block: NotNegative
     option: str
-    tensor: Literal["conv1", "conv2", "projection", "conv2_out", "projection_out", "output"]
+    tensor: Literal["images", "conv1", "conv2", "projection", "conv2_out", "projection_out", "output"]
     low: float
     high: float
     source: Literal["routed", "reached", "checkpoint", "statistics"]
@@ -167,6 +170,7 @@ class AccuracyRecord(_Record, frozen=True, kw_only=True):
         samples: images measured.
         top1_reference: share of right answers of the PyTorch reference.
         top1_bundle: likewise, of the bundle on ONNX Runtime.
+        top1_static: likewise, of each static baseline.
         route_agreement: share of block decisions equal to the reference's.
         computation_percentage_reference: mean over the samples.
         computation_percentage_bundle: likewise.
@@ -178,6 +182,7 @@ class AccuracyRecord(_Record, frozen=True, kw_only=True):
     samples: Positive
     top1_reference: float | None
     top1_bundle: float | None
+    top1_static: dict[Precision, float]
     route_agreement: float
     computation_percentage_reference: float
     computation_percentage_bundle: float

@@ -6,6 +6,7 @@ once for the extent of each tensor, once more for its histogram where the method
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,11 +17,14 @@ from torch import Tensor, nn
 
 from dfs_deploy.architecture import Architecture
 from dfs_deploy.calibration.histogram import Extent, HistogramCounter
-from dfs_deploy.calibration.methods import METHODS, Method, minmax
+from dfs_deploy.calibration.methods import METHODS, minmax
 from dfs_deploy.models import BasicBlock, DFSNetwork, QuantizedConv2d, run_option
 
-TensorName = Literal["conv1", "conv2", "projection", "conv2_out", "projection_out", "output"]
+TensorName = Literal["images", "conv1", "conv2", "projection", "conv2_out", "projection_out", "output"]
 CONV_INPUTS: tuple[TensorName, ...] = ("conv1", "conv2", "projection")
+STATIC = -1
+"""The option index under which the static network's ranges are kept."""
+
 Source = Literal["routed", "reached", "checkpoint", "statistics"]
 
 
@@ -32,7 +36,8 @@ class TensorKey:
         block: index of the block.
         option: index of the option.
         tensor: a convolution's input (``conv1``, ``conv2``, ``projection``), the normalised output of the second
-            convolution or of the projection (``conv2_out``, ``projection_out``), or the block's ``output``.
+            convolution or of the projection (``conv2_out``, ``projection_out``), the block's ``output``; or, of block 0
+            and the static network, the ``images``.
     """
 
     block: int
@@ -51,6 +56,7 @@ class CalibratedRange:
 
 
 Ranges = Mapping[TensorKey, CalibratedRange]
+Sink = Callable[[TensorKey, Tensor], None]
 Batches = Callable[[], Iterator[Tensor]]
 """Called once a pass; yields (N, C, H, W) float32, normalised, the same each time."""
 
@@ -80,24 +86,60 @@ def calibrate(
         one, so that a skipped block can pass on a feature map as it is.
     """
     taken = _count_taken(network, batches)
-    observed = _Observer(network, options, taken)
-    extents: dict[TensorKey, Extent] = {}
-    observed.run(batches, lambda key, x: extents.setdefault(key, Extent()).add(x))
-    choose: Method = minmax
-    histograms = {key: HistogramCounter(extent) for key, extent in extents.items()}
-    if method in METHODS and method != "minmax":
-        choose = METHODS[method]
-        observed.run(batches, lambda key, x: histograms[key].add(x))
+    observer = _RoutedObserver(network, options, taken)
+    intervals = _measure(functools.partial(observer.run, batches), method)
     ranges = {}
-    for key, extent in extents.items():
-        low, high = choose(histograms[key].result())
-        block = network.blocks[key.block]
+    for key, (low, high, samples) in intervals.items():
         source: Source = "routed" if taken.get((key.block, key.option), 0) else "reached"
         if method == "checkpoint" and key.tensor in CONV_INPUTS:
-            low, high = saturation(block, key.tensor)
+            low, high = saturation(network.blocks[key.block], key.tensor)
             source = "checkpoint"
-        ranges[key] = CalibratedRange(low, high, source, extent.samples)
+        ranges[key] = CalibratedRange(low, high, source, samples)
     return share_outputs(network.architecture, ranges)
+
+
+def calibrate_static(network: DFSNetwork, batches: Batches, method: str) -> dict[TensorKey, CalibratedRange]:
+    """Measures the tensors of the static network: every block in full precision for every sample, nothing clamped.
+
+    It is what a user would quantise who has the backbone alone; the static INT8 baseline is made from it.
+
+    Args:
+        network: the reference, in evaluation mode.
+        batches: the calibration data.
+        method: as for :func:`calibrate`; ``checkpoint`` measures by extent here.
+
+    Returns:
+        An interval for each tensor of each block, under the option :data:`STATIC`.
+    """
+
+    def run(sink: Sink) -> None:
+        with ExitStack() as stack, torch.no_grad():
+            for block in network.blocks:
+                emit = functools.partial(_emit_static, sink, block.shape.index)
+                for handle in _tap(block, emit, clamp=False):
+                    stack.callback(handle.remove)
+            for x in batches():
+                sink(TensorKey(0, STATIC, "images"), x)
+                network.backbone(x)
+
+    intervals = _measure(run, method)
+    return {key: CalibratedRange(low, high, "reached", samples) for key, (low, high, samples) in intervals.items()}
+
+
+def _emit_static(sink: Sink, block: int, tensor: TensorName, x: Tensor) -> None:
+    sink(TensorKey(block, STATIC, tensor), x)
+
+
+def _measure(run: Callable[[Sink], None], method: str) -> dict[TensorKey, tuple[float, float, int]]:
+    """Streams data once or twice, and chooses each tensor's interval; gives the samples seen with it."""
+    extents: dict[TensorKey, Extent] = {}
+    run(lambda key, x: extents.setdefault(key, Extent()).add(x))
+    choose = METHODS.get(method, minmax)
+    if choose is minmax:
+        return {key: (extent.low, extent.high, extent.samples) for key, extent in extents.items()}
+    histograms = {key: HistogramCounter(extent) for key, extent in extents.items()}
+    run(lambda key, x: histograms[key].add(x))
+    return {key: (*choose(histograms[key].result()), extent.samples) for key, extent in extents.items()}
 
 
 def from_checkpoint(network: DFSNetwork, options: Sequence[int]) -> dict[TensorKey, CalibratedRange]:
@@ -185,8 +227,8 @@ def _count_taken(network: DFSNetwork, batches: Batches) -> dict[tuple[int, int],
     return taken
 
 
-class _Observer:
-    """Hooks the tensors of gated blocks while the reference routes, and names them by block and option."""
+class _RoutedObserver:
+    """Names the tensors of gated blocks by block and option while the reference routes."""
 
     def __init__(self, network: DFSNetwork, options: Sequence[int], taken: Mapping[tuple[int, int], int]) -> None:
         self._network = network
@@ -194,10 +236,11 @@ class _Observer:
         self._taken = taken
         self._current: tuple[int, int] | None = None
 
-    def run(self, batches: Batches, sink: Callable[[TensorKey, Tensor], None]) -> None:
+    def run(self, batches: Batches, sink: Sink) -> None:
         with ExitStack() as stack:
             for block in self._network.blocks[1:]:
-                for handle in self._hooks(block, sink):
+                emit = functools.partial(self._emit, sink, block.shape.index)
+                for handle in _tap(block, emit, clamp=True):
                     stack.callback(handle.remove)
             for x in batches():
                 self._network.route(x, observer=self._before_group)
@@ -210,31 +253,32 @@ class _Observer:
                 run_option(self._network.blocks[block], features, self._network.options[other])
         self._current = (block, option) if option in self._options else None
 
-    def _hooks(self, block: BasicBlock, sink: Callable[[TensorKey, Tensor], None]) -> Iterator[Any]:
-        index = block.shape.index
+    def _emit(self, sink: Sink, block: int, tensor: TensorName, x: Tensor) -> None:
+        if self._current is not None and self._current[0] == block:
+            sink(TensorKey(block, self._current[1], tensor), x)
 
-        def emit(tensor: TensorName, x: Tensor) -> None:
-            if self._current is not None and self._current[0] == index:
-                sink(TensorKey(index, self._current[1], tensor), x.detach())
 
-        def input_hook(tensor: TensorName) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-            low, high = saturation(block, tensor)
+def _tap(block: BasicBlock, emit: Callable[[TensorName, Tensor], None], clamp: bool) -> Iterator[Any]:
+    """Hooks every tensor that an INT8 engine of a block rounds; yields the hooks' handles."""
 
-            def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-                emit(tensor, inputs[0].clamp(low, high) if high > low else inputs[0])
+    def on_input(tensor: TensorName) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        low, high = saturation(block, tensor)
 
-            return hook
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            emit(tensor, inputs[0].clamp(low, high) if clamp and high > low else inputs[0])
 
-        def output_hook(tensor: TensorName) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-            def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-                emit(tensor, output)
+        return hook
 
-            return hook
+    def on_output(tensor: TensorName) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            emit(tensor, output)
 
-        yield block.conv1.register_forward_pre_hook(input_hook("conv1"))
-        yield block.conv2.register_forward_pre_hook(input_hook("conv2"))
-        yield block.norm2.register_forward_hook(output_hook("conv2_out"))
-        yield block.register_forward_hook(output_hook("output"))
-        if block.projection is not None:
-            yield block.projection.conv.register_forward_pre_hook(input_hook("projection"))
-            yield block.projection.norm.register_forward_hook(output_hook("projection_out"))
+        return hook
+
+    yield block.conv1.register_forward_pre_hook(on_input("conv1"))
+    yield block.conv2.register_forward_pre_hook(on_input("conv2"))
+    yield block.norm2.register_forward_hook(on_output("conv2_out"))
+    yield block.register_forward_hook(on_output("output"))
+    if block.projection is not None:
+        yield block.projection.conv.register_forward_pre_hook(on_input("projection"))
+        yield block.projection.norm.register_forward_hook(on_output("projection_out"))

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dfs_deploy.bundle import Bundle
 from dfs_deploy.models import DFSNetwork
-from dfs_deploy.options import computation_percentage
+from dfs_deploy.options import Precision, computation_percentage
 from dfs_deploy.runtimes import Runtime
+from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
 
 BATCH = 128
 
@@ -108,3 +110,22 @@ def summarize(
         ),
         block_agreement=tuple(float(100.0 * share) for share in agreement.mean(0)),
     )
+
+
+def static_top1(bundle: Bundle, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> dict[Precision, float]:
+    """Share of right answers, in percent, of each static baseline in a bundle.
+
+    Args:
+        bundle: with engines for ONNX Runtime.
+        images: (N, H, W, C) uint8.
+        labels: (N,) int64.
+    """
+    shares: dict[Precision, float] = {}
+    for precision in bundle.manifest.runtimes["onnxruntime"].static:
+        with StaticEngine(bundle, precision) as engine:
+            right = sum(
+                int(np.sum(engine(bundle.input.normalize(images[s : s + BATCH])).argmax(1) == labels[s : s + BATCH]))
+                for s in range(0, len(images), BATCH)
+            )
+        shares[precision] = 100.0 * right / len(images)
+    return shares

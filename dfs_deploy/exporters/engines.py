@@ -85,11 +85,7 @@ def head_engine(head: HeadPart, size: tuple[int, int], grid: Grid | None) -> byt
     """The last features to logits (N, classes) float32."""
     graph = GraphBuilder("head")
     features = feature_input(graph, head.weight.shape[1], size, grid)
-    pooled = graph.node("Flatten", graph.node("GlobalAveragePool", features))
-    logits = graph.node(
-        "Gemm", pooled, graph.constant("weight", head.weight), graph.constant("bias", head.bias), transB=1
-    )
-    graph.output(logits, "output", np.float32, (BATCH, head.weight.shape[0]))
+    graph.output(classify(graph, features, head, np.float32), "output", np.float32, (BATCH, head.weight.shape[0]))
     return graph.build()
 
 
@@ -152,13 +148,13 @@ def gate_engine(gate: GatePart) -> bytes:
     return graph.build()
 
 
-def residual(graph: GraphBuilder, features: str, block: BlockPart, dtype: type[np.floating]) -> str:
-    """The block's nodes in float arithmetic; returns the output's name."""
+def residual(graph: GraphBuilder, features: str, block: BlockPart, dtype: type[np.floating], prefix: str = "") -> str:
+    """The block's nodes in float arithmetic, constants named from ``prefix``; returns the output's name."""
     shortcut = features
     if block.projection is not None:
-        shortcut = convolve(graph, "projection", features, block.projection, dtype)
-    y = graph.node("Relu", convolve(graph, "conv1", features, block.conv1, dtype))
-    y = convolve(graph, "conv2", y, block.conv2, dtype)
+        shortcut = convolve(graph, f"{prefix}projection", features, block.projection, dtype)
+    y = graph.node("Relu", convolve(graph, f"{prefix}conv1", features, block.conv1, dtype))
+    y = convolve(graph, f"{prefix}conv2", y, block.conv2, dtype)
     return graph.node("Relu", graph.node("Add", y, shortcut))
 
 
@@ -173,6 +169,13 @@ def convolve(graph: GraphBuilder, name: str, x: str, part: ConvPart, dtype: type
     weight = graph.constant(f"{name}_weight", part.weight.astype(dtype))
     bias = graph.constant(f"{name}_bias", part.bias.astype(dtype))
     return graph.node("Conv", x, weight, bias, **conv_attributes(part))
+
+
+def classify(graph: GraphBuilder, features: str, head: HeadPart, dtype: type[np.floating]) -> str:
+    """The classifier's nodes; returns the logits' name."""
+    pooled = graph.node("Flatten", graph.node("GlobalAveragePool", features))
+    weight = graph.constant("head_weight", head.weight.astype(dtype))
+    return graph.node("Gemm", pooled, weight, graph.constant("head_bias", head.bias.astype(dtype)), transB=1)
 
 
 def conv_attributes(part: ConvPart) -> dict[str, Any]:

@@ -18,16 +18,24 @@ from torch import Tensor
 import dfs_deploy
 from dfs_deploy import bundle as schema
 from dfs_deploy.bundle import SUFFIX, Bundle, write_bundle
-from dfs_deploy.calibration import METHODS, CalibratedRange, TensorKey, calibrate, from_checkpoint
+from dfs_deploy.calibration import (
+    METHODS,
+    STATIC,
+    CalibratedRange,
+    TensorKey,
+    calibrate,
+    calibrate_static,
+    from_checkpoint,
+)
 from dfs_deploy.checkpoints import Checkpoint, load_checkpoint
 from dfs_deploy.datasets import Dataset, load_dataset
 from dfs_deploy.errors import UsageError
-from dfs_deploy.exporters.comparison import Comparison, compare
+from dfs_deploy.exporters.comparison import Comparison, compare, static_top1
 from dfs_deploy.exporters.probes import make_probes, pack_samples, pick_samples
 from dfs_deploy.exporters.validation import Validation, validate
 from dfs_deploy.exporters.writing import EngineWriter
 from dfs_deploy.files import sha256
-from dfs_deploy.options import PRECISIONS, Options, engine_precision, parse_targets
+from dfs_deploy.options import PRECISIONS, Options, Precision, engine_precision, parse_targets
 from dfs_deploy.runtimes import Runtime
 
 RUNTIMES = ("onnxruntime", "tensorrt")
@@ -102,7 +110,7 @@ def export(
     data = _load_data(calibration_data, loaded, calibration_samples or DEFAULT_SAMPLES, seed)
     rounded = [i for i, option in enumerate(network.options) if engine_precision(option, wanted) == "int8"]
     method = _check_method(calibration_method, data, loaded, bool(rounded))
-    ranges = _calibrate(loaded, rounded, data, method, report) if rounded else {}
+    ranges = _calibrate(loaded, rounded, data, method, report) if "int8" in wanted else {}
 
     writer = EngineWriter(network, ranges, wanted, weight_bits or 8)
     engines = {}
@@ -130,7 +138,7 @@ def export(
             class_names=list(loaded.input.class_names),
         ),
         runtimes=engines,
-        calibration=_calibration_record(loaded, ranges, data, method, seed, weight_bits or 8) if rounded else None,
+        calibration=_calibration_record(loaded, ranges, data, method, seed, weight_bits or 8) if ranges else None,
         accuracy=None,
         substitutions=_served(network.options, wanted),
         samples="samples.npz",
@@ -142,11 +150,12 @@ def export(
         draft = write_bundle(Path(folder) / f"draft{SUFFIX}", manifest, files)
         report("validating", 0.0)
         validation = validate(draft, network, loaded.input.normalize(samples.images))
-        comparison = None
+        comparison, static = None, {}
         if data is not None and "onnxruntime" in made_for:
             with Runtime(draft) as runtime:
                 comparison = compare(runtime, network, data.images, data.labels, functools.partial(report, "measuring"))
-    accuracy = None if comparison is None or data is None else _accuracy_record(comparison, data)
+            static = static_top1(draft, data.images, data.labels)
+    accuracy = None if comparison is None or data is None else _accuracy_record(comparison, static, data)
     bundle = write_bundle(out, msgspec.structs.replace(manifest, accuracy=accuracy), files)
     report("done", 1.0)
     return Exported(bundle, validation, comparison, loaded.assumptions)
@@ -203,7 +212,7 @@ def _calibrate(
     if data is None:
         return from_checkpoint(loaded.network, options)
     total = -(-len(data.images) // _BATCH)
-    passes = 2 if method in ("checkpoint", "minmax") else 3
+    passes = 3 if method in ("checkpoint", "minmax") else 5
     done = 0
 
     def batches() -> Iterator[Tensor]:
@@ -213,7 +222,8 @@ def _calibrate(
             done += 1
             report(f"calibrating ({method})", min(done / (passes * total), 1.0))
 
-    return calibrate(loaded.network, options, batches, method)
+    routed = calibrate(loaded.network, options, batches, method) if options else {}
+    return {**routed, **calibrate_static(loaded.network, batches, method)}
 
 
 def _producer() -> dict[str, str]:
@@ -255,7 +265,7 @@ def _calibration_record(
     seed: int,
     weight_bits: Literal[7, 8],
 ) -> schema.CalibrationRecord:
-    names = loaded.network.options.names
+    names = {STATIC: "static", **dict(enumerate(loaded.network.options.names))}
     return schema.CalibrationRecord(
         method=method,
         data=None if data is None else data.name,
@@ -277,12 +287,13 @@ def _calibration_record(
     )
 
 
-def _accuracy_record(comparison: Comparison, data: Dataset) -> schema.AccuracyRecord:
+def _accuracy_record(comparison: Comparison, static: dict[Precision, float], data: Dataset) -> schema.AccuracyRecord:
     return schema.AccuracyRecord(
         data=data.name,
         samples=comparison.samples,
         top1_reference=comparison.top1_reference,
         top1_bundle=comparison.top1_bundle,
+        top1_static=static,
         route_agreement=comparison.route_agreement,
         computation_percentage_reference=comparison.computation_percentage_reference,
         computation_percentage_bundle=comparison.computation_percentage_bundle,

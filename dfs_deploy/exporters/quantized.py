@@ -77,84 +77,104 @@ def onnxruntime_block(name: str, block: BlockPart, ranges: BlockRanges, grid: Gr
             stride block passes on is negative in parts, which the grid of a block's output cannot hold.
         weight_bits: 8 or 7.
     """
-    shape, writer = block.shape, _OnnxRuntimeWriter(GraphBuilder(name), weight_bits)
-    graph = writer.graph
+    shape, graph = block.shape, GraphBuilder(name)
     features_shape = (BATCH, shape.in_channels, *shape.in_size)
     features = graph.input("features", np.float32 if grid is None else np.uint8, features_shape)
-    out_grid = uint8_grid(Range(0.0, ranges.output.high))
-
-    def conv_input(conv: str, interval: Range) -> tuple[str, Grid]:
-        if grid is None:
-            own = uint8_grid(interval)
-            # One tensor, quantised once, where both convolutions that read it saturate alike.
-            label = "conv1" if interval == ranges.conv1 else conv
-            return writer.quantize(f"{label}_input", features, own), own
-        return writer.clip(conv, features, grid, interval), grid
-
-    y, y_grid = conv_input("conv1", ranges.conv1)
-    hidden = uint8_grid(Range(0.0, ranges.conv2.high))
-    y = writer.conv("conv1", y, y_grid, block.conv1, hidden)  # clamping at zero is the relu
-    out = uint8_grid(ranges.conv2_out)
-    y = writer.dequantize("conv2_output", writer.conv("conv2", y, hidden, block.conv2, out), out)
-    if block.projection is not None:
-        assert ranges.projection is not None and ranges.projection_out is not None  # noqa: S101 (calibrated together)
-        shortcut, shortcut_grid = conv_input("projection", ranges.projection)
-        projected = uint8_grid(ranges.projection_out)
-        shortcut = writer.conv("projection", shortcut, shortcut_grid, block.projection, projected)
-        shortcut = writer.dequantize("projection_output", shortcut, projected)
-    else:
-        shortcut = features if grid is None else writer.dequantize("features", features, grid)
-    output = writer.quantize("block_output", graph.node("Add", y, shortcut), out_grid)  # clamping at zero is the relu
+    writer = OnnxRuntimeWriter(graph, weight_bits)
+    output = writer.block(features, grid, block, ranges)
     graph.output(output, "output", np.uint8, (BATCH, shape.out_channels, *shape.out_size))
     return graph.build()
 
 
-class _OnnxRuntimeWriter:
-    def __init__(self, graph: GraphBuilder, weight_bits: int) -> None:
-        self.graph = graph
+class OnnxRuntimeWriter:
+    """Adds INT8 nodes in ONNX Runtime's form to a graph.
+
+    Args:
+        graph: where to add them.
+        weight_bits: 8 or 7.
+        prefix: of the names of constants, so that several blocks can share a graph.
+    """
+
+    def __init__(self, graph: GraphBuilder, weight_bits: int, prefix: str = "") -> None:
+        self._graph = graph
         self._weight_bits = weight_bits
+        self._prefix = prefix
         self._quantized: dict[str, str] = {}
 
+    def block(self, features: str, grid: Grid | None, block: BlockPart, ranges: BlockRanges) -> str:
+        """A residual block, from float32 (no grid) or uint8 features to uint8 on :func:`output_grid`."""
+
+        def conv_input(conv: str, interval: Range) -> tuple[str, Grid]:
+            if grid is not None:
+                return self._clip(conv, features, grid, interval), grid
+            own = uint8_grid(interval)
+            # One tensor, quantised once, where both convolutions that read it saturate alike.
+            return self.quantize("conv1_input" if interval == ranges.conv1 else f"{conv}_input", features, own), own
+
+        hidden, out = uint8_grid(Range(0.0, ranges.conv2.high)), uint8_grid(ranges.conv2_out)
+        y, y_grid = conv_input("conv1", ranges.conv1)
+        y = self.conv("conv1", y, y_grid, block.conv1, hidden)  # clamping at zero is the relu
+        y = self.dequantize("conv2_output", self.conv("conv2", y, hidden, block.conv2, out), out)
+        if block.projection is not None:
+            assert ranges.projection is not None and ranges.projection_out is not None  # noqa: S101 (one calibration)
+            shortcut, shortcut_grid = conv_input("projection", ranges.projection)
+            projected = uint8_grid(ranges.projection_out)
+            shortcut = self.conv("projection", shortcut, shortcut_grid, block.projection, projected)
+            shortcut = self.dequantize("projection_output", shortcut, projected)
+        else:
+            shortcut = features if grid is None else self.dequantize("features", features, grid)
+        # Clamping at zero is the relu.
+        return self.quantize("block_output", self._graph.node("Add", y, shortcut), output_grid(ranges))
+
     def quantize(self, name: str, value: str, grid: Grid) -> str:
+        """A float32 value on a grid; asked for twice under one name, made once."""
         if name not in self._quantized:
-            constants = grid_constants(self.graph, name, grid)
-            self._quantized[name] = self.graph.node("QuantizeLinear", value, *constants)
+            constants = grid_constants(self._graph, self._prefix + name, grid)
+            self._quantized[name] = self._graph.node("QuantizeLinear", value, *constants)
         return self._quantized[name]
 
     def dequantize(self, name: str, value: str, grid: Grid) -> str:
-        return self.graph.node("DequantizeLinear", value, *grid_constants(self.graph, name, grid))
-
-    def clip(self, name: str, value: str, grid: Grid, interval: Range) -> str:
-        """Saturates uint8 values where the interval ends before the grid does."""
-        low, high = (round(end / grid.scale) + grid.zero_point for end in (interval.low, interval.high))
-        low, high = max(low, 0), min(high, UINT8_STEPS)
-        if (low, high) == (0, UINT8_STEPS):
-            return value
-        bounds = (self.graph.constant(f"{name}_{end}", np.uint8(v)) for end, v in (("low", low), ("high", high)))
-        return self.graph.node("Clip", value, *bounds)
+        """A uint8 value as float32."""
+        return self._graph.node("DequantizeLinear", value, *grid_constants(self._graph, self._prefix + name, grid))
 
     def conv(self, name: str, x: str, grid: Grid, part: ConvPart, out: Grid) -> str:
         """A convolution in integers: uint8 in, uint8 out."""
-        graph = self.graph
+        graph, prefix = self._graph, self._prefix + name
         levels, scale = quantize_weight(part.weight, self._weight_bits)
         bias_scale = scale.astype(np.float64) * grid.scale
         bias = np.clip(np.rint(part.bias / bias_scale), -(2**31), 2**31 - 1).astype(np.int32)
         weight = graph.node(
             "DequantizeLinear",
-            graph.constant(f"{name}_weight", levels),
-            graph.constant(f"{name}_weight_scale", scale),
-            graph.constant(f"{name}_weight_zero_point", np.zeros(len(scale), np.int8)),
+            graph.constant(f"{prefix}_weight", levels),
+            graph.constant(f"{prefix}_weight_scale", scale),
+            graph.constant(f"{prefix}_weight_zero_point", np.zeros(len(scale), np.int8)),
             axis=0,
         )
         offset = graph.node(
             "DequantizeLinear",
-            graph.constant(f"{name}_bias", bias),
-            graph.constant(f"{name}_bias_scale", bias_scale.astype(np.float32)),
-            graph.constant(f"{name}_bias_zero_point", np.zeros(len(scale), np.int32)),
+            graph.constant(f"{prefix}_bias", bias),
+            graph.constant(f"{prefix}_bias_scale", bias_scale.astype(np.float32)),
+            graph.constant(f"{prefix}_bias_zero_point", np.zeros(len(scale), np.int32)),
             axis=0,
         )
         y = graph.node("Conv", self.dequantize(f"{name}_input", x, grid), weight, offset, **conv_attributes(part))
         return self.quantize(f"{name}_output", y, out)
+
+    def _clip(self, name: str, value: str, grid: Grid, interval: Range) -> str:
+        """Saturates uint8 values where the interval ends before the grid does."""
+        low, high = (round(end / grid.scale) + grid.zero_point for end in (interval.low, interval.high))
+        low, high = max(low, 0), min(high, UINT8_STEPS)
+        if (low, high) == (0, UINT8_STEPS):
+            return value
+        ends = [
+            self._graph.constant(f"{self._prefix}{name}_{n}", np.uint8(v)) for n, v in (("low", low), ("high", high))
+        ]
+        return self._graph.node("Clip", value, *ends)
+
+
+def output_grid(ranges: BlockRanges) -> Grid:
+    """The grid of a block's output, which a relu keeps from being negative."""
+    return uint8_grid(Range(0.0, ranges.output.high))
 
 
 def tensorrt_block(name: str, block: BlockPart, ranges: BlockRanges) -> bytes:

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import cast
 
 import numpy as np
 
 from dfs_deploy.bundle import BlockEngines, Engine, Form, RuntimeEngines
-from dfs_deploy.calibration import CalibratedRange, TensorKey, TensorName, group_of
+from dfs_deploy.calibration import STATIC, CalibratedRange, TensorKey, TensorName, group_of
 from dfs_deploy.exporters.engines import Grid, block_engine, gate_engine, head_engine, skip_engine, stem_engine
 from dfs_deploy.exporters.quantized import BlockRanges, onnxruntime_block, tensorrt_block, uint8_grid
-from dfs_deploy.exporters.split import BlockPart, Range, split_block, split_gate, split_head, split_skip, split_stem
+from dfs_deploy.exporters.split import (
+    BlockPart,
+    Range,
+    split_block,
+    split_conv,
+    split_gate,
+    split_head,
+    split_skip,
+    split_stem,
+)
+from dfs_deploy.exporters.static import FloatStep, Int8Step, StemRanges, Step, straight_line
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import FULL_BITS, Option, Precision, engine_precision
 
@@ -34,7 +45,7 @@ class EngineWriter:
 
     network: DFSNetwork
     ranges: Mapping[TensorKey, CalibratedRange]
-    targets: Sequence[str]
+    targets: Sequence[Precision]
     weight_bits: int
     files: dict[str, bytes] = field(default_factory=dict)
 
@@ -46,7 +57,7 @@ class EngineWriter:
         """
         network, shapes = self.network, list(self.network.architecture.block_shapes())
         grids = self._feature_grids()
-        passes_bytes = runtime == "onnxruntime" and bool(self.ranges)
+        passes_bytes = runtime == "onnxruntime" and any(key.option != STATIC for key in self.ranges)
         forms: tuple[Form, ...] = ("float32", "uint8") if passes_bytes else ("float32",)
         blocks = []
         for index, block in enumerate(network.blocks[1:], 1):
@@ -77,7 +88,47 @@ class EngineWriter:
             head=self._add("common/head", "fp32", heads),
             gate="common/gate.onnx",
             feature_scales=[grid.scale for grid in grids],
+            static=self._static(runtime),
         )
+
+    def _static(self, runtime: str) -> dict[Precision, str]:
+        """The whole backbone in each target precision: what a user would deploy who has no gate."""
+        if runtime != "onnxruntime":
+            return {}
+        network = self.network
+        stem = split_conv(network.backbone.stem_conv, network.backbone.stem_norm)
+        blocks = [split_block(block, Option(FULL_BITS)) for block in network.blocks]
+        head = split_head(network)
+        made: dict[Precision, bytes] = {}
+        for precision in self.targets:
+            if precision == "int8":
+                chosen = self._static_int8_steps(blocks)
+                if chosen is not None:
+                    steps, stem_ranges = chosen
+                    made[precision] = straight_line(
+                        "static_int8", stem, steps, head, stem_ranges=stem_ranges, weight_bits=self.weight_bits
+                    )
+            else:
+                floats = [FloatStep(block) for block in blocks]
+                made[precision] = straight_line(f"static_{precision}", stem, floats, head, dtype=_DTYPES[precision])
+        files: dict[Precision, str] = {p: f"onnxruntime/static-{p}.onnx" for p in made}
+        self.files.update({files[p]: data for p, data in made.items()})
+        return files
+
+    def _static_int8_steps(self, blocks: Sequence[BlockPart]) -> tuple[list[Step], StemRanges | None] | None:
+        """All blocks in INT8 by the static network's own ranges; or, without data, by the ranges of an 8-bit option."""
+        images = self.ranges.get(TensorKey(0, STATIC, "images"))
+        if images is not None:
+            steps: list[Step] = [Int8Step(block, self._block_ranges(i, STATIC)) for i, block in enumerate(blocks)]
+            first = steps[0]
+            assert isinstance(first, Int8Step)  # noqa: S101 (made two lines above)
+            return steps, StemRanges(Range(images.low, images.high), first.ranges.conv1)
+        options = sorted({key.option for key in self.ranges})
+        if not options:
+            return None
+        best = max(options, key=lambda position: self.network.options[position].bits)
+        gated: list[Step] = [Int8Step(block, self._block_ranges(i, best)) for i, block in enumerate(blocks[1:], 1)]
+        return [FloatStep(blocks[0]), *gated], None
 
     def _option_engines(
         self, runtime: str, index: int, option: Option, inputs: Mapping[Form, Grid | None]
@@ -112,7 +163,7 @@ class EngineWriter:
         part: BlockPart,
         inputs: Mapping[Form, Grid | None],
     ) -> Engine:
-        ranges = self._block_ranges(index, option)
+        ranges = self._block_ranges(index, self.network.options.bits.index(option.bits))
         if runtime == "tensorrt":
             return self._add(
                 f"tensorrt/{name}-int8", "int8", {"float32": tensorrt_block(f"{graph}_int8", part, ranges)}
@@ -128,28 +179,17 @@ class EngineWriter:
         self.files.update({paths[form]: data for form, data in content.items()})
         return Engine(precision=precision, output=output, files=paths)
 
-    def _block_ranges(self, index: int, option: Option) -> BlockRanges:
-        position = self.network.options.bits.index(option.bits)
-
-        def interval(tensor: TensorName) -> Range | None:
-            found = self.ranges.get(TensorKey(index, position, tensor))
-            return None if found is None else Range(found.low, found.high)
-
-        def required(tensor: TensorName) -> Range:
-            found = self.ranges[TensorKey(index, position, tensor)]
-            return Range(found.low, found.high)
-
-        return BlockRanges(
-            conv1=required("conv1"),
-            conv2=required("conv2"),
-            conv2_out=required("conv2_out"),
-            output=required("output"),
-            projection=interval("projection"),
-            projection_out=interval("projection_out"),
-        )
+    def _block_ranges(self, index: int, position: int) -> BlockRanges:
+        names = [field.name for field in fields(BlockRanges)]
+        found = {name: self.ranges.get(TensorKey(index, position, cast(TensorName, name))) for name in names}
+        return BlockRanges(**{name: Range(r.low, r.high) for name, r in found.items() if r is not None})
 
     def _feature_grids(self) -> list[Grid]:
         """The uint8 grid of each block's output; one a group, whatever the option, so that a skip can pass it on."""
         groups = group_of(self.network.architecture)
-        highest = {groups[key.block]: value.high for key, value in self.ranges.items() if key.tensor == "output"}
+        highest = {
+            groups[key.block]: value.high
+            for key, value in self.ranges.items()
+            if key.tensor == "output" and key.option != STATIC
+        }
         return [uint8_grid(Range(0.0, highest.get(group, 1.0))) for group in groups]

@@ -7,12 +7,14 @@ sample, whatever the batch: a larger product may add in another order.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+Features = NDArray[np.float32] | NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class GateWeights:
 
 
 class Gate(ABC):
-    """Steps the LSTM through a network, block by block, for a batch."""
+    """Steps the LSTM through a network, block by block, for one sample or a batch."""
 
     name: str
     """How ``doctor`` and ``bench`` call it."""
@@ -51,30 +53,34 @@ class Gate(ABC):
         """Forgets: the next step is the first block's, for this many samples."""
 
     @abstractmethod
-    def step(self, block: int, features: NDArray[np.float32] | NDArray[np.uint8], scale: float) -> NDArray[np.int64]:
-        """Decides over the block after ``block`` for samples whose features are all in one form.
+    def bind(self, block: int, features: Features, scale: float) -> Callable[[], int]:
+        """A step for one sample whose features always lie in one buffer.
 
         Args:
-            block: index of the block that made the features; 0 is the first.
-            features: (N, C, H, W), float32, or uint8 worth ``scale`` a step.
+            block: index of the block that makes the features; 0 is the first.
+            features: (1, C, H, W) contiguous, float32, or uint8 worth ``scale`` a step. Read at each call.
             scale: what one step of uint8 is worth; ignored for float32.
 
         Returns:
-            (N,) int64 option indices; of equal scores the lowest.
+            A call that steps the state once and gives the option index for the block after ``block``; of equal scores
+            the lowest. It goes with ``reset(1)``.
         """
 
     @abstractmethod
-    def step_mixed(
-        self, block: int, floats: Array, bytes_: NDArray[np.uint8], in_bytes: NDArray[np.bool_], scale: float
+    def step(
+        self, block: int, floats: Array, integers: NDArray[np.uint8], in_uint8: NDArray[np.bool_], scale: float
     ) -> NDArray[np.int64]:
-        """As ``step``, for a batch of which each sample's features are in one of two forms.
+        """Steps a batch of which each sample's features are in one of two forms.
 
         Args:
             block: index of the block that made the features.
-            floats: (N, C, H, W) float32; valid where ``in_bytes`` is false.
-            bytes_: (N, C, H, W) uint8; valid where it is true.
-            in_bytes: (N,) bool.
+            floats: (N, C, H, W) float32, contiguous; valid where ``in_uint8`` is false.
+            integers: (N, C, H, W) uint8, contiguous; valid where it is true.
+            in_uint8: (N,) bool.
             scale: what one step of uint8 is worth.
+
+        Returns:
+            (N,) int64 option indices; of equal scores the lowest.
         """
 
 
@@ -85,21 +91,24 @@ class NumpyGate(Gate):
 
     def __init__(self, weights: GateWeights) -> None:
         self._weights = weights
-        self._hidden = self._cell = np.zeros((1, weights.hidden), np.float32)
+        self.reset(1)
 
     def reset(self, samples: int) -> None:
         self._hidden = np.zeros((samples, self._weights.hidden), np.float32)
         self._cell = np.zeros_like(self._hidden)
 
-    def step(self, block: int, features: NDArray[np.float32] | NDArray[np.uint8], scale: float) -> NDArray[np.int64]:
-        return self._decide(block, pool(features, scale))
+    def bind(self, block: int, features: Features, scale: float) -> Callable[[], int]:
+        def step() -> int:
+            return int(self._decide(block, pool(features, scale))[0])
 
-    def step_mixed(
-        self, block: int, floats: Array, bytes_: NDArray[np.uint8], in_bytes: NDArray[np.bool_], scale: float
+        return step
+
+    def step(
+        self, block: int, floats: Array, integers: NDArray[np.uint8], in_uint8: NDArray[np.bool_], scale: float
     ) -> NDArray[np.int64]:
         pooled = np.empty(floats.shape[:2], np.float32)
-        pooled[~in_bytes] = pool(floats[~in_bytes], scale)
-        pooled[in_bytes] = pool(bytes_[in_bytes], scale)
+        pooled[~in_uint8] = pool(floats[~in_uint8], scale)
+        pooled[in_uint8] = pool(integers[in_uint8], scale)
         return self._decide(block, pooled)
 
     def _decide(self, block: int, pooled: Array) -> NDArray[np.int64]:
@@ -114,7 +123,7 @@ class NumpyGate(Gate):
         return np.asarray(scores.argmax(1), np.int64)
 
 
-def pool(features: NDArray[np.float32] | NDArray[np.uint8], scale: float) -> Array:
+def pool(features: Features, scale: float) -> Array:
     """Averages each channel over the map: (N, C, H, W) to (N, C) float32."""
     n, c, h, w = features.shape
     flat = features.reshape(n * c, h * w)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Form
-from dfs_deploy.errors import EngineError
 from dfs_deploy.runtimes.gate import Gate
+from dfs_deploy.runtimes.onnxruntime.binding import run_once
 from dfs_deploy.runtimes.onnxruntime.sessions import LoadedEngine, LoadedEngines
 
 
@@ -35,17 +35,17 @@ class BatchDispatch:
         features = _Features(_run(engines.stem, "float32", images))
         for index, block in enumerate(engines.blocks):
             scale = engines.feature_scales[index]
-            decision = self._gate.step_mixed(index, features.floats, features.bytes, features.in_bytes, scale)
+            decision = self._gate.step(index, features.floats, features.integers, features.in_uint8, scale)
             path[:, index] = decision if forced is None else forced[:, index]
             features = _run_block(block.options, features, path[:, index])
         return self._classify(features), path
 
     def _classify(self, features: _Features) -> NDArray[np.float32]:
         logits: NDArray[np.float32] | None = None
-        for form, rows in features.by_form(np.arange(len(features.in_bytes))):
+        for form, rows in features.by_form(np.arange(len(features.in_uint8))):
             part = _run(self._engines.head, form, features.of(form)[rows])
             if logits is None:
-                logits = np.empty((len(features.in_bytes), part.shape[1]), np.float32)
+                logits = np.empty((len(features.in_uint8), part.shape[1]), np.float32)
             logits[rows] = part
         assert logits is not None  # noqa: S101 (a batch is never empty)
         return logits
@@ -55,28 +55,28 @@ class _Features:
     """The feature maps of a batch, each sample's in one of two forms.
 
     Attributes:
-        floats: (N, C, H, W) float32; valid where ``in_bytes`` is false.
-        bytes: (N, C, H, W) uint8; valid where it is true.
-        in_bytes: (N,) bool.
+        floats: (N, C, H, W) float32; valid where ``in_uint8`` is false.
+        integers: (N, C, H, W) uint8; valid where it is true.
+        in_uint8: (N,) bool.
     """
 
     def __init__(self, floats: NDArray[np.float32]) -> None:
         self.floats = floats
-        self.bytes: NDArray[np.uint8] = np.empty(floats.shape, np.uint8)
-        self.in_bytes = np.zeros(len(floats), np.bool_)
+        self.integers: NDArray[np.uint8] = np.empty(floats.shape, np.uint8)
+        self.in_uint8 = np.zeros(len(floats), np.bool_)
 
     def of(self, form: Form) -> NDArray[Any]:
-        return self.bytes if form == "uint8" else self.floats
+        return self.integers if form == "uint8" else self.floats
 
     def by_form(self, rows: NDArray[np.intp]) -> list[tuple[Form, NDArray[np.intp]]]:
         """Splits some samples by the form that they are in; leaves out a form that none is in."""
-        in_bytes = self.in_bytes[rows]
-        groups: list[tuple[Form, NDArray[np.intp]]] = [("float32", rows[~in_bytes]), ("uint8", rows[in_bytes])]
+        in_uint8 = self.in_uint8[rows]
+        groups: list[tuple[Form, NDArray[np.intp]]] = [("float32", rows[~in_uint8]), ("uint8", rows[in_uint8])]
         return [(form, group) for form, group in groups if len(group)]
 
     def put(self, form: Form, rows: NDArray[np.intp], values: NDArray[Any]) -> None:
         self.of(form)[rows] = values
-        self.in_bytes[rows] = form == "uint8"
+        self.in_uint8[rows] = form == "uint8"
 
 
 def _run_block(options: tuple[LoadedEngine | None, ...], features: _Features, choice: NDArray[np.uint8]) -> _Features:
@@ -96,9 +96,4 @@ def _run_block(options: tuple[LoadedEngine | None, ...], features: _Features, ch
 
 
 def _run(engine: LoadedEngine, form: Form, features: NDArray[Any]) -> NDArray[Any]:
-    session = engine.sessions[form]
-    try:
-        output: NDArray[Any] = session.run(None, {session.get_inputs()[0].name: features})[0]
-    except Exception as error:  # its exceptions share no base but Exception
-        raise EngineError(f"{engine.label} failed in ONNX Runtime: {error}") from error
-    return output
+    return run_once(engine.sessions[form], engine.label, features)

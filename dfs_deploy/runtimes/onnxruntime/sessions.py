@@ -14,6 +14,7 @@ from dfs_deploy.bundle import Bundle, Engine, Form
 from dfs_deploy.errors import BundleError
 from dfs_deploy.runtimes.base import Substitution
 from dfs_deploy.runtimes.gate import GateWeights
+from dfs_deploy.runtimes.onnxruntime.binding import session_options
 
 PROVIDERS = ["CPUExecutionProvider"]
 
@@ -125,10 +126,7 @@ class _Loader:
     def __init__(self, bundle: Bundle, threads: int) -> None:
         self._bundle = bundle
         self._sessions: dict[str, ort.InferenceSession] = {}
-        self._options = ort.SessionOptions()
-        self._options.intra_op_num_threads = threads
-        self._options.inter_op_num_threads = 1
-        self._options.log_severity_level = 3  # warnings about this machine's sysfs help nobody here
+        self._options = session_options(threads)
 
     def engine(self, engine: Engine, label: str) -> LoadedEngine:
         sessions = {form: self.session(file) for form, file in engine.files.items()}

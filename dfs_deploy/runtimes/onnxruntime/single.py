@@ -11,20 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dfs_deploy.architecture import Architecture
 from dfs_deploy.bundle import Form
-from dfs_deploy.errors import EngineError
 from dfs_deploy.runtimes.gate import Gate
+from dfs_deploy.runtimes.onnxruntime.binding import Call, aligned_buffer, bind
 from dfs_deploy.runtimes.onnxruntime.sessions import LoadedEngine, LoadedEngines
-
-Call = Callable[[], None]
 
 _FORMS: tuple[Form, Form] = ("float32", "uint8")
 _PLACES = tuple((form, slot) for form in _FORMS for slot in (0, 1))
-_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -32,13 +28,11 @@ class _Step:
     """One gated block.
 
     Attributes:
-        features: what the gate reads, by place.
-        scale: what one step of uint8 features is worth.
+        decide: the gate's step on the block's input, by place.
         calls: by option and place, what to call, ``None`` for nothing, and the place after it.
     """
 
-    features: tuple[NDArray[Any], ...]
-    scale: float
+    decide: tuple[Callable[[], int], ...]
     calls: tuple[tuple[tuple[Call | None, int], ...], ...]
 
 
@@ -54,21 +48,23 @@ class SingleDispatch:
     def __init__(self, engines: LoadedEngines, gate: Gate, architecture: Architecture) -> None:
         self._gate = gate
         shapes = list(architecture.block_shapes())
-        images = _aligned((1, *architecture.image_shape), np.dtype(np.float32))
-        logits = _aligned((1, architecture.classes), np.dtype(np.float32))
+        images = aligned_buffer((1, *architecture.image_shape), np.dtype(np.float32))
+        logits = aligned_buffer((1, architecture.classes), np.dtype(np.float32))
         self._images, self._logits = images, logits
         by_size: dict[tuple[int, ...], list[NDArray[Any]]] = {}
         buffers = []
         for shape in shapes:
             size = (1, shape.out_channels, *shape.out_size)
-            buffers.append(by_size.setdefault(size, [_aligned(size, np.dtype(form)) for form, _ in _PLACES]))
+            buffers.append(by_size.setdefault(size, [aligned_buffer(size, np.dtype(form)) for form, _ in _PLACES]))
         stem = engines.stem
-        self._stem = _bind(stem, "float32", images, buffers[0][0])
-        self._head = tuple(_bind(engines.head, form, buffers[-1][i], logits) for i, (form, _) in enumerate(_PLACES))
+        self._stem = bind(stem.sessions["float32"], stem.label, images, buffers[0][0])
+        self._head = tuple(
+            bind(engines.head.sessions[form], "head", buffers[-1][i], logits) if form in engines.head.sessions else None
+            for i, (form, _) in enumerate(_PLACES)
+        )
         self._steps = tuple(
             _Step(
-                features=tuple(buffers[i]),
-                scale=engines.feature_scales[i],
+                decide=tuple(gate.bind(i, buffer, engines.feature_scales[i]) for buffer in buffers[i]),
                 calls=tuple(_bind_option(engine, buffers[i], buffers[i + 1]) for engine in block.options),
             )
             for i, block in enumerate(engines.blocks)
@@ -84,14 +80,16 @@ class SingleDispatch:
         path = np.empty((1, len(self._steps)), np.uint8)
         self._stem()
         for index, step in enumerate(self._steps):
-            option = int(gate.step(index, step.features[place], step.scale)[0])
+            option = step.decide[place]()
             if forced is not None:
                 option = int(forced[0, index])
             path[0, index] = option
             call, place = step.calls[option][place]
             if call is not None:
                 call()
-        self._head[place]()
+        head = self._head[place]
+        assert head is not None  # noqa: S101 (no engine leaves a form that no engine takes)
+        head()
         return self._logits.copy(), path
 
 
@@ -104,30 +102,6 @@ def _bind_option(
     for place, (form, slot) in enumerate(_PLACES):
         # The other slot of the engine's form where source and target may share buffers, any slot of it otherwise.
         target = _PLACES.index((engine.output, 1 - slot if engine.output == form else 0))
-        calls.append((_bind(engine, form, sources[place], targets[target]), target))
+        session = engine.sessions.get(form)  # a bundle without INT8 has float32 features only
+        calls.append((bind(session, engine.label, sources[place], targets[target]) if session else None, target))
     return tuple(calls)
-
-
-def _bind(engine: LoadedEngine, form: Form, source: NDArray[Any], target: NDArray[Any]) -> Call:
-    """A call without arguments that runs an engine from one buffer into another."""
-    session = engine.sessions[form]
-    binding = session.io_binding()
-    binding.bind_ortvalue_input(session.get_inputs()[0].name, ort.OrtValue.ortvalue_from_numpy(source))
-    binding.bind_ortvalue_output(session.get_outputs()[0].name, ort.OrtValue.ortvalue_from_numpy(target))
-    run, label = session.run_with_iobinding, engine.label
-
-    def call() -> None:
-        try:
-            run(binding)
-        except Exception as error:  # its exceptions share no base but Exception
-            raise EngineError(f"{label} failed in ONNX Runtime: {error}") from error
-
-    return call
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """An array on a cache line, which an OrtValue can share instead of copying."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.zeros(size + _ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start : start + size].view(dtype).reshape(shape)
