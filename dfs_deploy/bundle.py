@@ -163,7 +163,7 @@ class CalibrationRecord(_Record, frozen=True, kw_only=True):
 
 
 class AccuracyRecord(_Record, frozen=True, kw_only=True):
-    """What export measured on its own calibration data; percentages are in percent.
+    """What export measured on its own calibration data; shares are 0 to 1, percentages 0 to 100.
 
     Attributes:
         data: name of the data set.

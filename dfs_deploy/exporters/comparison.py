@@ -20,7 +20,7 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a bundle and its reference made of the same images; percentages in percent.
+    """What a bundle and its reference made of the same images; shares are 0 to 1, percentages 0 to 100.
 
     Attributes:
         samples: images compared.
@@ -94,13 +94,13 @@ def summarize(
     agreement = path == reference_path
 
     def top1(values: NDArray[np.float32]) -> float | None:
-        return None if labels is None else float(100.0 * np.mean(values.argmax(1) == labels))
+        return None if labels is None else float(np.mean(values.argmax(1) == labels))
 
     return Comparison(
         samples=len(logits),
         top1_reference=top1(reference_logits),
         top1_bundle=top1(logits),
-        route_agreement=float(100.0 * agreement.mean()) if agreement.size else 100.0,
+        route_agreement=float(agreement.mean()) if agreement.size else 1.0,
         computation_percentage_reference=float(computation_percentage(reference_path, costs).mean(dtype=np.float64)),
         computation_percentage_bundle=float(computation_percentage(path, costs).mean(dtype=np.float64)),
         max_abs_logit_error=float(np.abs(logits - reference_logits).max()),
@@ -108,12 +108,12 @@ def summarize(
             tuple(float(np.mean(path[:, block] == option)) for option in range(len(costs)))
             for block in range(path.shape[1])
         ),
-        block_agreement=tuple(float(100.0 * share) for share in agreement.mean(0)),
+        block_agreement=tuple(float(share) for share in agreement.mean(0)),
     )
 
 
 def static_top1(bundle: Bundle, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> dict[Precision, float]:
-    """Share of right answers, in percent, of each static baseline in a bundle.
+    """Share of right answers, 0 to 1, of each static baseline in a bundle.
 
     Args:
         bundle: with engines for ONNX Runtime.
@@ -127,5 +127,5 @@ def static_top1(bundle: Bundle, images: NDArray[np.uint8], labels: NDArray[np.in
                 int(np.sum(engine(bundle.input.normalize(images[s : s + BATCH])).argmax(1) == labels[s : s + BATCH]))
                 for s in range(0, len(images), BATCH)
             )
-        shares[precision] = 100.0 * right / len(images)
+        shares[precision] = right / len(images)
     return shares

@@ -157,7 +157,6 @@ def export(
             static = static_top1(draft, data.images, data.labels)
     accuracy = None if comparison is None or data is None else _accuracy_record(comparison, static, data)
     bundle = write_bundle(out, msgspec.structs.replace(manifest, accuracy=accuracy), files)
-    report("done", 1.0)
     return Exported(bundle, validation, comparison, loaded.assumptions)
 
 

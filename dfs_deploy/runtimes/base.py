@@ -85,6 +85,14 @@ class Backend(ABC):
     def close(self) -> None:
         """Frees what this backend alone holds, and the engines when no clone is left."""
 
+    @abstractmethod
+    def engine_calls(self, path: NDArray[np.uint8]) -> tuple[Callable[[], None], ...]:
+        """See :meth:`Runtime.engine_calls`."""
+
+    @abstractmethod
+    def gate_calls(self) -> tuple[Callable[[], object], ...]:
+        """See :meth:`Runtime.gate_calls`."""
+
     @property
     @abstractmethod
     def substitutions(self) -> tuple[Substitution, ...]:
@@ -193,6 +201,20 @@ class Runtime:
     def description(self) -> dict[str, Any]:
         """Plain facts for reports: provider and version, threads, gate."""
         return self._open_backend().description
+
+    def engine_calls(self, path: NDArray[np.uint8]) -> tuple[Callable[[], None], ...]:
+        """The engine calls that a path makes at batch 1, in order, without the gates between: for a bench.
+
+        The same engine on the same buffers is the same object each time.
+
+        Args:
+            path: (gated blocks,) option indices.
+        """
+        return self._open_backend().engine_calls(self._check_path(np.asarray(path)[None], 1)[0])
+
+    def gate_calls(self) -> tuple[Callable[[], object], ...]:
+        """A gate step a gated block, at batch 1: for a bench."""
+        return self._open_backend().gate_calls()
 
     def clone(self) -> Runtime:
         """A runtime for another thread: the same engines, its own buffers."""

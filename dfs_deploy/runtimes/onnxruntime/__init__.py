@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from dfs_deploy.bundle import Bundle
 from dfs_deploy.runtimes.base import Backend, Substitution
 from dfs_deploy.runtimes.gate import NumpyGate
 from dfs_deploy.runtimes.onnxruntime.batch import BatchDispatch
+from dfs_deploy.runtimes.onnxruntime.binding import Call
 from dfs_deploy.runtimes.onnxruntime.sessions import LoadedEngines, load_engines
 from dfs_deploy.runtimes.onnxruntime.single import SingleDispatch
 
@@ -46,6 +48,14 @@ class OnnxRuntimeBackend(Backend):
         assert self._single is not None and self._batch is not None  # noqa: S101 (Runtime refuses after close)
         dispatch = self._single if len(images) == 1 else self._batch
         return dispatch.run(images, forced)
+
+    def engine_calls(self, path: NDArray[np.uint8]) -> tuple[Call, ...]:
+        assert self._single is not None  # noqa: S101 (Runtime refuses after close)
+        return self._single.engine_calls(path)
+
+    def gate_calls(self) -> tuple[Callable[[], int], ...]:
+        assert self._single is not None  # noqa: S101 (Runtime refuses after close)
+        return self._single.gate_calls()
 
     def clone(self) -> OnnxRuntimeBackend:
         assert self._engines is not None  # noqa: S101 (Runtime refuses after close)

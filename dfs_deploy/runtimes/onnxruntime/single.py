@@ -92,6 +92,22 @@ class SingleDispatch:
         head()
         return self._logits.copy(), path
 
+    def engine_calls(self, path: NDArray[np.uint8]) -> tuple[Call, ...]:
+        """The calls that a path makes, in order, the gates' left out."""
+        calls, place = [self._stem], 0
+        for step, option in zip(self._steps, path, strict=True):
+            call, place = step.calls[int(option)][place]
+            if call is not None:
+                calls.append(call)
+        head = self._head[place]
+        assert head is not None  # noqa: S101 (no engine leaves a form that no engine takes)
+        return (*calls, head)
+
+    def gate_calls(self) -> tuple[Callable[[], int], ...]:
+        """The gate's step at each gated block, on float32 features."""
+        self._gate.reset(1)
+        return tuple(step.decide[0] for step in self._steps)
+
 
 def _bind_option(
     engine: LoadedEngine | None, sources: list[NDArray[Any]], targets: list[NDArray[Any]]

@@ -1,0 +1,5 @@
+"""``python -m dfs_deploy``."""
+
+from dfs_deploy.cli import main
+
+main()

@@ -1,0 +1,25 @@
+"""Arguments that several verbs take, spelled once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dfs_deploy.bundle import find_bundle
+
+BundleArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="[BUNDLE]", help="A NAME.dfs directory; the one in the current directory when left out."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads that one engine may use.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every draw.")]
+CheckpointOption = Annotated[Path, typer.Option("--checkpoint", help="The trained checkpoint that it was made from.")]
+DataHelp = "An .npz with x and y, a folder of images by class, or a CIFAR archive's folder."
+
+
+def bundle_path(given: Path | None) -> Path:
+    """The bundle that was named, or the one in the current directory."""
+    return given or find_bundle()

@@ -1,0 +1,109 @@
+"""What every verb shares: where results and progress go, and how an error ends the program."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from dfs_deploy.errors import DfsDeployError, ExportMismatchError
+
+INTERRUPTED = 130
+_PIPE_WIDTH = 160
+
+Report = Callable[[str, float], None]
+
+
+def output() -> Console:
+    """The console for results, on standard output; wide where nobody watches, so that a log is never cut."""
+    console = Console(soft_wrap=True, highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    return console
+
+
+def errors() -> Console:
+    """The console for progress and errors, on standard error."""
+    return Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Writes the one JSON object of a ``--json`` run; standard output holds nothing else."""
+    sys.stdout.write(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+    """Prints a table; columns after the first are aligned to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    output().print(table)
+
+
+@contextlib.contextmanager
+def progress(quiet: bool = False) -> Iterator[Report]:
+    """Gives a function that reports what is being done and how far it is.
+
+    A terminal shows a bar; a pipe gets a plain line for each new task; ``quiet`` shows nothing.
+    """
+    console = errors()
+    if quiet:
+        yield lambda what, share: None
+    elif console.is_terminal:
+        columns = (TextColumn("{task.description:<32}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            tasks: dict[str, Any] = {}
+
+            def show(what: str, share: float) -> None:
+                if what not in tasks:
+                    tasks[what] = bar.add_task(what, total=1.0)
+                bar.update(tasks[what], completed=share)
+
+            yield show
+    else:
+        seen: set[str] = set()
+
+        def say(what: str, share: float) -> None:
+            if what not in seen:
+                seen.add(what)
+                console.print(f"{what} ...")
+
+        yield say
+
+
+@contextlib.contextmanager
+def exit_codes(debug: bool) -> Iterator[None]:
+    """Turns an error into one line on standard error and the exit code that its class carries."""
+    try:
+        yield
+    except DfsDeployError as error:
+        if debug:
+            traceback.print_exc()
+        console = errors()
+        console.print(Text.assemble(("error: ", "bold red"), str(error)))
+        if isinstance(error, ExportMismatchError):
+            for line in error.mismatches:
+                console.print(Text(f"  {line}"))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        errors().print("interrupted")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of a pipe left; it has what it wanted, and Python must not complain while it flushes.
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    """A share, 0 to 1, in percent; a dash for none."""
+    return "-" if share is None else f"{100.0 * share:.{digits}f} %"

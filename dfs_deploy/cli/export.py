@@ -1,0 +1,105 @@
+"""``dfs-deploy export``: from a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+import typer
+
+from dfs_deploy.cli.arguments import DataHelp, JsonOption, SeedOption
+from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
+from dfs_deploy.extras import required
+from dfs_deploy.options import Options, parse_targets
+
+
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A trained DFS or SkipNet checkpoint: .pt, .pth.tar, .safetensors.")
+    ],
+    targets: Annotated[str, typer.Option(help="Engine precisions to make.")] = "fp32,fp16,int8",
+    runtime: Annotated[str, typer.Option(help="Runtimes to make engines for.")] = "onnxruntime",
+    calibration_data: Annotated[Path | None, typer.Option(help=DataHelp)] = None,
+    calibration_method: Annotated[
+        str | None,
+        typer.Option(help="checkpoint, minmax, percentile, entropy or mse.", show_default="minmax with data"),
+    ] = None,
+    calibration_samples: Annotated[int, typer.Option(min=1, help="Images to draw from the data.")] = 1024,
+    options: Annotated[str | None, typer.Option(help="What the gate chooses from, as in skip,8,16,full.")] = None,
+    weight_bits: Annotated[int, typer.Option(min=7, max=8, help="7 for x86 CPUs without VNNI.")] = 8,
+    out: Annotated[Path | None, typer.Option(help="Directory to write.", show_default="<checkpoint stem>.dfs")] = None,
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Split a checkpoint into a gate and block engines, calibrate them, and prove that they compute the same."""
+    with required():
+        from dfs_deploy import exporters
+
+    with progress(quiet=json) as report:
+        exported = exporters.export(
+            checkpoint,
+            out,
+            targets=parse_targets(targets),
+            runtimes=[name.strip() for name in runtime.split(",")],
+            options=None if options is None else Options.parse(options),
+            calibration_data=calibration_data,
+            calibration_method=calibration_method,
+            calibration_samples=calibration_samples,
+            weight_bits=cast(Literal[7, 8], weight_bits),
+            seed=seed,
+            progress=report,
+        )
+    bundle, manifest = exported.bundle, exported.bundle.manifest
+    engines = exported.validation.engines
+    worst = {
+        precision: max((e.judged for e in engines if e.precision == precision), default=None)
+        for precision in manifest.targets
+    }
+    served = {record.option: record.served_by for record in manifest.substitutions}
+    if json:
+        print_json(
+            {
+                "bundle": str(bundle.path),
+                "digest": bundle.digest,
+                "bytes": bundle.size,
+                "architecture": manifest.architecture.name,
+                "options": list(bundle.options.names),
+                "substitutions": {record.option: record.served_by for record in manifest.substitutions},
+                "assumptions": list(exported.assumptions),
+                "engines_validated": len(engines),
+                "worst_error": worst,
+                "paths_validated": exported.validation.paths,
+                "accuracy": None if exported.comparison is None else asdict(exported.comparison),
+                "passed": True,
+            }
+        )
+        return
+    console = output()
+    console.print(f"{manifest.architecture.name} ({manifest.source.format}), options {bundle.options}")
+    for assumption in exported.assumptions:
+        console.print(f"assumed: {assumption}")
+    for option, precision in served.items():
+        console.print(f"option {option} is served by {precision}: its own precision is not among the targets")
+    if manifest.calibration is not None:
+        record = manifest.calibration
+        unrouted = sorted(
+            {(r.block, r.option) for r in record.ranges if r.source == "reached" and r.option != "static"}
+        )
+        console.print(f"calibrated by {record.method} on {record.samples} images ({record.data or 'no data'})")
+        for block, option in unrouted:
+            console.print(
+                f"  block {block}, option {option}: the gate sent nothing, so all that reached it was measured"
+            )
+    rows = [
+        [p, str(sum(e.precision == p for e in engines)), "-" if worst[p] is None else f"{worst[p]:.2g}"] for p in worst
+    ]
+    show_table("engines against the reference", ["precision", "files", "greatest error"], rows)
+    if exported.comparison is not None:
+        c = exported.comparison
+        console.print(
+            f"on {c.samples} calibration images: top-1 {percent(c.top1_bundle)}"
+            f" (reference {percent(c.top1_reference)}), route agreement {percent(c.route_agreement)},"
+            f" computation {c.computation_percentage_bundle:.2f} %"
+        )
+    console.print(f"PASSED: {len(manifest.files)} files, {bundle.size / 1e6:.1f} MB -> {bundle.path}")

@@ -1,0 +1,75 @@
+"""``dfs-deploy inspect``: what a bundle holds, and what would run here."""
+
+from __future__ import annotations
+
+from dfs_deploy.cli.arguments import BundleArgument, JsonOption, bundle_path
+from dfs_deploy.cli.console import output, percent, print_json, show_table
+
+
+def inspect(bundle: BundleArgument = None, json: JsonOption = False) -> None:
+    """Check a bundle's digests and show its engines, its calibration and what was measured at export."""
+    import msgspec
+
+    from dfs_deploy.bundle import Bundle
+    from dfs_deploy.runtimes import BACKENDS, Runtime
+
+    opened = Bundle(bundle_path(bundle))
+    manifest = opened.manifest
+    here = {}
+    for name in sorted(set(BACKENDS) & set(manifest.runtimes)):
+        with Runtime(opened, name) as runtime:
+            here[name] = {**runtime.description, "substitutions": list(runtime.substitutions)}
+    if json:
+        document = {"path": str(opened.path), "digest": opened.digest, "bytes": opened.size, "here": here}
+        print_json({**msgspec.to_builtins(document), "manifest": msgspec.to_builtins(manifest)})
+        return
+    console = output()
+    shape = "x".join(map(str, manifest.input.shape))
+    console.print(f"{opened.path}: {manifest.architecture.name}, {opened.architecture.gated_blocks} gated blocks")
+    console.print(f"  made from    {manifest.source.file} ({manifest.source.format}) by {_versions(manifest.producer)}")
+    console.print(f"  input        {shape}, mean {manifest.input.mean}, std {manifest.input.std}")
+    console.print(f"  options      {', '.join(f'{o.name} (cost {o.cost:g})' for o in manifest.options)}")
+    console.print(f"  targets      {', '.join(manifest.targets)}")
+    console.print(f"  files        {len(manifest.files)}, {opened.size / 1e6:.2f} MB, every SHA-256 as recorded")
+    if manifest.calibration is not None:
+        record = manifest.calibration
+        source = f"{record.samples} images of {record.data}" if record.data else "the checkpoint, no data"
+        console.print(f"  calibration  {record.method}, {source}, {record.weight_bits}-bit weights")
+    for served in manifest.substitutions:
+        console.print(f"  at export    option {served.option}: {served.served_by} for {served.wanted}, {served.reason}")
+    for name, facts in here.items():
+        console.print(f"  runs here    {name} {facts['version']}, {facts['threads']} thread(s), {facts['gate']} gate")
+        for substitution in facts["substitutions"]:
+            console.print(
+                f"               option {substitution.option}: {substitution.served_by} for {substitution.wanted},"
+                f" {substitution.reason}"
+            )
+    rows = [
+        [
+            str(block.index),
+            name,
+            " then ".join(engine.precision for engine in engines),
+            str(sum(len(e.files) for e in engines)),
+        ]
+        for block in next(iter(manifest.runtimes.values())).blocks
+        for name, engines in block.options.items()
+    ]
+    show_table("engines", ["block", "option", "precision", "files"], rows)
+    if manifest.accuracy is not None:
+        a = manifest.accuracy
+        console.print(
+            f"measured at export on {a.samples} images of {a.data}: top-1 {percent(a.top1_bundle)}"
+            f" (reference {percent(a.top1_reference)}), route agreement {percent(a.route_agreement)},"
+            f" computation {a.computation_percentage_bundle:.2f} %"
+        )
+        statics = ", ".join(f"{precision} {percent(share)}" for precision, share in a.top1_static.items())
+        console.print(f"static baselines on the same images: {statics}")
+        rows = [[str(i + 1), *(percent(share, 1) for share in shares)] for i, shares in enumerate(a.option_share)]
+        show_table("share of images by option", ["block", *opened.options.names], rows)
+
+
+def _versions(producer: dict[str, str]) -> str:
+    known = ("torch", "onnx", "onnxruntime")
+    return (
+        f"dfs-deploy {producer.get('version', '?')} ({', '.join(f'{k} {producer[k]}' for k in known if k in producer)})"
+    )

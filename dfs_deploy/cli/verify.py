@@ -1,0 +1,100 @@
+"""``dfs-deploy verify``: a bundle against the checkpoint that it was made from."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dfs_deploy.cli.arguments import (
+    BundleArgument,
+    CheckpointOption,
+    DataHelp,
+    JsonOption,
+    SeedOption,
+    ThreadsOption,
+    bundle_path,
+)
+from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
+from dfs_deploy.errors import VerificationError
+from dfs_deploy.extras import required
+
+
+def verify(
+    checkpoint: CheckpointOption,
+    data: Annotated[Path, typer.Option("--data", help=DataHelp)],
+    bundle: BundleArgument = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Images to draw.", show_default="all")] = None,
+    max_top1_drop: Annotated[
+        float, typer.Option(help="Bar: share of right answers that may be lost; 0.003 is 0.3 points.")
+    ] = 0.003,
+    min_route_agreement: Annotated[float, typer.Option(help="Bar: share of block decisions that must agree.")] = 0.98,
+    max_computation_change: Annotated[
+        float, typer.Option(help="Bar: change of the computation percentage, in points.")
+    ] = 1.0,
+    threads: ThreadsOption = 1,
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Measure accuracy and routing against the PyTorch reference; fail below the bars."""
+    with required():
+        from dfs_deploy.checkpoints import load_checkpoint
+        from dfs_deploy.exporters import compare
+    from dfs_deploy.datasets import load_dataset
+    from dfs_deploy.runtimes import Runtime
+
+    with Runtime(bundle_path(bundle), threads=threads) as runtime, progress(quiet=json) as report:
+        loaded = load_checkpoint(checkpoint, runtime.options)
+        drawn = load_dataset(data, split="test", size=runtime.input.shape[1:])
+        if samples is not None:
+            drawn = drawn.subset(samples, seed)
+        result = compare(runtime, loaded.network, drawn.images, drawn.labels, partial(report, "comparing"))
+    failures = []
+    drop = (result.top1_reference or 0.0) - (result.top1_bundle or 0.0)
+    change = abs(result.computation_percentage_bundle - result.computation_percentage_reference)
+    if drop > max_top1_drop:
+        failures.append(f"top-1 fell by {100 * drop:.2f} points, at most {100 * max_top1_drop:.2f} allowed")
+    if result.route_agreement < min_route_agreement:
+        failures.append(
+            f"routes agree on {percent(result.route_agreement)}, at least {percent(min_route_agreement)} wanted"
+        )
+    if change > max_computation_change:
+        failures.append(f"computation changed by {change:.2f} points, at most {max_computation_change:.2f} allowed")
+    if json:
+        print_json(
+            {
+                "samples": result.samples,
+                "top1_reference": result.top1_reference,
+                "top1_bundle": result.top1_bundle,
+                "route_agreement": result.route_agreement,
+                "computation_percentage_reference": result.computation_percentage_reference,
+                "computation_percentage_bundle": result.computation_percentage_bundle,
+                "max_abs_logit_error": result.max_abs_logit_error,
+                "passed": not failures,
+            }
+        )
+    else:
+        show_table(
+            f"{drawn.name}, {result.samples} images",
+            ["", "reference", "bundle"],
+            [
+                ["top-1", percent(result.top1_reference), percent(result.top1_bundle)],
+                [
+                    "computation",
+                    f"{result.computation_percentage_reference:.2f} %",
+                    f"{result.computation_percentage_bundle:.2f} %",
+                ],
+            ],
+        )
+        worst = min(range(len(result.block_agreement)), key=result.block_agreement.__getitem__, default=None)
+        console = output()
+        console.print(f"routes agree on {percent(result.route_agreement)} of block decisions", end="")
+        console.print(
+            "" if worst is None else f", least at block {worst + 1} ({percent(result.block_agreement[worst])})"
+        )
+        console.print(f"greatest difference of a logit: {result.max_abs_logit_error:.3g} (large where a path differs)")
+        console.print("PASSED" if not failures else f"FAILED: {'; '.join(failures)}")
+    if failures:
+        raise VerificationError("; ".join(failures) + "; calibrate on more data, or export with more precise --targets")
