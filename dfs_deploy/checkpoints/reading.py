@@ -101,12 +101,14 @@ def _read_pickle(path: Path) -> RawCheckpoint:
 
 def _would_run_code(error: pickle.UnpicklingError, path: Path) -> bool:
     """Whether torch.load refused a pickle for what it would call, rather than for damage."""
-    if "Unsupported operand" not in str(error):
-        return any(mark in str(error) for mark in ("GLOBAL", "unrecognized function", "allowlist", "must be imported"))
-    # torch.load knows few instructions of the pickles that torch.save did not write: look what else is in this one.
+    named = any(mark in str(error) for mark in ("GLOBAL", "unrecognized function", "allowlist", "must be imported"))
     calls = False
     with path.open("rb") as stream:
-        marked = stream.peek(1)[:1] == pickle.PROTO
+        head = stream.peek(2)[:2]
+        marked = head[:1] == pickle.PROTO
+        if named and (marked or head == b"PK"):
+            return True
+        # torch.load knows few instructions of the pickles that torch.save did not write: look what else is in this one.
         try:
             for instruction, _, _ in pickletools.genops(stream):
                 calls = calls or instruction.name in _CALLS

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,6 +22,7 @@ from dfs_deploy.exporters.quantized import UINT8_STEPS
 from dfs_deploy.models import DFSNetwork, run_option
 from dfs_deploy.options import PRECISIONS, Option
 from dfs_deploy.runtimes import Runtime
+from dfs_deploy.runtimes.onnxruntime.binding import open_session, session_options
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.15}
 """Greatest error of an engine, relative to its block's output: of the greatest (floats) or root-mean-square (INT8)."""
@@ -161,8 +161,7 @@ def _expected(network: DFSNetwork, case: _Case, features: Tensor) -> Tensor:
 
 
 def _compare_engines(bundle: Bundle, network: DFSNetwork, images: Tensor) -> Iterator[EngineDeviation]:
-    quiet = ort.SessionOptions()
-    quiet.log_severity_level = 3
+    options = session_options(threads=1)
     checked: set[str] = set()
     for runtime, engines in bundle.manifest.runtimes.items():
         grids = [Grid(scale) for scale in engines.feature_scales]
@@ -178,7 +177,7 @@ def _compare_engines(bundle: Bundle, network: DFSNetwork, images: Tensor) -> Ite
                     grid = grids[(case.block if case.block is not None else len(grids)) - 1]
                     fed = np.clip(np.rint(fed / grid.scale), 0, UINT8_STEPS).astype(np.uint8)
                     features = torch.from_numpy(fed.astype(np.float32) * np.float32(grid.scale))
-                session = ort.InferenceSession(bundle.read(file), quiet, providers=["CPUExecutionProvider"])
+                session = open_session(bundle.read(file), file, options)
                 got = session.run(None, {session.get_inputs()[0].name: fed})[0]
                 if case.engine.output == "uint8":
                     assert case.block is not None  # noqa: S101 (only blocks end in uint8)
@@ -213,7 +212,7 @@ def _compare_gate(bundle: Bundle, network: DFSNetwork, images: Tensor) -> list[s
         pooled[index] = features.mean((2, 3)).numpy()
     mismatches = []
     for file in {engines.gate for engines in bundle.manifest.runtimes.values()}:
-        session = ort.InferenceSession(bundle.read(file), providers=["CPUExecutionProvider"])
+        session = open_session(bundle.read(file), file, session_options(threads=1))
         hidden = cell = np.zeros((len(images), network.architecture.gate_hidden), np.float32)
         for block in range(len(network.blocks) - 1):
             feeds = {"pooled": pooled[block], "block": np.array(block, np.int64), "hidden": hidden, "cell": cell}

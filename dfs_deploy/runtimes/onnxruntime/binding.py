@@ -9,11 +9,13 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from dfs_deploy.errors import EngineError
+from dfs_deploy.errors import BundleError, EngineError
 
 Call = Callable[[], None]
 
 _ALIGNMENT = 64
+_EXTERNAL_DATA = b"\x0a\x08location"
+"""How a tensor's external_data entry with the key ``location`` begins in an ONNX file (onnx.proto, TensorProto)."""
 
 
 def session_options(threads: int) -> ort.SessionOptions:
@@ -21,8 +23,23 @@ def session_options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # its warnings about this machine's sysfs help nobody here
+    options.log_severity_level = 4  # its errors are raised as well, and its warnings speak of the machine's sysfs
     return options
+
+
+def open_session(data: bytes, name: str, options: ort.SessionOptions) -> ort.InferenceSession:
+    """Makes a session of a model held in memory.
+
+    Raises:
+        BundleError: the model keeps weights outside itself, or ONNX Runtime does not take it.
+    """
+    if _EXTERNAL_DATA in data:
+        raise BundleError(f"{name} keeps weights in a file of its own, which no exported engine does; do not use it")
+    try:
+        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions share no base but Exception
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BundleError(f"ONNX Runtime {ort.__version__} does not take {name} ({first}); export it again") from error
 
 
 def aligned_buffer(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -14,9 +14,7 @@ from dfs_deploy.bundle import Bundle, Engine, Form
 from dfs_deploy.errors import BundleError
 from dfs_deploy.runtimes.base import Substitution
 from dfs_deploy.runtimes.gate import GateWeights
-from dfs_deploy.runtimes.onnxruntime.binding import session_options
-
-PROVIDERS = ["CPUExecutionProvider"]
+from dfs_deploy.runtimes.onnxruntime.binding import open_session, session_options
 
 _WEIGHTS = ("input_weight", "bias", "recurrent_weight", "projection_weight", "projection_bias")
 
@@ -137,15 +135,8 @@ class _Loader:
     def session(self, file: str) -> ort.InferenceSession:
         digest = self._bundle.manifest.files[file].sha256 if file in self._bundle.manifest.files else file
         if digest not in self._sessions:
-            data = self._bundle.read(file)
-            try:
-                self._sessions[digest] = ort.InferenceSession(data, self._options, providers=PROVIDERS)
-            except Exception as error:
-                first = str(error).strip().splitlines()[0]
-                raise BundleError(
-                    f"{self._bundle.path}: ONNX Runtime {ort.__version__} does not take {file} ({first}); export it"
-                    " again"
-                ) from error
+            name = f"{self._bundle.path}: {file}"
+            self._sessions[digest] = open_session(self._bundle.read(file), name, self._options)
         return self._sessions[digest]
 
     def _check(self, label: str, session: ort.InferenceSession, form: Form, output: Form) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import BundleError, RuntimeClosedError
 from dfs_deploy.options import Precision
-from dfs_deploy.runtimes.onnxruntime.binding import Call, aligned_buffer, bind, run_once, session_options
+from dfs_deploy.runtimes.onnxruntime.binding import Call, aligned_buffer, bind, open_session, run_once, session_options
 
 
 class StaticEngine:
@@ -33,8 +33,8 @@ class StaticEngine:
                 f"{bundle.path} has no static {precision} engine; export with {precision} among the targets"
             )
         self._label = f"static {precision}"
-        self._session: ort.InferenceSession | None = ort.InferenceSession(
-            bundle.read(static[precision]), session_options(threads or 1), providers=["CPUExecutionProvider"]
+        self._session: ort.InferenceSession | None = open_session(
+            bundle.read(static[precision]), f"{bundle.path}: {static[precision]}", session_options(threads or 1)
         )
         self._images = aligned_buffer((1, *bundle.input.shape), np.dtype(np.float32))
         self._logits = aligned_buffer((1, bundle.architecture.classes), np.dtype(np.float32))

@@ -1,0 +1,57 @@
+#include "kernel.h"
+
+#include <string.h>
+
+#define PASTE_(a, b) a##_##b
+#define PASTE(a, b) PASTE_(a, b)
+
+/* Baseline: whatever the compiler may assume of the target, in vectors of 16 bytes. */
+#define VARIANT baseline
+#define VECTOR_BYTES 16
+#define TARGET
+#include "kernel_variant.h"
+#undef VARIANT
+#undef VECTOR_BYTES
+#undef TARGET
+
+#if defined(__x86_64__)
+
+#define VARIANT avx2
+#define VECTOR_BYTES 32
+#define TARGET __attribute__((target("avx2")))
+#include "kernel_variant.h"
+#undef VARIANT
+#undef VECTOR_BYTES
+#undef TARGET
+
+#define VARIANT avx512
+#define VECTOR_BYTES 64
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
+#include "kernel_variant.h"
+#undef VARIANT
+#undef VECTOR_BYTES
+#undef TARGET
+
+#endif
+
+ptrdiff_t gate_kernels(const GateKernel **kernels) {
+    static const GateKernel all[] = {
+#if defined(__x86_64__)
+        {"avx512", step_avx512},
+        {"avx2", step_avx2},
+#endif
+        {"baseline", step_baseline},
+    };
+    const ptrdiff_t count = (ptrdiff_t)(sizeof all / sizeof *all);
+    ptrdiff_t first = 0;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")))
+        first = __builtin_cpu_supports("avx2") ? 1 : 2;
+#endif
+    *kernels = all + first;
+    return count - first;
+}
+
+ptrdiff_t gate_scratch(const GateWeights *weights) { return weights->widest + weights->padded; }

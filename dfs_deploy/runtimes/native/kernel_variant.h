@@ -1,0 +1,221 @@
+/* One variant of the kernel; kernel.c includes this file once for each, with
+ *     VARIANT       its name,
+ *     VECTOR_BYTES  the width of its vectors, a power of two from 16 to 64,
+ *     TARGET        the attribute that lets the compiler use its instructions.
+ *
+ * Vectors are those of GCC and Clang, and a group of lanes is an array of them: the lanes, and the order in which they
+ * are added, are the same whatever the width.
+ */
+
+#define NAME(name) PASTE(name, VARIANT)
+
+#define FLOATS (VECTOR_BYTES / 4)
+#define POOL_LANES 32 /* partial sums of a channel */
+#define POOL_VECTORS (POOL_LANES / FLOATS)
+#define LANE_VECTORS (GATE_LANES / FLOATS)
+
+#define Floats NAME(Floats)
+#define Ints NAME(Ints)
+#define Shorts NAME(Shorts)
+#define Bytes NAME(Bytes)
+
+typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
+typedef int32_t Ints __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t Shorts __attribute__((vector_size(VECTOR_BYTES)));
+
+/* Memory is read and written through memcpy: no alignment is asked for. */
+#define LOAD(vector, from) memcpy(&(vector), (from), sizeof(vector))
+#define STORE(to, vector) memcpy((to), &(vector), sizeof(vector))
+
+/* Adds up lanes: the upper half onto the lower until one is left. */
+TARGET static inline float NAME(fold)(Floats *lanes) {
+    for (int half = POOL_VECTORS / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+    float lane[FLOATS];
+    STORE(lane, lanes[0]);
+    for (int half = FLOATS / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+    return lane[0];
+}
+
+TARGET static float NAME(sum_floats)(const float *x, ptrdiff_t n) {
+    Floats lanes[POOL_VECTORS] = {{0}};
+    Floats read;
+    ptrdiff_t i = 0;
+    for (; i + POOL_LANES <= n; i += POOL_LANES)
+        for (int v = 0; v < POOL_VECTORS; v++) {
+            LOAD(read, x + i + v * FLOATS);
+            lanes[v] += read;
+        }
+    if (i < n) {
+        float rest[POOL_LANES] = {0};
+        memcpy(rest, x + i, (size_t)(n - i) * sizeof *x);
+        for (int v = 0; v < POOL_VECTORS; v++) {
+            LOAD(read, rest + v * FLOATS);
+            lanes[v] += read;
+        }
+    }
+    return NAME(fold)(lanes);
+}
+
+/* Even and odd bytes apart in lanes of 16 bits, which 128 additions of each cannot overflow. */
+TARGET static uint32_t NAME(sum_bytes)(const uint8_t *x, ptrdiff_t n) {
+    uint32_t sum = 0;
+    ptrdiff_t i = 0;
+    while (i + VECTOR_BYTES <= n) {
+        ptrdiff_t most = i + 128 * VECTOR_BYTES, end = most < n ? most : n;
+        Shorts even = {0}, odd = {0}, read;
+        for (; i + VECTOR_BYTES <= end; i += VECTOR_BYTES) {
+            LOAD(read, x + i);
+            even += read & 0xFF;
+            odd += read >> 8;
+        }
+        even += odd;
+        Ints pairs = (Ints)even;
+        pairs = (pairs & 0xFFFF) + ((pairs >> 16) & 0xFFFF);
+        int32_t lane[FLOATS];
+        STORE(lane, pairs);
+        for (int half = FLOATS / 2; half; half /= 2)
+            for (int j = 0; j < half; j++) lane[j] += lane[j + half];
+        sum += (uint32_t)lane[0];
+    }
+    for (; i < n; i++) sum += x[i];
+    return sum;
+}
+
+TARGET static void NAME(pool)(const GateFeatures *features, float *pooled) {
+    const ptrdiff_t channels = features->channels, area = features->area;
+    if (features->in_uint8) {
+        const uint8_t *x = features->data;
+        const double factor = features->factor;
+        for (ptrdiff_t c = 0; c < channels; c++) pooled[c] = (float)(NAME(sum_bytes)(x + c * area, area) * factor);
+    } else {
+        const float *x = features->data;
+        for (ptrdiff_t c = 0; c < channels; c++) pooled[c] = NAME(sum_floats)(x + c * area, area);
+        for (ptrdiff_t c = 0; c < channels; c++) pooled[c] /= (float)area;
+    }
+}
+
+/* Puts `value` where the mask is set. */
+TARGET static inline void NAME(select)(Floats *x, Ints mask, Floats value) {
+    *x = (Floats)((mask & (Ints)value) | (~mask & (Ints)*x));
+}
+
+/* exp(x) - 1, to about 2 ulp: x = n ln 2 + r, and a polynomial in r. Beyond 87 it stays at exp(87) - 1. */
+TARGET static inline void NAME(expm1)(Floats *x) {
+    const Floats zero = {0}, shift = zero + 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
+    Floats bounded = *x;
+    NAME(select)(&bounded, bounded > 87.0f, zero + 87.0f);
+    NAME(select)(&bounded, bounded < -87.0f, zero - 87.0f);
+    Floats rounded = bounded * 1.44269504f + shift;
+    Ints n = (Ints)rounded - (Ints)shift;
+    rounded -= shift;
+    Floats r = bounded - rounded * 0.693359375f;
+    r -= rounded * -2.12194440e-4f;
+    Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r;
+    Floats power = (Floats)((n + 127) << 23);
+    *x = power * p + (power - 1.0f);
+}
+
+TARGET static inline void NAME(sigmoid)(Floats *x) {
+    *x = -*x;
+    NAME(expm1)(x);
+    *x = 1.0f / (*x + 2.0f);
+}
+
+TARGET static inline void NAME(tanh)(Floats *x) {
+    *x += *x;
+    NAME(expm1)(x);
+    *x = *x / (*x + 2.0f);
+}
+
+/* Adds x[k] * rows[k] for k < n to the sums, a row being 4 times `padded` floats. */
+TARGET static inline void NAME(accumulate)(Floats (*sums)[LANE_VECTORS], const float *rows, const float *x, ptrdiff_t n,
+                                           ptrdiff_t padded) {
+    Floats row;
+    for (ptrdiff_t k = 0; k < n; k++)
+        for (int g = 0; g < 4; g++)
+            for (int v = 0; v < LANE_VECTORS; v++) {
+                LOAD(row, rows + (k * 4 + g) * padded + v * FLOATS);
+                sums[g][v] += row * x[k];
+            }
+}
+
+/* Steps the LSTM; `next` receives the new hidden state. */
+TARGET static void NAME(lstm)(const GateWeights *w, ptrdiff_t block, const float *pooled, ptrdiff_t channels,
+                              const float *hidden, float *cell, float *next) {
+    const ptrdiff_t padded = w->padded;
+    const float *input = w->input + block * w->widest * 4 * padded;
+    const float *bias = w->bias + block * 4 * padded;
+    for (ptrdiff_t unit = 0; unit < padded; unit += GATE_LANES) {
+        Floats gates[4][LANE_VECTORS];
+        for (int g = 0; g < 4; g++)
+            for (int v = 0; v < LANE_VECTORS; v++) LOAD(gates[g][v], bias + g * padded + unit + v * FLOATS);
+        NAME(accumulate)(gates, input + unit, pooled, channels, padded);
+        NAME(accumulate)(gates, w->recurrent + unit, hidden, w->hidden, padded);
+        for (int v = 0; v < LANE_VECTORS; v++) {
+            Floats memory;
+            LOAD(memory, cell + unit + v * FLOATS);
+            NAME(sigmoid)(&gates[0][v]);
+            NAME(sigmoid)(&gates[1][v]);
+            NAME(tanh)(&gates[2][v]);
+            NAME(sigmoid)(&gates[3][v]);
+            memory = gates[1][v] * memory + gates[0][v] * gates[2][v];
+            STORE(cell + unit + v * FLOATS, memory);
+            NAME(tanh)(&memory);
+            memory *= gates[3][v];
+            STORE(next + unit + v * FLOATS, memory);
+        }
+    }
+}
+
+/* Scores every option from the hidden state; the index of the greatest. */
+TARGET static ptrdiff_t NAME(choose)(const GateWeights *w, const float *hidden) {
+    ptrdiff_t best = 0;
+    float greatest = 0;
+    for (ptrdiff_t first = 0; first < w->options; first += GATE_LANES) {
+        Floats sums[LANE_VECTORS], row;
+        for (int v = 0; v < LANE_VECTORS; v++) LOAD(sums[v], w->projection_bias + first + v * FLOATS);
+        for (ptrdiff_t k = 0; k < w->hidden; k++)
+            for (int v = 0; v < LANE_VECTORS; v++) {
+                LOAD(row, w->projection + k * w->scores + first + v * FLOATS);
+                sums[v] += row * hidden[k];
+            }
+        float score[GATE_LANES];
+        memcpy(score, sums, sizeof score);
+        for (ptrdiff_t i = 0; i < GATE_LANES && first + i < w->options; i++) {
+            if (score[i] != score[i]) return first + i;
+            if (first + i == 0 || score[i] > greatest) {
+                greatest = score[i];
+                best = first + i;
+            }
+        }
+    }
+    return best;
+}
+
+TARGET static ptrdiff_t NAME(step)(const GateWeights *w, ptrdiff_t block, const GateFeatures *features, float *hidden,
+                                   float *cell, float *scratch) {
+    float *pooled = scratch, *next = scratch + w->widest;
+    NAME(pool)(features, pooled);
+    NAME(lstm)(w, block, pooled, features->channels, hidden, cell, next);
+    memcpy(hidden, next, (size_t)w->padded * sizeof *hidden);
+    return NAME(choose)(w, hidden);
+}
+
+#undef NAME
+#undef FLOATS
+#undef POOL_LANES
+#undef POOL_VECTORS
+#undef LANE_VECTORS
+#undef Floats
+#undef Ints
+#undef Shorts
+#undef Bytes
+#undef LOAD
+#undef STORE
