@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dfs_deploy.checkpoints import load_checkpoint
+from dfs_deploy.checkpoints.reading import read_checkpoint_file
+from dfs_deploy.errors import CheckpointError, UnsafeCheckpointError
+from tests.builders import release_state_dict
+from tests.checks import MakesFolder, refuses
+
+TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.count": torch.tensor(7), "b": torch.zeros(0, 2)}
+
+
+def assert_same(read: Any, expected: dict[str, torch.Tensor]) -> None:
+    assert set(read) == set(expected)
+    for key, value in expected.items():
+        assert read[key].dtype == value.dtype
+        assert torch.equal(read[key], value)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_state_dict_is_read_with_what_stands_beside_it(tmp_path: Path, zipped: bool, nested: bool) -> None:
+    path = tmp_path / "model.pth.tar"
+    content = {"state_dict": OrderedDict(TENSORS), "epoch": 3, "arch": "x"} if nested else {**TENSORS, "epoch": 3}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    raw = read_checkpoint_file(path)
+    assert_same(raw.tensors, TENSORS)
+    assert raw.values == ({"epoch": 3, "arch": "x"} if nested else {"epoch": 3})
+
+
+def test_safetensors_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(TENSORS, path, {"dfs_deploy": '{"version": 1}', "format": "pt"})
+    raw = read_checkpoint_file(path)
+    assert_same(raw.tensors, TENSORS)
+    assert raw.values == {"version": 1}
+
+
+@pytest.mark.parametrize("metadata", ["[1]", "{", "nul", "1"])
+def test_safetensors_with_malformed_values_are_refused(tmp_path: Path, metadata: str) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(TENSORS, path, {"dfs_deploy": metadata})
+    with refuses(CheckpointError, str(path)):
+        read_checkpoint_file(path)
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "stripped"),
+    [
+        (("module.", "module."), True),
+        (("module._orig_mod.", "module._orig_mod."), True),
+        (("_orig_mod.module.", "_orig_mod.module."), True),
+        (("module.", ""), False),
+        (("module.", "_orig_mod."), False),
+    ],
+)
+def test_a_wrappers_prefix_goes_only_if_all_keys_carry_it(
+    tmp_path: Path, prefixes: tuple[str, str], stripped: bool
+) -> None:
+    path = tmp_path / "model.pt"
+    tensors = {f"{prefix}{name}": torch.ones(1) for prefix, name in zip(prefixes, "ab", strict=True)}
+    torch.save({"state_dict": tensors}, path)
+    assert set(read_checkpoint_file(path).tensors) == ({"a", "b"} if stripped else set(tensors))
+
+
+def test_a_prefix_inside_a_key_stays(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({"net.module.a": torch.ones(1), "net.module.b": torch.ones(1)}, path)
+    assert set(read_checkpoint_file(path).tensors) == {"net.module.a", "net.module.b"}
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path, protocol: int) -> None:
+    marker, path = tmp_path / "marker", tmp_path / "model.pt"
+    payload = pickle.dumps({"state_dict": MakesFolder(marker)}, protocol)
+    path.write_bytes(payload)
+    with refuses(UnsafeCheckpointError, str(path), "run code"):
+        load_checkpoint(path)
+    assert not marker.exists()
+    pickle.loads(payload)  # noqa: S301 (shows that it would have)
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_torch_archive_that_would_run_code_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
+    marker, path = tmp_path / "marker", tmp_path / "model.pt"
+    torch.save({"state_dict": TENSORS, "hook": MakesFolder(marker)}, path, _use_new_zipfile_serialization=zipped)
+    with refuses(UnsafeCheckpointError, str(path), "mkdir", "run code"):
+        load_checkpoint(path)
+    assert not marker.exists()
+    torch.load(path, weights_only=False)  # shows that it would have
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("content", [torch.nn.Linear(2, 2), {"state_dict": TENSORS, "best": np.float64(0.5)}])
+def test_pickled_objects_are_refused(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(content, path)
+    with refuses(UnsafeCheckpointError, str(path), "save a state dict"):
+        read_checkpoint_file(path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_a_truncated_file_is_refused_at_any_length(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / ("model.safetensors" if kind == "safetensors" else "model.pt")
+    if kind == "safetensors":
+        save_file(TENSORS, path)
+    else:
+        torch.save({"state_dict": TENSORS, "epoch": 3}, path, _use_new_zipfile_serialization=kind == "zip")
+    whole = path.read_bytes()
+    for length in {*range(0, len(whole), max(1, len(whole) // 150)), 1, 2, 3, len(whole) - 1}:
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError) as caught:
+            read_checkpoint_file(path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_a_damaged_file_is_read_or_refused_and_never_anything_else(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / ("model.safetensors" if kind == "safetensors" else "model.pt")
+    if kind == "safetensors":
+        save_file(TENSORS, path)
+    else:
+        torch.save({"state_dict": TENSORS, "epoch": 3}, path, _use_new_zipfile_serialization=kind == "zip")
+    whole = path.read_bytes()
+    generator = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[generator.integers(min(len(whole), 900))] = generator.integers(256)
+        path.write_bytes(damaged)
+        try:
+            read_checkpoint_file(path)
+        except CheckpointError:
+            refused += 1
+    assert refused > 30
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"learning rate: 0.1\n" * 9,
+        b'{"a": 1}',
+        b"version https://git-lfs.github.com/spec/v1\noid x\n",
+        # These begin as a pickle that names something does, and end otherwise.
+        b"classes: 10\nwidth: 16\n",
+        b"cat\ndog\n)R",
+        b"I1\ncat\ndog\n(dR]",
+    ],
+)
+def test_a_text_file_is_unreadable_rather_than_unsafe(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with refuses(CheckpointError, str(path), "copy it again"):
+        read_checkpoint_file(path)
+
+
+def test_a_refusal_gives_none_of_torchs_advice_to_load_it_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(b'{"a": 1}')
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint_file(path)
+    assert "weights_only" not in str(caught.value).lower().replace(" ", "_")
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.ones(3), "text", 3])
+def test_what_is_no_dict_is_refused(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(content, path)
+    with refuses(CheckpointError, "expected a dict", type(content).__name__):
+        read_checkpoint_file(path)
+
+
+def test_a_state_dict_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({"state_dict": [1, 2]}, path)
+    with refuses(CheckpointError, "state_dict", "list"):
+        read_checkpoint_file(path)
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"state_dict": {}}, {"epoch": 3}, {"state_dict": {"a": 1}}, {1: torch.ones(1)}]
+)
+def test_a_dict_without_tensors_is_refused(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(content, path)
+    with refuses(CheckpointError, "no tensors", "state_dict"):
+        load_checkpoint(path)
+
+
+def test_safetensors_without_tensors_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({}, path)
+    with refuses(CheckpointError, "no tensors"):
+        load_checkpoint(path)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.pt", tmp_path):
+        with refuses(CheckpointError, str(path), "no checkpoint"):
+            load_checkpoint(path)
+
+
+def test_unusual_pickles_give_no_warnings(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({"state_dict": release_state_dict()}, path, pickle_protocol=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(CheckpointError):
+            read_checkpoint_file(path)

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dfs_deploy.checkpoints import load_checkpoint
+from dfs_deploy.errors import CheckpointError
+from dfs_deploy.models import decide
+from dfs_deploy.options import Options
+from tests.builders import random_images, save_release, skipnet_state_dict
+from tests.checkpoints.oracle import GroupsOracle
+from tests.checks import refuses
+
+
+@pytest.mark.parametrize("groups", [(1, 1, 1), (3, 2, 2)])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_network_computes_what_skipnet_does(tmp_path: Path, groups: tuple[int, int, int], seed: int) -> None:
+    state = skipnet_state_dict(groups, seed=seed)
+    loaded = load_checkpoint(save_release(tmp_path / "net.pth.tar", state))
+    assert loaded.format == "skipnet"
+    assert loaded.network.options == Options.parse("skip,full")
+    images = random_images(16)
+    output = loaded.network.double().route(images.double())
+    oracle = GroupsOracle(state, (0, 32))
+    for index, image in enumerate(images):
+        logits, path, scores = oracle.run(image)
+        assert output.path[index].tolist() == path
+        torch.testing.assert_close(output.scores[index, :, 1], torch.cat(scores), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(output.logits[index], logits, rtol=1e-6, atol=1e-6)
+
+
+def test_both_decisions_are_met(tmp_path: Path) -> None:
+    """So that the agreement above is not on one constant."""
+    network = load_checkpoint(save_release(tmp_path / "net.pth.tar", skipnet_state_dict((3, 2, 2)))).network
+    assert set(network.route(random_images(16)).path.flatten().tolist()) == {0, 1}
+
+
+def test_a_sigmoid_above_one_half_runs_the_block(tmp_path: Path) -> None:
+    state = skipnet_state_dict()
+    network = load_checkpoint(save_release(tmp_path / "net.pth.tar", state)).network
+    hidden = torch.randn(2000, 10, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        decided = decide(network.gate.projection(hidden))
+    score = hidden @ state["control.proj.weight"][0] + state["control.proj.bias"]
+    sure = score.abs() > 1e-5
+    assert int(sure.sum()) > 1900
+    expected = (torch.sigmoid(score) > 0.5).long()
+    assert torch.equal(decided[sure], expected[sure])
+    assert 0 < int(expected.sum()) < 2000
+
+
+def test_a_tie_skips(tmp_path: Path) -> None:
+    state = skipnet_state_dict()
+    state["control.proj.weight"].zero_()
+    state["control.proj.bias"].zero_()
+    network = load_checkpoint(save_release(tmp_path / "net.pth.tar", state)).network
+    assert not torch.sigmoid(torch.zeros(1)) > 0.5, "SkipNet's own decision"
+    assert not network.route(random_images(3)).path.any()
+
+
+def test_pixels_are_assumed_to_be_cifars(tmp_path: Path) -> None:
+    loaded = load_checkpoint(save_release(tmp_path / "net.pth.tar", skipnet_state_dict(classes=100)))
+    assert loaded.network.architecture.classes == 100
+    assert loaded.input.class_names == ()
+    assert any("mean" in line for line in loaded.assumptions)
+
+
+def test_the_options_that_it_has_may_be_said(tmp_path: Path) -> None:
+    path = save_release(tmp_path / "net.pth.tar", skipnet_state_dict())
+    assert load_checkpoint(path, Options.parse("skip,full")).network.options.bits == (0, 32)
+
+
+@pytest.mark.parametrize("text", ["full,skip", "skip,8", "8,full", "skip,8,full"])
+def test_other_options_are_refused(tmp_path: Path, text: str) -> None:
+    with refuses(CheckpointError, "skip,full", text):
+        load_checkpoint(save_release(tmp_path / "net.pth.tar", skipnet_state_dict()), Options.parse(text))
+
+
+@pytest.mark.parametrize("alias", ["group2_ds0.0.weight", "group3_ds0.1.running_mean"])
+def test_aliases_must_agree(tmp_path: Path, alias: str) -> None:
+    state = skipnet_state_dict()
+    with refuses(CheckpointError, alias, "differ"):
+        load_checkpoint(save_release(tmp_path / "net.pth.tar", {**state, alias: state[alias] + 1}))
+
+
+def test_an_alias_of_nothing_is_refused(tmp_path: Path) -> None:
+    state = skipnet_state_dict() | {"group2_ds0.2.weight": torch.zeros(8)}
+    with refuses(CheckpointError, "group2_ds0.2.weight", "lacks"):
+        load_checkpoint(save_release(tmp_path / "net.pth.tar", state))
+
+
+def test_counts_of_batches_may_be_missing(tmp_path: Path) -> None:
+    state = skipnet_state_dict()
+    for which in ("num_batches_tracked", "layer0.downsample.1.num_batches_tracked"):
+        cut = {key: value for key, value in state.items() if not key.endswith(which)}
+        assert len(cut) < len(state)
+        load_checkpoint(save_release(tmp_path / "net.pth.tar", cut))
+
+
+EVERY_TENSOR = sorted(
+    key
+    for key in skipnet_state_dict()
+    if not key.endswith("num_batches_tracked") and not key.startswith("group3_gate0")
+)
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, Tensor]:
+    return skipnet_state_dict()
+
+
+@pytest.mark.parametrize("key", EVERY_TENSOR)
+def test_each_tensor_is_checked(tmp_path: Path, whole: dict[str, Tensor], key: str) -> None:
+    tensor, path = whole[key], tmp_path / "net.pth.tar"
+    load_checkpoint(save_release(path, whole))
+    for changed in (tensor[None], torch.cat([tensor, tensor]), tensor[:0], tensor.flatten()[0], tensor * torch.nan):
+        with pytest.raises(CheckpointError) as caught:
+            load_checkpoint(save_release(path, {**whole, key: changed}))
+        assert "\n" not in str(caught.value)
+    if "_ds0" not in key:
+        with pytest.raises(CheckpointError):
+            load_checkpoint(save_release(path, {name: value for name, value in whole.items() if name != key}))
+
+
+def test_a_tensor_too_many_is_refused(tmp_path: Path, whole: dict[str, Tensor]) -> None:
+    with refuses(CheckpointError, "group1_layer0.bn3.weight", "another network"):
+        load_checkpoint(save_release(tmp_path / "net.pth.tar", {**whole, "group1_layer0.bn3.weight": torch.ones(4)}))

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dfs_deploy.architecture import Architecture, BlockShape
+from dfs_deploy.models import BasicBlock, DFSNetwork, QuantizedConv2d, run_option
+from dfs_deploy.options import Option, Options, computation_percentage
+from tests.builders import random_images, small_network
+
+VALID_BITS = (0, *range(2, 33))
+
+option_lists = st.lists(st.sampled_from(VALID_BITS), min_size=2, max_size=6, unique=True).map(Options)
+
+
+@settings(max_examples=40)
+@given(option_lists, st.integers(1, 2), st.sampled_from([1, 2, 5]), st.integers(0, 2**31))
+def test_both_forwards_agree(options: Options, blocks: int, batch: int, seed: int) -> None:
+    """In double precision, where no rounding to the grid lies so near a tie that the order of additions decides it."""
+    network = small_network(options, blocks, seed=seed).double()
+    images = random_images(batch, seed=seed).double()
+    with torch.no_grad():
+        mixed = network(images)
+    routed = network.route(images)
+    assert torch.equal(mixed.path, routed.path)
+    torch.testing.assert_close(mixed.logits, routed.logits, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(mixed.scores, routed.scores, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(mixed.expected_cost.double(), routed.expected_cost.double(), rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=20)
+@given(st.sampled_from(["skip,full", "full,skip", "skip,8,16,full"]), st.integers(0, 2**31))
+def test_both_forwards_agree_bitwise_on_single_images(text: str, seed: int) -> None:
+    network = small_network(text, 2, seed=seed)
+    images = random_images(1, seed=seed)
+    with torch.no_grad():
+        mixed = network(images)
+    routed = network.route(images)
+    assert torch.equal(mixed.path, routed.path)
+    torch.testing.assert_close(mixed.logits, routed.logits, rtol=0, atol=1e-4)
+
+
+def test_both_forwards_agree_in_single_precision() -> None:
+    network = small_network("skip,full", 3, seed=3)
+    images = random_images(32, seed=3)
+    with torch.no_grad():
+        mixed = network(images)
+    routed = network.route(images)
+    assert len(routed.path.unique(dim=0)) > 4, "the images should take different paths, or this shows little"
+    assert torch.equal(mixed.path, routed.path)
+    torch.testing.assert_close(mixed.logits, routed.logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_mix_runs_exactly_what_was_chosen(seed: int) -> None:
+    """A weight that is one only up to rounding would move features, and may move them past a decision."""
+    network = small_network("skip,4,8,full", 3, seed=seed)
+    image = random_images(1, seed=seed)
+    with torch.no_grad():
+        # Scores close together: no option has a softmax near one.
+        network.gate.projection.weight.mul_(0.05)
+        mixed = network(image)
+        first, *gated = network.blocks
+        features = first(network.backbone.stem(image))
+        for block, choice in zip(gated, mixed.path[0].tolist(), strict=True):
+            features = run_option(block, features, network.options[choice])
+        assert torch.equal(mixed.logits, network.backbone.classify(features))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_shapes(batch: int, classes: int) -> None:
+    network = small_network("skip,8,full", classes=classes)
+    for output in (network(random_images(batch)), network.route(random_images(batch))):
+        assert output.logits.shape == (batch, classes)
+        assert output.path.shape == (batch, 2)
+        assert output.path.dtype == torch.int64
+        assert output.scores.shape == (batch, 2, 3)
+        assert output.expected_cost.shape == (batch,)
+
+
+def test_an_image_alone_goes_as_it_goes_in_a_batch() -> None:
+    network = small_network("skip,8,16,full", 2).double()
+    images = random_images(6).double()
+    together = network.route(images)
+    for index in range(len(images)):
+        alone = network.route(images[index : index + 1])
+        assert torch.equal(alone.path[0], together.path[index])
+        torch.testing.assert_close(alone.logits[0], together.logits[index], rtol=1e-9, atol=1e-9)
+
+
+def test_the_path_is_the_greatest_score_and_the_cost_follows_it() -> None:
+    network = small_network("skip,8,16,full", 2)
+    output = network.route(random_images(16))
+    assert torch.equal(output.path, output.scores.argmax(2))
+    percentage = computation_percentage(output.path.numpy(), network.options.costs)
+    torch.testing.assert_close(100 * output.expected_cost, torch.from_numpy(percentage))
+
+
+def test_the_observer_sees_each_sample_once_a_block_with_what_the_block_gets() -> None:
+    network = small_network("skip,8,full", 2)
+    images = random_images(8)
+    seen: list[tuple[int, int, Tensor, Tensor]] = []
+    output = network.route(images, lambda *call: seen.append(call))
+    with torch.no_grad():
+        expected = network.blocks[0](network.backbone.stem(images))
+    for block in range(1, len(network.blocks)):
+        calls = [call for call in seen if call[0] == block]
+        rows = torch.cat([rows for _, _, rows, _ in calls])
+        assert sorted(rows.tolist()) == list(range(8))
+        for _, option, rows, features in calls:
+            assert output.path[rows, block - 1].tolist() == [option] * len(rows)
+            assert len(features) == len(rows)
+            if block == 1:
+                torch.testing.assert_close(features, expected[rows])
+
+
+def test_routing_keeps_no_gradient_and_changes_no_range() -> None:
+    network = small_network("skip,8,full")
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    assert not network.route(random_images(2)).logits.requires_grad
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def gradient(network: DFSNetwork, name: str) -> Tensor:
+    found = network.get_parameter(name).grad
+    assert found is not None, name
+    assert torch.isfinite(found).all(), name
+    return found
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_loss_moves_backbone_and_gate(training: bool) -> None:
+    network = small_network("skip,8,16,full", 2).train(training)
+    output = network(random_images(8))
+    torch.nn.functional.cross_entropy(output.logits, torch.arange(8)).backward()
+    for name in ("backbone.stem_conv.weight", "backbone.blocks.0.conv1.weight", "backbone.head.weight"):
+        assert gradient(network, name).any(), name
+    for name in ("gate.embeddings.0.weight", "gate.lstm.weight_ih", "gate.lstm.weight_hh", "gate.projection.weight"):
+        assert gradient(network, name).any(), name
+    # Every block ran in some option for some image, or was mixed in with weight zero: each has a gradient, if of zeros.
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_the_expected_cost_alone_moves_the_gate() -> None:
+    network = small_network("skip,8,16,full", 2)
+    network(random_images(8)).expected_cost.sum().backward()
+    assert gradient(network, "gate.projection.weight").any()
+
+
+def test_training_follows_the_ranges_that_evaluation_uses() -> None:
+    conv = QuantizedConv2d(3, 4, 3, 1)
+    assert not conv.has_range
+    x = torch.rand(4, 3, 8, 8) + 1.0
+    conv.train()(x, 32)
+    assert not conv.has_range, "a pass in full precision needs no range"
+    conv(x, 8)
+    assert conv.has_range
+    torch.testing.assert_close(conv.low, x.flatten(1).amin(1).mean().reshape(1))
+    torch.testing.assert_close(conv.high, x.flatten(1).amax(1).mean().reshape(1))
+    low = conv.low.clone()
+    conv(x - 1.0, 8)
+    assert float(low) - 1.0 < float(conv.low) < float(low), "a later batch moves it part of the way"
+    before = (conv.low.clone(), conv.high.clone())
+    conv.eval()(100 * x, 8)
+    assert (conv.low, conv.high) == before
+
+
+def test_the_static_network_is_the_dynamic_one_that_always_chooses_one_option() -> None:
+    for index, bits in enumerate((8, 32)):
+        network = small_network(Options([8, 32]), 2).double()
+        with torch.no_grad():
+            network.gate.projection.weight.zero_()
+            network.gate.projection.bias.copy_(torch.tensor([1.0, 0.0] if index == 0 else [0.0, 1.0]))
+        images = random_images(3).double()
+        output = network.route(images)
+        assert (output.path == index).all()
+        with torch.no_grad():
+            torch.testing.assert_close(output.logits, network.backbone(images, bits), rtol=1e-9, atol=1e-9)
+
+
+def test_a_skipped_block_passes_its_input_and_a_skipped_stride_block_its_projection() -> None:
+    network = small_network("skip,8,full", 2)
+    plain, stride = network.blocks[1], network.blocks[2]
+    assert stride.projection is not None
+    features = torch.randn(4, 4, 8, 8).relu()
+    with torch.no_grad():
+        assert run_option(plain, features, Option(0)) is features
+        skipped = run_option(stride, features, Option(0))
+        torch.testing.assert_close(skipped, stride.projection(features))
+        assert (skipped < 0).any(), "without relu"
+        assert (run_option(stride, features, Option(8)) >= 0).all()
+
+
+def test_a_quantised_stride_block_quantises_its_projection_too() -> None:
+    stride = small_network("skip,4,full").blocks[1]
+    assert stride.projection is not None
+    features = torch.randn(2, 4, 8, 8).relu()
+    with torch.no_grad():
+        main = stride.norm2(stride.conv2(stride.norm1(stride.conv1(features, 4)).relu(), 4))
+        torch.testing.assert_close(stride(features, 4), (main + stride.projection(features, 4)).relu())
+        assert not torch.allclose(stride(features, 4), (main + stride.projection(features)).relu())
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 2))
+def test_a_block_gives_what_its_shape_says(height: int, width: int, stride: int) -> None:
+    shape = BlockShape(1, 4, 4 * stride, stride, (height, width))
+    block = BasicBlock(shape).eval()
+    features = torch.rand(2, 4, height, width)
+    with torch.no_grad():
+        assert block(features).shape == (2, shape.out_channels, *shape.out_size)
+        assert block.skip(features).shape == (2, shape.out_channels, *shape.out_size)
+
+
+@pytest.mark.parametrize("size", [(7, 9), (5, 8), (3, 3)])
+def test_odd_sizes_run(size: tuple[int, int]) -> None:
+    network = small_network("skip,8,full", 2, size=size).double()
+    images = random_images(3, size).double()
+    with torch.no_grad():
+        torch.testing.assert_close(network(images).logits, network.route(images).logits, rtol=1e-9, atol=1e-9)
+
+
+def test_a_network_of_one_block_has_nothing_to_decide() -> None:
+    network = DFSNetwork(Architecture((1,), (4,), 3, (3, 8, 8)), Options.parse("skip,full")).eval()
+    for output in (network(random_images(2)), network.route(random_images(2))):
+        assert output.path.shape == (2, 0)
+        assert output.scores.shape == (2, 0, 2)
+        assert output.expected_cost.tolist() == [1.0, 1.0]
+        assert output.logits.shape == (2, 3)

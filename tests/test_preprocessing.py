@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from dfs_deploy.errors import InputError
+from dfs_deploy.preprocessing import CIFAR10_CLASSES, InputContract
+from tests.checks import refuses
+
+SMALL = InputContract(shape=(3, 4, 5))
+
+
+def pixels(count: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (count, 4, 5, 3), np.uint8)
+
+
+@given(st.integers(1, 3), st.integers(0, 2**32 - 1))
+def test_bytes_become_normalised_planes(count: int, seed: int) -> None:
+    images = pixels(count, seed)
+    expected = (images.astype(np.float64) / 255 - SMALL.mean) / SMALL.std
+    prepared = SMALL.prepare(images)
+    assert prepared.shape == (count, 3, 4, 5)
+    assert prepared.dtype == np.float32
+    assert prepared.flags.c_contiguous
+    np.testing.assert_allclose(prepared.transpose(0, 2, 3, 1), expected, atol=1e-6)
+
+
+def test_normalised_floats_pass_as_they_are() -> None:
+    images = SMALL.normalize(pixels(2))
+    assert SMALL.prepare(images) is images
+
+
+def test_floats_out_of_order_are_laid_out_anew() -> None:
+    images = np.asfortranarray(SMALL.normalize(pixels(2)))
+    prepared = SMALL.prepare(images)
+    assert prepared.flags.c_contiguous
+    np.testing.assert_array_equal(prepared, images)
+
+
+def test_the_default_is_cifars() -> None:
+    contract = InputContract()
+    assert contract.shape == (3, 32, 32)
+    np.testing.assert_allclose(contract.mean, (0.4914, 0.4822, 0.4465))
+    np.testing.assert_allclose(contract.std, (0.2023, 0.1994, 0.2010))
+    assert len(CIFAR10_CLASSES) == 10
+
+
+@pytest.mark.parametrize(
+    ("images", "word"),
+    [
+        ([[0.0]], "NumPy array"),
+        (np.zeros((1, 3, 4, 5), np.float64), "float64"),
+        (np.zeros((1, 3, 4, 5), np.float16), "float16"),
+        (np.zeros((1, 3, 4, 5), ">f4"), "dtype"),
+        (np.zeros((1, 4, 5, 3), np.int64), "int64"),
+        (np.zeros((1, 4, 5, 3), np.float32), "(1, 4, 5, 3)"),
+        (np.zeros((1, 3, 4, 5), np.uint8), "(1, 3, 4, 5)"),
+        (np.zeros((3, 4, 5), np.float32), "(3, 4, 5)"),
+        (np.zeros((4, 5, 3), np.uint8), "(4, 5, 3)"),
+        (np.zeros((1, 3, 5, 4), np.float32), "(1, 3, 5, 4)"),
+        (np.zeros((1, 1, 4, 5), np.float32), "(1, 1, 4, 5)"),
+        (np.zeros((0, 3, 4, 5), np.float32), "empty"),
+        (np.zeros((0, 4, 5, 3), np.uint8), "empty"),
+    ],
+)
+def test_what_the_network_cannot_take_is_refused(images: Any, word: str) -> None:
+    with refuses(InputError, word, "expected"):
+        SMALL.prepare(images)
+
+
+@pytest.mark.parametrize("values", [[np.nan], [np.inf], [-np.inf], [np.inf, -np.inf], [np.nan, np.inf]])
+def test_values_that_are_not_finite_are_refused_by_image(values: list[float]) -> None:
+    images = SMALL.normalize(pixels(4))
+    images[2, 1, 0, : len(values)] = values
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with refuses(InputError, "image 2"):
+            SMALL.prepare(images)
+
+
+def test_a_sum_beyond_float32_is_no_error() -> None:
+    images = np.full((2, 3, 4, 5), 3e38, np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert SMALL.prepare(images) is images
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"mean": (0.5,)},
+        {"std": (0.2, 0.2)},
+        {"std": (0.2, 0.0, 0.2)},
+        {"std": (0.2, -0.1, 0.2)},
+        {"std": (0.2, float("nan"), 0.2)},
+        {"std": (0.2, float("inf"), 0.2)},
+        {"mean": (0.5, float("nan"), 0.5)},
+        {"shape": (1, 32, 32)},
+        {"shape": (3, 32)},
+        {"shape": ()},
+        {"shape": (3, 0, 32)},
+    ],
+)
+def test_impossible_contracts_are_refused(values: dict[str, Any]) -> None:
+    with refuses(InputError, "expected"):
+        InputContract(**values)
+
+
+def test_one_channel_is_possible() -> None:
+    contract = InputContract((1, 2, 2), (0.5,), (0.5,))
+    np.testing.assert_array_equal(contract.prepare(np.full((1, 2, 2, 1), 255, np.uint8)), np.ones((1, 1, 2, 2)))
