@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.bench.clock import NOISY, Case, Timing, median_alone, summarize, time_interleaved
+from dfs_deploy.bench.clock import BURST, NOISY, Case, Timing, median_alone, summarize, time_interleaved
 from dfs_deploy.bench.machine import Machine, describe_machine
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.datasets import Dataset
@@ -132,7 +133,7 @@ class BenchResult:
 
 CLOCK = (
     "one call, from a normalised float32 image in memory to logits in memory; loading, decoding and normalising are"
-    " outside; percentiles are linear between samples and no sample is dropped"
+    f" outside; cases take turns of {BURST} calls; percentiles are linear between samples and no sample is dropped"
 )
 
 
@@ -197,7 +198,7 @@ def run_bench(
             warm_up_s=warm_up_s,
             min_s=min_s * len(cases),
             min_iterations=min_iterations,
-            progress=lambda share: report("timing", share),
+            progress=functools.partial(report, "timing"),
         )
         report("timing engines alone", 0.0)
         results = []

@@ -1,4 +1,4 @@
-"""Timing: warm-up, interleaved rounds, a minimum of time and of count, and percentiles that the samples can carry."""
+"""Timing: warm-up, interleaved turns, a minimum of time and of count, and percentiles that the samples can carry."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from numpy.typing import NDArray
 
 NOISY = 0.025
 """Coefficient of variation above which trtexec warns that times are unstable."""
+
+BURST = 16
+"""Calls in a row of one case before the next case has its turn."""
+
+_WARM_UP_TURNS = 3
+_TURNS_BETWEEN_COLLECTIONS = 32
 
 
 @dataclass(frozen=True)
@@ -67,51 +73,52 @@ def time_interleaved(
     warm_up_s: float,
     min_s: float,
     min_iterations: int,
+    burst: int = BURST,
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, list[int]]:
-    """Times cases turn by turn on the same inputs, so that a change of the machine meets them all.
+    """Times cases in turns on the same inputs, so that a change of the machine meets them all.
 
-    Each input is run by every case before the next one is drawn, and the case that goes first moves on each time.
+    In a turn every case runs the same few inputs in a row, and the case that goes first moves on each turn. Cases that
+    alternate call by call would find their weights pushed out of the cache by the others, as no application would.
 
     Args:
         cases: what to time.
         inputs: indices of inputs in the order in which they are drawn, again from the start when used up.
-        warm_up_s: seconds of turns that are not measured.
+        warm_up_s: seconds of turns that are not measured; at least three turns are not.
         min_s: measured seconds, all cases together, at least.
-        min_iterations: turns, at least.
+        min_iterations: calls of each case, at least.
+        burst: calls in a row of one case in a turn.
         progress: called with how far it is, 0 to 1.
 
     Returns:
-        Nanoseconds of each turn, by case name, in the order of the turns.
+        Nanoseconds of each call, by case name, in the order of the calls; no call is left out.
     """
     times: dict[str, list[int]] = {case.name: [] for case in cases}
     clock = time.perf_counter_ns
     collecting = gc.isenabled()
-    turn = 0
-    start = clock()
-    measured_from: int | None = None
     gc.disable()
     try:
+        start, turn, drawn, measured_from = clock(), 0, 0, None
         while True:
             now = clock()
-            if measured_from is None and now - start >= 1e9 * warm_up_s and turn >= 3:
+            if measured_from is None and now - start >= 1e9 * warm_up_s and turn >= _WARM_UP_TURNS:
                 measured_from, turn = now, 0
             if measured_from is not None:
-                share = min((now - measured_from) / (1e9 * min_s), turn / min_iterations)
-                if share >= 1.0:
+                share = min((now - measured_from) / (1e9 * max(min_s, 1e-9)), turn * burst / min_iterations)
+                if share >= 1.0 and turn:
                     return times
-                if progress is not None and turn % 64 == 0:
+                if progress is not None:
                     progress(share)
-            index = inputs[turn % len(inputs)]
+            chosen = [inputs[(drawn + i) % len(inputs)] for i in range(burst)]
             for i in range(len(cases)):
                 case = cases[(turn + i) % len(cases)]
-                begin = clock()
-                case.call(index)
-                end = clock()
-                if measured_from is not None:
-                    times[case.name].append(end - begin)
-            turn += 1
-            if turn % 512 == 0:
+                call, taken = case.call, times[case.name] if measured_from is not None else []
+                for index in chosen:
+                    begin = clock()
+                    call(index)
+                    taken.append(clock() - begin)
+            turn, drawn = turn + 1, drawn + burst
+            if turn % _TURNS_BETWEEN_COLLECTIONS == 0:
                 gc.collect()
     finally:
         if collecting:

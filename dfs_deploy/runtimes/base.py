@@ -26,12 +26,17 @@ class Result:
     Attributes:
         logits: (N, classes) float32.
         path: (N, gated blocks) uint8, the option index that each gated block ran.
-        computation_percentage: (N,) float32, in percent of every gated block run in full precision.
+        costs: of each option, relative to the full-precision block.
     """
 
     logits: NDArray[np.float32]
     path: NDArray[np.uint8]
-    computation_percentage: NDArray[np.float32]
+    costs: tuple[float, ...]
+
+    @property
+    def computation_percentage(self) -> NDArray[np.float32]:
+        """(N,) float32, in percent of every gated block run in full precision."""
+        return computation_percentage(self.path, self.costs)
 
     @property
     def classes(self) -> NDArray[np.int64]:
@@ -175,7 +180,7 @@ class Runtime:
             logits, taken = backend.infer(prepared, forced)
         finally:
             self._in_use.release()
-        return Result(logits, taken, computation_percentage(taken, self._costs))
+        return Result(logits, taken, self._costs)
 
     @property
     def bundle(self) -> Bundle:

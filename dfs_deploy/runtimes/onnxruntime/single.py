@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from dfs_deploy.architecture import Architecture
 from dfs_deploy.bundle import Form
+from dfs_deploy.errors import InternalError
 from dfs_deploy.runtimes.gate import Gate
-from dfs_deploy.runtimes.onnxruntime.binding import Call, aligned_buffer, bind
+from dfs_deploy.runtimes.onnxruntime.binding import Call, aligned_buffer, bind, engine_failed
 from dfs_deploy.runtimes.onnxruntime.sessions import LoadedEngine, LoadedEngines
 
 _FORMS: tuple[Form, Form] = ("float32", "uint8")
@@ -46,6 +47,7 @@ class SingleDispatch:
     """
 
     def __init__(self, engines: LoadedEngines, gate: Gate, architecture: Architecture) -> None:
+        self._engines = engines
         self._gate = gate
         shapes = list(architecture.block_shapes())
         images = aligned_buffer((1, *architecture.image_shape), np.dtype(np.float32))
@@ -57,9 +59,9 @@ class SingleDispatch:
             size = (1, shape.out_channels, *shape.out_size)
             buffers.append(by_size.setdefault(size, [aligned_buffer(size, np.dtype(form)) for form, _ in _PLACES]))
         stem = engines.stem
-        self._stem = bind(stem.sessions["float32"], stem.label, images, buffers[0][0])
+        self._stem = bind(stem.sessions["float32"], images, buffers[0][0])
         self._head = tuple(
-            bind(engines.head.sessions[form], "head", buffers[-1][i], logits) if form in engines.head.sessions else None
+            bind(engines.head.sessions[form], buffers[-1][i], logits) if form in engines.head.sessions else _never
             for i, (form, _) in enumerate(_PLACES)
         )
         self._steps = tuple(
@@ -75,22 +77,31 @@ class SingleDispatch:
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Runs one image, (1, C, H, W) float32; see :meth:`dfs_deploy.runtimes.base.Backend.infer`."""
         np.copyto(self._images, image)
-        gate, place = self._gate, 0
-        gate.reset(1)
-        path = np.empty((1, len(self._steps)), np.uint8)
-        self._stem()
-        for index, step in enumerate(self._steps):
-            option = step.decide[place]()
-            if forced is not None:
-                option = int(forced[0, index])
-            path[0, index] = option
-            call, place = step.calls[option][place]
-            if call is not None:
-                call()
-        head = self._head[place]
-        assert head is not None  # noqa: S101 (no engine leaves a form that no engine takes)
-        head()
-        return self._logits.copy(), path
+        path = bytearray(len(self._steps))
+        choices = None if forced is None else forced[0].tobytes()
+        self._gate.reset(1)
+        place, index = 0, -1
+        try:
+            self._stem()
+            for index, step in enumerate(self._steps):
+                option = step.decide[place]()
+                if choices is not None:
+                    option = choices[index]
+                path[index] = option
+                call, place = step.calls[option][place]
+                if call is not None:
+                    call()
+            index += 1
+            self._head[place]()
+        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+            raise engine_failed(self._label(index, path), error) from error
+        return self._logits.copy(), np.frombuffer(path, np.uint8)[None]
+
+    def _label(self, index: int, path: bytearray) -> str:
+        if not 0 <= index < len(self._steps):
+            return "the stem" if index < 0 else "the head"
+        engine = self._engines.blocks[index].options[path[index]]
+        return "the gate" if engine is None else engine.label
 
     def engine_calls(self, path: NDArray[np.uint8]) -> tuple[Call, ...]:
         """The calls that a path makes, in order, the gates' left out."""
@@ -99,14 +110,17 @@ class SingleDispatch:
             call, place = step.calls[int(option)][place]
             if call is not None:
                 calls.append(call)
-        head = self._head[place]
-        assert head is not None  # noqa: S101 (no engine leaves a form that no engine takes)
-        return (*calls, head)
+        return (*calls, self._head[place])
 
     def gate_calls(self) -> tuple[Callable[[], int], ...]:
         """The gate's step at each gated block, on float32 features."""
         self._gate.reset(1)
         return tuple(step.decide[0] for step in self._steps)
+
+
+def _never() -> None:
+    """The head's call at a place that no engine of the bundle leaves features in."""
+    raise InternalError("features were left in a form that no engine takes")
 
 
 def _bind_option(
@@ -119,5 +133,5 @@ def _bind_option(
         # The other slot of the engine's form where source and target may share buffers, any slot of it otherwise.
         target = _PLACES.index((engine.output, 1 - slot if engine.output == form else 0))
         session = engine.sessions.get(form)  # a bundle without INT8 has float32 features only
-        calls.append((bind(session, engine.label, sources[place], targets[target]) if session else None, target))
+        calls.append((bind(session, sources[place], targets[target]) if session else None, target))
     return tuple(calls)

@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import BundleError, RuntimeClosedError
 from dfs_deploy.options import Precision
-from dfs_deploy.runtimes.onnxruntime.binding import Call, aligned_buffer, bind, open_session, run_once, session_options
+from dfs_deploy.runtimes.onnxruntime.binding import (
+    Call,
+    aligned_buffer,
+    bind,
+    engine_failed,
+    open_session,
+    run_once,
+    session_options,
+)
 
 
 class StaticEngine:
@@ -38,7 +46,7 @@ class StaticEngine:
         )
         self._images = aligned_buffer((1, *bundle.input.shape), np.dtype(np.float32))
         self._logits = aligned_buffer((1, bundle.architecture.classes), np.dtype(np.float32))
-        self._call: Call | None = bind(self._session, self._label, self._images, self._logits)
+        self._call: Call | None = bind(self._session, self._images, self._logits)
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Maps (N, C, H, W) float32, normalised, to logits (N, classes) float32."""
@@ -47,7 +55,10 @@ class StaticEngine:
         if len(images) != 1:
             return run_once(self._session, self._label, images)
         np.copyto(self._images, images)
-        self._call()
+        try:
+            self._call()
+        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+            raise engine_failed(self._label, error) from error
         return self._logits.copy()
 
     def close(self) -> None:
