@@ -28,8 +28,9 @@ def trace_path(
     Returns:
         A call from (1, C, H, W) float32 images to (1, classes) float32 logits.
     """
-    assert bundle.manifest.calibration is not None
-    ranges = {(r.block, r.option, r.tensor): Range(r.low, r.high) for r in bundle.manifest.calibration.ranges}
+    calibration = bundle.manifest.calibration
+    records = [] if calibration is None else calibration.ranges
+    ranges = {(r.block, r.option, r.tensor): Range(r.low, r.high) for r in records}
     stem, first = split_stem(network)
     steps: list[Step] = [FloatStep(first)]
     for index, choice in enumerate(path, 1):

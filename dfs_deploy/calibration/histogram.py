@@ -59,7 +59,11 @@ class HistogramCounter:
 
     def add(self, x: Tensor) -> None:
         """Takes in a batch, (N, ...)."""
-        values = x.numpy().ravel()
+        if self._extent.low == self._extent.high:
+            self._counts[0] += x.numel()
+            return
+        # In double precision, or the bins between two neighbouring float32 values would have no width.
+        values = x.numpy().ravel().astype(np.float64)
         self._counts += np.histogram(values, BINS, (self._extent.low, self._extent.high))[0]
 
     def result(self) -> Histogram:

@@ -53,7 +53,7 @@ METHODS: Final[dict[str, Method]] = {"minmax": minmax, "percentile": percentile,
 
 
 def _search(histogram: Histogram, loss: Callable[[Histogram, float, float], float]) -> tuple[float, float]:
-    candidates = [(histogram.low * share, histogram.high * share) for share in _SHARES]
+    candidates = [(histogram.low * share, histogram.high * share) for share in _SHARES.tolist()]
     losses = [loss(histogram, low, high) for low, high in candidates]
     # Of equal losses the widest interval: an unseen value is then less likely to be clamped.
     return candidates[len(losses) - 1 - int(np.argmin(losses[::-1]))]

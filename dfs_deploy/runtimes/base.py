@@ -112,10 +112,10 @@ class Backend(ABC):
 BackendFactory = Callable[..., Backend]
 
 
-def _onnxruntime(bundle: Bundle, threads: int | None) -> Backend:
+def _onnxruntime(bundle: Bundle, threads: int | None, gate: str | None) -> Backend:
     from dfs_deploy.runtimes.onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(bundle, threads)
+    return OnnxRuntimeBackend(bundle, threads, gate)
 
 
 BACKENDS: dict[str, BackendFactory] = {"onnxruntime": _onnxruntime}
@@ -132,13 +132,21 @@ class Runtime:
         bundle: path of a ``NAME.dfs`` directory, or an opened :class:`~dfs_deploy.bundle.Bundle`.
         runtime: ``onnxruntime``; ``None`` for that.
         threads: threads that one engine may use; ``None`` for one, which is the fastest at batch 1.
+        gate: ``native`` or ``numpy``; ``None`` for the first where it was compiled, the second elsewhere.
 
     Raises:
         BundleError: the bundle cannot be read, or holds no engines for this runtime.
         UsageError: an unknown runtime, or less than one thread.
     """
 
-    def __init__(self, bundle: str | Path | Bundle, runtime: str | None = None, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: str | Path | Bundle,
+        runtime: str | None = None,
+        *,
+        threads: int | None = None,
+        gate: str | None = None,
+    ) -> None:
         name = runtime or "onnxruntime"
         if name not in BACKENDS:
             raise UsageError(f"unknown runtime {name!r}, expected {' or '.join(BACKENDS)}")
@@ -150,7 +158,7 @@ class Runtime:
             raise BundleError(
                 f"{self._bundle.path} has no engines for {name} (made for: {made}); export with --runtime {name}"
             )
-        self._backend: Backend | None = BACKENDS[name](self._bundle, threads)
+        self._backend: Backend | None = BACKENDS[name](self._bundle, threads, gate)
         self._costs = self._bundle.options.costs
         self._in_use = threading.Lock()
 

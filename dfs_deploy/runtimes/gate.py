@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dfs_deploy.errors import InputError, UsageError
+
 Array = NDArray[np.float32]
 Features = NDArray[np.float32] | NDArray[np.uint8]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,44 @@ class GateWeights:
     recurrent_weight: Array
     projection_weight: Array
     projection_bias: Array
+    _prepared: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        gates, widest = self.input_weight.shape[0], self.input_weight.shape[-1]
+        hidden, options = self.recurrent_weight.shape[-1], len(self.projection_bias)
+        shapes = ((gates, 4 * hidden, widest), (gates, 4 * hidden), (4 * hidden, hidden), (options, hidden), (options,))
+        for (name, array), shape in zip(arrays.items(), shapes, strict=True):
+            if array.dtype != np.float32 or array.shape != shape:
+                raise InputError(
+                    f"the gate's {name} is {array.dtype} of shape {array.shape}, expected float32 of shape {shape}"
+                )
+
+    @property
+    def gates(self) -> int:
+        """Blocks that a gate follows."""
+        return int(self.input_weight.shape[0])
+
+    @property
+    def widest(self) -> int:
+        """Channels of the widest of them."""
+        return int(self.input_weight.shape[2])
 
     @property
     def hidden(self) -> int:
         """Hidden units of the LSTM."""
         return int(self.recurrent_weight.shape[1])
+
+    @property
+    def options(self) -> int:
+        """Options that the gate chooses from."""
+        return int(self.projection_bias.shape[0])
+
+    def prepared(self, make: Callable[[GateWeights], _T]) -> _T:
+        """What ``make`` gives for these weights: made once, and shared by all gates that step with them."""
+        if make not in self._prepared:
+            self._prepared[make] = make(self)
+        return cast(_T, self._prepared[make])
 
 
 class Gate(ABC):
@@ -91,47 +129,235 @@ class NumpyGate(Gate):
 
     def __init__(self, weights: GateWeights) -> None:
         self._weights = weights
-        self.reset(1)
+        self._one = _States(weights, 1)
+        self._states = self._one
 
     def reset(self, samples: int) -> None:
-        self._hidden = np.zeros((samples, self._weights.hidden), np.float32)
-        self._cell = np.zeros_like(self._hidden)
+        check_samples(samples)
+        if samples == 1:
+            self._states = self._one
+        elif samples != self._states.samples:
+            self._states = _States(self._weights, samples)
+        self._states.clear()
 
     def bind(self, block: int, features: Features, scale: float) -> Callable[[], int]:
-        def step() -> int:
-            return int(self._decide(block, pool(features, scale))[0])
+        check_bound(self._weights, block, features)
+        states, step = self._one, _Step(self._one, block, features.shape[1])
+        pool = _pooling(features.reshape(features.shape[1], -1), step.pooled[0], scale)
 
-        return step
+        def call() -> int:
+            if self._states is not states:
+                raise UsageError(_NOT_ONE.format(self._states.samples))
+            pool()
+            return int(step.run().argmax())
+
+        return call
 
     def step(
         self, block: int, floats: Array, integers: NDArray[np.uint8], in_uint8: NDArray[np.bool_], scale: float
     ) -> NDArray[np.int64]:
-        pooled = np.empty(floats.shape[:2], np.float32)
-        pooled[~in_uint8] = pool(floats[~in_uint8], scale)
-        pooled[in_uint8] = pool(integers[in_uint8], scale)
-        return self._decide(block, pooled)
+        states = self._states
+        check_batch(self._weights, block, states.samples, floats, integers, in_uint8)
+        step = _Step(states, block, floats.shape[1])
+        flat = (*floats.shape[:2], floats.shape[2] * floats.shape[3])
+        flat_floats, flat_integers = floats.reshape(flat), integers.reshape(flat)
+        if not in_uint8.any():
+            _pooling(flat_floats, step.pooled, scale)()
+        elif in_uint8.all():
+            _pooling(flat_integers, step.pooled, scale)()
+        else:
+            for i, row in enumerate(step.pooled):
+                _pooling(flat_integers[i] if in_uint8[i] else flat_floats[i], row, scale)()
+        return np.asarray(step.run().argmax(1), np.int64)
 
-    def _decide(self, block: int, pooled: Array) -> NDArray[np.int64]:
-        weights, size = self._weights, self._weights.hidden
-        own = weights.input_weight[block, :, : pooled.shape[1]]
-        gates = _each(own, pooled) + _each(weights.recurrent_weight, self._hidden) + weights.bias[block]
-        candidate = np.tanh(gates[:, 2 * size : 3 * size])
-        sigmoid = 1.0 / (1.0 + np.exp(-gates))
-        self._cell = sigmoid[:, size : 2 * size] * self._cell + sigmoid[:, :size] * candidate
-        self._hidden = sigmoid[:, 3 * size :] * np.tanh(self._cell)
-        scores = _each(weights.projection_weight, self._hidden) + weights.projection_bias
-        return np.asarray(scores.argmax(1), np.int64)
+    @property
+    def state(self) -> tuple[Array, Array]:
+        """A copy of the hidden state and the cell, each (samples, hidden); can be set."""
+        return self._states.hidden.copy(), self._states.cell.copy()
+
+    @state.setter
+    def state(self, value: tuple[Array, Array]) -> None:
+        self._states.hidden[:], self._states.cell[:] = value
 
 
-def pool(features: Features, scale: float) -> Array:
-    """Averages each channel over the map: (N, C, H, W) to (N, C) float32."""
-    n, c, h, w = features.shape
-    flat = features.reshape(n * c, h * w)
+@dataclass(frozen=True)
+class _Matrices:
+    """Weights as the steps below use them.
+
+    A sample's inputs are one vector: one, the hidden state, the pooled features. So bias and both products of the LSTM
+    are one matrix. A sigmoid is half a hyperbolic tangent of half its argument, plus a half; the matrix holds the
+    halves (which is exact), so that one call of ``tanh`` serves all four of the LSTM's gates.
+
+    Attributes:
+        inputs: by block (4 * hidden, 1 + hidden + widest).
+        scores: (options, 1 + hidden).
+        factor: (4 * hidden,), what ``tanh`` is multiplied by.
+        offset: (4 * hidden,), what is added then.
+    """
+
+    inputs: tuple[Array, ...]
+    scores: Array
+    factor: Array
+    offset: Array
+
+    @classmethod
+    def of(cls, weights: GateWeights) -> _Matrices:
+        size = weights.hidden
+        factor = np.full(4 * size, 0.5, np.float32)
+        factor[2 * size : 3 * size] = 1.0
+        inputs = [
+            factor[:, None] * np.concatenate([bias[:, None], weights.recurrent_weight, weight], 1)
+            for bias, weight in zip(weights.bias, weights.input_weight, strict=True)
+        ]
+        scores = np.concatenate([weights.projection_bias[:, None], weights.projection_weight], 1)
+        return cls(tuple(inputs), scores, factor, 1.0 - factor)
+
+
+class _States:
+    """The states of some samples, and where their steps leave what they compute."""
+
+    def __init__(self, weights: GateWeights, samples: int) -> None:
+        size = weights.hidden
+        self.matrices = weights.prepared(_Matrices.of)
+        self.samples = samples
+        self.inputs = np.zeros((samples, 1 + size + weights.widest), np.float32)
+        self.inputs[:, 0] = 1.0
+        self.hidden = self.inputs[:, 1 : 1 + size]
+        self.cell = np.zeros((samples, size), np.float32)
+        self.gates = np.zeros((samples, 4 * size), np.float32)
+        self.written = np.zeros_like(self.cell)
+        self.scores = np.zeros((samples, weights.options), np.float32)
+
+    def clear(self) -> None:
+        self.hidden.fill(0.0)
+        self.cell.fill(0.0)
+
+
+class _Step:
+    """One block's step, each array that it takes made once.
+
+    Attributes:
+        pooled: (samples, channels), to be written before each run.
+    """
+
+    def __init__(self, states: _States, block: int, channels: int) -> None:
+        matrices, size = states.matrices, states.hidden.shape[1]
+        self.pooled = states.inputs[:, 1 + size : 1 + size + channels]
+        # Matrix times vector, one a sample: what has an axis of one at the end is multiplied so, whatever the batch.
+        inputs, gates = states.inputs[:, : 1 + size + channels, None], states.gates
+        matrix = np.ascontiguousarray(matrices.inputs[block][:, : 1 + size + channels])
+        known, scores = states.inputs[:, : 1 + size, None], states.scores
+        gates_column, scores_column = gates[:, :, None], scores[:, :, None]
+        write, forget, candidate, show = (gates[:, i * size : (i + 1) * size] for i in range(4))
+        hidden, cell, written = states.hidden, states.cell, states.written
+
+        def run() -> Array:
+            np.matmul(matrix, inputs, gates_column)
+            np.tanh(gates, gates)
+            np.multiply(gates, matrices.factor, gates)
+            np.add(gates, matrices.offset, gates)
+            np.multiply(forget, cell, cell)
+            np.multiply(write, candidate, written)
+            np.add(cell, written, cell)
+            np.tanh(cell, hidden)
+            np.multiply(hidden, show, hidden)
+            np.matmul(matrices.scores, known, scores_column)
+            return scores
+
+        self.run: Callable[[], Array] = run
+        """Steps the states and returns the scores, (samples, options), valid until the next run."""
+
+
+def _pooling(features: Features, pooled: Array, scale: float) -> Callable[[], object]:
+    """A call that averages (..., C, H * W) into (..., C); read at each call."""
+    area, axis = features.shape[-1], features.ndim - 1
     if features.dtype == np.uint8:
-        return np.asarray(flat.sum(1, dtype=np.uint32) * np.float32(scale / (h * w)), np.float32).reshape(n, c)
-    return np.asarray(flat.sum(1) / np.float32(h * w), np.float32).reshape(n, c)
+        sums = np.empty(pooled.shape, np.uint32)
+        factor = uint8_factor(scale, area)
+
+        def pool_integers() -> None:
+            np.add.reduce(features, axis, np.uint32, out=sums)
+            np.multiply(sums, factor, pooled, casting="same_kind")
+
+        return pool_integers
+    divisor = np.float32(area)
+
+    def pool_floats() -> None:
+        np.add.reduce(features, axis, out=pooled)
+        np.divide(pooled, divisor, pooled)
+
+    return pool_floats
 
 
-def _each(weight: Array, x: Array) -> Array:
-    """``weight @ x[i]`` for each sample: (out, in) and (N, in) to (N, out)."""
-    return np.asarray(np.matmul(x[:, None, :], weight.T)[:, 0, :], np.float32)
+def uint8_factor(scale: float, area: int) -> np.float64:
+    """What the sum of a channel in uint8 is multiplied by for its mean: a float32, in double precision."""
+    return np.float64(np.float32(scale / area))
+
+
+_NOT_ONE = "the gate holds the states of {} samples: a bound step goes with reset(1)"
+
+
+def check_samples(samples: int) -> None:
+    """Raises UsageError where this cannot be a number of samples."""
+    if samples < 0:
+        raise UsageError(f"{samples} samples: expected none or more")
+
+
+def check_bound(weights: GateWeights, block: int, features: Features) -> None:
+    """Raises where a step cannot be bound to these features.
+
+    Raises:
+        UsageError: there is no such block.
+        InputError: the features have another type, shape or layout.
+    """
+    if not isinstance(features, np.ndarray) or features.dtype not in (np.float32, np.uint8):
+        raise InputError(f"features are {_kind(features)}, expected an array of float32 or uint8")
+    _check_features(weights, block, "features", features)
+    if len(features) != 1:
+        raise InputError(f"features are of {len(features)} samples, expected one")
+
+
+def check_batch(
+    weights: GateWeights,
+    block: int,
+    samples: int,
+    floats: Array,
+    integers: NDArray[np.uint8],
+    in_uint8: NDArray[np.bool_],
+) -> None:
+    """Raises where a batch cannot be stepped; see :func:`check_bound`."""
+    expected = (("floats", floats, np.float32), ("integers", integers, np.uint8), ("in_uint8", in_uint8, np.bool_))
+    for name, array, dtype in expected:
+        if not isinstance(array, np.ndarray) or array.dtype != dtype:
+            raise InputError(f"{name} are {_kind(array)}, expected an array of {np.dtype(dtype)}")
+    _check_features(weights, block, "floats", floats)
+    _check_features(weights, block, "integers", integers)
+    if floats.shape != integers.shape:
+        raise InputError(f"floats have shape {floats.shape} and integers {integers.shape}, expected the same")
+    if in_uint8.shape != (len(floats),) or not in_uint8.flags.c_contiguous:
+        raise InputError(f"in_uint8 has shape {in_uint8.shape}, expected ({len(floats)},), contiguous")
+    if len(floats) != samples:
+        raise UsageError(f"{len(floats)} samples, but the gate was reset for {samples}")
+
+
+def _check_features(weights: GateWeights, block: int, name: str, features: NDArray[Any]) -> None:
+    if not 0 <= block < weights.gates:
+        raise UsageError(f"no gate follows block {block}: there are {weights.gates}, from 0")
+    if features.ndim != 4 or min(features.shape[1:]) < 1:
+        raise InputError(f"{name} have shape {features.shape}, expected (N, C, H, W), none of C, H and W zero")
+    if not features.flags.c_contiguous:
+        raise InputError(f"{name} are not contiguous; pass numpy.ascontiguousarray({name})")
+    least = weights.prepared(_own_channels)[block]
+    if not least <= features.shape[1] <= weights.widest:
+        bounds = f"{least}" if least == weights.widest else f"{least} to {weights.widest}"
+        raise InputError(f"{name} have {features.shape[1]} channels, expected {bounds} after block {block}")
+
+
+def _own_channels(weights: GateWeights) -> tuple[int, ...]:
+    """By block, the least number of channels that has every weight other than zero."""
+    used = (weights.input_weight != 0).any(1)
+    return tuple(int(np.flatnonzero(row)[-1]) + 1 if row.any() else 1 for row in used)
+
+
+def _kind(value: object) -> str:
+    return str(value.dtype) if isinstance(value, np.ndarray) else type(value).__name__

@@ -5,6 +5,9 @@
 #define PASTE_(a, b) a##_##b
 #define PASTE(a, b) PASTE_(a, b)
 
+typedef float Floats4 __attribute__((vector_size(16)));
+typedef float Floats8 __attribute__((vector_size(32)));
+
 /* Baseline: whatever the compiler may assume of the target, in vectors of 16 bytes. */
 #define VARIANT baseline
 #define VECTOR_BYTES 16

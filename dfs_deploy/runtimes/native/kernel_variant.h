@@ -29,27 +29,38 @@ typedef uint16_t Shorts __attribute__((vector_size(VECTOR_BYTES)));
 
 /* Adds up lanes: the upper half onto the lower until one is left. */
 TARGET static inline float NAME(fold)(Floats *lanes) {
-    for (int half = POOL_VECTORS / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-    float lane[FLOATS];
-    STORE(lane, lanes[0]);
-    for (int half = FLOATS / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
-    return lane[0];
+    for (int i = 0; i < POOL_VECTORS / 2; i++) lanes[i] += lanes[i + POOL_VECTORS / 2];
+    for (int i = 0; i < POOL_VECTORS / 4; i++) lanes[i] += lanes[i + POOL_VECTORS / 4];
+    for (int i = 0; i < POOL_VECTORS / 8; i++) lanes[i] += lanes[i + POOL_VECTORS / 8];
+    Floats4 four[VECTOR_BYTES > 16 ? 2 : 1];
+#if VECTOR_BYTES == 64
+    Floats8 eight[2];
+    memcpy(eight, lanes, sizeof eight);
+    eight[0] += eight[1];
+    memcpy(four, eight, sizeof *eight);
+#else
+    memcpy(four, lanes, sizeof four);
+#endif
+#if VECTOR_BYTES > 16
+    four[0] += four[1];
+#endif
+    return (four[0][0] + four[0][2]) + (four[0][1] + four[0][3]);
 }
 
 TARGET static float NAME(sum_floats)(const float *x, ptrdiff_t n) {
-    Floats lanes[POOL_VECTORS] = {{0}};
-    Floats read;
+    const Floats zero = {0};
+    Floats lanes[POOL_VECTORS], read;
     ptrdiff_t i = 0;
+    for (int v = 0; v < POOL_VECTORS; v++) lanes[v] = zero;
     for (; i + POOL_LANES <= n; i += POOL_LANES)
         for (int v = 0; v < POOL_VECTORS; v++) {
             LOAD(read, x + i + v * FLOATS);
             lanes[v] += read;
         }
     if (i < n) {
-        float rest[POOL_LANES] = {0};
-        memcpy(rest, x + i, (size_t)(n - i) * sizeof *x);
+        float rest[POOL_LANES];
+        for (int v = 0; v < POOL_VECTORS; v++) STORE(rest + v * FLOATS, zero);
+        for (ptrdiff_t k = 0; k < n - i; k++) rest[k] = x[i + k];
         for (int v = 0; v < POOL_VECTORS; v++) {
             LOAD(read, rest + v * FLOATS);
             lanes[v] += read;
@@ -204,7 +215,7 @@ TARGET static ptrdiff_t NAME(step)(const GateWeights *w, ptrdiff_t block, const 
     float *pooled = scratch, *next = scratch + w->widest;
     NAME(pool)(features, pooled);
     NAME(lstm)(w, block, pooled, features->channels, hidden, cell, next);
-    memcpy(hidden, next, (size_t)w->padded * sizeof *hidden);
+    for (ptrdiff_t unit = 0; unit < w->padded; unit++) hidden[unit] = next[unit];
     return NAME(choose)(w, hidden);
 }
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dfs_deploy.architecture import Architecture
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.runtimes.base import Backend, Substitution
-from dfs_deploy.runtimes.gate import NumpyGate
+from dfs_deploy.runtimes.gate_choice import gate_for
 from dfs_deploy.runtimes.onnxruntime.batch import BatchDispatch
 from dfs_deploy.runtimes.onnxruntime.binding import Call
 from dfs_deploy.runtimes.onnxruntime.sessions import LoadedEngines, load_engines
@@ -27,17 +27,18 @@ class OnnxRuntimeBackend(Backend):
     Args:
         bundle: the bundle.
         threads: that one engine may use; ``None`` for one.
+        gate: ``native`` or ``numpy``; ``None`` for the first where it was compiled.
     """
 
     name = "onnxruntime"
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        self._setup(load_engines(bundle, threads or 1), bundle.architecture)
+    def __init__(self, bundle: Bundle, threads: int | None = None, gate: str | None = None) -> None:
+        self._setup(load_engines(bundle, threads or 1), bundle.architecture, gate)
 
-    def _setup(self, engines: LoadedEngines, architecture: Architecture) -> None:
+    def _setup(self, engines: LoadedEngines, architecture: Architecture, kind: str | None) -> None:
         self._engines: LoadedEngines | None = engines
         self._architecture = architecture
-        gate = NumpyGate(engines.gate)
+        gate = gate_for(engines.gate, kind)
         self._gate_name = gate.name
         self._single: SingleDispatch | None = SingleDispatch(engines, gate, architecture)
         self._batch: BatchDispatch | None = BatchDispatch(engines, gate)
@@ -60,7 +61,7 @@ class OnnxRuntimeBackend(Backend):
     def clone(self) -> OnnxRuntimeBackend:
         assert self._engines is not None  # noqa: S101 (Runtime refuses after close)
         other = object.__new__(OnnxRuntimeBackend)
-        other._setup(self._engines, self._architecture)
+        other._setup(self._engines, self._architecture, self._gate_name)
         return other
 
     def close(self) -> None:

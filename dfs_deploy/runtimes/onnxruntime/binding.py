@@ -35,8 +35,7 @@ def session_options(threads: int) -> ort.SessionOptions:
 def _share_allocator() -> None:
     """Gives ONNX Runtime one arena for all sessions of the process, which lives as long as the process.
 
-    Sessions that each own an arena push one another's buffers out of the cache: eighteen FP32 blocks in a row take 1.06 ms
-    so, and 0.90 with one arena (docs/performance.md).
+    Sessions that each own an arena push one another's buffers out of the cache (docs/performance.md).
     """
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": _AS_REQUESTED}))

@@ -1,0 +1,32 @@
+"""Which gate runs here."""
+
+from __future__ import annotations
+
+from dfs_deploy.errors import UsageError
+from dfs_deploy.runtimes.gate import Gate, GateWeights, NumpyGate
+from dfs_deploy.runtimes.native_gate import NativeGate, native_available
+
+__all__ = ["GATES", "gate_for", "native_available"]
+
+GATES = ("native", "numpy")
+"""The kinds of gate, the fastest first."""
+
+
+def gate_for(weights: GateWeights, kind: str | None = None) -> Gate:
+    """Makes a gate, with a state of its own; gates of the same weights share what is made of them.
+
+    Args:
+        weights: what it multiplies by.
+        kind: one of :data:`GATES`; ``None`` for the native gate where it was compiled, the NumPy gate elsewhere.
+
+    Raises:
+        EnvironmentLacksError: ``native`` was asked for and was not compiled here.
+        UsageError: no such kind.
+    """
+    if kind is None:
+        kind = "native" if native_available() else "numpy"
+    if kind == "native":
+        return NativeGate(weights)
+    if kind == "numpy":
+        return NumpyGate(weights)
+    raise UsageError(f"no gate {kind!r}: expected {' or '.join(GATES)}")

@@ -1,0 +1,36 @@
+from collections.abc import Callable
+
+from numpy import bool_, float32, int64, uint8
+from numpy.typing import NDArray
+
+LANES: int
+
+def variants() -> tuple[str, ...]: ...
+
+class CompiledGate:
+    variant: str
+    samples: int
+    def __init__(
+        self,
+        input: NDArray[float32],
+        bias: NDArray[float32],
+        recurrent: NDArray[float32],
+        projection: NDArray[float32],
+        projection_bias: NDArray[float32],
+        hidden: int,
+        options: int,
+        variant: str | None = None,
+    ) -> None: ...
+    def reset(self, samples: int) -> None: ...
+    def bind(self, block: int, features: NDArray[float32] | NDArray[uint8], factor: float) -> Callable[[], int]: ...
+    def step(
+        self,
+        block: int,
+        floats: NDArray[float32],
+        integers: NDArray[uint8],
+        in_uint8: NDArray[bool_],
+        factor: float,
+        decisions: NDArray[int64],
+    ) -> None: ...
+    def read_state(self, hidden: NDArray[float32], cell: NDArray[float32]) -> None: ...
+    def write_state(self, hidden: NDArray[float32], cell: NDArray[float32]) -> None: ...

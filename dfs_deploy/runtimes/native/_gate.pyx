@@ -1,0 +1,277 @@
+# cython: language_level=3, binding=False, boundscheck=False, wraparound=False, initializedcheck=False
+"""The gate, compiled: the binding of kernel.c.
+
+Whatever it is given, it checks shape, type and contiguity, and holds the memory for as long as it may read it.
+"""
+
+from cpython.buffer cimport (
+    PyBUF_C_CONTIGUOUS,
+    PyBUF_FORMAT,
+    PyBUF_WRITABLE,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
+)
+from libc.stdint cimport int64_t, uint8_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset, strcmp
+
+from dfs_deploy.errors import UsageError
+
+
+cdef extern from "kernel.h":
+    const Py_ssize_t GATE_LANES
+
+    ctypedef struct GateWeights:
+        Py_ssize_t gates, widest, hidden, padded, options, scores
+        const float *input
+        const float *bias
+        const float *recurrent
+        const float *projection
+        const float *projection_bias
+
+    ctypedef struct GateFeatures:
+        const void *data
+        int in_uint8
+        float factor
+        Py_ssize_t channels, area
+
+    ctypedef Py_ssize_t (*GateStep)(
+        const GateWeights *weights,
+        Py_ssize_t block,
+        const GateFeatures *features,
+        float *hidden,
+        float *cell,
+        float *scratch,
+    ) noexcept nogil
+
+    ctypedef struct GateKernel:
+        const char *name
+        GateStep step
+
+    Py_ssize_t gate_kernels(const GateKernel **kernels) noexcept
+    Py_ssize_t gate_scratch(const GateWeights *weights) noexcept
+
+
+LANES = GATE_LANES
+
+
+def variants():
+    cdef const GateKernel *kernels
+    cdef Py_ssize_t count = gate_kernels(&kernels)
+    return tuple([kernels[i].name.decode() for i in range(count)])
+
+
+cdef class View:
+    """An array's memory, held for as long as this lives."""
+
+    cdef Py_buffer buffer
+
+    def __cinit__(self, array, str name, str format, int dimensions, bint writable=False):
+        cdef int flags = PyBUF_FORMAT | PyBUF_C_CONTIGUOUS
+        PyObject_GetBuffer(array, &self.buffer, flags | PyBUF_WRITABLE if writable else flags)
+        if self.buffer.format.decode() != format:
+            raise TypeError(f"{name} has elements of type {self.buffer.format.decode()!r}, expected {format!r}")
+        if self.buffer.ndim != dimensions:
+            raise ValueError(f"{name} has {self.buffer.ndim} dimensions, expected {dimensions}")
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.buffer)
+
+    cdef tuple shape(self):
+        return tuple([self.buffer.shape[i] for i in range(self.buffer.ndim)])
+
+    cdef int expect(self, str name, tuple shape) except -1:
+        if self.shape() != shape:
+            raise ValueError(f"{name} has shape {self.shape()}, expected {shape}")
+        return 0
+
+
+cdef class CompiledGate:
+    """Weights, one state for each sample, and the variant that steps them."""
+
+    cdef readonly str variant
+    cdef readonly Py_ssize_t samples
+    cdef GateWeights weights
+    cdef GateStep kernel
+    cdef tuple views
+    cdef float *state  # for each sample the padded hidden state, then the padded cell
+    cdef float *scratch
+    cdef Py_ssize_t capacity
+    cdef bint busy
+
+    def __init__(
+        self, input, bias, recurrent, projection, projection_bias, Py_ssize_t hidden, Py_ssize_t options, variant=None
+    ):
+        if self.views is not None:
+            raise TypeError("a gate is set up once")
+        cdef const GateKernel *kernels
+        cdef Py_ssize_t count = gate_kernels(&kernels), chosen = 0
+        if variant is not None:
+            while chosen < count and kernels[chosen].name.decode() != variant:
+                chosen += 1
+            if chosen == count:
+                raise ValueError(f"no variant {variant!r} here: there are {', '.join(variants())}")
+        if hidden < 1 or options < 1:
+            raise ValueError(f"{hidden} hidden units and {options} options, expected at least one of each")
+        cdef View inputs = View(input, "input", "f", 4)
+        cdef View biases = View(bias, "bias", "f", 3)
+        cdef View recurrents = View(recurrent, "recurrent", "f", 3)
+        cdef View projections = View(projection, "projection", "f", 2)
+        cdef View projection_biases = View(projection_bias, "projection_bias", "f", 1)
+        cdef Py_ssize_t gates = inputs.buffer.shape[0], widest = inputs.buffer.shape[1]
+        cdef Py_ssize_t padded = _padded(hidden), scores = _padded(options)
+        inputs.expect("input", (gates, widest, 4, padded))
+        biases.expect("bias", (gates, 4, padded))
+        recurrents.expect("recurrent", (hidden, 4, padded))
+        projections.expect("projection", (hidden, scores))
+        projection_biases.expect("projection_bias", (scores,))
+        self.weights.gates, self.weights.widest = gates, widest
+        self.weights.hidden, self.weights.padded = hidden, padded
+        self.weights.options, self.weights.scores = options, scores
+        self.weights.input = <const float *> inputs.buffer.buf
+        self.weights.bias = <const float *> biases.buffer.buf
+        self.weights.recurrent = <const float *> recurrents.buffer.buf
+        self.weights.projection = <const float *> projections.buffer.buf
+        self.weights.projection_bias = <const float *> projection_biases.buffer.buf
+        self.scratch = <float *> calloc(gate_scratch(&self.weights), sizeof(float))
+        if self.scratch == NULL:
+            raise MemoryError()
+        self.kernel = kernels[chosen].step
+        self.variant = kernels[chosen].name.decode()
+        self.views = (inputs, biases, recurrents, projections, projection_biases)
+
+    def __dealloc__(self):
+        free(self.state)
+        free(self.scratch)
+
+    def reset(self, Py_ssize_t samples):
+        self._free()
+        if samples < 0:
+            raise ValueError(f"{samples} samples")
+        cdef float *state
+        if samples > self.capacity:
+            # calloc minds the product; the state is dropped only once there is another
+            state = <float *> calloc(samples, 2 * self.weights.padded * sizeof(float))
+            if state == NULL:
+                raise MemoryError()
+            free(self.state)
+            self.state, self.capacity = state, samples
+        elif samples:
+            memset(self.state, 0, samples * 2 * self.weights.padded * sizeof(float))
+        self.samples = samples
+
+    def bind(self, Py_ssize_t block, features, float factor):
+        return BoundStep(self, block, features, factor).run
+
+    def step(self, Py_ssize_t block, floats, integers, in_uint8, float factor, decisions):
+        self._free()
+        cdef View float_view = View(floats, "floats", "f", 4)
+        cdef View integer_view = View(integers, "integers", "B", 4)
+        cdef View form_view = View(in_uint8, "in_uint8", "?", 1)
+        cdef View decision_view = View(decisions, "decisions", _INT64, 1, True)
+        cdef Py_ssize_t samples = self.samples, size
+        cdef GateFeatures features
+        self._describe(&features, block, float_view, factor)
+        integer_view.expect("integers", float_view.shape())
+        form_view.expect("in_uint8", (samples,))
+        decision_view.expect("decisions", (samples,))
+        if float_view.buffer.shape[0] != samples:
+            raise ValueError(f"floats has {float_view.buffer.shape[0]} samples, expected {samples}")
+        cdef const float *as_floats = <const float *> float_view.buffer.buf
+        cdef const uint8_t *as_integers = <const uint8_t *> integer_view.buffer.buf
+        cdef const uint8_t *forms = <const uint8_t *> form_view.buffer.buf
+        cdef int64_t *chosen = <int64_t *> decision_view.buffer.buf
+        cdef float *hidden = self.state
+        cdef Py_ssize_t padded = self.weights.padded, i
+        size = features.channels * features.area
+        self.busy = True
+        with nogil:
+            for i in range(samples):
+                features.in_uint8 = forms[i]
+                if features.in_uint8:
+                    features.data = as_integers + i * size
+                else:
+                    features.data = as_floats + i * size
+                chosen[i] = self.kernel(&self.weights, block, &features, hidden, hidden + padded, self.scratch)
+                hidden += 2 * padded
+        self.busy = False
+
+    def read_state(self, hidden, cell):
+        self._copy_state(hidden, cell, True)
+
+    def write_state(self, hidden, cell):
+        self._copy_state(hidden, cell, False)
+
+    cdef int _copy_state(self, hidden, cell, bint out) except -1:
+        self._free()
+        cdef Py_ssize_t i, part, size = self.weights.hidden
+        cdef View view
+        cdef float *inside
+        cdef float *outside
+        for part, (name, array) in enumerate((("hidden", hidden), ("cell", cell))):
+            view = View(array, name, "f", 2, out)
+            view.expect(name, (self.samples, size))
+            for i in range(self.samples):
+                inside = self.state + (2 * i + part) * self.weights.padded
+                outside = <float *> view.buffer.buf + i * size
+                if out:
+                    memcpy(outside, inside, size * sizeof(float))
+                else:
+                    memcpy(inside, outside, size * sizeof(float))
+        return 0
+
+    cdef int _describe(self, GateFeatures *features, Py_ssize_t block, View view, float factor) except -1:
+        if self.views is None:
+            raise TypeError("the gate was not set up")
+        if not 0 <= block < self.weights.gates:
+            raise ValueError(f"block {block}, expected 0 to {self.weights.gates - 1}")
+        cdef Py_ssize_t channels = view.buffer.shape[1], area = view.buffer.shape[2] * view.buffer.shape[3]
+        if not 1 <= channels <= self.weights.widest or area < 1:
+            raise ValueError(f"features of shape {view.shape()}, expected 1 to {self.weights.widest} channels of a map")
+        features.data = view.buffer.buf
+        features.in_uint8 = strcmp(view.buffer.format, "B") == 0
+        features.factor = factor
+        features.channels = channels
+        features.area = area
+        return 0
+
+    cdef int _free(self) except -1:
+        if self.busy:
+            raise UsageError("the gate is stepping in another thread")
+        return 0
+
+
+cdef class BoundStep:
+    """One block's step on one buffer."""
+
+    cdef CompiledGate gate
+    cdef View view
+    cdef GateFeatures features
+    cdef Py_ssize_t block
+
+    def __cinit__(self, CompiledGate gate not None, Py_ssize_t block, features, float factor):
+        cdef str format = "B" if memoryview(features).format == "B" else "f"
+        self.view = View(features, "features", format, 4)
+        if self.view.buffer.shape[0] != 1:
+            raise ValueError(f"features of {self.view.buffer.shape[0]} samples, expected one")
+        gate._describe(&self.features, block, self.view, factor)
+        self.gate = gate
+        self.block = block
+
+    def run(self):
+        # The GIL stays: to let go of it and wait for it again would cost more than the step.
+        cdef CompiledGate gate = self.gate
+        if gate.samples != 1 or gate.busy:
+            gate._free()
+            raise UsageError(f"the gate holds the states of {gate.samples} samples: a bound step goes with reset(1)")
+        cdef float *hidden = gate.state
+        return gate.kernel(
+            &gate.weights, self.block, &self.features, hidden, hidden + gate.weights.padded, gate.scratch
+        )
+
+
+cdef str _INT64 = "l" if sizeof(long) == 8 else "q"
+
+
+cdef Py_ssize_t _padded(Py_ssize_t count):
+    return (count + GATE_LANES - 1) // GATE_LANES * GATE_LANES

@@ -1,0 +1,153 @@
+"""The compiled gate; see :mod:`dfs_deploy.runtimes.native`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfs_deploy.errors import EnvironmentLacksError, UsageError
+from dfs_deploy.runtimes import native
+from dfs_deploy.runtimes.gate import (
+    Array,
+    Features,
+    Gate,
+    GateWeights,
+    check_batch,
+    check_bound,
+    check_samples,
+    uint8_factor,
+)
+
+_ALIGNMENT = 64
+
+
+def native_available() -> bool:
+    """Whether the gate was compiled when this package was installed, and can be loaded."""
+    return native.lacks is None
+
+
+def native_variants() -> tuple[str, ...]:
+    """The instruction sets that the compiled gate may use here, the fastest first; none where it is missing."""
+    if not native_available():
+        return ()
+    from dfs_deploy.runtimes.native._gate import variants
+
+    return variants()
+
+
+class NativeGate(Gate):
+    """The gate in C.
+
+    A bound step keeps the GIL, which costs more to regain than the step takes; the step of a batch releases it.
+
+    Args:
+        weights: of the gate; packed once for all gates that share them.
+        variant: one of :func:`native_variants`, ``None`` for the first. They differ in speed alone.
+
+    Raises:
+        EnvironmentLacksError: it was not compiled here, or this variant does not run here.
+    """
+
+    name = "native"
+
+    def __init__(self, weights: GateWeights, variant: str | None = None) -> None:
+        if native.lacks is not None:
+            raise EnvironmentLacksError(
+                f"the native gate is missing here ({native.lacks}); install a C compiler, then run: pip install"
+                " --force-reinstall --no-deps --no-binary dfs-deploy dfs-deploy; or use the gate numpy"
+            )
+        if variant is not None and variant not in native_variants():
+            raise EnvironmentLacksError(
+                f"the native gate has no variant {variant!r} on this CPU, only {', '.join(native_variants())}"
+            )
+        from dfs_deploy.runtimes.native._gate import CompiledGate
+
+        packed = weights.prepared(_Packed.of)
+        self._weights = weights
+        self._compiled = CompiledGate(
+            packed.input,
+            packed.bias,
+            packed.recurrent,
+            packed.projection,
+            packed.projection_bias,
+            weights.hidden,
+            weights.options,
+            variant,
+        )
+        self._compiled.reset(1)
+
+    @property
+    def variant(self) -> str:
+        """The instruction set in use."""
+        return self._compiled.variant
+
+    def reset(self, samples: int) -> None:
+        check_samples(samples)
+        self._compiled.reset(samples)
+
+    def bind(self, block: int, features: Features, scale: float) -> Callable[[], int]:
+        check_bound(self._weights, block, features)
+        return self._compiled.bind(block, features, float(uint8_factor(scale, features[0, 0].size)))
+
+    def step(
+        self, block: int, floats: Array, integers: NDArray[np.uint8], in_uint8: NDArray[np.bool_], scale: float
+    ) -> NDArray[np.int64]:
+        check_batch(self._weights, block, self._compiled.samples, floats, integers, in_uint8)
+        decisions = np.empty(len(floats), np.int64)
+        factor = float(uint8_factor(scale, floats.shape[2] * floats.shape[3]))
+        self._compiled.step(block, floats, integers, in_uint8, factor, decisions)
+        return decisions
+
+    @property
+    def state(self) -> tuple[Array, Array]:
+        """A copy of the hidden state and the cell, each (samples, hidden); can be set."""
+        hidden = np.empty((self._compiled.samples, self._weights.hidden), np.float32)
+        cell = np.empty_like(hidden)
+        self._compiled.read_state(hidden, cell)
+        return hidden, cell
+
+    @state.setter
+    def state(self, value: tuple[Array, Array]) -> None:
+        shape = (self._compiled.samples, self._weights.hidden)
+        hidden, cell = (np.ascontiguousarray(part, np.float32) for part in value)
+        if hidden.shape != shape or cell.shape != shape:
+            raise UsageError(f"a state of shapes {hidden.shape} and {cell.shape}, expected {shape} of each")
+        self._compiled.write_state(hidden, cell)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Weights as kernel.h describes them: an input's weights next to each other, hidden units and options padded."""
+
+    input: Array
+    bias: Array
+    recurrent: Array
+    projection: Array
+    projection_bias: Array
+
+    @classmethod
+    def of(cls, weights: GateWeights) -> _Packed:
+        gates, size, widest = weights.gates, weights.hidden, weights.widest
+        return cls(
+            input=_padded(weights.input_weight.reshape(gates, 4, size, widest).transpose(0, 3, 1, 2)),
+            bias=_padded(weights.bias.reshape(gates, 4, size)),
+            recurrent=_padded(weights.recurrent_weight.reshape(4, size, size).transpose(2, 0, 1)),
+            projection=_padded(weights.projection_weight.T),
+            projection_bias=_padded(weights.projection_bias),
+        )
+
+
+def _padded(values: Array) -> Array:
+    """A copy on a cache line, with zeros up to a multiple of the kernel's lanes on the last axis."""
+    from dfs_deploy.runtimes.native._gate import LANES
+
+    shape = (*values.shape[:-1], -(-values.shape[-1] // LANES) * LANES)
+    size = int(np.prod(shape)) * 4
+    raw = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    copy: Array = raw[start : start + size].view(np.float32).reshape(shape)
+    copy[..., : values.shape[-1]] = values
+    return copy
