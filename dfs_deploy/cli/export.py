@@ -29,6 +29,9 @@ def export(
     options: Annotated[str | None, typer.Option(help="What the gate chooses from, as in skip,8,16,full.")] = None,
     weight_bits: Annotated[int, typer.Option(min=7, max=8, help="7 for x86 CPUs without VNNI.")] = 8,
     out: Annotated[Path | None, typer.Option(help="Directory to write.", show_default="<checkpoint stem>.dfs")] = None,
+    single_file: Annotated[
+        Path | None, typer.Option(help="Write the whole network as one ONNX file too, with If operators.")
+    ] = None,
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
@@ -48,6 +51,7 @@ def export(
             calibration_samples=calibration_samples,
             weight_bits=cast(Literal[7, 8], weight_bits),
             seed=seed,
+            single_file=single_file,
             progress=report,
         )
     bundle, manifest = exported.bundle, exported.bundle.manifest
@@ -70,6 +74,7 @@ def export(
                 "engines_validated": len(engines),
                 "worst_error": worst,
                 "paths_validated": exported.validation.paths,
+                "single_file": None if exported.single_file is None else str(exported.single_file),
                 "accuracy": None if exported.comparison is None else asdict(exported.comparison),
                 "passed": True,
             }
@@ -102,4 +107,7 @@ def export(
             f" (reference {percent(c.top1_reference)}), route agreement {percent(c.route_agreement)},"
             f" computation {c.computation_percentage_bundle:.2f} %"
         )
+    if exported.single_file is not None:
+        size = exported.single_file.stat().st_size
+        console.print(f"single file: {exported.single_file} ({size / 1e6:.1f} MB), the same paths as the runtime")
     console.print(f"PASSED: {len(manifest.files)} files, {bundle.size / 1e6:.1f} MB -> {bundle.path}")

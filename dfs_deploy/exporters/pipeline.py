@@ -32,9 +32,11 @@ from dfs_deploy.datasets import Dataset, load_dataset
 from dfs_deploy.errors import UsageError
 from dfs_deploy.exporters.comparison import Comparison, compare, static_top1
 from dfs_deploy.exporters.probes import make_probes, pack_samples, pick_samples
+from dfs_deploy.exporters.single_file import check_single_file
+from dfs_deploy.exporters.single_file import single_file as write_single_file
 from dfs_deploy.exporters.validation import Validation, validate
 from dfs_deploy.exporters.writing import EngineWriter
-from dfs_deploy.files import sha256
+from dfs_deploy.files import sha256, write_whole
 from dfs_deploy.options import PRECISIONS, Options, Precision, engine_precision, parse_targets
 from dfs_deploy.runtimes import Runtime
 
@@ -56,12 +58,14 @@ class Exported:
         validation: how far each engine is from the reference.
         comparison: what was measured on the calibration data, or ``None`` without data.
         assumptions: what the checkpoint does not say and was taken for granted.
+        single_file: where the whole network was written as one ONNX file, or ``None``.
     """
 
     bundle: Bundle
     validation: Validation
     comparison: Comparison | None
     assumptions: tuple[str, ...]
+    single_file: Path | None = None
 
 
 def export(
@@ -76,6 +80,7 @@ def export(
     calibration_samples: int | None = None,
     weight_bits: Literal[7, 8] | None = None,
     seed: int = 0,
+    single_file: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Splits a checkpoint, writes an engine for every block and option, and proves that they compute the same.
@@ -93,21 +98,25 @@ def export(
         calibration_samples: images to draw from the data; ``None`` for 1,024, or all where there are fewer.
         weight_bits: 8, or 7 for x86 CPUs without VNNI, whose 8-bit products saturate; ``None`` for 8.
         seed: of the draw.
+        single_file: where to write, besides the bundle, the whole network as one ONNX file with ``If`` operators;
+            ``None`` for nowhere.
         progress: called as the work goes on.
 
     Raises:
         ArtefactError: the checkpoint cannot be used.
         UsageError: a choice that cannot be, or data that cannot be read.
-        ExportMismatchError: an engine, or the whole, disagrees with the reference; nothing is written then.
+        ExportMismatchError: an engine, or the whole, disagrees with the reference, or the single file with the runtime;
+            nothing is written then.
     """
     report = progress or (lambda what, share: None)
     source = Path(checkpoint)
     out = Path(f"{checkpoint_stem(source)}{SUFFIX}") if out is None else Path(out)
     wanted = parse_targets(",".join(PRECISIONS if targets is None else targets))
     made_for = _check_runtimes(RUNTIMES[:1] if runtimes is None else runtimes)
+    single = None if single_file is None else _check_single_path(Path(single_file), out, made_for)
     loaded = load_checkpoint(source, options)
     network = loaded.network
-    data = _load_data(calibration_data, loaded, calibration_samples or DEFAULT_SAMPLES, seed)
+    data = _load_data(calibration_data, loaded, calibration_samples, seed)
     rounded = [i for i, option in enumerate(network.options) if engine_precision(option, wanted) == "int8"]
     method = _check_method(calibration_method, data, loaded, bool(rounded))
     ranges = _calibrate(loaded, rounded, data, method, report) if "int8" in wanted else {}
@@ -150,14 +159,20 @@ def export(
         draft = write_bundle(Path(folder) / f"draft{SUFFIX}", manifest, files)
         report("validating", 0.0)
         validation = validate(draft, network, loaded.input.normalize(samples.images))
-        comparison, static = None, {}
+        comparison, static, model = None, {}, b""
         if data is not None and "onnxruntime" in made_for:
             with Runtime(draft) as runtime:
                 comparison = compare(runtime, network, data.images, data.labels, functools.partial(report, "measuring"))
             static = static_top1(draft, data.images, data.labels)
+        if single is not None:
+            report("writing the single file", 0.0)
+            model = write_single_file(network, loaded.input, ranges, wanted, weight_bits or 8)
+            check_single_file(model, draft, loaded.input.normalize(samples.images))
     accuracy = None if comparison is None or data is None else _accuracy_record(comparison, static, data)
     bundle = write_bundle(out, msgspec.structs.replace(manifest, accuracy=accuracy), files)
-    return Exported(bundle, validation, comparison, loaded.assumptions)
+    if single is not None:
+        write_whole(single, model)
+    return Exported(bundle, validation, comparison, loaded.assumptions, single)
 
 
 def checkpoint_stem(path: Path) -> str:
@@ -176,9 +191,22 @@ def _check_runtimes(runtimes: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(runtimes))
 
 
-def _load_data(source: str | Path | Dataset | None, loaded: Checkpoint, samples: int, seed: int) -> Dataset | None:
+def _check_single_path(path: Path, out: Path, runtimes: Sequence[str]) -> Path:
+    if "onnxruntime" not in runtimes:
+        raise UsageError("a single file is checked against the engines for onnxruntime; add it to the runtimes")
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory, expected the file to write, as in model.onnx")
+    if out.resolve() in (path.resolve(), *path.resolve().parents):
+        raise UsageError(f"{path} lies in the bundle {out}, which holds its own files only; write it somewhere else")
+    return path
+
+
+def _load_data(
+    source: str | Path | Dataset | None, loaded: Checkpoint, samples: int | None, seed: int
+) -> Dataset | None:
     if source is None:
         return None
+    samples = DEFAULT_SAMPLES if samples is None else samples
     if samples < 1:
         raise UsageError(f"{samples} calibration samples, expected at least 1")
     size = loaded.input.shape[1:]

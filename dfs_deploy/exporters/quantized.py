@@ -19,6 +19,7 @@ from dfs_deploy.exporters.split import BlockPart, ConvPart, Range
 
 UINT8_STEPS = 255
 INT8_LIMIT = 127
+INT32_LIMIT = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -49,21 +50,34 @@ def uint8_grid(interval: Range) -> Grid:
     return Grid(float(np.float32(scale)), round(-interval.low / scale))
 
 
-def quantize_weight(weight: NDArray[np.float32], bits: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def quantize_weight(
+    weight: NDArray[np.float32], bits: int, least: NDArray[np.floating] | float = 0.0
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Rounds a weight to symmetric integers, a scale for each output channel.
 
     Args:
         weight: (out, in, k, k) float32.
         bits: 8, or 7 for CPUs whose 8-bit products saturate in 16 bits (x86 without VNNI).
+        least: scale that a channel has at least; (out,) or one for all.
 
     Returns:
         (out, in, k, k) int8 and (out,) float32 scales.
     """
     limit = (1 << (bits - 1)) - 1
     largest = np.abs(weight).max(axis=(1, 2, 3)).astype(np.float64)
-    scale = (np.where(largest > 0, largest, 1.0) / limit).astype(np.float32)
+    scale = np.maximum(np.where(largest > 0, largest, 1.0) / limit, least).astype(np.float32)
     levels = np.rint(weight / scale[:, None, None, None].astype(np.float64))
     return np.clip(levels, -limit, limit).astype(np.int8), scale
+
+
+def clamped(interval: Range, part: ConvPart) -> Range:
+    """What a convolution's input is clamped to.
+
+    A calibrated interval that lies above zero only says what the data was; the grid holds zero in any case. A
+    checkpoint's that does is part of what its option computes.
+    """
+    own = part.saturates.low if part.saturates is not None else 0.0
+    return Range(interval.low if interval.low < 0.0 else max(own, 0.0), interval.high)
 
 
 def onnxruntime_block(name: str, block: BlockPart, ranges: BlockRanges, grid: Grid | None, weight_bits: int) -> bytes:
@@ -104,20 +118,23 @@ class OnnxRuntimeWriter:
     def block(self, features: str, grid: Grid | None, block: BlockPart, ranges: BlockRanges) -> str:
         """A residual block, from float32 (no grid) or uint8 features to uint8 on :func:`output_grid`."""
 
-        def conv_input(conv: str, interval: Range) -> tuple[str, Grid]:
+        def conv_input(conv: str, part: ConvPart, calibrated: Range) -> tuple[str, Grid]:
+            interval = clamped(calibrated, part)
             if grid is not None:
                 return self._clip(conv, features, grid, interval), grid
             own = uint8_grid(interval)
             # One tensor, quantised once, where both convolutions that read it saturate alike.
-            return self.quantize("conv1_input" if interval == ranges.conv1 else f"{conv}_input", features, own), own
+            name = "conv1_input" if interval == clamped(ranges.conv1, block.conv1) else f"{conv}_input"
+            y = self.quantize(name, features, own)
+            return (self._clip(conv, y, own, interval) if interval.low > 0.0 else y), own
 
         hidden, out = uint8_grid(Range(0.0, ranges.conv2.high)), uint8_grid(ranges.conv2_out)
-        y, y_grid = conv_input("conv1", ranges.conv1)
+        y, y_grid = conv_input("conv1", block.conv1, ranges.conv1)
         y = self.conv("conv1", y, y_grid, block.conv1, hidden)  # clamping at zero is the relu
         y = self.dequantize("conv2_output", self.conv("conv2", y, hidden, block.conv2, out), out)
         if block.projection is not None:
             assert ranges.projection is not None and ranges.projection_out is not None  # noqa: S101 (one calibration)
-            shortcut, shortcut_grid = conv_input("projection", ranges.projection)
+            shortcut, shortcut_grid = conv_input("projection", block.projection, ranges.projection)
             projected = uint8_grid(ranges.projection_out)
             shortcut = self.conv("projection", shortcut, shortcut_grid, block.projection, projected)
             shortcut = self.dequantize("projection_output", shortcut, projected)
@@ -140,9 +157,11 @@ class OnnxRuntimeWriter:
     def conv(self, name: str, x: str, grid: Grid, part: ConvPart, out: Grid) -> str:
         """A convolution in integers: uint8 in, uint8 out."""
         graph, prefix = self._graph, self._prefix + name
-        levels, scale = quantize_weight(part.weight, self._weight_bits)
+        # The bias is counted in products of both scales and must fit 32 bits, also where a channel's weights or all
+        # that was seen of the input are next to nothing; a coarser weight then loses nothing that shows.
+        levels, scale = quantize_weight(part.weight, self._weight_bits, np.abs(part.bias) / grid.scale / INT32_LIMIT)
         bias_scale = scale.astype(np.float64) * grid.scale
-        bias = np.clip(np.rint(part.bias / bias_scale), -(2**31), 2**31 - 1).astype(np.int32)
+        bias = np.clip(np.rint(part.bias / bias_scale), -INT32_LIMIT, INT32_LIMIT).astype(np.int32)
         weight = graph.node(
             "DequantizeLinear",
             graph.constant(f"{prefix}_weight", levels),
@@ -197,14 +216,13 @@ def tensorrt_block(name: str, block: BlockPart, ranges: BlockRanges) -> bytes:
         )
         return graph.node("DequantizeLinear", graph.node("QuantizeLinear", value, *constants), *constants)
 
-    def conv_input(label: str, interval: Range) -> str:
-        x = features
-        if interval.low < 0.0:
-            # Only then may the features be negative; a symmetric grid would not saturate them where the option does.
-            bounds = (interval.low, interval.high)
-            ends = [graph.constant(f"{label}_{n}", np.float32(v)) for n, v in zip(("low", "high"), bounds, strict=True)]
-            x = graph.node("Clip", features, *ends)
-        return quantize(label, x, interval)
+    def conv_input(label: str, part: ConvPart, calibrated: Range) -> str:
+        # What a skipped stride block passes on is negative in parts, and a symmetric grid would not saturate it where
+        # the option does.
+        interval = clamped(calibrated, part)
+        bounds = (interval.low, interval.high)
+        ends = [graph.constant(f"{label}_{n}", np.float32(v)) for n, v in zip(("low", "high"), bounds, strict=True)]
+        return quantize(label, graph.node("Clip", features, *ends), interval)
 
     def conv(label: str, x: str, part: ConvPart) -> str:
         levels, scale = quantize_weight(part.weight, 8)
@@ -217,11 +235,12 @@ def tensorrt_block(name: str, block: BlockPart, ranges: BlockRanges) -> bytes:
         )
         return graph.node("Conv", x, weight, graph.constant(f"{label}_bias", part.bias), **conv_attributes(part))
 
-    y = graph.node("Relu", conv("conv1", conv_input("conv1_input", ranges.conv1), block.conv1))
+    y = graph.node("Relu", conv("conv1", conv_input("conv1_input", block.conv1, ranges.conv1), block.conv1))
     y = conv("conv2", quantize("conv2_input", y, ranges.conv2), block.conv2)
     if block.projection is not None:
         assert ranges.projection is not None and ranges.projection_out is not None  # noqa: S101 (calibrated together)
-        shortcut = conv("projection", conv_input("projection_input", ranges.projection), block.projection)
+        shortcut = conv_input("projection_input", block.projection, ranges.projection)
+        shortcut = conv("projection", shortcut, block.projection)
         shortcut = quantize("shortcut", shortcut, ranges.projection_out)
     else:
         # The shortcut is not saturated by the option, so its range is that of the features themselves.

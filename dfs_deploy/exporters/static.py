@@ -88,22 +88,25 @@ def straight_line(
     for index, step in enumerate(steps):
         prefix = f"block_{index}_"
         if isinstance(step, Int8Step):
+            if grid is None and dtype is not np.float32:
+                x = cast(graph, x, np.float32)
             x = OnnxRuntimeWriter(graph, weight_bits, prefix).block(x, grid, step.block, step.ranges)
             grid = output_grid(step.ranges)
         elif isinstance(step, FloatStep) or step.projection is not None:
-            x, grid = _floats(graph, f"{prefix}input", x, grid), None
+            x, grid = _floats(graph, f"{prefix}input", x, grid, dtype), None
             if isinstance(step, FloatStep):
                 x = residual(graph, x, step.block, dtype, prefix)
             elif step.projection is not None:
                 x = convolve(graph, f"{prefix}projection", x, step.projection, dtype)
-    logits = classify(graph, _floats(graph, "head_input", x, grid), head, dtype)
+    logits = classify(graph, _floats(graph, "head_input", x, grid, dtype), head, dtype)
     if dtype is not np.float32:
         logits = cast(graph, logits, np.float32)
     graph.output(logits, "output", np.float32, (BATCH, head.weight.shape[0]))
     return graph.build()
 
 
-def _floats(graph: GraphBuilder, name: str, x: str, grid: Grid | None) -> str:
+def _floats(graph: GraphBuilder, name: str, x: str, grid: Grid | None, dtype: type[np.floating]) -> str:
     if grid is None:
         return x
-    return OnnxRuntimeWriter(graph, 8).dequantize(name, x, grid)
+    x = OnnxRuntimeWriter(graph, 8).dequantize(name, x, grid)
+    return x if dtype is np.float32 else cast(graph, x, dtype)

@@ -101,6 +101,7 @@ def validate(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -
             if not engine.passed
         ]
         mismatches += _compare_gate(bundle, network, torch.from_numpy(images))
+        mismatches += _compare_static(bundle, network, images)
         paths, error, whole = _compare_whole(bundle, network, images)
         mismatches += whole
     if mismatches:
@@ -153,10 +154,8 @@ def _expected(network: DFSNetwork, case: _Case, features: Tensor) -> Tensor:
     block = network.blocks[case.block]
     if case.option is None:
         result: Tensor = block(network.backbone.stem(features))
-    elif case.option.skips:
-        result = run_option(block, features, case.option)
     else:
-        result = block(features, case.option.bits, round_inputs=False)
+        result = run_option(block, features, case.option, round_inputs=False)
     return result
 
 
@@ -224,16 +223,39 @@ def _compare_gate(bundle: Bundle, network: DFSNetwork, images: Tensor) -> list[s
     return mismatches
 
 
+def _compare_static(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -> list[str]:
+    """Compares the static baselines with the backbone, INT8 only where its ranges were measured on data."""
+    expected = network.backbone(torch.from_numpy(images)).numpy()
+    measured = bundle.manifest.calibration is not None and bundle.manifest.calibration.data is not None
+    mismatches = []
+    for runtime, engines in bundle.manifest.runtimes.items():
+        for precision, file in engines.static.items():
+            session = open_session(bundle.read(file), file, session_options(threads=1))
+            error = _rms(session.run(None, {"images": images})[0] - expected) / max(_rms(expected), _TINY)
+            tolerance = LOGIT_TOLERANCES[precision]
+            if not error <= tolerance and (precision != "int8" or measured):
+                mismatches.append(f"static {precision} for {runtime}: error {error:.3g}, tolerance {tolerance:g}")
+    return mismatches
+
+
+def _along(network: DFSNetwork, image: NDArray[np.float32], path: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Logits of one image along a path, by what its options mean."""
+    first, *gated = network.blocks
+    features: Tensor = first(network.backbone.stem(torch.from_numpy(image)))
+    for block, choice in zip(gated, path, strict=True):
+        features = run_option(block, features, network.options[int(choice)], round_inputs=False)
+    return network.backbone.classify(features).numpy()
+
+
 def _compare_whole(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -> tuple[int, float, list[str]]:
     """Runs inputs of different paths through the runtime, forced to the reference's path."""
     if "onnxruntime" not in bundle.manifest.runtimes:
         return 0, 0.0, []
-    reference = network.route(torch.from_numpy(images))
-    path = reference.path.numpy().astype(np.uint8)
+    path = network.route(torch.from_numpy(images)).path.numpy().astype(np.uint8)
     _, first = np.unique(path, axis=0, return_index=True)
     with Runtime(bundle, "onnxruntime") as runtime:
         got = runtime(images[first], path=path[first])
-    expected = reference.logits.numpy()[first]
+    expected = np.concatenate([_along(network, images[i : i + 1], path[i]) for i in first])
     error = _rms(got.logits - expected) / max(_rms(expected), _TINY)
     used = {
         engine[0].precision

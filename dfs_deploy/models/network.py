@@ -150,18 +150,19 @@ class DFSNetwork(nn.Module):
         )
 
 
-def run_option(block: BasicBlock, features: Tensor, option: Option) -> Tensor:
+def run_option(block: BasicBlock, features: Tensor, option: Option, round_inputs: bool = True) -> Tensor:
     """Runs one block in one option.
 
     Args:
         block: the block.
         features: (N, C, H, W) float32.
         option: what to do with it.
+        round_inputs: whether a quantised option rounds its convolutions' inputs, or only clamps them.
 
     Returns:
         (N, C', H', W') float32.
     """
-    return block.skip(features) if option.skips else block(features, option.bits)
+    return block.skip(features) if option.skips else block(features, option.bits, round_inputs)
 
 
 def _out_size(features: Tensor, stride: int) -> tuple[int, int]:

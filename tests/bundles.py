@@ -1,0 +1,237 @@
+"""Small networks whose ranges and gates are known, and bundles made from them once for all tests."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dfs_deploy.bundle import Manifest, parse_manifest, write_bundle
+from dfs_deploy.checkpoints import save_checkpoint
+from dfs_deploy.datasets import Dataset, save_npz
+from dfs_deploy.exporters import export
+from dfs_deploy.models import DFSNetwork, QuantizedConv2d, run_option
+from dfs_deploy.preprocessing import InputContract
+from tests.builders import small_network
+
+CONTRACT = InputContract((3, 8, 8), (0.5,) * 3, (0.25,) * 3, tuple("abcdefghij"))
+"""Of every network here."""
+
+
+def pixels(count: int, seed: int = 0, size: tuple[int, int] = (8, 8)) -> NDArray[np.uint8]:
+    """(count, H, W, 3) uint8, each image of another brightness and contrast."""
+    random = np.random.default_rng(seed)
+    level, contrast = random.uniform(40, 215, (count, 1, 1, 1)), random.uniform(5, 70, (count, 1, 1, 1))
+    return np.clip(random.normal(level, contrast, (count, *size, 3)), 0, 255).astype(np.uint8)
+
+
+def normal_images(count: int, seed: int = 0) -> Tensor:
+    """The same, (count, 3, H, W) float32, normalised."""
+    return torch.from_numpy(CONTRACT.normalize(pixels(count, seed)))
+
+
+def settled_network(
+    options: str = "skip,8,16,full",
+    blocks: int = 2,
+    widths: tuple[int, ...] = (4, 8),
+    seed: int = 0,
+    classes: int = 10,
+) -> DFSNetwork:
+    """A random network whose input ranges fit its data, as training leaves them: each the mean of the images' own."""
+    network = small_network(options, blocks, classes, seed=seed, widths=widths)
+    images = normal_images(64, seed=99)
+    for _ in range(2):
+        seen: dict[QuantizedConv2d, list[Tensor]] = {}
+
+        def note(module: nn.Module, inputs: tuple[Tensor, ...], seen: dict[Any, list[Tensor]] = seen) -> None:
+            flat = inputs[0].flatten(1)
+            seen.setdefault(module, []).append(torch.stack([flat.amin(1).mean(), flat.amax(1).mean()]))
+
+        convs = [module for module in network.modules() if isinstance(module, QuantizedConv2d)]
+        handles = [conv.register_forward_pre_hook(note) for conv in convs]
+        with torch.no_grad():
+            network(images)
+            for conv, ends in seen.items():
+                conv.low.copy_(torch.stack(ends)[:, 0].amin())
+                conv.high.copy_(torch.stack(ends)[:, 1].amax().clamp_min(0.1))
+        for handle in handles:
+            handle.remove()
+    return network
+
+
+@dataclass(frozen=True)
+class Split:
+    """A gate that sends the half of the images with the greater values in some channel one way, the rest the other."""
+
+    below: int
+    above: int
+
+
+def rig_gate(network: DFSNetwork, plan: Sequence[int | Split], images: Tensor) -> Tensor:
+    """Makes the gate choose by plan, an option index or a split for each gated block.
+
+    Returns:
+        (N, gated blocks) int64: what each of ``images`` takes, computed without the gate.
+    """
+    gate, options = network.gate, len(network.options)
+    size = gate.lstm.hidden_size
+    with torch.no_grad():
+        for parameter in gate.parameters():
+            parameter.zero_()
+        # No memory: the state is a squashed copy of the embedding, and each score one unit of it.
+        gate.lstm.bias_ih[:size] = 20.0
+        gate.lstm.bias_ih[size : 2 * size] = -20.0
+        gate.lstm.bias_ih[3 * size :] = 20.0
+        gate.lstm.weight_ih[2 * size : 3 * size] = torch.eye(size, gate.lstm.input_size)
+        gate.projection.weight.copy_(torch.eye(options, size))
+        features = network.blocks[0](network.backbone.stem(images))
+        path = []
+        for index, rule in enumerate(plan):
+            embedding = gate.embeddings[index]
+            assert isinstance(embedding, nn.Linear)
+            embedding.bias.fill_(-3.0)
+            if isinstance(rule, int):
+                embedding.bias[rule] = 3.0
+                choice = torch.full((len(images),), rule)
+            else:
+                channel, middle, gap, above = _halving(features.mean((2, 3)), path)
+                embedding.weight[rule.above, channel] = 2.0 / gap
+                embedding.weight[rule.below, channel] = -2.0 / gap
+                embedding.bias[rule.above] = -2.0 * middle / gap
+                embedding.bias[rule.below] = 2.0 * middle / gap
+                choice = torch.where(above, rule.above, rule.below)
+            path.append(choice)
+            block = network.blocks[index + 1]
+            rows = [run_option(block, x[None], network.options[int(k)]) for x, k in zip(features, choice, strict=True)]
+            features = torch.cat(rows)
+    return torch.stack(path, 1)
+
+
+def _halving(pooled: Tensor, path: list[Tensor]) -> tuple[int, float, float, Tensor]:
+    """The channel whose median splits images most evenly within the paths so far: index, median, gap there, above."""
+    found = []
+    for channel, values in enumerate(pooled.T):
+        low, high = values.sort().values[len(values) // 2 - 1 : len(values) // 2 + 1].tolist()
+        above = values > (low + high) / 2
+        _, sizes = torch.stack([*path, above.long()], 1).unique(dim=0, return_counts=True)
+        evenness = float(torch.special.entr(sizes / len(values)).sum())
+        if high - low > 1e-4:
+            found.append((evenness, channel, (low + high) / 2, high - low, above))
+    return max(found, key=lambda split: split[0])[1:]
+
+
+def labelled(network: DFSNetwork, count: int = 96, seed: int = 1, name: str = "random") -> Dataset:
+    """Images with the reference's own answers as labels."""
+    images = pixels(count, seed)
+    answers = network.route(torch.from_numpy(CONTRACT.normalize(images))).logits.argmax(1)
+    return Dataset(images, answers.numpy().astype(np.int64), CONTRACT.class_names, name)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A bundle and what it was made from; not to be changed."""
+
+    path: Path
+    checkpoint: Path
+    network: DFSNetwork
+    data: Dataset
+    data_file: Path
+
+
+_MADE: dict[str, Made] = {}
+
+
+def _make(name: str, factory: pytest.TempPathFactory, network: Callable[[], DFSNetwork], **choices: Any) -> Made:
+    if name not in _MADE:
+        folder = factory.mktemp(name)
+        made = network()
+        data = labelled(made)
+        checkpoint = folder / f"{name}.pt"
+        save_checkpoint(checkpoint, made, CONTRACT)
+        save_npz(folder / "data.npz", data)
+        exported = export(checkpoint, folder / f"{name}.dfs", calibration_data=data, **choices)
+        _MADE[name] = Made(exported.bundle.path, checkpoint, made, data, folder / "data.npz")
+    return _MADE[name]
+
+
+def mixed_network() -> DFSNetwork:
+    """Options skip, 8, 16 and full; the paths hold free skips, stride skips and every option."""
+    network = settled_network()
+    rig_gate(network, [Split(0, 1), Split(0, 3), Split(1, 2)], normal_images(64))
+    return network
+
+
+def float_network() -> DFSNetwork:
+    """Options skip, 16 and full: sixteen bits are so many that rounding hardly shows."""
+    network = settled_network("skip,16,full")
+    rig_gate(network, [Split(0, 1), Split(0, 2), Split(1, 0)], normal_images(64))
+    return network
+
+
+def mixed_bundle(factory: pytest.TempPathFactory) -> Made:
+    """INT8, FP16 and FP32 engines for both runtimes."""
+    return _make("mixed", factory, mixed_network, runtimes=["onnxruntime", "tensorrt"])
+
+
+def float_bundle(factory: pytest.TempPathFactory) -> Made:
+    """FP32 engines alone, so that every path is the reference's."""
+    return _make("floats", factory, float_network, targets=["fp32"])
+
+
+def copied(made: Made, folder: Path) -> Path:
+    """A copy of its bundle that a test may change."""
+    return Path(shutil.copytree(made.path, folder / made.path.name))
+
+
+def manifest_of(bundle: Path) -> dict[str, Any]:
+    """The manifest as plain values."""
+    values: dict[str, Any] = msgspec.json.decode((bundle / "manifest.json").read_bytes())
+    return values
+
+
+def write_manifest(bundle: Path, values: dict[str, Any]) -> None:
+    """Replaces the manifest and nothing else."""
+    (bundle / "manifest.json").write_bytes(msgspec.json.encode(values))
+
+
+def rewritten(bundle: Path, changes: dict[str, bytes], edit: Callable[[dict[str, Any]], None] | None = None) -> Path:
+    """Replaces files of a bundle, with digests that fit: what its author could have written.
+
+    Args:
+        bundle: changed in place.
+        changes: content by path in the bundle.
+        edit: changes the manifest's values first.
+    """
+    values = manifest_of(bundle)
+    files = {name: (bundle / name).read_bytes() for name in values["files"]}
+    if edit is not None:
+        edit(values)
+    manifest: Manifest = parse_manifest(msgspec.json.encode(values), bundle)
+    write_bundle(bundle, manifest, {**files, **changes})
+    return bundle
+
+
+def run_model(model: bytes, **feeds: NDArray[Any]) -> list[NDArray[Any]]:
+    """What ONNX Runtime makes of a model, its outputs in order."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    outputs: list[NDArray[Any]] = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(
+        None, feeds
+    )
+    return outputs
+
+
+def relative(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Greatest error over the greatest value expected."""
+    return float(np.abs(got.astype(np.float64) - expected).max() / np.abs(expected).max())

@@ -1,0 +1,392 @@
+"""What every gate does, and that all of them do the same."""
+
+from __future__ import annotations
+
+import gc
+import math
+import sys
+import weakref
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from dfs_deploy.errors import EnvironmentLacksError, InputError, UsageError
+from dfs_deploy.exporters.engines import gate_engine
+from dfs_deploy.exporters.split import split_gate
+from dfs_deploy.runtimes import native
+from dfs_deploy.runtimes.gate import Features, GateWeights, NumpyGate
+from dfs_deploy.runtimes.gate_choice import gate_for, native_available
+from dfs_deploy.runtimes.native_gate import NativeGate
+from tests.builders import small_network
+from tests.checks import refuses
+from tests.runtimes.gates import (
+    KINDS,
+    SHAPES,
+    MakeGate,
+    assert_same_bits,
+    needs_native,
+    random_features,
+    random_integers,
+    random_state,
+    random_weights,
+    step_floats,
+)
+
+NEAR = 1e-5
+"""Scores nearer to each other than this may be ordered either way."""
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def reference_step(
+    weights: GateWeights, block: int, pooled: np.ndarray, hidden: np.ndarray, cell: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores and new state of one sample in double precision, unit by unit."""
+    size = weights.hidden
+
+    def gate(kind: int, unit: int) -> float:
+        row = kind * size + unit
+        own = weights.input_weight[block, row, : len(pooled)].astype(np.float64)
+        recurrent = weights.recurrent_weight[row].astype(np.float64)
+        return float(own @ pooled + recurrent @ hidden + weights.bias[block, row])
+
+    def sigmoid(x: float) -> float:
+        return 1.0 / (1.0 + math.exp(-x))
+
+    new_cell = np.array(
+        [sigmoid(gate(1, i)) * cell[i] + sigmoid(gate(0, i)) * math.tanh(gate(2, i)) for i in range(size)]
+    )
+    new_hidden = np.array([sigmoid(gate(3, i)) * math.tanh(new_cell[i]) for i in range(size)])
+    return weights.projection_weight @ new_hidden + weights.projection_bias, new_hidden, new_cell
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("hidden", "options"), [(10, 4), (1, 1), (16, 2), (17, 5), (40, 20)])
+def test_a_gate_steps_as_the_definition_says(make: MakeGate, shape: tuple[int, ...], hidden: int, options: int) -> None:
+    weights = random_weights((shape[0],) * 3, hidden, options)
+    gate = make(weights)
+    gate.reset(1)
+    state = (np.zeros(hidden), np.zeros(hidden))
+    for block in range(3):
+        features = random_features(1, shape, seed=block) / shape[0]
+        decision = gate.bind(block, features, 1.0)()
+        scores, *state = reference_step(weights, block, features[0].mean((1, 2), np.float64), *state)
+        assert decision == scores.argmax()
+        for actual, expected in zip(gate.state, state, strict=True):
+            np.testing.assert_allclose(actual[0], expected, atol=2e-6)
+
+
+def test_numpy_native_and_onnx_agree_on_10000_random_states() -> None:
+    network = small_network(blocks=3, widths=(16, 32, 64))
+    part = split_gate(network)
+    session = ort.InferenceSession(gate_engine(part), providers=["CPUExecutionProvider"])
+    names = ("input_weight", "bias", "recurrent_weight", "projection_weight", "projection_bias")
+    makes: list[MakeGate] = [NumpyGate, NativeGate] if native_available() else [NumpyGate]
+    blocks, samples = len(part.input_weight), 10_000
+    near = 0
+    for block in range(blocks):
+        rows = samples // blocks + (block < samples % blocks)
+        channels = part.input_weight[block].shape[1]
+        features = random_features(rows, (channels, 4, 4), seed=block) * np.float32(0.1)
+        hidden, cell = random_state(rows, seed=block)
+        pooled = features.mean((2, 3), np.float64).astype(np.float32)
+        feeds = {"pooled": pooled, "block": np.array(block), "hidden": hidden, "cell": cell}
+        wanted = [*names, "scores", "decision", "hidden_out", "cell_out"]
+        *values, scores, decision, new_hidden, new_cell = session.run(wanted, feeds)
+        ordered = np.sort(scores, 1)
+        clear = ordered[:, -1] - ordered[:, -2] > NEAR
+        near += int((~clear).sum())
+        assert len(np.unique(decision)) > 1
+        for make in makes:
+            gate = make(GateWeights(*values))
+            gate.reset(rows)
+            gate.state = (hidden, cell)
+            np.testing.assert_array_equal(step_floats(gate, block, features)[clear], decision[clear])
+            np.testing.assert_allclose(gate.state[0], new_hidden, rtol=0, atol=1e-5)
+            np.testing.assert_allclose(gate.state[1], new_cell, rtol=0, atol=1e-5)
+    assert near <= samples // 1000
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_of_equal_scores_the_lowest_index_wins(make: MakeGate) -> None:
+    weights = random_weights((4,), options=20)
+    weights.projection_weight[:] = 0.0
+    for bias, expected in (
+        ({}, 0),
+        ({3: 1.0, 7: 1.0, 19: 1.0}, 3),
+        ({17: 2.0, 18: 2.0}, 17),
+        (dict.fromkeys(range(5), -1.0), 5),
+        ({5: np.nan, 9: np.nan, 2: np.inf}, 5),  # as numpy.argmax has it
+        (dict.fromkeys(range(20), -np.inf), 0),
+    ):
+        weights.projection_bias[:] = 0.0
+        for index, value in bias.items():
+            weights.projection_bias[index] = value
+        gate = make(GateWeights(*(getattr(weights, name) for name in list(weights.__dataclass_fields__)[:5])))
+        gate.reset(1)
+        assert gate.bind(0, random_features(1, (4, 2, 2)), 1.0)() == weights.projection_bias.argmax() == expected
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, -1e30])
+def test_features_that_are_no_numbers_do_no_harm(make: MakeGate, value: float) -> None:
+    gate = make(random_weights((3,)))
+    gate.reset(1)
+    features = random_features(1, (3, 2, 2))
+    features[0, 1, 0, 0] = value
+    with np.errstate(all="ignore"):
+        assert gate.bind(0, features, 1.0)() in range(4)
+    gate.reset(1)
+    assert not gate.state[0].any()
+    assert not gate.state[1].any()
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("forms", ["float32", "uint8", "mixed"])
+def test_a_sample_gets_the_same_bits_alone_and_in_any_batch(make: MakeGate, shape: tuple[int, ...], forms: str) -> None:
+    samples, scale = 37, 0.03
+    weights = random_weights((shape[0],) * 2)
+    floats, integers = random_features(samples, shape), random_integers(samples, shape)
+    rng = np.random.default_rng(1)
+    in_uint8 = {
+        "float32": np.zeros(samples, np.bool_),
+        "uint8": np.ones(samples, np.bool_),
+        "mixed": rng.random(samples) < 0.5,
+    }[forms]
+    floats[in_uint8] = np.nan  # not to be read
+    batch, single = make(weights), make(weights)
+    batch.reset(samples)
+    decisions = np.stack([batch.step(block, floats, integers, in_uint8, scale) for block in range(2)])
+    hidden, cell = batch.state
+    for i in range(samples):
+        single.reset(1)
+        features: Features = integers[i : i + 1] if in_uint8[i] else floats[i : i + 1]
+        assert [single.bind(block, features, scale)() for block in range(2)] == decisions[:, i].tolist()
+        assert_same_bits(single.state, (hidden[i : i + 1], cell[i : i + 1]))
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_uint8_is_worth_its_floats(make: MakeGate, shape: tuple[int, ...]) -> None:
+    samples, scale = 50, 0.017
+    integers = random_integers(samples, shape)
+    floats = integers * np.float32(scale)
+    as_floats, as_integers = make(random_weights((shape[0],))), make(random_weights((shape[0],)))
+    for gate, in_uint8 in ((as_floats, False), (as_integers, True)):
+        gate.reset(samples)
+        gate.step(0, floats, integers, np.full(samples, in_uint8), scale)
+    for a, b in zip(as_floats.state, as_integers.state, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_a_bound_step_reads_its_buffer_at_each_call(make: MakeGate) -> None:
+    weights = random_weights((6,))
+    features = random_features(1, (6, 3, 3))
+    bound, fresh = make(weights), make(weights)
+    step = bound.bind(0, features, 1.0)
+    bound.reset(1)
+    fresh.reset(1)
+    for seed in range(20):
+        features[:] = random_features(1, (6, 3, 3), seed)
+        assert step() == fresh.bind(0, features, 1.0)()
+    assert_same_bits(bound.state, fresh.state)
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_reset_forgets_and_bound_steps_survive_a_batch_between(make: MakeGate) -> None:
+    gate = make(random_weights((6,)))
+    features = random_features(1, (6, 3, 3))
+    step = gate.bind(0, features, 1.0)
+    gate.reset(1)
+    first = [step() for _ in range(5)], gate.state
+    gate.reset(300)
+    step_floats(gate, 0, np.repeat(features, 300, 0))
+    with refuses(UsageError, "300 samples", "reset(1)"):
+        step()
+    gate.reset(1)
+    assert not gate.state[0].any()
+    assert [step() for _ in range(5)] == first[0]
+    assert_same_bits(gate.state, first[1])
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_an_empty_batch_is_a_batch(make: MakeGate) -> None:
+    gate = make(random_weights((6,)))
+    gate.reset(0)
+    decisions = step_floats(gate, 0, np.zeros((0, 6, 3, 3), np.float32))
+    assert decisions.shape == (0,)
+    assert decisions.dtype == np.int64
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_gates_of_the_same_weights_have_states_of_their_own(make: MakeGate) -> None:
+    weights = random_weights((6,))
+    first, second = make(weights), make(weights)
+    features = random_features(1, (6, 3, 3))
+    first.reset(1)
+    second.reset(1)
+    first.bind(0, features, 1.0)()
+    assert first.state[0].any()
+    assert not second.state[0].any()
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_the_state_can_be_set(make: MakeGate) -> None:
+    gate = make(random_weights((6,), hidden=10))
+    gate.reset(7)
+    state = random_state(7)
+    gate.state = state
+    assert_same_bits(gate.state, state)
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_what_cannot_be_bound_is_refused(make: MakeGate) -> None:
+    gate = make(random_weights((4, 8), widest=16))
+    good = random_features(1, (4, 6, 6))
+    gate.bind(0, good, 1.0)
+    for block in (-1, 2, 10**6):
+        with refuses(UsageError, f"block {block}", "2"):
+            gate.bind(block, good, 1.0)
+    with refuses(InputError, "float64"):
+        gate.bind(0, good.astype(np.float64), 1.0)
+    with refuses(InputError, "int8"):
+        gate.bind(0, good.astype(np.int8), 1.0)
+    with refuses(InputError, ">f4"):
+        gate.bind(0, good.astype(">f4"), 1.0)
+    with refuses(InputError, "list"):
+        gate.bind(0, good.tolist(), 1.0)
+    with refuses(InputError, "NoneType"):
+        gate.bind(0, None, 1.0)
+    for strided in (good[..., ::2], good.transpose(0, 1, 3, 2), random_features(1, (6, 6, 4)).transpose(0, 3, 1, 2)):
+        with refuses(InputError, "contiguous"):
+            gate.bind(0, strided, 1.0)
+    with refuses(InputError, "(4, 6, 6)"):
+        gate.bind(0, good[0], 1.0)
+    with refuses(InputError, "2 samples"):
+        gate.bind(0, random_features(2, (4, 6, 6)), 1.0)
+    with refuses(InputError, "0 samples"):
+        gate.bind(0, random_features(0, (4, 6, 6)), 1.0)
+    with refuses(InputError, "zero"):
+        gate.bind(0, random_features(1, (4, 0, 6)), 1.0)
+    with refuses(InputError, "4 channels", "8 to 16", "block 1"):
+        gate.bind(1, good, 1.0)
+    with refuses(InputError, "17 channels", "4 to 16"):
+        gate.bind(0, random_features(1, (17, 2, 2)), 1.0)
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_a_batch_that_cannot_be_stepped_is_refused(make: MakeGate) -> None:
+    gate = make(random_weights((4,)))
+    gate.reset(3)
+    floats, integers, forms = random_features(3, (4, 2, 2)), random_integers(3, (4, 2, 2)), np.zeros(3, np.bool_)
+    gate.step(0, floats, integers, forms, 1.0)
+    with refuses(UsageError, "block 1"):
+        gate.step(1, floats, integers, forms, 1.0)
+    with refuses(InputError, "floats", "float64"):
+        gate.step(0, floats.astype(np.float64), integers, forms, 1.0)
+    with refuses(InputError, "integers", "float32"):
+        gate.step(0, floats, floats, forms, 1.0)
+    with refuses(InputError, "in_uint8", "uint8"):
+        gate.step(0, floats, integers, forms.astype(np.uint8), 1.0)
+    with refuses(InputError, "in_uint8", "(2,)"):
+        gate.step(0, floats, integers, forms[:2], 1.0)
+    with refuses(InputError, "in_uint8", "contiguous"):
+        gate.step(0, floats, integers, np.zeros(6, np.bool_)[::2], 1.0)
+    with refuses(InputError, "integers", "contiguous"):
+        gate.step(0, floats, random_integers(6, (4, 2, 2))[::2], forms, 1.0)
+    with refuses(InputError, "(3, 4, 2, 2)", "(3, 4, 2, 3)"):
+        gate.step(0, floats, random_integers(3, (4, 2, 3)), forms, 1.0)
+    with refuses(InputError, "5 channels"):
+        gate.step(0, random_features(3, (5, 2, 2)), random_integers(3, (5, 2, 2)), forms, 1.0)
+    with refuses(UsageError, "2 samples", "3"):
+        gate.step(0, floats[:2], integers[:2], forms[:2], 1.0)
+    with refuses(UsageError, "-1 samples"):
+        gate.reset(-1)
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_no_block_can_be_bound_where_no_gate_is(make: MakeGate) -> None:
+    shapes = [(0, 40, 16), (0, 40), (40, 10), (4, 10), (4,)]
+    gate = make(GateWeights(*(np.zeros(shape, np.float32) for shape in shapes)))
+    gate.reset(1)
+    with refuses(UsageError, "block 0"):
+        gate.bind(0, random_features(1, (16, 2, 2)), 1.0)
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_a_bound_step_keeps_what_it_reads(make: MakeGate) -> None:
+    weights = random_weights((6,))
+    gate = make(weights)
+    gate.reset(1)
+    features = random_features(1, (6, 16, 16))
+    expected = gate.bind(0, features.copy(), 1.0)()
+    step = gate.bind(0, features, 1.0)
+    gate.reset(1)
+    alive = weakref.ref(features)
+    del features, weights, gate
+    gc.collect()
+    assert alive() is not None
+    noise = [random_features(1, (6, 16, 16), seed) for seed in range(50)]
+    assert step() == expected
+    del step, noise
+    gc.collect()
+    assert alive() is None
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_binding_and_dropping_leaves_nothing_behind(make: MakeGate) -> None:
+    weights = random_weights((6,))
+    features = random_features(1, (6, 4, 4))
+
+    def cycles(count: int) -> None:
+        for _ in range(count):
+            gate = make(weights)
+            step = gate.bind(0, features, 1.0)
+            gate.reset(5)
+            step_floats(gate, 0, np.repeat(features, 5, 0))
+            gate.reset(1)
+            step()
+            del gate, step
+        gc.collect()
+
+    cycles(5)
+    references, objects = sys.getrefcount(features), len(gc.get_objects())
+    cycles(200)
+    assert sys.getrefcount(features) == references
+    assert len(gc.get_objects()) < objects + 100
+
+
+def test_weights_of_other_shapes_are_refused() -> None:
+    good = [np.zeros(shape, np.float32) for shape in [(2, 40, 16), (2, 40), (40, 10), (4, 10), (4,)]]
+    GateWeights(*good)
+    for i, name in enumerate(("bias", "bias", "recurrent_weight", "projection_weight", "projection_weight")):
+        with refuses(InputError, name, "expected"):
+            GateWeights(*good[:i], good[i][:-1], *good[i + 1 :])
+    for i, name in enumerate(("input_weight", "bias", "recurrent_weight", "projection_weight", "projection_bias")):
+        with refuses(InputError, name, "float64"):
+            GateWeights(*good[:i], good[i].astype(np.float64), *good[i + 1 :])
+
+
+@needs_native
+def test_the_native_gate_is_chosen_where_it_was_compiled() -> None:
+    assert gate_for(random_weights()).name == "native"
+    assert gate_for(random_weights(), "native").name == "native"
+    assert gate_for(random_weights(), "numpy").name == "numpy"
+
+
+def test_the_numpy_gate_is_chosen_where_nothing_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "lacks", "it was not compiled at install")
+    assert not native_available()
+    assert gate_for(random_weights()).name == "numpy"
+    assert gate_for(random_weights(), "numpy").name == "numpy"
+    with refuses(EnvironmentLacksError, "not compiled", "compiler", "--force-reinstall", "numpy"):
+        gate_for(random_weights(), "native")
+
+
+def test_other_kinds_are_refused() -> None:
+    with refuses(UsageError, "'fpga'", "native", "numpy"):
+        gate_for(random_weights(), "fpga")
