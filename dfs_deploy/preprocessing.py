@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,20 +68,27 @@ class InputContract:
                 f"input of type {type(images).__name__}, expected a NumPy array; convert it with np.asarray"
             )
         channels, height, width = self.shape
-        wanted = f"(N, {channels}, {height}, {width}) float32 or (N, {height}, {width}, {channels}) uint8"
-        if images.dtype not in (np.float32, np.uint8):
-            raise InputError(f"input of dtype {images.dtype}, expected {wanted}; cast it")
-        shape = self.shape if images.dtype == np.float32 else (height, width, channels)
+        if images.dtype == np.float32:
+            shape: tuple[int, ...] = self.shape
+        elif images.dtype == np.uint8:
+            shape = (height, width, channels)
+        else:
+            raise InputError(f"input of dtype {images.dtype}, expected {self._wanted()}; cast it")
         if images.ndim != 4 or images.shape[1:] != shape:
-            raise InputError(f"input of shape {images.shape} {images.dtype}, expected {wanted}; reshape or resize it")
+            seen = f"{images.shape} {images.dtype}"
+            raise InputError(f"input of shape {seen}, expected {self._wanted()}; reshape or resize it")
         if images.shape[0] == 0:
-            raise InputError(f"an empty batch, expected {wanted} with N at least 1")
+            raise InputError(f"an empty batch, expected {self._wanted()} with N at least 1")
         if images.dtype == np.uint8:
             return self.normalize(images)
-        # A sum is NaN or infinite where any term is, and costs one pass; only then is the cause looked for.
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = np.add.reduce(images, axis=None)
-        if not np.isfinite(total) and not np.isfinite(images).all():
+        images = np.ascontiguousarray(images)
+        # A sum of squares is NaN or infinite where any term is, and costs one pass; only then is the cause looked for.
+        flat = images.reshape(-1)
+        if not math.isfinite(np.dot(flat, flat)) and not np.isfinite(images).all():
             bad = int(np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))[0])
             raise InputError(f"NaN or infinity in image {bad} of the batch, expected finite values; check what made it")
-        return np.ascontiguousarray(images)
+        return images
+
+    def _wanted(self) -> str:
+        channels, height, width = self.shape
+        return f"(N, {channels}, {height}, {width}) float32 or (N, {height}, {width}, {channels}) uint8"

@@ -160,6 +160,7 @@ class Runtime:
             )
         self._backend: Backend | None = BACKENDS[name](self._bundle, threads, gate)
         self._costs = self._bundle.options.costs
+        self._gated_blocks = self._bundle.architecture.gated_blocks
         self._in_use = threading.Lock()
 
     def __call__(self, images: NDArray[Any], *, path: NDArray[Any] | None = None) -> Result:
@@ -232,7 +233,7 @@ class Runtime:
     def clone(self) -> Runtime:
         """A runtime for another thread: the same engines, its own buffers."""
         other = object.__new__(Runtime)
-        other._bundle, other._costs = self._bundle, self._costs
+        other._bundle, other._costs, other._gated_blocks = self._bundle, self._costs, self._gated_blocks
         other._backend = self._open_backend().clone()
         other._in_use = threading.Lock()
         return other
@@ -259,13 +260,11 @@ class Runtime:
 
     def _check_path(self, path: NDArray[Any], samples: int) -> NDArray[np.uint8]:
         path = np.asarray(path)
-        shape = (samples, self._bundle.architecture.gated_blocks)
-        if path.shape != shape or not np.issubdtype(path.dtype, np.integer):
+        shape = (samples, self._gated_blocks)
+        if path.shape != shape or path.dtype.kind not in "iu":
             raise InputError(
                 f"path of shape {path.shape} {path.dtype}, expected {shape} integer; one option index a block"
             )
-        if path.size and (path.min() < 0 or path.max() >= len(self._bundle.options)):
-            raise InputError(
-                f"path with option {path.min()} to {path.max()}, expected 0 to {len(self._bundle.options) - 1}"
-            )
+        if path.size and (path.max() >= len(self._costs) or (path.dtype.kind == "i" and path.min() < 0)):
+            raise InputError(f"path with option {path.min()} to {path.max()}, expected 0 to {len(self._costs) - 1}")
         return np.ascontiguousarray(path, np.uint8)

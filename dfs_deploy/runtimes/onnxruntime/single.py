@@ -7,7 +7,6 @@ the loop carries from block to block. A skipped block leaves the place as it is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,17 +23,9 @@ _FORMS: tuple[Form, Form] = ("float32", "uint8")
 _PLACES = tuple((form, slot) for form in _FORMS for slot in (0, 1))
 
 
-@dataclass(frozen=True)
-class _Step:
-    """One gated block.
-
-    Attributes:
-        decide: the gate's step on the block's input, by place.
-        calls: by option and place, what to call, ``None`` for nothing, and the place after it.
-    """
-
-    decide: tuple[Callable[[], int], ...]
-    calls: tuple[tuple[tuple[Call | None, int], ...], ...]
+Turn = tuple[Callable[[], int], tuple[tuple[Call | None, int], ...]]
+"""A gated block at one place: the gate's step on its input, and for each option what to call (``None``: nothing) and
+the place after it."""
 
 
 class SingleDispatch:
@@ -64,10 +55,13 @@ class SingleDispatch:
             bind(engines.head.sessions[form], buffers[-1][i], logits) if form in engines.head.sessions else _never
             for i, (form, _) in enumerate(_PLACES)
         )
-        self._steps = tuple(
-            _Step(
-                decide=tuple(gate.bind(i, buffer, engines.feature_scales[i]) for buffer in buffers[i]),
-                calls=tuple(_bind_option(engine, buffers[i], buffers[i + 1]) for engine in block.options),
+        self._turns: tuple[tuple[Turn, ...], ...] = tuple(
+            tuple(
+                (
+                    gate.bind(i, buffer, engines.feature_scales[i]),
+                    tuple(_bind_option(engine, place, buffers[i], buffers[i + 1]) for engine in block.options),
+                )
+                for place, buffer in enumerate(buffers[i])
             )
             for i, block in enumerate(engines.blocks)
         )
@@ -77,18 +71,19 @@ class SingleDispatch:
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Runs one image, (1, C, H, W) float32; see :meth:`dfs_deploy.runtimes.base.Backend.infer`."""
         np.copyto(self._images, image)
-        path = bytearray(len(self._steps))
+        path = bytearray(len(self._turns))
         choices = None if forced is None else forced[0].tobytes()
         self._gate.reset(1)
         place, index = 0, -1
         try:
             self._stem()
-            for index, step in enumerate(self._steps):
-                option = step.decide[place]()
+            for index, turns in enumerate(self._turns):
+                decide, calls = turns[place]
+                option = decide()
                 if choices is not None:
                     option = choices[index]
                 path[index] = option
-                call, place = step.calls[option][place]
+                call, place = calls[option]
                 if call is not None:
                     call()
             index += 1
@@ -98,7 +93,7 @@ class SingleDispatch:
         return self._logits.copy(), np.frombuffer(path, np.uint8)[None]
 
     def _label(self, index: int, path: bytearray) -> str:
-        if not 0 <= index < len(self._steps):
+        if not 0 <= index < len(self._turns):
             return "the stem" if index < 0 else "the head"
         engine = self._engines.blocks[index].options[path[index]]
         return "the gate" if engine is None else engine.label
@@ -106,8 +101,8 @@ class SingleDispatch:
     def engine_calls(self, path: NDArray[np.uint8]) -> tuple[Call, ...]:
         """The calls that a path makes, in order, the gates' left out."""
         calls, place = [self._stem], 0
-        for step, option in zip(self._steps, path, strict=True):
-            call, place = step.calls[int(option)][place]
+        for turns, option in zip(self._turns, path, strict=True):
+            call, place = turns[place][1][int(option)]
             if call is not None:
                 calls.append(call)
         return (*calls, self._head[place])
@@ -115,23 +110,22 @@ class SingleDispatch:
     def gate_calls(self) -> tuple[Callable[[], int], ...]:
         """The gate's step at each gated block, on float32 features."""
         self._gate.reset(1)
-        return tuple(step.decide[0] for step in self._steps)
+        return tuple(turns[0][0] for turns in self._turns)
 
 
 def _never() -> None:
-    """The head's call at a place that no engine of the bundle leaves features in."""
+    """The call at a place that no engine of the bundle leaves features in."""
     raise InternalError("features were left in a form that no engine takes")
 
 
 def _bind_option(
-    engine: LoadedEngine | None, sources: list[NDArray[Any]], targets: list[NDArray[Any]]
-) -> tuple[tuple[Call | None, int], ...]:
+    engine: LoadedEngine | None, place: int, sources: list[NDArray[Any]], targets: list[NDArray[Any]]
+) -> tuple[Call | None, int]:
+    """What an option calls for features at a place, and where they are then."""
     if engine is None:
-        return tuple((None, place) for place in range(len(_PLACES)))
-    calls = []
-    for place, (form, slot) in enumerate(_PLACES):
-        # The other slot of the engine's form where source and target may share buffers, any slot of it otherwise.
-        target = _PLACES.index((engine.output, 1 - slot if engine.output == form else 0))
-        session = engine.sessions.get(form)  # a bundle without INT8 has float32 features only
-        calls.append((bind(session, sources[place], targets[target]) if session else None, target))
-    return tuple(calls)
+        return None, place
+    form, slot = _PLACES[place]
+    # The other slot of the engine's form where source and target may share buffers, any slot of it otherwise.
+    target = _PLACES.index((engine.output, 1 - slot if engine.output == form else 0))
+    session = engine.sessions.get(form)  # a bundle without INT8 has float32 features only
+    return (_never if session is None else bind(session, sources[place], targets[target])), target
