@@ -6,7 +6,6 @@ split is drawn at random within each class, so both splits share writers: an eas
 
 from __future__ import annotations
 
-import importlib
 from typing import Literal
 
 import numpy as np
@@ -45,9 +44,10 @@ def load_digits(split: Literal["train", "test"] | None = None) -> Dataset:
     if split not in ("train", "test", None):
         raise UsageError(f"split {split!r} of the digits, expected 'train', 'test' or None")
     try:
-        scans = importlib.import_module("sklearn.datasets").load_digits()
-    except ImportError as error:
+        from sklearn.datasets import load_digits as load_scans
+    except ModuleNotFoundError as error:
         raise MissingExtraError("scikit-learn", "train") from error
+    scans = load_scans()
     labels = np.asarray(scans.target, np.int64)
     pixels = np.asarray(scans.images).reshape(-1, _SCANNED_SIZE, _SCANNED_SIZE)
     chosen = np.arange(len(labels)) if split is None else _split_indices(labels, split)

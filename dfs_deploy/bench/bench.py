@@ -144,6 +144,7 @@ def run_bench(
     device: str = "cpu",
     batch: int = 1,
     threads: int = 1,
+    plan: bool = True,
     forced: bool = False,
     seed: int = 0,
     min_s: float = 3.0,
@@ -159,6 +160,7 @@ def run_bench(
         device: what is reported; check it with :func:`~dfs_deploy.bench.machine.check_device` first.
         batch: images a call.
         threads: that one engine may use.
+        plan: whether to use the plan measured on this machine, if there is one.
         forced: whether to time forced paths as well, with a quarter to all of the gated blocks run.
         seed: of the order.
         min_s: measured seconds a case, at least.
@@ -176,7 +178,7 @@ def run_bench(
     starts = range(0, len(images) - batch + 1, batch)
     prepared = bundle.input.normalize(images)
     batches = [prepared[start : start + batch] for start in starts]
-    with Runtime(bundle, threads=threads) as runtime:
+    with Runtime(bundle, threads=threads, plan=plan) as runtime:
         paths = np.concatenate([runtime(x).path for x in batches])
         cases = [Case("dfs", lambda i: runtime(batches[i]))]
         statics = {}

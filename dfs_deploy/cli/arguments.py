@@ -15,6 +15,9 @@ BundleArgument = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads that one engine may use.")]
+PlanOption = Annotated[
+    bool, typer.Option("--plan/--no-plan", help="Use the plan that bench --save-plan measured on this machine.")
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every draw.")]
 CheckpointOption = Annotated[Path, typer.Option("--checkpoint", help="The trained checkpoint that it was made from.")]
 DataHelp = "An .npz with x and y, a folder of images by class, or a CIFAR archive's folder."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,9 +10,19 @@ import typer
 
 from dfs_deploy.bench import BenchResult, check_device, run_bench
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.cli.arguments import BundleArgument, DataHelp, JsonOption, SeedOption, ThreadsOption, bundle_path
+from dfs_deploy.cli.arguments import (
+    BundleArgument,
+    DataHelp,
+    JsonOption,
+    PlanOption,
+    SeedOption,
+    ThreadsOption,
+    bundle_path,
+)
 from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
 from dfs_deploy.datasets import load_dataset
+from dfs_deploy.runtimes.onnxruntime.plan import measure_plan
+from dfs_deploy.runtimes.onnxruntime.plan import save_plan as keep_plan
 
 
 def bench(
@@ -20,11 +31,16 @@ def bench(
     data: Annotated[Path | None, typer.Option(help=DataHelp, show_default="images carried by the bundle")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images a call.")] = 1,
     threads: ThreadsOption = 1,
+    plan: PlanOption = True,
     forced: Annotated[
         bool, typer.Option("--forced", help="Time forced paths too: 0 to 100 % of the blocks run.")
     ] = False,
     min_seconds: Annotated[float, typer.Option(min=0.01, help="Measured seconds a case, at least.")] = 3.0,
     min_iterations: Annotated[int, typer.Option(min=1, help="Calls a case, at least.")] = 200,
+    save_plan: Annotated[
+        bool,
+        typer.Option("--save-plan", help="First measure which engines are fastest here, and keep that."),
+    ] = False,
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
@@ -33,12 +49,17 @@ def bench(
     opened = Bundle(bundle_path(bundle))
     drawn = None if data is None else load_dataset(data, split="test", size=opened.input.shape[1:])
     with progress(quiet=json) as report:
+        if save_plan:
+            report("measuring a plan", 0.0)
+            measured = measure_plan(opened, threads, partial(report, "measuring a plan"))
+            keep_plan(opened, threads, measured)
         result = run_bench(
             opened,
             drawn,
             device=device,
             batch=batch,
             threads=threads,
+            plan=plan,
             forced=forced,
             seed=seed,
             min_s=min_seconds,

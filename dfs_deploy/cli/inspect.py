@@ -38,7 +38,10 @@ def inspect(bundle: BundleArgument = None, json: JsonOption = False) -> None:
     for served in manifest.substitutions:
         console.print(f"  at export    option {served.option}: {served.served_by} for {served.wanted}, {served.reason}")
     for name, facts in here.items():
-        console.print(f"  runs here    {name} {facts['version']}, {facts['threads']} thread(s), {facts['gate']} gate")
+        console.print(
+            f"  runs here    {name} {facts['version']}, {facts['threads']} thread(s), {facts['gate']} gate,"
+            f" plan: {facts['plan']}"
+        )
         for substitution in facts["substitutions"]:
             console.print(
                 f"               option {substitution.option}: {substitution.served_by} for {substitution.wanted},"

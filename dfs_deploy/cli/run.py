@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from dfs_deploy.bundle import MANIFEST, find_bundle
-from dfs_deploy.cli.arguments import JsonOption, ThreadsOption
+from dfs_deploy.cli.arguments import JsonOption, PlanOption, ThreadsOption
 from dfs_deploy.cli.console import output, print_json, show_table
 from dfs_deploy.datasets import list_images, load_image
 from dfs_deploy.errors import UsageError
@@ -26,6 +26,7 @@ def run(
         typer.Argument(metavar="[BUNDLE] INPUT...", help="Images, or folders of them; a bundle may come first."),
     ],
     threads: ThreadsOption = 1,
+    plan: PlanOption = True,
     json: JsonOption = False,
 ) -> None:
     """Classify images, and show what each block did for each of them."""
@@ -33,7 +34,7 @@ def run(
     if not images:
         raise UsageError("no input given; name image files or folders after the bundle")
     files = [file for given in images for file in list_images(given)]
-    with Runtime(bundle, threads=threads) as runtime:
+    with Runtime(bundle, threads=threads, plan=plan) as runtime:
         names, options = runtime.input.class_names, runtime.options
         results = [(file, runtime(load_image(file, size=runtime.input.shape[1:])[None])) for file in files]
     rows: list[list[str | Text]] = []

@@ -13,6 +13,7 @@ from dfs_deploy.cli.arguments import (
     CheckpointOption,
     DataHelp,
     JsonOption,
+    PlanOption,
     SeedOption,
     ThreadsOption,
     bundle_path,
@@ -35,6 +36,7 @@ def verify(
         float, typer.Option(help="Bar: change of the computation percentage, in points.")
     ] = 1.0,
     threads: ThreadsOption = 1,
+    plan: PlanOption = True,
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
@@ -45,7 +47,7 @@ def verify(
     from dfs_deploy.datasets import load_dataset
     from dfs_deploy.runtimes import Runtime
 
-    with Runtime(bundle_path(bundle), threads=threads) as runtime, progress(quiet=json) as report:
+    with Runtime(bundle_path(bundle), threads=threads, plan=plan) as runtime, progress(quiet=json) as report:
         loaded = load_checkpoint(checkpoint, runtime.options)
         drawn = load_dataset(data, split="test", size=runtime.input.shape[1:])
         if samples is not None:

@@ -161,7 +161,7 @@ def export(
         validation = validate(draft, network, loaded.input.normalize(samples.images))
         comparison, static, model = None, {}, b""
         if data is not None and "onnxruntime" in made_for:
-            with Runtime(draft) as runtime:
+            with Runtime(draft, plan=False) as runtime:
                 comparison = compare(runtime, network, data.images, data.labels, functools.partial(report, "measuring"))
             static = static_top1(draft, data.images, data.labels)
         if single is not None:

@@ -133,18 +133,17 @@ class EngineWriter:
     def _option_engines(
         self, runtime: str, index: int, option: Option, inputs: Mapping[Form, Grid | None]
     ) -> list[Engine]:
-        """The engine that serves an option, and after a float16 one a float32 one, for CPUs without fast float16."""
+        """The engine of an option's precision; for ONNX Runtime also one in FP32, for CPUs where that is faster."""
         precision = engine_precision(option, self.targets)
         part = split_block(self.network.blocks[index], option)
         name, graph = f"block-{index:02d}-{option.name}", f"block_{index}_option_{option.name}"
+        engines = []
         if precision == "int8":
-            return [self._int8_engine(runtime, name, graph, index, option, part, inputs)]
-        floats: tuple[Precision, ...] = (
-            ("fp16", "fp32")
-            if precision == "fp16" and runtime == "onnxruntime"
-            else (("fp16",) if precision == "fp16" else ("fp32",))
-        )
-        return [
+            engines.append(self._int8_engine(runtime, name, graph, index, option, part, inputs))
+        floats: list[Precision] = ["fp16"] if precision == "fp16" else []
+        if runtime == "onnxruntime" or precision == "fp32":
+            floats.append("fp32")
+        return engines + [
             self._add(
                 f"common/{name}-{p}",
                 p,

@@ -112,10 +112,10 @@ class Backend(ABC):
 BackendFactory = Callable[..., Backend]
 
 
-def _onnxruntime(bundle: Bundle, threads: int | None, gate: str | None) -> Backend:
+def _onnxruntime(bundle: Bundle, threads: int | None, gate: str | None, plan: bool) -> Backend:
     from dfs_deploy.runtimes.onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(bundle, threads, gate)
+    return OnnxRuntimeBackend(bundle, threads, gate, plan)
 
 
 BACKENDS: dict[str, BackendFactory] = {"onnxruntime": _onnxruntime}
@@ -133,6 +133,8 @@ class Runtime:
         runtime: ``onnxruntime``; ``None`` for that.
         threads: threads that one engine may use; ``None`` for one, which is the fastest at batch 1.
         gate: ``native`` or ``numpy``; ``None`` for the first where it was compiled, the second elsewhere.
+        plan: whether a plan measured on this machine (``dfs-deploy bench --save-plan``) decides which engine serves an
+            option; else the engine of the option's own precision does, where the CPU is made for it.
 
     Raises:
         BundleError: the bundle cannot be read, or holds no engines for this runtime.
@@ -146,6 +148,7 @@ class Runtime:
         *,
         threads: int | None = None,
         gate: str | None = None,
+        plan: bool = True,
     ) -> None:
         name = runtime or "onnxruntime"
         if name not in BACKENDS:
@@ -158,7 +161,7 @@ class Runtime:
             raise BundleError(
                 f"{self._bundle.path} has no engines for {name} (made for: {made}); export with --runtime {name}"
             )
-        self._backend: Backend | None = BACKENDS[name](self._bundle, threads, gate)
+        self._backend: Backend | None = BACKENDS[name](self._bundle, threads, gate, plan)
         self._costs = self._bundle.options.costs
         self._gated_blocks = self._bundle.architecture.gated_blocks
         self._in_use = threading.Lock()

@@ -15,6 +15,7 @@ from dfs_deploy.runtimes.base import Backend, Substitution
 from dfs_deploy.runtimes.gate_choice import gate_for
 from dfs_deploy.runtimes.onnxruntime.batch import BatchDispatch
 from dfs_deploy.runtimes.onnxruntime.binding import Call
+from dfs_deploy.runtimes.onnxruntime.plan import load_plan
 from dfs_deploy.runtimes.onnxruntime.sessions import LoadedEngines, load_engines
 from dfs_deploy.runtimes.onnxruntime.single import SingleDispatch
 
@@ -28,12 +29,15 @@ class OnnxRuntimeBackend(Backend):
         bundle: the bundle.
         threads: that one engine may use; ``None`` for one.
         gate: ``native`` or ``numpy``; ``None`` for the first where it was compiled.
+        plan: whether a plan that was measured here decides which engine serves an option.
     """
 
     name = "onnxruntime"
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, gate: str | None = None) -> None:
-        self._setup(load_engines(bundle, threads or 1), bundle.architecture, gate)
+    def __init__(self, bundle: Bundle, threads: int | None = None, gate: str | None = None, plan: bool = True) -> None:
+        measured = load_plan(bundle, threads or 1) if plan else None
+        self._setup(load_engines(bundle, threads or 1, measured), bundle.architecture, gate)
+        self._planned = measured is not None
 
     def _setup(self, engines: LoadedEngines, architecture: Architecture, kind: str | None) -> None:
         self._engines: LoadedEngines | None = engines
@@ -62,6 +66,7 @@ class OnnxRuntimeBackend(Backend):
         assert self._engines is not None  # noqa: S101 (Runtime refuses after close)
         other = object.__new__(OnnxRuntimeBackend)
         other._setup(self._engines, self._architecture, self._gate_name)
+        other._planned = self._planned
         return other
 
     def close(self) -> None:
@@ -81,4 +86,5 @@ class OnnxRuntimeBackend(Backend):
             "provider": "CPUExecutionProvider",
             "threads": self._engines.threads,
             "gate": self._gate_name,
+            "plan": "measured here" if self._planned else "none",
         }

@@ -15,6 +15,7 @@ from dfs_deploy.errors import BundleError
 from dfs_deploy.runtimes.base import Substitution
 from dfs_deploy.runtimes.gate import GateWeights
 from dfs_deploy.runtimes.onnxruntime.binding import open_session, session_options
+from dfs_deploy.runtimes.onnxruntime.plan import Plan, PlanEntry
 
 _WEIGHTS = ("input_weight", "bias", "recurrent_weight", "projection_weight", "projection_bias")
 
@@ -54,12 +55,13 @@ class LoadedEngines:
     threads: int
 
 
-def load_engines(bundle: Bundle, threads: int) -> LoadedEngines:
-    """Makes a session of every engine that may run here.
+def load_engines(bundle: Bundle, threads: int, plan: Plan | None = None) -> LoadedEngines:
+    """Makes a session of every engine that runs here.
 
     Args:
         bundle: the bundle; its digests are checked once more as each file is read.
         threads: that one engine may use.
+        plan: which engine serves which option; ``None`` for the least precise that the CPU is made for.
 
     Raises:
         BundleError: a file is no model that ONNX Runtime takes.
@@ -75,7 +77,7 @@ def load_engines(bundle: Bundle, threads: int) -> LoadedEngines:
                 options.append(None if block.skip is None else loader.engine(block.skip, label))
                 continue
             wanted, *fallbacks = block.options[option.name]
-            chosen, reason = _choose(wanted, fallbacks)
+            chosen, reason = _choose(wanted, fallbacks, None if plan is None else plan.chosen(block.index, option.name))
             if reason:
                 substituted.add(option.name, wanted.precision, chosen.precision, reason, block.index)
             options.append(loader.engine(chosen, f"{label} ({chosen.precision})"))
@@ -99,7 +101,10 @@ def has_fast_float16() -> bool:
     return cpuinfo.is_file() and "asimdhp" in cpuinfo.read_text(errors="replace")
 
 
-def _choose(wanted: Engine, fallbacks: list[Engine]) -> tuple[Engine, str]:
+def _choose(wanted: Engine, fallbacks: list[Engine], planned: PlanEntry | None) -> tuple[Engine, str]:
+    if planned is not None:
+        chosen = next((e for e in (wanted, *fallbacks) if e.precision == planned.chosen), wanted)
+        return chosen, "" if chosen is wanted else "slower here than the more precise engine"
     if wanted.precision == "fp16" and fallbacks and not has_fast_float16():
         return fallbacks[0], "this CPU has no fast float16"
     return wanted, ""

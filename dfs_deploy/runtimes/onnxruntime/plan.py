@@ -1,0 +1,168 @@
+"""Which engine serves an option here, by measurement: a less precise engine that is slower is of no use to anyone.
+
+A plan is measured once on a machine and kept beside the bundle, in ``NAME.dfs.cache/``, under a key of everything that
+it depends on: the bundle's digest, the CPU, the threads and ONNX Runtime's version. One of another key is never read.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from dfs_deploy.bundle import Bundle, Engine, Form
+from dfs_deploy.files import sha256, write_whole
+from dfs_deploy.options import PRECISIONS, Precision
+from dfs_deploy.runtimes.onnxruntime.binding import aligned_buffer, bind, open_session, session_options
+
+VERSION = 1
+MARGIN = 0.05
+"""A more precise engine takes over only where it is this share faster; less is noise."""
+
+_REPEATS = 61
+_DTYPES: dict[Form, np.dtype[Any]] = {"float32": np.dtype(np.float32), "uint8": np.dtype(np.uint8)}
+
+
+class PlanEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One option of one block.
+
+    Attributes:
+        block: index of the block.
+        option: name of the option.
+        chosen: precision of the engine that serves it.
+        median_us: by precision, the median time of the engine by itself at batch 1, from float32 features.
+    """
+
+    block: int
+    option: str
+    chosen: Precision
+    median_us: dict[Precision, float]
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A measured plan.
+
+    Attributes:
+        version: of this format.
+        key: what it was measured on; see :func:`plan_key`.
+        entries: one for each block and option with more than one engine.
+    """
+
+    version: int
+    key: dict[str, str]
+    entries: list[PlanEntry]
+
+    def chosen(self, block: int, option: str) -> PlanEntry | None:
+        """The entry for an option of a block, or ``None`` where there was nothing to choose."""
+        return next((entry for entry in self.entries if (entry.block, entry.option) == (block, option)), None)
+
+
+def plan_key(bundle: Bundle, threads: int) -> dict[str, str]:
+    """Everything that the time of an engine depends on."""
+    return {
+        "bundle": bundle.digest,
+        "cpu": _cpu(),
+        "threads": str(threads),
+        "onnxruntime": ort.__version__,
+    }
+
+
+def plan_path(bundle: Bundle, threads: int) -> Path:
+    """Where the plan for this machine lies, beside the bundle."""
+    key = msgspec.json.encode(plan_key(bundle, threads), order="sorted")
+    return bundle.path.with_name(f"{bundle.path.name}.cache") / f"plan-{sha256(key)[:16]}.json"
+
+
+def load_plan(bundle: Bundle, threads: int) -> Plan | None:
+    """The plan for this machine, or ``None`` where none was saved, or what lies there is no such plan."""
+    path = plan_path(bundle, threads)
+    if not path.is_file():
+        return None
+    try:
+        plan = msgspec.json.decode(path.read_bytes(), type=Plan)
+    except msgspec.MsgspecError:
+        return None  # a cache: what cannot be read is measured anew
+    return plan if plan.version == VERSION and plan.key == plan_key(bundle, threads) else None
+
+
+def save_plan(bundle: Bundle, threads: int, plan: Plan) -> Path:
+    """Writes a plan, whole, and returns where."""
+    path = plan_path(bundle, threads)
+    write_whole(path, msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n")
+    return path
+
+
+def measure_plan(bundle: Bundle, threads: int, progress: Callable[[float], None] | None = None) -> Plan:
+    """Times the engines of every option that has several, interleaved, and chooses.
+
+    FP16 engines are timed like the others: on a CPU without fast float16 they lose.
+
+    Args:
+        bundle: with engines for ONNX Runtime.
+        threads: that one engine may use.
+        progress: called with how far it is, 0 to 1.
+    """
+    blocks = bundle.manifest.runtimes["onnxruntime"].blocks
+    shapes = list(bundle.architecture.block_shapes())
+    entries = []
+    for i, block in enumerate(blocks):
+        shape = shapes[block.index]
+        source = aligned_buffer((1, shape.in_channels, *shape.in_size), _DTYPES["float32"])
+        source[...] = np.abs(np.random.default_rng(block.index).normal(size=source.shape))
+        out_shape = (1, shape.out_channels, *shape.out_size)
+        for option, engines in block.options.items():
+            if len(engines) > 1:
+                medians = _medians(bundle, engines, source, out_shape, threads)
+                entries.append(PlanEntry(block.index, option, _choose(medians), medians))
+        if progress is not None:
+            progress((i + 1) / len(blocks))
+    return Plan(VERSION, plan_key(bundle, threads), entries)
+
+
+def _medians(
+    bundle: Bundle,
+    engines: list[Engine],
+    source: NDArray[np.float32],
+    out_shape: tuple[int, ...],
+    threads: int,
+) -> dict[Precision, float]:
+    options = session_options(threads)
+    calls = {}
+    for engine in engines:
+        file = engine.files["float32"]
+        session = open_session(bundle.read(file), f"{bundle.path}: {file}", options)
+        calls[engine.precision] = bind(session, source, aligned_buffer(out_shape, _DTYPES[engine.output]))
+    times: dict[Precision, list[int]] = {precision: [] for precision in calls}
+    for repeat in range(_REPEATS):
+        for precision, call in calls.items():
+            begin = time.perf_counter_ns()
+            call()
+            if repeat:
+                times[precision].append(time.perf_counter_ns() - begin)
+    return {precision: float(np.median(samples)) / 1e3 for precision, samples in times.items()}
+
+
+def _choose(medians: dict[Precision, float]) -> Precision:
+    """The least precise engine that no more precise one beats by more than the margin."""
+    ordered = sorted(medians, key=PRECISIONS.index)
+    for i, precision in enumerate(ordered):
+        if all(medians[other] > (1.0 - MARGIN) * medians[precision] for other in ordered[i + 1 :]):
+            return precision
+    return ordered[-1]
+
+
+def _cpu() -> str:
+    file = Path("/proc/cpuinfo")
+    if file.is_file():
+        for line in file.read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return f"{platform.machine()} {value.strip()}"
+    return f"{platform.machine()} {platform.processor()}"
