@@ -80,7 +80,7 @@ def steps(
     gates: list[tuple[str, Gate]] = [("numpy", NumpyGate(weights))]
     gates += [(f"native {variant}", NativeGate(weights, variant)) for variant in variants]
     floats = rng.random((batch, *shape), np.float32)
-    integers = rng.integers(0, 256, (batch, *shape), np.uint8)
+    integers = rng.integers(0, 256, (batch, *shape[1:], shape[0]), np.uint8)  # uint8 lies channels last
     in_uint8 = np.full(batch, form == "uint8")
     calls: list[tuple[str, Callable[[], object]]] = []
     for name, gate in gates:

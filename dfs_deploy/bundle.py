@@ -1,7 +1,7 @@
 """The artefact on disk: a directory ``NAME.dfs`` of ONNX files and the manifest that says what they are.
 
-The format is described in docs/bundle-format.md. Reading checks the schema, then the digest of every file; nothing in a
-bundle is executed, and nothing outside its directory is read.
+Reading checks the schema, then the digest of every file; nothing in a bundle is executed, and nothing outside its
+directory is read.
 """
 
 from __future__ import annotations
@@ -11,223 +11,31 @@ import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
-from msgspec import Meta
 from numpy.typing import NDArray
 
-from dfs_deploy.architecture import Architecture
-from dfs_deploy.errors import BundleError, DigestError, SchemaVersionError, UsageError
+from dfs_deploy.errors import BundleError, DigestError, UsageError
 from dfs_deploy.files import sha256
-from dfs_deploy.options import Options, Precision
-from dfs_deploy.preprocessing import InputContract
+from dfs_deploy.manifest import (
+    MANIFEST,
+    PRODUCER,
+    FileRecord,
+    Head,
+    Manifest,
+    architecture_of,
+    contradictions,
+    input_of,
+    parse_manifest,
+)
+from dfs_deploy.options import Options
 
-SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
 SUFFIX = ".dfs"
-
-Form = Literal["float32", "uint8"]
-"""How a feature map is kept: float32, or uint8 on the grid of its group."""
-
-Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-Positive = Annotated[int, Meta(ge=1)]
-NotNegative = Annotated[int, Meta(ge=0)]
-
-
-class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A part of the manifest: immutable, and strict about its keys."""
-
-
-class FileRecord(_Record, frozen=True, kw_only=True):
-    """A file of the bundle: its SHA-256 and its size in bytes."""
-
-    sha256: Digest
-    size: NotNegative
-
-
-class Engine(_Record, frozen=True, kw_only=True):
-    """One engine: a file for each form in which its features may arrive.
-
-    Attributes:
-        precision: of its arithmetic.
-        output: the form in which it leaves its features.
-        files: path in the bundle, by form of the input.
-    """
-
-    precision: Precision
-    output: Form
-    files: dict[Form, str]
-
-
-class BlockEngines(_Record, frozen=True, kw_only=True):
-    """What may run at one gated block.
-
-    Attributes:
-        index: of the block; the first block is 0 and not gated, so the least here is 1.
-        skip: the projection that a skip runs, or ``None`` where a skip is free.
-        options: engines by option name, the one to prefer first.
-    """
-
-    index: Positive
-    skip: Engine | None
-    options: dict[str, list[Engine]]
-
-
-class RuntimeEngines(_Record, frozen=True, kw_only=True):
-    """The engines made for one runtime.
-
-    Attributes:
-        stem: images to the first block's output.
-        blocks: the gated blocks, in order.
-        head: the last features to logits.
-        gate: the gate's step; its weights are among its outputs.
-        feature_scales: a scale a block, first block included: what one step of uint8 is worth in its output's form.
-        static: by precision, the whole backbone as one engine, every block run: the baselines of a bench.
-    """
-
-    stem: Engine
-    blocks: list[BlockEngines]
-    head: Engine
-    gate: str
-    feature_scales: list[float]
-    static: dict[Precision, str]
-
-
-class OptionRecord(_Record, frozen=True, kw_only=True):
-    """An option and its cost relative to the full-precision block."""
-
-    name: str
-    bits: Annotated[int, Meta(ge=0, le=32)]
-    cost: Annotated[float, Meta(ge=0, le=1)]
-
-
-class ArchitectureRecord(_Record, frozen=True, kw_only=True):
-    """See :class:`dfs_deploy.architecture.Architecture`."""
-
-    name: str
-    groups: list[Positive]
-    widths: list[Positive]
-    classes: Positive
-    image_shape: tuple[Positive, Positive, Positive]
-    gate_embedding: Positive
-    gate_hidden: Positive
-
-
-class InputRecord(_Record, frozen=True, kw_only=True):
-    """See :class:`dfs_deploy.preprocessing.InputContract`."""
-
-    shape: tuple[Positive, Positive, Positive]
-    mean: list[float]
-    std: list[float]
-    class_names: list[str]
-
-
-class RangeRecord(_Record, frozen=True, kw_only=True):
-    """One calibrated interval.
-
-    Attributes:
-        block: index of the block.
-        option: name of the option, or ``static`` for the static INT8 baseline.
-        tensor: ``images``, ``conv1``, ``conv2``, ``projection`` (inputs), ``conv2_out``, ``projection_out`` and
-            ``output``.
-        low: least value.
-        high: greatest value.
-        source: ``routed``: measured on what the gate sends there; ``reached``: the gate sent nothing, so measured on
-            all that reached the block; ``checkpoint``: the checkpoint's own; ``statistics``: from batch normalisation.
-        samples: how many samples it was measured on.
-    """
-
-    block: NotNegative
-    option: str
-    tensor: Literal["images", "conv1", "conv2", "projection", "conv2_out", "projection_out", "output"]
-    low: float
-    high: float
-    source: Literal["routed", "reached", "checkpoint", "statistics"]
-    samples: NotNegative
-
-
-class CalibrationRecord(_Record, frozen=True, kw_only=True):
-    """How the ranges of the INT8 engines came about."""
-
-    method: str
-    data: str | None
-    samples: NotNegative
-    seed: int
-    weight_bits: Literal[7, 8]
-    ranges: list[RangeRecord]
-
-
-class AccuracyRecord(_Record, frozen=True, kw_only=True):
-    """What export measured on its own calibration data; shares are 0 to 1, percentages 0 to 100.
-
-    Attributes:
-        data: name of the data set.
-        samples: images measured.
-        top1_reference: share of right answers of the PyTorch reference.
-        top1_bundle: likewise, of the bundle on ONNX Runtime.
-        top1_static: likewise, of each static baseline.
-        route_agreement: share of block decisions equal to the reference's.
-        computation_percentage_reference: mean over the samples.
-        computation_percentage_bundle: likewise.
-        max_abs_logit_error: greatest difference of a logit.
-        option_share: for each gated block, the share of samples that took each option, in the bundle.
-    """
-
-    data: str
-    samples: Positive
-    top1_reference: float | None
-    top1_bundle: float | None
-    top1_static: dict[Precision, float]
-    route_agreement: float
-    computation_percentage_reference: float
-    computation_percentage_bundle: float
-    max_abs_logit_error: float
-    option_share: list[list[float]]
-
-
-class ServedRecord(_Record, frozen=True, kw_only=True):
-    """An option that an engine of another precision than its own serves, decided at export."""
-
-    option: str
-    wanted: Precision
-    served_by: Precision
-    reason: str
-
-
-class SourceRecord(_Record, frozen=True, kw_only=True):
-    """The checkpoint that the bundle was made from."""
-
-    file: str
-    format: str
-    sha256: Digest
-    assumptions: list[str]
-
-
-class Manifest(_Record, frozen=True, kw_only=True):
-    """``manifest.json``: what the files of a bundle are."""
-
-    schema_version: int
-    producer: dict[str, str]
-    source: SourceRecord
-    architecture: ArchitectureRecord
-    options: list[OptionRecord]
-    targets: list[Precision]
-    input: InputRecord
-    runtimes: dict[str, RuntimeEngines]
-    calibration: CalibrationRecord | None
-    accuracy: AccuracyRecord | None
-    substitutions: list[ServedRecord]
-    samples: str | None
-    files: dict[str, FileRecord]
-
-
-class _VersionOnly(msgspec.Struct):
-    schema_version: int
 
 
 @dataclass(frozen=True)
@@ -264,10 +72,13 @@ class Bundle:
         content = _read_manifest(self.path)
         self.manifest = parse_manifest(content, self.path)
         self.digest = sha256(content)
-        self.options = Options(option.bits for option in self.manifest.options)
-        self.architecture = _architecture(self.manifest, self.path)
-        self.input = _input_contract(self.manifest, self.path)
-        _check_consistency(self)
+        try:
+            self.options = Options(option.bits for option in self.manifest.options)
+            self.architecture, self.input = architecture_of(self.manifest), input_of(self.manifest)
+        except UsageError as error:
+            raise BundleError(f"{self.path}: {MANIFEST} cannot be: {error}") from error
+        for problem in contradictions(self.manifest, self.options, self.architecture):
+            raise BundleError(f"{self.path}: {MANIFEST} contradicts itself: {problem}; export again")
         _check_listing(self.path, self.manifest.files)
         for name in self.manifest.files:
             self.read(name)
@@ -307,9 +118,24 @@ class Bundle:
             return None
         try:
             with np.load(io.BytesIO(self.read(self.manifest.samples)), allow_pickle=False) as archive:
-                return Samples(archive["images"], archive["labels"], archive["logits"], archive["path"])
-        except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+                samples = Samples(archive["images"], archive["labels"], archive["logits"], archive["path"])
+        except (KeyError, ValueError, TypeError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
             raise BundleError(f"{self.path}: {self.manifest.samples} cannot be read ({error}); export again") from error
+        count, (channels, height, width) = len(samples.images), self.input.shape
+        expected = {
+            "images": ((count, height, width, channels), np.uint8),
+            "labels": ((count,), np.int64),
+            "logits": ((count, self.architecture.classes), np.float32),
+            "path": ((count, self.architecture.gated_blocks), np.uint8),
+        }
+        for name, (shape, dtype) in expected.items():
+            array = getattr(samples, name)
+            if array.shape != shape or array.dtype != dtype:
+                seen = f"{name} of shape {array.shape} {array.dtype}, expected {shape} {np.dtype(dtype)}"
+                raise BundleError(f"{self.path}: {self.manifest.samples} has {seen}; export again")
+        if samples.path.size and samples.path.max() >= len(self.options):
+            raise BundleError(f"{self.path}: {self.manifest.samples} has a path with no such option; export again")
+        return samples
 
 
 def find_bundle(directory: str | Path = ".") -> Path:
@@ -339,7 +165,7 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
         UsageError: there is something else at ``path``.
     """
     path = Path(path)
-    if path.is_symlink() or (path.exists() and not (path / MANIFEST).is_file()):
+    if path.is_symlink() or (path.exists() and not _is_ours(path)):
         raise UsageError(f"{path} exists and is no bundle; give another path with --out, or remove it")
     records = {name: FileRecord(sha256=sha256(data), size=len(data)) for name, data in sorted(files.items())}
     content = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(manifest, files=records)), indent=1)
@@ -359,27 +185,6 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
     return Bundle(path)
 
 
-def parse_manifest(content: bytes, path: Path) -> Manifest:
-    """Reads a manifest and checks it against the schema.
-
-    Args:
-        content: of ``manifest.json``.
-        path: of the bundle, for messages.
-
-    Raises:
-        SchemaVersionError: another version wrote it.
-        BundleError: it is not JSON, or a key is missing, unknown or of another type.
-    """
-    try:
-        version = msgspec.json.decode(content, type=_VersionOnly).schema_version
-        if version != SCHEMA_VERSION:
-            newer = "update dfs-deploy" if version > SCHEMA_VERSION else "export it again"
-            raise SchemaVersionError(f"{path} has schema version {version}, expected {SCHEMA_VERSION}; {newer}")
-        return msgspec.json.decode(content, type=Manifest)
-    except msgspec.MsgspecError as error:
-        raise BundleError(f"{path}: {MANIFEST} is malformed ({error}); copy or export the bundle again") from error
-
-
 def _read_manifest(path: Path) -> bytes:
     if not path.is_dir():
         raise BundleError(f"no bundle at {path}; give the path of a NAME{SUFFIX} directory that dfs-deploy export made")
@@ -389,45 +194,13 @@ def _read_manifest(path: Path) -> bytes:
     return file.read_bytes()
 
 
-def _architecture(manifest: Manifest, path: Path) -> Architecture:
-    record = manifest.architecture
+def _is_ours(path: Path) -> bool:
+    """Whether a directory is a bundle, whole or damaged, so that it may be replaced."""
     try:
-        return Architecture(
-            groups=tuple(record.groups),
-            widths=tuple(record.widths),
-            classes=record.classes,
-            image_shape=record.image_shape,
-            gate_embedding=record.gate_embedding,
-            gate_hidden=record.gate_hidden,
-        )
-    except UsageError as error:
-        raise BundleError(f"{path}: {error}") from error
-
-
-def _input_contract(manifest: Manifest, path: Path) -> InputContract:
-    record = manifest.input
-    try:
-        return InputContract(record.shape, tuple(record.mean), tuple(record.std), tuple(record.class_names))
-    except UsageError as error:
-        raise BundleError(f"{path}: {error}") from error
-
-
-def _check_consistency(bundle: Bundle) -> None:
-    """What the schema cannot say: parts of the manifest that must agree with each other."""
-    manifest, blocks = bundle.manifest, bundle.architecture.gated_blocks
-    names = {option.name for option in bundle.options if not option.skips}
-    if [(o.name, o.cost) for o in manifest.options] != [(o.name, o.cost) for o in bundle.options]:
-        raise BundleError(f"{bundle.path}: names or costs of options do not go with their bits; export again")
-    if bundle.input.shape != bundle.architecture.image_shape:
-        raise BundleError(f"{bundle.path}: input shape and architecture disagree; export again")
-    for runtime, engines in manifest.runtimes.items():
-        complete = [block.index for block in engines.blocks] == list(range(1, blocks + 1)) and all(
-            set(block.options) == names and all(block.options.values()) for block in engines.blocks
-        )
-        if not complete or len(engines.feature_scales) != blocks + 1:
-            raise BundleError(
-                f"{bundle.path}: the {runtime} engines do not cover every gated block and option; export again"
-            )
+        head = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Head)
+    except (OSError, msgspec.MsgspecError, RecursionError):
+        return False
+    return head.producer.get("name") == PRODUCER
 
 
 def _check_listing(path: Path, files: Mapping[str, FileRecord]) -> None:

@@ -15,7 +15,7 @@ from dfs_deploy.bench.machine import Machine, describe_machine
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.datasets import Dataset
 from dfs_deploy.errors import UsageError
-from dfs_deploy.options import Options
+from dfs_deploy.options import PRECISIONS, Options, computation_percentage, engine_precision
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
 
@@ -221,7 +221,7 @@ def run_bench(
                     engine_ms,
                     gate_us,
                     None if logits is None else _top1(logits, labels),
-                    float(100.0 * np.asarray(bundle.options.costs)[own].mean()),
+                    float(computation_percentage(own, bundle.options.costs).mean(dtype=np.float64)),
                 )
             )
         shares = tuple(
@@ -237,14 +237,14 @@ def run_bench(
 def forced_patterns(options: Options) -> dict[str, tuple[int, int]]:
     """The forced cases: by name, the percent of gated blocks that run and the index of the option that they run.
 
-    One series for the least and one for the most precise option that computes; an option list without skip has none.
+    One series for the least and one for the most precise option that computes, named by the precision of their engines,
+    and one alone where that is the same; an option list without skip has none.
     """
     if not any(option.skips for option in options):
         return {}
-    computing = [i for i, option in enumerate(options) if not option.skips]
-    ends = sorted({min(computing, key=lambda i: options[i].bits), max(computing, key=lambda i: options[i].bits)})
-    label = {True: "int8", False: "fp32"}
-    return {f"dfs-forced-{share}-{label[options[i].bits <= 8]}": (share, i) for i in ends for share in FORCED_SHARES}
+    computing = sorted((i for i, option in enumerate(options) if not option.skips), key=lambda i: options[i].bits)
+    ends = {engine_precision(options[i], PRECISIONS): i for i in (computing[0], computing[-1])}
+    return {f"dfs-forced-{share}-{precision}": (share, i) for precision, i in ends.items() for share in FORCED_SHARES}
 
 
 def spread_path(share: int, option: int, blocks: int, options: Options) -> NDArray[np.uint8]:

@@ -9,11 +9,12 @@ import numpy as np
 import typer
 from rich.text import Text
 
-from dfs_deploy.bundle import MANIFEST, find_bundle
+from dfs_deploy.bundle import SUFFIX, find_bundle
 from dfs_deploy.cli.arguments import JsonOption, PlanOption, ThreadsOption
 from dfs_deploy.cli.console import output, print_json, show_table
 from dfs_deploy.datasets import list_images, load_image
 from dfs_deploy.errors import UsageError
+from dfs_deploy.manifest import MANIFEST
 from dfs_deploy.options import Option
 from dfs_deploy.runtimes import Runtime
 
@@ -30,7 +31,8 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Classify images, and show what each block did for each of them."""
-    bundle, *images = inputs if (inputs[0] / MANIFEST).is_file() else [find_bundle(), *inputs]
+    named = inputs[0].suffix == SUFFIX or (inputs[0] / MANIFEST).is_file()
+    bundle, *images = inputs if named else [find_bundle(), *inputs]
     if not images:
         raise UsageError("no input given; name image files or folders after the bundle")
     files = [file for given in images for file in list_images(given)]

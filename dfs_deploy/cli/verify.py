@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +20,7 @@ from dfs_deploy.cli.arguments import (
     bundle_path,
 )
 from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
-from dfs_deploy.errors import VerificationError
+from dfs_deploy.errors import CheckpointError, VerificationError
 from dfs_deploy.extras import required
 
 
@@ -49,6 +50,11 @@ def verify(
 
     with Runtime(bundle_path(bundle), threads=threads, plan=plan) as runtime, progress(quiet=json) as report:
         loaded = load_checkpoint(checkpoint, runtime.options)
+        if loaded.network.architecture != runtime.bundle.architecture:
+            raise CheckpointError(
+                f"{checkpoint} is another network than {runtime.bundle.path} was made from:"
+                f" {loaded.network.architecture}, expected {runtime.bundle.architecture}; give the bundle's own"
+            )
         drawn = load_dataset(data, split="test", size=runtime.input.shape[1:])
         if samples is not None:
             drawn = drawn.subset(samples, seed)
@@ -64,6 +70,9 @@ def verify(
         )
     if change > max_computation_change:
         failures.append(f"computation changed by {change:.2f} points, at most {max_computation_change:.2f} allowed")
+    sound = math.isfinite(result.max_abs_logit_error)
+    if not sound:
+        failures.append("a logit is NaN or infinite")
     if json:
         print_json(
             {
@@ -73,7 +82,7 @@ def verify(
                 "route_agreement": result.route_agreement,
                 "computation_percentage_reference": result.computation_percentage_reference,
                 "computation_percentage_bundle": result.computation_percentage_bundle,
-                "max_abs_logit_error": result.max_abs_logit_error,
+                "max_abs_logit_error": result.max_abs_logit_error if sound else None,
                 "passed": not failures,
             }
         )

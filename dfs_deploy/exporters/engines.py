@@ -27,11 +27,18 @@ class Grid:
 
 def feature_input(graph: GraphBuilder, channels: int, size: tuple[int, int], grid: Grid | None) -> str:
     """Declares the input ``features`` and returns it as float32: read from the grid where there is one."""
-    shape = (BATCH, channels, *size)
     if grid is None:
-        return graph.input("features", np.float32, shape)
-    features = graph.input("features", np.uint8, shape)
-    return graph.node("DequantizeLinear", features, *grid_constants(graph, "features", grid))
+        return graph.input("features", np.float32, (BATCH, channels, *size))
+    return graph.node("DequantizeLinear", uint8_input(graph, channels, size), *grid_constants(graph, "features", grid))
+
+
+def uint8_input(graph: GraphBuilder, channels: int, size: tuple[int, int]) -> str:
+    """Declares uint8 ``features``, which lie in memory channels last, and returns them channels first.
+
+    ONNX Runtime's integer convolutions work channels last: between two of them the transpositions cancel.
+    """
+    features = graph.input("features", np.uint8, (BATCH, *size, channels))
+    return graph.node("Transpose", features, perm=[0, 3, 1, 2])
 
 
 def grid_constants(graph: GraphBuilder, name: str, grid: Grid) -> tuple[str, str]:

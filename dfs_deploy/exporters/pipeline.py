@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import dfs_deploy
-from dfs_deploy import bundle as schema
+from dfs_deploy import manifest as schema
 from dfs_deploy.bundle import SUFFIX, Bundle, write_bundle
 from dfs_deploy.calibration import (
     METHODS,

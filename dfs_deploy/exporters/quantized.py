@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.exporters.engines import BATCH, Grid, conv_attributes, grid_constants
+from dfs_deploy.exporters.engines import BATCH, Grid, conv_attributes, grid_constants, uint8_input
 from dfs_deploy.exporters.graph import GraphBuilder
 from dfs_deploy.exporters.split import BlockPart, ConvPart, Range
 
@@ -87,16 +87,21 @@ def onnxruntime_block(name: str, block: BlockPart, ranges: BlockRanges, grid: Gr
         name: of the graph.
         block: the block as its option computes it.
         ranges: calibrated intervals.
-        grid: of a uint8 input, or ``None`` for float32. From float32 the shortcut stays float32, since what a skipped
-            stride block passes on is negative in parts, which the grid of a block's output cannot hold.
+        grid: of a uint8 input, (N, H, W, C); or ``None`` for float32, (N, C, H, W). The output is uint8, channels last,
+            and the sum is made channels last, where ONNX Runtime's convolutions leave it. From float32 the shortcut
+            stays float32, since what a skipped stride block passes on is negative in parts, which the grid of a block's
+            output cannot hold.
         weight_bits: 8 or 7.
     """
     shape, graph = block.shape, GraphBuilder(name)
-    features_shape = (BATCH, shape.in_channels, *shape.in_size)
-    features = graph.input("features", np.float32 if grid is None else np.uint8, features_shape)
+    if grid is None:
+        features = graph.input("features", np.float32, (BATCH, shape.in_channels, *shape.in_size))
+    else:
+        features = uint8_input(graph, shape.in_channels, shape.in_size)
     writer = OnnxRuntimeWriter(graph, weight_bits)
-    output = writer.block(features, grid, block, ranges)
-    graph.output(output, "output", np.uint8, (BATCH, shape.out_channels, *shape.out_size))
+    y, shortcut = writer.summands(features, grid, block, ranges)
+    y, shortcut = (graph.node("Transpose", x, perm=[0, 2, 3, 1]) for x in (y, shortcut))
+    graph.output(writer.join(y, shortcut, ranges), "output", np.uint8, (BATCH, *shape.out_size, shape.out_channels))
     return graph.build()
 
 
@@ -117,6 +122,15 @@ class OnnxRuntimeWriter:
 
     def block(self, features: str, grid: Grid | None, block: BlockPart, ranges: BlockRanges) -> str:
         """A residual block, from float32 (no grid) or uint8 features to uint8 on :func:`output_grid`."""
+        y, shortcut = self.summands(features, grid, block, ranges)
+        return self.join(y, shortcut, ranges)
+
+    def join(self, y: str, shortcut: str, ranges: BlockRanges) -> str:
+        """The end of a block: adds, and rounds to uint8; clamping at zero is the relu."""
+        return self.quantize("block_output", self._graph.node("Add", y, shortcut), output_grid(ranges))
+
+    def summands(self, features: str, grid: Grid | None, block: BlockPart, ranges: BlockRanges) -> tuple[str, str]:
+        """What a block adds at its end, as float32: the output of its second convolution, and its shortcut."""
 
         def conv_input(conv: str, part: ConvPart, calibrated: Range) -> tuple[str, Grid]:
             interval = clamped(calibrated, part)
@@ -140,8 +154,7 @@ class OnnxRuntimeWriter:
             shortcut = self.dequantize("projection_output", shortcut, projected)
         else:
             shortcut = features if grid is None else self.dequantize("features", features, grid)
-        # Clamping at zero is the relu.
-        return self.quantize("block_output", self._graph.node("Add", y, shortcut), output_grid(ranges))
+        return y, shortcut
 
     def quantize(self, name: str, value: str, grid: Grid) -> str:
         """A float32 value on a grid; asked for twice under one name, made once."""
@@ -185,10 +198,11 @@ class OnnxRuntimeWriter:
         low, high = max(low, 0), min(high, UINT8_STEPS)
         if (low, high) == (0, UINT8_STEPS):
             return value
-        ends = [
-            self._graph.constant(f"{self._prefix}{name}_{n}", np.uint8(v)) for n, v in (("low", low), ("high", high))
-        ]
-        return self._graph.node("Clip", value, *ends)
+        prefix = self._prefix + name
+        if name not in self._quantized:
+            ends = [self._graph.constant(f"{prefix}_{end}", np.uint8(v)) for end, v in (("low", low), ("high", high))]
+            self._quantized[name] = self._graph.node("Clip", value, *ends)
+        return self._quantized[name]
 
 
 def output_grid(ranges: BlockRanges) -> Grid:

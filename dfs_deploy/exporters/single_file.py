@@ -144,10 +144,13 @@ def check_single_file(model: bytes, bundle: Bundle, images: NDArray[np.float32])
 
 
 def _without_float16(bundle: Bundle) -> Bundle:
-    """The bundle as a CPU without fast float16 runs it: the last engine of an option is the one for such a CPU."""
+    """The bundle as a CPU without fast float16 runs it."""
     engines = bundle.manifest.runtimes["onnxruntime"]
     blocks = [
-        msgspec.structs.replace(block, options={name: served[-1:] for name, served in block.options.items()})
+        msgspec.structs.replace(
+            block,
+            options={name: [e for e in served if e.precision != "fp16"] for name, served in block.options.items()},
+        )
         for block in engines.blocks
     ]
     runtimes = {**bundle.manifest.runtimes, "onnxruntime": msgspec.structs.replace(engines, blocks=blocks)}

@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dfs_deploy.bundle import Bundle, Engine
+from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import ExportMismatchError
 from dfs_deploy.exporters.engines import Grid
 from dfs_deploy.exporters.quantized import UINT8_STEPS
+from dfs_deploy.manifest import Engine
 from dfs_deploy.models import DFSNetwork, run_option
 from dfs_deploy.options import PRECISIONS, Option
 from dfs_deploy.runtimes import Runtime
@@ -174,13 +175,14 @@ def _compare_engines(bundle: Bundle, network: DFSNetwork, images: Tensor) -> Ite
                 if form == "uint8":
                     # The yardstick is given what the grid can hold, so that only the engine itself is judged.
                     grid = grids[(case.block if case.block is not None else len(grids)) - 1]
-                    fed = np.clip(np.rint(fed / grid.scale), 0, UINT8_STEPS).astype(np.uint8)
-                    features = torch.from_numpy(fed.astype(np.float32) * np.float32(grid.scale))
+                    levels = np.clip(np.rint(fed / grid.scale), 0, UINT8_STEPS).astype(np.uint8)
+                    features = torch.from_numpy(levels.astype(np.float32) * np.float32(grid.scale))
+                    fed = np.ascontiguousarray(levels.transpose(0, 2, 3, 1))
                 session = open_session(bundle.read(file), file, options)
                 got = session.run(None, {session.get_inputs()[0].name: fed})[0]
                 if case.engine.output == "uint8":
                     assert case.block is not None  # noqa: S101 (only blocks end in uint8)
-                    got = got.astype(np.float32) * np.float32(grids[case.block].scale)
+                    got = got.transpose(0, 3, 1, 2).astype(np.float32) * np.float32(grids[case.block].scale)
                 label = f"{case.label}: {case.engine.precision} engine from {form} for {runtime}"
                 yield _deviation(label, case.engine.precision, got, _expected(network, case, features).numpy())
 

@@ -8,7 +8,6 @@ from typing import cast
 
 import numpy as np
 
-from dfs_deploy.bundle import BlockEngines, Engine, Form, RuntimeEngines
 from dfs_deploy.calibration import STATIC, CalibratedRange, TensorKey, TensorName, group_of
 from dfs_deploy.exporters.engines import Grid, block_engine, gate_engine, head_engine, skip_engine, stem_engine
 from dfs_deploy.exporters.quantized import BlockRanges, onnxruntime_block, tensorrt_block, uint8_grid
@@ -23,6 +22,7 @@ from dfs_deploy.exporters.split import (
     split_stem,
 )
 from dfs_deploy.exporters.static import FloatStep, Int8Step, StemRanges, Step, straight_line
+from dfs_deploy.manifest import BlockEngines, Engine, Form, RuntimeEngines
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import FULL_BITS, Option, Precision, engine_precision
 

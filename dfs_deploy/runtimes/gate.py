@@ -96,7 +96,7 @@ class Gate(ABC):
 
         Args:
             block: index of the block that makes the features; 0 is the first.
-            features: (1, C, H, W) contiguous, float32, or uint8 worth ``scale`` a step. Read at each call.
+            features: contiguous: (1, C, H, W) float32, or (1, H, W, C) uint8 worth ``scale`` a step. Read at each call.
             scale: what one step of uint8 is worth; ignored for float32.
 
         Returns:
@@ -113,7 +113,7 @@ class Gate(ABC):
         Args:
             block: index of the block that made the features.
             floats: (N, C, H, W) float32, contiguous; valid where ``in_uint8`` is false.
-            integers: (N, C, H, W) uint8, contiguous; valid where it is true.
+            integers: (N, H, W, C) uint8, contiguous; valid where it is true.
             in_uint8: (N,) bool.
             scale: what one step of uint8 is worth.
 
@@ -142,8 +142,8 @@ class NumpyGate(Gate):
 
     def bind(self, block: int, features: Features, scale: float) -> Callable[[], int]:
         check_bound(self._weights, block, features)
-        states, step = self._one, _Step(self._one, block, features.shape[1])
-        pool = _pooling(features.reshape(features.shape[1], -1), step.pooled[0], scale)
+        states, step = self._one, _Step(self._one, block, channels_of(features))
+        pool = _pooling(_flat(features)[0], step.pooled[0], scale)
 
         def call() -> int:
             if self._states is not states:
@@ -159,8 +159,7 @@ class NumpyGate(Gate):
         states = self._states
         check_batch(self._weights, block, states.samples, floats, integers, in_uint8)
         step = _Step(states, block, floats.shape[1])
-        flat = (*floats.shape[:2], floats.shape[2] * floats.shape[3])
-        flat_floats, flat_integers = floats.reshape(flat), integers.reshape(flat)
+        flat_floats, flat_integers = _flat(floats), _flat(integers)
         if not in_uint8.any():
             _pooling(flat_floats, step.pooled, scale)()
         elif in_uint8.all():
@@ -268,15 +267,33 @@ class _Step:
         """Steps the states and returns the scores, (samples, options), valid until the next run."""
 
 
-def _pooling(features: Features, pooled: Array, scale: float) -> Callable[[], object]:
-    """A call that averages (..., C, H * W) into (..., C); read at each call."""
-    area, axis = features.shape[-1], features.ndim - 1
+def channels_of(features: Features) -> int:
+    """Channels of a feature map: uint8 ones lie in memory channels last."""
+    return int(features.shape[3 if features.dtype == np.uint8 else 1])
+
+
+def _flat(features: Features) -> Features:
+    """Height and width as one axis: (N, C, H * W) float32, or (N, H * W, C) uint8."""
+    n, channels = len(features), channels_of(features)
     if features.dtype == np.uint8:
-        sums = np.empty(pooled.shape, np.uint32)
+        return features.reshape(n, features.shape[1] * features.shape[2], channels)
+    return features.reshape(n, channels, features.shape[2] * features.shape[3])
+
+
+def _pooling(features: Features, pooled: Array, scale: float) -> Callable[[], object]:
+    """A call that averages floats (..., C, H * W), or uint8 (..., H * W, C), into (..., C); read at each call."""
+    axis = features.ndim - (2 if features.dtype == np.uint8 else 1)
+    area = features.shape[axis]
+    if features.dtype == np.uint8:
         factor = uint8_factor(scale, area)
+        # A product with ones is the fastest sum here; in float32 it is exact while no partial sum can reach 2 ** 24.
+        dtype = np.float32 if 255 * area < 1 << 24 else np.float64
+        values, sums = np.empty(features.shape, dtype), np.empty(pooled.shape, dtype)
+        ones = np.ones(area, dtype)
 
         def pool_integers() -> None:
-            np.add.reduce(features, axis, np.uint32, out=sums)
+            np.copyto(values, features)
+            np.matmul(ones, values, sums)
             np.multiply(sums, factor, pooled, casting="same_kind")
 
         return pool_integers
@@ -332,8 +349,9 @@ def check_batch(
             raise InputError(f"{name} are {_kind(array)}, expected an array of {np.dtype(dtype)}")
     _check_features(weights, block, "floats", floats)
     _check_features(weights, block, "integers", integers)
-    if floats.shape != integers.shape:
-        raise InputError(f"floats have shape {floats.shape} and integers {integers.shape}, expected the same")
+    n, c, h, w = floats.shape
+    if integers.shape != (n, h, w, c):
+        raise InputError(f"integers have shape {integers.shape}, expected {(n, h, w, c)}: channels last")
     if in_uint8.shape != (len(floats),) or not in_uint8.flags.c_contiguous:
         raise InputError(f"in_uint8 has shape {in_uint8.shape}, expected ({len(floats)},), contiguous")
     if len(floats) != samples:
@@ -344,13 +362,14 @@ def _check_features(weights: GateWeights, block: int, name: str, features: NDArr
     if not 0 <= block < weights.gates:
         raise UsageError(f"no gate follows block {block}: there are {weights.gates}, from 0")
     if features.ndim != 4 or min(features.shape[1:]) < 1:
-        raise InputError(f"{name} have shape {features.shape}, expected (N, C, H, W), none of C, H and W zero")
+        wanted = "(N, H, W, C)" if features.dtype == np.uint8 else "(N, C, H, W)"
+        raise InputError(f"{name} have shape {features.shape}, expected {wanted}, none of C, H and W zero")
     if not features.flags.c_contiguous:
         raise InputError(f"{name} are not contiguous; pass numpy.ascontiguousarray({name})")
     least = weights.prepared(_own_channels)[block]
-    if not least <= features.shape[1] <= weights.widest:
+    if not least <= channels_of(features) <= weights.widest:
         bounds = f"{least}" if least == weights.widest else f"{least} to {weights.widest}"
-        raise InputError(f"{name} have {features.shape[1]} channels, expected {bounds} after block {block}")
+        raise InputError(f"{name} have {channels_of(features)} channels, expected {bounds} after block {block}")
 
 
 def _own_channels(weights: GateWeights) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from dfs_deploy.runtimes.gate import (
     Features,
     Gate,
     GateWeights,
+    channels_of,
     check_batch,
     check_bound,
     check_samples,
@@ -90,7 +91,7 @@ class NativeGate(Gate):
 
     def bind(self, block: int, features: Features, scale: float) -> Callable[[], int]:
         check_bound(self._weights, block, features)
-        return self._compiled.bind(block, features, float(uint8_factor(scale, features[0, 0].size)))
+        return self._compiled.bind(block, features, float(uint8_factor(scale, features.size // channels_of(features))))
 
     def step(
         self, block: int, floats: Array, integers: NDArray[np.uint8], in_uint8: NDArray[np.bool_], scale: float

@@ -172,7 +172,8 @@ cdef class CompiledGate:
         cdef Py_ssize_t samples = self.samples, size
         cdef GateFeatures features
         self._describe(&features, block, float_view, factor)
-        integer_view.expect("integers", float_view.shape())
+        shape = float_view.shape()
+        integer_view.expect("integers", (shape[0], shape[2], shape[3], shape[1]))
         form_view.expect("in_uint8", (samples,))
         decision_view.expect("decisions", (samples,))
         if float_view.buffer.shape[0] != samples:
@@ -225,11 +226,13 @@ cdef class CompiledGate:
             raise TypeError("the gate was not set up")
         if not 0 <= block < self.weights.gates:
             raise ValueError(f"block {block}, expected 0 to {self.weights.gates - 1}")
-        cdef Py_ssize_t channels = view.buffer.shape[1], area = view.buffer.shape[2] * view.buffer.shape[3]
+        cdef bint in_uint8 = strcmp(view.buffer.format, "B") == 0
+        cdef Py_ssize_t channels = view.buffer.shape[3 if in_uint8 else 1]
+        cdef Py_ssize_t area = view.buffer.shape[2] * view.buffer.shape[1 if in_uint8 else 3]
         if not 1 <= channels <= self.weights.widest or area < 1:
             raise ValueError(f"features of shape {view.shape()}, expected 1 to {self.weights.widest} channels of a map")
         features.data = view.buffer.buf
-        features.in_uint8 = strcmp(view.buffer.format, "B") == 0
+        features.in_uint8 = in_uint8
         features.factor = factor
         features.channels = channels
         features.area = area

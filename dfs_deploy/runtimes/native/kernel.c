@@ -5,6 +5,8 @@
 #define PASTE_(a, b) a##_##b
 #define PASTE(a, b) PASTE_(a, b)
 
+typedef uint8_t ByteColumns __attribute__((vector_size(GATE_COLUMNS)));
+typedef uint16_t Columns __attribute__((vector_size(2 * GATE_COLUMNS)));
 typedef float Floats4 __attribute__((vector_size(16)));
 typedef float Floats8 __attribute__((vector_size(32)));
 

@@ -12,6 +12,9 @@
 /* Hidden units and options are padded to a multiple of this, with zero weights. */
 #define GATE_LANES 16
 
+/* Channels of uint8 features that are added up together. */
+#define GATE_COLUMNS 16
+
 /* Weights, packed: outputs last, so that one input's products are one vector operation. */
 typedef struct {
     ptrdiff_t gates;   /* as many as there are blocks that a gate follows */
@@ -27,7 +30,7 @@ typedef struct {
     const float *projection_bias; /* (scores,) */
 } GateWeights;
 
-/* One sample's features: (channels, area), contiguous. */
+/* One sample's features, contiguous: (channels, area) of floats, or (area, channels) of uint8. */
 typedef struct {
     const void *data;
     int in_uint8;      /* float otherwise */

@@ -16,12 +16,9 @@
 
 #define Floats NAME(Floats)
 #define Ints NAME(Ints)
-#define Shorts NAME(Shorts)
-#define Bytes NAME(Bytes)
 
 typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t Ints __attribute__((vector_size(VECTOR_BYTES)));
-typedef uint16_t Shorts __attribute__((vector_size(VECTOR_BYTES)));
 
 /* Memory is read and written through memcpy: no alignment is asked for. */
 #define LOAD(vector, from) memcpy(&(vector), (from), sizeof(vector))
@@ -69,29 +66,26 @@ TARGET static float NAME(sum_floats)(const float *x, ptrdiff_t n) {
     return NAME(fold)(lanes);
 }
 
-/* Even and odd bytes apart in lanes of 16 bits, which 128 additions of each cannot overflow. */
-TARGET static uint32_t NAME(sum_bytes)(const uint8_t *x, ptrdiff_t n) {
-    uint32_t sum = 0;
-    ptrdiff_t i = 0;
-    while (i + VECTOR_BYTES <= n) {
-        ptrdiff_t most = i + 128 * VECTOR_BYTES, end = most < n ? most : n;
-        Shorts even = {0}, odd = {0}, read;
-        for (; i + VECTOR_BYTES <= end; i += VECTOR_BYTES) {
-            LOAD(read, x + i);
-            even += read & 0xFF;
-            odd += read >> 8;
-        }
-        even += odd;
-        Ints pairs = (Ints)even;
-        pairs = (pairs & 0xFFFF) + ((pairs >> 16) & 0xFFFF);
-        int32_t lane[FLOATS];
-        STORE(lane, pairs);
-        for (int half = FLOATS / 2; half; half /= 2)
-            for (int j = 0; j < half; j++) lane[j] += lane[j + half];
-        sum += (uint32_t)lane[0];
+/* Adds up columns of bytes: up to GATE_COLUMNS channels of a map whose pixels lie `stride` apart. In 16 bits, which 256
+ * pixels cannot overflow, and then in 32. */
+TARGET static inline void NAME(sum_columns)(const uint8_t *x, ptrdiff_t area, ptrdiff_t stride, ptrdiff_t columns,
+                                            uint32_t *sums) {
+    for (ptrdiff_t c = 0; c < columns; c++) sums[c] = 0;
+    if (columns < GATE_COLUMNS) {
+        for (ptrdiff_t i = 0; i < area; i++)
+            for (ptrdiff_t c = 0; c < columns; c++) sums[c] += x[i * stride + c];
+        return;
     }
-    for (; i < n; i++) sum += x[i];
-    return sum;
+    for (ptrdiff_t i = 0; i < area;) {
+        const ptrdiff_t end = i + 256 < area ? i + 256 : area;
+        Columns wide = {0};
+        ByteColumns read;
+        for (; i < end; i++) {
+            LOAD(read, x + i * stride);
+            wide += __builtin_convertvector(read, Columns);
+        }
+        for (int c = 0; c < GATE_COLUMNS; c++) sums[c] += wide[c];
+    }
 }
 
 TARGET static void NAME(pool)(const GateFeatures *features, float *pooled) {
@@ -99,7 +93,12 @@ TARGET static void NAME(pool)(const GateFeatures *features, float *pooled) {
     if (features->in_uint8) {
         const uint8_t *x = features->data;
         const double factor = features->factor;
-        for (ptrdiff_t c = 0; c < channels; c++) pooled[c] = (float)(NAME(sum_bytes)(x + c * area, area) * factor);
+        for (ptrdiff_t first = 0; first < channels; first += GATE_COLUMNS) {
+            const ptrdiff_t columns = channels - first < GATE_COLUMNS ? channels - first : GATE_COLUMNS;
+            uint32_t sums[GATE_COLUMNS];
+            NAME(sum_columns)(x + first, area, channels, columns, sums);
+            for (ptrdiff_t c = 0; c < columns; c++) pooled[first + c] = (float)(sums[c] * factor);
+        }
     } else {
         const float *x = features->data;
         for (ptrdiff_t c = 0; c < channels; c++) pooled[c] = NAME(sum_floats)(x + c * area, area);
@@ -226,7 +225,5 @@ TARGET static ptrdiff_t NAME(step)(const GateWeights *w, ptrdiff_t block, const 
 #undef LANE_VECTORS
 #undef Floats
 #undef Ints
-#undef Shorts
-#undef Bytes
 #undef LOAD
 #undef STORE

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.bundle import Form
+from dfs_deploy.manifest import Form
 from dfs_deploy.runtimes.gate import Gate
 from dfs_deploy.runtimes.onnxruntime.binding import run_once
 from dfs_deploy.runtimes.onnxruntime.sessions import LoadedEngine, LoadedEngines
@@ -56,13 +56,14 @@ class _Features:
 
     Attributes:
         floats: (N, C, H, W) float32; valid where ``in_uint8`` is false.
-        integers: (N, C, H, W) uint8; valid where it is true.
+        integers: (N, H, W, C) uint8; valid where it is true.
         in_uint8: (N,) bool.
     """
 
     def __init__(self, floats: NDArray[np.float32]) -> None:
         self.floats = floats
-        self.integers: NDArray[np.uint8] = np.empty(floats.shape, np.uint8)
+        n, c, h, w = floats.shape
+        self.integers: NDArray[np.uint8] = np.empty((n, h, w, c), np.uint8)
         self.in_uint8 = np.zeros(len(floats), np.bool_)
 
     def of(self, form: Form) -> NDArray[Any]:
@@ -87,9 +88,12 @@ def _run_block(options: tuple[LoadedEngine | None, ...], features: _Features, ch
         if engine is not None
         for form, rows in features.by_form(np.flatnonzero(choice == option))
     ]
-    if results and results[0][2].shape[1:] != features.floats.shape[1:]:
-        # The shape changes, so every sample ran something: a skip runs its projection.
-        features = _Features(np.empty((len(choice), *results[0][2].shape[1:]), np.float32))
+    if results:
+        form, _, values = results[0]
+        if values.shape[1:] != features.of(form).shape[1:]:
+            # The shape changes, so every sample ran something: a skip runs its projection.
+            shape = values.shape[1:] if form == "float32" else (values.shape[3], *values.shape[1:3])
+            features = _Features(np.empty((len(choice), *shape), np.float32))
     for form, rows, values in results:
         features.put(form, rows, values)
     return features

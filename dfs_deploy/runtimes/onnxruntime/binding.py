@@ -11,13 +11,14 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dfs_deploy.errors import BundleError, EngineError
+from dfs_deploy.manifest import Form
 
 Call = Callable[[], None]
 
 _ALIGNMENT = 64
 _AS_REQUESTED = 1  # kSameAsRequested: grow by what is asked for, where the default doubles
-_EXTERNAL_DATA = b"\x0a\x08location"
-"""How a tensor's external_data entry with the key ``location`` begins in an ONNX file (onnx.proto, TensorProto)."""
+_EXTERNAL_DATA = b"location"
+"""The key that names a tensor's file (onnx.proto, TensorProto.external_data); no exported engine holds these bytes."""
 
 
 def session_options(threads: int) -> ort.SessionOptions:
@@ -54,6 +55,12 @@ def open_session(data: bytes, name: str, options: ort.SessionOptions) -> ort.Inf
     except Exception as error:  # its exceptions share no base but Exception
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BundleError(f"ONNX Runtime {ort.__version__} does not take {name} ({first}); export it again") from error
+
+
+def laid_out(size: tuple[int, ...], form: Form) -> tuple[int, ...]:
+    """Shape of a feature map of (channels, height, width) in a form: uint8 lies channels last."""
+    channels, height, width = size
+    return (height, width, channels) if form == "uint8" else size
 
 
 def aligned_buffer(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -17,10 +17,11 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from dfs_deploy.bundle import Bundle, Engine, Form
+from dfs_deploy.bundle import Bundle
 from dfs_deploy.files import sha256, write_whole
+from dfs_deploy.manifest import Engine, Form
 from dfs_deploy.options import PRECISIONS, Precision
-from dfs_deploy.runtimes.onnxruntime.binding import aligned_buffer, bind, open_session, session_options
+from dfs_deploy.runtimes.onnxruntime.binding import aligned_buffer, bind, laid_out, open_session, session_options
 
 VERSION = 1
 MARGIN = 0.05
@@ -116,10 +117,10 @@ def measure_plan(bundle: Bundle, threads: int, progress: Callable[[float], None]
         shape = shapes[block.index]
         source = aligned_buffer((1, shape.in_channels, *shape.in_size), _DTYPES["float32"])
         source[...] = np.abs(np.random.default_rng(block.index).normal(size=source.shape))
-        out_shape = (1, shape.out_channels, *shape.out_size)
+        out_size = (shape.out_channels, *shape.out_size)
         for option, engines in block.options.items():
             if len(engines) > 1:
-                medians = _medians(bundle, engines, source, out_shape, threads)
+                medians = _medians(bundle, engines, source, out_size, threads)
                 entries.append(PlanEntry(block.index, option, _choose(medians), medians))
         if progress is not None:
             progress((i + 1) / len(blocks))
@@ -130,7 +131,7 @@ def _medians(
     bundle: Bundle,
     engines: list[Engine],
     source: NDArray[np.float32],
-    out_shape: tuple[int, ...],
+    out_size: tuple[int, ...],
     threads: int,
 ) -> dict[Precision, float]:
     options = session_options(threads)
@@ -138,7 +139,8 @@ def _medians(
     for engine in engines:
         file = engine.files["float32"]
         session = open_session(bundle.read(file), f"{bundle.path}: {file}", options)
-        calls[engine.precision] = bind(session, source, aligned_buffer(out_shape, _DTYPES[engine.output]))
+        target = aligned_buffer((1, *laid_out(out_size, engine.output)), _DTYPES[engine.output])
+        calls[engine.precision] = bind(session, source, target)
     times: dict[Precision, list[int]] = {precision: [] for precision in calls}
     for repeat in range(_REPEATS):
         for precision, call in calls.items():

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from dfs_deploy.bundle import Bundle, Engine, Form
+from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import BundleError
+from dfs_deploy.manifest import Engine, Form
 from dfs_deploy.runtimes.base import Substitution
 from dfs_deploy.runtimes.gate import GateWeights
 from dfs_deploy.runtimes.onnxruntime.binding import open_session, session_options
@@ -138,7 +139,7 @@ class _Loader:
         return LoadedEngine(label, engine.output, sessions)
 
     def session(self, file: str) -> ort.InferenceSession:
-        digest = self._bundle.manifest.files[file].sha256 if file in self._bundle.manifest.files else file
+        digest = self._bundle.manifest.files[file].sha256
         if digest not in self._sessions:
             name = f"{self._bundle.path}: {file}"
             self._sessions[digest] = open_session(self._bundle.read(file), name, self._options)
@@ -182,4 +183,9 @@ def _gate_weights(session: ort.InferenceSession, bundle: Bundle) -> GateWeights:
         raise BundleError(
             f"{bundle.path}: the gate's weights have other shapes than the architecture says; export again"
         )
+    for block, shape in zip(range(gates), architecture.block_shapes(), strict=False):
+        if values[0][block, :, shape.out_channels :].any():
+            raise BundleError(
+                f"{bundle.path}: the gate has weights for channels that block {block} has not; export again"
+            )
     return GateWeights(*values)

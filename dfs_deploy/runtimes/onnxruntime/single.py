@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.architecture import Architecture
-from dfs_deploy.bundle import Form
 from dfs_deploy.errors import InternalError
+from dfs_deploy.manifest import Form
 from dfs_deploy.runtimes.gate import Gate
-from dfs_deploy.runtimes.onnxruntime.binding import Call, aligned_buffer, bind, engine_failed
+from dfs_deploy.runtimes.onnxruntime.binding import Call, aligned_buffer, bind, engine_failed, laid_out
 from dfs_deploy.runtimes.onnxruntime.sessions import LoadedEngine, LoadedEngines
 
 _FORMS: tuple[Form, Form] = ("float32", "uint8")
@@ -47,8 +47,10 @@ class SingleDispatch:
         by_size: dict[tuple[int, ...], list[NDArray[Any]]] = {}
         buffers = []
         for shape in shapes:
-            size = (1, shape.out_channels, *shape.out_size)
-            buffers.append(by_size.setdefault(size, [aligned_buffer(size, np.dtype(form)) for form, _ in _PLACES]))
+            size = (shape.out_channels, *shape.out_size)
+            if size not in by_size:
+                by_size[size] = [aligned_buffer((1, *laid_out(size, form)), np.dtype(form)) for form, _ in _PLACES]
+            buffers.append(by_size[size])
         stem = engines.stem
         self._stem = bind(stem.sessions["float32"], images, buffers[0][0])
         self._head = tuple(

@@ -1,0 +1,323 @@
+"""The schema of ``manifest.json``, strict about its keys, and what the schema cannot say.
+
+docs/bundle-format.md describes it for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from dfs_deploy.architecture import Architecture
+from dfs_deploy.errors import BundleError, SchemaVersionError
+from dfs_deploy.options import Options, Precision
+from dfs_deploy.preprocessing import InputContract
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+PRODUCER = "dfs-deploy"
+
+Form = Literal["float32", "uint8"]
+"""How a feature map is kept: float32, or uint8 on the grid of its group."""
+
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
+
+
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A part of the manifest: immutable, and strict about its keys."""
+
+
+class FileRecord(_Record, frozen=True, kw_only=True):
+    """A file of the bundle: its SHA-256 and its size in bytes."""
+
+    sha256: Digest
+    size: NotNegative
+
+
+class Engine(_Record, frozen=True, kw_only=True):
+    """One engine: a file for each form in which its features may arrive.
+
+    Attributes:
+        precision: of its arithmetic.
+        output: the form in which it leaves its features.
+        files: path in the bundle, by form of the input.
+    """
+
+    precision: Precision
+    output: Form
+    files: dict[Form, str]
+
+
+class BlockEngines(_Record, frozen=True, kw_only=True):
+    """What may run at one gated block.
+
+    Attributes:
+        index: of the block; the first block is 0 and not gated, so the least here is 1.
+        skip: the projection that a skip runs, or ``None`` where a skip is free.
+        options: engines by option name, the one to prefer first.
+    """
+
+    index: Positive
+    skip: Engine | None
+    options: dict[str, list[Engine]]
+
+
+class RuntimeEngines(_Record, frozen=True, kw_only=True):
+    """The engines made for one runtime.
+
+    Attributes:
+        stem: images to the first block's output.
+        blocks: the gated blocks, in order.
+        head: the last features to logits.
+        gate: the gate's step; its weights are among its outputs.
+        feature_scales: a scale a block, first block included: what one step of uint8 is worth in its output's form.
+        static: by precision, the whole backbone as one engine, every block run: the baselines of a bench.
+    """
+
+    stem: Engine
+    blocks: list[BlockEngines]
+    head: Engine
+    gate: str
+    feature_scales: list[Annotated[float, Meta(gt=0)]]
+    static: dict[Precision, str]
+
+
+class OptionRecord(_Record, frozen=True, kw_only=True):
+    """An option and its cost relative to the full-precision block."""
+
+    name: str
+    bits: Annotated[int, Meta(ge=0, le=32)]
+    cost: Annotated[float, Meta(ge=0, le=1)]
+
+
+class ArchitectureRecord(_Record, frozen=True, kw_only=True):
+    """See :class:`dfs_deploy.architecture.Architecture`."""
+
+    name: str
+    groups: list[Positive]
+    widths: list[Positive]
+    classes: Positive
+    image_shape: tuple[Positive, Positive, Positive]
+    gate_embedding: Positive
+    gate_hidden: Positive
+
+
+class InputRecord(_Record, frozen=True, kw_only=True):
+    """See :class:`dfs_deploy.preprocessing.InputContract`."""
+
+    shape: tuple[Positive, Positive, Positive]
+    mean: list[float]
+    std: list[float]
+    class_names: list[str]
+
+
+class RangeRecord(_Record, frozen=True, kw_only=True):
+    """One calibrated interval.
+
+    Attributes:
+        block: index of the block.
+        option: name of the option, or ``static`` for the static INT8 baseline.
+        tensor: ``images``, ``conv1``, ``conv2``, ``projection`` (inputs), ``conv2_out``, ``projection_out`` and
+            ``output``.
+        low: least value.
+        high: greatest value.
+        source: ``routed``: measured on what the gate sends there; ``reached``: the gate sent nothing, so measured on
+            all that reached the block; ``checkpoint``: the checkpoint's own; ``statistics``: from batch normalisation.
+        samples: how many samples it was measured on.
+    """
+
+    block: NotNegative
+    option: str
+    tensor: Literal["images", "conv1", "conv2", "projection", "conv2_out", "projection_out", "output"]
+    low: float
+    high: float
+    source: Literal["routed", "reached", "checkpoint", "statistics"]
+    samples: NotNegative
+
+
+class CalibrationRecord(_Record, frozen=True, kw_only=True):
+    """How the ranges of the INT8 engines came about."""
+
+    method: str
+    data: str | None
+    samples: NotNegative
+    seed: int
+    weight_bits: Literal[7, 8]
+    ranges: list[RangeRecord]
+
+
+class AccuracyRecord(_Record, frozen=True, kw_only=True):
+    """What export measured on its own calibration data; shares are 0 to 1, percentages 0 to 100.
+
+    Attributes:
+        data: name of the data set.
+        samples: images measured.
+        top1_reference: share of right answers of the PyTorch reference.
+        top1_bundle: likewise, of the bundle on ONNX Runtime.
+        top1_static: likewise, of each static baseline.
+        route_agreement: share of block decisions equal to the reference's.
+        computation_percentage_reference: mean over the samples.
+        computation_percentage_bundle: likewise.
+        max_abs_logit_error: greatest difference of a logit.
+        option_share: for each gated block, the share of samples that took each option, in the bundle.
+    """
+
+    data: str
+    samples: Positive
+    top1_reference: float | None
+    top1_bundle: float | None
+    top1_static: dict[Precision, float]
+    route_agreement: float
+    computation_percentage_reference: float
+    computation_percentage_bundle: float
+    max_abs_logit_error: float
+    option_share: list[list[float]]
+
+
+class ServedRecord(_Record, frozen=True, kw_only=True):
+    """An option that an engine of another precision than its own serves, decided at export."""
+
+    option: str
+    wanted: Precision
+    served_by: Precision
+    reason: str
+
+
+class SourceRecord(_Record, frozen=True, kw_only=True):
+    """The checkpoint that the bundle was made from."""
+
+    file: str
+    format: str
+    sha256: Digest
+    assumptions: list[str]
+
+
+class Manifest(_Record, frozen=True, kw_only=True):
+    """``manifest.json``: what the files of a bundle are."""
+
+    schema_version: int
+    producer: dict[str, str]
+    source: SourceRecord
+    architecture: ArchitectureRecord
+    options: list[OptionRecord]
+    targets: list[Precision]
+    input: InputRecord
+    runtimes: dict[str, RuntimeEngines]
+    calibration: CalibrationRecord | None
+    accuracy: AccuracyRecord | None
+    substitutions: list[ServedRecord]
+    samples: str | None
+    files: dict[str, FileRecord]
+
+
+class Head(msgspec.Struct):
+    """What can be read of a manifest of any version."""
+
+    schema_version: int
+    producer: dict[str, str] = {}
+
+
+def parse_manifest(content: bytes, path: Path) -> Manifest:
+    """Reads a manifest and checks it against the schema.
+
+    Args:
+        content: of ``manifest.json``.
+        path: of the bundle, for messages.
+
+    Raises:
+        SchemaVersionError: another version wrote it.
+        BundleError: it is not JSON, or a key is missing, unknown or of another type.
+    """
+    try:
+        version = msgspec.json.decode(content, type=Head).schema_version
+        if version != SCHEMA_VERSION:
+            newer = "update dfs-deploy" if version > SCHEMA_VERSION else "export it again"
+            raise SchemaVersionError(f"{path} has schema version {version}, expected {SCHEMA_VERSION}; {newer}")
+        return msgspec.json.decode(content, type=Manifest)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise BundleError(f"{path}: {MANIFEST} is malformed ({error}); copy or export the bundle again") from error
+
+
+def architecture_of(manifest: Manifest) -> Architecture:
+    """The architecture; raises UsageError where it cannot be."""
+    record = manifest.architecture
+    return Architecture(
+        groups=tuple(record.groups),
+        widths=tuple(record.widths),
+        classes=record.classes,
+        image_shape=record.image_shape,
+        gate_embedding=record.gate_embedding,
+        gate_hidden=record.gate_hidden,
+    )
+
+
+def input_of(manifest: Manifest) -> InputContract:
+    """The input contract; raises UsageError where it cannot be."""
+    record = manifest.input
+    return InputContract(record.shape, tuple(record.mean), tuple(record.std), tuple(record.class_names))
+
+
+def contradictions(manifest: Manifest, options: Options, architecture: Architecture) -> Iterator[str]:
+    """What the schema cannot say: yields a line for each part of a manifest that does not go with another."""
+    if [(o.name, o.cost) for o in manifest.options] != [(o.name, o.cost) for o in options]:
+        yield "names or costs of options do not go with their bits"
+    if manifest.input.shape != architecture.image_shape:
+        yield "input shape and architecture disagree"
+    if manifest.input.class_names and len(manifest.input.class_names) != architecture.classes:
+        yield f"{len(manifest.input.class_names)} class names for {architecture.classes} classes"
+    if manifest.samples is not None and manifest.samples not in manifest.files:
+        yield f"{manifest.samples} is not among its files"
+    for name, engines in manifest.runtimes.items():
+        for problem in _gaps(engines, manifest, options, architecture):
+            yield f"the {name} engines {problem}"
+
+
+def _gaps(engines: RuntimeEngines, manifest: Manifest, options: Options, architecture: Architecture) -> Iterator[str]:
+    shapes = list(architecture.block_shapes())
+    names = {option.name for option in options if not option.skips}
+    skips = any(option.skips for option in options)
+    if [block.index for block in engines.blocks] != [shape.index for shape in shapes[1:]]:
+        yield "do not cover every gated block"
+        return
+    if len(engines.feature_scales) != len(shapes):
+        yield "have no feature scale for every block"
+    for block, shape in zip(engines.blocks, shapes[1:], strict=True):
+        if set(block.options) != names or not all(block.options.values()):
+            yield f"do not cover every option of block {block.index}"
+        if skips and (block.skip is not None) != shape.projects:
+            yield f"have a projection too many or too few at block {block.index}"
+    yield from _unreached(engines, skips)
+    files = [engines.gate, *engines.static.values()]
+    every = [engines.stem, engines.head]
+    for block in engines.blocks:
+        every += [engine for served in block.options.values() for engine in served]
+        every += [] if block.skip is None else [block.skip]
+    files += [file for engine in every for file in engine.files.values()]
+    for file in sorted(set(files) - set(manifest.files)):
+        yield f"name {file}, which is not among the bundle's files"
+
+
+def _unreached(engines: RuntimeEngines, skips: bool) -> Iterator[str]:
+    """A line for each engine that has no variant for a form in which features may reach it."""
+
+    def missing(engine: Engine, forms: set[Form], label: str) -> Iterator[str]:
+        for form in sorted(forms - set(engine.files)):
+            yield f"have no variant of {label} for {form} features, which may reach it"
+
+    yield from missing(engines.stem, {"float32"}, "the stem")
+    forms: set[Form] = {engines.stem.output}
+    for block in engines.blocks:
+        left: set[Form] = forms if skips and block.skip is None else set()
+        choices = [(name, engine) for name, served in block.options.items() for engine in served]
+        if block.skip is not None:
+            choices.append(("skip", block.skip))
+        for name, engine in choices:
+            yield from missing(engine, forms, f"block {block.index}, option {name}")
+        forms = left | {engine.output for _, engine in choices}
+    yield from missing(engines.head, forms, "the head")
