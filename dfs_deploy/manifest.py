@@ -84,7 +84,7 @@ class RuntimeEngines(_Record, frozen=True, kw_only=True):
     blocks: list[BlockEngines]
     head: Engine
     gate: str
-    feature_scales: list[Annotated[float, Meta(gt=0)]]
+    feature_scales: list[float]
     static: dict[Precision, str]
 
 
@@ -285,8 +285,8 @@ def _gaps(engines: RuntimeEngines, manifest: Manifest, options: Options, archite
     if [block.index for block in engines.blocks] != [shape.index for shape in shapes[1:]]:
         yield "do not cover every gated block"
         return
-    if len(engines.feature_scales) != len(shapes):
-        yield "have no feature scale for every block"
+    if len(engines.feature_scales) != len(shapes) or min(engines.feature_scales) <= 0.0:
+        yield "have no positive feature scale for every block"
     for block, shape in zip(engines.blocks, shapes[1:], strict=True):
         if set(block.options) != names or not all(block.options.values()):
             yield f"do not cover every option of block {block.index}"

@@ -52,9 +52,11 @@ def random_features(samples: int, shape: tuple[int, ...], seed: int = 0) -> NDAr
 
 
 def random_integers(samples: int, shape: tuple[int, ...], seed: int = 0) -> NDArray[np.uint8]:
+    """(samples, H, W, C) for a shape of (C, H, W), each sample and each channel of another mean."""
     rng = np.random.default_rng(seed)
-    most = rng.integers(1, 256, (samples, shape[0], 1, 1))
-    return (rng.random((samples, *shape)) * most).astype(np.uint8)
+    channels, height, width = shape
+    most = rng.integers(1, 256, (samples, 1, 1, channels))
+    return (rng.random((samples, height, width, channels)) * most).astype(np.uint8)
 
 
 def random_state(samples: int, hidden: int = 10, seed: int = 0) -> tuple[Array, Array]:
@@ -67,7 +69,8 @@ def random_state(samples: int, hidden: int = 10, seed: int = 0) -> tuple[Array, 
 
 def step_floats(gate: AnyGate, block: int, features: NDArray[np.float32]) -> NDArray[np.int64]:
     """Steps a batch of float32 features."""
-    nothing = np.zeros(features.shape, np.uint8)
+    n, c, h, w = features.shape
+    nothing = np.zeros((n, h, w, c), np.uint8)
     return gate.step(block, features, nothing, np.zeros(len(features), np.bool_), 1.0)
 
 

@@ -81,12 +81,13 @@ def test_sigmoid_and_tanh_are_those_of_double_precision(variant: str) -> None:
 
 @needs_native
 @pytest.mark.parametrize("area", [1, 63, 64, 65, 8191, 8192, 8193, 30_000])
+@pytest.mark.parametrize("channels", [1, 16, 40])
 @pytest.mark.parametrize("variant", native_variants())
-def test_a_sum_of_bytes_is_exact(area: int, variant: str) -> None:
+def test_a_sum_of_bytes_is_exact(area: int, channels: int, variant: str) -> None:
     # The cell is tanh(mean / 1024), near enough to the mean to tell a sum from the next.
-    features = np.full((1, 1, 1, area), 255, np.uint8)
-    inputs = np.zeros((1, 4, 1), np.float32)
-    inputs[0, 2] = 2.0**-10
+    features = np.full((1, 1, area, channels), 255, np.uint8)
+    inputs = np.zeros((1, 4, channels), np.float32)
+    inputs[0, 2, -1] = 2.0**-10
     bias = np.array([[100, 0, 0, 0]], np.float32)
     zeros = np.zeros((4, 1), np.float32), np.zeros((1, 1), np.float32), np.zeros(1, np.float32)
     gate = NativeGate(GateWeights(inputs, bias, *zeros), variant)
@@ -144,7 +145,7 @@ def test_the_extension_itself_refuses_what_it_cannot_read() -> None:
     decisions = np.zeros(1, np.int64)
     decisions.flags.writeable = False
     with pytest.raises((ValueError, BufferError)):
-        gate.step(0, zeros(1, 8, 2, 2), np.zeros((1, 8, 2, 2), np.uint8), np.zeros(1, np.bool_), 1.0, decisions)
+        gate.step(0, zeros(1, 8, 2, 2), np.zeros((1, 2, 2, 8), np.uint8), np.zeros(1, np.bool_), 1.0, decisions)
 
 
 @needs_native

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfs_deploy.architecture import Architecture
+from dfs_deploy.bench import BenchResult, run_bench
+from dfs_deploy.bench.bench import FORCED_SHARES, CaseResult, forced_patterns, ratio, spread_path
+from dfs_deploy.bench.clock import summarize
+from dfs_deploy.bundle import Bundle
+from dfs_deploy.checkpoints import save_checkpoint
+from dfs_deploy.datasets import Dataset
+from dfs_deploy.errors import UsageError
+from dfs_deploy.exporters import export
+from dfs_deploy.models import DFSNetwork
+from dfs_deploy.options import Options
+from dfs_deploy.runtimes import Runtime
+from tests.bundles import CONTRACT, Made, labelled
+from tests.checks import refuses
+
+QUICK: dict[str, Any] = {"min_s": 0.0, "min_iterations": 3, "warm_up_s": 0.0}
+
+LATENCIES = {"p50", "p90", "p95", "p99", "mean", "min", "max", "cov"}
+CASE_KEYS = {"name", "batch", "latency_ms", "throughput_per_s", "iterations"}
+DFS_KEYS = {"engine_ms", "gate_us", "dispatch_efficiency"}
+
+
+@pytest.fixture(scope="module")
+def result(mixed: Made) -> BenchResult:
+    return run_bench(Bundle(mixed.path), mixed.data, forced=True, seed=3, **QUICK)
+
+
+# The report
+
+
+def test_the_report_has_the_keys_of_the_contract(result: BenchResult) -> None:
+    report = result.as_json()
+    assert report == json.loads(json.dumps(report, allow_nan=False))
+    assert {"device", "threads", "cases", "seed", "machine", "runtime"} <= report.keys()
+    assert (report["device"], report["threads"], report["seed"]) == ("cpu", 1, 3)
+    assert report["data"] == "random"
+    assert report["inputs"] == 96
+    for case in report["cases"]:
+        assert case.keys() >= CASE_KEYS
+        assert case["latency_ms"].keys() == LATENCIES
+        assert (case.keys() >= DFS_KEYS) == case["name"].startswith("dfs"), case["name"]
+        assert case["batch"] == 1
+        assert case["iterations"] >= 3
+
+
+def test_the_cases(result: BenchResult) -> None:
+    names = [case.name for case in result.cases]
+    forced = [f"dfs-forced-{share}-{kind}" for kind in ("int8", "fp32") for share in (0, 25, 50, 75, 100)]
+    assert sorted(names) == sorted(["dfs", "static-fp32", "static-fp16", "static-int8", *forced])
+    assert names[0] == "dfs"
+
+
+def test_figures_follow_from_each_other(result: BenchResult) -> None:
+    for case in result.as_json()["cases"]:
+        latency = case["latency_ms"]
+        assert latency["min"] <= latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["max"]
+        assert case["throughput_per_s"] == pytest.approx(1e3 / latency["mean"])
+        if case["name"].startswith("dfs"):
+            assert case["dispatch_efficiency"] == pytest.approx(case["engine_ms"] / latency["p50"])
+            assert case["engine_ms"] > 0
+            assert case["gate_us"] > 0
+
+
+def test_computation_is_that_of_the_paths(mixed: Made, result: BenchResult) -> None:
+    by_name = {case.name: case for case in result.cases}
+    with Runtime(mixed.path) as runtime:
+        mine = runtime(mixed.data.images)
+    assert by_name["dfs"].computation_percentage == pytest.approx(float(mine.computation_percentage.mean()), rel=1e-5)
+    assert by_name["dfs"].top1 == pytest.approx(np.mean(mine.classes == mixed.data.labels))
+    for block, share in enumerate(result.option_share):
+        assert share == tuple(float(np.mean(mine.path[:, block] == option)) for option in range(4))
+    assert by_name["dfs-forced-0-fp32"].computation_percentage == 0.0
+    assert by_name["dfs-forced-100-fp32"].computation_percentage == 100.0
+    assert by_name["dfs-forced-100-int8"].computation_percentage == pytest.approx(6.25)
+    assert by_name["dfs-forced-75-fp32"].computation_percentage == pytest.approx(200 / 3)
+    assert by_name["static-fp32"].computation_percentage is None
+    assert by_name["static-fp32"].top1 is not None
+
+
+def test_more_blocks_are_more_engine_time(result: BenchResult) -> None:
+    engine_ms = {case.name: case.engine_ms for case in result.cases}
+    least, most = engine_ms["dfs-forced-0-fp32"], engine_ms["dfs-forced-100-fp32"]
+    assert least is not None
+    assert most is not None
+    assert least < most
+
+
+def test_a_batch_has_no_engine_times(mixed: Made) -> None:
+    result = run_bench(Bundle(mixed.path), mixed.data, batch=4, threads=2, **QUICK)
+    assert (result.threads, result.runtime["threads"]) == (2, 2)
+    for case in result.as_json()["cases"]:
+        assert case["batch"] == 4
+        assert not DFS_KEYS & case.keys()
+        assert case["throughput_per_s"] == pytest.approx(4e3 / case["latency_ms"]["mean"])
+
+
+def test_without_data_the_bundles_own_images_are_run(mixed: Made) -> None:
+    result = run_bench(Bundle(mixed.path), **QUICK)
+    samples = Bundle(mixed.path).samples()
+    assert samples is not None
+    assert result.inputs == len(samples.images)
+    assert "bundle" in result.data
+    assert [case.name for case in result.cases] == ["dfs", "static-fp32", "static-fp16", "static-int8"]
+    assert all(case.top1 is not None for case in result.cases), "their labels are known"
+
+
+def test_unknown_labels_give_no_accuracy(floats: Made, tmp_path_factory: pytest.TempPathFactory) -> None:
+    out = tmp_path_factory.mktemp("unlabelled") / "net.dfs"
+    bundle = export(floats.checkpoint, out, targets=["fp32"]).bundle
+    result = run_bench(bundle, **QUICK)
+    assert [case.name for case in result.cases] == ["dfs", "static-fp32"]
+    assert all(case.top1 is None for case in result.cases)
+    assert all("top1" not in case for case in result.as_json()["cases"])
+
+
+def test_inputs_are_drawn_by_seed(floats: Made) -> None:
+    """As many images as one batch holds, so that which are run shows in the accuracy."""
+    wrong = floats.data.labels.copy()
+    wrong[:48] = (wrong[:48] + 1) % 10
+    data = Dataset(floats.data.images, wrong, (), "half wrong")
+    found = [run_bench(Bundle(floats.path), data, batch=60, seed=seed, **QUICK).cases[0].top1 for seed in (1, 1, 2, 3)]
+    assert found[0] == found[1]
+    assert len(set(found)) > 1
+
+
+def test_too_few_images(mixed: Made) -> None:
+    with refuses(UsageError, "96 images", "97"):
+        run_bench(Bundle(mixed.path), mixed.data, batch=97, **QUICK)
+
+
+def test_progress_is_told(mixed: Made) -> None:
+    told: list[tuple[str, float]] = []
+    run_bench(Bundle(mixed.path), mixed.data, progress=lambda what, share: told.append((what, share)), **QUICK)
+    assert {what for what, _ in told} >= {"timing"}
+    assert all(0.0 <= share <= 1.0 for _, share in told)
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_a_network_with_nothing_to_decide(tmp_path_factory: pytest.TempPathFactory, forced: bool) -> None:
+    folder = tmp_path_factory.mktemp("one")
+    network = DFSNetwork(Architecture((1,), (4,), 10, (3, 8, 8)), Options.parse("skip,full")).eval()
+    save_checkpoint(folder / "net.pt", network, CONTRACT)
+    data = labelled(network, 4)
+    bundle = export(folder / "net.pt", folder / "net.dfs", targets=["fp32"], calibration_data=data).bundle
+    result = run_bench(bundle, data, forced=forced, **QUICK)
+    json.dumps(result.as_json(), allow_nan=False)
+    assert result.cases[0].computation_percentage == 100.0
+    assert result.option_share == ()
+
+
+# Forced paths
+
+
+@given(st.integers(0, 100), st.integers(0, 60))
+def test_a_share_of_the_blocks_runs_evenly_spread(share: int, blocks: int) -> None:
+    options = Options.parse("skip,8,full")
+    path = spread_path(share, 2, blocks, options)
+    assert path.shape == (blocks,)
+    assert path.dtype == np.uint8
+    assert set(path.tolist()) <= {0, 2}
+    runs = path == 2
+    assert runs.sum() == share * blocks // 100
+    for end in range(blocks + 1):
+        assert abs(runs[:end].sum() - end * share / 100) < 1, "no part of the network gets more than its share"
+
+
+@pytest.mark.parametrize("text", ["full,8,skip", "8,skip,full"])
+def test_the_blocks_that_do_not_run_skip_wherever_skip_stands(text: str) -> None:
+    options = Options.parse(text)
+    skip = options.names.index("skip")
+    assert spread_path(0, options.names.index("8"), 4, options).tolist() == [skip] * 4
+    assert spread_path(100, options.names.index("8"), 4, options).tolist() == [options.names.index("8")] * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "series"),
+    [
+        ("skip,8,16,full", {"int8": 1, "fp32": 3}),
+        ("full,16,8,skip", {"int8": 2, "fp32": 0}),
+        ("skip,full", {"fp32": 1}),
+        ("skip,16,full", {"fp16": 1, "fp32": 2}),
+        ("skip,8,16", {"int8": 1, "fp16": 2}),
+        ("8,full", {}),
+    ],
+)
+def test_forced_series_are_of_the_least_and_the_most_precise_option(text: str, series: dict[str, int]) -> None:
+    expected = {
+        f"dfs-forced-{share}-{kind}": (share, option) for kind, option in series.items() for share in FORCED_SHARES
+    }
+    assert forced_patterns(Options.parse(text)) == expected
+
+
+# Results
+
+
+def case(name: str, *milliseconds: float) -> CaseResult:
+    return CaseResult(name, 1, summarize([int(1e6 * ms) for ms in milliseconds]))
+
+
+def test_a_ratio_of_medians() -> None:
+    cases = [case("dfs", 1.0, 2.0, 90.0), case("static-fp32", 4.0, 4.0, 4.0)]
+    assert ratio(cases, "static-fp32", "dfs") == pytest.approx(2.0)
+    assert ratio(cases, "dfs", "static-int8") is None
+
+
+def test_static_cases_that_vary_are_called_noisy(result: BenchResult) -> None:
+    import dataclasses
+
+    cases = (case("dfs", 1.0, 9.0), case("static-fp32", 1.0, 1.2), case("static-int8", 1.0, 1.0))
+    assert dataclasses.replace(result, cases=cases).noisy == ("static-fp32",)
+
+
+def test_efficiency_is_what_the_engines_alone_take_of_the_median() -> None:
+    timing = summarize([2_000_000] * 5)
+    assert CaseResult("dfs", 1, timing, engine_ms=1.5, gate_us=3.0).dispatch_efficiency == pytest.approx(0.75)
+    assert CaseResult("static-fp32", 1, timing).dispatch_efficiency is None

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as stn
+from numpy.typing import NDArray
+
+from dfs_deploy.calibration import METHODS
+from dfs_deploy.calibration.histogram import Extent, Histogram, HistogramCounter
+from dfs_deploy.calibration.methods import PERCENTILE
+
+Values = NDArray[np.float32]
+
+SAMPLES = stn.arrays(np.float32, st.integers(1, 200), elements=st.floats(-1e4, 1e4, width=32))
+
+
+def histogram(values: Values) -> Histogram:
+    x = torch.from_numpy(values.reshape(1, -1))
+    extent = Extent()
+    extent.add(x)
+    counter = HistogramCounter(extent)
+    counter.add(x)
+    return counter.result()
+
+
+def rounding_error(values: NDArray[np.float64], low: float, high: float, counts: NDArray[np.int64]) -> float:
+    """Mean square of what 256 levels over an interval and zero move."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    step = (high - low) / 255 or 1.0
+    levels = np.clip(np.rint(values / step), np.rint(low / step), np.rint(high / step))
+    return float(np.average((values - levels * step) ** 2, weights=counts))
+
+
+def heavy_tail(low: float) -> Histogram:
+    """Millions of moderate values, bell-shaped up to 1, and a single one at 10; where ``low`` is -10 the same below."""
+    counts = np.zeros(2048, np.int64)
+    seen = Histogram(low, 10.0, counts)
+    counts[:] = np.rint(2e5 * np.exp(-0.5 * (3.0 * seen.centers) ** 2))
+    counts[np.abs(seen.centers) > 1.0] = 0
+    counts[-1] = 1
+    counts[0] = max(counts[0], 1)
+    return seen
+
+
+@pytest.mark.parametrize("method", METHODS)
+@settings(max_examples=25)
+@given(SAMPLES)
+def test_an_interval_lies_within_what_was_seen_and_zero(method: str, values: Values) -> None:
+    low, high = METHODS[method](histogram(values))
+    assert type(low) is float, "a manifest holds plain numbers"
+    assert type(high) is float
+    assert math.isfinite(low)
+    assert math.isfinite(high)
+    assert low <= high
+    assert min(values.min(), 0.0) <= low
+    assert high <= max(values.max(), 0.0)
+
+
+@given(SAMPLES)
+def test_minmax_is_the_extent(values: Values) -> None:
+    assert METHODS["minmax"](histogram(values)) == (values.min(), values.max())
+
+
+@pytest.mark.parametrize("shift", [0.0, -3.0, 3.0, -1e3])
+@pytest.mark.parametrize("count", [1, 100, 9_999, 20_000, 100_000])
+def test_percentile_leaves_out_no_more_than_its_share(shift: float, count: int) -> None:
+    values = (np.random.default_rng(count).standard_t(3, count) + shift).astype(np.float32)
+    if shift == 0.0:
+        values = np.abs(values)
+    low, high = METHODS["percentile"](histogram(values))
+    left_out = np.count_nonzero((values < low) | (values > high))
+    assert left_out <= (1 - PERCENTILE / 100) * count + 1e-6
+
+
+def test_percentile_leaves_out_rare_values_at_each_end() -> None:
+    values = np.linspace(-1, 1, 100_000, dtype=np.float32)
+    values[0], values[1] = -50.0, 50.0
+    low, high = METHODS["percentile"](histogram(values))
+    assert -1.1 < low <= -0.99
+    assert 0.99 <= high < 1.1
+
+
+@settings(max_examples=50)
+@given(SAMPLES)
+def test_mse_never_rounds_worse_than_minmax(values: Values) -> None:
+    seen = histogram(values)
+    best, whole = (rounding_error(seen.centers, *METHODS[name](seen), seen.counts) for name in ("mse", "minmax"))
+    assert best <= whole * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("method", ["percentile", "entropy", "mse"])
+@pytest.mark.parametrize("low", [0.0, -10.0])
+def test_a_lone_far_value_is_given_up(method: str, low: float) -> None:
+    _, high = METHODS[method](heavy_tail(low))
+    assert 0.95 < high < 5.0
+
+
+@pytest.mark.parametrize("low", [0.0, -10.0])
+def test_mse_rounds_better_than_minmax_where_a_value_lies_far_out(low: float) -> None:
+    seen = heavy_tail(low)
+    best, whole = (rounding_error(seen.centers, *METHODS[name](seen), seen.counts) for name in ("mse", "minmax"))
+    assert best < 0.5 * whole
+
+
+@pytest.mark.parametrize("method", ["entropy", "mse"])
+def test_evenly_spread_values_keep_their_whole_interval(method: str) -> None:
+    values = np.linspace(0, 8, 100_000, dtype=np.float32)
+    _, high = METHODS[method](histogram(values))
+    assert high > 7.9
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [0.0, 5.0, -3.0, 1e-30, -1e-30, 1e30])
+def test_a_tensor_of_one_value_keeps_it(method: str, value: float) -> None:
+    low, high = METHODS[method](histogram(np.full(1000, value, np.float32)))
+    assert (low if value < 0 else high) == pytest.approx(np.float32(value), rel=1e-6)
+    assert math.isfinite(low)
+    assert math.isfinite(high)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("low", [0.0, -10.0])
+def test_the_interval_scales_with_the_values(method: str, low: float) -> None:
+    seen = heavy_tail(low)
+    scaled = Histogram(4 * seen.low, 4 * seen.high, seen.counts)
+    assert METHODS[method](scaled) == pytest.approx(tuple(4 * end for end in METHODS[method](seen)), rel=1e-6)
+
+
+def test_methods_differ() -> None:
+    seen = heavy_tail(0.0)
+    highs = {method: METHODS[method](seen)[1] for method in METHODS}
+    assert highs["percentile"] < highs["mse"] < highs["minmax"]
+    assert highs["entropy"] < highs["minmax"]

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.bundles import Made, float_bundle, mixed_bundle, pixels
+
+
+@pytest.fixture(scope="session")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return mixed_bundle(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def floats(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return float_bundle(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three images, one of them in a folder within, and a file that is none."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "within").mkdir()
+    for name, image in zip(("a.png", "b.png", "within/c.png"), pixels(3), strict=True):
+        Image.fromarray(image).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import dfs_deploy
+from dfs_deploy.cli import console
+from dfs_deploy.errors import ExportMismatchError
+from tests.bundles import Made, copied
+from tests.cli.program import VERBS, run, run_apart
+
+
+def test_help_names_every_verb() -> None:
+    for arguments in (["--help"], ["-h"]):
+        ran = run(*arguments)
+        assert ran.code == 0
+        for verb in VERBS:
+            assert re.search(rf"\b{verb}\b", ran.out), verb
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_that_shows_how_to_get_json(verb: str) -> None:
+    ran = run(verb, "--help")
+    assert ran.code == 0
+    assert "--json" in ran.out
+    assert "Usage" in ran.out
+    assert ran.err == ""
+
+
+def test_without_a_verb_help_is_shown() -> None:
+    ran = run()
+    assert "Usage" in ran.out + ran.err
+    assert ran.code in (0, 2)
+
+
+def test_version() -> None:
+    assert run("--version").out.strip() == f"dfs-deploy {dfs_deploy.__version__}"
+
+
+@pytest.mark.parametrize("arguments", [["fly"], ["inspect", "--fast"], ["bench", "--batch", "none"], ["verify"]])
+def test_what_the_parser_does_not_know_is_a_wrong_call(arguments: list[str]) -> None:
+    ran = run(*arguments)
+    assert ran.code == 2
+    assert ran.out == ""
+    assert "Traceback" not in ran.err
+
+
+def test_an_error_is_one_line_and_its_class_says_the_exit_code(tmp_path: Path) -> None:
+    run("inspect", tmp_path / "missing.dfs").failed(4, "missing.dfs")
+    run("bench", "--device", "jupiter").failed(2, "jupiter")
+
+
+def test_debug_shows_where_it_came_from(tmp_path: Path) -> None:
+    ran = run("--debug", "inspect", tmp_path / "missing.dfs")
+    assert ran.code == 4
+    assert "Traceback (most recent call last)" in ran.err
+    assert "missing.dfs" in ran.err
+
+
+def test_a_process_of_its_own_ends_alike(mixed: Made, tmp_path: Path) -> None:
+    ran = run_apart("inspect", mixed.path, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.json["path"] == str(mixed.path)
+    run_apart("inspect", tmp_path / "missing.dfs").failed(4, "missing.dfs")
+
+
+def test_long_lines_are_not_cut_in_a_pipe(mixed: Made, tmp_path: Path) -> None:
+    deep = tmp_path / ("very-" * 30 + "long") / ("deeply-" * 10 + "nested")
+    deep.mkdir(parents=True)
+    bundle = copied(mixed, deep)
+    (bundle / "extra").write_text("x")
+    run_apart("inspect", bundle).failed(4, str(bundle), "remove that file")
+
+
+def test_brackets_in_a_message_are_not_taken_for_style(tmp_path: Path) -> None:
+    run("inspect", tmp_path / "[bold]net[/bold].dfs").failed(4, "[bold]net[/bold].dfs")
+
+
+def test_every_mismatch_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **named: object) -> None:
+        raise ExportMismatchError("2 engines differ", ["block 1 [x]: error 0.5", "block 2: error 0.7"])
+
+    monkeypatch.setattr("dfs_deploy.exporters.export", fail)
+    ran = run("export", "net.pt")
+    assert ran.code == 1
+    assert ran.err.splitlines() == ["error: 2 engines differ", "  block 1 [x]: error 0.5", "  block 2: error 0.7"]
+
+
+def test_an_interrupt_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(path: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dfs_deploy.bundle.Bundle.__init__", lambda self, path: interrupted(path))
+    ran = run("inspect", "net.dfs")
+    assert ran.code == 130
+    assert "Traceback" not in ran.err
+
+
+def test_progress_in_a_pipe_is_a_line_a_task(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.progress() as report:
+        for share in (0.0, 0.5, 1.0):
+            report("calibrating", share)
+        report("writing", 0.0)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == ["calibrating ...", "writing ..."]
+    with console.progress(quiet=True) as report:
+        report("calibrating", 0.0)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("share", "shown"), [(None, "-"), (0.5, "50.00 %"), (1.0, "100.00 %"), (0.12345, "12.35 %")])
+def test_a_share_in_percent(share: float | None, shown: str) -> None:
+    assert console.percent(share) == shown

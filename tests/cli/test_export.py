@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dfs_deploy.bundle import Bundle
+from dfs_deploy.datasets import Dataset, save_npz
+from tests.builders import release_state_dict, save_release
+from tests.bundles import Made, pixels
+from tests.cli.program import run, run_apart
+
+
+def test_an_export_is_told_as_json(mixed: Made, tmp_path: Path) -> None:
+    out = tmp_path / "net.dfs"
+    ran = run("export", mixed.checkpoint, "--calibration-data", mixed.data_file, "--out", out, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    bundle = Bundle(out)
+    assert ran.json["bundle"] == str(out)
+    assert ran.json["digest"] == bundle.digest
+    assert ran.json["bytes"] == bundle.size
+    assert ran.json["options"] == ["skip", "8", "16", "full"]
+    assert ran.json["substitutions"] == {}
+    assert ran.json["passed"] is True
+    assert ran.json["engines_validated"] > 10
+    assert ran.json["worst_error"].keys() == {"int8", "fp16", "fp32"}
+    assert ran.json["worst_error"]["fp32"] < 1e-4
+    assert ran.json["accuracy"]["samples"] == 96
+
+
+def test_an_export_is_told_to_a_person(mixed: Made, tmp_path: Path) -> None:
+    out = tmp_path / "net.dfs"
+    ran = run("export", mixed.checkpoint, "--calibration-data", mixed.data_file, "--out", out, "--targets", "fp32,int8")
+    assert ran.code == 0
+    assert "PASSED" in ran.out
+    assert str(out) in ran.out
+    assert "option 16 is served by fp32" in ran.out
+    assert "the gate sent nothing" in ran.out
+    assert "route agreement" in ran.out
+    assert any("calibrating" in line for line in ran.err.splitlines())
+    assert "Traceback" not in ran.err
+
+
+def test_the_same_export_in_another_process_is_the_same_to_the_byte(mixed: Made, tmp_path: Path) -> None:
+    """Nothing may depend on a hash seed, a clock or a path."""
+    arguments = ["export", mixed.checkpoint, "--calibration-data", mixed.data_file, "--json"]
+    apart = run_apart(*arguments, cwd=tmp_path)
+    assert apart.code == 0, apart.err
+    here = run(*arguments, "--out", tmp_path / "here.dfs")
+    assert apart.json["bundle"] == "mixed.dfs"
+    assert apart.json["digest"] == here.json["digest"]
+
+
+def test_flags_reach_the_exporter(mixed: Made, tmp_path: Path) -> None:
+    out = tmp_path / "net.dfs"
+    flags = "--targets fp32,int8 --runtime onnxruntime,tensorrt --calibration-method mse --calibration-samples 40"
+    ran = run(
+        "export",
+        mixed.checkpoint,
+        *flags.split(),
+        *("--weight-bits", "7", "--seed", "4", "--calibration-data", mixed.data_file, "--out", out, "--json"),
+    )
+    assert ran.code == 0, ran.err
+    manifest = Bundle(out).manifest
+    assert set(manifest.runtimes) == {"onnxruntime", "tensorrt"}
+    assert manifest.calibration is not None
+    assert (manifest.calibration.method, manifest.calibration.samples) == ("mse", 40)
+    assert (manifest.calibration.weight_bits, manifest.calibration.seed) == (7, 4)
+    assert manifest.targets == ["int8", "fp32"]
+
+
+def test_assumptions_and_options(tmp_path: Path) -> None:
+    checkpoint = save_release(tmp_path / "net.pth.tar", release_state_dict((1, 1, 1)))
+    data = Dataset(pixels(16, size=(32, 32)), np.zeros(16, np.int64), (), "data")
+    save_npz(tmp_path / "data.npz", data)
+    flags = ["--calibration-data", tmp_path / "data.npz", "--out", tmp_path / "net.dfs"]
+    ran = run("export", checkpoint, *flags)
+    assert ran.code == 0, ran.err
+    assert ran.out.count("assumed:") == 2
+    ran = run("export", checkpoint, "--options", "skip,4,8,full", *flags, "--json")
+    assert ran.json["options"] == ["skip", "4", "8", "full"]
+    assert len(ran.json["assumptions"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--targets", "int4"], 2, ["int4", "fp32, fp16, int8"]),
+        (["--targets", "int8,fp16"], 2, ["add fp32"]),
+        (["--runtime", "openvino"], 2, ["openvino", "onnxruntime"]),
+        (["--calibration-method", "entropy"], 2, ["--calibration-data"]),
+        (["--calibration-method", "guess"], 2, ["guess"]),
+        (["--calibration-data", "missing.npz"], 2, ["missing.npz"]),
+        (["--options", "skip,9000"], 2, ["9000"]),
+        (["--options", "skip,full"], 4, ["4 options"]),
+    ],
+)
+def test_a_wrong_call(mixed: Made, tmp_path: Path, arguments: list[str], code: int, words: list[str]) -> None:
+    ran = run("export", mixed.checkpoint, "--out", tmp_path / "net.dfs", *arguments, "--json")
+    ran.failed(code, *words)
+    assert ran.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "net.pt").write_bytes(b"no checkpoint")
+    run("export", tmp_path / "net.pt", "--json").failed(4, "net.pt")
+    run("export", tmp_path / "missing.pt", "--json").failed(4, "missing.pt")
+    torch.save({"state_dict": {"weight": torch.zeros(1)}}, tmp_path / "other.pt")
+    run("export", tmp_path / "other.pt", "--json").failed(4, "weight")
+
+
+def test_something_else_at_the_place(mixed: Made, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("precious")
+    run("export", mixed.checkpoint, "--targets", "fp32", "--out", tmp_path, "--json").failed(2, "no bundle", "--out")
+    assert (tmp_path / "notes.txt").read_text() == "precious"

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dfs_deploy.bundle import Bundle
+from tests.bundles import Made, copied, manifest_of, write_manifest
+from tests.cli.program import run
+
+
+def test_json_holds_the_manifest_and_what_runs_here(mixed: Made) -> None:
+    ran = run("inspect", mixed.path, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    bundle = Bundle(mixed.path)
+    assert ran.json["path"] == str(mixed.path)
+    assert ran.json["digest"] == bundle.digest
+    assert ran.json["bytes"] == bundle.size
+    assert ran.json["manifest"] == manifest_of(mixed.path)
+    here = ran.json["here"]["onnxruntime"]
+    assert here["runtime"] == "onnxruntime"
+    assert here["gate"]
+    assert all({"option", "wanted", "served_by", "reason", "blocks"} == entry.keys() for entry in here["substitutions"])
+
+
+def test_a_person_sees_what_is_in_it(mixed: Made) -> None:
+    ran = run("inspect", mixed.path)
+    assert ran.code == 0
+    for word in ("ResNet-", "skip", "int8", "mixed.pt", "minmax", "every SHA-256", "top-1", "share of images"):
+        assert word in ran.out, word
+
+
+def test_a_bundle_without_calibration_or_accuracy(floats: Made, tmp_path: Path) -> None:
+    bundle = copied(floats, tmp_path)
+    manifest = manifest_of(bundle)
+    manifest["accuracy"] = manifest["calibration"] = manifest["samples"] = None
+    del manifest["files"]["samples.npz"]
+    (bundle / "samples.npz").unlink()
+    write_manifest(bundle, manifest)
+    ran = run("inspect", bundle)
+    assert ran.code == 0
+    assert "fp32" in ran.out
+
+
+def test_a_bundle_that_runs_elsewhere(mixed: Made, tmp_path: Path) -> None:
+    bundle = copied(mixed, tmp_path)
+    manifest = manifest_of(bundle)
+    del manifest["runtimes"]["onnxruntime"]
+    write_manifest(bundle, manifest)
+    ran = run("inspect", bundle, "--json")
+    assert ran.code == 0
+    assert "onnxruntime" not in ran.json["here"]
+    assert run("inspect", bundle).code == 0
+
+
+def test_a_changed_file_is_named(mixed: Made, tmp_path: Path) -> None:
+    bundle = copied(mixed, tmp_path)
+    file = bundle / "common/gate.onnx"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    for flags in ([], ["--json"]):
+        ran = run("inspect", bundle, *flags)
+        ran.failed(4, "common/gate.onnx")
+        assert ran.out == ""
+
+
+def test_another_version_is_named(mixed: Made, tmp_path: Path) -> None:
+    bundle = copied(mixed, tmp_path)
+    write_manifest(bundle, {**manifest_of(bundle), "schema_version": 2})
+    run("inspect", bundle).failed(4, "schema version 2", "update dfs-deploy")
+
+
+def test_the_bundle_in_the_directory_is_meant(mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("inspect").failed(2, "no *.dfs bundle")
+    copied(mixed, tmp_path)
+    assert run("inspect", "--json").json["path"] == "mixed.dfs"

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dfs_deploy.checkpoints import save_checkpoint
+from dfs_deploy.datasets import Dataset, save_npz
+from tests.bundles import CONTRACT, Made, copied, labelled, manifest_of, rewritten, settled_network
+from tests.cli.program import run
+from tests.exporters.test_validation import perturbed
+
+KEYS = [
+    "samples",
+    "top1_reference",
+    "top1_bundle",
+    "route_agreement",
+    "computation_percentage_reference",
+    "computation_percentage_bundle",
+    "max_abs_logit_error",
+    "passed",
+]
+
+
+def test_the_keys_are_those_of_the_contract(floats: Made) -> None:
+    ran = run("verify", floats.path, "--checkpoint", floats.checkpoint, "--data", floats.data_file, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    assert list(ran.json) == KEYS
+    assert ran.json["samples"] == 96
+    assert ran.json["top1_reference"] == ran.json["top1_bundle"] == 1.0
+    assert ran.json["route_agreement"] == 1.0
+    assert ran.json["computation_percentage_bundle"] == ran.json["computation_percentage_reference"]
+    assert 0.0 <= ran.json["max_abs_logit_error"] < 1e-2
+    assert ran.json["passed"] is True
+
+
+def test_a_person_reads_passed(mixed: Made) -> None:
+    bars = ["--min-route-agreement", "0.9", "--max-computation-change", "5", "--max-top1-drop", "0.1"]
+    ran = run("verify", mixed.path, "--checkpoint", mixed.checkpoint, "--data", mixed.data_file, *bars)
+    assert ran.code == 0
+    assert "PASSED" in ran.out
+    assert "top-1" in ran.out
+    assert "block" in ran.out
+
+
+def test_a_bundle_below_its_bars_fails_and_still_says_the_figures(floats: Made, tmp_path: Path) -> None:
+    other = settled_network("skip,16,full", seed=5)
+    save_checkpoint(tmp_path / "other.pt", other, CONTRACT)
+    arguments = ["verify", floats.path, "--checkpoint", tmp_path / "other.pt", "--data", floats.data_file]
+    ran = run(*arguments, "--json")
+    ran.failed(1, "routes agree")
+    assert ran.json["passed"] is False
+    assert ran.json["route_agreement"] < 0.98
+    ran = run(*arguments)
+    assert ran.code == 1
+    assert "FAILED" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("bar", "word"),
+    [
+        (["--max-top1-drop", "-0.5"], "top-1"),
+        (["--min-route-agreement", "1.01"], "routes"),
+        (["--max-computation-change", "-1"], "computation"),
+    ],
+)
+def test_each_bar_counts(floats: Made, bar: list[str], word: str) -> None:
+    ran = run("verify", floats.path, "--checkpoint", floats.checkpoint, "--data", floats.data_file, *bar, "--json")
+    ran.failed(1, word)
+    assert ran.json["passed"] is False
+
+
+def test_more_accuracy_or_less_computation_is_no_drop(floats: Made, tmp_path: Path) -> None:
+    """The bar on accuracy is one-sided; the labels are what the bundle says of another network."""
+    data = labelled(floats.network, 32, seed=8)
+    other = settled_network("skip,16,full", seed=5)
+    save_checkpoint(tmp_path / "other.pt", other, CONTRACT)
+    save_npz(tmp_path / "data.npz", data)
+    bars = ["--min-route-agreement", "0", "--max-computation-change", "100"]
+    ran = run(
+        "verify", floats.path, "--checkpoint", tmp_path / "other.pt", "--data", tmp_path / "data.npz", *bars, "--json"
+    )
+    assert ran.json["top1_bundle"] > ran.json["top1_reference"]
+    assert ran.code == 0
+
+
+def test_samples_are_drawn_by_seed(floats: Made, tmp_path: Path) -> None:
+    wrong = floats.data.labels.copy()
+    wrong[:48] = (wrong[:48] + 1) % 10
+    save_npz(tmp_path / "data.npz", Dataset(floats.data.images, wrong, (), "half"))
+    arguments = ["verify", floats.path, "--checkpoint", floats.checkpoint, "--data", tmp_path / "data.npz", "--json"]
+    found = [run(*arguments, "--samples", "30", "--seed", seed).json for seed in ("1", "1", "2", "3")]
+    assert {ran["samples"] for ran in found} == {30}
+    assert found[0] == found[1]
+    assert len({ran["top1_bundle"] for ran in found}) > 1
+
+
+def test_the_bundle_in_the_directory_is_meant(floats: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["verify", "--checkpoint", floats.checkpoint, "--data", floats.data_file, "--json"]
+    run(*arguments).failed(2, "no *.dfs bundle")
+    copied(floats, tmp_path)
+    assert run(*arguments).json["passed"] is True
+    (tmp_path / "second.dfs").mkdir()
+    run(*arguments).failed(2, "several bundles")
+
+
+def test_what_cannot_be_read(floats: Made, tmp_path: Path) -> None:
+    (tmp_path / "broken.pt").write_bytes(b"no checkpoint")
+    data = ["--data", floats.data_file, "--json"]
+    run("verify", floats.path, "--checkpoint", tmp_path / "broken.pt", *data).failed(4, "broken.pt")
+    run("verify", floats.path, "--checkpoint", floats.checkpoint, "--data", "missing.npz").failed(2, "missing.npz")
+    bundle = copied(floats, tmp_path)
+    (bundle / "common/stem.onnx").write_bytes(b"changed")
+    run("verify", bundle, "--checkpoint", floats.checkpoint, *data).failed(4, "stem.onnx")
+
+
+@pytest.mark.parametrize("other", ["blocks", "options", "classes"])
+def test_a_checkpoint_of_another_shape_is_named(floats: Made, tmp_path: Path, other: str) -> None:
+    network = {
+        "blocks": lambda: settled_network("skip,16,full", blocks=1),
+        "options": lambda: settled_network("skip,full"),
+        "classes": lambda: settled_network("skip,16,full", classes=3),
+    }[other]()
+    contract = CONTRACT if other != "classes" else type(CONTRACT)(CONTRACT.shape, CONTRACT.mean, CONTRACT.std)
+    save_checkpoint(tmp_path / "other.pt", network, contract)
+    ran = run("verify", floats.path, "--checkpoint", tmp_path / "other.pt", "--data", floats.data_file, "--json")
+    ran.failed(4, "option" if other == "options" else "other.pt")
+    assert ran.out == ""
+
+
+def test_logits_that_are_no_numbers_fail_the_check(floats: Made, tmp_path: Path) -> None:
+    bundle = copied(floats, tmp_path)
+    heads = [name for name in manifest_of(bundle)["files"] if name.startswith("common/head")]
+    changes = {name: perturbed((bundle / name).read_bytes(), "head_bias", lambda x: x * np.nan) for name in heads}
+    rewritten(bundle, changes)
+    ran = run("verify", bundle, "--checkpoint", floats.checkpoint, "--data", floats.data_file, "--json")
+    assert ran.code == 1
+    assert ran.json["passed"] is False
+    assert ran.json["max_abs_logit_error"] is None

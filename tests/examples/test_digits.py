@@ -1,0 +1,70 @@
+"""The shipped checkpoint is what its log says, and the script that made it works."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from dfs_deploy.checkpoints import Checkpoint, load_checkpoint
+from dfs_deploy.digits import load_digits
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+LOG = json.loads((EXAMPLES / "digits-training.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return load_checkpoint(EXAMPLES / "digits.pt")
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_digits", EXAMPLES / "01_train_digits.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_digits"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_it_is_small_and_of_our_format(checkpoint: Checkpoint) -> None:
+    assert (EXAMPLES / "digits.pt").stat().st_size < 1_000_000
+    assert checkpoint.format == "dfs-deploy"
+    assert checkpoint.network.options.names == ("skip", "8", "16", "full")
+
+
+def test_it_decides_as_its_log_says(checkpoint: Checkpoint) -> None:
+    test = load_digits("test")
+    output = checkpoint.network.route(torch.from_numpy(checkpoint.input.normalize(test.images)))
+    path = output.path.numpy()
+    right = float(np.mean(output.logits.argmax(1).numpy() == test.labels))
+    # A choice at a knife's edge may fall either way on another machine; all but a few may not.
+    assert right == pytest.approx(LOG["test"]["accuracy"], abs=0.004)
+    for block, counts in enumerate(LOG["test"]["option_counts"]):
+        for option, name in enumerate(checkpoint.network.options.names):
+            assert int((path[:, block] == option).sum()) == pytest.approx(counts[name], abs=2)
+
+
+def test_its_gate_truly_varies(checkpoint: Checkpoint) -> None:
+    test = load_digits("test")
+    path = checkpoint.network.route(torch.from_numpy(checkpoint.input.normalize(test.images))).path.numpy()
+    shares = np.stack([(path == option).mean(0) for option in range(4)])
+    assert ((shares >= 0.1).sum(0) >= 2).all()
+    assert (shares.mean(1) >= 0.1).all()
+    assert len(np.unique(path, axis=0)) >= 10
+
+
+def test_training_starts_and_its_checkpoint_loads(script: ModuleType, tmp_path: Path) -> None:
+    recipe = script.Recipe(backbone_epochs=1, gate_epochs=1, joint_epochs=1, settle_epochs=1)
+    network, contract, log = script.train(recipe, 0)
+    script.save_checkpoint(tmp_path / "digits.pt", network, contract)
+    assert load_checkpoint(tmp_path / "digits.pt").network.options == network.options
+    assert all(np.isfinite(stage["test_accuracy"]) for stage in log["stages"])

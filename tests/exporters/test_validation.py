@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from dfs_deploy.bundle import Bundle, write_bundle
+from dfs_deploy.errors import ExportMismatchError
+from dfs_deploy.exporters import export, writing
+from dfs_deploy.exporters.validation import TOLERANCES, EngineDeviation, validate
+from tests.bundles import Made, copied, rewritten
+
+Change = Callable[[NDArray[np.generic]], NDArray[np.generic]]
+
+
+def perturbed(model: bytes, name: str, change: Change) -> bytes:
+    """A model with one constant changed."""
+    proto = onnx.load_from_string(model)
+    (tensor,) = (tensor for tensor in proto.graph.initializer if tensor.name == name)
+    value = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(change(value).astype(value.dtype), name))
+    return bytes(proto.SerializeToString())
+
+
+def images(made: Made) -> NDArray[np.float32]:
+    return Bundle(made.path).input.normalize(made.data.images[:32])
+
+
+def mismatches(made: Made, bundle: Path) -> list[str]:
+    with pytest.raises(ExportMismatchError) as caught:
+        validate(Bundle(bundle), made.network, images(made))
+    assert str(len(caught.value.mismatches)) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return [line for line in caught.value.mismatches if not line.startswith("logits")]
+
+
+def test_a_sound_bundle_passes_with_an_entry_for_each_engine(mixed: Made) -> None:
+    result = validate(Bundle(mixed.path), mixed.network, images(mixed))
+    assert all(engine.passed for engine in result.engines)
+    files = [name for name in Bundle(mixed.path).manifest.files if name.endswith(".onnx")]
+    engines = [name for name in files if "static" not in name and "gate" not in name]
+    assert len(result.engines) == len(engines)
+    assert len({engine.label for engine in result.engines}) == len(engines)
+    assert result.paths > 1
+    for precision in ("fp32", "fp16", "int8"):
+        worst = max(engine.judged for engine in result.engines if engine.precision == precision)
+        assert worst < TOLERANCES[precision] / 2
+
+
+CORRUPTIONS = {
+    "common/stem.onnx": ("stem_weight", ["stem"]),
+    "common/head-from-uint8.onnx": ("head_bias", ["head"]),
+    "common/block-02-skip.onnx": ("projection_weight", ["block 2", "skip", "float32"]),
+    "common/block-01-full-fp32.onnx": ("conv2_weight", ["block 1", "full", "fp32", "float32"]),
+    "common/block-03-16-fp16-from-uint8.onnx": ("conv1_weight", ["block 3", "16", "fp16", "uint8"]),
+    "common/block-03-16-fp32.onnx": ("conv1_high", ["block 3", "16", "fp32", "float32"]),
+    "onnxruntime/block-02-8-int8.onnx": ("projection_weight_scale", ["block 2", "8", "int8", "onnxruntime"]),
+    "tensorrt/block-01-8-int8.onnx": ("conv1_weight_scale", ["block 1", "8", "int8", "tensorrt"]),
+}
+
+
+@pytest.mark.parametrize("file", CORRUPTIONS)
+def test_the_engine_that_is_off_is_named_and_no_other(mixed: Made, tmp_path: Path, file: str) -> None:
+    constant, words = CORRUPTIONS[file]
+    bundle = copied(mixed, tmp_path)
+    rewritten(bundle, {file: perturbed((bundle / file).read_bytes(), constant, lambda value: value * 0.5)})
+    (line,) = mismatches(mixed, bundle)
+    for word in words:
+        assert word in line, line
+
+
+def test_all_that_are_off_are_listed(mixed: Made, tmp_path: Path) -> None:
+    bundle = copied(mixed, tmp_path)
+    chosen = list(CORRUPTIONS)[3:6]
+    rewritten(
+        bundle,
+        {
+            file: perturbed((bundle / file).read_bytes(), CORRUPTIONS[file][0], lambda value: value * 0.5)
+            for file in chosen
+        },
+    )
+    lines = mismatches(mixed, bundle)
+    assert len(lines) == len(chosen)
+    assert len(set(lines)) == len(chosen)
+
+
+@pytest.mark.parametrize("constant", ["input_weight_value", "bias_value", "projection_weight_value"])
+def test_a_gate_that_is_off_is_named(mixed: Made, tmp_path: Path, constant: str) -> None:
+    bundle = copied(mixed, tmp_path)
+    file = "common/gate.onnx"
+    rewritten(bundle, {file: perturbed((bundle / file).read_bytes(), constant, lambda value: value * 1.05)})
+    lines = mismatches(mixed, bundle)
+    assert lines
+    assert all(line.startswith("gate after block") for line in lines)
+
+
+def test_an_engine_that_gives_nan_does_not_pass(mixed: Made, tmp_path: Path) -> None:
+    bundle = copied(mixed, tmp_path)
+    file = "common/block-01-full-fp32.onnx"
+    rewritten(bundle, {file: perturbed((bundle / file).read_bytes(), "conv1_bias", lambda value: value * np.nan)})
+    (line,) = mismatches(mixed, bundle)
+    assert "nan" in line
+    assert not EngineDeviation("engine", "fp32", float("nan"), 0.0).passed
+
+
+def test_the_whole_is_checked_too(mixed: Made, tmp_path: Path) -> None:
+    bundle = copied(mixed, tmp_path)
+    files = ["common/head.onnx", "common/head-from-uint8.onnx"]
+    rewritten(
+        bundle,
+        {file: perturbed((bundle / file).read_bytes(), "head_weight", lambda value: -value) for file in files},
+    )
+    with pytest.raises(ExportMismatchError) as caught:
+        validate(Bundle(bundle), mixed.network, images(mixed))
+    assert any(line.startswith("logits on") for line in caught.value.mismatches)
+
+
+def test_a_block_that_overflows_float16_is_named(mixed: Made, tmp_path: Path) -> None:
+    network = mixed.network
+    bundle = copied(mixed, tmp_path)
+    loud = copy.deepcopy(network)
+    block = loud.blocks[1]
+    block.norm2.weight.data *= 1e5
+    file = "common/block-01-16-fp16.onnx"
+    rewritten(bundle, {file: perturbed((bundle / file).read_bytes(), "conv2_weight", lambda value: value * np.inf)})
+    with pytest.raises(ExportMismatchError) as caught:
+        validate(Bundle(bundle), loud, images(mixed))
+    assert any("block 1, option 16: fp16" in line and "overflows float16" in line for line in caught.value.mismatches)
+
+
+def test_a_mismatch_stops_an_export_and_leaves_nothing(
+    mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = writing.block_engine
+
+    def off(name: str, *arguments: object) -> bytes:
+        model = original(name, *arguments)  # type: ignore[arg-type]
+        wrong = "block_2_option_full" in name
+        return perturbed(model, "conv1_weight", lambda value: value * 1.1) if wrong else model
+
+    monkeypatch.setattr(writing, "block_engine", off)
+    with pytest.raises(ExportMismatchError) as caught:
+        export(mixed.checkpoint, tmp_path / "out" / "net.dfs", calibration_data=mixed.data)
+    engines = [line for line in caught.value.mismatches if not line.startswith("logits")]
+    assert len(engines) == 2, "one for each form of the input"
+    assert all("block 2, option full" in line for line in engines)
+    assert not list(tmp_path.glob("out/*"))
+    assert not list(tmp_path.glob("out/.*"))
+
+
+def test_a_bundle_that_stood_there_outlives_a_failed_export(
+    mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = copied(mixed, tmp_path)
+    before = Bundle(bundle).digest
+    original = writing.gate_engine
+    monkeypatch.setattr(
+        writing, "gate_engine", lambda part: perturbed(original(part), "bias_value", lambda value: value + 1.0)
+    )
+    with pytest.raises(ExportMismatchError):
+        export(mixed.checkpoint, bundle, calibration_data=mixed.data)
+    assert Bundle(bundle).digest == before
+    assert [path.name for path in tmp_path.iterdir()] == [bundle.name]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_static_baseline_that_is_off_is_named(mixed: Made, tmp_path: Path, precision: str) -> None:
+    bundle = copied(mixed, tmp_path)
+    file = f"onnxruntime/static-{precision}.onnx"
+    rewritten(bundle, {file: perturbed((bundle / file).read_bytes(), "head_weight", lambda value: value * 0.4)})
+    (line,) = mismatches(mixed, bundle)
+    assert f"static {precision}" in line
+
+
+def test_validation_reads_through_the_digests(mixed: Made, tmp_path: Path) -> None:
+    opened = Bundle(copied(mixed, tmp_path))
+    (opened.path / "common/stem.onnx").write_bytes(b"changed meanwhile")
+    with pytest.raises(Exception, match=r"stem\.onnx was changed"):
+        validate(opened, mixed.network, images(mixed))
+
+
+def test_a_bundle_is_judged_as_it_was_written(mixed: Made, tmp_path: Path) -> None:
+    """A bundle rewritten byte for byte is as sound as before, so the corruptions above are what is found."""
+    opened = Bundle(mixed.path)
+    files = {name: opened.read(name) for name in opened.manifest.files}
+    again = write_bundle(tmp_path / "again.dfs", opened.manifest, files)
+    assert again.digest == opened.digest
+    validate(again, mixed.network, images(mixed))

@@ -1,0 +1,598 @@
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import inspect
+
+from dfs_deploy.bundle import Bundle, find_bundle, write_bundle
+from dfs_deploy.errors import ArtefactError, BundleError, DigestError, SchemaVersionError, UsageError
+from dfs_deploy.files import sha256
+from dfs_deploy.manifest import MANIFEST, SCHEMA_VERSION, Manifest, parse_manifest
+from tests.checks import MakesFolder, refuses
+
+GOLDEN = Path(__file__).parent / "golden" / "manifest-v1.json"
+"""A manifest as version 1 wrote it; each of its files holds its own name."""
+
+Edit = Callable[[dict[str, Any]], None]
+
+
+def golden_files() -> dict[str, bytes]:
+    return {name: name.encode() for name in msgspec.json.decode(GOLDEN.read_bytes())["files"]}
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """A whole bundle, whose engines are no engines: reading it does not look into them."""
+    folder = tmp_path / "tiny.dfs"
+    for name, data in {**golden_files(), MANIFEST: GOLDEN.read_bytes()}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def values(folder: Path) -> dict[str, Any]:
+    read: dict[str, Any] = msgspec.json.decode((folder / MANIFEST).read_bytes())
+    return read
+
+
+def edit_manifest(folder: Path, edit: Edit) -> None:
+    """Changes the manifest's values, and nothing else."""
+    changed = values(folder)
+    edit(changed)
+    (folder / MANIFEST).write_bytes(msgspec.json.encode(changed))
+
+
+def put(folder: Path, name: str, data: bytes) -> None:
+    """Replaces a file, with a digest that fits."""
+    (folder / name).write_bytes(data)
+    edit_manifest(folder, lambda m: m["files"].update({name: {"sha256": sha256(data), "size": len(data)}}))
+
+
+# What is written can be read
+
+
+def strategy(kind: inspect.Type) -> st.SearchStrategy[Any]:
+    """Values of a type, within the bounds that the schema gives."""
+    if isinstance(kind, inspect.StructType):
+        return st.builds(kind.cls, **{field.name: strategy(field.type) for field in kind.fields})
+    if isinstance(kind, inspect.IntType):
+        return st.integers(-(2**63) if kind.ge is None else kind.ge, 2**63 - 1 if kind.le is None else kind.le)
+    if isinstance(kind, inspect.FloatType):
+        least, exclude = (kind.ge, False) if kind.gt is None else (kind.gt, True)
+        return st.floats(least, kind.le, exclude_min=exclude, allow_nan=False, allow_infinity=False)
+    if isinstance(kind, inspect.StrType):
+        return st.from_regex(kind.pattern, fullmatch=True) if kind.pattern else st.text(max_size=8)
+    if isinstance(kind, inspect.LiteralType):
+        return st.sampled_from(kind.values)
+    if isinstance(kind, inspect.NoneType):
+        return st.none()
+    if isinstance(kind, inspect.UnionType):
+        return st.one_of(*map(strategy, kind.types))
+    if isinstance(kind, inspect.ListType):
+        return st.lists(strategy(kind.item_type), max_size=3)
+    if isinstance(kind, inspect.TupleType):
+        return st.tuples(*map(strategy, kind.item_types))
+    if isinstance(kind, inspect.DictType):
+        return st.dictionaries(strategy(kind.key_type), strategy(kind.value_type), max_size=3)
+    raise NotImplementedError(kind)
+
+
+MANIFESTS = strategy(inspect.type_info(Manifest)).map(
+    lambda manifest: msgspec.structs.replace(manifest, schema_version=SCHEMA_VERSION)
+)
+
+
+@settings(max_examples=40)
+@given(MANIFESTS)
+def test_a_manifest_survives_its_file(manifest: Manifest) -> None:
+    assert parse_manifest(msgspec.json.encode(manifest), Path("net.dfs")) == manifest
+
+
+def test_the_golden_manifest_keeps_loading(made: Path) -> None:
+    bundle = Bundle(made)
+    manifest = bundle.manifest
+    assert bundle.options.names == ("skip", "8", "16", "full")
+    assert bundle.architecture.groups == (1, 1)
+    assert bundle.architecture.gated_blocks == 1
+    assert bundle.input.shape == (3, 8, 8)
+    assert manifest.targets == ["int8", "fp32"]
+    assert set(manifest.runtimes) == {"onnxruntime", "tensorrt"}
+    assert [(r.option, r.wanted, r.served_by) for r in manifest.substitutions] == [("16", "fp16", "fp32")]
+    assert manifest.calibration is not None
+    assert {(r.option, r.source) for r in manifest.calibration.ranges} == {("8", "routed"), ("static", "reached")}
+    assert manifest.accuracy is not None
+    assert manifest.accuracy.samples == 32
+    assert bundle.digest == sha256(GOLDEN.read_bytes())
+    assert bundle.name == "tiny"
+    assert bundle.size == sum(len(data) for data in golden_files().values())
+
+
+def test_writing_the_golden_manifest_again_changes_nothing(made: Path, tmp_path: Path) -> None:
+    again = write_bundle(tmp_path / "again.dfs", Bundle(made).manifest, golden_files())
+    assert (again.path / MANIFEST).read_bytes() == GOLDEN.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.dfs", "tiny.dfs"]
+
+
+def test_every_file_is_read_through_its_digest(made: Path) -> None:
+    bundle = Bundle(made)
+    for name, data in golden_files().items():
+        assert bundle.read(name) == data
+    (made / "common/stem.onnx").write_bytes(b"changed while it was open")
+    with refuses(DigestError, "common/stem.onnx", "changed"):
+        bundle.read("common/stem.onnx")
+    with refuses(DigestError, "somewhere.onnx"):
+        bundle.read("somewhere.onnx")
+    with refuses(DigestError):
+        bundle.read(MANIFEST)
+
+
+# Files that are not what the manifest says
+
+
+def flip(folder: Path) -> None:
+    file = folder / "common/head.onnx"
+    data = bytearray(file.read_bytes())
+    data[3] ^= 1
+    file.write_bytes(data)
+
+
+def truncate(folder: Path) -> None:
+    file = folder / "common/head.onnx"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def lengthen(folder: Path) -> None:
+    file = folder / "common/head.onnx"
+    file.write_bytes(file.read_bytes() + b" ")
+
+
+def swap(folder: Path) -> None:
+    (folder / "common/head.onnx").rename(folder / "kept")
+    (folder / "common/stem.onnx").rename(folder / "common/head.onnx")
+    (folder / "kept").rename(folder / "common/stem.onnx")
+
+
+def link_file(folder: Path) -> None:
+    file = folder / "common/head.onnx"
+    file.rename(folder.parent / "head.onnx")
+    file.symlink_to(folder.parent / "head.onnx")
+
+
+def link_folder(folder: Path) -> None:
+    (folder / "common").rename(folder.parent / "common")
+    (folder / "common").symlink_to(folder.parent / "common", target_is_directory=True)
+
+
+def folder_instead(folder: Path) -> None:
+    (folder / "common/head.onnx").unlink()
+    (folder / "common/head.onnx").mkdir()
+
+
+def pipe_instead(folder: Path) -> None:
+    (folder / "common/head.onnx").unlink()
+    os.mkfifo(folder / "common/head.onnx")
+
+
+SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a changed bit": (flip, "head.onnx"),
+    "a truncated file": (truncate, "head.onnx"),
+    "a longer file": (lengthen, "head.onnx"),
+    "two files swapped": (swap, "onnx"),
+    "a missing file": (lambda folder: (folder / "common/head.onnx").unlink(), "head.onnx"),
+    "a foreign file": (lambda folder: (folder / "common/extra.onnx").write_bytes(b"x"), "extra.onnx"),
+    "a foreign hidden file": (lambda folder: (folder / ".DS_Store").write_bytes(b"x"), ".DS_Store"),
+    "a linked file": (link_file, "head.onnx"),
+    "a linked folder": (link_folder, "common"),
+    "a foreign linked folder": (lambda folder: (folder / "more").symlink_to(folder.parent), "more"),
+    "a dangling link": (lambda folder: (folder / "more").symlink_to(folder / "nowhere"), "more"),
+    "a folder for a file": (folder_instead, "head.onnx"),
+    "a pipe for a file": (pipe_instead, "head.onnx"),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_file_that_is_not_what_the_manifest_says(made: Path, what: str) -> None:
+    spoil, word = SPOILT[what]
+    spoil(made)
+    with refuses(DigestError, str(made), word) as _:
+        Bundle(made)
+    assert DigestError.exit_code == 4
+
+
+def test_any_changed_byte_is_found(made: Path) -> None:
+    for name, data in golden_files().items():
+        for position in (0, len(data) // 2, len(data) - 1):
+            changed = bytearray(data)
+            changed[position] ^= 0x20
+            (made / name).write_bytes(changed)
+            with refuses(DigestError, name):
+                Bundle(made)
+        (made / name).write_bytes(data)
+    Bundle(made)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../outside.onnx",
+        "common/../../outside.onnx",
+        "/etc/passwd",
+        "..",
+        ".",
+        "",
+        "a\\..\\b",
+        "..\\outside.onnx",
+        "C:\\outside.onnx",
+        "common/\0.onnx",
+    ],
+)
+def test_a_path_that_leaves_the_folder(made: Path, name: str) -> None:
+    outside = made.parent / "outside.onnx"
+    outside.write_bytes(b"secret")
+    record = {"sha256": sha256(b"secret"), "size": 6}
+    edit_manifest(made, lambda m: m["files"].update({name: record}))
+    with refuses(DigestError, repr(name)):
+        Bundle(made)
+
+
+def test_an_absolute_path_into_the_folder_is_none(made: Path) -> None:
+    data = (made / "common/head.onnx").read_bytes()
+    name = str((made / "common/head.onnx").resolve())
+    edit_manifest(made, lambda m: m["files"].update({name: {"sha256": sha256(data), "size": len(data)}}))
+    with pytest.raises(DigestError):
+        Bundle(made)
+
+
+# The manifest itself
+
+
+def set_to(*keys: str | int, value: Any) -> Edit:
+    def edit(manifest: dict[str, Any]) -> None:
+        part: Any = manifest
+        for key in keys[:-1]:
+            part = part[key]
+        part[keys[-1]] = value
+
+    return edit
+
+
+def drop(*keys: str | int) -> Edit:
+    def edit(manifest: dict[str, Any]) -> None:
+        part: Any = manifest
+        for key in keys[:-1]:
+            part = part[key]
+        del part[keys[-1]]
+
+    return edit
+
+
+@pytest.mark.parametrize(("version", "word"), [(0, "export it again"), (2, "update"), (99, "update"), (-1, "export")])
+def test_another_schema_version(made: Path, version: int, word: str) -> None:
+    edit_manifest(made, set_to("schema_version", value=version))
+    with refuses(SchemaVersionError, str(version), "expected 1", word):
+        Bundle(made)
+    assert SchemaVersionError.exit_code == 4
+
+
+def test_another_version_is_told_before_its_unknown_keys(made: Path) -> None:
+    (made / MANIFEST).write_bytes(b'{"schema_version": 7, "everything": "else"}')
+    with refuses(SchemaVersionError, "7"):
+        Bundle(made)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no json",
+        b"\xff\xfe\x00",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"schema_version": "1"}',
+        b'{"schema_version": 1}',
+        b'{"schema_version": 1, ',
+        b"\x80\x05\x95",
+        b"[" * 100_000,
+        b'{"schema_version": 1, "options": ' + b"[" * 100_000,
+    ],
+    ids=lambda content: content[:40].decode("latin-1"),
+)
+def test_what_is_no_manifest(made: Path, content: bytes) -> None:
+    (made / MANIFEST).write_bytes(content)
+    with refuses(BundleError, str(made), MANIFEST):
+        Bundle(made)
+
+
+MALFORMED: dict[str, tuple[Edit, str]] = {
+    "a missing key": (drop("runtimes"), "runtimes"),
+    "a missing key within": (drop("runtimes", "onnxruntime", "blocks", 0, "options"), "options"),
+    "an unknown key": (set_to("extra", value=1), "extra"),
+    "an unknown key within": (set_to("source", "script", value="rm"), "script"),
+    "a wrong type": (set_to("targets", value="int8"), "targets"),
+    "a wrong type within": (set_to("options", 1, "bits", value="8"), "bits"),
+    "an unknown precision": (set_to("targets", 0, value="int4"), "int4"),
+    "an unknown form": (set_to("runtimes", "onnxruntime", "stem", "output", value="int4"), "int4"),
+    "bits out of bounds": (set_to("options", 1, "bits", value=64), "bits"),
+    "a negative cost": (set_to("options", 0, "cost", value=-0.5), "cost"),
+    "a digest that is none": (set_to("files", "samples.npz", "sha256", value="00"), "sha256"),
+    "a digest in capitals": (set_to("files", "samples.npz", "sha256", value="A" * 64), "sha256"),
+    "a negative size": (set_to("files", "samples.npz", "size", value=-1), "size"),
+    "zero classes": (set_to("architecture", "classes", value=0), "classes"),
+    "an input of two dimensions": (set_to("input", "shape", value=[8, 8]), "shape"),
+    "null for a number": (set_to("accuracy", "route_agreement", value=None), "route_agreement"),
+}
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_a_manifest_that_breaks_the_schema(made: Path, what: str) -> None:
+    edit, word = MALFORMED[what]
+    edit_manifest(made, edit)
+    with refuses(BundleError, str(made), word):
+        Bundle(made)
+    assert BundleError.exit_code == 4
+
+
+INCONSISTENT: dict[str, Edit] = {
+    "a name that is not its bits'": set_to("options", 1, "name", value="9"),
+    "a cost that is not its bits'": set_to("options", 1, "cost", value=0.5),
+    "an option of one bit": set_to("options", 1, "bits", value=1),
+    "an option twice": lambda m: m["options"].append(dict(m["options"][1])),
+    "one option alone": set_to("options", value=[{"name": "full", "bits": 32, "cost": 1.0}]),
+    "no options": set_to("options", value=[]),
+    "an input of another shape": set_to("input", "shape", value=[3, 9, 9]),
+    "too few means": set_to("input", "mean", value=[0.5]),
+    "a standard deviation of zero": set_to("input", "std", 0, value=0.0),
+    "widths that are not the groups'": set_to("architecture", "widths", value=[4]),
+    "no groups": set_to("architecture", "groups", value=[]),
+    "engines for fewer blocks": set_to("runtimes", "onnxruntime", "blocks", value=[]),
+    "engines for more blocks": lambda m: m["runtimes"]["onnxruntime"]["blocks"].append(
+        {**m["runtimes"]["onnxruntime"]["blocks"][0], "index": 2}
+    ),
+    "engines for another block": set_to("runtimes", "onnxruntime", "blocks", 0, "index", value=2),
+    "no engine for an option": drop("runtimes", "onnxruntime", "blocks", 0, "options", "8"),
+    "an empty list for an option": set_to("runtimes", "tensorrt", "blocks", 0, "options", "8", value=[]),
+    "an engine for an option that is none": lambda m: m["runtimes"]["onnxruntime"]["blocks"][0]["options"].update(
+        {"4": m["runtimes"]["onnxruntime"]["blocks"][0]["options"]["8"]}
+    ),
+    "too few feature scales": set_to("runtimes", "onnxruntime", "feature_scales", value=[1.0]),
+    "more blocks than engines": set_to("architecture", "groups", value=[2, 1]),
+}
+
+
+@pytest.mark.parametrize("what", INCONSISTENT)
+def test_parts_that_contradict_each_other(made: Path, what: str) -> None:
+    edit_manifest(made, INCONSISTENT[what])
+    with pytest.raises(ArtefactError) as caught:
+        Bundle(made)
+    assert caught.value.exit_code == 4
+    assert str(made) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+DANGLING: dict[str, Edit] = {
+    "an engine's file": set_to("runtimes", "onnxruntime", "stem", "files", "float32", value="common/other.onnx"),
+    "a gate": set_to("runtimes", "onnxruntime", "gate", value="common/other.onnx"),
+    "a baseline": set_to("runtimes", "onnxruntime", "static", "fp32", value="common/other.onnx"),
+    "the samples": set_to("samples", value="other.npz"),
+    "a file outside": set_to("runtimes", "onnxruntime", "gate", value="../other.onnx"),
+    "a stem without its form": set_to("runtimes", "onnxruntime", "stem", "files", value={}),
+    "a head without a form that comes": drop("runtimes", "onnxruntime", "head", "files", "uint8"),
+    "a block without a form that comes": drop(
+        "runtimes", "onnxruntime", "blocks", 0, "options", "8", 0, "files", "float32"
+    ),
+    "a stride block without its skip": set_to("runtimes", "onnxruntime", "blocks", 0, "skip", value=None),
+    "names for half the classes": set_to("input", "class_names", value=["a", "b"]),
+    "a feature scale of zero": set_to("runtimes", "onnxruntime", "feature_scales", 0, value=0.0),
+}
+
+
+@pytest.mark.parametrize("what", DANGLING)
+def test_a_part_that_is_missing_is_found_on_opening(made: Path, what: str) -> None:
+    edit_manifest(made, DANGLING[what])
+    with pytest.raises(BundleError):
+        Bundle(made)
+
+
+def test_what_is_no_bundle(tmp_path: Path) -> None:
+    with refuses(BundleError, "missing.dfs", "dfs-deploy export"):
+        Bundle(tmp_path / "missing.dfs")
+    (tmp_path / "file.dfs").write_bytes(b"x")
+    with refuses(BundleError, "file.dfs"):
+        Bundle(tmp_path / "file.dfs")
+    (tmp_path / "empty.dfs").mkdir()
+    with refuses(BundleError, "empty.dfs", MANIFEST):
+        Bundle(tmp_path / "empty.dfs")
+
+
+def test_a_linked_manifest(made: Path) -> None:
+    (made / MANIFEST).rename(made.parent / MANIFEST)
+    (made / MANIFEST).symlink_to(made.parent / MANIFEST)
+    with refuses(BundleError, MANIFEST):
+        Bundle(made)
+
+
+# Samples
+
+
+def archive(**arrays: Any) -> bytes:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)
+    return stream.getvalue()
+
+
+SAMPLES = {
+    "images": np.zeros((2, 8, 8, 3), np.uint8),
+    "labels": np.array([1, -1]),
+    "logits": np.ones((2, 10), np.float32),
+    "path": np.array([[0], [3]], np.uint8),
+}
+
+
+def test_samples_come_as_they_were_packed(made: Path) -> None:
+    put(made, "samples.npz", archive(**SAMPLES))
+    samples = Bundle(made).samples()
+    assert samples is not None
+    for name, expected in SAMPLES.items():
+        assert np.array_equal(getattr(samples, name), expected)
+    edit_manifest(made, set_to("samples", value=None))
+    assert Bundle(made).samples() is None
+
+
+@pytest.mark.parametrize("how", ["a pickle", "a pickle in an archive", "an array of objects", "an .npy of objects"])
+def test_samples_that_would_run_code_are_refused_and_never_run(made: Path, tmp_path: Path, how: str) -> None:
+    trap = MakesFolder(tmp_path / "made-by-a-pickle")
+    if how == "a pickle":
+        data = pickle.dumps(trap)
+    elif how == "a pickle in an archive":
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w") as packed:
+            packed.writestr("images.npy", pickle.dumps(trap))
+        data = stream.getvalue()
+    elif how == "an array of objects":
+        data = archive(**{**SAMPLES, "labels": np.array([trap, trap], object)})
+    else:
+        stream = io.BytesIO()
+        np.save(stream, np.array([trap], object), allow_pickle=True)
+        data = stream.getvalue()
+    put(made, "samples.npz", data)
+    with refuses(BundleError, "samples.npz"):
+        Bundle(made).samples()
+    assert not trap.path.exists()
+
+
+def damaged() -> bytes:
+    """An archive whose compressed data are no such: it opens, and fails when an array is read."""
+    data = bytearray(
+        archive(**{**SAMPLES, "images": np.random.default_rng(0).integers(0, 255, (64, 8, 8, 3), np.uint8)})
+    )
+    data[60:90] = bytes(30)
+    return bytes(data)
+
+
+BROKEN_SAMPLES = {
+    "empty": b"",
+    "text": b"samples",
+    "a truncated archive": archive(**SAMPLES)[:-40],
+    "a damaged archive": damaged(),
+    "an archive of nothing": archive(),
+    "an archive without labels": archive(**{name: array for name, array in SAMPLES.items() if name != "labels"}),
+    "a single array": (lambda stream: (np.save(stream, np.zeros(3)), stream.getvalue())[1])(io.BytesIO()),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN_SAMPLES)
+def test_samples_that_cannot_be_read(made: Path, what: str) -> None:
+    put(made, "samples.npz", BROKEN_SAMPLES[what])
+    with refuses(BundleError, "samples.npz"):
+        Bundle(made).samples()
+
+
+WRONG_SAMPLES = {
+    "images of another size": {"images": np.zeros((2, 9, 8, 3), np.uint8)},
+    "images in floats": {"images": np.zeros((2, 8, 8, 3), np.float32)},
+    "fewer labels": {"labels": np.array([1])},
+    "a path of another length": {"path": np.zeros((2, 5), np.uint8)},
+    "a path with options that are none": {"path": np.full((2, 1), 9, np.uint8)},
+    "logits of other classes": {"logits": np.ones((2, 3), np.float32)},
+}
+
+
+@pytest.mark.parametrize("what", WRONG_SAMPLES)
+def test_samples_that_are_not_what_the_manifest_says(made: Path, what: str) -> None:
+    put(made, "samples.npz", archive(**{**SAMPLES, **WRONG_SAMPLES[what]}))
+    with refuses(BundleError, "samples.npz"):
+        Bundle(made).samples()
+
+
+# Finding and writing
+
+
+def test_the_one_bundle_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with refuses(UsageError, "no *.dfs bundle", "export"):
+        find_bundle(tmp_path)
+    (tmp_path / "notes.dfs").write_text("a file is no bundle")
+    with refuses(UsageError, "no *.dfs bundle"):
+        find_bundle(tmp_path)
+    (tmp_path / "b.dfs").mkdir()
+    assert find_bundle(tmp_path) == tmp_path / "b.dfs"
+    monkeypatch.chdir(tmp_path)
+    assert find_bundle() == Path("b.dfs")
+    (tmp_path / "a.dfs").mkdir()
+    with refuses(UsageError, "several bundles", "a.dfs, b.dfs"):
+        find_bundle(tmp_path)
+
+
+def test_writing_fills_in_the_files_and_reads_back(made: Path, tmp_path: Path) -> None:
+    manifest = msgspec.structs.replace(Bundle(made).manifest, files={})
+    written = write_bundle(tmp_path / "deep" / "net.dfs", manifest, golden_files())
+    assert written.manifest == Bundle(made).manifest
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["net.dfs"]
+
+
+def test_writing_replaces_a_bundle_whole(made: Path) -> None:
+    manifest = Bundle(made).manifest
+    files = {**golden_files(), "common/stem.onnx": b"new"}
+    written = write_bundle(made, manifest, files)
+    assert written.read("common/stem.onnx") == b"new"
+    assert [path.name for path in made.parent.iterdir()] == [made.name]
+
+
+def test_a_bundle_that_is_damaged_can_be_replaced(made: Path) -> None:
+    manifest = Bundle(made).manifest
+    flip(made)
+    write_bundle(made, manifest, golden_files())
+    Bundle(made)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link", "dangling link"])
+def test_writing_over_something_else_is_refused(made: Path, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "out.dfs"
+    if kind == "file":
+        out.write_text("precious")
+    elif kind == "folder":
+        out.mkdir()
+        (out / "notes.txt").write_text("precious")
+    else:
+        out.symlink_to(made if kind == "link" else tmp_path / "nowhere")
+    with refuses(UsageError, str(out)):
+        write_bundle(out, Bundle(made).manifest, golden_files())
+    assert kind != "file" or out.read_text() == "precious"
+    assert kind != "folder" or (out / "notes.txt").read_text() == "precious"
+    assert out.is_symlink() == ("link" in kind)
+
+
+def test_a_folder_of_another_kind_with_a_manifest_json_is_left_alone(made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "web-application"
+    out.mkdir()
+    (out / MANIFEST).write_text('{"name": "a browser extension", "manifest_version": 3}')
+    (out / "source.js").write_text("precious")
+    with pytest.raises(UsageError):
+        write_bundle(out, Bundle(made).manifest, golden_files())
+    assert (out / "source.js").read_text() == "precious"
+
+
+def test_a_write_that_fails_leaves_what_was_there(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle(made)
+    before = bundle.digest
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space"):
+            write_bundle(made, bundle.manifest, golden_files())
+    assert Bundle(made).digest == before
+    assert [path.name for path in made.parent.iterdir()] == [made.name]

@@ -1,0 +1,177 @@
+"""What is imported when, and what works where the extras are not installed."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import dfs_deploy
+from tests.bundles import Made, mixed_bundle, pixels
+
+EXTRAS = ("torch", "onnx", "safetensors", "sklearn", "psutil")
+
+NEEDS_EXTRAS = ("models", "checkpoints", "exporters", "calibration", "training")
+"""Packages that are made of what the extras bring; ``digits`` imports scikit-learn when it loads."""
+
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(dfs_deploy.__path__, "dfs_deploy.")
+    if module.name.split(".")[1] not in (*NEEDS_EXTRAS, "__main__")
+)
+
+BLOCK = f"""
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {EXTRAS!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+MAIN = f"{BLOCK}\nfrom dfs_deploy.cli import main\nmain()\n"
+
+
+def python(script: str, *arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def imported(statement: str, block: bool = False) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after a statement."""
+    script = f"{BLOCK if block else ''}\n{statement}\nimport sys, json\nprint(json.dumps(sorted(sys.modules)))"
+    ran = python(script)
+    assert ran.returncode == 0, ran.stderr
+    return {name.partition(".")[0] for name in json.loads(ran.stdout)}
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return mixed_bundle(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("pictures") / "a.png"
+    Image.fromarray(pixels(1)[0]).save(file)
+    return file
+
+
+# What is imported
+
+
+def test_importing_the_package_imports_nothing_of_weight() -> None:
+    found = imported("import dfs_deploy")
+    assert not found & {*EXTRAS, "onnxruntime", "numpy", "typer", "rich", "PIL", "msgspec"}
+
+
+def test_the_runtime_takes_numpy_onnxruntime_and_a_manifest_reader() -> None:
+    found = imported("from dfs_deploy import Runtime")
+    assert "numpy" in found
+    assert not found & {*EXTRAS, "typer", "rich", "PIL", "onnxruntime"}, "the engine is imported with the first bundle"
+
+
+def test_running_a_bundle_imports_no_command_line_and_no_extra(mixed: Made) -> None:
+    found = imported(
+        "import numpy; from dfs_deploy import Runtime\n"
+        f"with Runtime({str(mixed.path)!r}) as net: net(numpy.zeros((1, 8, 8, 3), numpy.uint8))"
+    )
+    assert "onnxruntime" in found
+    assert not found & {*EXTRAS, "typer", "rich", "PIL"}
+
+
+def test_help_needs_no_extra() -> None:
+    found = imported("import dfs_deploy.cli.app", block=True)
+    assert not found & set(EXTRAS)
+
+
+def test_every_public_name_is_there() -> None:
+    for name in dfs_deploy.__all__:
+        assert getattr(dfs_deploy, name) is not None
+    assert set(dfs_deploy.__all__) <= set(dir(dfs_deploy))
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        dfs_deploy.nothing_like_it  # noqa: B018
+    with pytest.raises(ImportError):
+        from dfs_deploy import nothing_like_it  # noqa: F401
+
+
+# Without the extras
+
+
+def test_the_list_of_modules_is_not_empty() -> None:
+    assert {"dfs_deploy.bundle", "dfs_deploy.runtimes.onnxruntime", "dfs_deploy.cli.export"} <= set(MODULES)
+
+
+def test_every_module_of_the_core_imports_without_the_extras() -> None:
+    """In one interpreter, and each is told by name where it fails."""
+    script = f"""
+{BLOCK}
+import importlib, traceback
+failed = []
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except BaseException:
+        failed.append(name + ": " + traceback.format_exc().splitlines()[-1])
+print("\\n".join(failed))
+loaded = [name for name in {EXTRAS!r} if name in sys.modules]
+assert not loaded, loaded
+"""
+    ran = python(script, *MODULES)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("package", NEEDS_EXTRAS[:4])
+def test_what_needs_an_extra_fails_by_its_name(package: str) -> None:
+    ran = python(f"{BLOCK}\nimport dfs_deploy.{package}")
+    assert ran.returncode != 0
+    assert "ModuleNotFoundError: No module named" in ran.stderr
+
+
+def test_the_public_export_says_what_to_install() -> None:
+    ran = python(f"{BLOCK}\nimport dfs_deploy\ntry:\n    dfs_deploy.export\nexcept ImportError as e:\n    print(e)")
+    assert 'pip install "dfs-deploy[export]"' in ran.stdout
+
+
+@pytest.mark.parametrize("verb", ["export", "verify", "demo"])
+def test_verbs_that_need_an_extra_say_what_to_install(mixed: Made, tmp_path: Path, verb: str) -> None:
+    arguments: dict[str, list[str | Path]] = {
+        "export": [mixed.checkpoint, "--out", tmp_path / "net.dfs"],
+        "verify": [mixed.path, "--checkpoint", mixed.checkpoint, "--data", mixed.data_file],
+        "demo": ["--out", tmp_path / "digits.dfs"],
+    }
+    ran = python(MAIN, verb, *arguments[verb], "--json")
+    assert ran.returncode == 3
+    assert ran.stdout == ""
+    assert ran.stderr.count("\n") == 1
+    assert ran.stderr.startswith("error: ")
+    assert 'pip install "dfs-deploy[export]"' in ran.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("verb", ["run", "inspect", "bench", "doctor"])
+def test_verbs_of_an_edge_device_work_on_a_bundle(mixed: Made, picture: Path, verb: str) -> None:
+    arguments: dict[str, list[str | Path]] = {
+        "run": [mixed.path, picture],
+        "inspect": [mixed.path],
+        "bench": [mixed.path, "--min-seconds", "0.01", "--min-iterations", "1"],
+        "doctor": [],
+    }
+    ran = python(MAIN, verb, *arguments[verb], "--json")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert isinstance(json.loads(ran.stdout), dict)
+
+
+@pytest.mark.parametrize("verb", ["export", "bench"])
+def test_help_works_without_the_extras(verb: str) -> None:
+    ran = python(MAIN, verb, "--help")
+    assert ran.returncode == 0
+    assert "Usage" in ran.stdout
