@@ -1,12 +1,15 @@
-"""The compiled gate, the one thing of the build that pyproject.toml cannot say.
+"""What of the build pyproject.toml cannot say: the compiled gate, and the checkpoint of the demo.
 
-It is optional: where Cython or a C compiler is missing or fails, the install succeeds without it, and the gate runs in
+The gate is optional: where Cython or a C compiler is missing or fails, the install succeeds without it, and the gate runs in
 NumPy.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 NATIVE = "dfs_deploy/runtimes/native"
 
@@ -30,8 +33,20 @@ def extensions() -> list[Extension]:
     return [built]
 
 
+class BuildWithCheckpoint(build_py):
+    """Puts the checkpoint of ``dfs-deploy demo`` into the package."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, "dfs_deploy", "examples", "digits.pt")
+            self.mkpath(str(target.parent))
+            self.copy_file("examples/digits.pt", str(target))
+
+
 setup(
     ext_modules=extensions(),
+    cmdclass={"build_py": BuildWithCheckpoint},
     # The sdist carries the sources (MANIFEST.in); an installed package has no use for them.
     exclude_package_data={"dfs_deploy.runtimes.native": ["*.c", "*.h", "*.pyx"]},
 )
