@@ -190,10 +190,22 @@ def test_a_range_above_zero_saturates_below_too(form: str) -> None:
     """Nothing keeps a checkpoint's range from leaving zero out; padding is zero all the same."""
     for block in plain_and_stride():
         with torch.no_grad():
-            for conv in [block.conv1] + ([block.projection.conv] if block.projection is not None else []):
+            for conv in [block.conv1, block.conv2] + ([block.projection.conv] if block.projection is not None else []):
                 conv.low.fill_(1.0)
         x = features(block, 0.0, 4.0)
         assert error(block, x, form) < 0.03
+
+
+@torch.no_grad()
+def test_a_range_above_zero_saturates_below_for_tensorrt_too() -> None:
+    for block in plain_and_stride():
+        for conv in [block.conv1, block.conv2] + ([block.projection.conv] if block.projection is not None else []):
+            conv.low.fill_(1.0)
+        x = features(block, 0.0, 4.0)
+        ranges = dataclasses.replace(measured(block, x), output=Range(0.0, 4.0))
+        (got,) = run_model(tensorrt_block("block", split_block(block, Option(BITS)), ranges), features=x.numpy())
+        expected = block(x, BITS, round_inputs=False).numpy()
+        assert rms(got - expected) / rms(expected) < 0.05
 
 
 @pytest.mark.parametrize("form", FORMS)
