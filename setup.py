@@ -1,7 +1,7 @@
 """What of the build pyproject.toml cannot say: the compiled gate, and the checkpoint of the demo.
 
-The gate is optional: where Cython or a C compiler is missing or fails, the install succeeds without it, and the gate runs in
-NumPy.
+The gate is optional: where Cython or a C compiler is missing or fails, the install succeeds without it, and the gate
+runs in NumPy.
 """
 
 from __future__ import annotations

@@ -21,6 +21,9 @@ from dfs_deploy.runtimes.onnxruntime.single import SingleDispatch
 
 __all__ = ["OnnxRuntimeBackend"]
 
+SMALL_BATCH = 4
+"""Batches up to this run image by image: bound calls beat regrouping there (benchmarks/serving.py)."""
+
 
 class OnnxRuntimeBackend(Backend):
     """Runs a bundle's engines in ONNX Runtime.
@@ -51,8 +54,15 @@ class OnnxRuntimeBackend(Backend):
         self, images: NDArray[np.float32], forced: NDArray[np.uint8] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         assert self._single is not None and self._batch is not None  # noqa: S101 (Runtime refuses after close)
-        dispatch = self._single if len(images) == 1 else self._batch
-        return dispatch.run(images, forced)
+        if len(images) > SMALL_BATCH:
+            return self._batch.run(images, forced)
+        results = [
+            self._single.run(images[i : i + 1], None if forced is None else forced[i : i + 1])
+            for i in range(len(images))
+        ]
+        if len(results) == 1:
+            return results[0]
+        return np.concatenate([logits for logits, _ in results]), np.concatenate([path for _, path in results])
 
     def engine_calls(self, path: NDArray[np.uint8]) -> tuple[Call, ...]:
         assert self._single is not None  # noqa: S101 (Runtime refuses after close)
