@@ -279,6 +279,9 @@ def contradictions(manifest: Manifest, options: Options, architecture: Architect
 
 
 def _gaps(engines: RuntimeEngines, manifest: Manifest, options: Options, architecture: Architecture) -> Iterator[str]:
+    if len(engines.blocks) != architecture.gated_blocks:  # counted before a block of it is made
+        yield f"are for {len(engines.blocks)} gated blocks, the architecture has {architecture.gated_blocks}"
+        return
     shapes = list(architecture.block_shapes())
     names = {option.name for option in options if not option.skips}
     skips = any(option.skips for option in options)

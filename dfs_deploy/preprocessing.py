@@ -84,7 +84,9 @@ class InputContract:
         images = np.ascontiguousarray(images)
         # A sum of squares is NaN or infinite where any term is, and costs one pass; only then is the cause looked for.
         flat = images.reshape(-1)
-        if not math.isfinite(np.dot(flat, flat)) and not np.isfinite(images).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = np.dot(flat, flat)
+        if not math.isfinite(squares) and not np.isfinite(images).all():
             bad = int(np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))[0])
             raise InputError(f"NaN or infinity in image {bad} of the batch, expected finite values; check what made it")
         return images

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -403,6 +404,18 @@ def test_a_part_that_is_missing_is_found_on_opening(made: Path, what: str) -> No
     edit_manifest(made, DANGLING[what])
     with pytest.raises(BundleError):
         Bundle(made)
+
+
+def test_an_architecture_far_larger_than_its_engines_takes_no_memory(made: Path) -> None:
+    edit_manifest(made, set_to("architecture", "groups", value=[300_000, 1]))
+    tracemalloc.start()
+    try:
+        with pytest.raises(BundleError):
+            Bundle(made)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 5_000_000
 
 
 def test_what_is_no_bundle(tmp_path: Path) -> None:

@@ -73,11 +73,11 @@ def quantize_weight(
 def clamped(interval: Range, part: ConvPart) -> Range:
     """What a convolution's input is clamped to.
 
-    A calibrated interval that lies above zero only says what the data was; the grid holds zero in any case. A
-    checkpoint's that does is part of what its option computes.
+    A calibrated interval that leaves zero out only says what the data was; the grid holds zero in any case. A
+    checkpoint's that lies above zero is part of what its option computes.
     """
     own = part.saturates.low if part.saturates is not None else 0.0
-    return Range(interval.low if interval.low < 0.0 else max(own, 0.0), interval.high)
+    return Range(interval.low if interval.low < 0.0 else max(own, 0.0), max(interval.high, 0.0))
 
 
 def onnxruntime_block(name: str, block: BlockPart, ranges: BlockRanges, grid: Grid | None, weight_bits: int) -> bytes:
@@ -145,6 +145,7 @@ class OnnxRuntimeWriter:
         hidden, out = uint8_grid(Range(0.0, ranges.conv2.high)), uint8_grid(ranges.conv2_out)
         y, y_grid = conv_input("conv1", block.conv1, ranges.conv1)
         y = self.conv("conv1", y, y_grid, block.conv1, hidden)  # clamping at zero is the relu
+        y = self._clip("conv2", y, hidden, clamped(ranges.conv2, block.conv2))
         y = self.dequantize("conv2_output", self.conv("conv2", y, hidden, block.conv2, out), out)
         if block.projection is not None:
             assert ranges.projection is not None and ranges.projection_out is not None  # noqa: S101 (one calibration)
@@ -230,13 +231,16 @@ def tensorrt_block(name: str, block: BlockPart, ranges: BlockRanges) -> bytes:
         )
         return graph.node("DequantizeLinear", graph.node("QuantizeLinear", value, *constants), *constants)
 
+    def clip(label: str, value: str, interval: Range) -> str:
+        bounds = (interval.low, interval.high)
+        ends = [graph.constant(f"{label}_{n}", np.float32(v)) for n, v in zip(("low", "high"), bounds, strict=True)]
+        return graph.node("Clip", value, *ends)
+
     def conv_input(label: str, part: ConvPart, calibrated: Range) -> str:
         # What a skipped stride block passes on is negative in parts, and a symmetric grid would not saturate it where
         # the option does.
         interval = clamped(calibrated, part)
-        bounds = (interval.low, interval.high)
-        ends = [graph.constant(f"{label}_{n}", np.float32(v)) for n, v in zip(("low", "high"), bounds, strict=True)]
-        return quantize(label, graph.node("Clip", features, *ends), interval)
+        return quantize(label, clip(label, features, interval), interval)
 
     def conv(label: str, x: str, part: ConvPart) -> str:
         levels, scale = quantize_weight(part.weight, 8)
@@ -250,7 +254,10 @@ def tensorrt_block(name: str, block: BlockPart, ranges: BlockRanges) -> bytes:
         return graph.node("Conv", x, weight, graph.constant(f"{label}_bias", part.bias), **conv_attributes(part))
 
     y = graph.node("Relu", conv("conv1", conv_input("conv1_input", block.conv1, ranges.conv1), block.conv1))
-    y = conv("conv2", quantize("conv2_input", y, ranges.conv2), block.conv2)
+    hidden = clamped(ranges.conv2, block.conv2)
+    if hidden.low > 0.0:  # else the relu clamps as the option does
+        y = clip("conv2_input", y, hidden)
+    y = conv("conv2", quantize("conv2_input", y, hidden), block.conv2)
     if block.projection is not None:
         assert ranges.projection is not None and ranges.projection_out is not None  # noqa: S101 (calibrated together)
         shortcut = conv_input("projection_input", block.projection, ranges.projection)

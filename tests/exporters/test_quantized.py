@@ -196,6 +196,29 @@ def test_a_range_above_zero_saturates_below_too(form: str) -> None:
         assert error(block, x, form) < 0.03
 
 
+@pytest.mark.parametrize("form", [*FORMS, "tensorrt"])
+@torch.no_grad()
+def test_data_that_was_negative_throughout_is_no_trouble(form: str) -> None:
+    """All that a skipped stride block passed on may be; the range then ends below zero."""
+    for block in plain_and_stride():
+        x = features(block, -0.5, -0.1)
+        ranges = measured(block, x)
+        assert ranges.conv1.high < 0
+        part = split_block(block, Option(BITS))
+        if form == "tensorrt":
+            got = run_model(
+                tensorrt_block("block", part, dataclasses.replace(ranges, output=Range(0.0, 2.0))), features=x.numpy()
+            )[0]
+        else:
+            fed, x = feed(x, form)
+            got = dequantized(
+                run_model(onnxruntime_block("block", part, ranges, grid_of(form), 8), features=fed)[0], ranges
+            )
+        expected = block(x, BITS, round_inputs=False).numpy()
+        # In uint8 there is nothing negative, so all is zero there.
+        assert rms(got - expected) / rms(expected) < (0.3 if form == "uint8" else 0.05)
+
+
 @torch.no_grad()
 def test_a_range_above_zero_saturates_below_for_tensorrt_too() -> None:
     for block in plain_and_stride():
