@@ -69,6 +69,8 @@ class Bundle:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        if not self.path.name:  # "." and "..": the cache beside a bundle goes by its name
+            self.path = self.path.resolve()
         content = _read_manifest(self.path)
         self.manifest = parse_manifest(content, self.path)
         self.digest = sha256(content)
@@ -103,9 +105,12 @@ class Bundle:
         if record is None:
             raise DigestError(f"{self.path}: {name} is not in the manifest; export the bundle again")
         file = self.path / name
-        if file.is_symlink() or not file.is_file():
-            raise DigestError(f"{self.path}: {name} is missing or no plain file; copy or export the bundle again")
-        data = file.read_bytes()
+        try:
+            if file.is_symlink() or not file.is_file():
+                raise DigestError(f"{self.path}: {name} is missing or no plain file; copy or export the bundle again")
+            data = file.read_bytes()
+        except OSError as error:
+            raise DigestError(f"{self.path}: {name} cannot be read ({error.strerror}); copy it again") from error
         if len(data) != record.size or sha256(data) != record.sha256:
             raise DigestError(
                 f"{self.path}: {name} was changed after export (its SHA-256 differs); copy or export it again"
@@ -165,11 +170,9 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
         UsageError: there is something else at ``path``.
     """
     path = Path(path)
-    if path.is_symlink() or (path.exists() and not _is_ours(path)):
-        raise UsageError(f"{path} exists and is no bundle; give another path with --out, or remove it")
+    check_writable(path)
     records = {name: FileRecord(sha256=sha256(data), size=len(data)) for name, data in sorted(files.items())}
     content = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(manifest, files=records)), indent=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         made = temporary / path.name
@@ -177,12 +180,34 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
             target = made / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
+        replaced = temporary / "replaced"
         if path.exists():
-            path.rename(temporary / "replaced")
-        made.rename(path)
+            path.rename(replaced)
+        try:
+            made.rename(path)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(path)
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Bundle(path)
+
+
+def check_writable(path: Path) -> None:
+    """Makes the folder in which a bundle is to stand.
+
+    Raises:
+        UsageError: something else stands at the path, or nothing can be written there.
+    """
+    if path.is_symlink() or (path.exists() and not _is_ours(path)):
+        raise UsageError(f"{path} exists and is no bundle; give another path with --out, or remove it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"no folder can be made at {path.parent} ({error.strerror}); give another --out") from error
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"nothing can be written in {path.parent}; give another --out")
 
 
 def _read_manifest(path: Path) -> bytes:
@@ -191,7 +216,10 @@ def _read_manifest(path: Path) -> bytes:
     file = path / MANIFEST
     if file.is_symlink() or not file.is_file():
         raise BundleError(f"{path} has no {MANIFEST}, so it is no bundle; make one with dfs-deploy export")
-    return file.read_bytes()
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{file} cannot be read ({error.strerror}); check its permissions") from error
 
 
 def _is_ours(path: Path) -> bool:

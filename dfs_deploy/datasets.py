@@ -82,6 +82,33 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def labelled_for(self, classes: int, class_names: Sequence[str]) -> Dataset:
+        """The same images with labels that count as a network does.
+
+        Args:
+            classes: of the network.
+            class_names: of the network, or empty where none are known. Where both sides have names, they decide.
+
+        Raises:
+            DataError: a class that the network does not know.
+        """
+        labels = self.labels
+        if self.class_names and class_names and self.class_names != tuple(class_names):
+            position = {name: i for i, name in enumerate(class_names)}
+            unknown = [name for name in self.class_names if name not in position]
+            if unknown:
+                raise DataError(
+                    f"{self.name} has a class {unknown[0]!r} that the network does not know ({', '.join(class_names)});"
+                    " name the classes as the network does"
+                )
+            labels = np.array([position[name] for name in self.class_names], np.int64)[labels]
+        if labels.max() >= classes:
+            raise DataError(
+                f"{self.name} has label {labels.max()}, the network has {classes} classes, from 0; give its own data"
+            )
+        names = tuple(class_names) if class_names else self.class_names
+        return Dataset(self.images, labels, names, self.name)
+
     def subset(self, count: int | None, seed: int) -> Dataset:
         """Draws images at random without replacement.
 

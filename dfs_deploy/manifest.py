@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -25,7 +25,9 @@ Form = Literal["float32", "uint8"]
 """How a feature map is kept: float32, or uint8 on the grid of its group."""
 
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-Positive = Annotated[int, Meta(ge=1)]
+Positive = Annotated[int, Meta(ge=1, le=1 << 16)]
+"""Bounded, so that no manifest makes a reader take memory without end."""
+
 NotNegative = Annotated[int, Meta(ge=0)]
 
 
@@ -100,7 +102,7 @@ class ArchitectureRecord(_Record, frozen=True, kw_only=True):
     """See :class:`dfs_deploy.architecture.Architecture`."""
 
     name: str
-    groups: list[Positive]
+    groups: Annotated[list[Annotated[int, Meta(ge=1, le=1000)]], Meta(max_length=16)]
     widths: list[Positive]
     classes: Positive
     image_shape: tuple[Positive, Positive, Positive]
@@ -169,7 +171,7 @@ class AccuracyRecord(_Record, frozen=True, kw_only=True):
     """
 
     data: str
-    samples: Positive
+    samples: Annotated[int, Meta(ge=1)]
     top1_reference: float | None
     top1_bundle: float | None
     top1_static: dict[Precision, float]
@@ -220,7 +222,7 @@ class Head(msgspec.Struct):
     """What can be read of a manifest of any version."""
 
     schema_version: int
-    producer: dict[str, str] = {}
+    producer: dict[str, Any] = {}
 
 
 def parse_manifest(content: bytes, path: Path) -> Manifest:

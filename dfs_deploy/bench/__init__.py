@@ -1,7 +1,30 @@
 """Measuring on the machine where it will run."""
 
-from dfs_deploy.bench.bench import BenchResult, CaseResult, run_bench
-from dfs_deploy.bench.clock import Timing
-from dfs_deploy.bench.machine import Machine, check_device, describe_machine
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dfs_deploy.bench.bench import BenchResult, CaseResult, run_bench
+    from dfs_deploy.bench.clock import Timing
+    from dfs_deploy.bench.machine import Machine, check_device, describe_machine
 
 __all__ = ["BenchResult", "CaseResult", "Machine", "Timing", "check_device", "describe_machine", "run_bench"]
+
+_HOMES = {
+    "BenchResult": "bench",
+    "CaseResult": "bench",
+    "Machine": "machine",
+    "Timing": "clock",
+    "check_device": "machine",
+    "describe_machine": "machine",
+    "run_bench": "bench",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports on demand: ``doctor`` looks at the machine where onnxruntime may be missing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dfs_deploy.bench' has no attribute {name!r}")
+    return getattr(import_module(f"dfs_deploy.bench.{_HOMES[name]}"), name)

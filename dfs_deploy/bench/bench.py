@@ -23,7 +23,6 @@ FORCED_SHARES = (0, 25, 50, 75, 100)
 """Percent of the gated blocks that run, after the protocol of Cocktailer (Zhang et al., OSDI 2023)."""
 
 MAX_INPUTS = 1024
-_PROFILED_PATHS = 32
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ def run_bench(
         plan: whether to use the plan measured on this machine, if there is one.
         forced: whether to time forced paths as well, with a quarter to all of the gated blocks run.
         seed: of the order.
-        min_s: measured seconds a case, at least.
+        min_s: measured seconds a case, on average.
         min_iterations: calls a case, at least.
         warm_up_s: seconds before measuring.
         progress: called with what is being done and how far it is.
@@ -172,6 +171,8 @@ def run_bench(
         UsageError: no inputs, or fewer than one batch.
     """
     report = progress or (lambda what, share: None)
+    if seed < 0:
+        raise UsageError(f"seed {seed}, expected 0 or more")
     images, labels, name = _inputs(bundle, data, seed)
     if len(images) < batch:
         raise UsageError(f"{len(images)} images, expected at least one batch of {batch}; give more with --data")
@@ -273,8 +274,8 @@ def _inputs(bundle: Bundle, data: Dataset | None, seed: int) -> tuple[NDArray[np
     if samples is None:
         raise UsageError(f"{bundle.path} carries no images; give some with --data")
     order = np.random.default_rng(seed).permutation(len(samples.images))
-    known = samples.labels[order]
-    return samples.images[order], known if (known >= 0).all() else None, "images carried by the bundle"
+    # No labels: they were chosen for different paths, so their top-1 would say nothing about any data.
+    return samples.images[order], None, "images carried by the bundle, chosen for different paths"
 
 
 def _top1(logits: NDArray[np.float32], labels: NDArray[np.int64] | None) -> float | None:
@@ -284,16 +285,15 @@ def _top1(logits: NDArray[np.float32], labels: NDArray[np.int64] | None) -> floa
 def _engines_alone(runtime: Runtime, paths: NDArray[np.uint8]) -> tuple[float, float]:
     """Mean over paths of the sum of the standalone medians of their engines, in ms; and median gate step, in us."""
     unique, counts = np.unique(paths, axis=0, return_counts=True)
-    commonest = np.argsort(-counts, kind="stable")[:_PROFILED_PATHS]
     medians: dict[int, float] = {}
     total = 0.0
-    for row, count in zip(unique[commonest], counts[commonest], strict=True):
+    for row, count in zip(unique, counts, strict=True):
         for call in runtime.engine_calls(row):
             if id(call) not in medians:
                 medians[id(call)] = median_alone(call)
             total += float(count) * medians[id(call)]
     gates = [median_alone(call) for call in runtime.gate_calls()]
-    return total / float(counts[commonest].sum()), 1e3 * float(np.median(gates)) if gates else 0.0
+    return total / len(paths), 1e3 * float(np.median(gates)) if gates else 0.0
 
 
 def ratio(cases: Sequence[CaseResult], name: str, base: str) -> float | None:

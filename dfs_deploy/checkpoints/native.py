@@ -11,7 +11,7 @@ import torch
 
 from dfs_deploy.architecture import Architecture
 from dfs_deploy.checkpoints.reading import METADATA_KEY, RawCheckpoint
-from dfs_deploy.checkpoints.registry import Checkpoint, check_options, recognizer
+from dfs_deploy.checkpoints.registry import Checkpoint, recognizer
 from dfs_deploy.errors import CheckpointError
 from dfs_deploy.files import whole_file
 from dfs_deploy.models import DFSNetwork
@@ -60,9 +60,11 @@ def load_native(raw: RawCheckpoint, options: Options | None) -> Checkpoint:
         saved = Options(raw.values["options"])
         if contract.shape != architecture.image_shape:
             raise ValueError(f"input of shape {contract.shape} for a network of {architecture.image_shape}")
-        network = DFSNetwork(architecture, check_options(options or saved, len(saved)))
+        network = DFSNetwork(architecture, saved)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"dfs-deploy checkpoint with malformed values ({error}); save it again") from error
+    if options is not None and options != saved:
+        raise CheckpointError(f"the checkpoint's options are {saved}, not {options}; leave --options out")
     try:
         network.load_state_dict(dict(raw.tensors))
     except RuntimeError as error:

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from dfs_deploy.bundle import find_bundle
-
 BundleArgument = Annotated[
     Path | None,
     typer.Argument(metavar="[BUNDLE]", help="A NAME.dfs directory; the one in the current directory when left out."),
@@ -18,11 +16,13 @@ ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads th
 PlanOption = Annotated[
     bool, typer.Option("--plan/--no-plan", help="Use the plan that bench --save-plan measured on this machine.")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every draw.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every draw.")]
 CheckpointOption = Annotated[Path, typer.Option("--checkpoint", help="The trained checkpoint that it was made from.")]
 DataHelp = "An .npz with x and y, a folder of images by class, or a CIFAR archive's folder."
 
 
 def bundle_path(given: Path | None) -> Path:
     """The bundle that was named, or the one in the current directory."""
+    from dfs_deploy.bundle import find_bundle
+
     return given or find_bundle()

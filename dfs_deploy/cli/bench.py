@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dfs_deploy.bench import BenchResult, check_device, run_bench
-from dfs_deploy.bundle import Bundle
 from dfs_deploy.cli.arguments import (
     BundleArgument,
     DataHelp,
@@ -20,9 +18,9 @@ from dfs_deploy.cli.arguments import (
     bundle_path,
 )
 from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
-from dfs_deploy.datasets import load_dataset
-from dfs_deploy.runtimes.onnxruntime.plan import measure_plan
-from dfs_deploy.runtimes.onnxruntime.plan import save_plan as keep_plan
+
+if TYPE_CHECKING:
+    from dfs_deploy.bench import BenchResult
 
 
 def bench(
@@ -35,7 +33,7 @@ def bench(
     forced: Annotated[
         bool, typer.Option("--forced", help="Time forced paths too: 0 to 100 % of the blocks run.")
     ] = False,
-    min_seconds: Annotated[float, typer.Option(min=0.01, help="Measured seconds a case, at least.")] = 3.0,
+    min_seconds: Annotated[float, typer.Option(min=0.01, help="Measured seconds a case, on average.")] = 3.0,
     min_iterations: Annotated[int, typer.Option(min=1, help="Calls a case, at least.")] = 200,
     save_plan: Annotated[
         bool,
@@ -45,14 +43,22 @@ def bench(
     json: JsonOption = False,
 ) -> None:
     """Time the network against static engines of the same backbone, interleaved, on the same inputs."""
+    from dfs_deploy.bench import check_device, run_bench
+    from dfs_deploy.bundle import Bundle
+    from dfs_deploy.datasets import load_dataset
+    from dfs_deploy.runtimes.onnxruntime import plan as plans
+
     check_device(device)
     opened = Bundle(bundle_path(bundle))
-    drawn = None if data is None else load_dataset(data, split="test", size=opened.input.shape[1:])
+    drawn = None
+    if data is not None:
+        loaded = load_dataset(data, split="test", size=opened.input.shape[1:])
+        drawn = loaded.labelled_for(opened.architecture.classes, opened.input.class_names)
     with progress(quiet=json) as report:
         if save_plan:
             report("measuring a plan", 0.0)
-            measured = measure_plan(opened, threads, partial(report, "measuring a plan"))
-            keep_plan(opened, threads, measured)
+            measured = plans.measure_plan(opened, threads, partial(report, "measuring a plan"))
+            plans.save_plan(opened, threads, measured)
         result = run_bench(
             opened,
             drawn,
@@ -122,7 +128,10 @@ def conclusions(result: BenchResult) -> list[str]:
             f"one gate step {dfs.gate_us:.1f} us; the engines alone {dfs.engine_ms:.3f} ms of {dfs.timing.p50:.3f}"
         )
     int8 = by_name.get("static-int8")
-    if int8 is not None and int8.timing.p50 <= dfs.timing.p50 and (int8.top1 or 0.0) >= (dfs.top1 or 0.0):
+    faster = int8 is not None and int8.timing.p50 <= dfs.timing.p50
+    if faster and (dfs.top1 is None or int8 is None or int8.top1 is None):
+        lines.append("here the static INT8 engine is faster; give --data to see whether it is as accurate")
+    elif faster and int8 is not None and int8.top1 is not None and dfs.top1 is not None and int8.top1 >= dfs.top1:
         lines.append(
             "here the static INT8 engine is faster and no less accurate on these inputs: it is the better choice"
         )

@@ -14,7 +14,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from dfs_deploy.errors import DfsDeployError, ExportMismatchError
+from dfs_deploy.errors import DfsDeployError, EnvironmentLacksError, ExportMismatchError
+
+CORE = ("numpy", "onnxruntime", "msgspec", "PIL")
+"""Modules that every install has, by import name."""
 
 INTERRUPTED = 130
 _PIPE_WIDTH = 160
@@ -24,7 +27,7 @@ Report = Callable[[str, float], None]
 
 def output() -> Console:
     """The console for results, on standard output; wide where nobody watches, so that a log is never cut."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     return console
@@ -32,7 +35,7 @@ def output() -> Console:
 
 def errors() -> Console:
     """The console for progress and errors, on standard error."""
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+    return Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def print_json(value: Any) -> None:
@@ -95,13 +98,20 @@ def exit_codes(debug: bool) -> Iterator[None]:
             for line in error.mismatches:
                 console.print(Text(f"  {line}"))
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if debug or error.name not in CORE:
+            raise
+        errors().print(f"error: {error.name} is not installed and dfs-deploy needs it; run: pip install dfs-deploy")
+        sys.exit(EnvironmentLacksError.exit_code)
+    except OSError as error:
+        if debug or isinstance(error, BrokenPipeError):
+            raise
+        what = f"{error.filename}: " if error.filename else ""
+        errors().print(f"error: {what}{error.strerror or error}; check the path, its permissions and the space left")
+        sys.exit(EnvironmentLacksError.exit_code)
     except KeyboardInterrupt:
         errors().print("interrupted")
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of a pipe left; it has what it wanted, and Python must not complain while it flushes.
-        sys.stderr.close()
-        sys.exit(0)
 
 
 def percent(share: float | None, digits: int = 2) -> str:

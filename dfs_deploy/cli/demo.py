@@ -11,7 +11,8 @@ import dfs_deploy
 from dfs_deploy.cli.arguments import JsonOption
 from dfs_deploy.cli.bench import show_bench
 from dfs_deploy.cli.console import output, percent, print_json, progress
-from dfs_deploy.errors import EnvironmentLacksError
+from dfs_deploy.cli.verify import missed_bars
+from dfs_deploy.errors import EnvironmentLacksError, VerificationError
 from dfs_deploy.extras import required
 
 CHECKPOINT = "digits.pt"
@@ -19,7 +20,7 @@ CHECKPOINT = "digits.pt"
 
 def demo(
     out: Annotated[Path, typer.Option(help="Directory to write the bundle to.")] = Path("digits.dfs"),
-    min_seconds: Annotated[float, typer.Option(min=0.01, help="Measured seconds a case, at least.")] = 2.0,
+    min_seconds: Annotated[float, typer.Option(min=0.01, help="Measured seconds a case, on average.")] = 2.0,
     json: JsonOption = False,
 ) -> None:
     """Export, verify and bench a small network on real scanned digits."""
@@ -39,6 +40,7 @@ def demo(
         with Runtime(exported.bundle) as runtime:
             comparison = compare(runtime, loaded.network, test.images, test.labels)
         result = run_bench(exported.bundle, test, min_s=min_seconds, progress=report)
+    failures = missed_bars(comparison)
     if json:
         print_json(
             {
@@ -48,9 +50,12 @@ def demo(
                 "top1_bundle": comparison.top1_bundle,
                 "route_agreement": comparison.route_agreement,
                 "computation_percentage_bundle": comparison.computation_percentage_bundle,
+                "passed": not failures,
                 "bench": result.as_json(),
             }
         )
+        if failures:
+            raise VerificationError("; ".join(failures))
         return
     console.print(
         f"exported {source.name} to {exported.bundle.path}: {len(exported.validation.engines)} engines validated"
@@ -61,6 +66,8 @@ def demo(
         f" {comparison.computation_percentage_bundle:.1f} % of running every block in full precision"
     )
     show_bench(result)
+    if failures:
+        raise VerificationError("; ".join(failures))
     console.print(f"next: dfs-deploy inspect {exported.bundle.path}")
 
 

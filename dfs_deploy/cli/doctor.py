@@ -14,7 +14,6 @@ from dfs_deploy.cli.arguments import JsonOption
 from dfs_deploy.cli.console import output, print_json
 from dfs_deploy.errors import EnvironmentLacksError
 from dfs_deploy.extras import EXTRA_OF
-from dfs_deploy.runtimes.native_gate import native_available, native_variants
 
 _CORE = ("numpy", "onnxruntime", "msgspec", "typer", "rich", "pillow")
 _DISTRIBUTION = {"sklearn": "scikit-learn"}
@@ -83,6 +82,10 @@ def _version(distribution: str) -> str:
 
 
 def _gate() -> str:
+    try:
+        from dfs_deploy.runtimes.native_gate import native_available, native_variants
+    except ModuleNotFoundError as error:
+        return f"unknown: {error.name} is missing"
     if native_available():
         return f"native ({native_variants()[0]})"
     return "numpy: install a C compiler and reinstall dfs-deploy for the native one"

@@ -5,18 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.text import Text
 
-from dfs_deploy.bundle import SUFFIX, find_bundle
 from dfs_deploy.cli.arguments import JsonOption, PlanOption, ThreadsOption
 from dfs_deploy.cli.console import output, print_json, show_table
-from dfs_deploy.datasets import list_images, load_image
 from dfs_deploy.errors import UsageError
-from dfs_deploy.manifest import MANIFEST
 from dfs_deploy.options import Option
-from dfs_deploy.runtimes import Runtime
 
 _COLOURS = ((0, "grey37"), (8, "green"), (16, "yellow"), (32, "red"))
 
@@ -31,6 +26,13 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Classify images, and show what each block did for each of them."""
+    import numpy as np
+
+    from dfs_deploy.bundle import SUFFIX, find_bundle
+    from dfs_deploy.datasets import list_images, load_image
+    from dfs_deploy.manifest import MANIFEST
+    from dfs_deploy.runtimes import Runtime
+
     named = inputs[0].suffix == SUFFIX or (inputs[0] / MANIFEST).is_file()
     bundle, *images = inputs if named else [find_bundle(), *inputs]
     if not images:

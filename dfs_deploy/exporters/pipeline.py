@@ -17,7 +17,7 @@ from torch import Tensor
 
 import dfs_deploy
 from dfs_deploy import manifest as schema
-from dfs_deploy.bundle import SUFFIX, Bundle, write_bundle
+from dfs_deploy.bundle import SUFFIX, Bundle, check_writable, write_bundle
 from dfs_deploy.calibration import (
     METHODS,
     STATIC,
@@ -109,11 +109,14 @@ def export(
             nothing is written then.
     """
     report = progress or (lambda what, share: None)
+    if seed < 0:
+        raise UsageError(f"seed {seed}, expected 0 or more")
     source = Path(checkpoint)
     out = Path(f"{checkpoint_stem(source)}{SUFFIX}") if out is None else Path(out)
     wanted = parse_targets(",".join(PRECISIONS if targets is None else targets))
     made_for = _check_runtimes(RUNTIMES[:1] if runtimes is None else runtimes)
     single = None if single_file is None else _check_single_path(Path(single_file), out, made_for)
+    check_writable(out)
     loaded = load_checkpoint(source, options)
     network = loaded.network
     data = _load_data(calibration_data, loaded, calibration_samples, seed)
@@ -154,7 +157,6 @@ def export(
         files={},
     )
     files = {**writer.files, "samples.npz": pack_samples(samples)}
-    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as folder:
         draft = write_bundle(Path(folder) / f"draft{SUFFIX}", manifest, files)
         report("validating", 0.0)
@@ -215,7 +217,8 @@ def _load_data(
         raise UsageError(
             f"{data.name} has images of {data.images.shape[1:]}, the network takes {(*size, loaded.input.shape[0])}"
         )
-    return data.subset(samples, seed)
+    names = loaded.input.class_names
+    return data.labelled_for(loaded.network.architecture.classes, names).subset(samples, seed)
 
 
 def _check_method(method: str | None, data: Dataset | None, loaded: Checkpoint, needed: bool) -> str:

@@ -18,6 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.errors import BundleError
 from dfs_deploy.files import sha256, write_whole
 from dfs_deploy.manifest import Engine, Form
 from dfs_deploy.options import PRECISIONS, Precision
@@ -110,6 +111,8 @@ def measure_plan(bundle: Bundle, threads: int, progress: Callable[[float], None]
         threads: that one engine may use.
         progress: called with how far it is, 0 to 1.
     """
+    if "onnxruntime" not in bundle.manifest.runtimes:
+        raise BundleError(f"{bundle.path} has no engines for onnxruntime to time; export with --runtime onnxruntime")
     blocks = bundle.manifest.runtimes["onnxruntime"].blocks
     shapes = list(bundle.architecture.block_shapes())
     entries = []
@@ -161,10 +164,13 @@ def _choose(medians: dict[Precision, float]) -> Precision:
 
 
 def _cpu() -> str:
+    """What tells this CPU from others: x86 gives a model's name, Arm the maker's numbers and the features."""
     file = Path("/proc/cpuinfo")
-    if file.is_file():
-        for line in file.read_text(errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return f"{platform.machine()} {value.strip()}"
-    return f"{platform.machine()} {platform.processor()}"
+    if not file.is_file():
+        return f"{platform.machine()} {platform.processor()}"
+    pairs = (line.partition(":") for line in file.read_text(errors="replace").split("\n\n")[0].splitlines())
+    facts = {name.strip(): value.strip() for name, _, value in pairs}
+    return " ".join([platform.machine(), *(facts[name] for name in _CPU_FACTS if name in facts)])
+
+
+_CPU_FACTS = ("model name", "CPU implementer", "CPU part", "CPU variant", "CPU revision", "Features")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from dfs_deploy.errors import BundleError
 from dfs_deploy.manifest import Engine, Form
 from dfs_deploy.runtimes.base import Substitution
 from dfs_deploy.runtimes.gate import GateWeights
-from dfs_deploy.runtimes.onnxruntime.binding import open_session, session_options
+from dfs_deploy.runtimes.onnxruntime.binding import laid_out, open_session, session_options
 from dfs_deploy.runtimes.onnxruntime.plan import Plan, PlanEntry
 
 _WEIGHTS = ("input_weight", "bias", "recurrent_weight", "projection_weight", "projection_bias")
@@ -69,24 +70,27 @@ def load_engines(bundle: Bundle, threads: int, plan: Plan | None = None) -> Load
     """
     engines = bundle.manifest.runtimes["onnxruntime"]
     loader = _Loader(bundle, threads)
+    shapes = list(bundle.architecture.block_shapes())
+    maps = [(shape.out_channels, *shape.out_size) for shape in shapes]
     blocks, substituted = [], _Substitutions()
     for block in engines.blocks:
+        sizes = maps[block.index - 1 : block.index + 1]
         options: list[LoadedEngine | None] = []
         for option in bundle.options:
             label = f"block {block.index}, option {option.name}"
             if option.skips:
-                options.append(None if block.skip is None else loader.engine(block.skip, label))
+                options.append(None if block.skip is None else loader.engine(block.skip, label, *sizes))
                 continue
             wanted, *fallbacks = block.options[option.name]
             chosen, reason = _choose(wanted, fallbacks, None if plan is None else plan.chosen(block.index, option.name))
             if reason:
                 substituted.add(option.name, wanted.precision, chosen.precision, reason, block.index)
-            options.append(loader.engine(chosen, f"{label} ({chosen.precision})"))
+            options.append(loader.engine(chosen, f"{label} ({chosen.precision})", *sizes))
         blocks.append(LoadedBlock(tuple(options)))
     return LoadedEngines(
-        stem=loader.engine(engines.stem, "stem"),
+        stem=loader.engine(engines.stem, "stem", bundle.architecture.image_shape, maps[0]),
         blocks=tuple(blocks),
-        head=loader.engine(engines.head, "head"),
+        head=loader.engine(engines.head, "head", maps[-1], (bundle.architecture.classes,)),
         gate=_gate_weights(loader.session(engines.gate), bundle),
         feature_scales=tuple(engines.feature_scales),
         substitutions=substituted.collected(),
@@ -132,10 +136,13 @@ class _Loader:
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._options = session_options(threads)
 
-    def engine(self, engine: Engine, label: str) -> LoadedEngine:
+    def engine(self, engine: Engine, label: str, takes: tuple[int, ...], gives: tuple[int, ...]) -> LoadedEngine:
+        """Loads every variant of an engine, from features of one size, without the batch, to another."""
         sessions = {form: self.session(file) for form, file in engine.files.items()}
         for form, session in sessions.items():
-            self._check(label, session, form, engine.output)
+            given = laid_out(gives, engine.output) if len(gives) == 3 else gives
+            self._check(label, session.get_inputs(), form, laid_out(takes, form))
+            self._check(label, session.get_outputs(), engine.output, given)
         return LoadedEngine(label, engine.output, sessions)
 
     def session(self, file: str) -> ort.InferenceSession:
@@ -145,17 +152,12 @@ class _Loader:
             self._sessions[digest] = open_session(self._bundle.read(file), name, self._options)
         return self._sessions[digest]
 
-    def _check(self, label: str, session: ort.InferenceSession, form: Form, output: Form) -> None:
-        inputs, outputs = session.get_inputs(), session.get_outputs()
-        expected = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}
-        if (
-            len(inputs) != 1
-            or len(outputs) != 1
-            or inputs[0].type != expected[form]
-            or outputs[0].type != expected[output]
-        ):
+    def _check(self, label: str, values: Sequence[Any], form: Form, size: tuple[int, ...]) -> None:
+        kind = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}[form]
+        if len(values) != 1 or values[0].type != kind or tuple(values[0].shape[1:]) != size:
             raise BundleError(
-                f"{self._bundle.path}: the engine of {label} has other inputs or outputs than the manifest says"
+                f"{self._bundle.path}: the engine of {label} takes or gives something else than {form} of (N, *{size});"
+                " export it again"
             )
 
 

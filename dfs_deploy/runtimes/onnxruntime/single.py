@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.architecture import Architecture
-from dfs_deploy.errors import InternalError
+from dfs_deploy.errors import DfsDeployError, InternalError
 from dfs_deploy.manifest import Form
 from dfs_deploy.runtimes.gate import Gate
 from dfs_deploy.runtimes.onnxruntime.binding import Call, aligned_buffer, bind, engine_failed, laid_out
@@ -90,6 +90,8 @@ class SingleDispatch:
                     call()
             index += 1
             self._head[place]()
+        except DfsDeployError:
+            raise
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
             raise engine_failed(self._label(index, path), error) from error
         return self._logits.copy(), np.frombuffer(path, np.uint8)[None]
