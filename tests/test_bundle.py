@@ -407,7 +407,7 @@ def test_a_part_that_is_missing_is_found_on_opening(made: Path, what: str) -> No
 
 
 def test_an_architecture_far_larger_than_its_engines_takes_no_memory(made: Path) -> None:
-    edit_manifest(made, set_to("architecture", "groups", value=[300_000, 1]))
+    edit_manifest(made, set_to("architecture", "groups", value=[100_000, 1]))
     tracemalloc.start()
     try:
         with pytest.raises(BundleError):

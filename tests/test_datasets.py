@@ -886,3 +886,17 @@ def test_reading_arrays_needs_neither_torch_nor_pillow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_labels_count_as_the_network_does() -> None:
+    images = np.zeros((3, 4, 4, 3), np.uint8)
+    data = Dataset(images, np.array([0, 1, 1]), ("cat", "dog"), "pets")
+    matched = data.labelled_for(6, ("bird", "cat", "deer", "dog", "frog", "horse"))
+    assert matched.labels.tolist() == [1, 3, 3]
+    assert data.labelled_for(2, ("cat", "dog")).labels.tolist() == [0, 1, 1]
+    assert data.labelled_for(2, ()).labels.tolist() == [0, 1, 1]
+    with refuses(DataError, "'dog'", "cat, car"):
+        data.labelled_for(2, ("cat", "car"))
+    unnamed = Dataset(images, np.array([0, 1, 14]), (), "shifted")
+    with refuses(DataError, "label 14", "10 classes"):
+        unnamed.labelled_for(10, ("cat",) * 10)

@@ -24,7 +24,7 @@ class Machine:
         cores: logical cores that this process may use.
         system: operating system and architecture.
         int8: the instructions for 8-bit products that the CPU has, or an empty string.
-        float16: whether the CPU computes in float16.
+        float16: whether the CPU computes in float16 and ONNX Runtime has kernels for it: 64-bit Arm with FEAT_FP16.
         load: mean of runnable processes over the last minute, or ``None`` where the system does not say.
     """
 
@@ -47,7 +47,7 @@ def describe_machine() -> Machine:
         cores=len(affinity),
         system=f"{platform.system()} {platform.machine()}",
         int8=int8,
-        float16=bool({"avx512_fp16", "asimdhp"} & flags),
+        float16="asimdhp" in flags,
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     )
 

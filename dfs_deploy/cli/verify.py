@@ -68,13 +68,13 @@ def verify(
     bundle: BundleArgument = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Images to draw.", show_default="all")] = None,
     max_top1_drop: Annotated[
-        float, typer.Option(min=0, max=1, help="Bar: share of right answers that may be lost; 0.003 is 0.3 points.")
+        float, typer.Option(help="Bar: share of right answers that may be lost; 0.003 is 0.3 points.")
     ] = MAX_TOP1_DROP,
     min_route_agreement: Annotated[
-        float, typer.Option(min=0, max=1, help="Bar: share of block decisions that must agree.")
+        float, typer.Option(help="Bar: share of block decisions that must agree.")
     ] = MIN_ROUTE_AGREEMENT,
     max_computation_change: Annotated[
-        float, typer.Option(min=0, max=100, help="Bar: change of the computation percentage, in points.")
+        float, typer.Option(help="Bar: change of the computation percentage, in points.")
     ] = MAX_COMPUTATION_CHANGE,
     threads: ThreadsOption = 1,
     plan: PlanOption = True,

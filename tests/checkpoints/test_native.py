@@ -166,10 +166,11 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float) ->
         load_checkpoint(tmp_path / "net.pt")
 
 
-def test_as_many_options_are_needed_as_the_gate_scores(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", ["skip,8,full", "skip,2,4,full"])
+def test_other_options_than_it_says_are_refused(tmp_path: Path, options: str) -> None:
     save_checkpoint(tmp_path / "net.pt", network(), CONTRACT)
-    with refuses(CheckpointError, "give 4"):
-        load_checkpoint(tmp_path / "net.pt", Options.parse("skip,8,full"))
+    with refuses(CheckpointError, f"not {options}", "skip,8,16,full"):
+        load_checkpoint(tmp_path / "net.pt", Options.parse(options))
 
 
 def test_quantised_options_need_ranges_in_every_gated_block(tmp_path: Path) -> None:

@@ -3,33 +3,69 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import dfs_deploy
 from dfs_deploy.bundle import Bundle
-from tests.cli.program import run
+from dfs_deploy.datasets import save_npz
+from dfs_deploy.digits import load_digits
+from dfs_deploy.runtimes import Runtime
+from tests.cli.program import Ran, run
 
 SHIPPED = Path(dfs_deploy.__file__).parent.parent / "examples" / "digits.pt"
 
 
-@pytest.mark.skipif(not SHIPPED.is_file(), reason="the shipped checkpoint has not been made")
-def test_the_demo_runs_the_main_job(tmp_path: Path) -> None:
-    out = tmp_path / "digits.dfs"
-    ran = run("demo", "--out", out, "--min-seconds", "0.05", "--json")
-    assert (ran.code, ran.err) == (0, "")
-    assert ran.json["bundle"] == str(out)
-    assert ran.json["samples"] == 500
-    assert ran.json["route_agreement"] >= 0.98
-    assert ran.json["top1_reference"] - ran.json["top1_bundle"] <= 0.003
-    assert {case["name"] for case in ran.json["bench"]["cases"]} >= {"dfs", "static-fp32", "static-int8"}
-    shares = Bundle(out).manifest.accuracy
-    assert shares is not None
-    assert any(0.02 < share < 0.98 for block in shares.option_share for share in block), "the gate varies its choice"
+shipped = pytest.mark.skipif(not SHIPPED.is_file(), reason="the shipped checkpoint has not been made")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    out = tmp_path_factory.mktemp("demo") / "digits.dfs"
+    return run("demo", "--out", out, "--min-seconds", "0.05", "--json")
+
+
+@shipped
+def test_the_demo_runs_the_main_job(demo: Ran) -> None:
+    assert (demo.code, demo.err) == (0, "")
+    assert demo.json["samples"] == 500
+    assert demo.json["route_agreement"] >= 0.98
+    assert demo.json["top1_reference"] - demo.json["top1_bundle"] <= 0.003
+    assert {case["name"] for case in demo.json["bench"]["cases"]} >= {"dfs", "static-fp32", "static-int8"}
+    accuracy = Bundle(demo.json["bundle"]).manifest.accuracy
+    assert accuracy is not None
+    assert any(0.02 < share < 0.98 for block in accuracy.option_share for share in block), "the gate varies its choice"
+
+
+@shipped
+def test_a_batch_of_256_digits_is_256_batches_of_one(demo: Ran) -> None:
+    images = load_digits("test").images[:256]
+    with Runtime(demo.json["bundle"]) as runtime:
+        together = runtime(images)
+        alone = [runtime(image[None]) for image in images]
+    assert len(np.unique(together.path, axis=0)) > 4
+    assert np.array_equal(np.concatenate([result.path for result in alone]), together.path)
+    logits = np.concatenate([result.logits for result in alone])
+    np.testing.assert_allclose(logits, together.logits, rtol=0, atol=1e-4)
+
+
+@shipped
+def test_the_demos_bundle_passes_verify_and_runs_on_files(demo: Ran, tmp_path: Path) -> None:
+    digits = load_digits("test")
+    save_npz(tmp_path / "digits.npz", digits)
+    bundle = demo.json["bundle"]
+    ran = run("verify", bundle, "--checkpoint", SHIPPED, "--data", tmp_path / "digits.npz", "--json")
+    assert (ran.code, ran.json["passed"]) == (0, True)
+    assert ran.json["route_agreement"] == demo.json["route_agreement"]
+    Image.fromarray(digits.images[0]).save(tmp_path / "digit.png")
+    (result,) = run("run", bundle, tmp_path / "digit.png", "--json").json["results"]
+    assert result["class_name"] in "0123456789"
 
 
 def test_without_its_checkpoint_the_demo_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    demo = importlib.import_module("dfs_deploy.cli.demo")
-    monkeypatch.setattr(demo, "CHECKPOINT", "nowhere.pt")
+    module = importlib.import_module("dfs_deploy.cli.demo")
+    monkeypatch.setattr(module, "CHECKPOINT", "nowhere.pt")
     ran = run("demo", "--out", tmp_path / "digits.dfs", "--json")
     ran.failed(3, "nowhere.pt")
     assert not list(tmp_path.iterdir())
