@@ -26,7 +26,11 @@ def session_options(threads: int) -> ort.SessionOptions:
     _share_allocator()
     options = ort.SessionOptions()
     options.add_session_config_entry("session.use_env_allocators", "1")
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads  # one: the calling thread, and no pool
+    if threads > 1:
+        # Each session then has a pool: ONNX Runtime's one for all would bind every session of the process, also the
+        # application's, and cannot be resized. Pools that do not spin while they wait keep out of each other's way.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # its errors are raised as well, and its warnings speak of the machine's sysfs
     return options
