@@ -5,6 +5,7 @@ docs/bundle-format.md describes it for people.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,10 +15,10 @@ from msgspec import Meta
 
 from dfs_deploy.architecture import Architecture
 from dfs_deploy.errors import BundleError, SchemaVersionError
-from dfs_deploy.options import Options, Precision
+from dfs_deploy.options import Option, Options, Precision
 from dfs_deploy.preprocessing import InputContract
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 PRODUCER = "dfs-deploy"
 
@@ -29,6 +30,8 @@ Positive = Annotated[int, Meta(ge=1, le=1 << 16)]
 """Bounded, so that no manifest makes a reader take memory without end."""
 
 NotNegative = Annotated[int, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Percentage = Annotated[float, Meta(ge=0, le=100)]
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -77,7 +80,7 @@ class RuntimeEngines(_Record, frozen=True, kw_only=True):
         stem: images to the first block's output.
         blocks: the gated blocks, in order.
         head: the last features to logits.
-        gate: the gate's step; its weights are among its outputs.
+        gate: the gate's step; its weights are among its outputs. ``None`` for a network with a static policy.
         feature_scales: a scale a block, first block included: what one step of uint8 is worth in its output's form.
         static: by precision, the whole backbone as one engine, every block run: the baselines of a bench.
     """
@@ -85,7 +88,7 @@ class RuntimeEngines(_Record, frozen=True, kw_only=True):
     stem: Engine
     blocks: list[BlockEngines]
     head: Engine
-    gate: str
+    gate: str | None
     feature_scales: list[float]
     static: dict[Precision, str]
 
@@ -182,6 +185,27 @@ class AccuracyRecord(_Record, frozen=True, kw_only=True):
     option_share: list[list[float]]
 
 
+class BudgetRecord(_Record, frozen=True, kw_only=True):
+    """An operating point of the gate, measured on calibration data in the bundle's own runtime.
+
+    Attributes:
+        budget: computation that was asked for, as a share of running every gated block in full precision.
+        bias: that holds it: ``bias`` times an option's cost is taken from the option's score; negative where the
+            network is to compute more than it was trained to.
+        computation_percentage: measured with it; mean over the samples.
+        top1: share of right answers, or ``None`` where the data have no labels.
+        latency_ms: median of one image on the machine that measured, or ``None``.
+        samples: images measured.
+    """
+
+    budget: Share
+    bias: Annotated[float, Meta(ge=-1e6, le=1e6)]
+    computation_percentage: Percentage
+    top1: Share | None
+    latency_ms: Annotated[float, Meta(gt=0)] | None
+    samples: Annotated[int, Meta(ge=1)]
+
+
 class ServedRecord(_Record, frozen=True, kw_only=True):
     """An option that an engine of another precision than its own serves, decided at export."""
 
@@ -201,13 +225,20 @@ class SourceRecord(_Record, frozen=True, kw_only=True):
 
 
 class Manifest(_Record, frozen=True, kw_only=True):
-    """``manifest.json``: what the files of a bundle are."""
+    """``manifest.json``: what the files of a bundle are.
+
+    Attributes:
+        policy: for a network without a gate, the name of the option that each gated block always runs; else ``None``.
+        budgets: operating points of the gate, least budget first; empty where none was calibrated.
+    """
 
     schema_version: int
     producer: dict[str, str]
     source: SourceRecord
     architecture: ArchitectureRecord
     options: list[OptionRecord]
+    policy: list[str] | None
+    budgets: list[BudgetRecord]
     targets: list[Precision]
     input: InputRecord
     runtimes: dict[str, RuntimeEngines]
@@ -226,24 +257,37 @@ class Head(msgspec.Struct):
 
 
 def parse_manifest(content: bytes, path: Path) -> Manifest:
-    """Reads a manifest and checks it against the schema.
+    """Reads a manifest of this or an older version and checks it against the schema.
 
     Args:
         content: of ``manifest.json``.
         path: of the bundle, for messages.
 
+    Returns:
+        The manifest as this version has it, whichever it was written in.
+
     Raises:
-        SchemaVersionError: another version wrote it.
+        SchemaVersionError: a newer version wrote it, or one that never was.
         BundleError: it is not JSON, or a key is missing, unknown or of another type.
     """
     try:
         version = msgspec.json.decode(content, type=Head).schema_version
-        if version != SCHEMA_VERSION:
-            newer = "update dfs-deploy" if version > SCHEMA_VERSION else "export it again"
-            raise SchemaVersionError(f"{path} has schema version {version}, expected {SCHEMA_VERSION}; {newer}")
+        if not 1 <= version <= SCHEMA_VERSION:
+            known, remedy = f"1 to {SCHEMA_VERSION}", "update dfs-deploy" if version > 1 else "export it again"
+            raise SchemaVersionError(f"{path} has schema version {version}, expected {known}; {remedy}")
+        if version == 1:
+            return msgspec.convert(_upgraded(msgspec.json.decode(content)), Manifest)
         return msgspec.json.decode(content, type=Manifest)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise BundleError(f"{path}: {MANIFEST} is malformed ({error}); copy or export the bundle again") from error
+
+
+def _upgraded(first: dict[str, Any]) -> dict[str, Any]:
+    """The values of a version 1 manifest as version 2 has them; a key that version 1 did not have is refused."""
+    added: dict[str, Any] = {"policy": None, "budgets": []}
+    for key in sorted(added.keys() & first.keys()):
+        raise msgspec.ValidationError(f"Object contains unknown field `{key}`")
+    return {**first, **added, "schema_version": 2}
 
 
 def architecture_of(manifest: Manifest) -> Architecture:
@@ -275,30 +319,50 @@ def contradictions(manifest: Manifest, options: Options, architecture: Architect
         yield f"{len(manifest.input.class_names)} class names for {architecture.classes} classes"
     if manifest.samples is not None and manifest.samples not in manifest.files:
         yield f"{manifest.samples} is not among its files"
+    points = manifest.budgets
+    if any(low.budget >= high.budget or low.bias < high.bias for low, high in itertools.pairwise(points)):
+        yield "budgets do not rise, or their biases do not fall"
+    if manifest.policy is not None:
+        for problem in _policy_problems(manifest.policy, manifest, options, architecture):
+            yield problem
+            return  # what follows asks the policy about every block
     for name, engines in manifest.runtimes.items():
         for problem in _gaps(engines, manifest, options, architecture):
             yield f"the {name} engines {problem}"
+
+
+def _policy_problems(
+    policy: list[str], manifest: Manifest, options: Options, architecture: Architecture
+) -> Iterator[str]:
+    if len(policy) != architecture.gated_blocks:
+        yield f"a policy for {len(policy)} gated blocks, the architecture has {architecture.gated_blocks}"
+    for name in sorted(set(policy) - set(options.names)):
+        yield f"the policy names option {name!r}, which is not among {options}"
+    if manifest.budgets:
+        yield "budgets for a network whose policy is static"
 
 
 def _gaps(engines: RuntimeEngines, manifest: Manifest, options: Options, architecture: Architecture) -> Iterator[str]:
     if len(engines.blocks) != architecture.gated_blocks:  # counted before a block of it is made
         yield f"are for {len(engines.blocks)} gated blocks, the architecture has {architecture.gated_blocks}"
         return
+    if (engines.gate is None) != (manifest.policy is not None):
+        yield "have a gate beside a static policy, or neither"
     shapes = list(architecture.block_shapes())
-    names = {option.name for option in options if not option.skips}
-    skips = any(option.skips for option in options)
     if [block.index for block in engines.blocks] != [shape.index for shape in shapes[1:]]:
         yield "do not cover every gated block"
         return
     if len(engines.feature_scales) != len(shapes) or min(engines.feature_scales) <= 0.0:
         yield "have no positive feature scale for every block"
-    for block, shape in zip(engines.blocks, shapes[1:], strict=True):
+    choices = _choices(manifest, options, architecture)
+    for block, shape, choice in zip(engines.blocks, shapes[1:], choices, strict=True):
+        names = {option.name for option in choice if not option.skips}
         if set(block.options) != names or not all(block.options.values()):
             yield f"do not cover every option of block {block.index}"
-        if skips and (block.skip is not None) != shape.projects:
+        if any(option.skips for option in choice) and (block.skip is not None) != shape.projects:
             yield f"have a projection too many or too few at block {block.index}"
-    yield from _unreached(engines, skips)
-    files = [engines.gate, *engines.static.values()]
+    yield from _unreached(engines, choices)
+    files = [*engines.static.values(), *([] if engines.gate is None else [engines.gate])]
     every = [engines.stem, engines.head]
     for block in engines.blocks:
         every += [engine for served in block.options.values() for engine in served]
@@ -308,7 +372,14 @@ def _gaps(engines: RuntimeEngines, manifest: Manifest, options: Options, archite
         yield f"name {file}, which is not among the bundle's files"
 
 
-def _unreached(engines: RuntimeEngines, skips: bool) -> Iterator[str]:
+def _choices(manifest: Manifest, options: Options, architecture: Architecture) -> list[list[Option]]:
+    """The options that each gated block may run: all of them, or with a policy its own."""
+    if manifest.policy is None:
+        return [list(options)] * architecture.gated_blocks
+    return [[option for option in options if option.name == name] for name in manifest.policy]
+
+
+def _unreached(engines: RuntimeEngines, choices: list[list[Option]]) -> Iterator[str]:
     """A line for each engine that has no variant for a form in which features may reach it."""
 
     def missing(engine: Engine, forms: set[Form], label: str) -> Iterator[str]:
@@ -317,12 +388,13 @@ def _unreached(engines: RuntimeEngines, skips: bool) -> Iterator[str]:
 
     yield from missing(engines.stem, {"float32"}, "the stem")
     forms: set[Form] = {engines.stem.output}
-    for block in engines.blocks:
+    for block, choice in zip(engines.blocks, choices, strict=True):
+        skips = any(option.skips for option in choice)
         left: set[Form] = forms if skips and block.skip is None else set()
-        choices = [(name, engine) for name, served in block.options.items() for engine in served]
-        if block.skip is not None:
-            choices.append(("skip", block.skip))
-        for name, engine in choices:
+        served = [(name, engine) for name, listed in block.options.items() for engine in listed]
+        if skips and block.skip is not None:
+            served.append(("skip", block.skip))
+        for name, engine in served:
             yield from missing(engine, forms, f"block {block.index}, option {name}")
-        forms = left | {engine.output for _, engine in choices}
+        forms = left | {engine.output for _, engine in served}
     yield from missing(engines.head, forms, "the head")

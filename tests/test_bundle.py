@@ -20,10 +20,14 @@ from dfs_deploy.bundle import Bundle, find_bundle, write_bundle
 from dfs_deploy.errors import ArtefactError, BundleError, DigestError, SchemaVersionError, UsageError
 from dfs_deploy.files import sha256
 from dfs_deploy.manifest import MANIFEST, SCHEMA_VERSION, Manifest, parse_manifest
+from dfs_deploy.runtimes import Runtime
 from tests.checks import MakesFolder, refuses
 
-GOLDEN = Path(__file__).parent / "golden" / "manifest-v1.json"
-"""A manifest as version 1 wrote it; each of its files holds its own name."""
+GOLDEN = Path(__file__).parent / "golden" / "manifest-v2.json"
+"""A manifest as this version writes it; each of its files holds its own name."""
+
+GOLDEN_V1 = GOLDEN.with_name("manifest-v1.json")
+"""The same network's as version 1 wrote it."""
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -115,8 +119,29 @@ def test_the_golden_manifest_keeps_loading(made: Path) -> None:
     assert manifest.accuracy is not None
     assert manifest.accuracy.samples == 32
     assert bundle.digest == sha256(GOLDEN.read_bytes())
+    assert manifest.policy is None
+    assert [(point.budget, point.bias, point.top1) for point in manifest.budgets] == [
+        (0.1, 3.25, 0.8125),
+        (0.5, -0.5, None),
+    ]
     assert bundle.name == "tiny"
     assert bundle.size == sum(len(data) for data in golden_files().values())
+
+
+def test_a_manifest_of_version_1_is_read_as_this_version_has_it(made: Path, tmp_path: Path) -> None:
+    expected = msgspec.structs.replace(Bundle(made).manifest, policy=None, budgets=[])
+    (made / MANIFEST).write_bytes(GOLDEN_V1.read_bytes())
+    assert Bundle(made).manifest == expected
+    again = write_bundle(tmp_path / "again.dfs", Bundle(made).manifest, golden_files())
+    assert values(again.path)["schema_version"] == SCHEMA_VERSION
+
+
+@pytest.mark.parametrize("key", ["policy", "budgets"])
+def test_a_manifest_of_version_1_with_a_key_of_version_2(made: Path, key: str) -> None:
+    (made / MANIFEST).write_bytes(GOLDEN_V1.read_bytes())
+    edit_manifest(made, set_to(key, value=values(made).get(key)))
+    with refuses(BundleError, MANIFEST, key):
+        Bundle(made)
 
 
 def test_writing_the_golden_manifest_again_changes_nothing(made: Path, tmp_path: Path) -> None:
@@ -278,10 +303,10 @@ def drop(*keys: str | int) -> Edit:
     return edit
 
 
-@pytest.mark.parametrize(("version", "word"), [(0, "export it again"), (2, "update"), (99, "update"), (-1, "export")])
+@pytest.mark.parametrize(("version", "word"), [(0, "export it again"), (3, "update"), (99, "update"), (-1, "export")])
 def test_another_schema_version(made: Path, version: int, word: str) -> None:
     edit_manifest(made, set_to("schema_version", value=version))
-    with refuses(SchemaVersionError, str(version), "expected 1", word):
+    with refuses(SchemaVersionError, str(version), "expected 1 to 2", word):
         Bundle(made)
     assert SchemaVersionError.exit_code == 4
 
@@ -303,6 +328,7 @@ def test_another_version_is_told_before_its_unknown_keys(made: Path) -> None:
         b"{}",
         b'{"schema_version": "1"}',
         b'{"schema_version": 1}',
+        b'{"schema_version": 2}',
         b'{"schema_version": 1, ',
         b"\x80\x05\x95",
         b"[" * 100_000,
@@ -321,6 +347,7 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
     "a missing key within": (drop("runtimes", "onnxruntime", "blocks", 0, "options"), "options"),
     "an unknown key": (set_to("extra", value=1), "extra"),
     "an unknown key within": (set_to("source", "script", value="rm"), "script"),
+    "a policy that is no list": (set_to("policy", value="8"), "policy"),
     "a wrong type": (set_to("targets", value="int8"), "targets"),
     "a wrong type within": (set_to("options", 1, "bits", value="8"), "bits"),
     "an unknown precision": (set_to("targets", 0, value="int4"), "int4"),
@@ -332,6 +359,10 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
     "a negative size": (set_to("files", "samples.npz", "size", value=-1), "size"),
     "zero classes": (set_to("architecture", "classes", value=0), "classes"),
     "an input of two dimensions": (set_to("input", "shape", value=[8, 8]), "shape"),
+    "a budget above one": (set_to("budgets", 1, "budget", value=1.5), "budget"),
+    "a bias that no score survives": (set_to("budgets", 0, "bias", value=1e39), "bias"),
+    "a budget measured on nothing": (set_to("budgets", 0, "samples", value=0), "samples"),
+    "a missing policy": (drop("policy"), "policy"),
     "null for a number": (set_to("accuracy", "route_agreement", value=None), "route_agreement"),
 }
 
@@ -368,6 +399,10 @@ INCONSISTENT: dict[str, Edit] = {
         {"4": m["runtimes"]["onnxruntime"]["blocks"][0]["options"]["8"]}
     ),
     "too few feature scales": set_to("runtimes", "onnxruntime", "feature_scales", value=[1.0]),
+    "no gate and no policy": set_to("runtimes", "onnxruntime", "gate", value=None),
+    "budgets that do not rise": lambda m: m["budgets"].reverse(),
+    "a budget twice": lambda m: m["budgets"].append(dict(m["budgets"][1])),
+    "a bias that rises with the budget": set_to("budgets", 1, "bias", value=4.0),
     "more blocks than engines": set_to("architecture", "groups", value=[2, 1]),
 }
 
@@ -380,6 +415,53 @@ def test_parts_that_contradict_each_other(made: Path, what: str) -> None:
     assert caught.value.exit_code == 4
     assert str(made) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def make_static(manifest: dict[str, Any], option: str = "8") -> None:
+    """Turns a manifest into that of a network without a gate, whose one gated block always runs an option."""
+    manifest.update(policy=[option], budgets=[])
+    for engines in manifest["runtimes"].values():
+        engines["gate"] = None
+        for block in engines["blocks"]:
+            block["options"] = {name: served for name, served in block["options"].items() if name == option}
+            if option != "skip":
+                block["skip"] = None
+
+
+@pytest.mark.parametrize("option", ["skip", "8", "16", "full"])
+def test_a_static_policy_needs_no_gate_and_the_engines_of_its_options_alone(made: Path, option: str) -> None:
+    edit_manifest(made, lambda m: make_static(m, option))
+    bundle = Bundle(made)
+    assert bundle.manifest.policy == [option]
+    with refuses(BundleError, "static policy", "no gate"):
+        Runtime(bundle)
+
+
+WRONG_POLICIES: dict[str, tuple[Edit, str]] = {
+    "of another length": (lambda m: m["policy"].append("8"), "2 gated blocks"),
+    "of no block": (set_to("policy", value=[]), "0 gated blocks"),
+    "of an unknown option": (set_to("policy", 0, value="4"), "'4'"),
+    "beside a gate": (set_to("runtimes", "onnxruntime", "gate", value="common/gate.onnx"), "gate"),
+    "with budgets": (
+        lambda m: m["budgets"].append(msgspec.json.decode(GOLDEN.read_bytes())["budgets"][0]),
+        "budgets",
+    ),
+    "without its option's engine": (set_to("runtimes", "onnxruntime", "blocks", 0, "options", value={}), "block 1"),
+    "of an option that has no engine": (set_to("policy", 0, value="16"), "block 1"),
+    "that skips, without the projection": (
+        lambda m: (make_static(m, "skip"), set_to("runtimes", "onnxruntime", "blocks", 0, "skip", value=None)(m)),
+        "projection",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_POLICIES)
+def test_a_policy_that_cannot_be(made: Path, what: str) -> None:
+    edit, word = WRONG_POLICIES[what]
+    edit_manifest(made, make_static)
+    edit_manifest(made, edit)
+    with refuses(BundleError, str(made), word):
+        Bundle(made)
 
 
 DANGLING: dict[str, Edit] = {

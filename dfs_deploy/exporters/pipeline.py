@@ -142,6 +142,8 @@ def export(
         ),
         architecture=_architecture_record(loaded),
         options=[schema.OptionRecord(name=o.name, bits=o.bits, cost=o.cost) for o in network.options],
+        policy=None,
+        budgets=[],
         targets=list(wanted),
         input=schema.InputRecord(
             shape=loaded.input.shape,

@@ -213,7 +213,7 @@ def _compare_gate(bundle: Bundle, network: DFSNetwork, images: Tensor) -> list[s
         features = network.run_block(index, features, reference.path[:, index - 1])
         pooled[index] = features.mean((2, 3)).numpy()
     mismatches = []
-    for file in {engines.gate for engines in bundle.manifest.runtimes.values()}:
+    for file in {engines.gate for engines in bundle.manifest.runtimes.values() if engines.gate is not None}:
         session = open_session(bundle.read(file), file, session_options(threads=1))
         hidden = cell = np.zeros((len(images), network.architecture.gate_hidden), np.float32)
         for block in range(len(network.blocks) - 1):

@@ -66,9 +66,13 @@ def load_engines(bundle: Bundle, threads: int, plan: Plan | None = None) -> Load
         plan: which engine serves which option; ``None`` for the least precise that the CPU is made for.
 
     Raises:
-        BundleError: a file is no model that ONNX Runtime takes.
+        BundleError: a file is no model that ONNX Runtime takes, or the network has no gate.
     """
     engines = bundle.manifest.runtimes["onnxruntime"]
+    if engines.gate is None:
+        raise BundleError(
+            f"{bundle.path} has a static policy and no gate, which this version does not run; update dfs-deploy"
+        )
     loader = _Loader(bundle, threads)
     shapes = list(bundle.architecture.block_shapes())
     maps = [(shape.out_channels, *shape.out_size) for shape in shapes]
