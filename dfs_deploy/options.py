@@ -144,6 +144,21 @@ class Options(Sequence[Option]):
         return f"Options.parse({str(self)!r})"
 
 
+def parse_policy(names: Sequence[str], options: Options) -> tuple[int, ...]:
+    """Reads a static policy, the name of an option for each gated block.
+
+    Returns:
+        An index into ``options`` for each block.
+
+    Raises:
+        OptionError: a name that is not among the options.
+    """
+    unknown = [name for name in names if name not in options.names]
+    if unknown:
+        raise OptionError(f"policy with option {unknown[0]!r}, expected one of {options} for each gated block")
+    return tuple(options.names.index(name) for name in names)
+
+
 def parse_targets(text: str) -> tuple[Precision, ...]:
     """Reads a list of engine precisions such as ``fp32,fp16,int8``.
 

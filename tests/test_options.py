@@ -11,6 +11,7 @@ from dfs_deploy.options import (
     Options,
     computation_percentage,
     engine_precision,
+    parse_policy,
     parse_targets,
 )
 from tests.checks import refuses
@@ -143,3 +144,11 @@ def test_computation_of_known_paths() -> None:
     path = np.array([[0, 0], [3, 3], [0, 3], [1, 2]])
     np.testing.assert_allclose(computation_percentage(path, costs), [0.0, 100.0, 50.0, 15.625])
     assert computation_percentage(np.zeros((2, 0), np.int64), costs).tolist() == [100.0, 100.0]
+
+
+def test_a_policy_is_read_by_name() -> None:
+    options = Options.parse("skip,8,16,full")
+    assert parse_policy(["full", "skip", "8", "8"], options) == (3, 0, 1, 1)
+    assert parse_policy([], options) == ()
+    with refuses(OptionError, "'4'", "skip,8,16,full"):
+        parse_policy(["full", "4"], options)

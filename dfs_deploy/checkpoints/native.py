@@ -15,11 +15,12 @@ from dfs_deploy.checkpoints.registry import Checkpoint, recognizer
 from dfs_deploy.errors import CheckpointError
 from dfs_deploy.files import whole_file
 from dfs_deploy.models import DFSNetwork
-from dfs_deploy.options import Options
+from dfs_deploy.options import Options, parse_policy
 from dfs_deploy.preprocessing import InputContract
 
 FORMAT = "dfs-deploy"
-VERSION = 1
+VERSION = 2
+"""Version 2 added ``policy``; files of version 1, which have a gate, are read as before."""
 
 
 def save_checkpoint(path: str | Path, network: DFSNetwork, contract: InputContract) -> None:
@@ -36,6 +37,7 @@ def save_checkpoint(path: str | Path, network: DFSNetwork, contract: InputContra
         "version": VERSION,
         "architecture": dataclasses.asdict(network.architecture),
         "options": list(network.options.bits),
+        "policy": None if network.policy is None else [network.options[choice].name for choice in network.policy],
         "input": dataclasses.asdict(contract),
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
@@ -52,7 +54,7 @@ def save_checkpoint(path: str | Path, network: DFSNetwork, contract: InputContra
 def load_native(raw: RawCheckpoint, options: Options | None) -> Checkpoint:
     """Reads what :func:`save_checkpoint` wrote."""
     version = raw.values.get("version")
-    if version != VERSION:
+    if version not in (1, VERSION):
         raise CheckpointError(f"dfs-deploy checkpoint of version {version!r}, expected {VERSION}; update dfs-deploy")
     try:
         architecture = Architecture(**_tuples(raw.values["architecture"]))
@@ -60,7 +62,9 @@ def load_native(raw: RawCheckpoint, options: Options | None) -> Checkpoint:
         saved = Options(raw.values["options"])
         if contract.shape != architecture.image_shape:
             raise ValueError(f"input of shape {contract.shape} for a network of {architecture.image_shape}")
-        network = DFSNetwork(architecture, saved)
+        names = raw.values.get("policy")
+        policy = None if names is None else parse_policy(list(names), saved)
+        network = DFSNetwork(architecture, saved, policy)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"dfs-deploy checkpoint with malformed values ({error}); save it again") from error
     if options is not None and options != saved:

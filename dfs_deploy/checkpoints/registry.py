@@ -89,17 +89,16 @@ def load_checkpoint(path: str | Path, options: Options | None = None) -> Checkpo
 
 
 def check_ranges(network: DFSNetwork) -> None:
-    """Raises CheckpointError where a gated block has a quantised option and no range to quantise over."""
-    if not any(option.quantized for option in network.options):
-        return
+    """Raises CheckpointError where a gated block may run quantised and has no range to quantise over."""
     missing = [
         block.shape.index
         for block in network.blocks[1:]
-        if any(isinstance(module, QuantizedConv2d) and not module.has_range for module in block.modules())
+        if any(option.quantized for option in network.options_of(block.shape.index))
+        and any(isinstance(module, QuantizedConv2d) and not module.has_range for module in block.modules())
     ]
     if not missing:
         return
-    if len(missing) == len(network.blocks) - 1:
+    if network.gate is not None and len(missing) == len(network.blocks) - 1:
         raise CheckpointError(
             "every activation range of the gated blocks is zero: this is a gate-only stage, whose quantised options"
             " never ran; finish the joint training (step 2) and export that checkpoint"

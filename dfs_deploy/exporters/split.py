@@ -135,6 +135,7 @@ def split_skip(block: BasicBlock) -> ConvPart | None:
 def split_gate(network: DFSNetwork) -> GatePart:
     """The gates, with each embedding folded into the LSTM's input weights (both are linear)."""
     gate = network.gate
+    assert gate is not None  # noqa: S101 (static policies are not exported yet)
     with torch.no_grad():
         lstm_weight, bias = gate.lstm.weight_ih.double(), (gate.lstm.bias_ih + gate.lstm.bias_hh).double()
         linears = [embedding for embedding in gate.embeddings if isinstance(embedding, nn.Linear)]

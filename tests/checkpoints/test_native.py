@@ -90,10 +90,16 @@ def tampered(path: Path, suffix: str, change: dict[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("version", [2, "1", 0, None])
+@pytest.mark.parametrize("version", [3, "1", 0, None])
 def test_another_version_is_refused(tmp_path: Path, suffix: str, version: object) -> None:
-    with refuses(CheckpointError, f"version {version!r}", "expected 1"):
+    with refuses(CheckpointError, f"version {version!r}", "expected 2"):
         load_checkpoint(tampered(tmp_path, suffix, {"version": version}))
+
+
+def test_a_file_of_version_1_loads(tmp_path: Path) -> None:
+    file = tampered(tmp_path, ".pt", {"version": 1, "policy": None})
+    assert "policy" not in torch.load(file, weights_only=True)
+    assert load_checkpoint(file).network.policy is None
 
 
 ARCHITECTURE = {"groups": [1, 1, 1], "widths": [4, 8, 16], "classes": 3, "image_shape": [3, 8, 8]}
@@ -119,6 +125,11 @@ INPUT = {"shape": [3, 8, 8], "mean": [0.5] * 3, "std": [0.2] * 3, "class_names":
         {"options": [0]},
         {"options": [0, 8, 8, 32]},
         {"options": [0, "8", 16, 32]},
+        {"policy": ["full"]},
+        {"policy": ["full", "12"]},
+        {"policy": ["full", 2]},
+        {"policy": "full,8"},
+        {"policy": 2},
         {"input": None},
         {"input": "cifar"},
         {"input": {**INPUT, "std": [0.2, 0.0, 0.2]}},
@@ -184,6 +195,25 @@ def test_quantised_options_need_ranges_in_every_gated_block(tmp_path: Path) -> N
     load_checkpoint(tmp_path / "first.pt")
     save_checkpoint(tmp_path / "full.pt", without_ranges(network(options="skip,full"), 0, 1, 2), CONTRACT)
     load_checkpoint(tmp_path / "full.pt")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_policy_travels_and_needs_no_gate(tmp_path: Path, suffix: str) -> None:
+    static = network().with_policy([2, 3])
+    save_checkpoint(tmp_path / f"net{suffix}", static, CONTRACT)
+    loaded = load_checkpoint(tmp_path / f"net{suffix}").network
+    assert loaded.policy == (2, 3)
+    assert loaded.gate is None
+    for key, value in static.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value)
+
+
+def test_a_policy_needs_ranges_where_it_quantises(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "net.pt", without_ranges(network().with_policy([3, 1]), 1), CONTRACT)
+    load_checkpoint(tmp_path / "net.pt")
+    save_checkpoint(tmp_path / "net.pt", without_ranges(network().with_policy([1, 3]), 1), CONTRACT)
+    with refuses(CheckpointError, "block(s) 1 "):
+        load_checkpoint(tmp_path / "net.pt")
 
 
 def without_ranges(network: DFSNetwork, *blocks: int) -> DFSNetwork:

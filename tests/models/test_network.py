@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dfs_deploy.architecture import Architecture, BlockShape
+from dfs_deploy.errors import OptionError
 from dfs_deploy.models import BasicBlock, DFSNetwork, QuantizedConv2d, run_option
 from dfs_deploy.options import Option, Options, computation_percentage
 from tests.builders import random_images, small_network
@@ -230,3 +231,58 @@ def test_a_network_of_one_block_has_nothing_to_decide() -> None:
         assert output.scores.shape == (2, 0, 2)
         assert output.expected_cost.tolist() == [1.0, 1.0]
         assert output.logits.shape == (2, 3)
+
+
+policies = st.lists(st.integers(0, 3), min_size=5, max_size=5)
+
+
+@settings(max_examples=20)
+@given(policies, st.integers(0, 2**31))
+def test_a_policy_runs_its_options_for_every_image(policy: list[int], seed: int) -> None:
+    gated = small_network("skip,8,16,full", 2, seed=seed)
+    static = gated.with_policy(policy)
+    images = random_images(3, seed=seed)
+    with torch.no_grad():
+        features = gated.blocks[0](gated.backbone.stem(images))
+        for block, choice in zip(gated.blocks[1:], policy, strict=True):
+            features = run_option(block, features, gated.options[choice])
+        expected = gated.backbone.classify(features)
+        mixed, routed = static(images), static.route(images)
+    for output in (mixed, routed):
+        assert torch.equal(output.logits, expected)
+        assert output.path.tolist() == [policy] * 3
+        percentage = computation_percentage(output.path.numpy(), static.options.costs)
+        torch.testing.assert_close(100 * output.expected_cost, torch.from_numpy(percentage))
+        assert output.scores.shape == (3, 5, 4)
+    assert static.gate is None
+
+
+def test_a_policy_of_full_precision_is_the_backbone() -> None:
+    gated = small_network("skip,8,full", 2)
+    images = random_images(4)
+    static = gated.with_policy([1] * 5, Options.parse("8,full"))
+    assert torch.equal(static.route(images).logits, gated.backbone(images).detach())
+
+
+def test_a_policy_is_trained_through_its_own_options_alone() -> None:
+    static = small_network("skip,8,full", 1).train().with_policy([0, 1])
+    assert static.training
+    static(random_images(4)).logits.sum().backward()
+    skipped, quantised = static.blocks[1], static.blocks[2]
+    assert skipped.conv1.weight.grad is None
+    assert quantised.conv1.weight.grad is not None
+    assert quantised.conv1.weight.grad.abs().sum() > 0
+    assert not any("gate" in name for name, _ in static.named_parameters())
+
+
+def test_the_observer_sees_a_policys_blocks() -> None:
+    seen: list[tuple[int, int, list[int]]] = []
+    static = small_network("skip,8,full", 1).with_policy([0, 2])
+    static.route(random_images(2), lambda block, option, rows, x: seen.append((block, option, rows.tolist())))
+    assert seen == [(1, 0, [0, 1]), (2, 2, [0, 1])]
+
+
+@pytest.mark.parametrize("policy", [[0], [0, 1, 2], [0, 3], [0, -1]])
+def test_a_policy_that_does_not_fit_is_refused(policy: list[int]) -> None:
+    with pytest.raises(OptionError, match="policy"):
+        small_network("skip,8,full", 1).with_policy(policy)
