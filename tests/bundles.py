@@ -229,6 +229,7 @@ def run_model(model: bytes, **feeds: NDArray[Any]) -> list[NDArray[Any]]:
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry("session.x64quantprecision", "1")  # exact without VNNI as well
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     for declared in session.get_inputs():

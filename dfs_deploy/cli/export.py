@@ -27,7 +27,7 @@ def export(
     ] = None,
     calibration_samples: Annotated[int, typer.Option(min=1, help="Images to draw from the data.")] = 1024,
     options: Annotated[str | None, typer.Option(help="What the gate chooses from, as in skip,8,16,full.")] = None,
-    weight_bits: Annotated[int, typer.Option(min=7, max=8, help="7 for x86 CPUs without VNNI.")] = 8,
+    weight_bits: Annotated[int, typer.Option(min=7, max=8, help="7 for speed on x86 CPUs without VNNI.")] = 8,
     out: Annotated[Path | None, typer.Option(help="Directory to write.", show_default="<checkpoint stem>.dfs")] = None,
     single_file: Annotated[
         Path | None, typer.Option(help="Write the whole network as one ONNX file too, with If operators.")

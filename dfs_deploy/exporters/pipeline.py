@@ -96,7 +96,7 @@ def export(
         calibration_method: ``checkpoint``, ``minmax``, ``percentile``, ``entropy`` or ``mse``; ``None`` for ``minmax``
             with data and ``checkpoint`` without.
         calibration_samples: images to draw from the data; ``None`` for 1,024, or all where there are fewer.
-        weight_bits: 8, or 7 for x86 CPUs without VNNI, whose 8-bit products saturate; ``None`` for 8.
+        weight_bits: 8, or 7 for x86 CPUs without VNNI, which compute exact 8-bit products slowly; ``None`` for 8.
         seed: of the draw.
         single_file: where to write, besides the bundle, the whole network as one ONNX file with ``If`` operators;
             ``None`` for nowhere.

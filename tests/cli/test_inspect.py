@@ -66,7 +66,7 @@ def test_a_changed_file_is_named(mixed: Made, tmp_path: Path) -> None:
 def test_another_version_is_named(mixed: Made, tmp_path: Path) -> None:
     bundle = copied(mixed, tmp_path)
     write_manifest(bundle, {**manifest_of(bundle), "schema_version": 99})
-    run("inspect", bundle).failed(4, "schema version 2", "update dfs-deploy")
+    run("inspect", bundle).failed(4, "schema version 99", "update dfs-deploy")
 
 
 def test_the_bundle_in_the_directory_is_meant(mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,9 @@ def session_options(threads: int) -> ort.SessionOptions:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # its errors are raised as well, and its warnings speak of the machine's sysfs
+    # Where an x86 CPU has no VNNI, sums of two 8-bit products saturate in 16 bits; with this they are exact there, and
+    # slower, unless the weights have 7 bits. It changes nothing elsewhere.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 
