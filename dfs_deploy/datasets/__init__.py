@@ -1,0 +1,14 @@
+"""Labelled images from disk, without PyTorch.
+
+What a path holds is told by content: an ``.npz`` of ``x`` and ``y``, a folder of images by class, or the folder of an
+unpacked CIFAR-10 or CIFAR-100 archive (python or binary version). Nothing in a file is executed: object arrays are
+refused, and the pickles of CIFAR's python version are read with inert stand-ins for the few NumPy names they use.
+"""
+
+from dfs_deploy.datasets.dataset import Dataset, Split
+from dfs_deploy.datasets.folders import IMAGE_SUFFIXES, list_images
+from dfs_deploy.datasets.images import load_image
+from dfs_deploy.datasets.loading import load_dataset
+from dfs_deploy.datasets.npz import save_npz
+
+__all__ = ["IMAGE_SUFFIXES", "Dataset", "Split", "list_images", "load_dataset", "load_image", "save_npz"]

@@ -1,0 +1,76 @@
+"""Decoding and resizing single images."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfs_deploy.datasets.messages import cause, os_errors_as_data_errors
+from dfs_deploy.errors import DataError
+
+# Only decoders that work in this process: Pillow would hand an EPS file, whatever its name, to Ghostscript.
+_DECODERS = ("BMP", "JPEG", "PNG", "PPM", "WEBP")
+
+
+@os_errors_as_data_errors
+def load_image(path: str | Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """Decodes an image upright, as its EXIF orientation says.
+
+    Args:
+        path: a PNG, JPEG, BMP, PPM or WebP file.
+        size: height and width in pixels to resize to, bilinearly (over the covered area where it shrinks); ``None``
+            for the image's own.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+
+    Raises:
+        DataError: the file is missing, damaged, of another kind or more than 8 bits a channel, or has more pixels than
+            Pillow's guard against decompression bombs lets through.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    check_size(size)
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"no image at {path}; give a PNG, JPEG, BMP, PPM or WebP file")
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns up to twice its limit; the limit is meant here.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_DECODERS) as opened:
+                deep = opened.mode.startswith(("I", "F"))
+                image = opened if deep else ImageOps.exif_transpose(opened).convert("RGB")
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{path} is too large to decode ({cause(error)}); shrink it first") from error
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{path} is no image of a known kind, expected PNG, JPEG, BMP, PPM or WebP; convert it"
+        ) from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the file system's, not a decoder's
+        # Pillow's decoders let whatever a damaged file makes them meet through; there is no common base to name.
+        raise DataError(f"{path} is a damaged image ({cause(error)}); copy it again or remove it") from error
+    if deep:
+        raise DataError(f"{path} has more than 8 bits a channel (mode {image.mode}), expected 8; convert it")
+    return resize(np.array(image, np.uint8), size)
+
+
+def check_size(size: tuple[int, int] | None) -> None:
+    """Raises DataError for a size that is not a height and a width of at least a pixel."""
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise DataError(f"size {size}, expected height and width in pixels, each at least 1")
+
+
+def resize(image: NDArray[np.uint8], size: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """Resizes an (H, W, 3) image bilinearly; the image itself where it has that size or none is asked for."""
+    if size is None or image.shape[:2] == tuple(size):
+        return image
+    from PIL import Image
+
+    height, width = size
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR), np.uint8)
