@@ -82,8 +82,9 @@ def calibrate(
             range of a convolution's input and measures the other tensors by their extent.
 
     Returns:
-        An interval for each tensor of each gated block at each of ``options``. The outputs of a group's blocks share
-        one, so that a skipped block can pass on a feature map as it is.
+        An interval for each tensor of each gated block at each of ``options``, or at the policy's option where the
+        network has one. The outputs of a group's blocks share one, so that a skipped block can pass on a feature map as
+        it is.
     """
     taken = _count_taken(network, batches)
     observer = _RoutedObserver(network, options, taken)
@@ -153,8 +154,15 @@ def from_checkpoint(network: DFSNetwork, options: Sequence[int]) -> dict[TensorK
     ranges = {}
     for block in network.blocks[1:]:
         index = block.shape.index
+        served = [i for i in options if network.options[i] in network.options_of(index)]
+        if not served:
+            continue
         readers = [
-            b for b in network.blocks[1:] if b.shape.index > index and groups[b.shape.index - 1] == groups[index]
+            b
+            for b in network.blocks[1:]
+            if b.shape.index > index
+            and groups[b.shape.index - 1] == groups[index]
+            and any(option.quantized for option in network.options_of(b.shape.index))
         ]
         tensors: dict[TensorName, tuple[float, float]] = {
             "conv1": saturation(block, "conv1"),
@@ -170,7 +178,7 @@ def from_checkpoint(network: DFSNetwork, options: Sequence[int]) -> dict[TensorK
             top += tensors["conv1"][1]
         seen = max((saturation(reader, "conv1")[1] for reader in readers), default=top)
         tensors["output"] = (0.0, min(_HEADROOM * seen, top) if readers else top)
-        for option in options:
+        for option in served:
             for tensor, (low, high) in tensors.items():
                 source: Source = "checkpoint" if tensor in CONV_INPUTS else "statistics"
                 ranges[TensorKey(index, option, tensor)] = CalibratedRange(low, high, source, 0)
@@ -247,8 +255,9 @@ class _RoutedObserver:
 
     def _before_group(self, block: int, option: int, rows: Tensor, features: Tensor) -> None:
         # Options that the gate never takes here are measured on all that reaches the block, a group at a time.
+        possible = self._network.options_of(block)
         for other in self._options:
-            if not self._taken.get((block, other)):
+            if not self._taken.get((block, other)) and self._network.options[other] in possible:
                 self._current = (block, other)
                 run_option(self._network.blocks[block], features, self._network.options[other])
         self._current = (block, option) if option in self._options else None

@@ -37,7 +37,7 @@ from dfs_deploy.exporters.single_file import single_file as write_single_file
 from dfs_deploy.exporters.validation import Validation, validate
 from dfs_deploy.exporters.writing import EngineWriter
 from dfs_deploy.files import sha256, write_whole
-from dfs_deploy.options import PRECISIONS, Options, Precision, engine_precision, parse_targets
+from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_precision, parse_targets
 from dfs_deploy.runtimes import Runtime
 
 RUNTIMES = ("onnxruntime", "tensorrt")
@@ -120,7 +120,8 @@ def export(
     loaded = load_checkpoint(source, options)
     network = loaded.network
     data = _load_data(calibration_data, loaded, calibration_samples, seed)
-    rounded = [i for i, option in enumerate(network.options) if engine_precision(option, wanted) == "int8"]
+    possible = range(len(network.options)) if network.policy is None else sorted(set(network.policy))
+    rounded = [i for i in possible if engine_precision(network.options[i], wanted) == "int8"]
     method = _check_method(calibration_method, data, loaded, bool(rounded))
     ranges = _calibrate(loaded, rounded, data, method, report) if "int8" in wanted else {}
 
@@ -142,7 +143,7 @@ def export(
         ),
         architecture=_architecture_record(loaded),
         options=[schema.OptionRecord(name=o.name, bits=o.bits, cost=o.cost) for o in network.options],
-        policy=None,
+        policy=None if network.policy is None else [network.options[choice].name for choice in network.policy],
         budgets=[],
         targets=list(wanted),
         input=schema.InputRecord(
@@ -154,7 +155,7 @@ def export(
         runtimes=engines,
         calibration=_calibration_record(loaded, ranges, data, method, seed, weight_bits or 8) if ranges else None,
         accuracy=None,
-        substitutions=_served(network.options, wanted),
+        substitutions=_served([network.options[i] for i in possible], wanted),
         samples="samples.npz",
         files={},
     )
@@ -276,7 +277,7 @@ def _architecture_record(loaded: Checkpoint) -> schema.ArchitectureRecord:
     )
 
 
-def _served(options: Options, targets: Sequence[str]) -> list[schema.ServedRecord]:
+def _served(options: Sequence[Option], targets: Sequence[str]) -> list[schema.ServedRecord]:
     """Options whose own precision is not among the targets."""
     records = []
     for option in options:

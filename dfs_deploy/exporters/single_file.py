@@ -1,7 +1,8 @@
 """The whole adaptive network, gate included, as one standard ONNX file, for any language's ONNX Runtime.
 
 A gated block is a chain of ``If`` over the gate's decision, the cheapest option first; weights live inside the
-branches, where a runtime can prepack and fuse them. Features are float32 between blocks, whatever branch made them. An
+branches, where a runtime can prepack and fuse them. A network with a static policy is a straight line, without gate and
+``If``. Features are float32 between blocks, whatever branch made them. An
 INT8 branch still has both forms of its engine, and chooses by a flag that goes along with the features: those that an
 INT8 block left lie on its grid exactly and are read on that grid, as the runtime does. So both take the same decisions.
 
@@ -82,20 +83,24 @@ def single_file(
     features = graph.node("Relu", convolve(graph, "stem", images, stem, np.float32))
     features = residual(graph, features, first, np.float32, "block_0_")
 
-    gate = _GateWriter(graph, split_gate(network))
+    gate = split_gate(network)
+    stepped = None if gate is None else _GateWriter(graph, gate)
     writer = _BlockWriter(network, ranges, targets, weight_bits)
     state, decisions = _State(features, None, False), []
     for index in range(1, len(network.blocks)):
-        decisions.append(gate.step(index - 1, state.features))
-        state = writer.block(graph, index, decisions[-1], state)
+        if stepped is not None:
+            decisions.append(stepped.step(index - 1, state.features))
+            state = writer.block(graph, index, decisions[-1], state)
+        else:
+            state = writer.block(graph.part(f"block_{index}"), index, None, state)
 
     head = split_head(network)
     graph.output(classify(graph, state.features, head, np.float32), "logits", np.float32, (1, head.weight.shape[0]))
     if decisions:
         path = graph.node("Concat", *decisions, axis=1)
     else:
-        path = graph.constant("no_decisions", np.zeros((1, 0), np.int64))
-    graph.output(path, "path", np.int64, (1, len(decisions)))
+        path = graph.constant("policy", np.array([network.policy or ()], np.int64))
+    graph.output(path, "path", np.int64, (1, network.architecture.gated_blocks))
 
     model = onnx.load_model_from_string(graph.build())
     model.doc_string = DESCRIPTION
@@ -188,6 +193,12 @@ class _Graph(GraphBuilder):
         self._nodes[-1].output[:] = names
         return names
 
+    def part(self, label: str) -> _Graph:
+        """This graph under another prefix: what is added to the part stands in this graph."""
+        part = _Graph(self._name, f"{self._prefix}{label}_")
+        part._nodes, part._constants = self._nodes, self._constants
+        return part
+
     def branch(self, label: str) -> _Graph:
         """A graph that may become a branch of this one and may read its values."""
         return _Graph(f"{self._prefix}{label}", f"{self._prefix}{label}_")
@@ -270,30 +281,32 @@ class _BlockWriter:
     targets: Sequence[Precision]
     weight_bits: int
 
-    def block(self, graph: _Graph, index: int, decision: str, state: _State) -> _State:
-        """Adds a gated block that does with the features what its decision says."""
+    def block(self, graph: _Graph, index: int, decision: str | None, state: _State) -> _State:
+        """Adds a gated block that does with the features what its decision says, or the policy where that is None."""
         block, options = self.network.blocks[index], self.network.options
         projection = split_skip(block)
         grid = state.grid if projection is None else None
-        leaves: list[tuple[_Leaf, str | bool]] = []  # with whether the features are in uint8 after it
+        leaves: dict[int, tuple[_Leaf, str | bool]] = {}  # with whether the features are in uint8 after it
         for position, option in enumerate(options):
+            if option not in self.network.options_of(index):
+                continue
             if option.skips:
-                leaves.append((_skip(state, projection), state.in_uint8 if projection is None else False))
+                leaves[position] = _skip(state, projection), state.in_uint8 if projection is None else False
                 continue
             part = split_block(block, option)
             if engine_precision(option, self.targets) == "int8":
                 ranges = self._block_ranges(index, position)
-                leaves.append((self._int8(state, part, ranges), True))
+                leaves[position] = self._int8(state, part, ranges), True
                 grid = output_grid(ranges)
             else:
-                leaves.append((_floats(state, part), False))
+                leaves[position] = _floats(state, part), False
 
-        varies = len({form for _, form in leaves}) > 1 and index + 1 < len(self.network.blocks)
+        varies = len({form for _, form in leaves.values()}) > 1 and index + 1 < len(self.network.blocks)
         types = [_features_type(block.shape)] + [helper.make_tensor_type_proto(onnx.TensorProto.BOOL, ())] * varies
 
         def write(branch: _Graph, positions: Sequence[int]) -> Sequence[str]:
             first, *rest = positions
-            if rest:
+            if rest and decision is not None:
                 condition = branch.node("Equal", decision, branch.constant(f"option_{first}", np.int64(first)))
                 then, otherwise = (branch.branch(f"block_{index}_{name}") for name in (options[first].name, "else"))
                 return branch.either(
@@ -308,8 +321,8 @@ class _BlockWriter:
             return [features, form if isinstance(form, str) else branch.constant("in_uint8", np.bool_(form))]
 
         # The cheapest first: the less it computes, the more the tests before it would weigh.
-        outputs = write(graph, sorted(range(len(options)), key=options.costs.__getitem__))
-        return _State(outputs[0], grid, outputs[1] if varies else leaves[0][1])
+        outputs = write(graph, sorted(leaves, key=options.costs.__getitem__))
+        return _State(outputs[0], grid, outputs[1] if varies else next(iter(leaves.values()))[1])
 
     def _int8(self, state: _State, part: BlockPart, ranges: BlockRanges) -> _Leaf:
         """The option's engine in the form that the features call for, from float32 to float32."""

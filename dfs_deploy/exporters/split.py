@@ -132,10 +132,15 @@ def split_skip(block: BasicBlock) -> ConvPart | None:
     return None if block.projection is None else split_conv(block.projection.conv, block.projection.norm)
 
 
-def split_gate(network: DFSNetwork) -> GatePart:
-    """The gates, with each embedding folded into the LSTM's input weights (both are linear)."""
+def split_gate(network: DFSNetwork) -> GatePart | None:
+    """The gates, with each embedding folded into the LSTM's input weights (both are linear).
+
+    Returns:
+        The gates, or ``None`` where a static policy decides.
+    """
     gate = network.gate
-    assert gate is not None  # noqa: S101 (static policies are not exported yet)
+    if gate is None:
+        return None
     with torch.no_grad():
         lstm_weight, bias = gate.lstm.weight_ih.double(), (gate.lstm.bias_ih + gate.lstm.bias_hh).double()
         linears = [embedding for embedding in gate.embeddings if isinstance(embedding, nn.Linear)]

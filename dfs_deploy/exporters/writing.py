@@ -60,11 +60,17 @@ class EngineWriter:
         passes_bytes = runtime == "onnxruntime" and any(key.option != STATIC for key in self.ranges)
         forms: tuple[Form, ...] = ("float32", "uint8") if passes_bytes else ("float32",)
         blocks = []
+        arriving: set[Form] = {"float32"}
         for index, block in enumerate(network.blocks[1:], 1):
-            inputs: dict[Form, Grid | None] = {form: grids[index - 1] if form == "uint8" else None for form in forms}
+            inputs: dict[Form, Grid | None] = {
+                form: grids[index - 1] if form == "uint8" else None
+                for form in forms
+                if network.policy is None or form in arriving  # a policy fixes which form can arrive
+            }
             full = split_block(block, Option(FULL_BITS))
             projection, skip = split_skip(block), None
-            if projection is not None:
+            skips = any(option.skips for option in network.options_of(index))
+            if projection is not None and skips:
                 skip = self._add(
                     f"common/block-{index:02d}-skip",
                     "fp32",
@@ -72,21 +78,27 @@ class EngineWriter:
                 )
             options = {
                 option.name: self._option_engines(runtime, index, option, inputs)
-                for option in network.options
+                for option in network.options_of(index)
                 if not option.skips
             }
+            made = [engine for served in options.values() for engine in served] + ([] if skip is None else [skip])
+            arriving = (arriving if skips and skip is None else set()) | {engine.output for engine in made}
             blocks.append(BlockEngines(index=index, skip=skip, options=options))
             progress(index / len(shapes))
-        self.files["common/gate.onnx"] = gate_engine(split_gate(network))
+        gate = split_gate(network)
+        if gate is not None:
+            self.files["common/gate.onnx"] = gate_engine(gate)
         size = shapes[-1].out_size
         heads: dict[Form, bytes] = {
-            form: head_engine(split_head(network), size, grids[-1] if form == "uint8" else None) for form in forms
+            form: head_engine(split_head(network), size, grids[-1] if form == "uint8" else None)
+            for form in forms
+            if network.policy is None or form in arriving
         }
         return RuntimeEngines(
             stem=self._add("common/stem", "fp32", {"float32": stem_engine(*split_stem(network))}),
             blocks=blocks,
             head=self._add("common/head", "fp32", heads),
-            gate="common/gate.onnx",
+            gate=None if gate is None else "common/gate.onnx",
             feature_scales=[grid.scale for grid in grids],
             static=self._static(runtime),
         )
@@ -123,7 +135,12 @@ class EngineWriter:
             first = steps[0]
             assert isinstance(first, Int8Step)  # noqa: S101 (made two lines above)
             return steps, StemRanges(Range(images.low, images.high), first.ranges.conv1)
-        options = sorted({key.option for key in self.ranges})
+        gated_blocks = len(blocks) - 1
+        options = [
+            position
+            for position in sorted({key.option for key in self.ranges})
+            if len({key.block for key in self.ranges if key.option == position}) == gated_blocks
+        ]
         if not options:
             return None
         best = max(options, key=lambda position: self.network.options[position].bits)
