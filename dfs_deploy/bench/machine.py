@@ -7,6 +7,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from dfs_deploy.cpu import describe_cpu
 from dfs_deploy.errors import EnvironmentLacksError, UsageError
 
 DEVICES = ("cpu", "cuda", "jetson")
@@ -38,16 +39,14 @@ class Machine:
 
 def describe_machine() -> Machine:
     """Looks at the machine; reads ``/proc`` and nothing else."""
-    info = _cpuinfo()
-    flags = set(info.get("flags", info.get("Features", "")).split())
-    int8 = next((name for flag, name in _INT8 if flag in flags), "")
+    cpu = describe_cpu()
     affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     return Machine(
-        cpu=info.get("model name") or platform.processor() or platform.machine(),
+        cpu=cpu.model,
         cores=len(affinity),
         system=f"{platform.system()} {platform.machine()}",
-        int8=int8,
-        float16="asimdhp" in flags,
+        int8=cpu.int8,
+        float16=cpu.float16,
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     )
 
@@ -72,20 +71,3 @@ def check_device(device: str) -> None:
 def is_jetson() -> bool:
     """Whether this is an NVIDIA Jetson."""
     return _TEGRA_RELEASE.exists() or (_MODEL.is_file() and "jetson" in _MODEL.read_text(errors="replace").lower())
-
-
-_INT8 = (
-    ("avx512_vnni", "AVX-512 VNNI"),
-    ("avx_vnni", "AVX VNNI"),
-    ("i8mm", "Arm I8MM"),
-    ("asimddp", "Arm dot product"),
-)
-
-
-def _cpuinfo() -> dict[str, str]:
-    file = Path("/proc/cpuinfo")
-    if not file.is_file():
-        return {}
-    first = file.read_text(errors="replace").split("\n\n")[0]
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}

@@ -6,7 +6,6 @@ it depends on: the bundle's digest, the CPU, the threads and ONNX Runtime's vers
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.cpu import describe_cpu
 from dfs_deploy.errors import BundleError
 from dfs_deploy.files import sha256, write_whole
 from dfs_deploy.manifest import Engine, Form
@@ -70,7 +70,7 @@ def plan_key(bundle: Bundle, threads: int) -> dict[str, str]:
     """Everything that the time of an engine depends on."""
     return {
         "bundle": bundle.digest,
-        "cpu": _cpu(),
+        "cpu": describe_cpu().key,
         "threads": str(threads),
         "onnxruntime": ort.__version__,
     }
@@ -161,16 +161,3 @@ def _choose(medians: dict[Precision, float]) -> Precision:
         if all(medians[other] > (1.0 - MARGIN) * medians[precision] for other in ordered[i + 1 :]):
             return precision
     return ordered[-1]
-
-
-def _cpu() -> str:
-    """What tells this CPU from others: x86 gives a model's name, Arm the maker's numbers and the features."""
-    file = Path("/proc/cpuinfo")
-    if not file.is_file():
-        return f"{platform.machine()} {platform.processor()}"
-    pairs = (line.partition(":") for line in file.read_text(errors="replace").split("\n\n")[0].splitlines())
-    facts = {name.strip(): value.strip() for name, _, value in pairs}
-    return " ".join([platform.machine(), *(facts[name] for name in _CPU_FACTS if name in facts)])
-
-
-_CPU_FACTS = ("model name", "CPU implementer", "CPU part", "CPU variant", "CPU revision", "Features")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.cpu import has_fast_float16
 from dfs_deploy.errors import BundleError
 from dfs_deploy.manifest import Engine, Form
 from dfs_deploy.runtimes.base import Substitution
@@ -100,14 +99,6 @@ def load_engines(bundle: Bundle, threads: int, plan: Plan | None = None) -> Load
         substitutions=substituted.collected(),
         threads=threads,
     )
-
-
-def has_fast_float16() -> bool:
-    """Whether this CPU computes in float16, and ONNX Runtime has kernels for it: 64-bit Arm with FEAT_FP16 only."""
-    if platform.machine().lower() not in ("aarch64", "arm64"):
-        return False
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.is_file() and "asimdhp" in cpuinfo.read_text(errors="replace")
 
 
 def _choose(wanted: Engine, fallbacks: list[Engine], planned: PlanEntry | None) -> tuple[Engine, str]:
