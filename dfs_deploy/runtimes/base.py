@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,8 +16,10 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import BundleError, InputError, RuntimeClosedError, UsageError
+from dfs_deploy.manifest import BudgetRecord
 from dfs_deploy.options import Options, computation_percentage
 from dfs_deploy.preprocessing import InputContract
+from dfs_deploy.runtimes.budgets import bias_for, score_offset
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,10 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    def set_score_offset(self, offset: NDArray[np.float32]) -> None:
+        """Adds to the gate's scores, (options,) float32, from the next batch on; clones made later start with it."""
+
+    @abstractmethod
     def clone(self) -> Backend:
         """A backend for another thread, with the same engines and its own buffers."""
 
@@ -135,10 +142,11 @@ class Runtime:
         gate: ``native`` or ``numpy``; ``None`` for the first where it was compiled, the second elsewhere.
         plan: whether a plan measured on this machine (``dfs-deploy bench --save-plan``) decides which engine serves an
             option; else the engine of the option's own precision does, where the CPU is made for it.
+        budget: see :meth:`set_budget`; ``None`` for the gate as trained.
 
     Raises:
         BundleError: the bundle cannot be read, or holds no engines for this runtime.
-        UsageError: an unknown runtime, or less than one thread.
+        UsageError: an unknown runtime, less than one thread, or a budget outside what was calibrated.
     """
 
     def __init__(
@@ -149,6 +157,7 @@ class Runtime:
         threads: int | None = None,
         gate: str | None = None,
         plan: bool = True,
+        budget: float | None = None,
     ) -> None:
         name = runtime or "onnxruntime"
         if name not in BACKENDS:
@@ -161,10 +170,15 @@ class Runtime:
             raise BundleError(
                 f"{self._bundle.path} has no engines for {name} (made for: {made}); export with --runtime {name}"
             )
+        bias = None if budget is None else bias_for(budget, self._bundle)
         self._backend: Backend | None = BACKENDS[name](self._bundle, threads, gate, plan)
         self._costs = self._bundle.options.costs
         self._gated_blocks = self._bundle.architecture.gated_blocks
         self._in_use = threading.Lock()
+        self._budget: float | None = None
+        if bias is not None:
+            self.set_cost_bias(bias)
+            self._budget = budget
 
     def __call__(self, images: NDArray[Any], *, path: NDArray[Any] | None = None) -> Result:
         """Classifies a batch.
@@ -186,12 +200,8 @@ class Runtime:
         backend = self._open_backend()
         prepared = self._bundle.input.prepare(images)
         forced = None if path is None else self._check_path(path, len(prepared))
-        if not self._in_use.acquire(blocking=False):
-            raise UsageError("this Runtime is in use by another thread; give each thread its own with clone()")
-        try:
+        with self._alone():
             logits, taken = backend.infer(prepared, forced)
-        finally:
-            self._in_use.release()
         return Result(logits, taken, self._costs)
 
     @property
@@ -208,6 +218,49 @@ class Runtime:
     def input(self) -> InputContract:
         """How pixels become its input."""
         return self._bundle.input
+
+    @property
+    def budgets(self) -> tuple[BudgetRecord, ...]:
+        """The operating points that the bundle's budgets were calibrated at, least first; empty where none were."""
+        return tuple(self._bundle.manifest.budgets)
+
+    @property
+    def budget(self) -> float | None:
+        """The budget in force, 0 to 1; ``None`` for the gate as trained, or where a bias was set by hand."""
+        return self._budget
+
+    def set_budget(self, budget: float | None) -> None:
+        """Makes the network compute more or less from the next batch on; clones made later start with it.
+
+        A bias is taken from each option's score, in proportion to the option's cost, so that dear options lose where
+        the gate was least sure of them. Which bias holds which budget was calibrated at export; between two calibrated
+        budgets it is interpolated.
+
+        Args:
+            budget: mean computation as a share of running every gated block in full precision; ``None`` for the gate
+                as trained.
+
+        Raises:
+            UsageError: the bundle has no budgets, or this one is outside what was calibrated.
+            RuntimeClosedError: it was closed.
+        """
+        self.set_cost_bias(0.0 if budget is None else bias_for(budget, self._bundle))
+        self._budget = budget
+
+    def set_cost_bias(self, bias: float) -> None:
+        """Takes ``bias * cost`` from each option's score from the next batch on: what a budget stands for.
+
+        Args:
+            bias: finite; 0 for the gate as trained, negative to compute more.
+
+        Raises:
+            UsageError: it is not finite or beyond what scores can bear.
+            RuntimeClosedError: it was closed.
+        """
+        backend, offset = self._open_backend(), score_offset(bias, self._costs)
+        with self._alone():
+            backend.set_score_offset(offset)
+        self._budget = None
 
     @property
     def substitutions(self) -> tuple[Substitution, ...]:
@@ -238,7 +291,7 @@ class Runtime:
         other = object.__new__(Runtime)
         other._bundle, other._costs, other._gated_blocks = self._bundle, self._costs, self._gated_blocks
         other._backend = self._open_backend().clone()
-        other._in_use = threading.Lock()
+        other._in_use, other._budget = threading.Lock(), self._budget
         return other
 
     def close(self) -> None:
@@ -255,6 +308,15 @@ class Runtime:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._in_use.acquire(blocking=False):
+            raise UsageError("this Runtime is in use by another thread; give each thread its own with clone()")
+        try:
+            yield
+        finally:
+            self._in_use.release()
 
     def _open_backend(self) -> Backend:
         if self._backend is None:

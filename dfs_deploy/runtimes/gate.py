@@ -91,6 +91,19 @@ class Gate(ABC):
         """Forgets: the next step is the first block's, for this many samples."""
 
     @abstractmethod
+    def set_score_offset(self, offset: Array) -> None:
+        """Adds to every option's score from the next step on, bound steps included, instead of what was added before.
+
+        It is as if the projection had another bias; other gates of the same weights keep theirs.
+
+        Args:
+            offset: (options,) float32, finite; zeros for the weights' own scores.
+
+        Raises:
+            InputError: another shape or type, NaN or infinity.
+        """
+
+    @abstractmethod
     def bind(self, block: int, features: Features, scale: float) -> Callable[[], int]:
         """A step for one sample whose features always lie in one buffer.
 
@@ -129,7 +142,8 @@ class NumpyGate(Gate):
 
     def __init__(self, weights: GateWeights) -> None:
         self._weights = weights
-        self._one = _States(weights, 1)
+        self._score_weights = weights.prepared(_Matrices.of).scores.copy()
+        self._one = _States(weights, self._score_weights, 1)
         self._states = self._one
 
     def reset(self, samples: int) -> None:
@@ -137,8 +151,11 @@ class NumpyGate(Gate):
         if samples == 1:
             self._states = self._one
         elif samples != self._states.samples:
-            self._states = _States(self._weights, samples)
+            self._states = _States(self._weights, self._score_weights, samples)
         self._states.clear()
+
+    def set_score_offset(self, offset: Array) -> None:
+        self._score_weights[:, 0] = biased_projection(self._weights, offset)
 
     def bind(self, block: int, features: Features, scale: float) -> Callable[[], int]:
         check_bound(self._weights, block, features)
@@ -213,11 +230,18 @@ class _Matrices:
 
 
 class _States:
-    """The states of some samples, and where their steps leave what they compute."""
+    """The states of some samples, and where their steps leave what they compute.
 
-    def __init__(self, weights: GateWeights, samples: int) -> None:
+    Args:
+        weights: of the gate.
+        score_weights: (options, 1 + hidden), the gate's own; read at each step.
+        samples: how many.
+    """
+
+    def __init__(self, weights: GateWeights, score_weights: Array, samples: int) -> None:
         size = weights.hidden
         self.matrices = weights.prepared(_Matrices.of)
+        self.score_weights = score_weights
         self.samples = samples
         self.inputs = np.zeros((samples, 1 + size + weights.widest), np.float32)
         self.inputs[:, 0] = 1.0
@@ -240,7 +264,7 @@ class _Step:
     """
 
     def __init__(self, states: _States, block: int, channels: int) -> None:
-        matrices, size = states.matrices, states.hidden.shape[1]
+        matrices, score_weights, size = states.matrices, states.score_weights, states.hidden.shape[1]
         self.pooled = states.inputs[:, 1 + size : 1 + size + channels]
         # Matrix times vector, one a sample: what has an axis of one at the end is multiplied so, whatever the batch.
         inputs, gates = states.inputs[:, : 1 + size + channels, None], states.gates
@@ -260,11 +284,22 @@ class _Step:
             np.add(cell, written, cell)
             np.tanh(cell, hidden)
             np.multiply(hidden, show, hidden)
-            np.matmul(matrices.scores, known, scores_column)
+            np.matmul(score_weights, known, scores_column)
             return scores
 
         self.run: Callable[[], Array] = run
         """Steps the states and returns the scores, (samples, options), valid until the next run."""
+
+
+def biased_projection(weights: GateWeights, offset: Array) -> Array:
+    """The projection's bias with an offset added, (options,) float32; see :meth:`Gate.set_score_offset`."""
+    if not isinstance(offset, np.ndarray) or offset.dtype != np.float32 or offset.shape != (weights.options,):
+        seen = f"{_kind(offset)} of shape {np.shape(offset)}"
+        raise InputError(f"the offset of the scores is {seen}, expected float32 of shape {(weights.options,)}")
+    biased: Array = weights.projection_bias + offset
+    if not np.isfinite(offset).all() or not np.isfinite(biased).all():
+        raise InputError("the offset of the scores is not finite, or too large to be added; pass finite numbers")
+    return biased
 
 
 def channels_of(features: Features) -> int:

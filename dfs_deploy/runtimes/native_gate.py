@@ -15,6 +15,7 @@ from dfs_deploy.runtimes.gate import (
     Features,
     Gate,
     GateWeights,
+    biased_projection,
     channels_of,
     check_batch,
     check_bound,
@@ -68,12 +69,13 @@ class NativeGate(Gate):
 
         packed = weights.prepared(_Packed.of)
         self._weights = weights
+        self._projection_bias = _padded(weights.projection_bias)  # the compiled gate reads it at each step
         self._compiled = CompiledGate(
             packed.input,
             packed.bias,
             packed.recurrent,
             packed.projection,
-            packed.projection_bias,
+            self._projection_bias,
             weights.hidden,
             weights.options,
             variant,
@@ -88,6 +90,9 @@ class NativeGate(Gate):
     def reset(self, samples: int) -> None:
         check_samples(samples)
         self._compiled.reset(samples)
+
+    def set_score_offset(self, offset: Array) -> None:
+        self._projection_bias[: self._weights.options] = biased_projection(self._weights, offset)
 
     def bind(self, block: int, features: Features, scale: float) -> Callable[[], int]:
         check_bound(self._weights, block, features)
@@ -127,7 +132,6 @@ class _Packed:
     bias: Array
     recurrent: Array
     projection: Array
-    projection_bias: Array
 
     @classmethod
     def of(cls, weights: GateWeights) -> _Packed:
@@ -137,7 +141,6 @@ class _Packed:
             bias=_padded(weights.bias.reshape(gates, 4, size)),
             recurrent=_padded(weights.recurrent_weight.reshape(4, size, size).transpose(2, 0, 1)),
             projection=_padded(weights.projection_weight.T),
-            projection_bias=_padded(weights.projection_bias),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 import sys
@@ -23,6 +24,7 @@ from tests.checks import refuses
 from tests.runtimes.gates import (
     KINDS,
     SHAPES,
+    AnyGate,
     MakeGate,
     assert_same_bits,
     needs_native,
@@ -78,11 +80,15 @@ def test_a_gate_steps_as_the_definition_says(make: MakeGate, shape: tuple[int, .
             np.testing.assert_allclose(actual[0], expected, atol=2e-6)
 
 
-def test_numpy_native_and_onnx_agree_on_10000_random_states() -> None:
+@pytest.mark.parametrize("offset", [(0, 0, 0, 0), (0.0, -0.03125, -0.125, -0.5), (0.0, 0.2, 0.7, 1.1)])
+def test_numpy_native_and_onnx_agree_on_10000_random_states(offset: tuple[float, ...]) -> None:
+    """With a score offset as well, which ONNX is given as another bias of the projection."""
     network = small_network(blocks=3, widths=(16, 32, 64))
     part = split_gate(network)
-    session = ort.InferenceSession(gate_engine(part), providers=["CPUExecutionProvider"])
-    names = ("input_weight", "bias", "recurrent_weight", "projection_weight", "projection_bias")
+    added = np.array(offset, np.float32)
+    offset_part = dataclasses.replace(part, projection_bias=part.projection_bias + added)
+    session = ort.InferenceSession(gate_engine(offset_part), providers=["CPUExecutionProvider"])
+    names = ("input_weight", "bias", "recurrent_weight", "projection_weight")
     makes: list[MakeGate] = [NumpyGate, NativeGate] if native_available() else [NumpyGate]
     blocks, samples = len(part.input_weight), 10_000
     near = 0
@@ -100,13 +106,52 @@ def test_numpy_native_and_onnx_agree_on_10000_random_states() -> None:
         near += int((~clear).sum())
         assert len(np.unique(decision)) > 1
         for make in makes:
-            gate = make(GateWeights(*values))
+            gate = make(GateWeights(*values, part.projection_bias))
+            gate.set_score_offset(added)
             gate.reset(rows)
             gate.state = (hidden, cell)
             np.testing.assert_array_equal(step_floats(gate, block, features)[clear], decision[clear])
             np.testing.assert_allclose(gate.state[0], new_hidden, rtol=0, atol=1e-5)
             np.testing.assert_allclose(gate.state[1], new_cell, rtol=0, atol=1e-5)
     assert near <= samples // 1000
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_a_score_offset_is_another_bias_of_the_projection(make: MakeGate) -> None:
+    weights, features = random_weights((4,) * 2), random_features(200, (4, 5, 5))
+    offset = np.array([0.5, -1.5, 0.25, 1.0], np.float32)
+    biased = make(dataclasses.replace(weights, projection_bias=weights.projection_bias + offset))
+    gate, other = make(weights), make(weights)
+    bound = gate.bind(0, features[:1], 1.0)
+
+    def decisions(stepped: AnyGate) -> np.ndarray:
+        stepped.reset(len(features))
+        return np.stack([step_floats(stepped, block, features) for block in (0, 1)])
+
+    trained = decisions(gate)
+    gate.set_score_offset(offset)
+    np.testing.assert_array_equal(decisions(gate), decisions(biased))
+    assert (decisions(gate) != trained).any()
+    np.testing.assert_array_equal(decisions(other), trained)
+    for sign, wanted in ((1, 3), (-1, 2)):
+        gate.set_score_offset(sign * np.array([0, 0, -1e3, 1e3], np.float32))
+        gate.reset(1)
+        assert bound() == wanted, "a step that was bound before"
+    gate.set_score_offset(np.zeros(4, np.float32))
+    np.testing.assert_array_equal(decisions(gate), trained)
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize(
+    "offset",
+    [np.zeros(3, np.float32), np.zeros((1, 4), np.float32), np.zeros(4), np.float32(0), [0.0] * 4, None]
+    + [np.array([0, 0, 0, value], np.float32) for value in (np.nan, np.inf, -np.inf)],
+    ids=repr,
+)
+def test_a_score_offset_that_cannot_be_is_refused(make: MakeGate, offset: object) -> None:
+    gate = make(random_weights())
+    with refuses(InputError, "offset"):
+        gate.set_score_offset(offset)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("make", KINDS)

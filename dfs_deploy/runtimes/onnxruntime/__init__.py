@@ -46,9 +46,14 @@ class OnnxRuntimeBackend(Backend):
         self._engines: LoadedEngines | None = engines
         self._architecture = architecture
         gate = gate_for(engines.gate, kind)
-        self._gate_name = gate.name
+        self._gate = gate
+        self._offset = np.zeros(engines.gate.options, np.float32)
         self._single: SingleDispatch | None = SingleDispatch(engines, gate, architecture)
         self._batch: BatchDispatch | None = BatchDispatch(engines, gate)
+
+    def set_score_offset(self, offset: NDArray[np.float32]) -> None:
+        self._gate.set_score_offset(offset)
+        self._offset = offset.copy()
 
     def infer(
         self, images: NDArray[np.float32], forced: NDArray[np.uint8] | None
@@ -75,7 +80,8 @@ class OnnxRuntimeBackend(Backend):
     def clone(self) -> OnnxRuntimeBackend:
         assert self._engines is not None  # noqa: S101 (Runtime refuses after close)
         other = object.__new__(OnnxRuntimeBackend)
-        other._setup(self._engines, self._architecture, self._gate_name)
+        other._setup(self._engines, self._architecture, self._gate.name)
+        other.set_score_offset(self._offset)
         other._planned = self._planned
         return other
 
@@ -95,6 +101,6 @@ class OnnxRuntimeBackend(Backend):
             "version": ort.__version__,
             "provider": "CPUExecutionProvider",
             "threads": self._engines.threads,
-            "gate": self._gate_name,
+            "gate": self._gate.name,
             "plan": "measured here" if self._planned else "none",
         }

@@ -1,0 +1,65 @@
+"""One network at many operating points: a bias on the gate's scores in proportion to each option's cost.
+
+Taking ``bias * cost`` from an option's score puts a price on computation: the more an option costs, the more the gate
+must prefer it. Calibration finds the price that holds a budget.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfs_deploy.bundle import Bundle
+from dfs_deploy.errors import UsageError
+
+GREATEST_BIAS = 1e6
+"""Beyond it scores lose every digit to the bias in float32."""
+
+
+def score_offset(bias: float, costs: Sequence[float]) -> NDArray[np.float32]:
+    """What a bias adds to the gate's scores.
+
+    Args:
+        bias: finite, at most :data:`GREATEST_BIAS` in size.
+        costs: (options,) of each option, 0 to 1.
+
+    Returns:
+        (options,) float32, ``-bias * cost``.
+
+    Raises:
+        UsageError: the bias is not finite, or too large.
+    """
+    if not math.isfinite(bias) or abs(bias) > GREATEST_BIAS:
+        raise UsageError(f"a bias of {bias} on the gate's scores, expected {-GREATEST_BIAS:g} to {GREATEST_BIAS:g}")
+    return (-bias * np.asarray(costs, np.float64)).astype(np.float32)
+
+
+def bias_for(budget: float, bundle: Bundle) -> float:
+    """The bias that holds a budget, calibrated or interpolated between two that were.
+
+    It never rises with the budget.
+
+    Args:
+        budget: share of running every gated block in full precision.
+        bundle: with calibrated budgets.
+
+    Raises:
+        UsageError: the bundle has none, or the budget lies outside them.
+    """
+    points = bundle.manifest.budgets
+    if bundle.manifest.policy is not None:
+        raise UsageError(f"{bundle.path} has a static policy, which always computes the same; leave out the budget")
+    if not points:
+        raise UsageError(
+            f"{bundle.path} was calibrated for no budget; export with --budgets 0.1,0.2,0.4 and --calibration-data"
+        )
+    budgets = [point.budget for point in points]
+    if not budgets[0] <= budget <= budgets[-1]:  # NaN as well
+        known = f"{budgets[0]:g} to {budgets[-1]:g}" if len(budgets) > 1 else f"{budgets[0]:g} alone"
+        raise UsageError(
+            f"budget {budget:g}, {bundle.path} was calibrated for {known}; choose from that, or export with --budgets"
+        )
+    return float(np.interp(budget, budgets, [point.bias for point in points]))

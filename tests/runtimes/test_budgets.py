@@ -1,0 +1,209 @@
+"""One network at many operating points."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dfs_deploy.bundle import Bundle
+from dfs_deploy.errors import RuntimeClosedError, UsageError
+from dfs_deploy.runtimes import Result, Runtime
+from dfs_deploy.runtimes.budgets import GREATEST_BIAS, bias_for, score_offset
+from tests.bundles import Made, copied, manifest_of, pixels, write_manifest
+from tests.checks import refuses
+
+POINTS = ((0.05, 40.0), (0.2, 4.0), (0.5, -4.0), (0.9, -400.0))
+"""Budgets and biases as calibration might leave them for the network of these tests."""
+
+
+@pytest.fixture(scope="module")
+def budgeted(mixed: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with a table of budgets."""
+    bundle = copied(mixed, tmp_path_factory.mktemp("budgets"))
+    records = [
+        {"budget": b, "bias": x, "computation_percentage": 100 * b, "top1": None, "latency_ms": None, "samples": 9}
+        for b, x in POINTS
+    ]
+    write_manifest(bundle, {**manifest_of(bundle), "budgets": records})
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def runtime(budgeted: Path) -> Iterator[Runtime]:
+    with Runtime(budgeted) as opened:
+        yield opened
+
+
+def mean(result: Result) -> float:
+    return float(result.computation_percentage.mean())
+
+
+def same(first: Result, second: Result) -> bool:
+    return np.array_equal(first.path, second.path) and np.array_equal(first.logits, second.logits)
+
+
+# The bias
+
+
+def test_an_offset_is_the_bias_times_the_cost() -> None:
+    offset = score_offset(2.0, (0.0, 0.0625, 0.25, 1.0))
+    assert offset.dtype == np.float32
+    np.testing.assert_array_equal(offset, [0.0, -0.125, -0.5, -2.0])
+
+
+@pytest.mark.parametrize("bias", [float("nan"), float("inf"), -float("inf"), 2 * GREATEST_BIAS])
+def test_a_bias_that_no_score_survives(runtime: Runtime, bias: float) -> None:
+    with refuses(UsageError, "bias"):
+        runtime.set_cost_bias(bias)
+
+
+@settings(max_examples=60)
+@given(st.tuples(*[st.floats(POINTS[0][0], POINTS[-1][0])] * 2).map(sorted))
+def test_the_bias_never_rises_with_the_budget(budgeted: Path, budgets: list[float]) -> None:
+    bundle = Bundle(budgeted)
+    biases = [bias_for(budget, bundle) for budget in budgets]
+    assert POINTS[0][1] >= biases[0] >= biases[1] >= POINTS[-1][1]
+
+
+def test_a_calibrated_budget_has_its_own_bias_and_others_lie_between(budgeted: Path) -> None:
+    bundle = Bundle(budgeted)
+    for budget, bias in POINTS:
+        assert bias_for(budget, bundle) == bias
+    assert bias_for(0.35, bundle) == pytest.approx(0.0)
+
+
+# The runtime
+
+
+def test_the_more_it_may_compute_the_more_it_does(runtime: Runtime) -> None:
+    images, done = pixels(60), []
+    for budget, _ in POINTS:
+        runtime.set_budget(budget)
+        assert runtime.budget == budget
+        done.append(mean(runtime(images)))
+    assert done == sorted(done)
+    assert done[0] < done[-1]
+    assert [(point.budget, point.bias) for point in runtime.budgets] == list(POINTS)
+
+
+def test_none_is_the_network_as_trained(budgeted: Path, mixed: Made) -> None:
+    images = pixels(6)
+    with Runtime(mixed.path) as plain, Runtime(budgeted) as other:
+        expected = plain(images)
+        assert other.budget is None
+        assert same(other(images), expected)
+        other.set_budget(0.05)
+        assert not same(other(images), expected)
+        other.set_budget(None)
+        assert other.budget is None
+        assert same(other(images), expected)
+
+
+def test_a_budget_can_be_given_at_the_start(budgeted: Path, runtime: Runtime) -> None:
+    runtime.set_budget(0.2)
+    with Runtime(budgeted, budget=0.2) as other:
+        assert other.budget == 0.2
+        assert same(other(pixels(6)), runtime(pixels(6)))
+
+
+def test_a_bias_set_by_hand_is_no_budget(runtime: Runtime) -> None:
+    runtime.set_budget(0.2)
+    expected = runtime(pixels(6))
+    runtime.set_cost_bias(4.0)
+    assert runtime.budget is None
+    assert same(runtime(pixels(6)), expected)
+
+
+@settings(max_examples=25)
+@given(
+    bias=st.floats(-50, 50) | st.sampled_from([-GREATEST_BIAS, GREATEST_BIAS]),
+    seed=st.integers(0, 1000),
+    count=st.integers(1, 9),
+)
+def test_a_batch_is_its_images_one_by_one_at_every_bias(runtime: Runtime, bias: float, seed: int, count: int) -> None:
+    images = pixels(count, seed)
+    runtime.set_cost_bias(bias)
+    whole = runtime(images)
+    alone = [runtime(images[i : i + 1]) for i in range(count)]
+    np.testing.assert_array_equal(whole.path, np.concatenate([result.path for result in alone]))
+    logits = np.concatenate([result.logits for result in alone])
+    np.testing.assert_allclose(whole.logits, logits, rtol=1e-4, atol=1e-4)
+    if abs(bias) == GREATEST_BIAS:
+        assert (whole.path == (0 if bias > 0 else len(runtime.options) - 1)).all()
+
+
+@pytest.mark.parametrize("budget", [budget for budget, _ in POINTS])
+def test_the_gates_agree_at_every_budget(budgeted: Path, budget: float) -> None:
+    images = pixels(40)
+    with Runtime(budgeted, gate="numpy", budget=budget) as slow, Runtime(budgeted, budget=budget) as fast:
+        np.testing.assert_array_equal(slow(images).path, fast(images).path)
+
+
+def test_clones_inherit_a_budget_and_are_independent(runtime: Runtime) -> None:
+    images = pixels(6)
+    runtime.set_budget(0.9)
+    most = runtime(images)
+    with runtime.clone() as clone:
+        assert clone.budget == 0.9
+        assert same(clone(images), most)
+        clone.set_budget(0.05)
+        assert same(runtime(images), most)
+        least = clone(images)
+        runtime.set_budget(None)
+        assert same(clone(images), least)
+        assert mean(least) < mean(most)
+
+
+def test_a_forced_path_is_run_at_every_budget(runtime: Runtime) -> None:
+    path = np.full((2, 3), 1)
+    runtime.set_budget(0.05)
+    np.testing.assert_array_equal(runtime(pixels(2), path=path).path, path)
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.049, 0.91, 1.0, -1.0, float("nan")])
+def test_a_budget_outside_the_table_is_refused_and_changes_nothing(runtime: Runtime, budget: float) -> None:
+    runtime.set_budget(0.2)
+    with refuses(UsageError, f"{budget:g}", "0.05 to 0.9", "--budgets"):
+        runtime.set_budget(budget)
+    assert runtime.budget == 0.2
+    with refuses(UsageError, "0.05 to 0.9"):
+        Runtime(runtime.bundle, budget=budget)
+
+
+def test_a_bundle_without_budgets_says_how_to_get_them(mixed: Made) -> None:
+    with refuses(UsageError, str(mixed.path), "--budgets", "--calibration-data"):
+        Runtime(mixed.path, budget=0.2)
+
+
+def test_a_closed_runtime_has_no_budget_to_set(budgeted: Path) -> None:
+    opened = Runtime(budgeted)
+    opened.close()
+    with refuses(RuntimeClosedError):
+        opened.set_budget(0.2)
+
+
+def test_another_threads_batch_is_not_disturbed(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, leave = threading.Event(), threading.Event()
+    infer = runtime._open_backend().infer
+
+    def wait(*arguments: object) -> object:
+        inside.set()
+        leave.wait(10)
+        return infer(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runtime._open_backend(), "infer", wait)
+    thread = threading.Thread(target=runtime, args=(pixels(1),))
+    thread.start()
+    try:
+        assert inside.wait(10)
+        with refuses(UsageError, "clone()"):
+            runtime.set_budget(0.2)
+    finally:
+        leave.set()
+        thread.join()
