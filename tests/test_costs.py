@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfs_deploy.architecture import Architecture
+from dfs_deploy.costs import SCHEMA_VERSION, LatencyTable, OptionCost, load_costs, save_costs
+from dfs_deploy.errors import DataError
+from dfs_deploy.options import Options
+from tests.checks import refuses
+
+ARCHITECTURE = Architecture((2, 1), (4, 8), 10, (3, 8, 8))
+OPTIONS = Options.parse("skip,8,full")
+TIMES = {
+    (1, "skip"): 0.0,
+    (1, "8"): 10.0,
+    (1, "full"): 30.0,
+    (2, "skip"): 5.0,
+    (2, "8"): 20.0,
+    (2, "full"): 50.0,
+}
+
+
+def table(times: dict[tuple[int, str], float] = TIMES, gate_us: float = 0.0, **changes: Any) -> LatencyTable:
+    values: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "dfs-deploy latency table",
+        "bundle": "0" * 64,
+        "machine": "a machine",
+        "runtime": "onnxruntime 1.20",
+        "threads": 1,
+        "groups": [2, 1],
+        "widths": [4, 8],
+        "image_shape": (3, 8, 8),
+        "gate_us": gate_us,
+        "entries": [
+            OptionCost(block=block, option=option, engine_us=time, precision="fp32" if time else None)
+            for (block, option), time in times.items()
+        ],
+    }
+    return LatencyTable(**{**values, **changes})
+
+
+def test_costs_are_times_over_the_mean_full_precision_block() -> None:
+    expected = np.array([[0.0, 10.0, 30.0], [5.0, 20.0, 50.0]]) / 40.0
+    np.testing.assert_allclose(table().costs(ARCHITECTURE, OPTIONS), expected)
+
+
+def test_the_gate_is_paid_at_every_block_whatever_it_decides() -> None:
+    expected = (np.array([[0.0, 10.0, 30.0], [5.0, 20.0, 50.0]]) + 10.0) / 50.0
+    np.testing.assert_allclose(table(gate_us=10.0).costs(ARCHITECTURE, OPTIONS), expected)
+
+
+@given(st.lists(st.floats(0.1, 1e6), min_size=6, max_size=6), st.floats(0.0, 1e6))
+def test_all_blocks_in_full_precision_are_one_hundred_percent(times: list[float], gate_us: float) -> None:
+    costs = table(dict(zip(TIMES, times, strict=True)), gate_us).costs(ARCHITECTURE, OPTIONS)
+    assert costs.min() >= 0.0
+    assert costs[:, OPTIONS.names.index("full")].mean() == pytest.approx(1.0)
+
+
+def test_columns_follow_the_options_and_some_may_be_left_out() -> None:
+    costs = table().costs(ARCHITECTURE, OPTIONS)
+    np.testing.assert_allclose(table().costs(ARCHITECTURE, Options.parse("full,skip")), costs[:, [2, 0]])
+    np.testing.assert_allclose(table().costs(ARCHITECTURE, Options.parse("skip,8")), costs[:, [0, 1]])
+
+
+def test_a_table_of_another_network_is_refused() -> None:
+    for other in (
+        Architecture((1, 2), (4, 8), 10, (3, 8, 8)),
+        Architecture((2, 1), (4, 16), 10, (3, 8, 8)),
+        Architecture((2, 1), (4, 8), 10, (3, 16, 16)),
+    ):
+        with refuses(DataError, "groups", "save-costs"):
+            table().costs(other, OPTIONS)
+
+
+def test_a_table_without_an_option_or_without_full_is_refused() -> None:
+    with refuses(DataError, "option 16", "skip, 8, full"):
+        table().costs(ARCHITECTURE, Options.parse("skip,16"))
+    without = {key: value for key, value in TIMES.items() if key != (2, "full")}
+    with refuses(DataError, "option full"):
+        table(without).costs(ARCHITECTURE, Options.parse("skip,8"))
+
+
+def test_a_table_that_says_nothing_is_refused() -> None:
+    with refuses(DataError, "no time"):
+        table(dict.fromkeys(TIMES, 0.0)).costs(ARCHITECTURE, OPTIONS)
+
+
+def test_a_round_trip(tmp_path: Path) -> None:
+    save_costs(tmp_path / "latency.json", table(gate_us=1.5))
+    assert load_costs(tmp_path / "latency.json") == table(gate_us=1.5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "something else"},
+        {"extra": 1},
+        {"threads": 0},
+        {"gate_us": -1.0},
+        {"gate_us": "fast"},
+        {"entries": None},
+        {"entries": [{"block": 0, "option": "8", "engine_us": 1.0, "precision": "int8"}]},
+        {"entries": [{"block": 1, "option": "8", "engine_us": -1.0, "precision": "int8"}]},
+        {"entries": [{"block": 1, "option": "8", "engine_us": 1.0, "precision": "int4"}]},
+        {"schema_version": 2},
+    ],
+)
+def test_a_malformed_file_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    file = tmp_path / "latency.json"
+    save_costs(file, table())
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with refuses(DataError, "latency", "save-costs"):
+        load_costs(file)
+
+
+def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
+    with refuses(DataError, "cannot be read"):
+        load_costs(tmp_path / "missing.json")
+    for content in (b"", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"a": 1}'):
+        (tmp_path / "bad.json").write_bytes(content)
+        with refuses(DataError, "no latency table"):
+            load_costs(tmp_path / "bad.json")
+    save_costs(tmp_path / "twice.json", table(entries=[*table().entries, table().entries[0]]))
+    with refuses(DataError, "twice"):
+        load_costs(tmp_path / "twice.json")
