@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import dfs_deploy
 from dfs_deploy.cli import bench, demo, doctor, export, inspect, run, verify
-from dfs_deploy.cli.console import exit_codes
+from dfs_deploy.cli.console import INTERRUPTED, exit_codes
+from dfs_deploy.errors import UsageError
+
+_PROGRAM = "dfs-deploy"
 
 app = typer.Typer(
-    name="dfs-deploy",
+    name=_PROGRAM,
     help="Deploys networks that choose, per input and per block, what to compute.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -44,7 +46,35 @@ app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
 
 
+# Typer brings its own copy of Click or imports it, by its version; either way this is what the parser raises.
+_ParserError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
 def main() -> None:
     """Entry point: runs a verb, and ends with the exit code of its error."""
-    with exit_codes(debug="--debug" in sys.argv[1:]):
-        app()
+    arguments = sys.argv[1:]
+    with exit_codes(debug="--debug" in arguments):
+        code = _run(arguments or ["--help"])
+        if code == INTERRUPTED:  # what Typer makes of Ctrl-C
+            raise KeyboardInterrupt
+    sys.exit(code if arguments else UsageError.exit_code)
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        # Typer's own handling of errors prints several lines.
+        return int(app(arguments, prog_name=_PROGRAM, standalone_mode=False) or 0)
+    except typer.Abort as error:  # what Typer before 0.16 makes of Ctrl-C
+        raise KeyboardInterrupt from error
+    except _ParserError as error:
+        raise UsageError(_one_line(error, arguments)) from error
+
+
+def _one_line(error: Any, arguments: list[str]) -> str:
+    """What the parser says, as our own errors say it."""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    if error.ctx is not None:
+        command = error.ctx.command_path
+    else:  # an option without its value; a verb follows only flags
+        command = " ".join([_PROGRAM, *[word for word in arguments if not word.startswith("-")][:1]])
+    return f"{message[:1].lower()}{message[1:]}; run: {command} --help"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,14 +22,28 @@ CORE = ("numpy", "onnxruntime", "msgspec", "PIL")
 """Modules that every install has, by import name."""
 
 INTERRUPTED = 130
+CLOSED_PIPE = 141
+"""Exit code where nobody reads the output any more: what a shell reports of a program that SIGPIPE ended."""
+
 _PIPE_WIDTH = 160
 
 Report = Callable[[str, float], None]
 
 
+class ClosedPipeError(Exception):
+    """Whoever read the output stopped; no OSError, which Typer would turn into the exit code of a failed check."""
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Called by Rich while it handles the BrokenPipeError of a write."""
+        self.quiet = True
+        raise ClosedPipeError
+
+
 def output() -> Console:
     """The console for results, on standard output; wide where nobody watches, so that a log is never cut."""
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console = _Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     return console
@@ -35,12 +51,27 @@ def output() -> Console:
 
 def errors() -> Console:
     """The console for progress and errors, on standard error."""
-    return Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    return _Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def print_json(value: Any) -> None:
-    """Writes the one JSON object of a ``--json`` run; standard output holds nothing else."""
-    sys.stdout.write(json.dumps(value, indent=1, allow_nan=False) + "\n")
+    """Writes the one JSON object of a ``--json`` run; standard output holds nothing else.
+
+    JSON has no NaN and no infinity: they become ``null``.
+    """
+    try:
+        sys.stdout.write(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        raise ClosedPipeError from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
@@ -103,8 +134,11 @@ def exit_codes(debug: bool) -> Iterator[None]:
             raise
         errors().print(f"error: {error.name} is not installed and dfs-deploy needs it; run: pip install dfs-deploy")
         sys.exit(EnvironmentLacksError.exit_code)
+    except (ClosedPipeError, BrokenPipeError):
+        _discard_output()
+        sys.exit(CLOSED_PIPE)
     except OSError as error:
-        if debug or isinstance(error, BrokenPipeError):
+        if debug:
             raise
         what = f"{error.filename}: " if error.filename else ""
         errors().print(f"error: {what}{error.strerror or error}; check the path, its permissions and the space left")
@@ -114,6 +148,13 @@ def exit_codes(debug: bool) -> Iterator[None]:
         sys.exit(INTERRUPTED)
 
 
+def _discard_output() -> None:
+    """Lets what is still buffered go nowhere: Python flushes as it ends, and would complain of the closed pipe."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
+
+
 def percent(share: float | None, digits: int = 2) -> str:
-    """A share, 0 to 1, in percent; a dash for none."""
-    return "-" if share is None else f"{100.0 * share:.{digits}f} %"
+    """A share, 0 to 1, in percent; a dash for none and for NaN."""
+    return "-" if share is None or math.isnan(share) else f"{100.0 * share:.{digits}f} %"

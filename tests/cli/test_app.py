@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +49,23 @@ def test_what_the_parser_does_not_know_is_a_wrong_call(arguments: list[str]) -> 
     assert ran.code == 2
     assert ran.out == ""
     assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fly"], ["no such command 'fly'", "run: dfs-deploy --help"]),
+        (["--debugg"], ["--debugg", "run: dfs-deploy --help"]),
+        (["inspect", "--fast"], ["--fast", "run: dfs-deploy inspect --help"]),
+        (["inspect", "a", "b"], ["(b)", "run: dfs-deploy inspect --help"]),
+        (["bench", "--seed"], ["--seed", "run: dfs-deploy bench --help"]),
+        (["bench", "--seed", "none"], ["--seed", "integer", "run: dfs-deploy bench --help"]),
+        (["export", "net.pt", "--weight-bits", "3"], ["--weight-bits", "7", "run: dfs-deploy export --help"]),
+        (["verify"], ["--checkpoint", "run: dfs-deploy verify --help"]),
+    ],
+)
+def test_what_the_parser_refuses_is_one_line_that_names_the_help(arguments: list[str], words: list[str]) -> None:
+    run(*arguments).failed(2, *words)
 
 
 def test_an_error_is_one_line_and_its_class_says_the_exit_code(tmp_path: Path) -> None:
@@ -95,7 +116,40 @@ def test_an_interrupt_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dfs_deploy.bundle.Bundle.__init__", lambda self, path: interrupted(path))
     ran = run("inspect", "net.dfs")
     assert ran.code == 130
-    assert "Traceback" not in ran.err
+    assert ran.err == "interrupted\n"
+    assert ran.out == ""
+
+
+def test_ctrl_c_ends_a_process_with_one_line() -> None:
+    script = (
+        "import os, signal, sys, time\n"
+        "from dfs_deploy import bundle\n"
+        "def wait(self, path): os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
+        "bundle.Bundle.__init__ = wait\n"
+        "sys.argv = ['dfs-deploy', 'inspect', 'net.dfs']\n"
+        "from dfs_deploy.cli import main\n"
+        "main()\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("arguments", [["inspect"], ["inspect", "--json"], ["doctor"], ["doctor", "--json"]])
+def test_a_reader_that_goes_away_ends_it_quietly(mixed: Made, arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "dfs_deploy", *arguments]
+    if "inspect" in arguments:
+        command.append(str(mixed.path))
+    with os.fdopen(writing, "w") as stream:
+        ran = subprocess.run(command, stdout=stream, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (141, "")
+
+
+def test_json_has_neither_nan_nor_infinity(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"a": float("nan"), "b": [1.5, float("inf"), {"c": (-float("inf"), 2)}], "d": "NaN", "e": None}
+    console.print_json(value)
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [1.5, None, {"c": [None, 2]}], "d": "NaN", "e": None}
 
 
 def test_progress_in_a_pipe_is_a_line_a_task(capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,6 +165,8 @@ def test_progress_in_a_pipe_is_a_line_a_task(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(("share", "shown"), [(None, "-"), (0.5, "50.00 %"), (1.0, "100.00 %"), (0.12345, "12.35 %")])
+@pytest.mark.parametrize(
+    ("share", "shown"), [(None, "-"), (float("nan"), "-"), (0.5, "50.00 %"), (1.0, "100.00 %"), (0.12345, "12.35 %")]
+)
 def test_a_share_in_percent(share: float | None, shown: str) -> None:
     assert console.percent(share) == shown
