@@ -24,7 +24,7 @@ def extensions() -> list[Extension]:
         "dfs_deploy.runtimes.native._gate",
         [f"{NATIVE}/_gate.pyx", f"{NATIVE}/kernel.c"],
         include_dirs=[NATIVE],
-        depends=[f"{NATIVE}/{name}" for name in ("kernel.h", "kernel_variant.h")],
+        depends=[f"{NATIVE}/{name}" for name in ("_gate.pxd", "kernel.h", "kernel_variant.h")],
         # No -march: kernel.c picks the instruction set at run time. No contraction: every variant gives the same bits.
         extra_compile_args=["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"],
     )
@@ -48,5 +48,5 @@ setup(
     ext_modules=extensions(),
     cmdclass={"build_py": BuildWithCheckpoint},
     # The sdist carries the sources (MANIFEST.in); an installed package has no use for them.
-    exclude_package_data={"dfs_deploy.runtimes.native": ["*.c", "*.h", "*.pyx"]},
+    exclude_package_data={"dfs_deploy.runtimes.native": ["*.c", "*.h", "*.pxd", "*.pyx"]},
 )

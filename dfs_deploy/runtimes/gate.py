@@ -6,10 +6,11 @@ sample, whatever the batch: a larger product may add in another order.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,11 +81,38 @@ class GateWeights:
         return cast(_T, self._prepared[make])
 
 
+class BoundStep(Protocol):
+    """One block's step for one sample, bound to where its features lie; it goes with ``reset(1)``.
+
+    Calling it pools the features, steps the state once and gives the option index for the next block; of equal scores
+    the lowest. Where the features are those of the step before, :meth:`advance` alone does the same.
+    """
+
+    def __call__(self) -> int:
+        """Pools and advances."""
+
+    def pool(self) -> None:
+        """Averages the features over the map."""
+
+    def advance(self) -> int:
+        """Steps the state by what was pooled last."""
+
+
 class Gate(ABC):
-    """Steps the LSTM through a network, block by block, for one sample or a batch."""
+    """Steps the LSTM through a network, block by block, for one sample or a batch.
+
+    Args:
+        weights: of the gate.
+        together: channels of a float32 map that lie together: 1 where maps are plain (N, C, H, W); with 8, the memory
+            of a map of that shape holds (N, C / 8, H, W, 8), the blocked layout of ONNX Runtime's convolutions.
+    """
 
     name: str
     """How ``doctor`` and ``bench`` call it."""
+
+    def __init__(self, weights: GateWeights, together: int = 1) -> None:
+        self._weights = weights
+        self.together = together
 
     @abstractmethod
     def reset(self, samples: int) -> None:
@@ -104,7 +132,7 @@ class Gate(ABC):
         """
 
     @abstractmethod
-    def bind(self, block: int, features: Features, scale: float) -> Callable[[], int]:
+    def bind(self, block: int, features: Features, scale: float) -> BoundStep:
         """A step for one sample whose features always lie in one buffer.
 
         Args:
@@ -113,13 +141,27 @@ class Gate(ABC):
             scale: what one step of uint8 is worth; ignored for float32.
 
         Returns:
-            A call that steps the state once and gives the option index for the block after ``block``; of equal scores
-            the lowest. It goes with ``reset(1)``.
+            A step to the option for the block after ``block``.
+        """
+
+    @abstractmethod
+    def bind_pooled(self, block: int, pooled: Array) -> BoundStep:
+        """A step for one sample whose features come averaged over the map.
+
+        Args:
+            block: index of the block that makes the features; 0 is the first.
+            pooled: (1, C) float32, contiguous. Read at each call.
         """
 
     @abstractmethod
     def step(
-        self, block: int, floats: Array, integers: NDArray[np.uint8], in_uint8: NDArray[np.bool_], scale: float
+        self,
+        block: int,
+        floats: Array,
+        integers: NDArray[np.uint8],
+        in_uint8: NDArray[np.bool_],
+        scale: float,
+        changed: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.int64]:
         """Steps a batch of which each sample's features are in one of two forms.
 
@@ -129,6 +171,20 @@ class Gate(ABC):
             integers: (N, H, W, C) uint8, contiguous; valid where it is true.
             in_uint8: (N,) bool.
             scale: what one step of uint8 is worth.
+            changed: (N,) bool, false where a sample's features, their form and their scale are those of the step
+                before: such a sample is not pooled again. ``None`` where all may have changed.
+
+        Returns:
+            (N,) int64 option indices; of equal scores the lowest.
+        """
+
+    @abstractmethod
+    def step_pooled(self, block: int, pooled: Array) -> NDArray[np.int64]:
+        """Steps a batch whose features come averaged over the map.
+
+        Args:
+            block: index of the block that made the features.
+            pooled: (N, C) float32, contiguous.
 
         Returns:
             (N,) int64 option indices; of equal scores the lowest.
@@ -140,8 +196,8 @@ class NumpyGate(Gate):
 
     name = "numpy"
 
-    def __init__(self, weights: GateWeights) -> None:
-        self._weights = weights
+    def __init__(self, weights: GateWeights, together: int = 1) -> None:
+        super().__init__(weights, together)
         self._score_weights = weights.prepared(_Matrices.of).scores.copy()
         self._one = _States(weights, self._score_weights, 1)
         self._states = self._one
@@ -157,34 +213,50 @@ class NumpyGate(Gate):
     def set_score_offset(self, offset: Array) -> None:
         self._score_weights[:, 0] = biased_projection(self._weights, offset)
 
-    def bind(self, block: int, features: Features, scale: float) -> Callable[[], int]:
-        check_bound(self._weights, block, features)
-        states, step = self._one, _Step(self._one, block, channels_of(features))
-        pool = _pooling(_flat(features)[0], step.pooled[0], scale)
+    def bind(self, block: int, features: Features, scale: float) -> BoundStep:
+        check_bound(self._weights, block, features, self.together)
+        step = _Step(self._one, block, channels_of(features))
+        return _Bound(self, step, _pooling(_flat(features, self.together)[0], step.pooled[0], scale))
 
-        def call() -> int:
-            if self._states is not states:
-                raise UsageError(_NOT_ONE.format(self._states.samples))
-            pool()
-            return int(step.run().argmax())
-
-        return call
+    def bind_pooled(self, block: int, pooled: Array) -> BoundStep:
+        check_pooled(self._weights, block, 1, pooled)
+        step = _Step(self._one, block, pooled.shape[1])
+        return _Bound(self, step, functools.partial(np.copyto, step.pooled, pooled))
 
     def step(
-        self, block: int, floats: Array, integers: NDArray[np.uint8], in_uint8: NDArray[np.bool_], scale: float
+        self,
+        block: int,
+        floats: Array,
+        integers: NDArray[np.uint8],
+        in_uint8: NDArray[np.bool_],
+        scale: float,
+        changed: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.int64]:
-        states = self._states
-        check_batch(self._weights, block, states.samples, floats, integers, in_uint8)
-        step = _Step(states, block, floats.shape[1])
-        flat_floats, flat_integers = _flat(floats), _flat(integers)
-        if not in_uint8.any():
+        check_batch(self._weights, block, self._states.samples, floats, integers, in_uint8, self.together, changed)
+        step = _Step(self._states, block, floats.shape[1])
+        flat_floats, flat_integers = _flat(floats, self.together), _flat(integers)
+        whole = changed is None or bool(changed.all())
+        if whole and not in_uint8.any():
             _pooling(flat_floats, step.pooled, scale)()
-        elif in_uint8.all():
+        elif whole and in_uint8.all():
             _pooling(flat_integers, step.pooled, scale)()
         else:
-            for i, row in enumerate(step.pooled):
-                _pooling(flat_integers[i] if in_uint8[i] else flat_floats[i], row, scale)()
+            for i in range(len(floats)) if changed is None else np.flatnonzero(changed):
+                _pooling(flat_integers[i] if in_uint8[i] else flat_floats[i], step.pooled[i], scale)()
         return np.asarray(step.run().argmax(1), np.int64)
+
+    def step_pooled(self, block: int, pooled: Array) -> NDArray[np.int64]:
+        check_pooled(self._weights, block, self._states.samples, pooled)
+        step = _Step(self._states, block, pooled.shape[1])
+        np.copyto(step.pooled, pooled)
+        return np.asarray(step.run().argmax(1), np.int64)
+
+    def check_single(self) -> None:
+        """Raises UsageError where the state is that of a batch, which bound steps do not step."""
+        if self._states is not self._one:
+            raise UsageError(
+                f"the gate holds the states of {self._states.samples} samples: a bound step goes with reset(1)"
+            )
 
     @property
     def state(self) -> tuple[Array, Array]:
@@ -194,6 +266,26 @@ class NumpyGate(Gate):
     @state.setter
     def state(self, value: tuple[Array, Array]) -> None:
         self._states.hidden[:], self._states.cell[:] = value
+
+
+class _Bound:
+    """See :class:`BoundStep`."""
+
+    def __init__(self, gate: NumpyGate, step: _Step, pool: Callable[[], object]) -> None:
+        self._gate = gate
+        self._step = step
+        self._pool = pool
+
+    def __call__(self) -> int:
+        self.pool()
+        return self.advance()
+
+    def pool(self) -> None:
+        self._pool()
+
+    def advance(self) -> int:
+        self._gate.check_single()
+        return int(self._step.run().argmax())
 
 
 @dataclass(frozen=True)
@@ -307,17 +399,26 @@ def channels_of(features: Features) -> int:
     return int(features.shape[3 if features.dtype == np.uint8 else 1])
 
 
-def _flat(features: Features) -> Features:
-    """Height and width as one axis: (N, C, H * W) float32, or (N, H * W, C) uint8."""
+def _flat(features: Features, together: int = 1) -> Features:
+    """Height and width as one axis.
+
+    Returns:
+        (N, C, H * W) float32, (N, C / together, H * W, together) float32 where channels lie together, or
+        (N, H * W, C) uint8.
+    """
     n, channels = len(features), channels_of(features)
     if features.dtype == np.uint8:
         return features.reshape(n, features.shape[1] * features.shape[2], channels)
-    return features.reshape(n, channels, features.shape[2] * features.shape[3])
+    area = features.shape[2] * features.shape[3]
+    if together == 1:
+        return features.reshape(n, channels, area)
+    return features.reshape(n, channels // together, area, together)
 
 
 def _pooling(features: Features, pooled: Array, scale: float) -> Callable[[], object]:
-    """A call that averages floats (..., C, H * W), or uint8 (..., H * W, C), into (..., C); read at each call."""
-    axis = features.ndim - (2 if features.dtype == np.uint8 else 1)
+    """A call that averages what :func:`_flat` gives, of all samples or of one, into (..., C); read at each call."""
+    blocked = features.ndim == pooled.ndim + 2
+    axis = features.ndim - (2 if blocked or features.dtype == np.uint8 else 1)
     area = features.shape[axis]
     if features.dtype == np.uint8:
         factor = uint8_factor(scale, area)
@@ -333,10 +434,11 @@ def _pooling(features: Features, pooled: Array, scale: float) -> Callable[[], ob
 
         return pool_integers
     divisor = np.float32(area)
+    totals = np.empty(np.delete(features.shape, axis), np.float32)
 
     def pool_floats() -> None:
-        np.add.reduce(features, axis, out=pooled)
-        np.divide(pooled, divisor, pooled)
+        np.add.reduce(features, axis, out=totals)
+        np.divide(totals.reshape(pooled.shape), divisor, pooled)
 
     return pool_floats
 
@@ -346,16 +448,13 @@ def uint8_factor(scale: float, area: int) -> np.float64:
     return np.float64(np.float32(scale / area))
 
 
-_NOT_ONE = "the gate holds the states of {} samples: a bound step goes with reset(1)"
-
-
 def check_samples(samples: int) -> None:
     """Raises UsageError where this cannot be a number of samples."""
     if samples < 0:
         raise UsageError(f"{samples} samples: expected none or more")
 
 
-def check_bound(weights: GateWeights, block: int, features: Features) -> None:
+def check_bound(weights: GateWeights, block: int, features: Features, together: int) -> None:
     """Raises where a step cannot be bound to these features.
 
     Raises:
@@ -364,7 +463,7 @@ def check_bound(weights: GateWeights, block: int, features: Features) -> None:
     """
     if not isinstance(features, np.ndarray) or features.dtype not in (np.float32, np.uint8):
         raise InputError(f"features are {_kind(features)}, expected an array of float32 or uint8")
-    _check_features(weights, block, "features", features)
+    _check_features(weights, block, "features", features, together)
     if len(features) != 1:
         raise InputError(f"features are of {len(features)} samples, expected one")
 
@@ -376,35 +475,65 @@ def check_batch(
     floats: Array,
     integers: NDArray[np.uint8],
     in_uint8: NDArray[np.bool_],
+    together: int,
+    changed: NDArray[np.bool_] | None,
 ) -> None:
     """Raises where a batch cannot be stepped; see :func:`check_bound`."""
     expected = (("floats", floats, np.float32), ("integers", integers, np.uint8), ("in_uint8", in_uint8, np.bool_))
     for name, array, dtype in expected:
         if not isinstance(array, np.ndarray) or array.dtype != dtype:
             raise InputError(f"{name} are {_kind(array)}, expected an array of {np.dtype(dtype)}")
-    _check_features(weights, block, "floats", floats)
-    _check_features(weights, block, "integers", integers)
+    _check_features(weights, block, "floats", floats, together)
+    _check_features(weights, block, "integers", integers, together)
     n, c, h, w = floats.shape
     if integers.shape != (n, h, w, c):
         raise InputError(f"integers have shape {integers.shape}, expected {(n, h, w, c)}: channels last")
     if in_uint8.shape != (len(floats),) or not in_uint8.flags.c_contiguous:
         raise InputError(f"in_uint8 has shape {in_uint8.shape}, expected ({len(floats)},), contiguous")
-    if len(floats) != samples:
-        raise UsageError(f"{len(floats)} samples, but the gate was reset for {samples}")
+    if changed is not None and (changed.dtype != np.bool_ or changed.shape != in_uint8.shape):
+        raise InputError(f"changed is {changed.dtype} of shape {changed.shape}, expected bool of {in_uint8.shape}")
+    _check_samples_held(len(floats), samples)
 
 
-def _check_features(weights: GateWeights, block: int, name: str, features: NDArray[Any]) -> None:
+def check_pooled(weights: GateWeights, block: int, samples: int, pooled: Array) -> None:
+    """Raises where features that came pooled cannot be stepped; see :func:`check_bound`."""
+    _check_block(weights, block)
+    if not isinstance(pooled, np.ndarray) or pooled.dtype != np.float32 or pooled.ndim != 2:
+        raise InputError(f"pooled features are {_kind(pooled)}, expected an array of float32 of shape (N, C)")
+    if not pooled.flags.c_contiguous:
+        raise InputError("pooled features are not contiguous; pass numpy.ascontiguousarray of them")
+    _check_channels(weights, block, "pooled features", pooled.shape[1])
+    _check_samples_held(len(pooled), samples)
+
+
+def _check_samples_held(given: int, held: int) -> None:
+    if given != held:
+        raise UsageError(f"{given} samples, but the gate was reset for {held}")
+
+
+def _check_block(weights: GateWeights, block: int) -> None:
     if not 0 <= block < weights.gates:
         raise UsageError(f"no gate follows block {block}: there are {weights.gates}, from 0")
+
+
+def _check_features(weights: GateWeights, block: int, name: str, features: NDArray[Any], together: int) -> None:
+    _check_block(weights, block)
     if features.ndim != 4 or min(features.shape[1:]) < 1:
         wanted = "(N, H, W, C)" if features.dtype == np.uint8 else "(N, C, H, W)"
         raise InputError(f"{name} have shape {features.shape}, expected {wanted}, none of C, H and W zero")
     if not features.flags.c_contiguous:
         raise InputError(f"{name} are not contiguous; pass numpy.ascontiguousarray({name})")
+    channels = channels_of(features)
+    _check_channels(weights, block, name, channels)
+    if channels % together:
+        raise InputError(f"{name} have {channels} channels, expected a multiple of the {together} that lie together")
+
+
+def _check_channels(weights: GateWeights, block: int, name: str, channels: int) -> None:
     least = weights.prepared(_own_channels)[block]
-    if not least <= channels_of(features) <= weights.widest:
+    if not least <= channels <= weights.widest:
         bounds = f"{least}" if least == weights.widest else f"{least} to {weights.widest}"
-        raise InputError(f"{name} have {channels_of(features)} channels, expected {bounds} after block {block}")
+        raise InputError(f"{name} have {channels} channels, expected {bounds} after block {block}")
 
 
 def _own_channels(weights: GateWeights) -> tuple[int, ...]:

@@ -12,12 +12,13 @@ GATES = ("native", "numpy")
 """The kinds of gate, the fastest first."""
 
 
-def gate_for(weights: GateWeights, kind: str | None = None) -> Gate:
+def gate_for(weights: GateWeights, kind: str | None = None, together: int = 1) -> Gate:
     """Makes a gate, with a state of its own; gates of the same weights share what is made of them.
 
     Args:
         weights: what it multiplies by.
         kind: one of :data:`GATES`; ``None`` for the native gate where it was compiled, the NumPy gate elsewhere.
+        together: channels of a float32 map that lie together; see :class:`~dfs_deploy.runtimes.gate.Gate`.
 
     Raises:
         EnvironmentLacksError: ``native`` was asked for and was not compiled here.
@@ -26,7 +27,7 @@ def gate_for(weights: GateWeights, kind: str | None = None) -> Gate:
     if kind is None:
         kind = "native" if native_available() else "numpy"
     if kind == "native":
-        return NativeGate(weights)
+        return NativeGate(weights, together=together)
     if kind == "numpy":
-        return NumpyGate(weights)
+        return NumpyGate(weights, together)
     raise UsageError(f"no gate {kind!r}: expected {' or '.join(GATES)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ from dfs_deploy.errors import EnvironmentLacksError, UsageError
 from dfs_deploy.runtimes import native
 from dfs_deploy.runtimes.gate import (
     Array,
+    BoundStep,
     Features,
     Gate,
     GateWeights,
@@ -19,6 +19,7 @@ from dfs_deploy.runtimes.gate import (
     channels_of,
     check_batch,
     check_bound,
+    check_pooled,
     check_samples,
     uint8_factor,
 )
@@ -48,6 +49,7 @@ class NativeGate(Gate):
     Args:
         weights: of the gate; packed once for all gates that share them.
         variant: one of :func:`native_variants`, ``None`` for the first. They differ in speed alone.
+        together: channels of a float32 map that lie together; see :class:`~dfs_deploy.runtimes.gate.Gate`.
 
     Raises:
         EnvironmentLacksError: it was not compiled here, or this variant does not run here.
@@ -55,7 +57,8 @@ class NativeGate(Gate):
 
     name = "native"
 
-    def __init__(self, weights: GateWeights, variant: str | None = None) -> None:
+    def __init__(self, weights: GateWeights, variant: str | None = None, together: int = 1) -> None:
+        super().__init__(weights, together)
         if native.lacks is not None:
             raise EnvironmentLacksError(
                 f"the native gate is missing here ({native.lacks}); install a C compiler, then run: pip install"
@@ -68,7 +71,6 @@ class NativeGate(Gate):
         from dfs_deploy.runtimes.native._gate import CompiledGate
 
         packed = weights.prepared(_Packed.of)
-        self._weights = weights
         self._projection_bias = _padded(weights.projection_bias)  # the compiled gate reads it at each step
         self._compiled = CompiledGate(
             packed.input,
@@ -79,6 +81,7 @@ class NativeGate(Gate):
             weights.hidden,
             weights.options,
             variant,
+            together,
         )
         self._compiled.reset(1)
 
@@ -94,17 +97,33 @@ class NativeGate(Gate):
     def set_score_offset(self, offset: Array) -> None:
         self._projection_bias[: self._weights.options] = biased_projection(self._weights, offset)
 
-    def bind(self, block: int, features: Features, scale: float) -> Callable[[], int]:
-        check_bound(self._weights, block, features)
+    def bind(self, block: int, features: Features, scale: float) -> BoundStep:
+        check_bound(self._weights, block, features, self.together)
         return self._compiled.bind(block, features, float(uint8_factor(scale, features.size // channels_of(features))))
 
+    def bind_pooled(self, block: int, pooled: Array) -> BoundStep:
+        check_pooled(self._weights, block, 1, pooled)
+        return self._compiled.bind_pooled(block, pooled)
+
     def step(
-        self, block: int, floats: Array, integers: NDArray[np.uint8], in_uint8: NDArray[np.bool_], scale: float
+        self,
+        block: int,
+        floats: Array,
+        integers: NDArray[np.uint8],
+        in_uint8: NDArray[np.bool_],
+        scale: float,
+        changed: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.int64]:
-        check_batch(self._weights, block, self._compiled.samples, floats, integers, in_uint8)
+        check_batch(self._weights, block, self._compiled.samples, floats, integers, in_uint8, self.together, changed)
         decisions = np.empty(len(floats), np.int64)
         factor = float(uint8_factor(scale, floats.shape[2] * floats.shape[3]))
-        self._compiled.step(block, floats, integers, in_uint8, factor, decisions)
+        self._compiled.step(block, floats, integers, in_uint8, factor, decisions, changed)
+        return decisions
+
+    def step_pooled(self, block: int, pooled: Array) -> NDArray[np.int64]:
+        check_pooled(self._weights, block, self._compiled.samples, pooled)
+        decisions = np.empty(len(pooled), np.int64)
+        self._compiled.step_pooled(block, pooled, decisions)
         return decisions
 
     @property

@@ -11,6 +11,7 @@ import weakref
 import numpy as np
 import onnxruntime as ort
 import pytest
+from numpy.typing import NDArray
 
 from dfs_deploy.errors import EnvironmentLacksError, InputError, UsageError
 from dfs_deploy.exporters.engines import gate_engine
@@ -225,6 +226,105 @@ def test_uint8_is_worth_its_floats(make: MakeGate, shape: tuple[int, ...]) -> No
         gate.step(0, floats, integers, np.full(samples, in_uint8), scale)
     for a, b in zip(as_floats.state, as_integers.state, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+def blocked(features: NDArray[np.float32], together: int) -> NDArray[np.float32]:
+    """The same maps with so many channels together in memory, under the shape of the plain ones."""
+    n, c, h, w = features.shape
+    lying = features.reshape(n, c // together, together, h, w).transpose(0, 1, 3, 4, 2)
+    return np.ascontiguousarray(lying).reshape(features.shape)
+
+
+@pytest.mark.parametrize("together", [4, 8, 16])
+@pytest.mark.parametrize("shape", [(16, 32, 32), (32, 7, 9), (64, 1, 1), (48, 3, 11)])
+@pytest.mark.parametrize("make", KINDS)
+def test_blocked_maps_are_worth_plain_ones(make: type[AnyGate], shape: tuple[int, ...], together: int) -> None:
+    weights = random_weights((shape[0],) * 2)
+    plain, other = make(weights), make(weights, together=together)
+    samples = 5
+    features = random_features(samples, shape)
+    integers, in_uint8 = random_integers(samples, shape), np.arange(samples) % 3 == 1
+    for gate in (plain, other):
+        gate.reset(samples)
+    for block in range(2):
+        expected = plain.step(block, features, integers, in_uint8, 0.02)
+        assert (other.step(block, blocked(features, together), integers, in_uint8, 0.02) == expected).all()
+    if make is NativeGate:
+        assert_same_bits(plain.state, other.state)
+    else:
+        for ours, theirs in zip(plain.state, other.state, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    plain.reset(1)
+    other.reset(1)
+    alone = blocked(features[:1], together)
+    assert other.bind(0, alone, 1.0)() == plain.bind(0, features[:1], 1.0)()
+    for ours, theirs in zip(plain.state, other.state, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    with refuses(InputError, "multiple", str(together)):
+        make(random_weights((together + 1,)), together=together).bind(0, random_features(1, (together + 1, 2, 2)), 1.0)
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_features_of_the_step_before_need_no_pooling(make: MakeGate) -> None:
+    weights = random_weights((16, 16, 16))
+    first, second = make(weights), make(weights)
+    samples, shape = 6, (16, 5, 4)
+    features, integers = random_features(samples, shape), random_integers(samples, shape)
+    in_uint8 = np.array([False, True] * 3)
+    garbage = np.full_like(features, 1e6)
+    changed = np.array([True, True, False, False, False, False])
+    for gate in (first, second):
+        gate.reset(samples)
+        gate.step(0, features, integers, in_uint8, 0.02)
+    features[:2] += 1.0
+    garbage[:2] = features[:2]
+    expected = first.step(1, features, integers, in_uint8, 0.02)
+    nothing = np.zeros_like(integers)
+    nothing[:2] = integers[:2]
+    assert (second.step(1, garbage, nothing, in_uint8, 0.02, changed) == expected).all()
+    assert_same_bits(first.state, second.state)
+    with refuses(InputError, "changed"):
+        second.step(1, features, integers, in_uint8, 0.02, changed[:2])
+    # The same for one sample: advance() after a step on the same features.
+    first.reset(1)
+    second.reset(1)
+    one = features[:1].copy()
+    bound = [second.bind(block, one, 1.0) for block in range(3)]
+    expected_path = [first.bind(block, one, 1.0)() for block in range(3)]
+    assert [bound[0](), bound[1].advance(), bound[2].advance()] == expected_path
+    assert_same_bits(first.state, second.state)
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_pooled_features_step_as_their_maps_do(make: MakeGate) -> None:
+    weights = random_weights((16, 24))
+    samples = 4
+    maps, given = make(weights), make(weights)
+    for gate in (maps, given):
+        gate.reset(samples)
+    for block, channels in enumerate((16, 24)):
+        # Values whose mean is exact in any order of additions.
+        pooled = np.random.default_rng(block).integers(-8, 8, (samples, channels)).astype(np.float32)
+        features = np.repeat(pooled[..., None], 4, 2).reshape(samples, channels, 2, 2)
+        expected = step_floats(maps, block, features)
+        assert (given.step_pooled(block, pooled) == expected).all()
+        assert_same_bits(maps.state, given.state)
+    maps.reset(1)
+    given.reset(1)
+    one = np.ones((1, 16), np.float32)
+    step = given.bind_pooled(0, one)
+    assert step() == maps.bind(0, np.ones((1, 16, 3, 3), np.float32), 1.0)()
+    assert_same_bits(maps.state, given.state)
+    with refuses(UsageError, "1", "2"):
+        given.step_pooled(0, np.ones((2, 16), np.float32))
+    with refuses(InputError, "float32"):
+        given.bind_pooled(0, np.ones((1, 16)))  # type: ignore[arg-type]
+    with refuses(InputError, "channels"):
+        given.bind_pooled(0, np.ones((1, 3), np.float32))
+    with refuses(InputError, "contiguous"):
+        given.bind_pooled(0, np.ones((1, 32), np.float32)[:, ::2])
+    with refuses(UsageError, "block 7"):
+        given.bind_pooled(7, one)
 
 
 @pytest.mark.parametrize("make", KINDS)

@@ -18,40 +18,6 @@ from libc.string cimport memcpy, memset, strcmp
 from dfs_deploy.errors import UsageError
 
 
-cdef extern from "kernel.h":
-    const Py_ssize_t GATE_LANES
-
-    ctypedef struct GateWeights:
-        Py_ssize_t gates, widest, hidden, padded, options, scores
-        const float *input
-        const float *bias
-        const float *recurrent
-        const float *projection
-        const float *projection_bias
-
-    ctypedef struct GateFeatures:
-        const void *data
-        int in_uint8
-        float factor
-        Py_ssize_t channels, area
-
-    ctypedef Py_ssize_t (*GateStep)(
-        const GateWeights *weights,
-        Py_ssize_t block,
-        const GateFeatures *features,
-        float *hidden,
-        float *cell,
-        float *scratch,
-    ) noexcept nogil
-
-    ctypedef struct GateKernel:
-        const char *name
-        GateStep step
-
-    Py_ssize_t gate_kernels(const GateKernel **kernels) noexcept
-    Py_ssize_t gate_scratch(const GateWeights *weights) noexcept
-
-
 LANES = GATE_LANES
 
 
@@ -63,8 +29,6 @@ def variants():
 
 cdef class View:
     """An array's memory, held for as long as this lives."""
-
-    cdef Py_buffer buffer
 
     def __cinit__(self, array, str name, str format, int dimensions, bint writable=False):
         cdef int flags = PyBUF_FORMAT | PyBUF_C_CONTIGUOUS
@@ -89,18 +53,17 @@ cdef class View:
 cdef class CompiledGate:
     """Weights, one state for each sample, and the variant that steps them."""
 
-    cdef readonly str variant
-    cdef readonly Py_ssize_t samples
-    cdef GateWeights weights
-    cdef GateStep kernel
-    cdef tuple views
-    cdef float *state  # for each sample the padded hidden state, then the padded cell
-    cdef float *scratch
-    cdef Py_ssize_t capacity
-    cdef bint busy
-
     def __init__(
-        self, input, bias, recurrent, projection, projection_bias, Py_ssize_t hidden, Py_ssize_t options, variant=None
+        self,
+        input,
+        bias,
+        recurrent,
+        projection,
+        projection_bias,
+        Py_ssize_t hidden,
+        Py_ssize_t options,
+        variant=None,
+        Py_ssize_t together=1,
     ):
         if self.views is not None:
             raise TypeError("a gate is set up once")
@@ -111,8 +74,8 @@ cdef class CompiledGate:
                 chosen += 1
             if chosen == count:
                 raise ValueError(f"no variant {variant!r} here: there are {', '.join(variants())}")
-        if hidden < 1 or options < 1:
-            raise ValueError(f"{hidden} hidden units and {options} options, expected at least one of each")
+        if hidden < 1 or options < 1 or together < 1:
+            raise ValueError(f"{hidden} hidden units, {options} options, {together} channels together, expected >= 1")
         cdef View inputs = View(input, "input", "f", 4)
         cdef View biases = View(bias, "bias", "f", 3)
         cdef View recurrents = View(recurrent, "recurrent", "f", 3)
@@ -133,15 +96,17 @@ cdef class CompiledGate:
         self.weights.recurrent = <const float *> recurrents.buffer.buf
         self.weights.projection = <const float *> projections.buffer.buf
         self.weights.projection_bias = <const float *> projection_biases.buffer.buf
-        self.scratch = <float *> calloc(gate_scratch(&self.weights), sizeof(float))
+        self.scratch = <float *> calloc(padded, sizeof(float))
         if self.scratch == NULL:
             raise MemoryError()
-        self.kernel = kernels[chosen].step
+        self.kernel = kernels[chosen]
+        self.together = together
         self.variant = kernels[chosen].name.decode()
         self.views = (inputs, biases, recurrents, projections, projection_biases)
 
     def __dealloc__(self):
         free(self.state)
+        free(self.pooled)
         free(self.scratch)
 
     def reset(self, Py_ssize_t samples):
@@ -149,27 +114,36 @@ cdef class CompiledGate:
         if samples < 0:
             raise ValueError(f"{samples} samples")
         cdef float *state
+        cdef float *pooled
         if samples > self.capacity:
-            # calloc minds the product; the state is dropped only once there is another
+            # calloc minds the product; the old memory is dropped only once there is new
             state = <float *> calloc(samples, 2 * self.weights.padded * sizeof(float))
-            if state == NULL:
+            pooled = <float *> calloc(samples, max(self.weights.widest, 1) * sizeof(float))
+            if state == NULL or pooled == NULL:
+                free(state)
+                free(pooled)
                 raise MemoryError()
             free(self.state)
-            self.state, self.capacity = state, samples
+            free(self.pooled)
+            self.state, self.pooled, self.capacity = state, pooled, samples
         elif samples:
             memset(self.state, 0, samples * 2 * self.weights.padded * sizeof(float))
         self.samples = samples
 
     def bind(self, Py_ssize_t block, features, float factor):
-        return BoundStep(self, block, features, factor).run
+        return BoundStep(self, block, features, factor)
 
-    def step(self, Py_ssize_t block, floats, integers, in_uint8, float factor, decisions):
+    def bind_pooled(self, Py_ssize_t block, pooled):
+        return BoundStep(self, block, pooled, 1.0, True)
+
+    def step(self, Py_ssize_t block, floats, integers, in_uint8, float factor, decisions, changed=None):
         self._free()
         cdef View float_view = View(floats, "floats", "f", 4)
         cdef View integer_view = View(integers, "integers", "B", 4)
         cdef View form_view = View(in_uint8, "in_uint8", "?", 1)
         cdef View decision_view = View(decisions, "decisions", _INT64, 1, True)
-        cdef Py_ssize_t samples = self.samples, size
+        cdef View changed_view
+        cdef Py_ssize_t samples = self.samples, size, i
         cdef GateFeatures features
         self._describe(&features, block, float_view, factor)
         shape = float_view.shape()
@@ -178,22 +152,53 @@ cdef class CompiledGate:
         decision_view.expect("decisions", (samples,))
         if float_view.buffer.shape[0] != samples:
             raise ValueError(f"floats has {float_view.buffer.shape[0]} samples, expected {samples}")
+        cdef const uint8_t *pools = NULL
+        if changed is not None:
+            changed_view = View(changed, "changed", "?", 1)
+            changed_view.expect("changed", (samples,))
+            pools = <const uint8_t *> changed_view.buffer.buf
         cdef const float *as_floats = <const float *> float_view.buffer.buf
         cdef const uint8_t *as_integers = <const uint8_t *> integer_view.buffer.buf
         cdef const uint8_t *forms = <const uint8_t *> form_view.buffer.buf
         cdef int64_t *chosen = <int64_t *> decision_view.buffer.buf
         cdef float *hidden = self.state
-        cdef Py_ssize_t padded = self.weights.padded, i
+        cdef float *pooled = self.pooled
+        cdef Py_ssize_t padded = self.weights.padded
         size = features.channels * features.area
         self.busy = True
         with nogil:
             for i in range(samples):
-                features.in_uint8 = forms[i]
-                if features.in_uint8:
-                    features.data = as_integers + i * size
-                else:
-                    features.data = as_floats + i * size
-                chosen[i] = self.kernel(&self.weights, block, &features, hidden, hidden + padded, self.scratch)
+                if pools == NULL or pools[i]:
+                    features.in_uint8 = forms[i]
+                    if features.in_uint8:
+                        features.data = as_integers + i * size
+                    else:
+                        features.data = as_floats + i * size
+                    self.kernel.pool(&features, pooled)
+                chosen[i] = self.kernel.step(
+                    &self.weights, block, pooled, features.channels, hidden, hidden + padded, self.scratch
+                )
+                hidden += 2 * padded
+                pooled += self.weights.widest
+        self.busy = False
+
+    def step_pooled(self, Py_ssize_t block, pooled, decisions):
+        self._free()
+        cdef View view = View(pooled, "pooled", "f", 2)
+        cdef View decision_view = View(decisions, "decisions", _INT64, 1, True)
+        cdef Py_ssize_t samples = self.samples, padded = self.weights.padded, channels = view.buffer.shape[1], i
+        view.expect("pooled", (samples, channels))
+        decision_view.expect("decisions", (samples,))
+        self._pooled(block, channels)
+        cdef const float *given = <const float *> view.buffer.buf
+        cdef int64_t *chosen = <int64_t *> decision_view.buffer.buf
+        cdef float *hidden = self.state
+        self.busy = True
+        with nogil:
+            for i in range(samples):
+                chosen[i] = self.kernel.step(
+                    &self.weights, block, given + i * channels, channels, hidden, hidden + padded, self.scratch
+                )
                 hidden += 2 * padded
         self.busy = False
 
@@ -221,21 +226,28 @@ cdef class CompiledGate:
                     memcpy(inside, outside, size * sizeof(float))
         return 0
 
-    cdef int _describe(self, GateFeatures *features, Py_ssize_t block, View view, float factor) except -1:
+    cdef int _pooled(self, Py_ssize_t block, Py_ssize_t channels) except -1:
         if self.views is None:
             raise TypeError("the gate was not set up")
         if not 0 <= block < self.weights.gates:
             raise ValueError(f"block {block}, expected 0 to {self.weights.gates - 1}")
+        if not 1 <= channels <= self.weights.widest:
+            raise ValueError(f"features of {channels} channels, expected 1 to {self.weights.widest}")
+        return 0
+
+    cdef int _describe(self, GateFeatures *features, Py_ssize_t block, View view, float factor) except -1:
         cdef bint in_uint8 = strcmp(view.buffer.format, "B") == 0
         cdef Py_ssize_t channels = view.buffer.shape[3 if in_uint8 else 1]
         cdef Py_ssize_t area = view.buffer.shape[2] * view.buffer.shape[1 if in_uint8 else 3]
-        if not 1 <= channels <= self.weights.widest or area < 1:
-            raise ValueError(f"features of shape {view.shape()}, expected 1 to {self.weights.widest} channels of a map")
+        self._pooled(block, channels)
+        if area < 1 or channels % self.together:
+            raise ValueError(f"features of shape {view.shape()}, expected maps of a multiple of {self.together} channels")
         features.data = view.buffer.buf
         features.in_uint8 = in_uint8
         features.factor = factor
         features.channels = channels
         features.area = area
+        features.together = self.together
         return 0
 
     cdef int _free(self) except -1:
@@ -243,34 +255,49 @@ cdef class CompiledGate:
             raise UsageError("the gate is stepping in another thread")
         return 0
 
+    cdef int _single(self) except -1:
+        if self.samples != 1 or self.busy:
+            self._free()
+            raise UsageError(f"the gate holds the states of {self.samples} samples: a bound step goes with reset(1)")
+        return 0
+
 
 cdef class BoundStep:
-    """One block's step on one buffer."""
+    """One block's step on one buffer: a feature map, or what was pooled of one."""
 
-    cdef CompiledGate gate
-    cdef View view
-    cdef GateFeatures features
-    cdef Py_ssize_t block
-
-    def __cinit__(self, CompiledGate gate not None, Py_ssize_t block, features, float factor):
-        cdef str format = "B" if memoryview(features).format == "B" else "f"
-        self.view = View(features, "features", format, 4)
+    def __cinit__(self, CompiledGate gate not None, Py_ssize_t block, features, float factor, bint pooled=False):
+        if pooled:
+            self.view = View(features, "pooled", "f", 2)
+            gate._pooled(block, self.view.buffer.shape[1])
+            self.features.channels = self.view.buffer.shape[1]
+            self.given = <const float *> self.view.buffer.buf
+        else:
+            self.view = View(features, "features", "B" if memoryview(features).format == "B" else "f", 4)
+            gate._describe(&self.features, block, self.view, factor)
         if self.view.buffer.shape[0] != 1:
             raise ValueError(f"features of {self.view.buffer.shape[0]} samples, expected one")
-        gate._describe(&self.features, block, self.view, factor)
         self.gate = gate
         self.block = block
 
-    def run(self):
-        # The GIL stays: to let go of it and wait for it again would cost more than the step.
+    # The GIL stays in all of these: to let go of it and wait for it again would cost more than the step.
+
+    def pool(self):
+        self.gate._single()
+        if self.given == NULL:
+            self.gate.kernel.pool(&self.features, self.gate.pooled)
+
+    def advance(self):
         cdef CompiledGate gate = self.gate
-        if gate.samples != 1 or gate.busy:
-            gate._free()
-            raise UsageError(f"the gate holds the states of {gate.samples} samples: a bound step goes with reset(1)")
+        gate._single()
+        cdef const float *pooled = self.given if self.given != NULL else gate.pooled
         cdef float *hidden = gate.state
-        return gate.kernel(
-            &gate.weights, self.block, &self.features, hidden, hidden + gate.weights.padded, gate.scratch
+        return gate.kernel.step(
+            &gate.weights, self.block, pooled, self.features.channels, hidden, hidden + gate.weights.padded, gate.scratch
         )
+
+    def __call__(self):
+        self.pool()
+        return self.advance()
 
 
 cdef str _INT64 = "l" if sizeof(long) == 8 else "q"

@@ -42,10 +42,10 @@ typedef float Floats8 __attribute__((vector_size(32)));
 ptrdiff_t gate_kernels(const GateKernel **kernels) {
     static const GateKernel all[] = {
 #if defined(__x86_64__)
-        {"avx512", step_avx512},
-        {"avx2", step_avx2},
+        {"avx512", pool_avx512, step_avx512},
+        {"avx2", pool_avx2, step_avx2},
 #endif
-        {"baseline", step_baseline},
+        {"baseline", pool_baseline, step_baseline},
     };
     const ptrdiff_t count = (ptrdiff_t)(sizeof all / sizeof *all);
     ptrdiff_t first = 0;
@@ -58,5 +58,3 @@ ptrdiff_t gate_kernels(const GateKernel **kernels) {
     *kernels = all + first;
     return count - first;
 }
-
-ptrdiff_t gate_scratch(const GateWeights *weights) { return weights->widest + weights->padded; }

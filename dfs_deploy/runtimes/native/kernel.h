@@ -30,28 +30,32 @@ typedef struct {
     const float *projection_bias; /* (scores,) */
 } GateWeights;
 
-/* One sample's features, contiguous: (channels, area) of floats, or (area, channels) of uint8. */
+/* One sample's features, contiguous: (channels, area) of floats, or (area, channels) of uint8; or, with `together`
+ * above 1, (channels / together, area, together) of floats: the blocked layout of ONNX Runtime's convolutions. */
 typedef struct {
     const void *data;
-    int in_uint8;      /* float otherwise */
-    float factor;      /* of uint8: what one step is worth, over the area */
-    ptrdiff_t channels;
+    int in_uint8;       /* float otherwise */
+    float factor;       /* of uint8: what one step is worth, over the area */
+    ptrdiff_t channels; /* a multiple of `together` */
     ptrdiff_t area;
+    ptrdiff_t together;
 } GateFeatures;
 
-/* Steps one sample after block `block` and returns the option of the greatest score: of equal ones the lowest, of NaN
- * the first. `hidden` and `cell` hold `padded` floats, and `scratch` gate_scratch() of them. */
-typedef ptrdiff_t (*GateStep)(const GateWeights *weights, ptrdiff_t block, const GateFeatures *features, float *hidden,
-                              float *cell, float *scratch);
+/* Averages each channel over the map, whatever the layout in the same order of additions. */
+typedef void (*GatePool)(const GateFeatures *features, float *pooled);
+
+/* Steps one sample's state by its pooled features, after block `block`, and returns the option of the greatest score: of
+ * equal ones the lowest, of NaN the first. `hidden` and `cell` hold `padded` floats, and so does `scratch`. */
+typedef ptrdiff_t (*GateStep)(const GateWeights *weights, ptrdiff_t block, const float *pooled, ptrdiff_t channels,
+                              float *hidden, float *cell, float *scratch);
 
 typedef struct {
     const char *name;
+    GatePool pool;
     GateStep step;
 } GateKernel;
 
 /* The variants that this machine runs, the fastest first; never none. */
 ptrdiff_t gate_kernels(const GateKernel **kernels);
-
-ptrdiff_t gate_scratch(const GateWeights *weights);
 
 #endif

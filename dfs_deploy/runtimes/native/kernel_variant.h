@@ -11,6 +11,7 @@
 
 #define FLOATS (VECTOR_BYTES / 4)
 #define POOL_LANES 32 /* partial sums of a channel */
+#define POOL_CHAINS 8 /* of them at a time where vectors hold channels */
 #define POOL_VECTORS (POOL_LANES / FLOATS)
 #define LANE_VECTORS (GATE_LANES / FLOATS)
 
@@ -88,6 +89,46 @@ TARGET static inline void NAME(sum_columns)(const uint8_t *x, ptrdiff_t area, pt
     }
 }
 
+/* Adds up one channel of a blocked map, as sum_floats does, its pixels `stride` floats apart. */
+TARGET static float NAME(sum_strided)(const float *x, ptrdiff_t n, ptrdiff_t stride) {
+    float gathered[POOL_LANES];
+    Floats lanes[POOL_VECTORS], read;
+    memset(lanes, 0, sizeof lanes);
+    for (ptrdiff_t i = 0; i < n; i += POOL_LANES) {
+        for (ptrdiff_t k = 0; k < POOL_LANES; k++) gathered[k] = i + k < n ? x[(i + k) * stride] : 0.0f;
+        for (int v = 0; v < POOL_VECTORS; v++) {
+            LOAD(read, gathered + v * FLOATS);
+            lanes[v] += read;
+        }
+    }
+    return NAME(fold)(lanes);
+}
+
+/* Adds up FLOATS channels of a blocked map at once: each channel in the order of sum_floats, so to the same bits. */
+TARGET static void NAME(sum_blocked)(const float *x, ptrdiff_t n, ptrdiff_t stride, float *sums) {
+    Floats lanes[POOL_LANES], read;
+    memset(lanes, 0, sizeof lanes);
+    for (int first = 0; first < POOL_LANES; first += POOL_CHAINS) { /* as many sums as there are registers for */
+        Floats chains[POOL_CHAINS];
+        memset(chains, 0, sizeof chains);
+        ptrdiff_t i = first;
+        for (; i + POOL_CHAINS <= n; i += POOL_LANES)
+            for (int k = 0; k < POOL_CHAINS; k++) {
+                LOAD(read, x + (i + k) * stride);
+                chains[k] += read;
+            }
+        for (int k = 0; i + k < n && k < POOL_CHAINS; k++) {
+            LOAD(read, x + (i + k) * stride);
+            chains[k] += read;
+        }
+        memcpy(lanes + first, chains, sizeof chains);
+    }
+    for (int half = POOL_LANES / 2; half >= 4; half /= 2)
+        for (int k = 0; k < half; k++) lanes[k] += lanes[k + half];
+    lanes[0] = (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+    STORE(sums, lanes[0]);
+}
+
 TARGET static void NAME(pool)(const GateFeatures *features, float *pooled) {
     const ptrdiff_t channels = features->channels, area = features->area;
     if (features->in_uint8) {
@@ -101,7 +142,17 @@ TARGET static void NAME(pool)(const GateFeatures *features, float *pooled) {
         }
     } else {
         const float *x = features->data;
-        for (ptrdiff_t c = 0; c < channels; c++) pooled[c] = NAME(sum_floats)(x + c * area, area);
+        const ptrdiff_t together = features->together;
+        if (together == 1)
+            for (ptrdiff_t c = 0; c < channels; c++) pooled[c] = NAME(sum_floats)(x + c * area, area);
+        else
+            for (ptrdiff_t first = 0; first < channels; first += together) {
+                const float *block = x + first * area;
+                ptrdiff_t c = 0;
+                for (; c + FLOATS <= together; c += FLOATS)
+                    NAME(sum_blocked)(block + c, area, together, pooled + first + c);
+                for (; c < together; c++) pooled[first + c] = NAME(sum_strided)(block + c, area, together);
+            }
         for (ptrdiff_t c = 0; c < channels; c++) pooled[c] /= (float)area;
     }
 }
@@ -209,18 +260,17 @@ TARGET static ptrdiff_t NAME(choose)(const GateWeights *w, const float *hidden) 
     return best;
 }
 
-TARGET static ptrdiff_t NAME(step)(const GateWeights *w, ptrdiff_t block, const GateFeatures *features, float *hidden,
-                                   float *cell, float *scratch) {
-    float *pooled = scratch, *next = scratch + w->widest;
-    NAME(pool)(features, pooled);
-    NAME(lstm)(w, block, pooled, features->channels, hidden, cell, next);
-    for (ptrdiff_t unit = 0; unit < w->padded; unit++) hidden[unit] = next[unit];
+TARGET static ptrdiff_t NAME(step)(const GateWeights *w, ptrdiff_t block, const float *pooled, ptrdiff_t channels,
+                                   float *hidden, float *cell, float *scratch) {
+    NAME(lstm)(w, block, pooled, channels, hidden, cell, scratch);
+    for (ptrdiff_t unit = 0; unit < w->padded; unit++) hidden[unit] = scratch[unit];
     return NAME(choose)(w, hidden);
 }
 
 #undef NAME
 #undef FLOATS
 #undef POOL_LANES
+#undef POOL_CHAINS
 #undef POOL_VECTORS
 #undef LANE_VECTORS
 #undef Floats
