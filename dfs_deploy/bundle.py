@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.errors import BundleError, DigestError, UsageError
-from dfs_deploy.files import sha256
+from dfs_deploy.files import sha256, sync_to_disk, sync_tree_to_disk
 from dfs_deploy.manifest import (
     MANIFEST,
     PRODUCER,
@@ -159,15 +159,15 @@ def find_bundle(directory: str | Path = ".") -> Path:
 
 
 def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
-    """Writes a bundle whole: into a temporary directory beside ``path``, which is then renamed.
+    """Writes a bundle whole: into a temporary directory beside ``path``, on the disk, and then renamed.
 
     Args:
-        path: the directory to make; a bundle that is there already is replaced.
+        path: the directory to make; a bundle that is there already is replaced, unless it holds files of others.
         manifest: without ``files``, which is filled in here.
         files: content by path in the bundle.
 
     Raises:
-        UsageError: there is something else at ``path``.
+        UsageError: there is something else at ``path``, or in the bundle there.
     """
     path = Path(path)
     check_writable(path)
@@ -180,6 +180,7 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
             target = made / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
+        sync_tree_to_disk(made)
         replaced = temporary / "replaced"
         if path.exists():
             path.rename(replaced)
@@ -189,6 +190,7 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
             if replaced.exists():
                 replaced.rename(path)
             raise
+        sync_to_disk(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Bundle(path)
@@ -198,10 +200,19 @@ def check_writable(path: Path) -> None:
     """Makes the folder in which a bundle is to stand.
 
     Raises:
-        UsageError: something else stands at the path, or nothing can be written there.
+        UsageError: something else stands at the path, or a bundle with files that are not its own, which replacing it
+            would delete; or nothing can be written there.
     """
-    if path.is_symlink() or (path.exists() and not _is_ours(path)):
+    head = _head(path)
+    if path.is_symlink() or (path.exists() and (head is None or head.producer.get("name") != PRODUCER)):
         raise UsageError(f"{path} exists and is no bundle; give another path with --out, or remove it")
+    if head is not None:
+        listed = head.files if isinstance(head.files, dict) else {}
+        for entry in _foreign_entries(path, listed):
+            raise UsageError(
+                f"{path} holds {entry.relative_to(path)}, which is no file of the bundle and would be lost; move it"
+                " away, or give another --out"
+            )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -222,13 +233,12 @@ def _read_manifest(path: Path) -> bytes:
         raise BundleError(f"{file} cannot be read ({error.strerror}); check its permissions") from error
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether a directory is a bundle, whole or damaged, so that it may be replaced."""
+def _head(path: Path) -> Head | None:
+    """What can be read of the manifest of a bundle of any version, whole or damaged; ``None`` where there is none."""
     try:
-        head = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Head)
+        return msgspec.json.decode((path / MANIFEST).read_bytes(), type=Head)
     except (OSError, msgspec.MsgspecError, RecursionError):
-        return False
-    return head.producer.get("name") == PRODUCER
+        return None
 
 
 def _check_listing(path: Path, files: Mapping[str, FileRecord]) -> None:
@@ -236,10 +246,16 @@ def _check_listing(path: Path, files: Mapping[str, FileRecord]) -> None:
         parts = Path(name).parts
         if not parts or Path(name).is_absolute() or ".." in parts or "\\" in name or "\0" in name:
             raise DigestError(f"{path}: the manifest lists {name!r}, which leaves the bundle; do not use this bundle")
+    for entry in _foreign_entries(path, files):
+        seen = entry.relative_to(path)
+        if entry.is_dir():
+            raise DigestError(f"{path}: {seen} is a link; a bundle holds plain files: copy it again")
+        raise DigestError(f"{path}: {seen} does not belong to the bundle; remove that file")
+
+
+def _foreign_entries(path: Path, files: Iterable[str]) -> Iterator[Path]:
+    """Links to folders, and files that are neither the manifest nor among ``files``."""
     listed = {path / name for name in files} | {path / MANIFEST}
     for folder, folders, names in os.walk(path, followlinks=False):
-        for link in (Path(folder) / name for name in folders if (Path(folder) / name).is_symlink()):
-            raise DigestError(f"{path}: {link.relative_to(path)} is a link; a bundle holds plain files: copy it again")
-        for file in (Path(folder) / name for name in names):
-            if file not in listed:
-                raise DigestError(f"{path}: {file.relative_to(path)} does not belong to the bundle; remove that file")
+        yield from (Path(folder) / name for name in folders if (Path(folder) / name).is_symlink())
+        yield from (Path(folder) / name for name in names if Path(folder) / name not in listed)

@@ -254,6 +254,7 @@ class Head(msgspec.Struct):
 
     schema_version: int
     producer: dict[str, Any] = {}
+    files: Any = None
 
 
 def parse_manifest(content: bytes, path: Path) -> Manifest:

@@ -651,6 +651,45 @@ def test_a_bundle_that_is_damaged_can_be_replaced(made: Path) -> None:
     Bundle(made)
 
 
+@pytest.mark.parametrize("name", ["labels.csv", "common/labels.csv", ".hidden", "notes/deep/labels.csv", "elsewhere"])
+def test_a_bundle_that_holds_a_users_file_is_not_replaced(made: Path, tmp_path: Path, name: str) -> None:
+    bundle = Bundle(made)
+    if name == "elsewhere":
+        (tmp_path / "folder").mkdir()
+        (made / name).symlink_to(tmp_path / "folder")
+    else:
+        (made / name).parent.mkdir(parents=True, exist_ok=True)
+        (made / name).write_text("precious")
+    with refuses(UsageError, str(made), name, "move it away", "--out"):
+        write_bundle(made, bundle.manifest, {**golden_files(), "common/stem.onnx": b"new"})
+    assert (made / name).is_dir() or (made / name).read_text() == "precious"
+    assert [path.name for path in made.parent.iterdir() if path.name != "folder"] == [made.name]
+    (made / name).unlink()
+    assert Bundle(made).digest == bundle.digest
+    write_bundle(made, bundle.manifest, golden_files())
+
+
+def test_a_file_that_an_older_bundle_listed_does_not_stop_its_replacement(made: Path) -> None:
+    manifest = Bundle(made).manifest
+    write_bundle(made, manifest, {**golden_files(), "common/other.onnx": b"stem"})
+    write_bundle(made, manifest, golden_files())
+    assert not (made / "common" / "other.onnx").exists()
+
+
+def test_all_of_a_bundle_is_on_the_disk_before_it_takes_its_place(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, synced = Bundle(made).manifest, dict[int, bool]()
+    old = made.stat().st_ino
+
+    def fsync(handle: int) -> None:
+        synced[os.fstat(handle).st_ino] = made.exists() and made.stat().st_ino == old
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_bundle(made, manifest, golden_files())
+    for entry in (made, *made.rglob("*")):
+        assert synced.pop(entry.stat().st_ino), entry
+    assert synced == {made.parent.stat().st_ino: False}, "the folder, after its entry changed"
+
+
 @pytest.mark.parametrize("kind", ["file", "folder", "link", "dangling link"])
 def test_writing_over_something_else_is_refused(made: Path, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "out.dfs"

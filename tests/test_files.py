@@ -65,6 +65,14 @@ def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
     assert modes[0] == modes[1]
 
 
+def test_a_file_and_its_name_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[int, bool]] = []
+    path = tmp_path / "file"
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append((os.fstat(handle).st_ino, path.exists())))
+    write_whole(path, b"new")
+    assert synced == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+
+
 def test_two_writers_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with whole_file(path) as one, whole_file(path) as other:

@@ -64,7 +64,7 @@ def _run(arguments: list[str]) -> int:
     try:
         # Typer's own handling of errors prints several lines.
         return int(app(arguments, prog_name=_PROGRAM, standalone_mode=False) or 0)
-    except typer.Abort as error:  # what Typer before 0.16 makes of Ctrl-C
+    except typer.Abort as error:  # what older versions of Typer make of Ctrl-C
         raise KeyboardInterrupt from error
     except _ParserError as error:
         raise UsageError(_one_line(error, arguments)) from error
