@@ -3,6 +3,7 @@
     DfsDeployError
     ├── CheckFailedError          a bar was missed                      exit 1
     │   ├── ExportMismatchError       an engine disagrees with the reference
+    │   │   └── GraphRuleError            an engine breaks a rule of its runtime
     │   └── VerificationError         a bundle misses its bars
     ├── UsageError (ValueError)   the call is wrong                     exit 2
     │   ├── OptionError               an option list or target list that cannot be
@@ -49,6 +50,10 @@ class ExportMismatchError(CheckFailedError):
     def __init__(self, message: str, mismatches: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.mismatches = tuple(mismatches)
+
+
+class GraphRuleError(ExportMismatchError):
+    """At least one exported graph breaks a rule of the runtime that it is for; ``mismatches`` lists every breach."""
 
 
 class VerificationError(CheckFailedError):

@@ -128,8 +128,8 @@ class RangeRecord(_Record, frozen=True, kw_only=True):
     Attributes:
         block: index of the block.
         option: name of the option, or ``static`` for the static INT8 baseline.
-        tensor: ``images``, ``conv1``, ``conv2``, ``projection`` (inputs), ``conv2_out``, ``projection_out`` and
-            ``output``.
+        tensor: ``images``, ``conv1``, ``conv2``, ``projection`` (inputs), ``conv2_out``, ``projection_out``,
+            ``shortcut`` and ``output``.
         low: least value.
         high: greatest value.
         source: ``routed``: measured on what the gate sends there; ``reached``: the gate sent nothing, so measured on
@@ -139,7 +139,7 @@ class RangeRecord(_Record, frozen=True, kw_only=True):
 
     block: NotNegative
     option: str
-    tensor: Literal["images", "conv1", "conv2", "projection", "conv2_out", "projection_out", "output"]
+    tensor: Literal["images", "conv1", "conv2", "projection", "conv2_out", "projection_out", "shortcut", "output"]
     low: float
     high: float
     source: Literal["routed", "reached", "checkpoint", "statistics"]

@@ -227,10 +227,20 @@ def run_model(model: bytes, **feeds: NDArray[Any]) -> list[NDArray[Any]]:
 
     Maps here are square, and no map has as many channels as rows: so the layout that a model declares is plain.
     """
+    return _run(model, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL, feeds)
+
+
+def run_as_written(model: bytes, **feeds: NDArray[Any]) -> list[NDArray[Any]]:
+    """The same, node by node: of a graph for another runtime, whose integers this CPU may have no exact kernel for."""
+    return _run(model, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL, feeds)
+
+
+def _run(model: bytes, level: onnxruntime.GraphOptimizationLevel, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.x64quantprecision", "1")  # exact without VNNI as well
     options.intra_op_num_threads = 1
+    options.graph_optimization_level = level
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     for declared in session.get_inputs():
         given = feeds.get(declared.name)

@@ -20,7 +20,7 @@ from dfs_deploy.calibration.histogram import Extent, HistogramCounter
 from dfs_deploy.calibration.methods import METHODS, minmax
 from dfs_deploy.models import BasicBlock, DFSNetwork, QuantizedConv2d, run_option
 
-TensorName = Literal["images", "conv1", "conv2", "projection", "conv2_out", "projection_out", "output"]
+TensorName = Literal["images", "conv1", "conv2", "projection", "conv2_out", "projection_out", "shortcut", "output"]
 CONV_INPUTS: tuple[TensorName, ...] = ("conv1", "conv2", "projection")
 STATIC = -1
 """The option index under which the static network's ranges are kept."""
@@ -36,8 +36,8 @@ class TensorKey:
         block: index of the block.
         option: index of the option.
         tensor: a convolution's input (``conv1``, ``conv2``, ``projection``), the normalised output of the second
-            convolution or of the projection (``conv2_out``, ``projection_out``), the block's ``output``; or, of block 0
-            and the static network, the ``images``.
+            convolution or of the projection (``conv2_out``, ``projection_out``), of a block without a projection what
+            it is given (``shortcut``), the block's ``output``; or, of block 0 and the static network, the ``images``.
     """
 
     block: int
@@ -148,7 +148,9 @@ def from_checkpoint(network: DFSNetwork, options: Sequence[int]) -> dict[TensorK
 
     A normalised output has mean ``bias`` and standard deviation ``|weight|`` in each channel; six deviations are taken
     in ("Data-Free Quantization", Nagel et al. 2019, Section 4.2). A block's output is what the next blocks' first
-    convolutions saw, with headroom, since a checkpoint's range is the mean over samples of each sample's greatest.
+    convolutions saw, with headroom, since a checkpoint's range is the mean over samples of each sample's greatest. A
+    shortcut is whatever may reach the block: what its first convolution saw, an output of its group, or what enters the
+    group without being one.
     """
     groups = group_of(network.architecture)
     ranges = {}
@@ -182,7 +184,26 @@ def from_checkpoint(network: DFSNetwork, options: Sequence[int]) -> dict[TensorK
             for tensor, (low, high) in tensors.items():
                 source: Source = "checkpoint" if tensor in CONV_INPUTS else "statistics"
                 ranges[TensorKey(index, option, tensor)] = CalibratedRange(low, high, source, 0)
-    return share_outputs(network.architecture, ranges)
+    ranges = share_outputs(network.architecture, ranges)
+    return ranges | _shortcuts(network, options, ranges)
+
+
+def _shortcuts(network: DFSNetwork, options: Sequence[int], ranges: Ranges) -> dict[TensorKey, CalibratedRange]:
+    found = {}
+    entering = (0.0, 0.0)
+    for block in network.blocks:
+        index = block.shape.index
+        if block.projection is not None:
+            entering = _statistics(block.projection.norm)
+        elif index == 0:
+            entering = (0.0, sum(max(_statistics(n)[1], 0.0) for n in (network.backbone.stem_norm, block.norm2)))
+        else:
+            low, high = (_HEADROOM * end for end in saturation(block, "conv1"))
+            for option in options:
+                top = ranges[TensorKey(index, option, "output")].high
+                key = TensorKey(index, option, "shortcut")
+                found[key] = CalibratedRange(min(low, entering[0]), max(high, entering[1], top), "statistics", 0)
+    return found
 
 
 _HEADROOM = 1.5
@@ -284,6 +305,9 @@ def _tap(block: BasicBlock, emit: Callable[[TensorName, Tensor], None], clamp: b
 
         return hook
 
+    def on_features(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        emit("shortcut", inputs[0])
+
     yield block.conv1.register_forward_pre_hook(on_input("conv1"))
     yield block.conv2.register_forward_pre_hook(on_input("conv2"))
     yield block.norm2.register_forward_hook(on_output("conv2_out"))
@@ -291,3 +315,5 @@ def _tap(block: BasicBlock, emit: Callable[[TensorName, Tensor], None], clamp: b
     if block.projection is not None:
         yield block.projection.conv.register_forward_pre_hook(on_input("projection"))
         yield block.projection.norm.register_forward_hook(on_output("projection_out"))
+    else:
+        yield block.register_forward_pre_hook(on_features)

@@ -11,10 +11,30 @@ from typing import Any
 
 import numpy as np
 
-from dfs_deploy.exporters.graph import GraphBuilder
+from dfs_deploy.architecture import BlockShape
+from dfs_deploy.exporters.graph import OPSET, GraphBuilder
 from dfs_deploy.exporters.split import BlockPart, ConvPart, GatePart, HeadPart
 
 BATCH = "N"
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What a runtime wants of a graph.
+
+    Attributes:
+        opset: of the ONNX operators.
+        pooled: whether a feature map comes with its mean over the map, ``pooled`` (N, C) float32: on a GPU that is all
+            of it that the host has to read to step the gate.
+    """
+
+    opset: int
+    pooled: bool
+
+
+ONNXRUNTIME = Dialect(OPSET, pooled=False)
+TENSORRT = Dialect(19, pooled=True)
+"""Opset 19 brought float16 scales to QuantizeLinear; the parser of TensorRT 10.3, that of JetPack 6, reads up to 20."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +69,18 @@ def grid_constants(graph: GraphBuilder, name: str, grid: Grid) -> tuple[str, str
     )
 
 
-def stem_engine(stem: ConvPart, block: BlockPart) -> bytes:
+def stem_engine(stem: ConvPart, block: BlockPart, dialect: Dialect = ONNXRUNTIME) -> bytes:
     """Images (N, C, H, W) float32, normalised, to the first block's output, float32."""
     shape = block.shape
-    graph = GraphBuilder("stem")
+    graph = GraphBuilder("stem", dialect.opset)
     images = graph.input("images", np.float32, (BATCH, stem.weight.shape[1], *shape.in_size))
     features = graph.node("Relu", convolve(graph, "stem", images, stem, np.float32))
-    graph.output(residual(graph, features, block, np.float32), "output", np.float32, _out_shape(block))
-    return graph.build()
+    return finish(graph, residual(graph, features, block, np.float32), block.shape, dialect)
 
 
-def block_engine(name: str, block: BlockPart, dtype: type[np.floating], grid: Grid | None) -> bytes:
+def block_engine(
+    name: str, block: BlockPart, dtype: type[np.floating], grid: Grid | None, dialect: Dialect = ONNXRUNTIME
+) -> bytes:
     """A block in float arithmetic: features to features, float32 at the end.
 
     Args:
@@ -67,30 +88,31 @@ def block_engine(name: str, block: BlockPart, dtype: type[np.floating], grid: Gr
         block: the block as its option computes it.
         dtype: ``np.float32``, or ``np.float16`` for a graph whose weights and arithmetic are float16.
         grid: of a uint8 input, or ``None`` for float32.
+        dialect: of the runtime.
     """
-    graph = GraphBuilder(name)
+    graph = GraphBuilder(name, dialect.opset)
     features = feature_input(graph, block.shape.in_channels, block.shape.in_size, grid)
     if dtype is np.float16:
         features = cast(graph, features, np.float16)
     output = residual(graph, features, block, dtype)
     if dtype is np.float16:
         output = cast(graph, output, np.float32)
-    graph.output(output, "output", np.float32, _out_shape(block))
-    return graph.build()
+    return finish(graph, output, block.shape, dialect)
 
 
-def skip_engine(name: str, block: BlockPart, projection: ConvPart, grid: Grid | None) -> bytes:
+def skip_engine(
+    name: str, block: BlockPart, projection: ConvPart, grid: Grid | None, dialect: Dialect = ONNXRUNTIME
+) -> bytes:
     """What a skipped block with a projection passes on, in FP32."""
-    graph = GraphBuilder(name)
+    graph = GraphBuilder(name, dialect.opset)
     features = feature_input(graph, block.shape.in_channels, block.shape.in_size, grid)
     output = convolve(graph, "projection", features, projection, np.float32)
-    graph.output(output, "output", np.float32, _out_shape(block))
-    return graph.build()
+    return finish(graph, output, block.shape, dialect)
 
 
-def head_engine(head: HeadPart, size: tuple[int, int], grid: Grid | None) -> bytes:
+def head_engine(head: HeadPart, size: tuple[int, int], grid: Grid | None, dialect: Dialect = ONNXRUNTIME) -> bytes:
     """The last features to logits (N, classes) float32."""
-    graph = GraphBuilder("head")
+    graph = GraphBuilder("head", dialect.opset)
     features = feature_input(graph, head.weight.shape[1], size, grid)
     graph.output(classify(graph, features, head, np.float32), "output", np.float32, (BATCH, head.weight.shape[0]))
     return graph.build()
@@ -155,6 +177,14 @@ def gate_engine(gate: GatePart) -> bytes:
     return graph.build()
 
 
+def finish(graph: GraphBuilder, features: str, shape: BlockShape, dialect: Dialect) -> bytes:
+    """Makes float32 features the output of a graph, with their mean where the dialect wants it; returns the model."""
+    graph.output(features, "output", np.float32, (BATCH, shape.out_channels, *shape.out_size))
+    if dialect.pooled:
+        graph.output(mean_over_map(graph, "output"), "pooled", np.float32, (BATCH, shape.out_channels))
+    return graph.build()
+
+
 def residual(graph: GraphBuilder, features: str, block: BlockPart, dtype: type[np.floating], prefix: str = "") -> str:
     """The block's nodes in float arithmetic, constants named from ``prefix``; returns the output's name."""
     shortcut = features
@@ -173,16 +203,22 @@ def convolve(graph: GraphBuilder, name: str, x: str, part: ConvPart, dtype: type
             graph.constant(f"{name}_{end}", np.array(v, dtype)) for end, v in zip(("low", "high"), bounds, strict=True)
         )
         x = graph.node("Clip", x, low, high)
-    weight = graph.constant(f"{name}_weight", part.weight.astype(dtype))
-    bias = graph.constant(f"{name}_bias", part.bias.astype(dtype))
+    with np.errstate(over="ignore"):  # what float16 cannot hold is found when the engine is validated
+        weight = graph.constant(f"{name}_weight", part.weight.astype(dtype))
+        bias = graph.constant(f"{name}_bias", part.bias.astype(dtype))
     return graph.node("Conv", x, weight, bias, **conv_attributes(part))
 
 
 def classify(graph: GraphBuilder, features: str, head: HeadPart, dtype: type[np.floating]) -> str:
     """The classifier's nodes; returns the logits' name."""
-    pooled = graph.node("Flatten", graph.node("GlobalAveragePool", features))
+    pooled = mean_over_map(graph, features)
     weight = graph.constant("head_weight", head.weight.astype(dtype))
     return graph.node("Gemm", pooled, weight, graph.constant("head_bias", head.bias.astype(dtype)), transB=1)
+
+
+def mean_over_map(graph: GraphBuilder, features: str) -> str:
+    """Features (N, C, H, W) averaged over the map, (N, C)."""
+    return graph.node("Flatten", graph.node("GlobalAveragePool", features))
 
 
 def conv_attributes(part: ConvPart) -> dict[str, Any]:
@@ -196,7 +232,3 @@ def cast(graph: GraphBuilder, value: str, dtype: type[np.floating]) -> str:
     from onnx import helper
 
     return graph.node("Cast", value, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
-
-
-def _out_shape(block: BlockPart) -> tuple[str, int, int, int]:
-    return (BATCH, block.shape.out_channels, *block.shape.out_size)

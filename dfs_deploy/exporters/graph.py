@@ -17,10 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from dfs_deploy.errors import InternalError
 
 OPSET = 21
-"""Opset of every graph: 19 brought float16 scales to QuantizeLinear, and every supported runtime reads 21."""
-
-IR_VERSION = 10
-"""File format version that goes with opset 21 (onnx/docs/Versioning.md)."""
+"""Opset of a graph unless it says otherwise: every supported version of ONNX Runtime reads it."""
 
 Dimension = int | str
 
@@ -30,10 +27,12 @@ class GraphBuilder:
 
     Args:
         name: name of the graph, shown by viewers and in a runtime's errors.
+        opset: of the ONNX operators.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, opset: int = OPSET) -> None:
         self._name = name
+        self._opset = opset
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -73,7 +72,10 @@ class GraphBuilder:
     def build(self) -> bytes:
         """The model, checked against the ONNX specification, as file content."""
         graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, list(self._constants.values()))
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+        opsets = [helper.make_opsetid("", self._opset)]
+        # The oldest file format that knows the opset, so that the oldest parsers read it.
+        version = helper.find_min_ir_version_for(opsets)
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=version)
         model.producer_name = "dfs-deploy"
         onnx.checker.check_model(model, full_check=True)
         return bytes(model.SerializeToString(deterministic=True))

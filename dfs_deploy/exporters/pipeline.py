@@ -34,6 +34,7 @@ from dfs_deploy.exporters.comparison import Comparison, compare, static_top1
 from dfs_deploy.exporters.probes import make_probes, pack_samples, pick_samples
 from dfs_deploy.exporters.single_file import check_single_file
 from dfs_deploy.exporters.single_file import single_file as write_single_file
+from dfs_deploy.exporters.tensorrt_lint import check_graphs
 from dfs_deploy.exporters.validation import Validation, validate
 from dfs_deploy.exporters.writing import EngineWriter
 from dfs_deploy.files import sha256, write_whole
@@ -107,6 +108,7 @@ def export(
         UsageError: a choice that cannot be, or data that cannot be read.
         ExportMismatchError: an engine, or the whole, disagrees with the reference, or the single file with the runtime;
             nothing is written then.
+        GraphRuleError: likewise, where a graph for TensorRT breaks one of its rules.
     """
     report = progress or (lambda what, share: None)
     if seed < 0:
@@ -130,6 +132,7 @@ def export(
     for name in made_for:
         report(f"writing engines for {name}", 0.0)
         engines[name] = writer.write(name, functools.partial(report, f"writing engines for {name}"))
+    check_graphs({name: data for name, data in writer.files.items() if name.startswith("tensorrt/")})
     images = make_probes(loaded.input, seed) if data is None else data.images
     samples = pick_samples(network, loaded.input, images, None if data is None else data.labels)
     manifest = schema.Manifest(

@@ -1,25 +1,27 @@
-"""INT8 block graphs as explicit Q/DQ, in the form that each runtime takes.
+"""INT8 blocks as explicit Q/DQ: what the runtimes share, and the form that ONNX Runtime takes.
 
 ONNX Runtime on a CPU is fast with uint8 activations and int8 weights per output channel, and runs a convolution in
-integers only where input, weight, bias and output all carry Q/DQ. TensorRT takes int8 alone, zero point 0, no
-quantised bias, and at a residual Add a Q/DQ on the shortcut and none on the convolution, so that conv, add and relu
-become one kernel ("Working with Quantized Types", NVIDIA TensorRT documentation).
+integers only where input, weight, bias and output all carry Q/DQ. TensorRT takes another form:
+:mod:`dfs_deploy.exporters.quantized_tensorrt`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dfs_deploy.calibration import CalibratedRange, TensorKey, TensorName
 from dfs_deploy.exporters.engines import BATCH, Grid, conv_attributes, grid_constants, uint8_input
 from dfs_deploy.exporters.graph import GraphBuilder
 from dfs_deploy.exporters.split import BlockPart, ConvPart, Range
 
 UINT8_STEPS = 255
-INT8_LIMIT = 127
 INT32_LIMIT = 2**31 - 1
+Scales = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class BlockRanges:
         conv2_out: output of the second, normalised.
         projection: input of the projection, where there is one.
         projection_out: its output, normalised.
+        shortcut: of a block without a projection, what it is given and adds at its end, not clamped.
         output: output of the block; every block of a group shares one, so that a skip passes its grid on.
     """
 
@@ -41,6 +44,14 @@ class BlockRanges:
     output: Range
     projection: Range | None = None
     projection_out: Range | None = None
+    shortcut: Range | None = None
+
+    @staticmethod
+    def calibrated(ranges: Mapping[TensorKey, CalibratedRange], block: int, option: int) -> BlockRanges:
+        """Picks those of a block at an option, each by its index, out of all that calibration gave."""
+        keys = {field.name: TensorKey(block, option, cast(TensorName, field.name)) for field in fields(BlockRanges)}
+        found = {name: ranges[key] for name, key in keys.items() if key in ranges}
+        return BlockRanges(**{name: Range(value.low, value.high) for name, value in found.items()})
 
 
 def uint8_grid(interval: Range) -> Grid:
@@ -68,6 +79,17 @@ def quantize_weight(
     scale = np.maximum(np.where(largest > 0, largest, 1.0) / limit, least).astype(np.float32)
     levels = np.rint(weight / scale[:, None, None, None].astype(np.float64))
     return np.clip(levels, -limit, limit).astype(np.int8), scale
+
+
+def dequantized_weight(graph: GraphBuilder, name: str, levels: NDArray[np.signedinteger], scale: Scales) -> str:
+    """Integer constants as float32, a scale for each channel of the first axis, zero point 0."""
+    return graph.node(
+        "DequantizeLinear",
+        graph.constant(name, levels),
+        graph.constant(f"{name}_scale", scale),
+        graph.constant(f"{name}_zero_point", np.zeros(len(scale), levels.dtype)),
+        axis=0,
+    )
 
 
 def clamped(interval: Range, part: ConvPart) -> Range:
@@ -176,20 +198,8 @@ class OnnxRuntimeWriter:
         levels, scale = quantize_weight(part.weight, self._weight_bits, np.abs(part.bias) / grid.scale / INT32_LIMIT)
         bias_scale = scale.astype(np.float64) * grid.scale
         bias = np.clip(np.rint(part.bias / bias_scale), -INT32_LIMIT, INT32_LIMIT).astype(np.int32)
-        weight = graph.node(
-            "DequantizeLinear",
-            graph.constant(f"{prefix}_weight", levels),
-            graph.constant(f"{prefix}_weight_scale", scale),
-            graph.constant(f"{prefix}_weight_zero_point", np.zeros(len(scale), np.int8)),
-            axis=0,
-        )
-        offset = graph.node(
-            "DequantizeLinear",
-            graph.constant(f"{prefix}_bias", bias),
-            graph.constant(f"{prefix}_bias_scale", bias_scale.astype(np.float32)),
-            graph.constant(f"{prefix}_bias_zero_point", np.zeros(len(scale), np.int32)),
-            axis=0,
-        )
+        weight = dequantized_weight(graph, f"{prefix}_weight", levels, scale)
+        offset = dequantized_weight(graph, f"{prefix}_bias", bias, bias_scale.astype(np.float32))
         y = graph.node("Conv", self.dequantize(f"{name}_input", x, grid), weight, offset, **conv_attributes(part))
         return self.quantize(f"{name}_output", y, out)
 
@@ -209,63 +219,3 @@ class OnnxRuntimeWriter:
 def output_grid(ranges: BlockRanges) -> Grid:
     """The grid of a block's output, which a relu keeps from being negative."""
     return uint8_grid(Range(0.0, ranges.output.high))
-
-
-def tensorrt_block(name: str, block: BlockPart, ranges: BlockRanges) -> bytes:
-    """An INT8 block for TensorRT: symmetric int8 throughout, float32 features at both ends.
-
-    Args:
-        name: of the graph.
-        block: the block as its option computes it.
-        ranges: calibrated intervals; each is widened to be symmetric about zero.
-    """
-    shape, graph = block.shape, GraphBuilder(name)
-    features = graph.input("features", np.float32, (BATCH, shape.in_channels, *shape.in_size))
-
-    def quantize(label: str, value: str, interval: Range) -> str:
-        largest = max(abs(interval.low), abs(interval.high), float(np.finfo(np.float32).tiny))
-        scale = np.float32(largest / INT8_LIMIT)
-        constants = (
-            graph.constant(f"{label}_scale", scale),
-            graph.constant(f"{label}_zero_point", np.int8(0)),
-        )
-        return graph.node("DequantizeLinear", graph.node("QuantizeLinear", value, *constants), *constants)
-
-    def clip(label: str, value: str, interval: Range) -> str:
-        bounds = (interval.low, interval.high)
-        ends = [graph.constant(f"{label}_{n}", np.float32(v)) for n, v in zip(("low", "high"), bounds, strict=True)]
-        return graph.node("Clip", value, *ends)
-
-    def conv_input(label: str, part: ConvPart, calibrated: Range) -> str:
-        # What a skipped stride block passes on is negative in parts, and a symmetric grid would not saturate it where
-        # the option does.
-        interval = clamped(calibrated, part)
-        return quantize(label, clip(label, features, interval), interval)
-
-    def conv(label: str, x: str, part: ConvPart) -> str:
-        levels, scale = quantize_weight(part.weight, 8)
-        weight = graph.node(
-            "DequantizeLinear",
-            graph.constant(f"{label}_weight", levels),
-            graph.constant(f"{label}_weight_scale", scale),
-            graph.constant(f"{label}_weight_zero_point", np.zeros(len(scale), np.int8)),
-            axis=0,
-        )
-        return graph.node("Conv", x, weight, graph.constant(f"{label}_bias", part.bias), **conv_attributes(part))
-
-    y = graph.node("Relu", conv("conv1", conv_input("conv1_input", block.conv1, ranges.conv1), block.conv1))
-    hidden = clamped(ranges.conv2, block.conv2)
-    if hidden.low > 0.0:  # else the relu clamps as the option does
-        y = clip("conv2_input", y, hidden)
-    y = conv("conv2", quantize("conv2_input", y, hidden), block.conv2)
-    if block.projection is not None:
-        assert ranges.projection is not None and ranges.projection_out is not None  # noqa: S101 (calibrated together)
-        shortcut = conv_input("projection_input", block.projection, ranges.projection)
-        shortcut = conv("projection", shortcut, block.projection)
-        shortcut = quantize("shortcut", shortcut, ranges.projection_out)
-    else:
-        # The shortcut is not saturated by the option, so its range is that of the features themselves.
-        shortcut = quantize("shortcut", features, ranges.output)
-    output = graph.node("Relu", graph.node("Add", y, shortcut))
-    graph.output(output, "output", np.float32, (BATCH, shape.out_channels, *shape.out_size))
-    return graph.build()

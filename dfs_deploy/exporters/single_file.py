@@ -15,8 +15,8 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -26,7 +26,7 @@ from onnx import helper
 
 from dfs_deploy.architecture import BlockShape
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.calibration import CalibratedRange, TensorKey, TensorName
+from dfs_deploy.calibration import CalibratedRange, TensorKey
 from dfs_deploy.errors import ExportMismatchError
 from dfs_deploy.exporters.engines import Grid, classify, convolve, residual
 from dfs_deploy.exporters.graph import GraphBuilder
@@ -35,7 +35,6 @@ from dfs_deploy.exporters.split import (
     BlockPart,
     ConvPart,
     GatePart,
-    Range,
     split_block,
     split_gate,
     split_head,
@@ -295,7 +294,7 @@ class _BlockWriter:
                 continue
             part = split_block(block, option)
             if engine_precision(option, self.targets) == "int8":
-                ranges = self._block_ranges(index, position)
+                ranges = BlockRanges.calibrated(self.ranges, index, position)
                 leaves[position] = self._int8(state, part, ranges), True
                 grid = output_grid(ranges)
             else:
@@ -345,11 +344,6 @@ class _BlockWriter:
             return outputs[0]
 
         return choose
-
-    def _block_ranges(self, index: int, position: int) -> BlockRanges:
-        keys = {field.name: TensorKey(index, position, cast(TensorName, field.name)) for field in fields(BlockRanges)}
-        found = {name: self.ranges[key] for name, key in keys.items() if key in self.ranges}
-        return BlockRanges(**{name: Range(value.low, value.high) for name, value in found.items()})
 
 
 def _skip(state: _State, projection: ConvPart | None) -> _Leaf:

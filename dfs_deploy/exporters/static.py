@@ -11,9 +11,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dfs_deploy.exporters.engines import BATCH, Grid, cast, classify, convolve, residual
+from dfs_deploy.exporters.engines import (
+    BATCH,
+    ONNXRUNTIME,
+    TENSORRT,
+    Dialect,
+    Grid,
+    cast,
+    classify,
+    convolve,
+    residual,
+)
 from dfs_deploy.exporters.graph import GraphBuilder
 from dfs_deploy.exporters.quantized import BlockRanges, OnnxRuntimeWriter, output_grid, uint8_grid
+from dfs_deploy.exporters.quantized_tensorrt import TensorRTWriter
 from dfs_deploy.exporters.split import BlockPart, ConvPart, HeadPart, Range
 
 
@@ -59,6 +70,7 @@ def straight_line(
     dtype: type[np.floating] = np.float32,
     stem_ranges: StemRanges | None = None,
     weight_bits: int = 8,
+    dialect: Dialect = ONNXRUNTIME,
 ) -> bytes:
     """The network along one path.
 
@@ -69,16 +81,20 @@ def straight_line(
         head: the classifier.
         dtype: of the float parts; images and logits are float32 in any case.
         stem_ranges: for a first convolution in INT8, or ``None`` for one in float arithmetic.
-        weight_bits: of INT8 weights.
+        weight_bits: of INT8 weights for ONNX Runtime.
+        dialect: of the runtime.
 
     Returns:
         A model from ``images`` (N, C, H, W) float32 to ``output`` (N, classes) float32.
     """
-    graph = GraphBuilder(name)
+    graph = GraphBuilder(name, dialect.opset)
     first = next(step.block.shape for step in steps if not isinstance(step, SkipStep))
     x = graph.input("images", np.float32, (BATCH, stem.weight.shape[1], *first.in_size))
     grid: Grid | None = None
-    if stem_ranges is not None:
+    if stem_ranges is not None and dialect == TENSORRT:
+        rounding = TensorRTWriter(graph, "stem_")
+        x = graph.node("Relu", rounding.conv("conv", rounding.quantize("images", x, stem_ranges.images), stem))
+    elif stem_ranges is not None:
         writer = OnnxRuntimeWriter(graph, weight_bits, "stem_")
         images, grid = uint8_grid(stem_ranges.images), uint8_grid(Range(0.0, stem_ranges.output.high))
         x = writer.conv("conv", writer.quantize("images", x, images), images, stem, grid)
@@ -90,6 +106,9 @@ def straight_line(
         if isinstance(step, Int8Step):
             if grid is None and dtype is not np.float32:
                 x = cast(graph, x, np.float32)
+            if dialect == TENSORRT:
+                x = TensorRTWriter(graph, prefix).block(x, step.block, step.ranges)
+                continue
             x = OnnxRuntimeWriter(graph, weight_bits, prefix).block(x, grid, step.block, step.ranges)
             grid = output_grid(step.ranges)
         elif isinstance(step, FloatStep) or step.projection is not None:

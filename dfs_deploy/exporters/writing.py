@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import cast
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from dfs_deploy.calibration import STATIC, CalibratedRange, TensorKey, TensorName, group_of
-from dfs_deploy.exporters.engines import Grid, block_engine, gate_engine, head_engine, skip_engine, stem_engine
-from dfs_deploy.exporters.quantized import BlockRanges, onnxruntime_block, tensorrt_block, uint8_grid
+from dfs_deploy.calibration import STATIC, CalibratedRange, TensorKey, group_of
+from dfs_deploy.exporters.engines import (
+    ONNXRUNTIME,
+    TENSORRT,
+    Grid,
+    block_engine,
+    gate_engine,
+    head_engine,
+    skip_engine,
+    stem_engine,
+)
+from dfs_deploy.exporters.quantized import BlockRanges, onnxruntime_block, uint8_grid
+from dfs_deploy.exporters.quantized_tensorrt import tensorrt_block
 from dfs_deploy.exporters.split import (
     BlockPart,
     Range,
@@ -25,6 +34,10 @@ from dfs_deploy.exporters.static import FloatStep, Int8Step, StemRanges, Step, s
 from dfs_deploy.manifest import BlockEngines, Engine, Form, RuntimeEngines
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import FULL_BITS, Option, Precision, engine_precision
+
+_DIALECTS = {"onnxruntime": ONNXRUNTIME, "tensorrt": TENSORRT}
+_FOLDERS = {"onnxruntime": "common", "tensorrt": "tensorrt"}
+"""Where the float engines lie; those in ``common`` are standard ONNX for any runtime that reads its opset."""
 
 _DTYPES: dict[str, type[np.floating]] = {"fp32": np.float32, "fp16": np.float16}
 
@@ -53,8 +66,9 @@ class EngineWriter:
         """Makes the engines for one runtime.
 
         ONNX Runtime's INT8 engines end in uint8, so every engine there exists for both forms of input; TensorRT's
-        features are float32 at every boundary.
+        features are float32 at every boundary, and come with their mean over the map. The gate is the same for all.
         """
+        dialect = _DIALECTS[runtime]
         network, shapes = self.network, list(self.network.architecture.block_shapes())
         grids = self._feature_grids()
         passes_bytes = runtime == "onnxruntime" and any(key.option != STATIC for key in self.ranges)
@@ -72,9 +86,12 @@ class EngineWriter:
             skips = any(option.skips for option in network.options_of(index))
             if projection is not None and skips:
                 skip = self._add(
-                    f"common/block-{index:02d}-skip",
+                    f"{_FOLDERS[runtime]}/block-{index:02d}-skip",
                     "fp32",
-                    {form: skip_engine(f"block_{index}_skip", full, projection, grid) for form, grid in inputs.items()},
+                    {
+                        form: skip_engine(f"block_{index}_skip", full, projection, grid, dialect)
+                        for form, grid in inputs.items()
+                    },
                 )
             options = {
                 option.name: self._option_engines(runtime, index, option, inputs)
@@ -90,14 +107,15 @@ class EngineWriter:
             self.files["common/gate.onnx"] = gate_engine(gate)
         size = shapes[-1].out_size
         heads: dict[Form, bytes] = {
-            form: head_engine(split_head(network), size, grids[-1] if form == "uint8" else None)
+            form: head_engine(split_head(network), size, grids[-1] if form == "uint8" else None, dialect)
             for form in forms
             if network.policy is None or form in arriving
         }
+        stem = stem_engine(*split_stem(network), dialect)
         return RuntimeEngines(
-            stem=self._add("common/stem", "fp32", {"float32": stem_engine(*split_stem(network))}),
+            stem=self._add(f"{_FOLDERS[runtime]}/stem", "fp32", {"float32": stem}),
             blocks=blocks,
-            head=self._add("common/head", "fp32", heads),
+            head=self._add(f"{_FOLDERS[runtime]}/head", "fp32", heads),
             gate=None if gate is None else "common/gate.onnx",
             feature_scales=[grid.scale for grid in grids],
             static=self._static(runtime),
@@ -105,9 +123,7 @@ class EngineWriter:
 
     def _static(self, runtime: str) -> dict[Precision, str]:
         """The whole backbone in each target precision: what a user would deploy who has no gate."""
-        if runtime != "onnxruntime":
-            return {}
-        network = self.network
+        network, dialect = self.network, _DIALECTS[runtime]
         stem = split_conv(network.backbone.stem_conv, network.backbone.stem_norm)
         blocks = [split_block(block, Option(FULL_BITS)) for block in network.blocks]
         head = split_head(network)
@@ -118,12 +134,20 @@ class EngineWriter:
                 if chosen is not None:
                     steps, stem_ranges = chosen
                     made[precision] = straight_line(
-                        "static_int8", stem, steps, head, stem_ranges=stem_ranges, weight_bits=self.weight_bits
+                        "static_int8",
+                        stem,
+                        steps,
+                        head,
+                        stem_ranges=stem_ranges,
+                        weight_bits=self.weight_bits,
+                        dialect=dialect,
                     )
             else:
                 floats = [FloatStep(block) for block in blocks]
-                made[precision] = straight_line(f"static_{precision}", stem, floats, head, dtype=_DTYPES[precision])
-        files: dict[Precision, str] = {p: f"onnxruntime/static-{p}.onnx" for p in made}
+                made[precision] = straight_line(
+                    f"static_{precision}", stem, floats, head, dtype=_DTYPES[precision], dialect=dialect
+                )
+        files: dict[Precision, str] = {p: f"{runtime}/static-{p}.onnx" for p in made}
         self.files.update({files[p]: data for p, data in made.items()})
         return files
 
@@ -131,7 +155,9 @@ class EngineWriter:
         """All blocks in INT8 by the static network's own ranges; or, without data, by the ranges of an 8-bit option."""
         images = self.ranges.get(TensorKey(0, STATIC, "images"))
         if images is not None:
-            steps: list[Step] = [Int8Step(block, self._block_ranges(i, STATIC)) for i, block in enumerate(blocks)]
+            steps: list[Step] = [
+                Int8Step(block, BlockRanges.calibrated(self.ranges, i, STATIC)) for i, block in enumerate(blocks)
+            ]
             first = steps[0]
             assert isinstance(first, Int8Step)  # noqa: S101 (made two lines above)
             return steps, StemRanges(Range(images.low, images.high), first.ranges.conv1)
@@ -144,7 +170,9 @@ class EngineWriter:
         if not options:
             return None
         best = max(options, key=lambda position: self.network.options[position].bits)
-        gated: list[Step] = [Int8Step(block, self._block_ranges(i, best)) for i, block in enumerate(blocks[1:], 1)]
+        gated: list[Step] = [
+            Int8Step(block, BlockRanges.calibrated(self.ranges, i, best)) for i, block in enumerate(blocks[1:], 1)
+        ]
         return [FloatStep(blocks[0]), *gated], None
 
     def _option_engines(
@@ -162,9 +190,12 @@ class EngineWriter:
             floats.append("fp32")
         return engines + [
             self._add(
-                f"common/{name}-{p}",
+                f"{_FOLDERS[runtime]}/{name}-{p}",
                 p,
-                {form: block_engine(f"{graph}_{p}", part, _DTYPES[p], grid) for form, grid in inputs.items()},
+                {
+                    form: block_engine(f"{graph}_{p}", part, _DTYPES[p], grid, _DIALECTS[runtime])
+                    for form, grid in inputs.items()
+                },
             )
             for p in floats
         ]
@@ -179,7 +210,7 @@ class EngineWriter:
         part: BlockPart,
         inputs: Mapping[Form, Grid | None],
     ) -> Engine:
-        ranges = self._block_ranges(index, self.network.options.bits.index(option.bits))
+        ranges = BlockRanges.calibrated(self.ranges, index, self.network.options.bits.index(option.bits))
         if runtime == "tensorrt":
             return self._add(
                 f"tensorrt/{name}-int8", "int8", {"float32": tensorrt_block(f"{graph}_int8", part, ranges)}
@@ -194,11 +225,6 @@ class EngineWriter:
         paths = {form: f"{stem}.onnx" if form == "float32" else f"{stem}-from-{form}.onnx" for form in content}
         self.files.update({paths[form]: data for form, data in content.items()})
         return Engine(precision=precision, output=output, files=paths)
-
-    def _block_ranges(self, index: int, position: int) -> BlockRanges:
-        names = [field.name for field in fields(BlockRanges)]
-        found = {name: self.ranges.get(TensorKey(index, position, cast(TensorName, name))) for name in names}
-        return BlockRanges(**{name: Range(r.low, r.high) for name, r in found.items() if r is not None})
 
     def _feature_grids(self) -> list[Grid]:
         """The uint8 grid of each block's output; one a group, whatever the option, so that a skip can pass it on."""

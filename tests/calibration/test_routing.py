@@ -48,6 +48,8 @@ def tensors_of(block: BasicBlock, x: Tensor, bits: int) -> Tensors:
         conv = block.projection.conv
         found["projection"] = x.clamp(conv.low, conv.high)
         found["projection_out"] = block.projection(x, bits)
+    else:
+        found["shortcut"] = x
     return found
 
 
@@ -267,6 +269,8 @@ def test_the_static_network_runs_every_block_in_full_on_everything() -> None:
             found = {"conv1": x, "conv2": y, "conv2_out": block.norm2(block.conv2(y)), "output": block(x)}
             if block.projection is not None:
                 found |= {"projection": x, "projection_out": block.projection(x)}
+            else:
+                found |= {"shortcut": x}
             expected |= {TensorKey(block.shape.index, STATIC, name): value for name, value in found.items()}  # type: ignore[arg-type]
             x = block(x)
     assert ranges.keys() == expected.keys()
@@ -284,6 +288,8 @@ def test_without_data_the_checkpoint_and_its_statistics_say() -> None:
         names = {"conv1", "conv2", "conv2_out", "output"}
         if block.projection is not None:
             names |= {"projection", "projection_out"}
+        else:
+            names |= {"shortcut"}
         for option in (1, 2):
             own = {key.tensor: value for key, value in ranges.items() if (key.block, key.option) == (index, option)}
             assert own.keys() == names
@@ -295,6 +301,9 @@ def test_without_data_the_checkpoint_and_its_statistics_say() -> None:
             assert own["conv2_out"].high == pytest.approx(float((bias + 6 * weight).max()))
             assert own["conv2_out"].source == own["output"].source == "statistics"
             assert own["output"].low == 0.0 < own["output"].high
+            if block.projection is None:
+                assert own["shortcut"].low <= 1.5 * own["conv1"].low
+                assert own["shortcut"].high >= max(1.5 * own["conv1"].high, own["output"].high)
     assert all(value.samples == 0 for value in ranges.values())
     shared = {(groups[key.block], value.high) for key, value in ranges.items() if key.tensor == "output"}
     assert len(shared) == 3

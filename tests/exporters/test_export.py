@@ -16,7 +16,7 @@ from dfs_deploy.checkpoints import load_checkpoint, save_checkpoint
 from dfs_deploy.datasets import Dataset, save_npz
 from dfs_deploy.errors import CheckpointError, UsageError
 from dfs_deploy.exporters import CALIBRATION_METHODS, checkpoint_stem, export
-from dfs_deploy.manifest import SCHEMA_VERSION
+from dfs_deploy.manifest import SCHEMA_VERSION, RuntimeEngines
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import PRECISIONS, Options, computation_percentage
 from dfs_deploy.preprocessing import CIFAR10_CLASSES
@@ -174,13 +174,30 @@ def test_without_fp32_there_is_no_export(mixed: Made, tmp_path: Path) -> None:
         export(mixed.checkpoint, tmp_path / "net.dfs", targets=["int8", "fp16"])
 
 
-def test_engines_for_both_runtimes_share_what_is_the_same(mixed: Made) -> None:
+def engine_files(engines: RuntimeEngines) -> list[str]:
+    """The file of every engine for a runtime, static baselines included, the gate left out."""
+    every = [engines.stem, engines.head]
+    for block in engines.blocks:
+        every += [engine for served in block.options.values() for engine in served]
+        every += [] if block.skip is None else [block.skip]
+    return [file for engine in every for file in engine.files.values()] + list(engines.static.values())
+
+
+def test_each_runtime_has_engines_of_its_own_form_and_the_gate_is_one(mixed: Made) -> None:
     bundle = Bundle(mixed.path)
     assert set(bundle.manifest.runtimes) == {"onnxruntime", "tensorrt"}
     assert precisions(bundle, "tensorrt") == {"8": "int8", "16": "fp16", "full": "fp32"}
     ours, theirs = bundle.manifest.runtimes["onnxruntime"], bundle.manifest.runtimes["tensorrt"]
     assert ours.gate == theirs.gate
-    assert ours.stem == theirs.stem
+    assert all(file.startswith("tensorrt/") for file in engine_files(theirs))
+    assert not [file for file in engine_files(ours) if file.startswith("tensorrt/")]
+    for file in engine_files(theirs):
+        graph = onnx.load_from_string(bundle.read(file)).graph
+        images = file == theirs.stem.files["float32"] or file in theirs.static.values()
+        assert [value.name for value in graph.input] == (["images"] if images else ["features"])
+        logits = file == theirs.head.files["float32"] or file in theirs.static.values()
+        assert [value.name for value in graph.output] == (["output"] if logits else ["output", "pooled"])
+    assert theirs.static.keys() == ours.static.keys() == {"fp32", "fp16", "int8"}
     for block in theirs.blocks:
         assert all(len(engines) == 1 for engines in block.options.values())
         assert block.options["8"][0].files.keys() == {"float32"}

@@ -22,13 +22,13 @@ from dfs_deploy.exporters.quantized import (
     onnxruntime_block,
     output_grid,
     quantize_weight,
-    tensorrt_block,
     uint8_grid,
 )
+from dfs_deploy.exporters.quantized_tensorrt import tensorrt_block
 from dfs_deploy.exporters.split import Range, split_block
 from dfs_deploy.models import BasicBlock
 from dfs_deploy.options import Option
-from tests.bundles import run_model, settled_network
+from tests.bundles import run_as_written, run_model, settled_network
 
 BITS = 8
 GRID = Grid(0.02)
@@ -63,6 +63,8 @@ def measured(block: BasicBlock, x: Tensor) -> BlockRanges:
         conv = block.projection.conv
         convs["projection"] = extent(x.clamp(conv.low, conv.high))
         convs["projection_out"] = extent(block.projection(x, BITS))
+    else:
+        convs["shortcut"] = extent(x)
     return BlockRanges(**convs)
 
 
@@ -206,9 +208,7 @@ def test_data_that_was_negative_throughout_is_no_trouble(form: str) -> None:
         assert ranges.conv1.high < 0
         part = split_block(block, Option(BITS))
         if form == "tensorrt":
-            got = run_model(
-                tensorrt_block("block", part, dataclasses.replace(ranges, output=Range(0.0, 2.0))), features=x.numpy()
-            )[0]
+            got, _ = run_as_written(tensorrt_block("block", part, ranges), features=x.numpy())
         else:
             fed, x = feed(x, form)
             got = dequantized(
@@ -225,8 +225,8 @@ def test_a_range_above_zero_saturates_below_for_tensorrt_too() -> None:
         for conv in [block.conv1, block.conv2] + ([block.projection.conv] if block.projection is not None else []):
             conv.low.fill_(1.0)
         x = features(block, 0.0, 4.0)
-        ranges = dataclasses.replace(measured(block, x), output=Range(0.0, 4.0))
-        (got,) = run_model(tensorrt_block("block", split_block(block, Option(BITS)), ranges), features=x.numpy())
+        ranges = measured(block, x)
+        got, _ = run_as_written(tensorrt_block("block", split_block(block, Option(BITS)), ranges), features=x.numpy())
         expected = block(x, BITS, round_inputs=False).numpy()
         assert rms(got - expected) / rms(expected) < 0.05
 
@@ -321,12 +321,11 @@ def tensorrt_graph(block: BasicBlock, x: Tensor) -> onnx.GraphProto:
 def test_an_engine_for_tensorrt_is_the_option_up_to_rounding(seed: int, low: float, high: float) -> None:
     for block in plain_and_stride(seed):
         x = features(block, low, high)
-        # The shortcut keeps what the block before gave, negative parts of a skipped stride block included.
-        ranges = dataclasses.replace(measured(block, x), output=Range(0.0, max(abs(low), abs(high))))
-        model = tensorrt_block("block", split_block(block, Option(BITS)), ranges)
+        model = tensorrt_block("block", split_block(block, Option(BITS)), measured(block, x))
         expected = block(x, BITS, round_inputs=False).numpy()
-        (got,) = run_model(model, features=x.numpy())
-        assert got.dtype == np.float32
+        got, pooled = run_as_written(model, features=x.numpy())
+        assert got.dtype == pooled.dtype == np.float32
+        np.testing.assert_allclose(pooled, got.mean((2, 3)), rtol=1e-5, atol=1e-6)
         assert rms(got - expected) / rms(expected) < 0.05
 
 
@@ -337,8 +336,8 @@ def test_a_range_without_negative_values_clamps_them_for_tensorrt_too() -> None:
         for conv in [block.conv1] + ([block.projection.conv] if block.projection is not None else []):
             conv.low.fill_(0.0)
         x = features(block, -3.0, 3.0)
-        ranges = dataclasses.replace(measured(block, x), output=Range(0.0, 3.0))
-        (got,) = run_model(tensorrt_block("block", split_block(block, Option(BITS)), ranges), features=x.numpy())
+        ranges = measured(block, x)
+        got, _ = run_as_written(tensorrt_block("block", split_block(block, Option(BITS)), ranges), features=x.numpy())
         expected = block(x, BITS, round_inputs=False).numpy()
         assert rms(got - expected) / rms(expected) < 0.05
 
@@ -385,7 +384,7 @@ def test_negative_features_of_a_skipped_stride_block_pass_the_shortcut() -> None
         part = split_block(block, Option(BITS))
         expected = (x + 2.0).numpy()
         if make is not None:
-            (got,) = run_model(make("block", part, ranges), features=x.numpy())
+            got, _ = run_as_written(make("block", part, ranges), features=x.numpy())
         else:
             (integers,) = run_model(onnxruntime_block("block", part, ranges, None, 8), features=x.numpy())
             got = dequantized(integers, ranges)

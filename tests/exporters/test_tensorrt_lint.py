@@ -1,0 +1,408 @@
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+from dfs_deploy.bundle import Bundle
+from dfs_deploy.checkpoints import save_checkpoint
+from dfs_deploy.errors import CheckFailedError, GraphRuleError
+from dfs_deploy.exporters import export, writing
+from dfs_deploy.exporters.engines import TENSORRT, block_engine
+from dfs_deploy.exporters.quantized import BlockRanges
+from dfs_deploy.exporters.quantized_tensorrt import tensorrt_block
+from dfs_deploy.exporters.split import Range, split_block
+from dfs_deploy.exporters.tensorrt_lint import check_graphs, lint
+from dfs_deploy.options import Option
+from tests.bundles import CONTRACT, Made, labelled, settled_network
+
+RANGES = BlockRanges(
+    conv1=Range(0.0, 3.0),
+    conv2=Range(0.0, 2.0),
+    conv2_out=Range(-2.0, 2.0),
+    output=Range(0.0, 4.0),
+    projection=Range(0.0, 3.0),
+    projection_out=Range(-1.0, 2.0),
+    shortcut=Range(-0.5, 3.0),
+)
+
+Edit = Callable[[onnx.ModelProto], None]
+
+
+def rules(model: onnx.ModelProto | bytes) -> set[str]:
+    found = lint(model if isinstance(model, bytes) else model.SerializeToString())
+    for finding in found:
+        assert "\n" not in str(finding)
+        assert finding.where in str(finding)
+    return {finding.rule for finding in found}
+
+
+@pytest.fixture(scope="module")
+def graphs() -> dict[str, bytes]:
+    """A block with a free shortcut and one with a projection, each in INT8 and FP16."""
+    network = settled_network("skip,8,16,full", blocks=2, widths=(6, 8))
+    made = {}
+    for name, block in (("plain", network.blocks[1]), ("stride", network.blocks[2])):
+        made[f"{name}-int8"] = tensorrt_block("block", split_block(block, Option(8)), RANGES)
+        made[f"{name}-fp16"] = block_engine("block", split_block(block, Option(16)), np.float16, None, TENSORRT)
+    return made
+
+
+def node(model: onnx.ModelProto, operator: str, place: int = 0) -> onnx.NodeProto:
+    return [node for node in model.graph.node if node.op_type == operator][place]
+
+
+def replace(model: onnx.ModelProto, name: str, value: NDArray[Any]) -> None:
+    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(value, name))
+
+
+def value_of(model: onnx.ModelProto, name: str) -> NDArray[Any]:
+    return next(numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name == name)
+
+
+def insert(model: onnx.ModelProto, before: onnx.NodeProto, new: onnx.NodeProto) -> None:
+    model.graph.node.insert(list(model.graph.node).index(before), new)
+
+
+def non_zero_zero_point(model: onnx.ModelProto) -> None:
+    replace(model, "conv1_input_zero_point", np.array(-128, np.int8))
+
+
+def uint8_activations(model: onnx.ModelProto) -> None:
+    replace(model, "conv1_input_zero_point", np.array(0, np.uint8))
+
+
+def no_zero_point(model: onnx.ModelProto) -> None:
+    del node(model, "QuantizeLinear").input[2]
+
+
+def int32_bias(model: onnx.ModelProto) -> None:
+    conv = node(model, "Conv")
+    bias = value_of(model, conv.input[2])
+    constants = {"b": np.zeros(len(bias), np.int32), "b_scale": np.full(len(bias), 0.1, np.float32)}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    insert(model, conv, helper.make_node("DequantizeLinear", list(constants), ["b_float"], name="bias", axis=0))
+    conv.input[2] = "b_float"
+
+
+def weight_axis(model: onnx.ModelProto) -> None:
+    weight = next(n for n in model.graph.node if n.input[0] == "conv2_weight")
+    weight.attribute[0].i = 1
+
+
+def one_scale_for_a_weight(model: onnx.ModelProto) -> None:
+    for kind, value in (("scale", np.float32(0.01)), ("zero_point", np.int8(0))):
+        replace(model, f"conv2_weight_{kind}", np.array(value))
+
+
+def scales_for_an_activation(model: onnx.ModelProto) -> None:
+    channels = len(value_of(model, "conv2_weight_scale"))
+    replace(model, "conv2_input_scale", np.full(channels, 0.1, np.float32))
+    replace(model, "conv2_input_zero_point", np.zeros(channels, np.int8))
+
+
+def fewer_zero_points_than_scales(model: onnx.ModelProto) -> None:
+    replace(model, "conv2_weight_zero_point", np.zeros(1, np.int8))
+
+
+def no_rounding_on_the_shortcut(model: onnx.ModelProto) -> None:
+    add = node(model, "Add")
+    pair = next(n for n in model.graph.node if n.output[0] == add.input[1])
+    add.input[1] = next(n for n in model.graph.node if n.output[0] == pair.input[0]).input[0]
+
+
+def rounding_after_the_convolution(model: onnx.ModelProto) -> None:
+    add = node(model, "Add")
+    constants = ["conv1_input_scale", "conv1_input_zero_point"]
+    insert(model, add, helper.make_node("QuantizeLinear", [add.input[0], *constants], ["q"], name="q"))
+    insert(model, add, helper.make_node("DequantizeLinear", ["q", *constants], ["dq"], name="dq"))
+    add.input[0] = "dq"
+
+
+def half_quantised_convolution(model: onnx.ModelProto) -> None:
+    conv = node(model, "Conv")
+    pair = next(n for n in model.graph.node if n.output[0] == conv.input[0])
+    conv.input[0] = next(n for n in model.graph.node if n.output[0] == pair.input[0]).input[0]
+
+
+def negative_scale(model: onnx.ModelProto) -> None:
+    replace(model, "conv1_weight_scale", -value_of(model, "conv1_weight_scale"))
+
+
+def subnormal_scale(model: onnx.ModelProto) -> None:
+    replace(model, "conv1_input_scale", np.array(1e-40, np.float32))
+
+
+def float16_scale_in_an_old_opset(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = 17
+    replace(model, "shortcut_scale", np.array(0.1, np.float16))
+
+
+def another_scale_after_it(model: onnx.ModelProto) -> None:
+    node(model, "DequantizeLinear").input[1] = "conv2_input_scale"
+
+
+def quantized_value_read_elsewhere(model: onnx.ModelProto) -> None:
+    quantize = node(model, "QuantizeLinear")
+    model.graph.node.append(helper.make_node("Relu", [quantize.output[0]], ["r"], name="r"))
+
+
+def newer_opset(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = 21
+
+
+def foreign_domain(model: onnx.ModelProto) -> None:
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+
+
+def unsupported_operator(model: onnx.ModelProto) -> None:
+    relu = node(model, "Relu")
+    relu.op_type = "Softsign"
+
+
+def batch_normalization(model: onnx.ModelProto) -> None:
+    relu = node(model, "Relu")
+    channels = len(value_of(model, "conv1_bias"))
+    names = [f"bn_{i}" for i in range(4)]
+    model.graph.initializer.extend(numpy_helper.from_array(np.ones(channels, np.float32), name) for name in names)
+    insert(model, relu, helper.make_node("BatchNormalization", [relu.input[0], *names], ["bn"], name="bn"))
+    relu.input[0] = "bn"
+
+
+def dynamic_map(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "H"
+
+
+def fixed_batch(model: onnx.ModelProto) -> None:
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def unused_constant(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), "left_over"))
+
+
+def unused_node(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Relu", ["features"], ["nowhere"], name="nowhere"))
+
+
+def infinite_weight(model: onnx.ModelProto) -> None:
+    replace(model, "conv1_bias", value_of(model, "conv1_bias") * np.float32(np.inf))
+
+
+def mixed_types(model: onnx.ModelProto) -> None:
+    replace(model, "conv1_bias", value_of(model, "conv1_bias").astype(np.float16))
+
+
+def double_constant(model: onnx.ModelProto) -> None:
+    replace(model, "conv1_bias", value_of(model, "conv1_bias").astype(np.float64))
+
+
+def other_names(model: onnx.ModelProto) -> None:
+    for n in model.graph.node:
+        n.input[:] = ["x" if name == "features" else name for name in n.input]
+    model.graph.input[0].name = "x"
+
+
+def no_pooled(model: onnx.ModelProto) -> None:
+    del model.graph.output[1]
+
+
+def float16_features(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+
+
+def nameless(model: onnx.ModelProto) -> None:
+    node(model, "Add").name = ""
+
+
+def computed_weight(model: onnx.ModelProto) -> None:
+    node(model, "Conv", 1).input[1] = "features"
+
+
+ILLEGAL: list[tuple[str, Edit]] = [
+    ("zero point", non_zero_zero_point),
+    ("zero point", uint8_activations),
+    ("zero point", no_zero_point),
+    ("zero point", fewer_zero_points_than_scales),
+    ("bias", int32_bias),
+    ("axis", weight_axis),
+    ("granularity", one_scale_for_a_weight),
+    ("granularity", scales_for_an_activation),
+    ("residual", no_rounding_on_the_shortcut),
+    ("residual", rounding_after_the_convolution),
+    ("half quantised", half_quantised_convolution),
+    ("scale", negative_scale),
+    ("scale", subnormal_scale),
+    ("float16 scale", float16_scale_in_an_old_opset),
+    ("pair", another_scale_after_it),
+    ("pair", quantized_value_read_elsewhere),
+    ("opset", newer_opset),
+    ("opset", foreign_domain),
+    ("operator", unsupported_operator),
+    ("folding", batch_normalization),
+    ("static shape", dynamic_map),
+    ("batch", fixed_batch),
+    ("unused", unused_constant),
+    ("unused", unused_node),
+    ("finite", infinite_weight),
+    ("strong typing", mixed_types),
+    ("type", double_constant),
+    ("interface", other_names),
+    ("interface", no_pooled),
+    ("interface", float16_features),
+    ("name", nameless),
+    ("weight", computed_weight),
+]
+
+
+@pytest.mark.parametrize(("rule", "edit"), ILLEGAL, ids=[edit.__name__ for _, edit in ILLEGAL])
+@pytest.mark.parametrize("block", ["plain", "stride"])
+def test_an_illegal_graph_breaks_its_rule(graphs: dict[str, bytes], block: str, rule: str, edit: Edit) -> None:
+    sound = graphs[f"{block}-int8"]
+    assert rules(sound) == set()
+    model = onnx.load_from_string(sound)
+    edit(model)
+    assert rule in rules(model)
+
+
+@pytest.mark.parametrize("edit", [unsupported_operator, dynamic_map, unused_constant, infinite_weight, mixed_types])
+def test_a_float16_graph_is_held_to_the_rules_too(graphs: dict[str, bytes], edit: Edit) -> None:
+    assert rules(graphs["plain-fp16"]) == set()
+    model = onnx.load_from_string(graphs["plain-fp16"])
+    if edit is mixed_types:
+        replace(model, "conv1_bias", value_of(model, "conv1_bias").astype(np.float32))
+    else:
+        edit(model)
+    assert rules(model) & {"operator", "static shape", "unused", "finite", "strong typing"}
+
+
+def test_what_is_no_model_is_one_finding() -> None:
+    assert rules(b"no model") == {"onnx"}
+    assert rules(b"") == {"onnx"}
+
+
+class Reader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.left = [np.random.default_rng(i).standard_normal(shape).astype(np.float32) for i in range(4)]
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        return {"features": self.left.pop()} if self.left else None
+
+
+def quantized_by_onnxruntime(tmp_path: Path, **choices: Any) -> bytes:
+    block = settled_network("skip,8,16,full", blocks=2, widths=(6, 8)).blocks[2]
+    source, target = tmp_path / "float.onnx", tmp_path / "quantized.onnx"
+    source.write_bytes(block_engine("block", split_block(block, Option(32)), np.float32, None, TENSORRT))
+    quantize_static(source, target, Reader((2, 6, 8, 8)), **choices)
+    return target.read_bytes()
+
+
+def test_the_defaults_of_onnx_runtimes_quantizer_are_refused(tmp_path: Path) -> None:
+    found = rules(quantized_by_onnxruntime(tmp_path))
+    assert {"zero point", "bias", "granularity", "residual"} <= found
+
+
+def test_unsigned_activations_and_signed_weights_are_refused(tmp_path: Path) -> None:
+    """The form that is fast on a CPU."""
+    model = quantized_by_onnxruntime(
+        tmp_path, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, per_channel=True
+    )
+    assert {"zero point", "bias", "type"} <= rules(model)
+
+
+def test_what_onnx_runtimes_quantizer_can_make_legal_keeps_its_scales_and_zero_points(tmp_path: Path) -> None:
+    model = quantized_by_onnxruntime(
+        tmp_path,
+        per_channel=True,
+        extra_options={
+            "QuantizeBias": False,
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "AddQDQPairToWeight": True,
+            "QDQOpTypePerChannelSupportToAxis": {"Conv": 0},
+        },
+    )
+    assert not rules(model) & {"zero point", "bias", "axis", "granularity", "scale", "weight", "half quantised"}
+
+
+def test_all_findings_of_all_graphs_are_listed(graphs: dict[str, bytes]) -> None:
+    first, second = (onnx.load_from_string(graphs[name]) for name in ("plain-int8", "stride-int8"))
+    non_zero_zero_point(first)
+    unused_constant(first)
+    weight_axis(second)
+    check_graphs(graphs)
+    with pytest.raises(GraphRuleError) as caught:
+        check_graphs({"first.onnx": first.SerializeToString(), "second.onnx": second.SerializeToString()})
+    assert issubclass(GraphRuleError, CheckFailedError)
+    assert "\n" not in str(caught.value)
+    starts = [line.partition(":")[0] for line in caught.value.mismatches]
+    assert set(starts) == {"first.onnx", "second.onnx"}
+    assert str(len(starts)) in str(caught.value)
+    for rule in ("zero point", "unused", "axis"):
+        assert any(f"[{rule}]" in line for line in caught.value.mismatches)
+
+
+def test_every_graph_of_a_bundle_is_legal(mixed: Made) -> None:
+    bundle = Bundle(mixed.path)
+    files = [name for name in bundle.manifest.files if name.startswith("tensorrt/")]
+    assert len(files) > 10
+    check_graphs({name: bundle.read(name) for name in files})
+
+
+def test_an_illegal_graph_stops_an_export_and_leaves_nothing(
+    mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def illegal(name: str, *arguments: Any) -> bytes:
+        model = onnx.load_from_string(tensorrt_block(name, *arguments))
+        if "block_2" in name:
+            non_zero_zero_point(model)
+        return bytes(model.SerializeToString())
+
+    monkeypatch.setattr(writing, "tensorrt_block", illegal)
+    out = tmp_path / "out" / "net.dfs"
+    with pytest.raises(GraphRuleError) as caught:
+        export(mixed.checkpoint, out, runtimes=["tensorrt"], calibration_data=mixed.data)
+    assert caught.value.mismatches
+    assert all("tensorrt/block-02-8-int8.onnx" in line for line in caught.value.mismatches)
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_weights_beyond_float16_are_found_before_a_device_sees_them(tmp_path: Path) -> None:
+    network = settled_network("skip,16,full")
+    with torch.no_grad():
+        network.blocks[1].norm1.weight.fill_(1e7)
+    save_checkpoint(tmp_path / "loud.pt", network, CONTRACT)
+    with pytest.raises(GraphRuleError) as caught:
+        export(tmp_path / "loud.pt", tmp_path / "loud.dfs", runtimes=["tensorrt"], calibration_data=labelled(network))
+    assert any("block-01-16-fp16.onnx" in line and "float16" in line for line in caught.value.mismatches)
+
+
+@settings(max_examples=25)
+@given(
+    options=st.sampled_from(["skip,8,16,full", "skip,8,full", "skip,4,6,8,10,12,16,full", "8,full", "skip,16,full"]),
+    blocks=st.integers(1, 3),
+    widths=st.lists(st.sampled_from([3, 4, 6, 8]), min_size=1, max_size=3),
+    seed=st.integers(0, 2**16),
+)
+def test_random_networks_export_for_tensorrt(options: str, blocks: int, widths: list[int], seed: int) -> None:
+    """Every graph is legal and computes what its option means, also where block 0 alone reaches a shortcut."""
+    network = settled_network(options, blocks, tuple(widths), seed)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "net.pt"
+        save_checkpoint(checkpoint, network, CONTRACT)
+        data = labelled(network, 48, seed)
+        exported = export(checkpoint, Path(folder) / "net.dfs", runtimes=["tensorrt"], calibration_data=data)
+        assert exported.validation.engines
