@@ -18,7 +18,7 @@
     │   └── BundleError               a bundle that cannot be read
     │       ├── SchemaVersionError        written by another version
     │       └── DigestError               a file changed, missing, foreign or outside
-    ├── EngineError               the execution provider failed on a block
+    ├── EngineError               the execution provider failed         exit 4
     ├── RuntimeClosedError        used after close()
     └── InternalError             our bug, not yours
 
@@ -133,7 +133,12 @@ class DigestError(BundleError):
 
 
 class EngineError(DfsDeployError):
-    """The execution provider failed while it ran an engine; the message names block and option."""
+    """The execution provider failed while it ran an engine; the message names block and option.
+
+    No check was missed: the engine does not run here.
+    """
+
+    exit_code = 4
 
 
 class RuntimeClosedError(DfsDeployError):
