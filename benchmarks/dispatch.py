@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from benchmarks.networks import random_bundle, random_network
 from benchmarks.traces import trace_path
 from dfs_deploy.bench import describe_machine
-from dfs_deploy.bench.bench import FORCED_SHARES, spread_path
+from dfs_deploy.bench.candidates import FORCED_SHARES, spread_path
 from dfs_deploy.bench.clock import Case, median_alone, summarize, time_interleaved
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.runtimes import Runtime

@@ -4,7 +4,8 @@
     ├── CheckFailedError          a bar was missed                      exit 1
     │   ├── ExportMismatchError       an engine disagrees with the reference
     │   │   └── GraphRuleError            an engine breaks a rule of its runtime
-    │   └── VerificationError         a bundle misses its bars
+    │   ├── VerificationError         a bundle misses its bars
+    │   └── RegressionError           a bench is slower than its baseline
     ├── UsageError (ValueError)   the call is wrong                     exit 2
     │   ├── OptionError               an option list or target list that cannot be
     │   ├── DataError                 a data set or image that cannot be read
@@ -58,6 +59,10 @@ class GraphRuleError(ExportMismatchError):
 
 class VerificationError(CheckFailedError):
     """A bundle misses its accuracy or routing bars."""
+
+
+class RegressionError(CheckFailedError):
+    """A bench is slower than its baseline, or too unsteady to tell."""
 
 
 class UsageError(DfsDeployError, ValueError):

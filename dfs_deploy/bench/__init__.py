@@ -6,15 +6,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dfs_deploy.bench.bench import BenchResult, CaseResult, run_bench
+    from dfs_deploy.bench.bench import run_bench
+    from dfs_deploy.bench.case_result import CaseResult
     from dfs_deploy.bench.clock import Timing
     from dfs_deploy.bench.machine import Machine, check_device, describe_machine
+    from dfs_deploy.bench.results import BenchResult
 
 __all__ = ["BenchResult", "CaseResult", "Machine", "Timing", "check_device", "describe_machine", "run_bench"]
 
 _HOMES = {
-    "BenchResult": "bench",
-    "CaseResult": "bench",
+    "BenchResult": "results",
+    "CaseResult": "case_result",
     "Machine": "machine",
     "Timing": "clock",
     "check_device": "machine",

@@ -1,10 +1,11 @@
-"""``dfs-deploy bench``: latency and throughput, against static baselines."""
+"""``dfs-deploy bench``: latency and throughput against static baselines, a verdict, and what changed since."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -17,16 +18,17 @@ from dfs_deploy.cli.arguments import (
     ThreadsOption,
     bundle_path,
 )
-from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
-
-if TYPE_CHECKING:
-    from dfs_deploy.bench import BenchResult
+from dfs_deploy.cli.bench_report import show_bench, show_comparison
+from dfs_deploy.cli.console import print_json, progress
+from dfs_deploy.errors import RegressionError
 
 
 def bench(
     bundle: BundleArgument = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or jetson.")] = "cpu",
-    data: Annotated[Path | None, typer.Option(help=DataHelp, show_default="images carried by the bundle")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help=DataHelp, show_default="the digits, or the bundle's own images")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images a call.")] = 1,
     threads: ThreadsOption = 1,
     plan: PlanOption = True,
@@ -35,6 +37,21 @@ def bench(
     ] = False,
     min_seconds: Annotated[float, typer.Option(min=0.01, help="Measured seconds a case, on average.")] = 3.0,
     min_iterations: Annotated[int, typer.Option(min=1, help="Calls a case, at least.")] = 200,
+    start_ups: Annotated[
+        int, typer.Option(min=0, help="Processes to start a case, to time a start and see its memory.")
+    ] = 3,
+    max_top1_drop: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Verdict: share of right answers that may be lost; 0.01 is one point."),
+    ] = 0.01,
+    csv: Annotated[Path | None, typer.Option(help="Write the cases to this file as well.")] = None,
+    save_baseline: Annotated[
+        Path | None, typer.Option(help="Keep this run in a file, to compare later ones with.")
+    ] = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="A file of --save-baseline: fail where a ratio rose beyond the noise band.")
+    ] = None,
+    noise_band: Annotated[float, typer.Option(min=0.0, help="Of --compare: share by which a ratio may rise.")] = 0.05,
     save_plan: Annotated[
         bool,
         typer.Option("--save-plan", help="First measure which engines are fastest here, and keep that."),
@@ -44,11 +61,15 @@ def bench(
 ) -> None:
     """Time the network against static engines of the same backbone, interleaved, on the same inputs."""
     from dfs_deploy.bench import check_device, run_bench
+    from dfs_deploy.bench.baseline import compare_with_baseline, load_baseline
+    from dfs_deploy.bench.baseline import save_baseline as write_baseline
+    from dfs_deploy.bench.csv_file import write_csv
     from dfs_deploy.bundle import Bundle
     from dfs_deploy.datasets import load_dataset
     from dfs_deploy.runtimes.onnxruntime import plan as plans
 
     check_device(device)
+    earlier = None if compare is None else load_baseline(compare)
     opened = Bundle(bundle_path(bundle))
     drawn = None
     if data is not None:
@@ -70,71 +91,21 @@ def bench(
             seed=seed,
             min_s=min_seconds,
             min_iterations=min_iterations,
+            max_top1_drop=max_top1_drop,
+            start_ups=start_ups,
             progress=report,
         )
+    if csv is not None:
+        write_csv(result, csv)
+    comparison = None if earlier is None else compare_with_baseline(result, earlier, noise_band)
     if json:
-        print_json(result.as_json())
+        compared = {} if comparison is None else {"comparison": asdict(comparison)}
+        print_json(result.as_json() | compared)
     else:
         show_bench(result)
-
-
-def show_bench(result: BenchResult) -> None:
-    """Prints a bench as a table that a person understands, and says what it means."""
-    console = output()
-    machine = result.machine
-    console.print(f"{machine.cpu}, {machine.cores} core(s), {machine.int8 or 'no 8-bit product instructions'}")
-    console.print(
-        f"{result.runtime['runtime']} {result.runtime['version']}, {result.threads} thread(s), {result.runtime['gate']}"
-        f" gate, {result.inputs} inputs ({result.data}), seed {result.seed}"
-    )
-    rows = []
-    for case in result.cases:
-        timing = case.timing
-        rows.append(
-            [
-                case.name,
-                f"{timing.p50:.3f}",
-                f"{timing.p95:.3f}",
-                f"{timing.p99:.3f}",
-                f"{case.throughput_per_s:,.0f}",
-                percent(case.top1),
-                "-" if case.computation_percentage is None else f"{case.computation_percentage:.1f} %",
-                "-" if case.dispatch_efficiency is None else f"{case.dispatch_efficiency:.2f}",
-            ]
-        )
-    columns = ["case", "p50 ms", "p95 ms", "p99 ms", "images/s", "top-1", "computation", "dispatch eff."]
-    show_table(f"batch {result.cases[0].batch}, interleaved", columns, rows)
-    for line in conclusions(result):
-        console.print(line)
-
-
-def conclusions(result: BenchResult) -> list[str]:
-    """What the figures say, also where they speak for a static engine."""
-    by_name = {case.name: case for case in result.cases}
-    dfs = by_name["dfs"]
-    lines = []
-    for name in ("static-fp32", "static-fp16", "static-int8"):
-        if name not in by_name:
-            continue
-        other = by_name[name]
-        ratio = other.timing.p50 / dfs.timing.p50
-        speed = f"{ratio:.2f}x faster" if ratio >= 1.0 else f"{1 / ratio:.2f}x slower"
-        accuracy = ""
-        if dfs.top1 is not None and other.top1 is not None:
-            accuracy = f", top-1 {100 * (dfs.top1 - other.top1):+.2f} points"
-        lines.append(f"dfs against {name}: {speed} at the median{accuracy}")
-    if dfs.gate_us is not None and dfs.engine_ms is not None:
-        lines.append(
-            f"one gate step {dfs.gate_us:.1f} us; the engines alone {dfs.engine_ms:.3f} ms of {dfs.timing.p50:.3f}"
-        )
-    int8 = by_name.get("static-int8")
-    faster = int8 is not None and int8.timing.p50 <= dfs.timing.p50
-    if faster and (dfs.top1 is None or int8 is None or int8.top1 is None):
-        lines.append("here the static INT8 engine is faster; give --data to see whether it is as accurate")
-    elif faster and int8 is not None and int8.top1 is not None and dfs.top1 is not None and int8.top1 >= dfs.top1:
-        lines.append(
-            "here the static INT8 engine is faster and no less accurate on these inputs: it is the better choice"
-        )
-    if result.noisy:
-        lines.append(f"noisy: {', '.join(result.noisy)} varied by more than 2.5 %; compare ratios, not times")
-    return lines
+        if comparison is not None:
+            show_comparison(comparison)
+    if save_baseline is not None:
+        write_baseline(result, save_baseline)
+    if comparison is not None and comparison.failures:
+        raise RegressionError("; ".join(comparison.failures))

@@ -9,7 +9,7 @@ import typer
 
 import dfs_deploy
 from dfs_deploy.cli.arguments import JsonOption
-from dfs_deploy.cli.bench import show_bench
+from dfs_deploy.cli.bench_report import show_bench
 from dfs_deploy.cli.console import output, percent, print_json, progress
 from dfs_deploy.cli.verify import missed_bars
 from dfs_deploy.errors import EnvironmentLacksError, VerificationError

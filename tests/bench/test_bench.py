@@ -5,13 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dfs_deploy.architecture import Architecture
 from dfs_deploy.bench import BenchResult, run_bench
-from dfs_deploy.bench.bench import FORCED_SHARES, CaseResult, forced_patterns, ratio, spread_path
-from dfs_deploy.bench.clock import summarize
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.datasets import Dataset
@@ -27,7 +23,7 @@ QUICK: dict[str, Any] = {"min_s": 0.0, "min_iterations": 3, "warm_up_s": 0.0}
 
 LATENCIES = {"p50", "p90", "p95", "p99", "mean", "min", "max", "cov"}
 CASE_KEYS = {"name", "batch", "latency_ms", "throughput_per_s", "iterations"}
-DFS_KEYS = {"engine_ms", "gate_us", "dispatch_efficiency"}
+DFS_KEYS = {"engine_ms", "gate_us", "gate_share", "dispatch_efficiency"}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +46,7 @@ def test_the_report_has_the_keys_of_the_contract(result: BenchResult) -> None:
         assert case["latency_ms"].keys() == LATENCIES
         assert (case.keys() >= DFS_KEYS) == case["name"].startswith("dfs"), case["name"]
         assert case["batch"] == 1
-        assert case["iterations"] >= 3
+        assert case["iterations"] % report["turn"]["measured"] == 0
 
 
 def test_the_cases(result: BenchResult) -> None:
@@ -63,12 +59,14 @@ def test_the_cases(result: BenchResult) -> None:
 def test_figures_follow_from_each_other(result: BenchResult) -> None:
     for case in result.as_json()["cases"]:
         latency = case["latency_ms"]
-        assert latency["min"] <= latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["max"]
+        assert latency["min"] <= latency["p50"] <= latency["max"]
+        assert latency["p99"] is None, "too few samples lie beyond it"
         assert case["throughput_per_s"] == pytest.approx(1e3 / latency["mean"])
         if case["name"].startswith("dfs"):
             assert case["dispatch_efficiency"] == pytest.approx(case["engine_ms"] / latency["p50"])
             assert case["engine_ms"] > 0
             assert case["gate_us"] > 0
+            assert case["gate_share"] > 0
 
 
 def test_computation_is_that_of_the_paths(mixed: Made, result: BenchResult) -> None:
@@ -156,71 +154,3 @@ def test_a_network_with_nothing_to_decide(tmp_path_factory: pytest.TempPathFacto
     json.dumps(result.as_json(), allow_nan=False)
     assert result.cases[0].computation_percentage == 100.0
     assert result.option_share == ()
-
-
-# Forced paths
-
-
-@given(st.integers(0, 100), st.integers(0, 60))
-def test_a_share_of_the_blocks_runs_evenly_spread(share: int, blocks: int) -> None:
-    options = Options.parse("skip,8,full")
-    path = spread_path(share, 2, blocks, options)
-    assert path.shape == (blocks,)
-    assert path.dtype == np.uint8
-    assert set(path.tolist()) <= {0, 2}
-    runs = path == 2
-    assert runs.sum() == share * blocks // 100
-    for end in range(blocks + 1):
-        assert abs(runs[:end].sum() - end * share / 100) < 1, "no part of the network gets more than its share"
-
-
-@pytest.mark.parametrize("text", ["full,8,skip", "8,skip,full"])
-def test_the_blocks_that_do_not_run_skip_wherever_skip_stands(text: str) -> None:
-    options = Options.parse(text)
-    skip = options.names.index("skip")
-    assert spread_path(0, options.names.index("8"), 4, options).tolist() == [skip] * 4
-    assert spread_path(100, options.names.index("8"), 4, options).tolist() == [options.names.index("8")] * 4
-
-
-@pytest.mark.parametrize(
-    ("text", "series"),
-    [
-        ("skip,8,16,full", {"int8": 1, "fp32": 3}),
-        ("full,16,8,skip", {"int8": 2, "fp32": 0}),
-        ("skip,full", {"fp32": 1}),
-        ("skip,16,full", {"fp16": 1, "fp32": 2}),
-        ("skip,8,16", {"int8": 1, "fp16": 2}),
-        ("8,full", {}),
-    ],
-)
-def test_forced_series_are_of_the_least_and_the_most_precise_option(text: str, series: dict[str, int]) -> None:
-    expected = {
-        f"dfs-forced-{share}-{kind}": (share, option) for kind, option in series.items() for share in FORCED_SHARES
-    }
-    assert forced_patterns(Options.parse(text)) == expected
-
-
-# Results
-
-
-def case(name: str, *milliseconds: float) -> CaseResult:
-    return CaseResult(name, 1, summarize([int(1e6 * ms) for ms in milliseconds]))
-
-
-def test_a_ratio_of_medians() -> None:
-    cases = [case("dfs", 1.0, 2.0, 90.0), case("static-fp32", 4.0, 4.0, 4.0)]
-    assert ratio(cases, "static-fp32", "dfs") == pytest.approx(2.0)
-    assert ratio(cases, "dfs", "static-int8") is None
-
-
-def test_static_cases_that_vary_are_called_noisy(result: BenchResult) -> None:
-    import dataclasses
-
-    cases = (case("dfs", 1.0, 9.0), case("static-fp32", 1.0, 1.2), case("static-int8", 1.0, 1.0))
-    assert dataclasses.replace(result, cases=cases).noisy == ("static-fp32",)
-
-
-def test_efficiency_is_what_the_engines_alone_take_of_the_median() -> None:
-    timing = summarize([2_000_000] * 5)
-    assert CaseResult("dfs", 1, timing, engine_ms=1.5, gate_us=3.0).dispatch_efficiency == pytest.approx(0.75)
-    assert CaseResult("static-fp32", 1, timing).dispatch_efficiency is None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,10 @@ from dfs_deploy.bench.machine import is_jetson
 from tests.bundles import Made, copied
 from tests.cli.program import run
 
-QUICK = ["--min-seconds", "0.01", "--min-iterations", "2"]
+QUICK = ["--min-seconds", "0.01", "--min-iterations", "2", "--start-ups", "0"]
+
+STEADY = ["--min-seconds", "0.01", "--min-iterations", "2000", "--start-ups", "0"]
+"""Calls for the six turns that an interval takes, of a network as fast as these."""
 
 
 def test_json_is_the_report(mixed: Made) -> None:
@@ -26,8 +30,64 @@ def test_json_is_the_report(mixed: Made) -> None:
 def test_a_person_reads_a_table_and_what_it_means(mixed: Made) -> None:
     ran = run("bench", mixed.path, *QUICK)
     assert ran.code == 0
-    for word in ("dfs", "static-fp32", "p50", "images/s", "against static-int8", "gate"):
+    for word in ("dfs", "static-fp32", "p50", "images/s", "gate", "path mixture", "commonest", "INVALID"):
         assert word in ran.out, word
+    assert ran.out.splitlines()[-1].startswith("verdict: "), "the verdict stands last"
+
+
+def test_a_start_is_measured_unless_it_is_left_out(floats: Made) -> None:
+    quick = [*QUICK[:-1], "1"]
+    ran = run("bench", floats.path, *quick, "--json")
+    assert [start["name"] for start in ran.json["start_up"]] == ["dfs", "static-fp32"]
+    assert "start of a process" in run("bench", floats.path, *quick).out
+
+
+def test_figures_go_to_a_file_of_comma_separated_values(floats: Made, tmp_path: Path) -> None:
+    ran = run("bench", floats.path, *QUICK, "--csv", tmp_path / "bench.csv", "--json")
+    lines = (tmp_path / "bench.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(ran.json["cases"])
+
+
+@pytest.fixture(scope="module")
+def baseline(floats: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a run whose ratios count as known, however long the calls of this machine take."""
+    file = tmp_path_factory.mktemp("baseline") / "base.json"
+    ran = run("bench", floats.path, "--data", floats.data_file, *STEADY, "--json")
+    values = ran.json | {"valid": True}
+    file.write_text(json.dumps(values))
+    return file
+
+
+def test_a_run_is_compared_with_an_earlier_one(floats: Made, baseline: Path) -> None:
+    ran = run("bench", floats.path, "--data", floats.data_file, *STEADY, "--compare", baseline, "--noise-band", "9")
+    assert "against the baseline" in ran.out
+    assert "static-fp32 itself took" in ran.out
+    assert ("PASSED" in ran.out, "FAILED" in ran.out) == (ran.code == 0, ran.code == 1)
+    assert "noise band" not in ran.err, "what fails on a busy machine is that the run is INVALID"
+
+
+def test_a_slower_run_fails(floats: Made, baseline: Path, tmp_path: Path) -> None:
+    values = json.loads(baseline.read_text())
+    for case in values["cases"]:
+        for end in ("value", "low", "high"):
+            case["ratio"]["mean"][end] /= 5
+    (tmp_path / "fast.json").write_text(json.dumps(values))
+    ran = run("bench", floats.path, "--data", floats.data_file, *STEADY, "--compare", tmp_path / "fast.json", "--json")
+    ran.failed(1, "dfs over static-fp32 rose by", "noise band")
+    (change,) = ran.json["comparison"]["changes"]
+    assert change["regressed"]
+
+
+def test_a_baseline_of_another_kind_is_refused_before_or_after(floats: Made, baseline: Path, tmp_path: Path) -> None:
+    run("bench", floats.path, *QUICK, "--compare", tmp_path / "none.json").failed(2, "none.json")
+    ran = run("bench", floats.path, *QUICK, "--compare", baseline, "--json")
+    ran.failed(4, "another data")
+
+
+def test_an_invalid_run_is_kept_as_no_baseline(floats: Made, tmp_path: Path) -> None:
+    ran = run("bench", floats.path, *QUICK, "--save-baseline", tmp_path / "base.json", "--json")
+    ran.failed(2, "INVALID", "--min-iterations")
+    assert not list(tmp_path.iterdir())
 
 
 def test_batch_and_threads(floats: Made) -> None:

@@ -1,0 +1,113 @@
+"""The state of the machine while it is measured: what makes times differ from one day to the next."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfs_deploy.cpu import cpu_facts
+
+_ROOT = Path("/")
+_STEAL = 7
+"""Place of the time stolen by the hypervisor among the figures of a CPU in ``/proc/stat`` (proc_stat(5))."""
+
+
+@dataclass(frozen=True)
+class MachineState:
+    """What the system says of its clocks; ``None`` where it does not say.
+
+    Attributes:
+        affinity: logical CPUs that this process may use.
+        governor: of frequency scaling, of those CPUs.
+        frequency_mhz: mean over those CPUs, now.
+        turbo: whether the CPU may exceed its nominal frequency.
+        virtual: whether the CPU is a hypervisor's guest, which neighbours may slow.
+        load: mean of runnable processes over the last minute.
+    """
+
+    affinity: tuple[int, ...]
+    governor: str | None
+    frequency_mhz: float | None
+    turbo: bool | None
+    virtual: bool
+    load: float | None
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """What others took while cases were timed; ``None`` where the system does not say.
+
+    Attributes:
+        preemptions_per_s: times a second that the system gave this process's CPU to another.
+        steal: share of CPU time, 0 to 1, that the hypervisor gave to other guests.
+    """
+
+    preemptions_per_s: float | None
+    steal: float | None
+
+
+def read_state(root: Path = _ROOT) -> MachineState:
+    """Reads ``/proc`` and ``/sys``.
+
+    Args:
+        root: of the file system.
+    """
+    affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    facts = cpu_facts(root)
+    folders = [root / f"sys/devices/system/cpu/cpu{cpu}/cpufreq" for cpu in affinity]
+    governors = {text for folder in folders if (text := _text(folder / "scaling_governor"))}
+    kilohertz = [float(text) for folder in folders if (text := _text(folder / "scaling_cur_freq"))]
+    said = facts.get("cpu MHz")
+    return MachineState(
+        affinity=tuple(affinity),
+        governor=", ".join(sorted(governors)) or None,
+        frequency_mhz=sum(kilohertz) / len(kilohertz) / 1e3 if kilohertz else float(said) if said else None,
+        turbo=_turbo(root),
+        virtual="hypervisor" in facts.get("flags", "").split(),
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    )
+
+
+class Watch:
+    """Watches from the start what others take, until :meth:`stop`.
+
+    Args:
+        root: of the file system.
+    """
+
+    def __init__(self, root: Path = _ROOT) -> None:
+        self._root = root
+        self._begin = self._look()
+
+    def stop(self) -> Disturbance:
+        """What was taken since the start."""
+        (then, switches, ticks), (now, switches_now, ticks_now) = self._begin, self._look()
+        passed = [after - before for before, after in zip(ticks, ticks_now, strict=True)]
+        return Disturbance(
+            preemptions_per_s=(switches_now - switches) / (now - then) if now > then else None,
+            steal=passed[_STEAL] / sum(passed) if len(passed) > _STEAL and sum(passed) > 0 else None,
+        )
+
+    def _look(self) -> tuple[float, int, list[int]]:
+        line = (_text(self._root / "proc/stat") or "").partition("\n")[0].split()
+        # The last two figures, of guests, are counted in the first two as well (proc_stat(5)).
+        return time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw, [int(x) for x in line[1:9]]
+
+
+def _turbo(root: Path) -> bool | None:
+    cpus = root / "sys/devices/system/cpu"
+    forbidden, allowed = _text(cpus / "intel_pstate/no_turbo"), _text(cpus / "cpufreq/boost")
+    if forbidden is not None:
+        return forbidden == "0"
+    return None if allowed is None else allowed == "1"
+
+
+def _text(file: Path) -> str | None:
+    """Content of a small file of the kernel; ``None`` where the kernel has no such file or does not answer."""
+    try:
+        return file.read_text(errors="replace").strip() or None
+    except OSError:
+        return None

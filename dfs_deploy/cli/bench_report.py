@@ -1,0 +1,198 @@
+"""A bench as a person reads it: what was run where, the table, what lies behind it, and the verdict last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from dfs_deploy.cli.console import output, percent, show_table
+
+if TYPE_CHECKING:
+    from dfs_deploy.bench import BenchResult
+    from dfs_deploy.bench.baseline import BenchComparison
+    from dfs_deploy.bench.intervals import Interval
+
+_BLOCKS_A_ROW = 18
+
+
+def show_bench(result: BenchResult) -> None:
+    """Prints a bench; the verdict stands last."""
+    console = output()
+    for line in _where(result):
+        console.print(line)
+    console.print()
+    _show_cases(result)
+    _show_mixture(result)
+    _show_paths(result)
+    _show_start_up(result)
+    console.print()
+    for line in _notes(result):
+        console.print(line)
+    for caveat in result.verdict.caveats:
+        console.print(f"note: {caveat}")
+    for problem in result.problems:
+        console.print(Text.assemble(("INVALID: ", "bold red"), f"{problem.what}; {problem.remedy}"))
+    if result.valid:
+        console.print(Text.assemble(("VALID", "bold green"), f": {_steadiness(result)}"))
+    console.print(Text.assemble(("verdict: ", "bold"), (result.verdict.words, "bold")))
+
+
+def show_comparison(comparison: BenchComparison) -> None:
+    """Prints what changed since the baseline."""
+    console = output()
+    console.print()
+    band = f"{100 * comparison.noise_band:.1f} %"
+    rows: list[list[str | Text]] = [
+        [
+            change.name,
+            f"{change.before:.3f}",
+            f"{change.after:.3f}",
+            f"{100 * (change.change.value - 1):+.1f} %",
+            f"{100 * (change.change.low - 1):+.1f} to {100 * (change.change.high - 1):+.1f}",
+            Text("REGRESSED", "red") if change.regressed else Text("ok", "green"),
+        ]
+        for change in comparison.changes
+    ]
+    over = comparison.changes[0].over if comparison.changes else "baseline"
+    show_table(f"latency over {over}, against the baseline", ["case", "before", "now", "change", "95 %", ""], rows)
+    for note in comparison.notes:
+        console.print(f"note: {note}")
+    console.print("FAILED" if comparison.failures else f"PASSED: no ratio rose beyond the noise band of {band}")
+
+
+def _where(result: BenchResult) -> Iterator[str]:
+    machine, state, facts = result.machine, result.state, result.runtime
+    bundle = result.bundle
+    yield f"{bundle.name}, {bundle.architecture}: {result.inputs} inputs ({result.data}), seed {result.seed}"
+    yield f"{machine.cpu}, {machine.cores} core(s), {machine.int8 or 'no 8-bit product instructions'}"
+    gate = f"{facts['gate']} gate, plan: {facts['plan']}"
+    yield f"{facts['runtime']} {facts['version']}, {result.threads} thread(s), {gate}"
+    clock = [
+        f"governor {state.governor or 'unknown'}",
+        "frequency unknown" if state.frequency_mhz is None else f"{state.frequency_mhz:,.0f} MHz",
+        f"turbo {'unknown' if state.turbo is None else 'on' if state.turbo else 'off'}",
+        f"CPUs {_ranges(state.affinity)}",
+        *([] if state.load is None else [f"load {state.load:.1f}"]),
+        *(["virtual machine"] if state.virtual else []),
+    ]
+    yield ", ".join(clock)
+
+
+def _show_cases(result: BenchResult) -> None:
+    base = result.normaliser
+    columns = ["case", "p50 ms", "p95 ms", "p99 ms", "CoV", "images/s", "top-1"]
+    columns += [] if base is None else ["ratio"]
+    rows: list[list[str | Text]] = []
+    for case in result.cases:
+        timing = case.timing
+        cov = Text(f"{100 * timing.cov:.0f} %", "yellow" if case.name in result.noisy else "")
+        row: list[str | Text] = [
+            case.name,
+            f"{timing.p50:.3f}",
+            _milliseconds(timing.p95),
+            _milliseconds(timing.p99),
+            cov,
+            f"{case.throughput_per_s:,.0f}",
+            percent(case.top1),
+        ]
+        rows.append(row if base is None else [*row, _ratio(None if case.ratios is None else case.ratios.p50)])
+    over = "" if base is None else f"; ratio: p50 over that of {base.name}"
+    show_table(f"batch {result.cases[0].batch}, in turns on the same inputs{over}", columns, rows)
+
+
+def _show_mixture(result: BenchResult) -> None:
+    """The share of inputs by option, blocks across and no lines between, so that a deep network fits a terminal."""
+    console, names = output(), result.bundle.options
+    width = max(map(len, (*names, "block")))
+    blocks = list(enumerate(result.option_share, 1))
+    for start in range(0, len(blocks), _BLOCKS_A_ROW):
+        part = blocks[start : start + _BLOCKS_A_ROW]
+        console.print()
+        console.print(Text("path mixture: percent of the inputs, by block and option", "bold"))
+        console.print(f"{'block':<{width}}" + "".join(f"{block:4}" for block, _ in part))
+        for option, name in enumerate(names):
+            console.print(f"{name:<{width}}" + "".join(f"{100 * share[option]:4.0f}" for _, share in part))
+
+
+def _show_paths(result: BenchResult) -> None:
+    if not result.paths:
+        return
+    rows = [
+        [
+            path.kind,
+            f"{path.timing.p50:.3f}",
+            _milliseconds(path.timing.p95),
+            percent(path.share, 1),
+            f"{path.computation_percentage:.1f} %",
+            _counts(path.path, result.bundle.options),
+        ]
+        for path in result.paths
+    ]
+    output().print()
+    show_table("by path", ["path", "p50 ms", "p95 ms", "of inputs", "computation", "blocks"], rows)
+
+
+def _show_start_up(result: BenchResult) -> None:
+    if not result.start_up:
+        return
+    rows = [
+        [
+            start.name,
+            f"{start.import_ms:.0f}",
+            f"{start.load_ms:.0f}",
+            f"{start.first_result_ms:.2f}",
+            f"{start.total_ms:.0f}",
+            "-" if start.rss_mb is None else f"{start.rss_mb:.0f}",
+            "-" if start.loaded_mb is None else f"{start.loaded_mb:.0f}",
+        ]
+        for start in result.start_up
+    ]
+    columns = ["process", "import ms", "load ms", "first ms", "total ms", "RSS MB", "for it MB"]
+    output().print()
+    show_table(f"start of a process, median of {result.start_up[0].processes}", columns, rows)
+
+
+def _notes(result: BenchResult) -> Iterator[str]:
+    dfs = result.dynamic
+    if dfs.computation_percentage is not None:
+        yield f"computation {dfs.computation_percentage:.1f} % of every gated block in full precision"
+    if dfs.engine_ms is not None and dfs.gate_us is not None and dfs.gate_share is not None:
+        yield (
+            f"dispatch efficiency {dfs.dispatch_efficiency:.2f}: the engines alone {dfs.engine_ms:.3f} ms of"
+            f" {dfs.timing.p50:.3f}; gate {dfs.gate_us:.1f} us a step, {percent(dfs.gate_share, 1)} of the time"
+        )
+    if result.noisy:
+        yield f"noisy: {', '.join(result.noisy)} varied by more than 2.5 %; trust ratios, not times"
+
+
+def _steadiness(result: BenchResult) -> str:
+    known = [case.ratios.mean.uncertainty for case in result.cases if case.ratios is not None]
+    said = f"ratios known to {100 * max(known):.1f} % or better" if known else "no ratios"
+    taken = result.disturbance.preemptions_per_s
+    return said if taken is None else f"{said}, interrupted {taken:.0f} times a second"
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _ratio(ratio: Interval | None) -> str:
+    return "-" if ratio is None else f"{ratio.value:.2f} ±{100 * ratio.uncertainty:.0f} %"
+
+
+def _counts(path: Sequence[str], options: Sequence[str]) -> str:
+    """A path in short: how many blocks run each option."""
+    return ", ".join(f"{count} {name}" for name in options if (count := path.count(name)))
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Numbers in short, as ``0-3,6``."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ",".join("-".join(map(str, part)) for part in parts)

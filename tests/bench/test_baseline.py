@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfs_deploy.bench.baseline import compare_with_baseline, load_baseline, save_baseline
+from dfs_deploy.bench.results import BenchResult
+from dfs_deploy.errors import ArtefactError, UsageError
+from tests.bench.made import FACTS, MACHINE, RUNTIME, made_bench
+from tests.checks import refuses
+
+MS = {"dfs": 1.0, "static-fp32": 2.0, "static-int8": 1.5}
+
+
+def saved(result: BenchResult, file: Path) -> Path:
+    save_baseline(result, file)
+    return file
+
+
+def test_a_baseline_is_the_json_of_a_bench(tmp_path: Path) -> None:
+    result = made_bench(MS)
+    file = saved(result, tmp_path / "base.json")
+    assert json.loads(file.read_bytes()) == json.loads(json.dumps(result.as_json()))
+    baseline = load_baseline(file)
+    assert [case.name for case in baseline.cases] == list(MS)
+
+
+def test_the_same_run_has_not_changed(tmp_path: Path) -> None:
+    result = made_bench(MS)
+    found = compare_with_baseline(result, load_baseline(saved(result, tmp_path / "base.json")))
+    assert found.failures == ()
+    assert [(change.name, change.change.value) for change in found.changes] == [("dfs", 1.0), ("static-int8", 1.0)]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_slowdown_of_a_tenth_is_caught_and_none_is_not(tmp_path: Path, seed: int) -> None:
+    """Calls vary by a tenth, as on a machine that others use."""
+    baseline = load_baseline(saved(made_bench(MS, spread=0.1, noise=100), tmp_path / "base.json"))
+    again = compare_with_baseline(made_bench(MS, spread=0.1, noise=seed), baseline)
+    assert again.failures == ()
+    slow = compare_with_baseline(made_bench({**MS, "dfs": 1.1}, spread=0.1, noise=seed), baseline)
+    (failure,) = slow.failures
+    assert failure.startswith("dfs over static-fp32 rose by")
+    assert "noise band of 5.0 %" in failure
+    assert [change.regressed for change in slow.changes] == [True, False]
+
+
+def test_a_machine_that_runs_all_at_half_speed_is_no_regression(tmp_path: Path) -> None:
+    baseline = load_baseline(saved(made_bench(MS), tmp_path / "base.json"))
+    found = compare_with_baseline(made_bench({name: 2 * ms for name, ms in MS.items()}), baseline)
+    assert found.failures == ()
+    assert any("static-fp32 itself took 2.00x its time" in note for note in found.notes)
+
+
+def test_what_became_faster_passes(tmp_path: Path) -> None:
+    baseline = load_baseline(saved(made_bench(MS), tmp_path / "base.json"))
+    found = compare_with_baseline(made_bench({**MS, "dfs": 0.5}), baseline)
+    assert found.failures == ()
+    assert found.changes[0].change.value == pytest.approx(0.5, rel=0.01)
+
+
+def test_the_noise_band_decides(tmp_path: Path) -> None:
+    baseline = load_baseline(saved(made_bench(MS), tmp_path / "base.json"))
+    slower = made_bench({**MS, "dfs": 1.1}, noise=1)
+    assert compare_with_baseline(slower, baseline, noise_band=0.2).failures == ()
+    assert compare_with_baseline(slower, baseline, noise_band=0.0).failures
+    with refuses(UsageError, "-0.1"):
+        compare_with_baseline(slower, baseline, noise_band=-0.1)
+
+
+def test_a_rise_that_the_run_does_not_know_is_none(tmp_path: Path) -> None:
+    """Beyond the band, but with an interval that holds one."""
+    baseline = load_baseline(saved(made_bench(MS), tmp_path / "base.json"))
+    (wide,) = (c for c in made_bench({**MS, "dfs": 1.08}, noise=1).cases if c.name == "dfs")
+    assert wide.ratios is not None
+    mean = dataclasses.replace(wide.ratios.mean, low=wide.ratios.mean.value * 0.9)
+    case = dataclasses.replace(wide, ratios=dataclasses.replace(wide.ratios, mean=mean))
+    result = made_bench(MS)
+    found = compare_with_baseline(dataclasses.replace(result, cases=(case, *result.cases[1:])), baseline)
+    assert found.changes[0].change.value > 1.05
+    assert found.failures == ()
+
+
+def test_an_invalid_run_fails_the_check(tmp_path: Path) -> None:
+    baseline = load_baseline(saved(made_bench(MS), tmp_path / "base.json"))
+    found = compare_with_baseline(made_bench(MS, spread=0.5), baseline)
+    assert any("INVALID" in failure for failure in found.failures)
+
+
+def test_an_invalid_run_is_no_baseline(tmp_path: Path) -> None:
+    file = tmp_path / "base.json"
+    with refuses(UsageError, "INVALID", "--min-iterations", "not written"):
+        save_baseline(made_bench(MS, turns=2), file)
+    assert not list(tmp_path.iterdir())
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "CPU": {"machine": dataclasses.replace(MACHINE, cpu="Another CPU")},
+    "cores": {"machine": dataclasses.replace(MACHINE, cores=2)},
+    "threads": {"threads": 2},
+    "device": {"device": "jetson"},
+    "checkpoint": {"bundle": dataclasses.replace(FACTS, checkpoint="e" * 64)},
+    "architecture": {"bundle": dataclasses.replace(FACTS, architecture="ResNet-38")},
+    "data": {"data": "other data"},
+    "inputs": {"inputs": 99},
+    "seed": {"seed": 1},
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_baseline_of_something_else_is_refused(tmp_path: Path, what: str) -> None:
+    baseline = load_baseline(saved(made_bench(MS), tmp_path / "base.json"))
+    with refuses(ArtefactError, f"another {what}", "--save-baseline"):
+        compare_with_baseline(made_bench(MS, **OTHERS[what]), baseline)
+    assert ArtefactError.exit_code == 4
+
+
+def test_what_differs_and_may_be_compared_is_said(tmp_path: Path) -> None:
+    baseline = load_baseline(saved(made_bench(MS), tmp_path / "base.json"))
+    digest = dataclasses.replace(FACTS, digest="a" * 64)
+    found = compare_with_baseline(made_bench(MS, bundle=digest, runtime={**RUNTIME, "version": "9.9"}), baseline)
+    assert found.failures == ()
+    text = "; ".join(found.notes)
+    assert "exported anew" in text
+    assert "version: 1.30 in the baseline, 9.9 now" in text
+
+
+def test_cases_of_one_side_alone_are_said(tmp_path: Path) -> None:
+    baseline = load_baseline(saved(made_bench(MS), tmp_path / "base.json"))
+    found = compare_with_baseline(made_bench({"dfs": 1.0, "static-fp32": 2.0, "dfs-forced-0-int8": 0.1}), baseline)
+    text = "; ".join(found.notes)
+    assert "static-int8 is in the baseline alone" in text
+    assert "dfs-forced-0-int8 is not in the baseline" in text
+
+
+def test_a_changed_accuracy_is_said(tmp_path: Path) -> None:
+    top1 = {"dfs": 0.9, "static-fp32": 0.91, "static-int8": 0.89}
+    baseline = load_baseline(saved(made_bench(MS, top1=top1), tmp_path / "base.json"))
+    found = compare_with_baseline(made_bench(MS, top1={**top1, "dfs": 0.8}), baseline)
+    assert "top-1 of dfs: 90.00 % in the baseline, 80.00 % now" in found.notes
+
+
+def drop(*keys: str) -> Callable[[dict[str, Any]], None]:
+    def change(values: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            values = values[key] if isinstance(values, dict) else values[int(key)]
+        del values[keys[-1]]
+
+    return change
+
+
+def put(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda values: values.__setitem__(key, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (drop("cases"), "cases"),
+        (drop("bundle", "checkpoint"), "checkpoint"),
+        (put("threads", "one"), "threads"),
+        (put("schema_version", 99), "99"),
+        (put("valid", False), "INVALID"),
+        (lambda values: values["cases"][0]["ratio"]["mean"].__setitem__("low", -1.0), "low"),
+        (lambda values: values["cases"][0]["ratio"]["mean"].__setitem__("value", 0), "value"),
+    ],
+)
+def test_a_malformed_baseline(tmp_path: Path, change: Callable[[dict[str, Any]], None], word: str) -> None:
+    file = saved(made_bench(MS), tmp_path / "base.json")
+    values = json.loads(file.read_text())
+    change(values)
+    file.write_text(json.dumps(values))
+    with refuses(ArtefactError, "base.json", word):
+        load_baseline(file)
+
+
+@pytest.mark.parametrize("content", [b"", b"not json", b"[]", b"{}", b'{"schema_version": 1}', b"[" * 100_000])
+def test_a_file_that_is_no_baseline(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "base.json"
+    file.write_bytes(content)
+    with refuses(ArtefactError, "no saved bench"):
+        load_baseline(file)
+
+
+def test_a_baseline_that_is_not_there(tmp_path: Path) -> None:
+    with refuses(UsageError, "nowhere.json", "--save-baseline"):
+        load_baseline(tmp_path / "nowhere.json")
+    with refuses(UsageError, str(tmp_path)):
+        load_baseline(tmp_path)

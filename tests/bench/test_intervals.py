@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfs_deploy.bench.intervals import MIN_SEGMENTS, Interval, median_interval, paired_ratios, share_difference
+from tests.bench.made import turns_of
+
+# The median
+
+
+@pytest.mark.parametrize(
+    ("count", "low", "high"),
+    [(6, 0, 5), (8, 0, 7), (9, 1, 7), (12, 2, 9), (20, 5, 14), (30, 9, 20)],
+)
+def test_the_interval_is_that_of_the_sign_test(count: int, low: int, high: int) -> None:
+    """Ranks from a table of the binomial distribution: the 6th and 15th of 20, and so on."""
+    values = np.random.default_rng(0).permutation(count).astype(np.float64)
+    assert median_interval(values) == Interval((count - 1) / 2, low, high)
+
+
+def test_too_few_values_have_no_interval() -> None:
+    assert median_interval(np.arange(MIN_SEGMENTS - 1.0)) is None
+    assert median_interval(np.arange(MIN_SEGMENTS + 0.0)) is not None
+
+
+@pytest.mark.parametrize("count", [6, 13, 20])
+def test_the_interval_holds_the_median_of_any_distribution_nineteen_times_of_twenty(count: int) -> None:
+    random = np.random.default_rng(1)
+    held = 0
+    for _ in range(2000):
+        found = median_interval(random.lognormal(0.0, 2.0, count))
+        assert found is not None
+        held += found.low <= 1.0 <= found.high
+    assert held / 2000 >= 0.94
+
+
+# Ratios
+
+
+@given(st.floats(0.2, 5.0), st.integers(6, 200), st.integers(0, 5))
+def test_a_known_ratio_is_found(ratio: float, turns: int, seed: int) -> None:
+    base = turns_of(1.0, turns, seed)
+    found = paired_ratios(np.rint(base * ratio).astype(np.int64), base, "base")
+    assert found is not None
+    for interval in (found.mean, found.p50, *([] if found.p95 is None else [found.p95])):
+        assert interval.value == pytest.approx(ratio, rel=1e-4)
+        assert interval.uncertainty < 1e-4
+
+
+def test_few_turns_give_no_ratio() -> None:
+    assert paired_ratios(turns_of(1.0, 5), turns_of(2.0, 5), "base") is None
+
+
+def test_a_machine_that_slows_down_for_a_while_moves_no_ratio() -> None:
+    case, base = turns_of(1.0, 120, 1), turns_of(2.0, 120, 2)
+    quiet = paired_ratios(case, base, "base")
+    slow = np.ones((120, 1))
+    slow[30:90] = 1.7
+    busy = paired_ratios((case * slow).astype(np.int64), (base * slow).astype(np.int64), "base")
+    assert quiet is not None
+    assert busy is not None
+    assert busy.mean.value == pytest.approx(quiet.mean.value, rel=1e-6)
+    assert busy.p50.value == pytest.approx(quiet.p50.value, rel=0.01)
+
+
+def test_a_few_disturbed_turns_move_no_ratio() -> None:
+    case, base = turns_of(1.0, 120, 1), turns_of(2.0, 120, 2)
+    disturbed = case.copy()
+    disturbed[::7, 3] *= 40
+    found, quiet = paired_ratios(disturbed, base, "base"), paired_ratios(case, base, "base")
+    assert found is not None
+    assert quiet is not None
+    assert found.mean.value == pytest.approx(quiet.mean.value, rel=0.01)
+
+
+def test_an_interval_widens_with_what_the_turns_show() -> None:
+    steady = paired_ratios(turns_of(1.0, seed=1), turns_of(1.0, seed=2), "base")
+    shaky = paired_ratios(turns_of(1.0, seed=1, spread=0.2), turns_of(1.0, seed=2, spread=0.2), "base")
+    assert steady is not None
+    assert shaky is not None
+    assert steady.mean.uncertainty < 0.02 < shaky.mean.uncertainty
+
+
+# Shares
+
+
+def test_only_inputs_on_which_two_disagree_make_a_difference_uncertain() -> None:
+    ours = np.array([True] * 90 + [False] * 10)
+    same = share_difference(ours, ours)
+    assert same == Interval(0.0, 0.0, 0.0)
+    found = share_difference(ours, np.array([True] * 92 + [False] * 8))
+    assert found.value == pytest.approx(-0.02)
+    # McNemar: two of a hundred in one direction, none in the other.
+    assert found.low == pytest.approx(-0.02 - 1.96 * np.sqrt((2 - 4 / 100) / 100**2), rel=1e-6)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_a_difference_turned_round_is_its_negative(pairs: list[tuple[bool, bool]]) -> None:
+    ours, theirs = (np.array(side) for side in zip(*pairs, strict=True))
+    one, other = share_difference(ours, theirs), share_difference(theirs, ours)
+    assert one.value == pytest.approx(-other.value)
+    assert one.low == pytest.approx(-other.high)
+    assert one.low <= one.value <= one.high
