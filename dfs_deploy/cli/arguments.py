@@ -16,6 +16,10 @@ ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads th
 PlanOption = Annotated[
     bool, typer.Option("--plan/--no-plan", help="Use the plan that bench --save-plan measured on this machine.")
 ]
+BudgetOption = Annotated[
+    float | None,
+    typer.Option("--budget", help="Computation to hold, 0 to 1, as calibrated at export.", show_default="as trained"),
+]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every draw.")]
 CheckpointOption = Annotated[Path, typer.Option("--checkpoint", help="The trained checkpoint that it was made from.")]
 DataHelp = "An .npz with x and y, a folder of images by class, or a CIFAR archive's folder."

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, cast
 import typer
 
 from dfs_deploy.cli.arguments import DataHelp, JsonOption, SeedOption
+from dfs_deploy.cli.budgets import parse_budgets, show_budgets
 from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
 from dfs_deploy.extras import required
 from dfs_deploy.options import Options, parse_targets
@@ -27,6 +28,10 @@ def export(
     ] = None,
     calibration_samples: Annotated[int, typer.Option(min=1, help="Images to draw from the data.")] = 1024,
     options: Annotated[str | None, typer.Option(help="What the gate chooses from, as in skip,8,16,full.")] = None,
+    budgets: Annotated[
+        str | None,
+        typer.Option(help="Computation to be able to hold at run time, as in 0.1,0.2,0.4.", show_default="none"),
+    ] = None,
     weight_bits: Annotated[int, typer.Option(min=7, max=8, help="7 for speed on x86 CPUs without VNNI.")] = 8,
     out: Annotated[Path | None, typer.Option(help="Directory to write.", show_default="<checkpoint stem>.dfs")] = None,
     single_file: Annotated[
@@ -36,6 +41,8 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Split a checkpoint into a gate and block engines, calibrate them, and prove that they compute the same."""
+    import msgspec
+
     with required():
         from dfs_deploy import exporters
 
@@ -51,6 +58,7 @@ def export(
             calibration_samples=calibration_samples,
             weight_bits=cast(Literal[7, 8], weight_bits),
             seed=seed,
+            budgets=None if budgets is None else parse_budgets(budgets),
             single_file=single_file,
             progress=report,
         )
@@ -74,6 +82,7 @@ def export(
                 "engines_validated": len(engines),
                 "worst_error": worst,
                 "paths_validated": exported.validation.paths,
+                "budgets": msgspec.to_builtins(manifest.budgets),
                 "single_file": None if exported.single_file is None else str(exported.single_file),
                 "accuracy": None if exported.comparison is None else asdict(exported.comparison),
                 "passed": True,
@@ -107,6 +116,8 @@ def export(
             f" (reference {percent(c.top1_reference)}), route agreement {percent(c.route_agreement)},"
             f" computation {c.computation_percentage_bundle:.2f} %"
         )
+    if manifest.budgets:
+        show_budgets(manifest.budgets)
     if exported.single_file is not None:
         size = exported.single_file.stat().st_size
         console.print(f"single file: {exported.single_file} ({size / 1e6:.1f} MB), the same paths as the runtime")

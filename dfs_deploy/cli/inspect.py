@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dfs_deploy.cli.arguments import BundleArgument, JsonOption, bundle_path
+from dfs_deploy.cli.budgets import show_budgets
 from dfs_deploy.cli.console import output, percent, print_json, show_table
 
 
@@ -69,6 +70,9 @@ def inspect(bundle: BundleArgument = None, json: JsonOption = False) -> None:
         console.print(f"static baselines on the same images: {statics}")
         rows = [[str(i + 1), *(percent(share, 1) for share in shares)] for i, shares in enumerate(a.option_share)]
         show_table("share of images by option", ["block", *opened.options.names], rows)
+
+    if manifest.budgets:
+        show_budgets(manifest.budgets)
 
 
 def _versions(producer: dict[str, str]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dfs_deploy.cli.arguments import (
+    BudgetOption,
     BundleArgument,
     CheckpointOption,
     DataHelp,
@@ -76,6 +77,7 @@ def verify(
     max_computation_change: Annotated[
         float, typer.Option(help="Bar: change of the computation percentage, in points.")
     ] = MAX_COMPUTATION_CHANGE,
+    budget: BudgetOption = None,
     threads: ThreadsOption = 1,
     plan: PlanOption = True,
     seed: SeedOption = 0,
@@ -88,7 +90,8 @@ def verify(
     from dfs_deploy.datasets import load_dataset
     from dfs_deploy.runtimes import Runtime
 
-    with Runtime(bundle_path(bundle), threads=threads, plan=plan) as runtime, progress(quiet=json) as report:
+    opened = Runtime(bundle_path(bundle), threads=threads, plan=plan, budget=budget)
+    with opened as runtime, progress(quiet=json) as report:
         loaded = load_checkpoint(checkpoint, runtime.options)
         if loaded.network.architecture != runtime.bundle.architecture:
             raise CheckpointError(
@@ -117,7 +120,7 @@ def verify(
         )
     else:
         show_table(
-            f"{drawn.name}, {result.samples} images",
+            f"{drawn.name}, {result.samples} images" + ("" if budget is None else f", budget {budget:g}"),
             ["", "reference", "bundle"],
             [
                 ["top-1", percent(result.top1_reference), percent(result.top1_bundle)],

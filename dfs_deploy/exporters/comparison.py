@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from dfs_deploy.bundle import Bundle
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Precision, computation_percentage
 from dfs_deploy.runtimes import Runtime
+from dfs_deploy.runtimes.budgets import score_offset
 from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
 
 BATCH = 128
@@ -55,7 +57,7 @@ def compare(
     """Runs both on the same images.
 
     Args:
-        runtime: of the bundle.
+        runtime: of the bundle; where it holds a budget, the reference holds it by the same bias.
         network: the reference, in evaluation mode.
         images: (N, H, W, C) uint8.
         labels: (N,) int64, or ``None``.
@@ -65,7 +67,8 @@ def compare(
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
         ours = runtime(batch)
-        theirs = network.route(torch.from_numpy(runtime.input.normalize(batch)))
+        with _charged(network, score_offset(runtime.cost_bias, runtime.options.costs)):
+            theirs = network.route(torch.from_numpy(runtime.input.normalize(batch)))
         logits.append(ours.logits)
         path.append(ours.path)
         reference_logits.append(theirs.logits.numpy())
@@ -80,6 +83,23 @@ def compare(
         labels,
         runtime.options.costs,
     )
+
+
+@contextmanager
+def _charged(network: DFSNetwork, offset: NDArray[np.float32]) -> Iterator[None]:
+    """Adds to the scores of the reference's gate, (options,), for a while."""
+    if network.gate is None:
+        yield
+        return
+    bias = network.gate.projection.bias
+    trained = bias.detach().clone()
+    with torch.no_grad():
+        bias.add_(torch.from_numpy(offset).to(bias.device))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            bias.copy_(trained)
 
 
 def summarize(

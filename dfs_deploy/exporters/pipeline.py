@@ -30,6 +30,7 @@ from dfs_deploy.calibration import (
 from dfs_deploy.checkpoints import Checkpoint, load_checkpoint
 from dfs_deploy.datasets import Dataset, load_dataset
 from dfs_deploy.errors import UsageError
+from dfs_deploy.exporters.budgets import calibrate_budgets, check_budgets
 from dfs_deploy.exporters.comparison import Comparison, compare, static_top1
 from dfs_deploy.exporters.probes import make_probes, pack_samples, pick_samples
 from dfs_deploy.exporters.single_file import check_single_file
@@ -38,6 +39,7 @@ from dfs_deploy.exporters.tensorrt_lint import check_graphs
 from dfs_deploy.exporters.validation import Validation, validate
 from dfs_deploy.exporters.writing import EngineWriter
 from dfs_deploy.files import sha256, write_whole
+from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_precision, parse_targets
 from dfs_deploy.runtimes import Runtime
 
@@ -81,6 +83,7 @@ def export(
     calibration_samples: int | None = None,
     weight_bits: Literal[7, 8] | None = None,
     seed: int = 0,
+    budgets: Sequence[float] | None = None,
     single_file: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Exported:
@@ -99,6 +102,8 @@ def export(
         calibration_samples: images to draw from the data; ``None`` for 1,024, or all where there are fewer.
         weight_bits: 8, or 7 for x86 CPUs without VNNI, which compute exact 8-bit products slowly; ``None`` for 8.
         seed: of the draw.
+        budgets: shares of running every gated block in full precision that the bundle shall be able to hold at run
+            time, calibrated on the data; ``None`` for none.
         single_file: where to write, besides the bundle, the whole network as one ONNX file with ``If`` operators;
             ``None`` for nowhere.
         progress: called as the work goes on.
@@ -122,6 +127,8 @@ def export(
     loaded = load_checkpoint(source, options)
     network = loaded.network
     data = _load_data(calibration_data, loaded, calibration_samples, seed)
+    if budgets is not None:
+        budgets = _check_budgets(budgets, network, data, made_for)
     possible = range(len(network.options)) if network.policy is None else sorted(set(network.policy))
     rounded = [i for i in possible if engine_precision(network.options[i], wanted) == "int8"]
     method = _check_method(calibration_method, data, loaded, bool(rounded))
@@ -167,17 +174,19 @@ def export(
         draft = write_bundle(Path(folder) / f"draft{SUFFIX}", manifest, files)
         report("validating", 0.0)
         validation = validate(draft, network, loaded.input.normalize(samples.images))
-        comparison, static, model = None, {}, b""
+        comparison, static, points, model = None, {}, [], b""
         if data is not None and "onnxruntime" in made_for:
             with Runtime(draft, plan=False) as runtime:
                 comparison = compare(runtime, network, data.images, data.labels, functools.partial(report, "measuring"))
+                if budgets is not None:
+                    points = calibrate_budgets(runtime, budgets, data, functools.partial(report, "calibrating budgets"))
             static = static_top1(draft, data.images, data.labels)
         if single is not None:
             report("writing the single file", 0.0)
             model = write_single_file(network, loaded.input, ranges, wanted, weight_bits or 8)
             check_single_file(model, draft, loaded.input.normalize(samples.images))
     accuracy = None if comparison is None or data is None else _accuracy_record(comparison, static, data)
-    bundle = write_bundle(out, msgspec.structs.replace(manifest, accuracy=accuracy), files)
+    bundle = write_bundle(out, msgspec.structs.replace(manifest, accuracy=accuracy, budgets=points), files)
     if single is not None:
         write_whole(single, model)
     return Exported(bundle, validation, comparison, loaded.assumptions, single)
@@ -207,6 +216,18 @@ def _check_single_path(path: Path, out: Path, runtimes: Sequence[str]) -> Path:
     if out.resolve() in (path.resolve(), *path.resolve().parents):
         raise UsageError(f"{path} lies in the bundle {out}, which holds its own files only; write it somewhere else")
     return path
+
+
+def _check_budgets(
+    budgets: Sequence[float], network: DFSNetwork, data: Dataset | None, runtimes: Sequence[str]
+) -> tuple[float, ...]:
+    if network.gate is None:
+        raise UsageError("budgets for a network whose policy is static and always computes the same; leave them out")
+    if data is None:
+        raise UsageError("budgets are calibrated on data and none was given; add --calibration-data")
+    if "onnxruntime" not in runtimes:
+        raise UsageError("budgets are calibrated with the engines for onnxruntime; add it to the runtimes")
+    return check_budgets(budgets, network.options.costs)
 
 
 def _load_data(

@@ -176,6 +176,7 @@ class Runtime:
         self._gated_blocks = self._bundle.architecture.gated_blocks
         self._in_use = threading.Lock()
         self._budget: float | None = None
+        self._cost_bias = 0.0
         if bias is not None:
             self.set_cost_bias(bias)
             self._budget = budget
@@ -247,6 +248,11 @@ class Runtime:
         self.set_cost_bias(0.0 if budget is None else bias_for(budget, self._bundle))
         self._budget = budget
 
+    @property
+    def cost_bias(self) -> float:
+        """What is taken from each option's score, times the option's cost; 0 for the gate as trained."""
+        return self._cost_bias
+
     def set_cost_bias(self, bias: float) -> None:
         """Takes ``bias * cost`` from each option's score from the next batch on: what a budget stands for.
 
@@ -260,7 +266,7 @@ class Runtime:
         backend, offset = self._open_backend(), score_offset(bias, self._costs)
         with self._alone():
             backend.set_score_offset(offset)
-        self._budget = None
+        self._budget, self._cost_bias = None, bias
 
     @property
     def substitutions(self) -> tuple[Substitution, ...]:
@@ -291,7 +297,8 @@ class Runtime:
         other = object.__new__(Runtime)
         other._bundle, other._costs, other._gated_blocks = self._bundle, self._costs, self._gated_blocks
         other._backend = self._open_backend().clone()
-        other._in_use, other._budget = threading.Lock(), self._budget
+        other._in_use = threading.Lock()
+        other._budget, other._cost_bias = self._budget, self._cost_bias
         return other
 
     def close(self) -> None:

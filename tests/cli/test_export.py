@@ -71,6 +71,28 @@ def test_flags_reach_the_exporter(mixed: Made, tmp_path: Path) -> None:
     assert manifest.targets == ["int8", "fp32"]
 
 
+def test_budgets_are_calibrated_kept_and_shown(mixed: Made, tmp_path: Path) -> None:
+    """The tiny network's gate makes large steps: the ends of what its options allow can always be held."""
+    out = tmp_path / "net.dfs"
+    flags = ["--targets", "fp32", "--calibration-data", mixed.data_file, "--out", out]
+    ran = run("export", mixed.checkpoint, *flags, "--budgets", "1, 0", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    assert [point["computation_percentage"] for point in ran.json["budgets"]] == [0.0, 100.0]
+    assert [point.budget for point in Bundle(out).manifest.budgets] == [0.0, 1.0]
+    for shown in (run("export", mixed.checkpoint, *flags, "--budgets", "0,1"), run("inspect", out)):
+        assert shown.code == 0
+        for word in ("budgets, measured at export on 96 images", "100.00 %", "bias", " ms"):
+            assert word in shown.out, word
+    for budget, wanted in (("0", 0.0), ("1", 100.0)):
+        bars = ["--min-route-agreement", "0", "--max-top1-drop", "1", "--max-computation-change", "0"]
+        ran = run("verify", out, "--checkpoint", mixed.checkpoint, "--data", mixed.data_file, "--budget", budget, *bars)
+        assert ran.code == 0, ran.err
+        assert f"budget {budget}" in ran.out
+        assert f"{wanted:.2f} %" in ran.out
+    ran = run("verify", out, "--checkpoint", mixed.checkpoint, "--data", mixed.data_file, "--budget", "1.5")
+    ran.failed(2, "budget 1.5", "0 to 1")
+
+
 def test_assumptions_and_options(tmp_path: Path) -> None:
     checkpoint = save_release(tmp_path / "net.pth.tar", release_state_dict((1, 1, 1)))
     data = Dataset(pixels(16, size=(32, 32)), np.zeros(16, np.int64), (), "data")
@@ -94,6 +116,10 @@ def test_assumptions_and_options(tmp_path: Path) -> None:
         (["--calibration-method", "guess"], 2, ["guess"]),
         (["--calibration-data", "missing.npz"], 2, ["missing.npz"]),
         (["--options", "skip,9000"], 2, ["9000"]),
+        (["--budgets", "0.1"], 2, ["--calibration-data"]),
+        (["--budgets", "0.1,low"], 2, ["'0.1,low'", "0.1,0.2,0.4"]),
+        (["--budgets", ""], 2, ["0.1,0.2,0.4"]),
+        (["--budgets", "20", "--calibration-data", "missing.npz"], 2, ["missing.npz"]),
         (["--options", "skip,full"], 4, ["not skip,full"]),
     ],
 )

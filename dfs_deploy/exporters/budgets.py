@@ -1,0 +1,168 @@
+"""Which bias on the gate's scores holds which budget, found by running the bundle itself on calibration data.
+
+The mean computation of a data set falls as the bias rises, though not strictly: it is a step function, and a block that
+is left out changes what the gate sees after it. So the search never trusts its slope. It keeps two biases with the
+budget between them and halves; of all that it tried, the nearest is kept.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dfs_deploy.datasets import Dataset
+from dfs_deploy.errors import UsageError
+from dfs_deploy.manifest import BudgetRecord
+from dfs_deploy.runtimes import Runtime
+from dfs_deploy.runtimes.budgets import GREATEST_BIAS
+
+TOLERANCE = 1.0
+"""Points of computation that a bias may miss a budget by on the calibration data."""
+
+_NEAR_ENOUGH = 0.05
+_MOST_HALVINGS = 30
+_BATCH = 128
+_TIMED = 200
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A bias and what was measured with it: computation in percent, right answers as a share."""
+
+    bias: float
+    percentage: float
+    top1: float
+
+
+def check_budgets(budgets: Sequence[float], costs: Sequence[float]) -> tuple[float, ...]:
+    """The budgets to calibrate, least first, each once.
+
+    Args:
+        budgets: shares of running every gated block in full precision.
+        costs: of the options, each 0 to 1.
+
+    Raises:
+        UsageError: none, or one that no path could hold.
+    """
+    if not budgets:
+        raise UsageError("no budget to calibrate; give some, as in 0.1,0.2,0.4")
+    for budget in budgets:
+        if not 0.0 <= budget <= 1.0:
+            raise UsageError(f"budget {budget:g}, expected 0 to 1: 0.2 is a fifth of every block in full precision")
+        if not min(costs) <= budget <= max(costs):
+            raise UsageError(
+                f"budget {budget:g} is out of reach: with these options a block costs {min(costs):g} to {max(costs):g};"
+                " choose from that range"
+            )
+    return tuple(sorted(set(budgets)))
+
+
+def calibrate_budgets(
+    runtime: Runtime, budgets: Sequence[float], data: Dataset, progress: Callable[[float], None] | None = None
+) -> list[BudgetRecord]:
+    """Finds the bias that holds each budget on a data set, and measures accuracy and latency with it.
+
+    Args:
+        runtime: of the bundle; left as the gate was trained.
+        budgets: shares of running every gated block in full precision.
+        data: images of the network's size, with labels.
+        progress: called with how far it is, 0 to 1.
+
+    Returns:
+        A record a budget, least budget first; biases never rise.
+
+    Raises:
+        UsageError: a budget that no path could hold, that no bias comes within :data:`TOLERANCE` points of, or a
+            network without gated blocks.
+    """
+    wanted = check_budgets(budgets, runtime.options.costs)
+    if runtime.bundle.architecture.gated_blocks == 0:
+        raise UsageError("the network has no gated block, so it always computes the same; leave out the budgets")
+    report = progress or (lambda share: None)
+    search = _Search(runtime, data)
+    records: list[BudgetRecord] = []
+    least: float | None = None
+    # The greatest budget first: the bias of each is where the search of the next begins, so that none can fall.
+    for budget in reversed(wanted):
+        report(len(records) / len(wanted))
+        point = search.find(100.0 * budget, least)
+        least = point.bias
+        record = BudgetRecord(
+            budget=budget,
+            bias=point.bias,
+            computation_percentage=point.percentage,
+            top1=point.top1,
+            latency_ms=_latency_ms(runtime, data, point.bias),
+            samples=len(data.images),
+        )
+        records.append(record)
+    runtime.set_budget(None)
+    report(1.0)
+    return records[::-1]
+
+
+class _Search:
+    """Looks for biases on one data set; what was measured is kept."""
+
+    def __init__(self, runtime: Runtime, data: Dataset) -> None:
+        self._runtime = runtime
+        self._data = data
+        self._known: dict[float, _Point] = {}
+
+    def find(self, percentage: float, least: float | None) -> _Point:
+        """The bias, at least ``least``, with which the mean computation is nearest to a percentage."""
+        tried: list[_Point] = []
+
+        def measure(bias: float) -> _Point:
+            tried.append(self._measure(bias))
+            return tried[-1]
+
+        low = measure(0.0 if least is None else least)
+        step = 1.0
+        while low.percentage < percentage and least is None and step <= GREATEST_BIAS:
+            low, step = measure(-step), 2.0 * step
+        high, step = low, 1.0
+        while high.percentage > percentage and step <= GREATEST_BIAS:
+            high, step = measure(low.bias + step), 2.0 * step
+        for _ in range(_MOST_HALVINGS):
+            if min(abs(point.percentage - percentage) for point in tried) <= _NEAR_ENOUGH:
+                break
+            middle = measure((low.bias + high.bias) / 2.0)
+            low, high = (middle, high) if middle.percentage > percentage else (low, middle)
+        nearest = min(tried, key=lambda point: abs(point.percentage - percentage))
+        if abs(nearest.percentage - percentage) > TOLERANCE:
+            raise UsageError(
+                f"budget {percentage / 100.0:g} cannot be held on these images: computation jumps from"
+                f" {high.percentage:.2f} to {low.percentage:.2f} %; ask for one of these, or calibrate on more images"
+            )
+        return nearest
+
+    def _measure(self, bias: float) -> _Point:
+        if bias not in self._known:
+            self._runtime.set_cost_bias(bias)
+            images, labels = self._data.images, self._data.labels
+            right, percentages = 0, []
+            for start in range(0, len(images), _BATCH):
+                result = self._runtime(images[start : start + _BATCH])
+                right += int((result.classes == labels[start : start + _BATCH]).sum())
+                percentages.append(result.computation_percentage)
+            percentage = float(np.concatenate(percentages).mean(dtype=np.float64))
+            self._known[bias] = _Point(bias, percentage, right / len(images))
+        return self._known[bias]
+
+
+def _latency_ms(runtime: Runtime, data: Dataset, bias: float) -> float:
+    """The median time of one image, each of the first once, in milliseconds; normalising is left out."""
+    runtime.set_cost_bias(bias)
+    images = runtime.input.normalize(data.images[:_TIMED])
+    runtime(images[:1])
+    times = []
+    for i in range(len(images)):
+        begun = time.perf_counter()
+        runtime(images[i : i + 1])
+        times.append(time.perf_counter() - begun)
+    return 1e3 * statistics.median(times)
