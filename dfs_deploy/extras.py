@@ -13,6 +13,9 @@ EXTRA_OF = {
     "safetensors": "export",
     "sklearn": "train",
     "psutil": "bench",
+    "jinja2": "report",
+    "markupsafe": "report",
+    "vl_convert": "report",
     "tensorrt": "tensorrt",
     "pycuda": "tensorrt",
 }

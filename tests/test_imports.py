@@ -14,15 +14,18 @@ from PIL import Image
 import dfs_deploy
 from tests.bundles import Made, mixed_bundle, pixels
 
-EXTRAS = ("torch", "onnx", "safetensors", "sklearn", "psutil")
+EXTRAS = ("torch", "onnx", "safetensors", "sklearn", "psutil", "jinja2", "vl_convert")
 
 NEEDS_EXTRAS = ("models", "checkpoints", "exporters", "calibration", "training")
 """Packages that are made of what the extras bring; ``digits`` imports scikit-learn when it loads."""
 
+DRAWS = ("dfs_deploy.report.charts", "dfs_deploy.report.page")
+"""Modules that are made of what the extra of reports brings; a report's figures need none."""
+
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(dfs_deploy.__path__, "dfs_deploy.")
-    if module.name.split(".")[1] not in (*NEEDS_EXTRAS, "__main__")
+    if module.name.split(".")[1] not in (*NEEDS_EXTRAS, "__main__") and module.name not in DRAWS
 )
 
 BLOCK = f"""
@@ -157,12 +160,21 @@ def test_verbs_that_need_an_extra_say_what_to_install(mixed: Made, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("verb", ["run", "inspect", "bench", "doctor"])
+def test_a_page_says_what_to_install_before_anything_is_measured(mixed: Made, tmp_path: Path) -> None:
+    ran = python(MAIN, "report", mixed.path, "--html", tmp_path / "out.html")
+    assert (ran.returncode, ran.stdout) == (3, "")
+    assert ran.stderr.startswith("error: ")
+    assert 'pip install "dfs-deploy[report]"' in ran.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("verb", ["run", "inspect", "bench", "report", "doctor"])
 def test_verbs_of_an_edge_device_work_on_a_bundle(mixed: Made, picture: Path, verb: str) -> None:
     arguments: dict[str, list[str | Path]] = {
         "run": [mixed.path, picture],
         "inspect": [mixed.path],
         "bench": [mixed.path, "--min-seconds", "0.01", "--start-ups", "0"],
+        "report": [mixed.path, "--min-seconds", "0.01"],
         "doctor": [],
     }
     ran = python(MAIN, verb, *arguments[verb], "--json")

@@ -50,9 +50,9 @@ def test_every_command_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(folder)
     lines = [line.split("#")[0].strip() for line in blocks("sh")[1].splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("dfs-deploy")]
-    assert [command[0] for command in commands] == ["export", "verify", "bench", "run", "inspect", "doctor"]
+    assert [command[0] for command in commands] == ["export", "verify", "bench", "report", "run", "inspect", "doctor"]
     for command in commands:
-        quick = ["--min-seconds", "0.05", "--min-iterations", "4"] if command[0] == "bench" else []
+        quick = ["--min-seconds", "0.05", "--min-iterations", "4"] if command[0] in ("bench", "report") else []
         ran = run(*command, *quick)
         assert ran.code == 0, (command, ran)
         assert ran.out

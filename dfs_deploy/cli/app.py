@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import dfs_deploy
-from dfs_deploy.cli import bench, demo, doctor, export, inspect, run, verify
+from dfs_deploy.cli import bench, demo, doctor, export, inspect, report, run, verify
 from dfs_deploy.cli.console import INTERRUPTED, exit_codes
 from dfs_deploy.errors import UsageError
 
@@ -40,6 +40,7 @@ def options(
 app.command("export")(export.export)
 app.command("verify")(verify.verify)
 app.command("bench")(bench.bench)
+app.command("report")(report.report)
 app.command("run")(run.run)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)

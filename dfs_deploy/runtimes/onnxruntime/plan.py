@@ -7,7 +7,7 @@ it depends on: the bundle's digest, the CPU, the threads and ONNX Runtime's vers
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,14 @@ from dfs_deploy.errors import BundleError
 from dfs_deploy.files import sha256, write_whole
 from dfs_deploy.manifest import Engine, Form
 from dfs_deploy.options import PRECISIONS, Precision
-from dfs_deploy.runtimes.onnxruntime.binding import aligned_buffer, bind, laid_out, open_session, session_options
+from dfs_deploy.runtimes.onnxruntime.binding import (
+    Call,
+    aligned_buffer,
+    bind,
+    laid_out,
+    open_session,
+    session_options,
+)
 
 VERSION = 1
 MARGIN = 0.05
@@ -138,20 +145,25 @@ def _medians(
     threads: int,
 ) -> dict[Precision, float]:
     options = session_options(threads)
-    calls = {}
+    calls = []
     for engine in engines:
         file = engine.files["float32"]
         session = open_session(bundle.read(file), f"{bundle.path}: {file}", options)
         target = aligned_buffer((1, *laid_out(out_size, engine.output)), _DTYPES[engine.output])
-        calls[engine.precision] = bind(session, source, target)
-    times: dict[Precision, list[int]] = {precision: [] for precision in calls}
-    for repeat in range(_REPEATS):
-        for precision, call in calls.items():
+        calls.append(bind(session, source, target))
+    return dict(zip((engine.precision for engine in engines), median_us(calls), strict=True))
+
+
+def median_us(calls: Sequence[Call], repeats: int = _REPEATS) -> list[float]:
+    """Median times of some calls, run in turns so that a change of the machine meets them all, in microseconds."""
+    times: list[list[int]] = [[] for _ in calls]
+    for repeat in range(repeats):
+        for call, taken in zip(calls, times, strict=True):
             begin = time.perf_counter_ns()
             call()
             if repeat:
-                times[precision].append(time.perf_counter_ns() - begin)
-    return {precision: float(np.median(samples)) / 1e3 for precision, samples in times.items()}
+                taken.append(time.perf_counter_ns() - begin)
+    return [float(np.median(taken)) / 1e3 for taken in times]
 
 
 def _choose(medians: dict[Precision, float]) -> Precision:

@@ -1,0 +1,93 @@
+"""``dfs-deploy report``: one page that shows others what bundles do here."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import dfs_deploy
+from dfs_deploy.cli.arguments import DataHelp, JsonOption, PlanOption, SeedOption, ThreadsOption
+from dfs_deploy.cli.console import output, percent, print_json, progress
+from dfs_deploy.errors import UsageError
+from dfs_deploy.extras import required
+
+
+def report(
+    bundles: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[BUNDLE]...", help="NAME.dfs directories; the one in the current directory if none."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="The page to write.", show_default="none")] = None,
+    data: Annotated[Path | None, typer.Option(help=DataHelp, show_default="images carried by the bundle")] = None,
+    bench: Annotated[
+        list[Path] | None,
+        typer.Option(help="A file of bench --json for a bundle, instead of timing it now.", show_default="none"),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Images to draw from the data.")] = 1024,
+    examples: Annotated[
+        int, typer.Option(min=0, max=64, help="Inputs to show at the easy and the hard end; 0 keeps pictures out.")
+    ] = 6,
+    min_seconds: Annotated[float, typer.Option(min=0.01, help="Of the bench: measured seconds a case.")] = 2.0,
+    min_iterations: Annotated[int, typer.Option(min=1, help="Of the bench: calls a case, at least.")] = 200,
+    threads: ThreadsOption = 1,
+    plan: PlanOption = True,
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Write one page on accuracy, latency, decisions and errors of bundles; it needs no network."""
+    from dfs_deploy.bundle import Bundle, find_bundle
+    from dfs_deploy.datasets import load_dataset
+    from dfs_deploy.report import Report, as_json, report_bundle
+    from dfs_deploy.report.bench_file import load_bench, match_benches
+    from dfs_deploy.report.build import distinct_names
+
+    if html is None and not json:
+        raise UsageError("nothing to make; name the page with --html out.html, or ask for the figures with --json")
+    if html is not None:
+        with required():
+            from dfs_deploy.report import render_page
+    opened = [Bundle(path) for path in bundles or [find_bundle()]]
+    benches = match_benches([bundle.digest for bundle in opened], [(path, load_bench(path)) for path in bench or []])
+    drawn = []
+    for bundle in opened:
+        loaded = None if data is None else load_dataset(data, split="test", size=bundle.input.shape[1:])
+        drawn.append(
+            None if loaded is None else loaded.labelled_for(bundle.architecture.classes, bundle.input.class_names)
+        )
+    with progress(quiet=json) as tell:
+        told = [
+            report_bundle(
+                bundle,
+                dataset,
+                timed,
+                samples=samples,
+                examples=examples,
+                threads=threads,
+                plan=plan,
+                seed=seed,
+                min_s=min_seconds,
+                min_iterations=min_iterations,
+                progress=tell,
+            )
+            for bundle, dataset, timed in zip(opened, drawn, benches, strict=True)
+        ]
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    result = Report(dfs_deploy.__version__, now, distinct_names(tuple(told)))
+    if html is not None:
+        from dfs_deploy.files import write_whole
+
+        write_whole(html, render_page(result).encode())
+    if json:
+        print_json(as_json(result))
+        return
+    console = output()
+    for made in result.bundles:
+        point, outcome = made.frontier[0], made.outcome
+        console.print(
+            f"{made.facts.name}: top-1 {percent(point.top1)}, median {point.p50_ms:.3f} ms, computation"
+            f" {outcome.computation_percentage:.1f} % on {outcome.inputs} inputs ({outcome.data})"
+        )
+    console.print(f"wrote {html}")

@@ -1,0 +1,335 @@
+"""The charts of the page as Vega-Lite, compiled to Vega here so that a page opens with nothing left to compile.
+
+A chart holds no data: the page hands it rows of the embedded report, so a chart cannot show another number than the
+JSON. Colours are CSS variables, which SVG takes: the charts follow the page from light to dark and onto paper.
+
+Vega-Lite: https://vega.github.io/vega-lite/docs/.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import vl_convert
+
+from dfs_deploy.report.results import BundleReport, Point, Report
+
+Spec = dict[str, Any]
+
+ROWS = "rows"
+"""The data set that the page fills in."""
+
+BUNDLE_COLORS = 6
+"""Colours that bundles are told apart by; after that they repeat."""
+
+_TAIL_ROOM = 1.5
+"""Range of latencies over the greatest median: a busy machine's tail would press the medians together, so it ends at
+the edge; the tables tell it."""
+
+_KINDS = ("dynamic", "budget", "static")
+
+_CONFIG: Spec = {
+    "background": None,
+    "font": "system-ui, sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": "var(--muted)",
+        "titleColor": "var(--text)",
+        "titleFontWeight": 500,
+        "titlePadding": 8,
+        "labelFontSize": 11,
+        "titleFontSize": 12,
+        "gridColor": "var(--rule)",
+        "domainColor": "var(--rule)",
+        "tickColor": "var(--rule)",
+    },
+    "legend": {
+        "labelColor": "var(--text)",
+        "titleColor": "var(--muted)",
+        "titleFontWeight": 500,
+        "symbolStrokeColor": "var(--text)",
+        "symbolFillColor": "var(--muted)",
+        "labelFontSize": 11,
+        "orient": "top",
+    },
+}
+
+
+def charts(report: Report) -> dict[str, Spec]:
+    """Every chart of a page as Vega, by the name under which the page asks for it."""
+    specs = {"frontier": frontier([point for bundle in report.bundles for point in bundle.frontier])}
+    for index, bundle in enumerate(report.bundles):
+        specs |= {f"{name}-{index}": spec for name, spec in bundle_charts(bundle).items()}
+    return {name: _compiled(json.dumps(spec)) for name, spec in specs.items()}
+
+
+def bundle_charts(bundle: BundleReport) -> dict[str, Spec]:
+    """The charts of one bundle, as Vega-Lite."""
+    options = [option.name for option in bundle.options]
+    return {
+        "latency": latency(bundle.frontier),
+        "decisions": decisions(options),
+        "tree": tree(options, bundle.paths_share),
+        "times": times(options),
+        "errors": errors(options),
+        "budgets": budgets(),
+    }
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(spec: str) -> Spec:
+    return vl_convert.vegalite_to_vega(spec)
+
+
+def _chart(description: str, height: int, layers: Sequence[Spec], **rest: Any) -> Spec:
+    return {
+        "description": description,
+        "data": {"name": ROWS},
+        "width": "container",
+        "height": height,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "config": _CONFIG,
+        "layer": list(layers),
+        **rest,
+    }
+
+
+def _option_colors(options: Sequence[str]) -> Spec:
+    # The page lists the options beside the charts once, so no chart repeats them.
+    scale = {"domain": list(options), "range": [f"var(--option-{i})" for i in range(len(options))]}
+    return {"field": "option", "type": "nominal", "scale": scale, "legend": None}
+
+
+def _block_axis() -> Spec:
+    axis = {"title": "block", "labelAngle": 0, "labelOverlap": True, "grid": False}
+    return {"field": "block", "type": "ordinal", "axis": axis}
+
+
+def _share(title: str) -> Spec:
+    return {"type": "quantitative", "axis": {"format": ".0%", "title": title, "tickCount": 5}}
+
+
+def frontier(points: Sequence[Point]) -> Spec:
+    """Top-1 against median latency: up and to the left is better."""
+    bundles = list(dict.fromkeys(point.bundle for point in points))
+    colors = [f"var(--bundle-{i % BUNDLE_COLORS})" for i in range(len(bundles))]
+    color: Spec = {"field": "bundle", "type": "nominal", "scale": {"domain": bundles, "range": colors}}
+    color["legend"] = {"title": None} if len(bundles) > 1 else None
+    known = [point.top1 for point in points if point.top1 is not None] or [0.0]
+    margin = max(0.005, 0.15 * (max(known) - min(known)))
+    top1 = {
+        "field": "top1",
+        "type": "quantitative",
+        "scale": {"domain": [max(0.0, min(known) - margin), max(known) + margin], "nice": False},
+        "axis": {"format": ".1%", "title": "top-1", "tickCount": 5},
+    }
+    p50 = {
+        "field": "p50_ms",
+        "type": "quantitative",
+        "scale": {"domain": [0.0, _TAIL_ROOM * max(point.p50_ms for point in points)], "nice": False},
+        "axis": {"title": "latency of a call, ms (point: median, line: to the 95th percentile)", "tickCount": 8},
+    }
+    cases = list(dict.fromkeys(_case(point) for point in points))
+    marks = {name: mark for name, mark in _CASE_SHAPES.items() if name in cases}
+    shape = {
+        "field": "case",
+        "type": "nominal",
+        "scale": {"domain": list(marks), "range": list(marks.values())},
+        "legend": {"title": None},
+    }
+    tooltip = _tooltip("bundle", "name", "p50_ms", "p95_ms", "top1", "computation_percentage")
+    return _chart(
+        "Accuracy against latency of the dynamic network and the static engines of the same backbone",
+        300,
+        [
+            {
+                "mark": {"type": "rule", "opacity": 0.35, "strokeWidth": 2, "clip": True},
+                "encoding": {"x2": {"field": "p95_ms"}},
+            },
+            {
+                "mark": {"type": "line", "strokeDash": [4, 3], "strokeWidth": 1.5},
+                "transform": [{"filter": "datum.kind === 'budget'"}],
+                "encoding": {"order": {"field": "computation_percentage", "type": "quantitative"}},
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 170, "opacity": 0.85, "stroke": "var(--page)"},
+                "encoding": {"shape": shape, "tooltip": tooltip},
+            },
+        ],
+        transform=[
+            {"filter": "isValid(datum.top1)"},
+            {"calculate": "datum.kind === 'budget' ? 'dfs at a budget' : datum.name", "as": "case"},
+        ],
+        encoding={"x": p50, "y": top1, "color": color},
+    )
+
+
+def _case(point: Point) -> str:
+    return "dfs at a budget" if point.kind == "budget" else point.name
+
+
+_CASE_SHAPES = {
+    "dfs": "circle",
+    "dfs at a budget": "diamond",
+    "static-fp32": "square",
+    "static-fp16": "triangle-up",
+    "static-int8": "triangle-down",
+}
+
+
+def latency(points: Sequence[Point]) -> Spec:
+    """Latency by case, for where no accuracy is known."""
+    names = [point.name for point in points]
+    y = {"field": "name", "type": "nominal", "sort": names, "axis": {"title": None, "labelLimit": 220}}
+    x = {
+        "type": "quantitative",
+        "scale": {"domain": [0.0, _TAIL_ROOM * max(point.p50_ms for point in points)], "nice": False},
+        "axis": {"title": "latency of a call, ms (bar: median, mark: 95th percentile)", "tickCount": 8},
+    }
+    kinds = {"domain": list(_KINDS), "range": ["var(--accent)", "var(--accent)", "var(--bar)"]}
+    return _chart(
+        "Median latency of the dynamic network and of the static engines of the same backbone",
+        28 * len(points) + 10,
+        [
+            {
+                "mark": {"type": "bar", "cornerRadiusEnd": 3, "height": {"band": 0.6}},
+                "encoding": {"x": {"field": "p50_ms", **x}, "tooltip": _tooltip("name", "p50_ms", "p95_ms")},
+            },
+            {
+                "mark": {"type": "tick", "thickness": 2, "clip": True},
+                "encoding": {"x": {"field": "p95_ms", **x}, "color": {"value": "var(--text)"}},
+            },
+        ],
+        encoding={"y": y, "color": {"field": "kind", "type": "nominal", "scale": kinds, "legend": None}},
+    )
+
+
+def decisions(options: Sequence[str]) -> Spec:
+    """The share of inputs that took each option, block by block: the paper's Figures 8 to 10."""
+    order = {"field": "option", "type": "nominal", "sort": list(options)}
+    bars = {
+        "mark": {"type": "bar", "stroke": "var(--page)", "strokeWidth": 1},
+        "encoding": {
+            "x": _block_axis(),
+            "y": {"field": "share", "stack": "zero", **_share("share of inputs"), "scale": {"domain": [0, 1]}},
+            "color": _option_colors(options),
+            "order": {**order, "field": "rank", "type": "quantitative"},
+            "tooltip": _tooltip("block", "group", "option", "share"),
+        },
+    }
+    rank = {"calculate": f"indexof({json.dumps(list(options))}, datum.option)", "as": "rank"}
+    return _chart("Share of inputs by option, for each gated block", 240, [bars], transform=[rank])
+
+
+def tree(options: Sequence[str], share: float) -> Spec:
+    """The commonest paths from the first decision to the last; a branch is as high as the share that came that way."""
+    y = {"domain": [0, share], "nice": False, "reverse": True}
+    cells = {
+        "mark": {"type": "rect", "stroke": "var(--page)", "strokeWidth": 0.8},
+        "encoding": {
+            "x": {**_block_axis(), "scale": {"paddingInner": 0, "paddingOuter": 0}},
+            "y": {"field": "start", "scale": y, **_share("share of inputs")},
+            "y2": {"field": "end"},
+            "color": _option_colors(options),
+            "tooltip": _tooltip("block", "option", "inputs", "share"),
+        },
+    }
+    return _chart("Tree of the commonest paths: branches by block, as high as their share of the inputs", 280, [cells])
+
+
+def times(options: Sequence[str]) -> Spec:
+    """Median time of each engine: joined where it serves its option here, hollow where another does."""
+    y = {"field": "median_us", "type": "quantitative", "axis": {"title": "median of the engine alone, \N{MICRO SIGN}s"}}
+    serving = {"filter": "datum.serves"}
+    tooltip = _tooltip("block", "option", "precision", "serves", "median_us")
+    return _chart(
+        "Time of each engine by itself, by block and option",
+        260,
+        [
+            {
+                "mark": {"type": "line", "strokeWidth": 1.5},
+                "transform": [serving],
+                "encoding": {"detail": {"field": "option"}},
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 46, "opacity": 1, "stroke": "var(--page)"},
+                "transform": [serving],
+                "encoding": {"tooltip": tooltip},
+            },
+            {
+                "mark": {"type": "point", "filled": False, "size": 40, "strokeWidth": 1.4},
+                "transform": [{"filter": "!datum.serves"}],
+                "encoding": {"tooltip": tooltip},
+            },
+        ],
+        encoding={"x": _block_axis(), "y": y, "color": _option_colors(options)},
+    )
+
+
+def errors(options: Sequence[str]) -> Spec:
+    """Relative error of each engine that has a float32 engine to compare with."""
+    y = {
+        "field": "relative_rms_error",
+        "type": "quantitative",
+        "scale": {"type": "log", "nice": True},
+        "axis": {"title": "relative error (rms, log)", "format": ".0e", "values": [10.0**k for k in range(-8, 3)]},
+    }
+    shape = {
+        "field": "precision",
+        "type": "nominal",
+        "scale": {"domain": ["int8", "fp16"], "range": ["circle", "triangle-up"]},
+        "legend": {"title": None},
+    }
+    tooltip = _tooltip("block", "option", "precision", "relative_rms_error", "relative_max_error", "samples")
+    return _chart(
+        "Error of each engine relative to the float32 engine of the same option, by block",
+        260,
+        [
+            {
+                "mark": {"type": "line", "strokeWidth": 1.5},
+                "encoding": {"detail": [{"field": "option"}, {"field": "precision"}]},
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
+                "encoding": {"shape": shape, "tooltip": tooltip},
+            },
+        ],
+        transform=[{"filter": "datum.relative_rms_error > 0"}],
+        encoding={"x": _block_axis(), "y": y, "color": _option_colors(options)},
+    )
+
+
+def budgets() -> Spec:
+    """Top-1 against the computation measured at each calibrated budget."""
+    x = {
+        "field": "computation_percentage",
+        "type": "quantitative",
+        "axis": {"title": "computation, % of every block in full precision"},
+    }
+    y = {
+        "field": "top1",
+        "type": "quantitative",
+        "scale": {"zero": False, "padding": 12},
+        "axis": {"format": ".1%", "title": "top-1", "tickCount": 5},
+    }
+    tooltip = _tooltip("budget_percentage", "computation_percentage", "top1", "latency_ms", "bias")
+    return _chart(
+        "Top-1 against computation at the budgets that the bundle was calibrated for",
+        240,
+        [{"mark": {"type": "line", "point": {"size": 70}, "stroke": "var(--accent)", "color": "var(--accent)"}}],
+        transform=[{"filter": "isValid(datum.top1)"}],
+        encoding={"x": x, "y": y, "tooltip": tooltip, "order": {**x, "axis": None}},
+    )
+
+
+def _tooltip(*fields: str) -> list[Spec]:
+    return [{"field": field, "title": field.replace("_", " ")} for field in fields]
+
+
+@functools.cache
+def runtime_script() -> str:
+    """Vega and vega-embed as one script that fetches nothing and defines ``window.vegaEmbed``."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")

@@ -1,0 +1,123 @@
+"""The page: one HTML file that asks the network for nothing, made from a report's JSON.
+
+Numbers reach the page through :class:`_Numbers` alone, which looks each up in the JSON and marks where it stands; text
+is escaped by Jinja, and the embedded JSON cannot end its script element. The content security policy lets the page's
+own scripts run, by their digests, and nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from dfs_deploy.report.charts import BUNDLE_COLORS, charts, runtime_script
+from dfs_deploy.report.palette import option_colors
+from dfs_deploy.report.results import Report, as_json
+
+_TEMPLATES = "templates"
+_UNKNOWN = "\N{EN DASH}"
+
+
+def render_page(report: Report) -> str:
+    """Makes the page.
+
+    Args:
+        report: at least one bundle.
+
+    Returns:
+        A whole HTML document.
+    """
+    value = as_json(report)
+    vega, own = runtime_script(), _template_text("report.js")
+    environment = Environment(
+        loader=PackageLoader("dfs_deploy.report", _TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(short=_short, option_colors=option_colors, places=_places)
+    template = environment.get_template("report.html.j2")
+    return template.render(
+        report=value,
+        number=_Numbers(value),
+        accuracy_known=any(point.top1 is not None for bundle in report.bundles for point in bundle.frontier),
+        bundle_colors=BUNDLE_COLORS,
+        style=Markup(_template_text("report.css")),  # noqa: S704 (ours)
+        vega=Markup(vega),  # noqa: S704 (the library's)
+        script=Markup(own),  # noqa: S704 (ours)
+        script_digests=[_csp_digest(vega), _csp_digest(own)],
+        report_json=_embedded(value),
+        charts_json=_embedded(charts(report)),
+    )
+
+
+class _Numbers:
+    """Shows numbers of a report, each with the place that it stands at in the JSON (RFC 6901, a JSON pointer)."""
+
+    def __init__(self, report: dict[str, Any]) -> None:
+        self._report = report
+
+    def __call__(self, at: str, kind: str = "plain") -> Markup:
+        """The number at a place, formatted by its kind, one of :data:`FORMATS`; a dash for ``None``."""
+        value: Any = self._report
+        for part in at.strip("/").split("/"):
+            value = value[int(part)] if isinstance(value, Sequence) else value[part]
+        if value is None:
+            return Markup('<span class="unknown" title="not known">{}</span>').format(_UNKNOWN)
+        shown = FORMATS[kind](value)
+        return Markup('<data value="{}" data-at="{}" data-kind="{}">{}</data>').format(
+            json.dumps(value), at, kind, shown
+        )
+
+
+FORMATS: dict[str, Callable[[Any], str]] = {
+    "plain": lambda value: f"{value:g}",
+    "count": lambda value: f"{value:,}",
+    "whole": lambda value: f"{value:,.0f}",
+    "ms": lambda value: f"{value:.3f} ms",
+    "us": lambda value: f"{value:.1f} \N{MICRO SIGN}s",
+    "share": lambda value: f"{100.0 * value:.1f} %",
+    "top1": lambda value: f"{100.0 * value:.2f} %",
+    "points": lambda value: f"{100.0 * value:+.2f} points",
+    "percentage": lambda value: f"{value:.1f} %",
+    "ratio": lambda value: f"{value:.2f}\N{MULTIPLICATION SIGN}",
+    "error": lambda value: f"{value:.2e}",
+    "fixed": lambda value: f"{value:.2f}",
+    "megabytes": lambda value: f"{value / 1e6:.2f} MB",
+    "joules": lambda value: f"{1e3 * value:.2f} mJ",
+}
+"""How each kind of number is written."""
+
+
+def _short(option: str) -> str:
+    """An option's name for a narrow cell."""
+    return {"skip": _UNKNOWN, "full": "F"}.get(option, option)
+
+
+def _places(options: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Where each option stands among the options, by name."""
+    return {option["name"]: place for place, option in enumerate(options)}
+
+
+def _embedded(value: Any) -> Markup:
+    """JSON for a script element: nothing in it can end the element or begin a comment."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)  # noqa: S704 (escaped above)
+
+
+def _csp_digest(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _template_text(name: str) -> str:
+    return (resources.files("dfs_deploy.report") / _TEMPLATES / name).read_text("utf-8")

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from dfs_deploy.report import BundleReport, Report, as_json, render_page
+from dfs_deploy.report.page import FORMATS
+
+HOSTILE = '</script><script>alert(1)</script><!--<img src=x onerror="alert(2)">'
+
+
+class Page(HTMLParser):
+    """What a reader without scripts gets: numbers with their places, text, scripts, addresses."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.numbers: list[tuple[str, str, str, str]] = []
+        self.text: list[str] = []
+        self.choices: list[str] = []
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+        self._open: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.tags.append(tag)
+        self.addresses += [given[name] or "" for name in ("src", "href", "srcset", "action") if name in given]
+        if tag not in ("meta", "link", "img", "input"):
+            self._open.append((tag, given))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open[-1][0] == tag, f"</{tag}> closes <{self._open[-1][0]}>"
+        self._open.pop()
+
+    def handle_data(self, data: str) -> None:
+        tag, given = self._open[-1] if self._open else ("", {})
+        if tag == "script":
+            self.scripts.append((given, data))
+        elif tag == "data":
+            self.numbers.append((given["data-at"] or "", given["data-kind"] or "", given["value"] or "", data))
+        elif tag == "option":
+            self.choices.append(data)
+        elif tag != "style":
+            self.text.append(data)
+
+    def script(self, name: str) -> Any:
+        """The JSON of a script element by its id."""
+        (text,) = [text for given, text in self.scripts if given.get("id") == name]
+        return json.loads(text)
+
+
+def at(value: Any, pointer: str) -> Any:
+    for part in pointer.split("/")[1:]:
+        value = value[int(part)] if isinstance(value, list) else value[part]
+    return value
+
+
+@pytest.fixture(scope="module")
+def page(report_of_two: Report) -> Page:
+    return Page(render_page(report_of_two))
+
+
+def test_the_page_embeds_exactly_the_json(report_of_two: Report, page: Page) -> None:
+    assert page.script("report") == json.loads(json.dumps(as_json(report_of_two)))
+
+
+def test_every_number_is_found_in_the_json(page: Page) -> None:
+    value = page.script("report")
+    assert len(page.numbers) > 200
+    for place, kind, given, shown in page.numbers:
+        assert json.loads(given) == at(value, place), place
+        assert shown == FORMATS[kind](at(value, place)), place
+
+
+def test_no_number_stands_outside(report_of_two: Report, page: Page) -> None:
+    """What holds a digit elsewhere is text of the report itself: names, digests, notes."""
+    texts = set(strings(as_json(report_of_two)))
+    groups = {str(decision.group) for bundle in report_of_two.bundles for decision in bundle.decisions}
+    assert set(page.choices) <= texts | groups | {"all"}
+    for text in filter(re.compile(r"\d").search, page.text):
+        rest = text
+        for known in sorted(texts, key=len, reverse=True):
+            rest = rest.replace(known, "")
+        rest = rest.replace("float32", "").replace("top-1", "").replace("th percentile", "").replace("SHA-256", "")
+        numbers = re.findall(r"\d+", rest)
+        assert set(numbers) <= {"95", "99"}, text
+
+
+def strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for item in value.values() for text in strings(item)]
+    return [text for item in value for text in strings(item)] if isinstance(value, (list, tuple)) else []
+
+
+def test_nothing_is_asked_of_a_network(page: Page) -> None:
+    assert all(address.startswith(("data:", "#")) for address in page.addresses), page.addresses
+    assert not {"iframe", "object", "embed", "video", "audio", "base"} & set(page.tags)
+
+
+def test_every_chart_has_its_rows(page: Page, report_of_two: Report) -> None:
+    html = render_page(report_of_two)
+    value, specs = page.script("report"), page.script("charts")
+    figures = re.findall(r'<figure data-chart="([^"]+)" data-rows="([^"]+)"', html)
+    assert {name.partition("-")[0] for name, _ in figures} >= {"frontier", "decisions", "tree", "times", "errors"}
+    for name, pointer in figures:
+        rows = at(value, pointer.replace("*", "0"))
+        assert rows, pointer
+        assert "rows" in [data["name"] for data in specs[name]["data"]]
+        assert not any(data.get("values") for data in specs[name]["data"]), "a chart holds no data of its own"
+
+
+def test_names_cannot_change_the_page(told: BundleReport) -> None:
+    """A bundle's names are another's text: wherever they stand, they stay text."""
+    sound = render_page(Report("0", "now", (told,)))
+    facts = replace(told.facts, name=HOSTILE, checkpoint=HOSTILE, calibration_data=HOSTILE)
+    examples = tuple(replace(example, label=HOSTILE, answer=HOSTILE) for example in told.examples)
+    frontier = tuple(replace(point, bundle=HOSTILE) for point in told.frontier)
+    hostile = replace(
+        told,
+        facts=facts,
+        examples=examples,
+        frontier=frontier,
+        outcome=replace(told.outcome, data=HOSTILE),
+        paths=tuple(replace(path) for path in told.paths),
+    )
+    html = render_page(Report("0", "now", (hostile, told)))
+    page = Page(html)
+    assert "onerror=" not in re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL).replace("onerror=&#34;", "")
+    assert page.tags.count("script") == Page(sound).tags.count("script")
+    assert page.script("report")["bundles"][0]["facts"]["name"] == HOSTILE
+    assert any(HOSTILE in text for text in page.text)
+
+
+def test_the_policy_lets_the_pages_own_scripts_run_and_nothing_else(report: Report) -> None:
+    html = render_page(report)
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]+)"', html)
+    assert "default-src 'none'" in policy
+    assert "unsafe-eval" not in policy
+    assert not re.search(r"script-src[^;]*unsafe-inline", policy)
+    assert policy.count("sha256-") == 2
+
+
+def test_a_report_of_one_bundle_has_no_choice_of_bundles(report: Report) -> None:
+    html = render_page(report)
+    assert "data-bundle=" not in html
+    assert "<noscript>" in html
+
+
+def test_unknown_figures_are_a_dash(told_without_labels: BundleReport) -> None:
+    html = render_page(Report("0", "now", (told_without_labels,)))
+    assert 'class="unknown"' in html
+    assert "No labels were given" in html
+    assert "None" not in re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
+
+
+def test_the_page_is_small(report_of_two: Report) -> None:
+    assert len(render_page(report_of_two).encode()) < 2_000_000
