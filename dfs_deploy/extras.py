@@ -16,6 +16,7 @@ EXTRA_OF = {
     "jinja2": "report",
     "markupsafe": "report",
     "vl_convert": "report",
+    "pynvml": "nvml",
     "tensorrt": "tensorrt",
     "pycuda": "tensorrt",
 }

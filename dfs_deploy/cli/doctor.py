@@ -16,7 +16,7 @@ from dfs_deploy.errors import EnvironmentLacksError
 from dfs_deploy.extras import EXTRA_OF
 
 _CORE = ("numpy", "onnxruntime", "msgspec", "typer", "rich", "pillow")
-_DISTRIBUTION = {"sklearn": "scikit-learn"}
+_DISTRIBUTION = {"sklearn": "scikit-learn", "pynvml": "nvidia-ml-py"}
 
 
 @dataclass(frozen=True)
