@@ -56,6 +56,10 @@ def bench(
         bool,
         typer.Option("--save-plan", help="First measure which engines are fastest here, and keep that."),
     ] = False,
+    save_costs: Annotated[
+        Path | None,
+        typer.Option(help="Measure what each option costs at each block here, and keep that in a file for train."),
+    ] = None,
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
@@ -63,8 +67,10 @@ def bench(
     from dfs_deploy.bench import check_device, run_bench
     from dfs_deploy.bench.baseline import compare_with_baseline, load_baseline
     from dfs_deploy.bench.baseline import save_baseline as write_baseline
+    from dfs_deploy.bench.costs import measure_costs
     from dfs_deploy.bench.csv_file import write_csv
     from dfs_deploy.bundle import Bundle
+    from dfs_deploy.costs import save_costs as write_costs
     from dfs_deploy.datasets import load_dataset
     from dfs_deploy.runtimes.onnxruntime import plan as plans
 
@@ -80,6 +86,9 @@ def bench(
             report("measuring a plan", 0.0)
             measured = plans.measure_plan(opened, threads, partial(report, "measuring a plan"))
             plans.save_plan(opened, threads, measured)
+        if save_costs is not None:
+            report("measuring costs", 0.0)
+            write_costs(save_costs, measure_costs(opened, threads, plan, partial(report, "measuring costs")))
         result = run_bench(
             opened,
             drawn,

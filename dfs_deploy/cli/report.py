@@ -1,16 +1,16 @@
-"""``dfs-deploy report``: one page that shows others what bundles do here."""
+"""``dfs-deploy report``: one page that shows others what bundles do here, and the figures of training runs."""
 
 from __future__ import annotations
 
 import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import dfs_deploy
 from dfs_deploy.cli.arguments import DataHelp, JsonOption, PlanOption, SeedOption, ThreadsOption
-from dfs_deploy.cli.console import output, percent, print_json, progress
+from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
 from dfs_deploy.errors import UsageError
 from dfs_deploy.extras import required
 
@@ -18,9 +18,16 @@ from dfs_deploy.extras import required
 def report(
     bundles: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[BUNDLE]...", help="NAME.dfs directories; the one in the current directory if none."),
+        typer.Argument(
+            metavar="[BUNDLE|RUN]...",
+            help="NAME.dfs directories, the one in the current directory if none; folders or metrics logs of train.",
+        ),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="The page to write.", show_default="none")] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the figures and tables of the training runs, as SVG, PNG and JSON."),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help=DataHelp, show_default="images carried by the bundle")] = None,
     bench: Annotated[
         list[Path] | None,
@@ -37,13 +44,23 @@ def report(
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
-    """Write one page on accuracy, latency, decisions and errors of bundles; it needs no network."""
+    """Write one page on accuracy, latency, decisions and errors of bundles; or the figures of training runs."""
     from dfs_deploy.bundle import Bundle, find_bundle
     from dfs_deploy.datasets import load_dataset
     from dfs_deploy.report import Report, as_json, report_bundle
     from dfs_deploy.report.bench_file import load_bench, match_benches
     from dfs_deploy.report.build import distinct_names
+    from dfs_deploy.report.runs import is_run
 
+    runs = [path for path in bundles or () if is_run(path)]
+    bundles = [path for path in bundles or () if path not in runs]
+    drawn_runs = _draw(runs, figures, json)
+    if runs and not bundles:
+        if html is not None:
+            raise UsageError("--html with training runs alone, expected a bundle, which the page is about; name one")
+        if json:
+            print_json(drawn_runs)
+        return
     if html is None and not json:
         raise UsageError("nothing to make; name the page with --html out.html, or ask for the figures with --json")
     if html is not None:
@@ -81,7 +98,7 @@ def report(
 
         write_whole(html, render_page(result).encode())
     if json:
-        print_json(as_json(result))
+        print_json(as_json(result) | ({"training": drawn_runs} if runs else {}))
         return
     console = output()
     for made in result.bundles:
@@ -91,3 +108,25 @@ def report(
             f" {outcome.computation_percentage:.1f} % on {outcome.inputs} inputs ({outcome.data})"
         )
     console.print(f"wrote {html}")
+
+
+def _draw(runs: list[Path], folder: Path | None, quiet: bool) -> dict[str, Any]:
+    """Writes the figures of training runs, where a folder is named, and gives their numbers."""
+    from dfs_deploy.report.figures import as_json, write_figures
+    from dfs_deploy.report.runs import load_run
+
+    if folder is not None and not runs:
+        raise UsageError("--figures without a training run, expected at least one; name folders that train wrote")
+    if runs and folder is None and not quiet:
+        raise UsageError("training runs without --figures; name the folder for their figures, or ask for --json")
+    loaded = [load_run(path) for path in runs]
+    if folder is not None:
+        written = write_figures(loaded, folder)
+        if not quiet:
+            rows = [
+                [run.name, f"{run.method}-{run.model}", run.data, f"{run.percentage:.2f} %", percent(run.top1)]
+                for run in loaded
+            ]
+            show_table("training runs", ["run", "model", "data", "computation", "top-1"], rows)
+            output().print(f"wrote {len(written)} files to {folder}")
+    return as_json(loaded)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dfs_deploy.bench.machine import is_jetson
+from dfs_deploy.costs import load_costs
 from tests.bundles import Made, copied
 from tests.cli.program import run
 
@@ -116,3 +117,10 @@ def test_a_wrong_call(mixed: Made, tmp_path: Path) -> None:
 def test_without_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run("bench", "--json").failed(2, "no *.dfs bundle")
+
+
+def test_costs_are_measured_and_kept(mixed: Made, tmp_path: Path) -> None:
+    ran = run("bench", mixed.path, "--save-costs", tmp_path / "latency.json", *QUICK)
+    assert ran.code == 0
+    table = load_costs(tmp_path / "latency.json")
+    assert {entry.option for entry in table.entries} == {"skip", "8", "16", "full"}

@@ -7,6 +7,7 @@ import pytest
 
 from tests.bundles import Made, copied
 from tests.cli.program import run
+from tests.report.logs import SKIPNET, records, write_log
 
 QUICK = ["--min-seconds", "0.02", "--min-iterations", "4"]
 
@@ -57,3 +58,30 @@ def test_the_bundle_in_the_directory_is_meant(floats: Made, tmp_path: Path, monk
     ran = run("report", "--html", "out.html", *QUICK)
     assert ran.code == 0
     assert (tmp_path / "out.html").is_file()
+
+
+def test_training_runs_make_figures(tmp_path: Path) -> None:
+    runs = [write_log(tmp_path / "dfs", records()), write_log(tmp_path / "skipnet", records(SKIPNET))]
+    ran = run("report", *runs, "--figures", tmp_path / "figures")
+    assert (ran.code, ran.err) == (0, "")
+    for word in ("DFS-ResNet-20", "SkipNet-ResNet-20", "87.50 %", "figures"):
+        assert word in ran.out, word
+    assert (tmp_path / "figures" / "decisions-skipnet.svg").is_file()
+    assert run("report", *runs, "--json").json == json.loads((tmp_path / "figures" / "figures.json").read_text())
+
+
+def test_bundles_and_training_runs_go_together(floats: Made, tmp_path: Path) -> None:
+    log = write_log(tmp_path / "dfs", records()) / "metrics.jsonl"
+    ran = run("report", floats.path, log, "--figures", tmp_path / "figures", *QUICK, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    assert [bundle["facts"]["name"] for bundle in ran.json["bundles"]] == ["floats"]
+    assert [made["name"] for made in ran.json["training"]["runs"]] == ["dfs"]
+
+
+def test_a_wrong_call_about_training_runs(floats: Made, tmp_path: Path) -> None:
+    folder = write_log(tmp_path / "dfs", records())
+    run("report", folder).failed(2, "--figures")
+    run("report", folder, "--html", tmp_path / "out.html", "--figures", tmp_path / "f").failed(2, "--html", "bundle")
+    run("report", floats.path, "--figures", tmp_path / "f", "--json").failed(2, "training run")
+    (tmp_path / "other.json").write_text("{}\n")
+    run("report", tmp_path / "other.json", "--json").failed(2, "other.json", "no metrics log")
