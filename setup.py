@@ -15,22 +15,29 @@ NATIVE = "dfs_deploy/runtimes/native"
 
 
 def extensions() -> list[Extension]:
-    """The gate, or nothing where Cython is missing."""
+    """The gate and its loop, or nothing where Cython is missing."""
     try:
         from Cython.Build import cythonize
     except ImportError:
         return []
-    gate = Extension(
-        "dfs_deploy.runtimes.native._gate",
-        [f"{NATIVE}/_gate.pyx", f"{NATIVE}/kernel.c"],
-        include_dirs=[NATIVE],
-        depends=[f"{NATIVE}/{name}" for name in ("_gate.pxd", "kernel.h", "kernel_variant.h")],
-        # No -march: kernel.c picks the instruction set at run time. No contraction: every variant gives the same bits.
-        extra_compile_args=["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"],
-    )
-    (built,) = cythonize([gate], build_dir="build/cython")
-    built.optional = True  # cythonize makes another Extension, and forgets it
-    return [built]
+    # No -march: kernel.c picks the instruction set at run time. No contraction: every variant gives the same bits.
+    flags = ["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    headers = [f"{NATIVE}/{name}" for name in ("_gate.pxd", "kernel.h", "kernel_variant.h")]
+    sources = {"_gate": [f"{NATIVE}/_gate.pyx", f"{NATIVE}/kernel.c"], "_loop": [f"{NATIVE}/_loop.pyx"]}
+    modules = [
+        Extension(
+            f"dfs_deploy.runtimes.native.{name}",
+            files,
+            include_dirs=[NATIVE],
+            depends=headers,
+            extra_compile_args=flags,
+        )
+        for name, files in sources.items()
+    ]
+    built: list[Extension] = cythonize(modules, build_dir="build/cython")
+    for module in built:
+        module.optional = True  # cythonize makes other Extensions, and forgets it
+    return built
 
 
 class BuildWithCheckpoint(build_py):

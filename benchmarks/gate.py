@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dfs_deploy.runtimes.gate import Gate, GateWeights, NumpyGate
+from dfs_deploy.runtimes.gate import Features, Gate, GateWeights, NumpyGate
 from dfs_deploy.runtimes.native_gate import NativeGate, native_variants
 
 SHAPES = ((16, 32, 32), (32, 16, 16), (64, 8, 8))
@@ -79,16 +79,19 @@ def steps(
     weights = random_weights(rng, shape[0])
     gates: list[tuple[str, Gate]] = [("numpy", NumpyGate(weights))]
     gates += [(f"native {variant}", NativeGate(weights, variant)) for variant in variants]
-    floats = rng.random((batch, *shape), np.float32)
-    integers = rng.integers(0, 256, (batch, *shape[1:], shape[0]), np.uint8)  # uint8 lies channels last
-    in_uint8 = np.full(batch, form == "uint8")
+    features: Features
+    if form == "uint8":
+        features = rng.integers(0, 256, (batch, *shape[1:], shape[0]), np.uint8)  # uint8 lies channels last
+    else:
+        features = rng.random((batch, *shape), np.float32)
+    where = np.stack([np.zeros(batch, np.intp), np.arange(batch)], 1)
     calls: list[tuple[str, Callable[[], object]]] = []
     for name, gate in gates:
         gate.reset(batch)
         if batch == BOUND:
-            calls.append((name, gate.bind(0, integers if form == "uint8" else floats, 1 / 255)))
+            calls.append((name, gate.bind(0, features, 1 / 255)))
         else:
-            calls.append((name, lambda gate=gate: gate.step(0, floats, integers, in_uint8, 1 / 255)))
+            calls.append((name, lambda gate=gate: gate.step(0, [features], where, 1 / 255)))
     return calls
 
 

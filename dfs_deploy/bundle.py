@@ -117,6 +117,12 @@ class Bundle:
             )
         return data
 
+    @property
+    def policy(self) -> NDArray[np.uint8] | None:
+        """(gated blocks,) uint8, the option index that each block always runs; ``None`` where a gate decides."""
+        names = self.manifest.policy
+        return None if names is None else np.array([self.options.names.index(name) for name in names], np.uint8)
+
     def samples(self) -> Samples | None:
         """The inputs that the bundle carries, or ``None``."""
         if self.manifest.samples is None:

@@ -174,6 +174,7 @@ class Runtime:
         self._backend: Backend | None = BACKENDS[name](self._bundle, threads, gate, plan)
         self._costs = self._bundle.options.costs
         self._gated_blocks = self._bundle.architecture.gated_blocks
+        self._policy = self._bundle.policy
         self._in_use = threading.Lock()
         self._budget: float | None = None
         self._cost_bias = 0.0
@@ -187,7 +188,7 @@ class Runtime:
         Args:
             images: (N, C, H, W) float32, normalised already; or (N, H, W, C) uint8, which it normalises itself.
             path: (N, gated blocks) integer, options to run instead of what the gate chooses; the gate still steps, so
-                that the time it takes stays in.
+                that the time it takes stays in. A static policy takes no other path than its own.
 
         Returns:
             The result; its arrays belong to the caller.
@@ -200,7 +201,7 @@ class Runtime:
         """
         backend = self._open_backend()
         prepared = self._bundle.input.prepare(images)
-        forced = None if path is None else self._check_path(path, len(prepared))
+        forced = self._policy_path(len(prepared)) if path is None else self._check_path(path, len(prepared))
         with self._alone():
             logits, taken = backend.infer(prepared, forced)
         return Result(logits, taken, self._costs)
@@ -296,6 +297,7 @@ class Runtime:
         """A runtime for another thread: the same engines, its own buffers."""
         other = object.__new__(Runtime)
         other._bundle, other._costs, other._gated_blocks = self._bundle, self._costs, self._gated_blocks
+        other._policy = self._policy
         other._backend = self._open_backend().clone()
         other._in_use = threading.Lock()
         other._budget, other._cost_bias = self._budget, self._cost_bias
@@ -339,4 +341,12 @@ class Runtime:
             )
         if path.size and (path.max() >= len(self._costs) or (path.dtype.kind == "i" and path.min() < 0)):
             raise InputError(f"path with option {path.min()} to {path.max()}, expected 0 to {len(self._costs) - 1}")
+        policy = self._policy_path(samples)
+        if policy is not None and (path != policy).any():
+            raise InputError(
+                f"{self._bundle.path} has a static policy, and engines for no other path; leave out the path"
+            )
         return np.ascontiguousarray(path, np.uint8)
+
+    def _policy_path(self, samples: int) -> NDArray[np.uint8] | None:
+        return None if self._policy is None else np.repeat(self._policy[None], samples, 0)

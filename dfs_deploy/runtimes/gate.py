@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypeVar, cast
 
@@ -157,19 +157,17 @@ class Gate(ABC):
     def step(
         self,
         block: int,
-        floats: Array,
-        integers: NDArray[np.uint8],
-        in_uint8: NDArray[np.bool_],
+        chunks: Sequence[Features],
+        where: NDArray[np.intp],
         scale: float,
         changed: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.int64]:
-        """Steps a batch of which each sample's features are in one of two forms.
+        """Steps a batch whose features lie in chunks, each in one of two forms.
 
         Args:
             block: index of the block that made the features.
-            floats: (N, C, H, W) float32, contiguous; valid where ``in_uint8`` is false.
-            integers: (N, H, W, C) uint8, contiguous; valid where it is true.
-            in_uint8: (N,) bool.
+            chunks: contiguous: (n, C, H, W) float32, or (n, H, W, C) uint8; each of any n, all of one C, H and W.
+            where: (N, 2) intp, the chunk of each sample and its row in it.
             scale: what one step of uint8 is worth.
             changed: (N,) bool, false where a sample's features, their form and their scale are those of the step
                 before: such a sample is not pooled again. ``None`` where all may have changed.
@@ -226,23 +224,20 @@ class NumpyGate(Gate):
     def step(
         self,
         block: int,
-        floats: Array,
-        integers: NDArray[np.uint8],
-        in_uint8: NDArray[np.bool_],
+        chunks: Sequence[Features],
+        where: NDArray[np.intp],
         scale: float,
         changed: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.int64]:
-        check_batch(self._weights, block, self._states.samples, floats, integers, in_uint8, self.together, changed)
-        step = _Step(self._states, block, floats.shape[1])
-        flat_floats, flat_integers = _flat(floats, self.together), _flat(integers)
-        whole = changed is None or bool(changed.all())
-        if whole and not in_uint8.any():
-            _pooling(flat_floats, step.pooled, scale)()
-        elif whole and in_uint8.all():
-            _pooling(flat_integers, step.pooled, scale)()
-        else:
-            for i in range(len(floats)) if changed is None else np.flatnonzero(changed):
-                _pooling(flat_integers[i] if in_uint8[i] else flat_floats[i], step.pooled[i], scale)()
+        channels = check_batch(self._weights, block, self._states.samples, chunks, where, self.together, changed)
+        step = _Step(self._states, block, channels)
+        for i, chunk in enumerate(chunks):
+            lies = where[:, 0] == i
+            rows = np.flatnonzero(lies if changed is None else lies & changed)
+            if len(rows):
+                pooled = np.empty((len(rows), channels), np.float32)
+                _pooling(_flat(chunk, self.together)[where[rows, 1]], pooled, scale)()
+                step.pooled[rows] = pooled
         return np.asarray(step.run().argmax(1), np.int64)
 
     def step_pooled(self, block: int, pooled: Array) -> NDArray[np.int64]:
@@ -472,27 +467,38 @@ def check_batch(
     weights: GateWeights,
     block: int,
     samples: int,
-    floats: Array,
-    integers: NDArray[np.uint8],
-    in_uint8: NDArray[np.bool_],
+    chunks: Sequence[Features],
+    where: NDArray[np.intp],
     together: int,
     changed: NDArray[np.bool_] | None,
-) -> None:
-    """Raises where a batch cannot be stepped; see :func:`check_bound`."""
-    expected = (("floats", floats, np.float32), ("integers", integers, np.uint8), ("in_uint8", in_uint8, np.bool_))
-    for name, array, dtype in expected:
-        if not isinstance(array, np.ndarray) or array.dtype != dtype:
-            raise InputError(f"{name} are {_kind(array)}, expected an array of {np.dtype(dtype)}")
-    _check_features(weights, block, "floats", floats, together)
-    _check_features(weights, block, "integers", integers, together)
-    n, c, h, w = floats.shape
-    if integers.shape != (n, h, w, c):
-        raise InputError(f"integers have shape {integers.shape}, expected {(n, h, w, c)}: channels last")
-    if in_uint8.shape != (len(floats),) or not in_uint8.flags.c_contiguous:
-        raise InputError(f"in_uint8 has shape {in_uint8.shape}, expected ({len(floats)},), contiguous")
-    if changed is not None and (changed.dtype != np.bool_ or changed.shape != in_uint8.shape):
-        raise InputError(f"changed is {changed.dtype} of shape {changed.shape}, expected bool of {in_uint8.shape}")
-    _check_samples_held(len(floats), samples)
+) -> int:
+    """Raises where a batch cannot be stepped; see :func:`check_bound`. Returns its channels."""
+    if not isinstance(where, np.ndarray) or where.dtype != np.intp or where.ndim != 2 or where.shape[1] != 2:
+        raise InputError(f"where is {_kind(where)}, expected an array of intp of shape (N, 2)")
+    if not where.flags.c_contiguous:
+        raise InputError("where is not contiguous; pass numpy.ascontiguousarray of it")
+    if not chunks:
+        raise InputError("no chunks of features, expected at least one")
+    sizes = set()
+    for chunk in chunks:
+        if not isinstance(chunk, np.ndarray) or chunk.dtype not in (np.float32, np.uint8):
+            raise InputError(f"a chunk of features is {_kind(chunk)}, expected an array of float32 or uint8")
+        _check_features(weights, block, "features", chunk, together)
+        height, width = chunk.shape[1:3] if chunk.dtype == np.uint8 else chunk.shape[2:]
+        sizes.add((channels_of(chunk), height, width))
+    if len(sizes) > 1:
+        raise InputError(f"chunks of features have channels, height and width {sorted(sizes)}, expected the same")
+    lengths = np.array([len(chunk) for chunk in chunks])
+    if len(where) and (
+        where.min() < 0 or where[:, 0].max() >= len(chunks) or (where[:, 1] >= lengths[where[:, 0]]).any()
+    ):
+        raise InputError(f"where points beyond the {len(chunks)} chunks of {lengths.tolist()} samples")
+    if changed is not None and (
+        not isinstance(changed, np.ndarray) or changed.dtype != np.bool_ or changed.shape != (len(where),)
+    ):
+        raise InputError(f"changed is {_kind(changed)}, expected an array of bool of shape ({len(where)},)")
+    _check_samples_held(len(where), samples)
+    return sizes.pop()[0]
 
 
 def check_pooled(weights: GateWeights, block: int, samples: int, pooled: Array) -> None:

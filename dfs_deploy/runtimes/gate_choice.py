@@ -1,12 +1,15 @@
-"""Which gate runs here."""
+"""Which gate runs here, and with which loop."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dfs_deploy.errors import UsageError
 from dfs_deploy.runtimes.gate import Gate, GateWeights, NumpyGate
+from dfs_deploy.runtimes.loop import DispatchLoop, PythonLoop, Turn
 from dfs_deploy.runtimes.native_gate import NativeGate, native_available
 
-__all__ = ["GATES", "gate_for", "native_available"]
+__all__ = ["GATES", "gate_for", "loop_for", "native_available"]
 
 GATES = ("native", "numpy")
 """The kinds of gate, the fastest first."""
@@ -31,3 +34,13 @@ def gate_for(weights: GateWeights, kind: str | None = None, together: int = 1) -
     if kind == "numpy":
         return NumpyGate(weights, together)
     raise UsageError(f"no gate {kind!r}: expected {' or '.join(GATES)}")
+
+
+def loop_for(gate: Gate, turns: Sequence[Sequence[Turn]]) -> DispatchLoop:
+    """Makes the loop that goes with a gate: compiled where the gate is.
+
+    Args:
+        gate: whose steps the turns hold.
+        turns: for each gated block one turn a place.
+    """
+    return gate.loop(turns) if isinstance(gate, NativeGate) else PythonLoop(turns)

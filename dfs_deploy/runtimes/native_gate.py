@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +25,7 @@ from dfs_deploy.runtimes.gate import (
     check_samples,
     uint8_factor,
 )
+from dfs_deploy.runtimes.loop import DispatchLoop, Turn
 
 _ALIGNMENT = 64
 
@@ -108,16 +111,15 @@ class NativeGate(Gate):
     def step(
         self,
         block: int,
-        floats: Array,
-        integers: NDArray[np.uint8],
-        in_uint8: NDArray[np.bool_],
+        chunks: Sequence[Features],
+        where: NDArray[np.intp],
         scale: float,
         changed: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.int64]:
-        check_batch(self._weights, block, self._compiled.samples, floats, integers, in_uint8, self.together, changed)
-        decisions = np.empty(len(floats), np.int64)
-        factor = float(uint8_factor(scale, floats.shape[2] * floats.shape[3]))
-        self._compiled.step(block, floats, integers, in_uint8, factor, decisions, changed)
+        check_batch(self._weights, block, self._compiled.samples, chunks, where, self.together, changed)
+        decisions = np.empty(len(where), np.int64)
+        factor = float(uint8_factor(scale, math.prod(chunks[0].shape[1:]) // channels_of(chunks[0])))
+        self._compiled.step(block, chunks, where, factor, decisions, changed)
         return decisions
 
     def step_pooled(self, block: int, pooled: Array) -> NDArray[np.int64]:
@@ -125,6 +127,12 @@ class NativeGate(Gate):
         decisions = np.empty(len(pooled), np.int64)
         self._compiled.step_pooled(block, pooled, decisions)
         return decisions
+
+    def loop(self, turns: Sequence[Sequence[Turn]]) -> DispatchLoop:
+        """The compiled dispatch loop over steps of this gate; see :mod:`dfs_deploy.runtimes.loop`."""
+        from dfs_deploy.runtimes.native._loop import CompiledLoop
+
+        return CompiledLoop(self._compiled, turns)
 
     @property
     def state(self) -> tuple[Array, Array]:

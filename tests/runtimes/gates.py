@@ -69,9 +69,25 @@ def random_state(samples: int, hidden: int = 10, seed: int = 0) -> tuple[Array, 
 
 def step_floats(gate: AnyGate, block: int, features: NDArray[np.float32]) -> NDArray[np.int64]:
     """Steps a batch of float32 features."""
-    n, c, h, w = features.shape
-    nothing = np.zeros((n, h, w, c), np.uint8)
-    return gate.step(block, features, nothing, np.zeros(len(features), np.bool_), 1.0)
+    return gate.step(block, [features], rows_of(np.zeros(len(features), np.intp)), 1.0)
+
+
+def rows_of(chunk: NDArray[Any]) -> NDArray[np.intp]:
+    """Where samples lie whose row in a chunk is their own index, given each one's chunk."""
+    return np.stack([chunk, np.arange(len(chunk))], 1).astype(np.intp)
+
+
+def step_forms(
+    gate: AnyGate,
+    block: int,
+    floats: NDArray[np.float32],
+    integers: NDArray[np.uint8],
+    in_uint8: NDArray[np.bool_],
+    scale: float,
+    changed: NDArray[np.bool_] | None = None,
+) -> NDArray[np.int64]:
+    """Steps a batch of which each sample's features are in one of two forms: two chunks of all samples."""
+    return gate.step(block, [floats, integers], rows_of(in_uint8), scale, changed)
 
 
 def assert_same_bits(first: tuple[Any, ...], second: tuple[Any, ...]) -> None:

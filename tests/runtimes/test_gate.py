@@ -33,7 +33,9 @@ from tests.runtimes.gates import (
     random_integers,
     random_state,
     random_weights,
+    rows_of,
     step_floats,
+    step_forms,
 )
 
 NEAR = 1e-5
@@ -205,7 +207,7 @@ def test_a_sample_gets_the_same_bits_alone_and_in_any_batch(make: MakeGate, shap
     floats[in_uint8] = np.nan  # not to be read
     batch, single = make(weights), make(weights)
     batch.reset(samples)
-    decisions = np.stack([batch.step(block, floats, integers, in_uint8, scale) for block in range(2)])
+    decisions = np.stack([step_forms(batch, block, floats, integers, in_uint8, scale) for block in range(2)])
     hidden, cell = batch.state
     for i in range(samples):
         single.reset(1)
@@ -223,7 +225,7 @@ def test_uint8_is_worth_its_floats(make: MakeGate, shape: tuple[int, ...]) -> No
     as_floats, as_integers = make(random_weights((shape[0],))), make(random_weights((shape[0],)))
     for gate, in_uint8 in ((as_floats, False), (as_integers, True)):
         gate.reset(samples)
-        gate.step(0, floats, integers, np.full(samples, in_uint8), scale)
+        step_forms(gate, 0, floats, integers, np.full(samples, in_uint8), scale)
     for a, b in zip(as_floats.state, as_integers.state, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
@@ -247,8 +249,8 @@ def test_blocked_maps_are_worth_plain_ones(make: type[AnyGate], shape: tuple[int
     for gate in (plain, other):
         gate.reset(samples)
     for block in range(2):
-        expected = plain.step(block, features, integers, in_uint8, 0.02)
-        assert (other.step(block, blocked(features, together), integers, in_uint8, 0.02) == expected).all()
+        expected = step_forms(plain, block, features, integers, in_uint8, 0.02)
+        assert (step_forms(other, block, blocked(features, together), integers, in_uint8, 0.02) == expected).all()
     if make is NativeGate:
         assert_same_bits(plain.state, other.state)
     else:
@@ -275,16 +277,16 @@ def test_features_of_the_step_before_need_no_pooling(make: MakeGate) -> None:
     changed = np.array([True, True, False, False, False, False])
     for gate in (first, second):
         gate.reset(samples)
-        gate.step(0, features, integers, in_uint8, 0.02)
+        step_forms(gate, 0, features, integers, in_uint8, 0.02)
     features[:2] += 1.0
     garbage[:2] = features[:2]
-    expected = first.step(1, features, integers, in_uint8, 0.02)
+    expected = step_forms(first, 1, features, integers, in_uint8, 0.02)
     nothing = np.zeros_like(integers)
     nothing[:2] = integers[:2]
-    assert (second.step(1, garbage, nothing, in_uint8, 0.02, changed) == expected).all()
+    assert (step_forms(second, 1, garbage, nothing, in_uint8, 0.02, changed) == expected).all()
     assert_same_bits(first.state, second.state)
     with refuses(InputError, "changed"):
-        second.step(1, features, integers, in_uint8, 0.02, changed[:2])
+        step_forms(second, 1, features, integers, in_uint8, 0.02, changed[:2])
     # The same for one sample: advance() after a step on the same features.
     first.reset(1)
     second.reset(1)
@@ -427,28 +429,34 @@ def test_what_cannot_be_bound_is_refused(make: MakeGate) -> None:
 def test_a_batch_that_cannot_be_stepped_is_refused(make: MakeGate) -> None:
     gate = make(random_weights((4,)))
     gate.reset(3)
-    floats, integers, forms = random_features(3, (4, 2, 2)), random_integers(3, (4, 2, 2)), np.zeros(3, np.bool_)
-    gate.step(0, floats, integers, forms, 1.0)
+    floats, integers = random_features(3, (4, 2, 2)), random_integers(3, (4, 2, 2))
+    where = rows_of(np.array([0, 1, 0]))
+    gate.step(0, [floats, integers], where, 1.0)
     with refuses(UsageError, "block 1"):
-        gate.step(1, floats, integers, forms, 1.0)
-    with refuses(InputError, "floats", "float64"):
-        gate.step(0, floats.astype(np.float64), integers, forms, 1.0)
-    with refuses(InputError, "integers", "float32"):
-        gate.step(0, floats, floats, forms, 1.0)
-    with refuses(InputError, "in_uint8", "uint8"):
-        gate.step(0, floats, integers, forms.astype(np.uint8), 1.0)
-    with refuses(InputError, "in_uint8", "(2,)"):
-        gate.step(0, floats, integers, forms[:2], 1.0)
-    with refuses(InputError, "in_uint8", "contiguous"):
-        gate.step(0, floats, integers, np.zeros(6, np.bool_)[::2], 1.0)
-    with refuses(InputError, "integers", "contiguous"):
-        gate.step(0, floats, random_integers(6, (4, 2, 2))[::2], forms, 1.0)
-    with refuses(InputError, "(3, 2, 3, 4)", "(3, 2, 2, 4)"):
-        gate.step(0, floats, random_integers(3, (4, 2, 3)), forms, 1.0)
+        gate.step(1, [floats, integers], where, 1.0)
+    with refuses(InputError, "chunk", "float64"):
+        gate.step(0, [floats.astype(np.float64), integers], where, 1.0)
+    with refuses(InputError, "chunk", "list"):
+        gate.step(0, [floats.tolist(), integers], where, 1.0)
+    with refuses(InputError, "no chunks"):
+        gate.step(0, [], where, 1.0)
+    with refuses(InputError, "where", "int32"):
+        gate.step(0, [floats, integers], where.astype(np.int32), 1.0)
+    with refuses(InputError, "where", "(N, 2)"):
+        gate.step(0, [floats, integers], where[:, 0].copy(), 1.0)
+    with refuses(InputError, "where", "contiguous"):
+        gate.step(0, [floats, integers], np.zeros((6, 2), np.intp)[::2], 1.0)
+    for chunk, row in ((2, 0), (-1, 0), (0, 3), (1, -1)):
+        with refuses(InputError, "beyond"):
+            gate.step(0, [floats, integers], np.array([[0, 0], [chunk, row], [0, 1]]), 1.0)
+    with refuses(InputError, "contiguous"):
+        gate.step(0, [floats, random_integers(6, (4, 2, 2))[::2]], where, 1.0)
+    with refuses(InputError, "(4, 2, 2)", "(4, 2, 3)"):
+        gate.step(0, [floats, random_integers(3, (4, 2, 3))], where, 1.0)
     with refuses(InputError, "5 channels"):
-        gate.step(0, random_features(3, (5, 2, 2)), random_integers(3, (5, 2, 2)), forms, 1.0)
+        gate.step(0, [random_features(3, (5, 2, 2)), integers], where, 1.0)
     with refuses(UsageError, "2 samples", "3"):
-        gate.step(0, floats[:2], integers[:2], forms[:2], 1.0)
+        gate.step(0, [floats, integers], where[:2], 1.0)
     with refuses(UsageError, "-1 samples"):
         gate.reset(-1)
 

@@ -28,7 +28,9 @@ from tests.runtimes.gates import (
     random_integers,
     random_state,
     random_weights,
+    rows_of,
     step_floats,
+    step_forms,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +50,7 @@ def test_every_variant_gives_the_same_bits(shape: tuple[int, ...], hidden: int) 
         assert gate.variant == variant
         gate.reset(samples)
         gate.state = random_state(samples, hidden)
-        results.append((gate.step(0, floats, integers, in_uint8, 0.02), gate.state))
+        results.append((step_forms(gate, 0, floats, integers, in_uint8, 0.02), gate.state))
     assert native_variants()[-1] == "baseline"
     for decisions, state in results:
         np.testing.assert_array_equal(decisions, results[0][0])
@@ -145,7 +147,35 @@ def test_the_extension_itself_refuses_what_it_cannot_read() -> None:
     decisions = np.zeros(1, np.int64)
     decisions.flags.writeable = False
     with pytest.raises((ValueError, BufferError)):
-        gate.step(0, zeros(1, 8, 2, 2), np.zeros((1, 2, 2, 8), np.uint8), np.zeros(1, np.bool_), 1.0, decisions)
+        gate.step(0, [zeros(1, 8, 2, 2)], rows_of(np.zeros(1)), 1.0, decisions)
+    decisions = np.zeros(1, np.int64)
+    gate.step(0, [zeros(1, 8, 2, 2)], rows_of(np.zeros(1)), 1.0, decisions)
+    for chunks, where, changed in [
+        ([], [[0, 0]], None),
+        ([zeros(1, 8, 2, 2)], [[1, 0]], None),
+        ([zeros(1, 8, 2, 2)], [[0, 1]], None),
+        ([zeros(1, 8, 2, 2)], [[0, -1]], None),
+        ([zeros(1, 8, 2, 2)], [[0, 0], [0, 0]], None),
+        ([zeros(1, 8, 2, 2)], [[0, 0]], np.zeros(2, np.bool_)),
+        ([zeros(1, 8, 2, 2), zeros(1, 8, 2, 3)], [[0, 0]], None),
+        ([zeros(1, 9, 2, 2)], [[0, 0]], None),
+        ([zeros(1, 8, 2, 4)[..., ::2]], [[0, 0]], None),
+        ([zeros(8, 2, 2)], [[0, 0]], None),
+    ]:
+        with pytest.raises((TypeError, ValueError, BufferError)):
+            gate.step(0, chunks, np.array(where, np.intp), 1.0, decisions, changed)
+    for pooled in (
+        zeros(2, 8),
+        zeros(1, 9),
+        zeros(1, 0),
+        zeros(8),
+        zeros(1, 8).astype(np.float64),
+        zeros(1, 16)[:, ::2],
+    ):
+        with pytest.raises((TypeError, ValueError, BufferError)):
+            gate.step_pooled(0, pooled, decisions)
+        with pytest.raises((TypeError, ValueError, BufferError)):
+            gate.bind_pooled(0, pooled)
 
 
 @needs_native
@@ -301,8 +331,8 @@ def test_a_wheel_holds_the_extension_and_no_sources(source: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {Path(name).name for name in archive.namelist() if name.startswith(f"{NATIVE}/")}
     libraries = {name for name in names if name.endswith(".so")}
-    assert len(libraries) == 1
-    assert names - libraries == {"__init__.py", "_gate.pyi"}
+    assert {name.partition(".")[0] for name in libraries} == {"_gate", "_loop"}
+    assert names - libraries == {"__init__.py", "_gate.pyi", "_loop.pyi"}
     assert chosen_gate(wheel) == "native"
 
 

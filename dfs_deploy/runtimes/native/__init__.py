@@ -1,7 +1,7 @@
 """The compiled gate, where a C compiler was there at install; :mod:`dfs_deploy.runtimes.native_gate` wraps it.
 
 ``kernel.h`` declares the arithmetic, ``kernel_variant.h`` defines it, ``kernel.c`` compiles it for each instruction
-set, and ``_gate.pyx`` binds it.
+set, ``_gate.pyx`` binds it, and ``_loop.pyx`` is the dispatch loop around it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ lacks: str | None = None
 """Why the extension could not be imported; ``None`` where it was."""
 
 try:
-    import_module(f"{__name__}._gate")
+    for _name in ("_gate", "_loop"):
+        import_module(f"{__name__}.{_name}")
 except ModuleNotFoundError:
     lacks = "it was not compiled at install"
 except ImportError as _error:

@@ -1,4 +1,6 @@
-from numpy import bool_, float32, int64, uint8
+from collections.abc import Sequence
+
+from numpy import bool_, float32, int64, intp, uint8
 from numpy.typing import NDArray
 
 LANES: int
@@ -31,9 +33,8 @@ class CompiledGate:
     def step(
         self,
         block: int,
-        floats: NDArray[float32],
-        integers: NDArray[uint8],
-        in_uint8: NDArray[bool_],
+        chunks: Sequence[NDArray[float32] | NDArray[uint8]],
+        where: NDArray[intp],
         factor: float,
         decisions: NDArray[int64],
         changed: NDArray[bool_] | None = None,

@@ -136,51 +136,63 @@ cdef class CompiledGate:
     def bind_pooled(self, Py_ssize_t block, pooled):
         return BoundStep(self, block, pooled, 1.0, True)
 
-    def step(self, Py_ssize_t block, floats, integers, in_uint8, float factor, decisions, changed=None):
+    def step(self, Py_ssize_t block, chunks, where, float factor, decisions, changed=None):
         self._free()
-        cdef View float_view = View(floats, "floats", "f", 4)
-        cdef View integer_view = View(integers, "integers", "B", 4)
-        cdef View form_view = View(in_uint8, "in_uint8", "?", 1)
         cdef View decision_view = View(decisions, "decisions", _INT64, 1, True)
-        cdef View changed_view
-        cdef Py_ssize_t samples = self.samples, size, i
-        cdef GateFeatures features
-        self._describe(&features, block, float_view, factor)
-        shape = float_view.shape()
-        integer_view.expect("integers", (shape[0], shape[2], shape[3], shape[1]))
-        form_view.expect("in_uint8", (samples,))
+        cdef View where_view = View(where, "where", _INTP, 2)
+        cdef View changed_view, view
+        cdef Py_ssize_t samples = self.samples, channels, area, count = len(chunks), i
         decision_view.expect("decisions", (samples,))
-        if float_view.buffer.shape[0] != samples:
-            raise ValueError(f"floats has {float_view.buffer.shape[0]} samples, expected {samples}")
+        where_view.expect("where", (samples, 2))
         cdef const uint8_t *pools = NULL
         if changed is not None:
             changed_view = View(changed, "changed", "?", 1)
             changed_view.expect("changed", (samples,))
             pools = <const uint8_t *> changed_view.buffer.buf
-        cdef const float *as_floats = <const float *> float_view.buffer.buf
-        cdef const uint8_t *as_integers = <const uint8_t *> integer_view.buffer.buf
-        cdef const uint8_t *forms = <const uint8_t *> form_view.buffer.buf
+        cdef list views = []
+        for chunk in chunks:
+            views.append(View(chunk, "a chunk", "B" if memoryview(chunk).format == "B" else "f", 4))
+        if not views:
+            raise ValueError("no chunks of features, expected at least one")
+        cdef const Py_ssize_t *at = <const Py_ssize_t *> where_view.buffer.buf
         cdef int64_t *chosen = <int64_t *> decision_view.buffer.buf
         cdef float *hidden = self.state
         cdef float *pooled = self.pooled
-        cdef Py_ssize_t padded = self.weights.padded
-        size = features.channels * features.area
-        self.busy = True
-        with nogil:
+        cdef Py_ssize_t padded = self.weights.padded, size
+        cdef GateFeatures *described = <GateFeatures *> calloc(count, sizeof(GateFeatures))
+        cdef GateFeatures features
+        if described == NULL:
+            raise MemoryError()
+        try:
+            for i in range(count):
+                self._describe(&described[i], block, views[i], factor)
+                if described[i].channels != described[0].channels or described[i].area != described[0].area:
+                    raise ValueError("chunks of features of different sizes, expected the same")
             for i in range(samples):
-                if pools == NULL or pools[i]:
-                    features.in_uint8 = forms[i]
-                    if features.in_uint8:
-                        features.data = as_integers + i * size
-                    else:
-                        features.data = as_floats + i * size
-                    self.kernel.pool(&features, pooled)
-                chosen[i] = self.kernel.step(
-                    &self.weights, block, pooled, features.channels, hidden, hidden + padded, self.scratch
-                )
-                hidden += 2 * padded
-                pooled += self.weights.widest
-        self.busy = False
+                if not 0 <= at[2 * i] < count:
+                    raise ValueError(f"chunk {at[2 * i]}, expected 0 to {count - 1}")
+                view = views[at[2 * i]]
+                if not 0 <= at[2 * i + 1] < view.buffer.shape[0]:
+                    raise ValueError(f"row {at[2 * i + 1]}, expected 0 to {view.buffer.shape[0] - 1}")
+            size = described[0].channels * described[0].area
+            self.busy = True
+            with nogil:
+                for i in range(samples):
+                    features = described[at[2 * i]]
+                    if pools == NULL or pools[i]:
+                        if features.in_uint8:
+                            features.data = <const uint8_t *> features.data + at[2 * i + 1] * size
+                        else:
+                            features.data = <const float *> features.data + at[2 * i + 1] * size
+                        self.kernel.pool(&features, pooled)
+                    chosen[i] = self.kernel.step(
+                        &self.weights, block, pooled, features.channels, hidden, hidden + padded, self.scratch
+                    )
+                    hidden += 2 * padded
+                    pooled += self.weights.widest
+            self.busy = False
+        finally:
+            free(described)
 
     def step_pooled(self, Py_ssize_t block, pooled, decisions):
         self._free()
@@ -300,6 +312,7 @@ cdef class BoundStep:
         return self.advance()
 
 
+cdef str _INTP = "l" if sizeof(long) == sizeof(Py_ssize_t) else "q"
 cdef str _INT64 = "l" if sizeof(long) == 8 else "q"
 
 

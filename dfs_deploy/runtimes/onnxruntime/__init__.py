@@ -39,20 +39,25 @@ class OnnxRuntimeBackend(Backend):
 
     def __init__(self, bundle: Bundle, threads: int | None = None, gate: str | None = None, plan: bool = True) -> None:
         measured = load_plan(bundle, threads or 1) if plan else None
-        self._setup(load_engines(bundle, threads or 1, measured), bundle.architecture, gate)
+        self._setup(load_engines(bundle, threads or 1, measured), bundle.architecture, gate, bundle.policy)
         self._planned = measured is not None
 
-    def _setup(self, engines: LoadedEngines, architecture: Architecture, kind: str | None) -> None:
+    def _setup(
+        self, engines: LoadedEngines, architecture: Architecture, kind: str | None, policy: NDArray[np.uint8] | None
+    ) -> None:
         self._engines: LoadedEngines | None = engines
         self._architecture = architecture
-        gate = gate_for(engines.gate, kind)
+        gate = None if engines.gate is None else gate_for(engines.gate, kind)
         self._gate = gate
-        self._offset = np.zeros(engines.gate.options, np.float32)
-        self._single: SingleDispatch | None = SingleDispatch(engines, gate, architecture)
-        self._batch: BatchDispatch | None = BatchDispatch(engines, gate)
+        self._policy = policy
+        self._offset = np.zeros(0 if engines.gate is None else engines.gate.options, np.float32)
+        self._single: SingleDispatch | None = SingleDispatch(engines, gate, architecture, policy)
+        maps = [(shape.out_channels, *shape.out_size) for shape in architecture.block_shapes()]
+        self._batch: BatchDispatch | None = BatchDispatch(engines, gate, maps, architecture.classes)
 
     def set_score_offset(self, offset: NDArray[np.float32]) -> None:
-        self._gate.set_score_offset(offset)
+        if self._gate is not None:
+            self._gate.set_score_offset(offset)
         self._offset = offset.copy()
 
     def infer(
@@ -80,7 +85,7 @@ class OnnxRuntimeBackend(Backend):
     def clone(self) -> OnnxRuntimeBackend:
         assert self._engines is not None  # noqa: S101 (Runtime refuses after close)
         other = object.__new__(OnnxRuntimeBackend)
-        other._setup(self._engines, self._architecture, self._gate.name)
+        other._setup(self._engines, self._architecture, None if self._gate is None else self._gate.name, self._policy)
         other.set_score_offset(self._offset)
         other._planned = self._planned
         return other
@@ -101,6 +106,6 @@ class OnnxRuntimeBackend(Backend):
             "version": ort.__version__,
             "provider": "CPUExecutionProvider",
             "threads": self._engines.threads,
-            "gate": self._gate.name,
+            "gate": "none: a static policy" if self._gate is None else self._gate.name,
             "plan": "measured here" if self._planned else "none",
         }

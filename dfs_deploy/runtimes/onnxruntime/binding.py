@@ -102,6 +102,24 @@ def bind(session: ort.InferenceSession, source: NDArray[Any], target: NDArray[An
     return call
 
 
+def run_into(session: ort.InferenceSession, label: str, source: NDArray[Any], target: NDArray[Any]) -> None:
+    """Runs a session from one array into another, of any batch size.
+
+    Args:
+        session: with one input and one output.
+        label: what a message calls it.
+        source: contiguous.
+        target: contiguous, of the output's shape and type.
+
+    Raises:
+        EngineError: ONNX Runtime failed.
+    """
+    try:
+        bind(session, source, target)()
+    except Exception as error:  # its exceptions share no base but Exception
+        raise engine_failed(label, error) from error
+
+
 def engine_failed(label: str, error: Exception) -> EngineError:
     """What to raise where an engine failed."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]

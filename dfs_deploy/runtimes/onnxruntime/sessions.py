@@ -38,7 +38,10 @@ class LoadedEngine:
 
 @dataclass(frozen=True)
 class LoadedBlock:
-    """A gated block: an engine by option index, ``None`` where the option passes features on untouched."""
+    """A gated block: an engine by option index, ``None`` where the option passes features on untouched.
+
+    An option that a static policy leaves out has an engine without sessions.
+    """
 
     options: tuple[LoadedEngine | None, ...]
 
@@ -50,7 +53,7 @@ class LoadedEngines:
     stem: LoadedEngine
     blocks: tuple[LoadedBlock, ...]
     head: LoadedEngine
-    gate: GateWeights
+    gate: GateWeights | None
     feature_scales: tuple[float, ...]
     substitutions: tuple[Substitution, ...]
     threads: int
@@ -65,22 +68,21 @@ def load_engines(bundle: Bundle, threads: int, plan: Plan | None = None) -> Load
         plan: which engine serves which option; ``None`` for the least precise that the CPU is made for.
 
     Raises:
-        BundleError: a file is no model that ONNX Runtime takes, or the network has no gate.
+        BundleError: a file is no model that ONNX Runtime takes.
     """
     engines = bundle.manifest.runtimes["onnxruntime"]
-    if engines.gate is None:
-        raise BundleError(
-            f"{bundle.path} has a static policy and no gate, which this version does not run; update dfs-deploy"
-        )
     loader = _Loader(bundle, threads)
     shapes = list(bundle.architecture.block_shapes())
     maps = [(shape.out_channels, *shape.out_size) for shape in shapes]
-    blocks, substituted = [], _Substitutions()
+    blocks, substituted, policy = [], _Substitutions(), bundle.manifest.policy
     for block in engines.blocks:
         sizes = maps[block.index - 1 : block.index + 1]
         options: list[LoadedEngine | None] = []
         for option in bundle.options:
             label = f"block {block.index}, option {option.name}"
+            if policy is not None and policy[block.index - 1] != option.name:
+                options.append(LoadedEngine(label, "float32", {}))
+                continue
             if option.skips:
                 options.append(None if block.skip is None else loader.engine(block.skip, label, *sizes))
                 continue
@@ -94,7 +96,7 @@ def load_engines(bundle: Bundle, threads: int, plan: Plan | None = None) -> Load
         stem=loader.engine(engines.stem, "stem", bundle.architecture.image_shape, maps[0]),
         blocks=tuple(blocks),
         head=loader.engine(engines.head, "head", maps[-1], (bundle.architecture.classes,)),
-        gate=_gate_weights(loader.session(engines.gate), bundle),
+        gate=None if engines.gate is None else _gate_weights(loader.session(engines.gate), bundle),
         feature_scales=tuple(engines.feature_scales),
         substitutions=substituted.collected(),
         threads=threads,

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from dfs_deploy.architecture import Architecture
 from dfs_deploy.errors import DfsDeployError, InternalError
 from dfs_deploy.manifest import Form
-from dfs_deploy.runtimes.gate import Gate
+from dfs_deploy.runtimes.gate import BoundStep, Gate
+from dfs_deploy.runtimes.gate_choice import loop_for
+from dfs_deploy.runtimes.loop import DispatchLoop, Turn
 from dfs_deploy.runtimes.onnxruntime.binding import Call, aligned_buffer, bind, engine_failed, laid_out
 from dfs_deploy.runtimes.onnxruntime.sessions import LoadedEngine, LoadedEngines
 
@@ -23,21 +25,23 @@ _FORMS: tuple[Form, Form] = ("float32", "uint8")
 _PLACES = tuple((form, slot) for form in _FORMS for slot in (0, 1))
 
 
-Turn = tuple[Callable[[], int], tuple[tuple[Call | None, int], ...]]
-"""A gated block at one place: the gate's step on its input, and for each option what to call (``None``: nothing) and
-the place after it."""
-
-
 class SingleDispatch:
     """Runs one image at a time.
 
     Args:
         engines: shared with clones.
-        gate: this dispatch's own.
+        gate: this dispatch's own; ``None`` with a static policy.
         architecture: for the sizes of the buffers.
+        policy: (gated blocks,) uint8, the path that every image takes where there is no gate; else ``None``.
     """
 
-    def __init__(self, engines: LoadedEngines, gate: Gate, architecture: Architecture) -> None:
+    def __init__(
+        self,
+        engines: LoadedEngines,
+        gate: Gate | None,
+        architecture: Architecture,
+        policy: NDArray[np.uint8] | None = None,
+    ) -> None:
         self._engines = engines
         self._gate = gate
         shapes = list(architecture.block_shapes())
@@ -57,64 +61,86 @@ class SingleDispatch:
             bind(engines.head.sessions[form], buffers[-1][i], logits) if form in engines.head.sessions else _never
             for i, (form, _) in enumerate(_PLACES)
         )
-        self._turns: tuple[tuple[Turn, ...], ...] = tuple(
+        scales = engines.feature_scales
+        self._options = tuple(
             tuple(
-                (
-                    gate.bind(i, buffer, engines.feature_scales[i]),
-                    tuple(_bind_option(engine, place, buffers[i], buffers[i + 1]) for engine in block.options),
-                )
-                for place, buffer in enumerate(buffers[i])
+                tuple(_bind_option(engine, place, buffers[i], buffers[i + 1]) for engine in block.options)
+                for place in range(len(_PLACES))
             )
             for i, block in enumerate(engines.blocks)
         )
+        self._loop: DispatchLoop | None = None
+        self._steps: tuple[BoundStep, ...] = ()
+        self._fixed: tuple[Call, ...] = ()
+        if gate is not None:
+            turns = [
+                [
+                    Turn(
+                        step=gate.bind(i, buffer, scales[i]),
+                        follows=i > 0 and buffers[i - 1] is buffers[i] and scales[i - 1] == scales[i],
+                        options=self._options[i][place],
+                    )
+                    for place, buffer in enumerate(buffers[i])
+                ]
+                for i in range(len(engines.blocks))
+            ]
+            self._loop = loop_for(gate, turns)
+            self._steps = tuple(places[0].step for places in turns)
+        elif policy is not None:
+            self._fixed = self.engine_calls(policy)
 
     def run(
         self, image: NDArray[np.float32], forced: NDArray[np.uint8] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Runs one image, (1, C, H, W) float32; see :meth:`dfs_deploy.runtimes.base.Backend.infer`."""
         np.copyto(self._images, image)
-        path = bytearray(len(self._turns))
-        choices = None if forced is None else forced[0].tobytes()
+        if self._gate is None or self._loop is None:
+            assert forced is not None  # noqa: S101 (a static policy is always given)
+            self._run_fixed()
+            return self._logits.copy(), forced.copy()
         self._gate.reset(1)
-        place, index = 0, -1
+        loop, label = self._loop, "the stem"
         try:
             self._stem()
-            for index, turns in enumerate(self._turns):
-                decide, calls = turns[place]
-                option = decide()
-                if choices is not None:
-                    option = choices[index]
-                path[index] = option
-                call, place = calls[option]
-                if call is not None:
-                    call()
-            index += 1
-            self._head[place]()
+            label = ""
+            path = loop.run(None if forced is None else forced[0].tobytes())
+            label = "the head"
+            self._head[loop.place]()
         except DfsDeployError:
             raise
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
-            raise engine_failed(self._label(index, path), error) from error
+            raise engine_failed(label or self._label_at(loop.block, loop.path), error) from error
         return self._logits.copy(), np.frombuffer(path, np.uint8)[None]
 
-    def _label(self, index: int, path: bytearray) -> str:
-        if not 0 <= index < len(self._turns):
-            return "the stem" if index < 0 else "the head"
-        engine = self._engines.blocks[index].options[path[index]]
+    def _run_fixed(self) -> None:
+        """Runs the calls of the static policy."""
+        index = 0
+        try:
+            for index, call in enumerate(self._fixed):  # noqa: B007 (the message below says which)
+                call()
+        except DfsDeployError:
+            raise
+        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+            raise engine_failed(f"engine {index} of the static policy", error) from error
+
+    def _label_at(self, block: int, path: bytearray) -> str:
+        engine = self._engines.blocks[block].options[path[block]]
         return "the gate" if engine is None else engine.label
 
     def engine_calls(self, path: NDArray[np.uint8]) -> tuple[Call, ...]:
         """The calls that a path makes, in order, the gates' left out."""
         calls, place = [self._stem], 0
-        for turns, option in zip(self._turns, path, strict=True):
-            call, place = turns[place][1][int(option)]
+        for places, option in zip(self._options, path, strict=True):
+            call, place = places[place][int(option)]
             if call is not None:
                 calls.append(call)
         return (*calls, self._head[place])
 
     def gate_calls(self) -> tuple[Callable[[], int], ...]:
-        """The gate's step at each gated block, on float32 features."""
-        self._gate.reset(1)
-        return tuple(turns[0][0] for turns in self._turns)
+        """The gate's step at each gated block, on float32 features; none with a static policy."""
+        if self._gate is not None:
+            self._gate.reset(1)
+        return self._steps
 
 
 def _never() -> None:
