@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from dfs_deploy.architecture import Architecture
 from dfs_deploy.checkpoints.reading import METADATA_KEY, RawCheckpoint
 from dfs_deploy.checkpoints.registry import Checkpoint, recognizer
 from dfs_deploy.errors import CheckpointError
-from dfs_deploy.files import whole_file
+from dfs_deploy.files import write_whole
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Options, parse_policy
 from dfs_deploy.preprocessing import InputContract
@@ -25,6 +26,8 @@ VERSION = 2
 
 def save_checkpoint(path: str | Path, network: DFSNetwork, contract: InputContract) -> None:
     """Writes a network whole: to a temporary file, then renamed.
+
+    It is made in memory first, so that what the file system refuses is an ``OSError``.
 
     Args:
         path: ends in ``.safetensors`` for that format; anything else is written by ``torch.save``.
@@ -41,13 +44,14 @@ def save_checkpoint(path: str | Path, network: DFSNetwork, contract: InputContra
         "input": dataclasses.asdict(contract),
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    with whole_file(path) as temporary:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import save_file
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save
 
-            save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(values)})
-        else:
-            torch.save({**values, "state_dict": tensors}, temporary)
+        write_whole(path, save(tensors, metadata={METADATA_KEY: json.dumps(values)}))
+    else:
+        buffer = io.BytesIO()
+        torch.save({**values, "state_dict": tensors}, buffer)
+        write_whole(path, buffer.getvalue())
 
 
 @recognizer(FORMAT, lambda raw: raw.values.get("format") == FORMAT)

@@ -56,7 +56,7 @@ def recognizer(name: str, matches: Callable[[RawCheckpoint], bool]) -> Callable[
     return register
 
 
-def load_checkpoint(path: str | Path, options: Options | None = None) -> Checkpoint:
+def load_checkpoint(path: str | Path, options: Options | None = None, deployable: bool = True) -> Checkpoint:
     """Reads a trained network of any known format.
 
     Nothing in the file is executed.
@@ -64,6 +64,8 @@ def load_checkpoint(path: str | Path, options: Options | None = None) -> Checkpo
     Args:
         path: a ``torch.save`` archive or a ``.safetensors`` file.
         options: what the gate chooses from, where the file does not say; ``None`` for the format's default.
+        deployable: whether each block must have run quantised already, as far as it has such options. Training begins
+            with networks that have not.
 
     Raises:
         CheckpointError: the file cannot be read, or lacks something.
@@ -75,7 +77,8 @@ def load_checkpoint(path: str | Path, options: Options | None = None) -> Checkpo
     for candidate in _RECOGNIZERS:
         if candidate.matches(raw):
             checkpoint = candidate.load(raw, options)
-            check_ranges(checkpoint.network)
+            if deployable:
+                check_ranges(checkpoint.network)
             checkpoint.network.eval()
             return checkpoint
     reject(raw, path)

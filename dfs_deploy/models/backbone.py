@@ -59,12 +59,17 @@ class QuantizedConv2d(nn.Module):
         """
         if bits < FULL_BITS:
             if self.training:
-                self._follow(x)
+                self.follow_range(x)
             x = fake_quantize(x, self.low, self.high, bits) if round_input else x.clamp(self.low, self.high)
         weight = fake_quantize_weight(self.weight, bits)
         return functional.conv2d(x, weight, stride=self.stride, padding=self.padding)
 
-    def _follow(self, x: Tensor) -> None:
+    def follow_range(self, x: Tensor) -> None:
+        """Moves the running range toward that of a batch; the first batch sets it.
+
+        Args:
+            x: (N, in_channels, H, W) float32, an input of the convolution.
+        """
         low, high = batch_range(x)
         momentum = RANGE_MOMENTUM if self.has_range else 1.0
         self.low.lerp_(low.to(self.low.dtype), momentum)

@@ -58,5 +58,5 @@ def batch_range(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Two (1,) tensors.
     """
-    flat = x.detach().flatten(1)
-    return flat.amin(1).mean().reshape(1), flat.amax(1).mean().reshape(1)
+    axes = tuple(range(1, x.ndim))
+    return x.detach().amin(axes).mean().reshape(1), x.detach().amax(axes).mean().reshape(1)

@@ -1,0 +1,30 @@
+"""Training by the paper's two-step procedure: a backbone, its gate, then both toward a computation percentage.
+
+from dfs_deploy.training import Job, preset, train
+
+trained = train(Job("digits", preset("quick", target=30.0)), "run")
+trained.checkpoint  # what dfs-deploy export takes
+"""
+
+from dfs_deploy.training.data import load_splits
+from dfs_deploy.training.evaluation import Evaluation, evaluate
+from dfs_deploy.training.forward import joint_forward
+from dfs_deploy.training.job import Job
+from dfs_deploy.training.metrics import read_metrics
+from dfs_deploy.training.recipe import PRESETS, Recipe, preset
+from dfs_deploy.training.trainer import Trained, resume, train
+
+__all__ = [
+    "PRESETS",
+    "Evaluation",
+    "Job",
+    "Recipe",
+    "Trained",
+    "evaluate",
+    "joint_forward",
+    "load_splits",
+    "preset",
+    "read_metrics",
+    "resume",
+    "train",
+]

@@ -1,0 +1,211 @@
+"""Training data on the device: batches that depend on the seed and the step alone, augmented all at once.
+
+Nothing here has a state that runs on: the batch of a step is a function of seed, stage and step, so a run that is
+resumed at a step, or split over several processes, sees what a run that never stopped would have seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dfs_deploy.datasets import Dataset, load_dataset
+from dfs_deploy.digits import load_digits
+from dfs_deploy.errors import DataError
+from dfs_deploy.preprocessing import CIFAR10_CLASSES, InputContract
+from dfs_deploy.training.processes import Processes
+from dfs_deploy.training.recipe import Augmentation
+
+DIGITS = "digits"
+"""In place of a path: scikit-learn's digits."""
+
+HELD_OUT_SHARE = 0.1
+"""Of the training images, where a data set has no test split of its own."""
+
+SHIFT = 4
+"""Most pixels by which an image is moved, each way; what comes in is black."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a network trains on and what it is evaluated on.
+
+    Attributes:
+        train: the training images.
+        evaluation: other images.
+        evaluation_name: ``test``, or ``held-out`` for images taken out of the training split.
+    """
+
+    train: Dataset
+    evaluation: Dataset
+    evaluation_name: str
+
+    @property
+    def classes(self) -> int:
+        """How many classes the network must know."""
+        return len(self.train.class_names) or int(self.train.labels.max()) + 1
+
+    def contract(self) -> InputContract:
+        """The normalisation that the training split asks for; CIFAR-10's usual one where its classes are CIFAR-10's."""
+        names = self.train.class_names
+        shape = (3, *self.train.images.shape[1:3])
+        if names == CIFAR10_CLASSES:
+            return InputContract(shape=shape, class_names=names)
+        pixels = self.train.images.reshape(-1, 3)
+        mean = pixels.mean(0, dtype=np.float64) / 255.0
+        std = np.maximum(pixels.std(0, dtype=np.float64) / 255.0, 1e-3)
+        return InputContract(shape, tuple(mean.round(4).tolist()), tuple(std.round(4).tolist()), names)
+
+
+def load_splits(data: str, size: tuple[int, int] | None = None, held_out: int | None = None, seed: int = 0) -> Splits:
+    """Loads what to train on and what to evaluate on.
+
+    Args:
+        data: ``digits``, or a path that :func:`dfs_deploy.load_dataset` reads.
+        size: height and width to resize images to; ``None`` for their own.
+        held_out: evaluate on so many training images, drawn and taken out, instead of on the test split; ``None`` for
+            the test split, or a tenth of the images where the data set has none.
+        seed: of that draw.
+
+    Raises:
+        DataError: the data cannot be read, is of one class, or has too few images.
+    """
+    train = _load(data, "train", size)
+    if len(set(train.labels.tolist())) < 2:
+        raise DataError(f"{train.name} has images of one class only, expected at least 2; add the other classes")
+    if held_out is None:
+        test = _load(data, "test", size)
+        # A data set without splits gives the same images for either.
+        if test.name != train.name:
+            classes = len(train.class_names) or int(train.labels.max()) + 1
+            return Splits(train, test.labelled_for(classes, train.class_names), "test")
+        held_out = max(1, int(len(train) * HELD_OUT_SHARE))
+    if not 0 < held_out < len(train):
+        raise DataError(f"{held_out} of {len(train)} images held out, expected at least 1, and some left to train on")
+    shuffled = train.subset(None, seed)
+    parts = [
+        Dataset(shuffled.images[rows], shuffled.labels[rows], shuffled.class_names, shuffled.name)
+        for rows in (slice(held_out, None), slice(None, held_out))
+    ]
+    return Splits(parts[0], parts[1], "held-out")
+
+
+def _load(data: str, split: str, size: tuple[int, int] | None) -> Dataset:
+    if data == DIGITS and not Path(data).exists():
+        return load_digits("train" if split == "train" else "test")
+    return load_dataset(data, split, size)
+
+
+class Images:
+    """A data set on a device, as the network takes it.
+
+    Args:
+        dataset: the images.
+        contract: how they are normalised.
+        device: where they lie; as bytes, until a batch is taken.
+    """
+
+    def __init__(self, dataset: Dataset, contract: InputContract, device: torch.device) -> None:
+        self._pixels = torch.from_numpy(np.ascontiguousarray(dataset.images.transpose(0, 3, 1, 2))).to(device)
+        self._labels = torch.from_numpy(dataset.labels).to(device)
+        self._mean = torch.tensor(contract.mean, device=device).view(1, -1, 1, 1)
+        self._std = torch.tensor(contract.std, device=device).view(1, -1, 1, 1)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where they lie."""
+        return self._labels.device
+
+    def take(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (N, 3, H, W) uint8 and labels (N,) int64 of some rows."""
+        return self._pixels[rows], self._labels[rows]
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Maps (N, 3, H, W) uint8 to float32, channels last in memory: that is how convolutions are fast."""
+        scaled = (pixels.float() / 255.0 - self._mean) / self._std
+        return scaled.contiguous(memory_format=torch.channels_last)
+
+
+class Batches:
+    """Random batches of training images without end.
+
+    Args:
+        images: the training split.
+        size: images in a batch, over all processes.
+        augmentation: how they are varied.
+        seed: of order and variation.
+        processes: whose share of each batch is given.
+
+    Raises:
+        DataError: fewer images than a batch.
+    """
+
+    def __init__(
+        self, images: Images, size: int, augmentation: Augmentation, seed: int, processes: Processes | None = None
+    ) -> None:
+        if len(images) < size:
+            raise DataError(f"{len(images)} training images for batches of {size}, expected more; lower --batch")
+        self._images = images
+        self._size = size
+        self._augmentation = augmentation
+        self._seed = seed
+        self._share = (processes or Processes()).share(size)
+        self._epoch: tuple[str, int, Tensor] | None = None
+
+    def __len__(self) -> int:
+        """Batches in an epoch; what does not fill one is left out, other images each time."""
+        return len(self._images) // self._size
+
+    def take(self, stage: str, step: int, plain: bool = False) -> tuple[Tensor, Tensor]:
+        """The batch of a step: this process's share of it.
+
+        Args:
+            stage: each has its own order.
+            step: from 0.
+            plain: whether images are left as they are.
+
+        Returns:
+            (n, 3, H, W) float32, normalised, and (n,) int64.
+        """
+        epoch, place = divmod(step, len(self))
+        rows = self._order(stage, epoch)[place * self._size : (place + 1) * self._size][self._share]
+        pixels, labels = self._images.take(rows.to(self._images.device))
+        if not plain and self._augmentation != "none":
+            random = _generator(self._seed, stage, "vary", step)
+            shifts = torch.randint(0, 2 * SHIFT + 1, (self._size, 2), generator=random)[self._share]
+            flips = torch.rand(self._size, generator=random)[self._share] < 0.5
+            pixels = _shift(pixels, shifts.to(pixels.device))
+            if self._augmentation == "crop-flip":
+                pixels = torch.where(flips.to(pixels.device)[:, None, None, None], pixels.flip(3), pixels)
+        return self._images.normalize(pixels), labels
+
+    def _order(self, stage: str, epoch: int) -> Tensor:
+        if self._epoch is None or self._epoch[:2] != (stage, epoch):
+            random = _generator(self._seed, stage, "order", epoch)
+            self._epoch = (stage, epoch, torch.randperm(len(self._images), generator=random))
+        return self._epoch[2]
+
+
+def _shift(pixels: Tensor, shifts: Tensor) -> Tensor:
+    """Moves each image (N, C, H, W) by its own (N, 2) rows and columns, 0 to 2 * SHIFT."""
+    n, _, height, width = pixels.shape
+    padded = functional.pad(pixels, (SHIFT, SHIFT, SHIFT, SHIFT)).permute(0, 2, 3, 1)
+    index = torch.arange(n, device=pixels.device)[:, None, None]
+    down = (shifts[:, :1] + torch.arange(height, device=pixels.device))[:, :, None]
+    right = (shifts[:, 1:] + torch.arange(width, device=pixels.device))[:, None, :]
+    return padded[index, down, right].permute(0, 3, 1, 2)
+
+
+def _generator(*key: object) -> torch.Generator:
+    """A stream of its own for each key, the same on every machine."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

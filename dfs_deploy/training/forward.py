@@ -1,0 +1,262 @@
+"""The forward that joint training differentiates: one backward a sample, whatever the number of options.
+
+Equation 1 mixes every option's output by the gate's weights. With the hard choice of Section 3 the weights are one-hot
+in the forward, and the softmax only carries the gradient; so for one sample and one block
+
+- the chosen option has weight 1: it needs a forward and a backward;
+- an option that was not chosen has weight 0: nothing flows back through its output. The gate's gradient needs the
+  output itself, so it needs a forward without a graph.
+
+``DFSNetwork.forward`` pays a backward for each option of each sample; this one pays it once. In evaluation mode both
+give the same values and the same gradients. In training mode they differ in what a batch is for normalisation:
+
+- There, each option of a block normalises the whole batch on its own, samples included that chose another option, and
+  the running statistics follow every one of them.
+- Here, a block's normalisation sees what will reach it when deployed: the samples that run the block, each in its own
+  bitwidth, together. The running statistics follow that, by the share of the batch that ran. Options that were not
+  chosen are normalised by the same statistics, as constants. Where all samples choose one option, the forward and the
+  gradient of the backbone are again those of ``DFSNetwork.forward``.
+- Fewer than ``LEAST_ROWS`` samples are no batch: they are normalised by the running statistics, which then stay.
+
+A convolution's running input range moves once a step: over all samples for a block's first convolution and its
+projection, over the samples that run the block for its second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dfs_deploy.models import BasicBlock, DFSNetwork, NetworkOutput, QuantizedConv2d, decide
+from dfs_deploy.models.quantize import fake_quantize, fake_quantize_weight
+from dfs_deploy.options import FULL_BITS, Options
+
+LEAST_ROWS = 4
+"""Samples from which a block's own batch statistics are used in training mode."""
+
+
+class _Affine(NamedTuple):
+    """A normalisation as constants: ``y * scale + shift``, each (C,) float32."""
+
+    scale: Tensor
+    shift: Tensor
+
+
+class _Group(NamedTuple):
+    """Consecutive samples of one option, in an order sorted by option."""
+
+    bits: int
+    start: int
+    stop: int
+
+
+def joint_forward(network: DFSNetwork, x: Tensor) -> NetworkOutput:
+    """Computes the hard choice of every block, with the softmax's gradient for the gate (Section 3).
+
+    Args:
+        network: in training mode, in evaluation mode, or with only some modules in either.
+        x: (N, C, H, W) float32, normalised.
+
+    Returns:
+        The output; ``path`` is the hard choice, and ``expected_cost`` carries a gradient to the gate.
+    """
+    first, *gated = network.blocks
+    features = first(network.backbone.stem(x))
+    state = network.gate.initial_state(features)
+    costs = torch.tensor(network.options.costs, device=x.device)
+    scores, path, cost = [], [], []
+    for index, block in enumerate(gated):
+        score, state = network.gate(index, features, state)
+        choice = decide(score)
+        soft = functional.softmax(score, 1)
+        features = _run_block(block, features, choice, soft, network.options)
+        scores.append(score)
+        path.append(choice)
+        # The difference first: it is exactly zero, so the cost is exactly that of the choice.
+        cost.append(costs[choice] + ((soft - soft.detach()) * costs).sum(1))
+    n, k = x.shape[0], len(network.options)
+    return NetworkOutput(
+        logits=network.backbone.classify(features),
+        path=torch.stack(path, 1) if path else x.new_zeros((n, 0), dtype=torch.int64),
+        scores=torch.stack(scores, 1) if scores else x.new_zeros((n, 0, k)),
+        expected_cost=torch.stack(cost, 1).mean(1) if cost else x.new_ones(n),
+    )
+
+
+def _run_block(block: BasicBlock, x: Tensor, choice: Tensor, soft: Tensor, options: Options) -> Tensor:
+    """Runs one gated block, and gives the gate the outputs of the options that were not chosen."""
+    # Skipping samples stand first, so that those that run are consecutive.
+    lanes = sorted(range(len(options)), key=lambda k: not options[k].skips)
+    place = torch.empty_like(choice[:1]).new_tensor([lanes.index(k) for k in range(len(options))])
+    lane = place[choice]
+    order = torch.argsort(lane, stable=True)
+    counts = torch.bincount(lane, minlength=len(lanes)).tolist()
+    groups, start = [], 0
+    for k, count in zip(lanes, counts, strict=True):
+        groups.append(_Group(options[k].bits, start, start + count))
+        start += count
+    rows = x.index_select(0, order)
+    if any(option.quantized for option in options):
+        _follow(block.conv1, rows)
+        if block.projection is not None:
+            _follow(block.projection.conv, rows)
+    chosen = _Chosen(block, groups)
+    result = chosen.run(rows)
+    if torch.is_grad_enabled() and soft.requires_grad:
+        with torch.no_grad():
+            others = [chosen.run_other(rows.detach(), result.detach(), group) for group in groups]
+        by_option = [output for _, output in sorted(zip(lanes, others, strict=True), key=lambda pair: pair[0])]
+        result = _HardChoice.apply(result, soft.index_select(0, order), *by_option)  # type: ignore[no-untyped-call]
+    return result.index_select(0, torch.argsort(order))
+
+
+class _Chosen:
+    """One block over samples sorted by option: the chosen options with a graph, the others without."""
+
+    def __init__(self, block: BasicBlock, groups: Sequence[_Group]) -> None:
+        self._block = block
+        self._groups = groups
+        self._running = [group for group in groups if group.bits]
+        self._first = self._running[0].start if self._running else groups[-1].stop
+        self._affines: list[_Affine] = []
+        self._has_second_range = False
+
+    def run(self, rows: Tensor) -> Tensor:
+        """Gives (N, C', H', W'), each sample in its own option."""
+        block, first = self._block, self._first
+        share = (len(rows) - first) / len(rows)
+        shortcut, through = rows, None
+        if block.projection is not None:
+            shortcut = _convolve(block.projection.conv, rows, self._groups)
+            shortcut, through = _normalize(block.projection.norm, shortcut, 1.0)
+        if first == len(rows):
+            self._affines = [_running_affine(block.norm1), _running_affine(block.norm2)]
+            result = shortcut
+        else:
+            y, one = _normalize(block.norm1, _convolve(block.conv1, rows[first:], self._running), share)
+            y = functional.relu(y)
+            if any(0 < group.bits < FULL_BITS for group in self._groups):
+                _follow(block.conv2, y)
+                self._has_second_range = True
+            y, two = _normalize(block.norm2, _convolve(block.conv2, y, self._running), share)
+            self._affines = [one, two]
+            ran = functional.relu(y + shortcut[first:])
+            result = ran if first == 0 else torch.cat([shortcut[:first], ran])
+        if through is not None:
+            self._affines.append(through)
+        return result
+
+    def run_other(self, rows: Tensor, result: Tensor, group: _Group) -> Tensor:
+        """Gives the output (N, C', H', W') of one option for all samples; those that chose it have theirs already."""
+        if group.start == 0 and group.stop == len(rows):
+            return result
+        x = torch.cat([rows[: group.start], rows[group.stop :]]) if group.stop > group.start else rows
+        output = self._option(x, group.bits)
+        if group.stop == group.start:
+            return output
+        return torch.cat([output[: group.start], result[group.start : group.stop], output[group.start :]])
+
+    def _option(self, x: Tensor, bits: int) -> Tensor:
+        block = self._block
+        one, two, *through = self._affines
+        shortcut = x
+        if block.projection is not None:
+            shortcut = _convolve_affine(block.projection.conv, x, bits or FULL_BITS, through[0])
+        if not bits:
+            return shortcut
+        y = _convolve_affine(block.conv1, x, bits, one).relu_()
+        if bits < FULL_BITS and not self._has_second_range:
+            _follow(block.conv2, y)
+            self._has_second_range = True
+        return _convolve_affine(block.conv2, y, bits, two).add_(shortcut).relu_()
+
+
+class _HardChoice(torch.autograd.Function):
+    """Passes the chosen features on; backward, gives the weight of each option its product with the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, chosen: Tensor, soft: Tensor, *outputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*outputs)
+        return chosen.view_as(chosen)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        by_sample = gradient.permute(0, 2, 3, 1).flatten(1).unsqueeze(1)
+        dots = [
+            torch.bmm(by_sample, output.to(gradient.dtype).permute(0, 2, 3, 1).flatten(1).unsqueeze(2)).flatten()
+            for output in ctx.saved_tensors
+        ]
+        return (gradient, torch.stack(dots, 1).float(), *(None for _ in dots))
+
+
+def _convolve(conv: QuantizedConv2d, x: Tensor, groups: Sequence[_Group]) -> Tensor:
+    """Convolves consecutive groups of samples, each in its own bitwidth; a skipped group in full precision."""
+    filled = [group for group in groups if group.stop > group.start]
+    outputs = [_round_and_convolve(conv, x[group.start : group.stop], group.bits or FULL_BITS) for group in filled]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _round_and_convolve(conv: QuantizedConv2d, x: Tensor, bits: int) -> Tensor:
+    # As QuantizedConv2d's own forward, but that the range was moved before, once for all options.
+    if bits < FULL_BITS:
+        x = fake_quantize(x.float(), conv.low, conv.high, bits)
+    weight = fake_quantize_weight(conv.weight, bits)
+    return functional.conv2d(x, weight, stride=conv.stride, padding=conv.padding)
+
+
+def _convolve_affine(conv: QuantizedConv2d, x: Tensor, bits: int, affine: _Affine) -> Tensor:
+    """Convolution and normalisation by constants in one: the scale goes into the weight. No gradient."""
+    if bits < FULL_BITS:
+        x = fake_quantize(x.float(), conv.low, conv.high, bits)
+    weight = fake_quantize_weight(conv.weight, bits) * affine.scale[:, None, None, None]
+    weight = weight.contiguous(memory_format=torch.channels_last) if _is_channels_last(conv.weight) else weight
+    return functional.conv2d(x, weight, affine.shift, stride=conv.stride, padding=conv.padding)
+
+
+def _normalize(norm: nn.BatchNorm2d, x: Tensor, share: float) -> tuple[Tensor, _Affine]:
+    """Normalises, and gives what it did as constants.
+
+    Args:
+        norm: weights and running statistics.
+        x: (n, C, H, W), the samples that run the block.
+        share: of the batch that they are; the running statistics move by as much of their momentum.
+    """
+    if not norm.training or len(x) < LEAST_ROWS:
+        result = functional.batch_norm(
+            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps
+        )
+        return result, _running_affine(norm)
+    momentum = (0.1 if norm.momentum is None else norm.momentum) * share
+    result, mean, inverse_std = torch.native_batch_norm(
+        x, norm.weight, norm.bias, norm.running_mean, norm.running_var, True, momentum, norm.eps
+    )
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    return result, _affine(norm, mean.detach(), inverse_std.detach())
+
+
+@torch.no_grad()
+def _running_affine(norm: nn.BatchNorm2d) -> _Affine:
+    assert norm.running_mean is not None and norm.running_var is not None  # noqa: S101 (for the type checker)
+    return _affine(norm, norm.running_mean, (norm.running_var + norm.eps).rsqrt())
+
+
+@torch.no_grad()
+def _affine(norm: nn.BatchNorm2d, mean: Tensor, inverse_std: Tensor) -> _Affine:
+    scale = norm.weight * inverse_std
+    return _Affine(scale, norm.bias - mean * scale)
+
+
+@torch.no_grad()
+def _follow(conv: QuantizedConv2d, x: Tensor) -> None:
+    if conv.training:
+        conv.follow_range(x.detach())
+
+
+def _is_channels_last(weight: Tensor) -> bool:
+    return weight.is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,94 @@
+"""The metrics log: one JSON object a line, a line a step; and the same for TensorBoard.
+
+Schema 1. Every record has ``event``, ``stage`` and ``step`` (steps taken in that stage), but the first, which has the
+job:
+
+- ``run``: ``schema``, ``version`` of dfs-deploy, ``job`` (see :class:`dfs_deploy.training.job.Job`), ``architecture``,
+  ``options``, ``images`` of the splits, ``processes``.
+- ``step``: ``loss`` (what is minimised), ``accuracy`` (share of the batch classified correctly), ``cost``
+  (full-precision blocks that the batch cost), ``percentage`` (the same in percent), ``alpha`` (with its sign) and
+  ``lr``, one an optimizer: the backbone's before the gate's.
+- ``evaluation``: ``split``, ``images``, ``top1``, ``percentage``, ``option_share`` (a list for each gated block, a
+  share for each option) and ``paths``.
+- ``time``: ``seconds`` and ``steps`` that a stage took since the run was started or resumed, evaluations left out.
+
+All but ``time`` depend on the job alone: a run that was stopped and resumed writes the lines that one never stopped
+writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dfs_deploy.extras import required
+
+SCHEMA = 1
+
+Record = Mapping[str, Any]
+
+
+class MetricsLog:
+    """Appends records to a file.
+
+    Args:
+        path: the file; made where it is missing.
+        keep: bytes of it that stand; what was written later, by a run that was stopped, is cut off.
+        tensorboard: folder for TensorBoard's events; ``None`` for none.
+
+    Raises:
+        MissingExtraError: TensorBoard is wanted and not installed.
+    """
+
+    def __init__(self, path: Path, keep: int, tensorboard: Path | None = None) -> None:
+        self._stream = path.open("ab")
+        self._stream.truncate(keep)
+        self._stream.seek(0, os.SEEK_END)
+        self._writer: Any = None
+        if tensorboard is not None:
+            with required():
+                from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(tensorboard))
+
+    def write(self, records: Iterable[Record]) -> None:
+        """Appends records, and hands them to the system."""
+        for record in records:
+            self._stream.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+            self._show(record)
+        self._stream.flush()
+
+    def sync(self) -> int:
+        """Waits until all of it is on disk; gives its size in bytes."""
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        return self._stream.tell()
+
+    def close(self) -> None:
+        """Ends writing."""
+        self._stream.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _show(self, record: Record) -> None:
+        if self._writer is None or record["event"] not in ("step", "evaluation"):
+            return
+        for key, value in record.items():
+            if isinstance(value, float):
+                self._writer.add_scalar(f"{record['stage']}/{record['event']}/{key}", value, record["step"])
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Reads a metrics log; a last line that was cut off by a stop is left out.
+
+    Args:
+        path: a ``metrics.jsonl``.
+
+    Returns:
+        The records, in order.
+    """
+    lines = Path(path).read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines[:-1]]

@@ -1,0 +1,188 @@
+"""What training is told, besides the data: the paper's hyperparameters, and a preset for small machines."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from dfs_deploy.errors import UsageError
+from dfs_deploy.options import Options
+
+AlphaSign = Literal["dynamic", "constant"]
+Schedule = Literal["steps", "one-cycle"]
+GateOptimizer = Literal["sgd", "adam"]
+Augmentation = Literal["crop-flip", "crop", "none"]
+StageName = Literal["backbone", "gate", "joint"]
+
+STAGES: tuple[StageName, ...] = get_args(StageName)
+"""The stages, in the order in which they run."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyperparameters of all stages; the defaults are the paper's (Section 4, Training Details).
+
+    Attributes:
+        options: what the gate chooses from.
+        target: computation percentage that joint training aims for.
+        blocks_per_group: n of ResNet-(6n+2).
+        batch: images in a step, over all processes.
+        backbone_steps: steps of stage 0, the backbone alone in full precision.
+        gate_steps: most steps of stage 1, the gate alone on the fixed backbone.
+        gate_patience: stage 1 ends early after so many steps in a row in which every block ran the dearest option;
+            0 for never.
+        joint_steps: steps of stage 2, backbone and gate toward the target.
+        settle_steps: last steps of stage 2 in which normalisation and ranges stay as they are, on images as they are:
+            what is steered to the target then is what will be deployed.
+        backbone_lr: initial or peak learning rate of stage 0.
+        gate_lr: of stage 1.
+        joint_lr: of the backbone in stage 2.
+        joint_gate_lr: of the gate in stage 2.
+        schedule: ``steps`` divides the rate by 10 after half of a stage and again after three quarters of it, as the
+            paper; ``one-cycle`` warms up over a tenth of the stage and then follows a cosine to zero.
+        gate_optimizer: ``sgd``, as for the backbone and in the paper; or ``adam``.
+        momentum: of SGD.
+        nesterov: whether SGD looks ahead.
+        weight_decay: of SGD.
+        clip: greatest norm of a step's gradient; 0 for no limit.
+        standardize_gate: whether stage 1 begins by scaling the gate's embeddings to mean 0 and deviation 1 over a
+            batch. Pooled features differ little from image to image; unscaled, so do the first choices.
+        alpha: absolute weight of the cost (Equation 2); the cost is summed over the gated blocks and the samples of a
+            batch, in full-precision blocks, as in the authors' code.
+        alpha_sign: ``dynamic`` flips the sign of alpha at every step, positive where the batch cost more than the
+            target and negative where it did not (Section 3); ``constant`` keeps it positive (Table 1).
+        augmentation: ``crop-flip`` moves each image by up to 4 pixels and mirrors half of them; ``crop`` only moves.
+    """
+
+    options: Options = Options((0, 8, 16, 32))  # noqa: RUF009 (immutable)
+    target: float = 40.0
+    blocks_per_group: int = 6
+    batch: int = 128
+    backbone_steps: int = 64_000
+    gate_steps: int = 64_000
+    gate_patience: int = 0
+    joint_steps: int = 64_000
+    settle_steps: int = 0
+    backbone_lr: float = 0.1
+    gate_lr: float = 0.1
+    joint_lr: float = 0.01
+    joint_gate_lr: float = 0.01
+    schedule: Schedule = "steps"
+    gate_optimizer: GateOptimizer = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    clip: float = 0.0
+    standardize_gate: bool = False
+    alpha: float = 5e-6
+    alpha_sign: AlphaSign = "dynamic"
+    augmentation: Augmentation = "crop-flip"
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        whole = ("blocks_per_group", "batch")
+        for name in (*whole, "backbone_steps", "gate_steps", "joint_steps", "gate_patience", "settle_steps"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < (name in whole):
+                raise UsageError(f"{name} is {value!r}, expected an integer of at least {int(name in whole)}")
+        for name in (
+            "backbone_lr",
+            "gate_lr",
+            "joint_lr",
+            "joint_gate_lr",
+            "momentum",
+            "weight_decay",
+            "clip",
+            "alpha",
+        ):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0.0):
+                raise UsageError(f"{name} is {value!r}, expected a number of at least 0")
+        if self.settle_steps > self.joint_steps:
+            raise UsageError(f"settle_steps {self.settle_steps} of {self.joint_steps} joint_steps, expected fewer")
+        low, high = (100.0 * edge(self.options.costs) for edge in (min, max))
+        if not low <= self.target <= high:
+            raise UsageError(
+                f"target {self.target:g} %, expected {low:g} to {high:g}, what the options '{self.options}' reach;"
+                " choose another target or other options"
+            )
+
+    def _check_choices(self) -> None:
+        for name, kind in (
+            ("schedule", Schedule),
+            ("gate_optimizer", GateOptimizer),
+            ("alpha_sign", AlphaSign),
+            ("augmentation", Augmentation),
+        ):
+            if getattr(self, name) not in get_args(kind):
+                raise UsageError(f"{name} {getattr(self, name)!r}, expected {' or '.join(get_args(kind))}")
+
+    @property
+    def full_percentage(self) -> float:
+        """Computation percentage where every block runs the dearest option: what stage 1 aims for."""
+        return 100.0 * max(self.options.costs)
+
+    def steps(self, stage: StageName) -> int:
+        """Most steps that a stage takes."""
+        return {"backbone": self.backbone_steps, "gate": self.gate_steps, "joint": self.joint_steps}[stage]
+
+    def rate(self, stage: StageName, step: int) -> float:
+        """Factor on a stage's learning rates at a step.
+
+        Args:
+            stage: which.
+            step: from 0.
+
+        Returns:
+            Between 0 and 1.
+        """
+        steps = self.steps(stage)
+        if self.schedule == "steps":
+            return 0.1 ** ((2 * step >= steps) + (4 * step >= 3 * steps))
+        warm = max(1, steps // 10)
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+PRESETS = {
+    "paper": Recipe(),
+    "quick": Recipe(
+        blocks_per_group=3,
+        backbone_steps=3000,
+        gate_steps=300,
+        gate_patience=50,
+        joint_steps=1500,
+        settle_steps=150,
+        backbone_lr=0.2,
+        gate_lr=1e-2,
+        joint_lr=0.05,
+        joint_gate_lr=2e-3,
+        schedule="one-cycle",
+        gate_optimizer="adam",
+        nesterov=True,
+        weight_decay=5e-4,
+        clip=5.0,
+        standardize_gate=True,
+        alpha=3e-4,
+    ),
+}
+"""``paper``: Section 4's. ``quick``: a ResNet-20 in about an hour on two CPU cores."""
+
+
+def preset(name: str, **changes: object) -> Recipe:
+    """A preset with some values changed.
+
+    Args:
+        name: ``paper`` or ``quick``.
+        changes: by attribute; ``None`` keeps the preset's value.
+
+    Raises:
+        UsageError: no such preset, or a value that cannot be.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"preset {name!r}, expected {' or '.join(PRESETS)}")
+    given = {key: value for key, value in changes.items() if value is not None}
+    return dataclasses.replace(PRESETS[name], **given)  # type: ignore[arg-type]
