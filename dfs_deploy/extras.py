@@ -12,6 +12,7 @@ EXTRA_OF = {
     "onnx": "export",
     "safetensors": "export",
     "sklearn": "train",
+    "tensorboard": "tensorboard",
     "psutil": "bench",
     "jinja2": "report",
     "markupsafe": "report",

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import dfs_deploy
-from dfs_deploy.cli import bench, demo, doctor, export, inspect, report, run, verify
+from dfs_deploy.cli import bench, demo, doctor, export, inspect, report, run, train, verify
 from dfs_deploy.cli.console import INTERRUPTED, exit_codes
 from dfs_deploy.errors import UsageError
 
@@ -44,6 +44,7 @@ app.command("report")(report.report)
 app.command("run")(run.run)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
+app.command("train")(train.train)
 app.command("demo")(demo.demo)
 
 

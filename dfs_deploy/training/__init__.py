@@ -6,18 +6,20 @@ trained = train(Job("digits", preset("quick", target=30.0)), "run")
 trained.checkpoint  # what dfs-deploy export takes
 """
 
-from dfs_deploy.training.data import load_splits
+from dfs_deploy.training.data import DIGITS, load_splits
 from dfs_deploy.training.evaluation import Evaluation, evaluate
 from dfs_deploy.training.forward import joint_forward
 from dfs_deploy.training.job import Job
 from dfs_deploy.training.metrics import read_metrics
 from dfs_deploy.training.recipe import PRESETS, Recipe, preset
-from dfs_deploy.training.trainer import Trained, resume, train
+from dfs_deploy.training.trainer import Observer, Trained, resume, train
 
 __all__ = [
+    "DIGITS",
     "PRESETS",
     "Evaluation",
     "Job",
+    "Observer",
     "Recipe",
     "Trained",
     "evaluate",

@@ -58,12 +58,15 @@ def joint_forward(network: DFSNetwork, x: Tensor) -> NetworkOutput:
     """Computes the hard choice of every block, with the softmax's gradient for the gate (Section 3).
 
     Args:
-        network: in training mode, in evaluation mode, or with only some modules in either.
+        network: with a gate, or with a policy, which is then followed. In training mode, in evaluation mode, or with
+            only some modules in either.
         x: (N, C, H, W) float32, normalised.
 
     Returns:
         The output; ``path`` is the hard choice, and ``expected_cost`` carries a gradient to the gate.
     """
+    if network.gate is None:
+        return network(x)  # type: ignore[no-any-return]
     first, *gated = network.blocks
     features = first(network.backbone.stem(x))
     state = network.gate.initial_state(features)

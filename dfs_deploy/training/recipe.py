@@ -34,8 +34,8 @@ class Recipe:
         gate_patience: stage 1 ends early after so many steps in a row in which every block ran the dearest option;
             0 for never.
         joint_steps: steps of stage 2, backbone and gate toward the target.
-        settle_steps: last steps of stage 2 in which normalisation and ranges stay as they are, on images as they are:
-            what is steered to the target then is what will be deployed.
+        settle_share: last part of stage 2, 0 to 1, in which normalisation and ranges stay as they are and images are
+            not varied: what is steered to the target then is what will be deployed.
         backbone_lr: initial or peak learning rate of stage 0.
         gate_lr: of stage 1.
         joint_lr: of the backbone in stage 2.
@@ -64,7 +64,7 @@ class Recipe:
     gate_steps: int = 64_000
     gate_patience: int = 0
     joint_steps: int = 64_000
-    settle_steps: int = 0
+    settle_share: float = 0.0
     backbone_lr: float = 0.1
     gate_lr: float = 0.1
     joint_lr: float = 0.01
@@ -83,7 +83,7 @@ class Recipe:
     def __post_init__(self) -> None:
         self._check_choices()
         whole = ("blocks_per_group", "batch")
-        for name in (*whole, "backbone_steps", "gate_steps", "joint_steps", "gate_patience", "settle_steps"):
+        for name in (*whole, "backbone_steps", "gate_steps", "joint_steps", "gate_patience"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < (name in whole):
                 raise UsageError(f"{name} is {value!r}, expected an integer of at least {int(name in whole)}")
@@ -100,8 +100,8 @@ class Recipe:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0.0):
                 raise UsageError(f"{name} is {value!r}, expected a number of at least 0")
-        if self.settle_steps > self.joint_steps:
-            raise UsageError(f"settle_steps {self.settle_steps} of {self.joint_steps} joint_steps, expected fewer")
+        if not 0.0 <= self.settle_share <= 1.0:
+            raise UsageError(f"settle_share is {self.settle_share!r}, expected 0 to 1")
         low, high = (100.0 * edge(self.options.costs) for edge in (min, max))
         if not low <= self.target <= high:
             raise UsageError(
@@ -127,6 +127,10 @@ class Recipe:
     def steps(self, stage: StageName) -> int:
         """Most steps that a stage takes."""
         return {"backbone": self.backbone_steps, "gate": self.gate_steps, "joint": self.joint_steps}[stage]
+
+    def settled_from(self, stage: StageName) -> int:
+        """The step of a stage, from 0, from which normalisation and ranges stay; its end where they never do."""
+        return self.steps(stage) - (round(self.settle_share * self.joint_steps) if stage == "joint" else 0)
 
     def rate(self, stage: StageName, step: int) -> float:
         """Factor on a stage's learning rates at a step.
@@ -155,7 +159,7 @@ PRESETS = {
         gate_steps=300,
         gate_patience=50,
         joint_steps=1500,
-        settle_steps=150,
+        settle_share=0.1,
         backbone_lr=0.2,
         gate_lr=1e-2,
         joint_lr=0.05,

@@ -21,7 +21,7 @@ def stage_optimizers(network: DFSNetwork, stage: StageName, recipe: Recipe) -> l
     if stage != "gate":
         rate = recipe.backbone_lr if stage == "backbone" else recipe.joint_lr
         optimizers.append(_sgd(network.backbone, rate, recipe))
-    if stage != "backbone":
+    if stage != "backbone" and network.gate is not None:
         rate = recipe.gate_lr if stage == "gate" else recipe.joint_gate_lr
         adam = recipe.gate_optimizer == "adam"
         optimizers.append(
@@ -98,10 +98,12 @@ def standardize_gate(network: DFSNetwork, x: Tensor) -> None:
     """Scales the gate's embeddings so that over some images the LSTM sees mean 0 and deviation 1 in each feature.
 
     Args:
-        network: with an untrained gate; put in evaluation mode.
+        network: with an untrained gate; put in evaluation mode. Without a gate, nothing happens.
         x: (N, C, H, W) float32, normalised, N at least 2.
     """
     network.eval()
+    if network.gate is None:
+        return
     features = network.backbone.stem(x)
     for block, embedding in zip(network.blocks, network.gate.embeddings, strict=False):
         assert isinstance(embedding, nn.Linear)  # noqa: S101 (for the type checker)

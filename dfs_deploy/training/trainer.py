@@ -19,6 +19,7 @@ from dfs_deploy.architecture import Architecture
 from dfs_deploy.checkpoints import load_checkpoint, save_checkpoint
 from dfs_deploy.errors import CheckFailedError, CheckpointError, UsageError
 from dfs_deploy.models import DFSNetwork
+from dfs_deploy.options import FULL_BITS, Options
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.training.data import Batches, Images, Splits, load_splits
 from dfs_deploy.training.evaluation import Evaluation, evaluate
@@ -53,6 +54,8 @@ class Trained:
         network: in evaluation mode.
         contract: how pixels become its input.
         evaluation: of the last stage.
+        split: what was evaluated on: ``test``, or ``held-out`` training images.
+        first: whether this process is the one that wrote it; true where there is only one.
     """
 
     folder: Path
@@ -60,6 +63,8 @@ class Trained:
     network: DFSNetwork
     contract: InputContract
     evaluation: Evaluation
+    split: str
+    first: bool = True
 
 
 def train(job: Job, out: str | Path, observer: Observer | None = None) -> Trained:
@@ -181,12 +186,14 @@ class _Trainer:
             network=self._network.eval(),
             contract=self._contract,
             evaluation=self._last or evaluate(self._network, self._evaluation_images, self._processes, gated),
+            split=self._splits.evaluation_name,
+            first=self._processes.first,
         )
 
     def _run_stage(self, stage: StageName, state: State | None) -> None:
         job, recipe, network = self._job, self._recipe, self._network
         steps = recipe.steps(stage)
-        settled_from = steps - (recipe.settle_steps if stage == "joint" else 0)
+        settled_from = recipe.settled_from(stage)
         optimizers = stage_optimizers(network, stage, recipe)
         begin = streak = 0
         if state is not None and state.optimizers:
@@ -195,7 +202,7 @@ class _Trainer:
                 optimizer.load_state_dict(saved)
         elif stage == "gate" and recipe.standardize_gate:
             standardize_gate(network, self._batches.take(stage, 0, plain=True)[0])
-            self._processes.average(list(network.gate.parameters()))
+            self._processes.average(list(network.parameters()))
         forward = stage_forward(network, stage, job.compile)
         done, seconds = begin, 0.0
         with learning(network, stage):
@@ -270,8 +277,9 @@ class _Trainer:
         self._write([{**where, **dataclasses.asdict(result)}])
         if self._processes.first and stage != "gate":
             name = CHECKPOINT_FILE if gated else BACKBONE_FILE
+            network = self._network if gated else _in_full_precision(self._network)
             with saving(self._folder):
-                save_checkpoint(self._folder / name, self._network, self._contract)
+                save_checkpoint(self._folder / name, network, self._contract)
 
     def _flush(self) -> None:
         """Writes the records of the steps since the last time; one transfer from the device for all."""
@@ -339,6 +347,11 @@ def _begin_with(path: str, architecture: Architecture) -> DFSNetwork:
             " checkpoint of the same blocks, classes and image size"
         )
     return network
+
+
+def _in_full_precision(network: DFSNetwork) -> DFSNetwork:
+    """The backbone as a network of its own, which can be deployed: a policy that runs every block in full precision."""
+    return network.with_policy([1] * network.architecture.gated_blocks, Options((0, FULL_BITS)))
 
 
 def _restore(network: DFSNetwork, state: State, folder: Path) -> None:
