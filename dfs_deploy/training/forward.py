@@ -200,7 +200,10 @@ class _HardChoice(torch.autograd.Function):
 def _convolve(conv: QuantizedConv2d, x: Tensor, groups: Sequence[_Group]) -> Tensor:
     """Convolves consecutive groups of samples, each in its own bitwidth; a skipped group in full precision."""
     filled = [group for group in groups if group.stop > group.start]
-    outputs = [_round_and_convolve(conv, x[group.start : group.stop], group.bits or FULL_BITS) for group in filled]
+    parts = torch.split(x, [group.stop - group.start for group in filled])
+    outputs = [
+        _round_and_convolve(conv, part, group.bits or FULL_BITS) for part, group in zip(parts, filled, strict=True)
+    ]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
