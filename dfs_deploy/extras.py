@@ -11,6 +11,7 @@ EXTRA_OF = {
     "torch": "export",
     "onnx": "export",
     "safetensors": "export",
+    "scipy": "train",
     "sklearn": "train",
     "tensorboard": "tensorboard",
     "psutil": "bench",

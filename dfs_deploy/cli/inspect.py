@@ -30,6 +30,8 @@ def inspect(bundle: BundleArgument = None, json: JsonOption = False) -> None:
     console.print(f"  made from    {manifest.source.file} ({manifest.source.format}) by {_versions(manifest.producer)}")
     console.print(f"  input        {shape}, mean {manifest.input.mean}, std {manifest.input.std}")
     console.print(f"  options      {', '.join(f'{o.name} (cost {o.cost:g})' for o in manifest.options)}")
+    if manifest.policy is not None:
+        console.print(f"  policy       {', '.join(manifest.policy)}: static, by gated block; no gate")
     console.print(f"  targets      {', '.join(manifest.targets)}")
     console.print(f"  files        {len(manifest.files)}, {opened.size / 1e6:.2f} MB, every SHA-256 as recorded")
     if manifest.calibration is not None:

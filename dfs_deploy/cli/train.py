@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _BOOLEANS = {"true": True, "false": False}
 _KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+_MIXED = "mixed"
 _BY_PRESET = "by preset"
 
 
@@ -33,9 +35,20 @@ def train(
     ] = None,
     preset: Annotated[str, typer.Option(help="paper, or quick for a small machine.")] = "paper",
     options: Annotated[
-        str, typer.Option(help="What the gate chooses from; skip,full trains a SkipNet.")
-    ] = "skip,8,16,full",
+        str | None,
+        typer.Option(help="What the gate chooses from; skip,full trains a SkipNet.", show_default="skip,8,16,full"),
+    ] = None,
     target: Annotated[float, typer.Option(help="Computation percentage to reach.")] = 40.0,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="No gate but a static policy: an option for all blocks (8), one for each (8,16,...), or mixed, chosen"
+            " by measured sensitivity for the target."
+        ),
+    ] = None,
+    cost: Annotated[
+        str, typer.Option(help="flops, (bits / 32)^2; or a latency table that bench --save-costs wrote on the target.")
+    ] = "flops",
     blocks: Annotated[int | None, typer.Option(help="n of ResNet-(6n+2).", show_default=_BY_PRESET)] = None,
     backbone: Annotated[
         Path | None, typer.Option(help="Checkpoint whose backbone is taken, in place of training one.")
@@ -43,11 +56,15 @@ def train(
     start: Annotated[
         Path | None, typer.Option(help="Checkpoint whose backbone and gate are taken: only joint training is left.")
     ] = None,
-    until: Annotated[str, typer.Option(help="Last stage: backbone, gate or joint.")] = "joint",
+    until: Annotated[str, typer.Option(help="Last stage: backbone, gate, joint or deploy.")] = "deploy",
     batch: Annotated[int | None, typer.Option(help="Images in a step.", show_default=_BY_PRESET)] = None,
     backbone_steps: Annotated[int | None, typer.Option(help="Of stage 0.", show_default=_BY_PRESET)] = None,
     gate_steps: Annotated[int | None, typer.Option(help="Of stage 1, at most.", show_default=_BY_PRESET)] = None,
     joint_steps: Annotated[int | None, typer.Option(help="Of stage 2.", show_default=_BY_PRESET)] = None,
+    deploy_steps: Annotated[
+        int | None,
+        typer.Option(help="Of stage 3, in the arithmetic of the deployed INT8 engines.", show_default=_BY_PRESET),
+    ] = None,
     alpha: Annotated[
         float | None, typer.Option(help="Absolute weight of the cost (Equation 2).", show_default=_BY_PRESET)
     ] = None,
@@ -85,25 +102,30 @@ def train(
         return
     if data is None:
         raise UsageError("neither --data nor --resume, expected one of them; --data digits needs no download")
+    chosen = _parse_options(options, policy)
+    resized = None if size is None else _parse_size(size)
     recipe = training.preset(
         preset,
-        options=Options.parse(options),
+        options=chosen,
         target=target,
+        policy=None if policy == _MIXED else policy,
         blocks_per_group=blocks,
         batch=batch,
         backbone_steps=backbone_steps,
         gate_steps=gate_steps,
         joint_steps=joint_steps,
+        deploy_steps=deploy_steps,
         alpha=alpha,
         alpha_sign=alpha_sign,
         augmentation=augment or ("crop" if data == training.DIGITS else None),
+        **_latencies(cost, training.preset(preset, blocks_per_group=blocks), chosen, data, resized),
         **_parse_changes(changes or (), training.preset(preset)),
     )
     job = training.Job(
         data=data,
         recipe=recipe,
         seed=seed,
-        size=None if size is None else _parse_size(size),
+        size=resized,
         held_out=held_out,
         backbone=None if backbone is None else str(backbone),
         start=None if start is None else str(start),
@@ -116,6 +138,13 @@ def train(
         compile=compile,
         tensorboard=tensorboard,
     )
+    if policy == _MIXED:
+        found = training.search_policy(job)
+        errors().print(
+            f"policy {','.join(found.policy)}: {found.percentage:.2f} % computation, by sensitivity on {found.images}"
+        )
+        recipe = dataclasses.replace(recipe, policy=",".join(found.policy))
+        job = dataclasses.replace(job, recipe=recipe)
     with _progress(quiet=json) as observer:
         trained = training.train(job, out, observer)
     _report(trained, json)
@@ -135,6 +164,34 @@ def _parse_changes(changes: Iterable[str], recipe: Recipe) -> dict[str, object]:
         except (KeyError, ValueError) as error:
             raise UsageError(f"--set {change!r}, expected {name} as {_KINDS[kind]}") from error
     return parsed
+
+
+def _parse_options(text: str | None, policy: str | None) -> Options:
+    """The options asked for; else the policy's own with full precision, or the paper's."""
+    if text is not None:
+        return Options.parse(text)
+    if policy is None:
+        return Options.parse("skip,8,16,full")
+    if policy == _MIXED:
+        return Options.parse("8,16,full")
+    words = dict.fromkeys(word.strip() for word in f"{policy},full".split(","))
+    return Options(sorted(Options.parse(",".join(words)).bits)) if len(words) > 1 else Options.parse("8,full")
+
+
+def _latencies(
+    cost: str, recipe: Recipe, options: Options, data: str, size: tuple[int, int] | None
+) -> dict[str, object]:
+    """What a recipe says of its costs: nothing for FLOPs, else what was measured on a target."""
+    from dfs_deploy.costs import load_costs
+    from dfs_deploy.training import load_splits
+    from dfs_deploy.training.beginning import new_architecture
+    from dfs_deploy.training.recipe import FLOPS
+
+    if cost == FLOPS:
+        return {}
+    table = load_costs(cost)
+    measured = table.costs(new_architecture(recipe, load_splits(data, size)), options)
+    return {"costs": tuple(map(tuple, measured.tolist())), "cost": Path(cost).name}
 
 
 def _parse_size(text: str) -> tuple[int, int]:
@@ -170,7 +227,7 @@ def _progress(quiet: bool) -> Iterator[Observer]:
             def show(record: Mapping[str, Any]) -> None:
                 if record["event"] == "run":
                     recipe = record["job"]["recipe"]
-                    steps.update({stage: recipe[f"{stage}_steps"] for stage in ("backbone", "gate", "joint")})
+                    steps.update({stage: recipe[f"{stage}_steps"] for stage in ("backbone", "gate", "joint", "deploy")})
                 elif record["event"] == "step":
                     text = (
                         f"{record['stage']:<8} loss {record['loss']:7.3f}  accuracy {record['accuracy']:6.1%}"

@@ -25,7 +25,9 @@ from dfs_deploy.errors import CheckpointError, VerificationError
 from dfs_deploy.extras import required
 
 if TYPE_CHECKING:
+    from dfs_deploy.bundle import Bundle
     from dfs_deploy.exporters import Comparison
+    from dfs_deploy.models import DFSNetwork
 
 
 MAX_TOP1_DROP = 0.003
@@ -98,6 +100,7 @@ def verify(
                 f"{checkpoint} is another network than {runtime.bundle.path} was made from:"
                 f" {loaded.network.architecture}, expected {runtime.bundle.architecture}; give the bundle's own"
             )
+        _check_policy(checkpoint, loaded.network, runtime.bundle)
         drawn = load_dataset(data, split="test", size=runtime.input.shape[1:])
         drawn = drawn.labelled_for(runtime.bundle.architecture.classes, runtime.input.class_names)
         if samples is not None:
@@ -141,3 +144,12 @@ def verify(
         console.print("PASSED" if not failures else f"FAILED: {'; '.join(failures)}")
     if failures:
         raise VerificationError("; ".join(failures) + "; calibrate on more data, or export with more precise --targets")
+
+
+def _check_policy(checkpoint: Path, network: DFSNetwork, bundle: Bundle) -> None:
+    names = None if network.policy is None else [network.options[choice].name for choice in network.policy]
+    if names != bundle.manifest.policy:
+        seen, expected = (",".join(policy) if policy else "a gate" for policy in (names, bundle.manifest.policy))
+        raise CheckpointError(
+            f"{checkpoint} decides by {seen}, expected {expected}, as {bundle.path} does; give the bundle's own"
+        )

@@ -12,6 +12,7 @@ from dfs_deploy.training.forward import joint_forward
 from dfs_deploy.training.job import Job
 from dfs_deploy.training.metrics import read_metrics
 from dfs_deploy.training.recipe import PRESETS, Recipe, preset
+from dfs_deploy.training.sensitivity import PolicySearch, search_policy
 from dfs_deploy.training.trainer import Observer, Trained, resume, train
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Evaluation",
     "Job",
     "Observer",
+    "PolicySearch",
     "Recipe",
     "Trained",
     "evaluate",
@@ -28,5 +30,6 @@ __all__ = [
     "preset",
     "read_metrics",
     "resume",
+    "search_policy",
     "train",
 ]

@@ -25,6 +25,9 @@ from dfs_deploy.training.recipe import Augmentation
 DIGITS = "digits"
 """In place of a path: scikit-learn's digits."""
 
+HELD_OUT = "held-out"
+"""Name of an evaluation split that was taken out of the training split."""
+
 HELD_OUT_SHARE = 0.1
 """Of the training images, where a data set has no test split of its own."""
 
@@ -93,7 +96,7 @@ def load_splits(data: str, size: tuple[int, int] | None = None, held_out: int | 
         Dataset(shuffled.images[rows], shuffled.labels[rows], shuffled.class_names, shuffled.name)
         for rows in (slice(held_out, None), slice(None, held_out))
     ]
-    return Splits(parts[0], parts[1], "held-out")
+    return Splits(parts[0], parts[1], HELD_OUT)
 
 
 def _load(data: str, split: str, size: tuple[int, int] | None) -> Dataset:

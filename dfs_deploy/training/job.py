@@ -46,7 +46,7 @@ class Job:
     held_out: int | None = None
     backbone: str | None = None
     start: str | None = None
-    until: StageName = "joint"
+    until: StageName = "deploy"
     evaluate_every: int = 0
     save_every: int = 200
     device: str | None = None
@@ -58,6 +58,8 @@ class Job:
     def __post_init__(self) -> None:
         if self.backbone is not None and self.start is not None:
             raise UsageError("a backbone and a start are given, expected at most one; a start has a backbone in it")
+        if self.start is not None and self.recipe.policy is not None:
+            raise UsageError("a start is given and a policy, which has no gate to start with; give its backbone")
         if self.seed < 0 or self.save_every < 1 or self.evaluate_every < 0:
             raise UsageError(
                 f"seed {self.seed}, save_every {self.save_every}, evaluate_every {self.evaluate_every}; expected at"
@@ -70,7 +72,11 @@ class Job:
     def stages(self) -> tuple[StageName, ...]:
         """The stages that run."""
         first = 2 if self.start is not None else 1 if self.backbone is not None else 0
-        return STAGES[first : STAGES.index(self.until) + 1]
+        left_out = {
+            "gate": self.recipe.policy is not None,
+            "deploy": self.recipe.deploy_steps == 0,
+        }
+        return tuple(s for s in STAGES[first : STAGES.index(self.until) + 1] if not left_out.get(s, False))
 
     def as_json(self) -> dict[str, Any]:
         """As plain values."""

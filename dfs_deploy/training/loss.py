@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,20 @@ class Loss:
     cost: Tensor
     percentage: Tensor
     alpha: Tensor
+
+
+def with_costs(output: NetworkOutput, costs: Tensor) -> NetworkOutput:
+    """The output with its cost counted by other costs than ``(bits / 32) ** 2``; its gradient is the softmax's.
+
+    Args:
+        output: of a forward.
+        costs: (gated blocks, options) float32, in full-precision blocks.
+    """
+    soft = functional.softmax(output.scores, 2)
+    chosen = costs.expand(len(output.path), -1, -1).gather(2, output.path.unsqueeze(2)).squeeze(2)
+    # The difference first: it is exactly zero, so the cost is exactly that of the choice.
+    cost = chosen + ((soft - soft.detach()) * costs).sum(2)
+    return dataclasses.replace(output, expected_cost=cost.mean(1))
 
 
 def joint_loss(

@@ -4,7 +4,8 @@ Schema 1. Every record has ``event``, ``stage`` and ``step`` (steps taken in tha
 job:
 
 - ``run``: ``schema``, ``version`` of dfs-deploy, ``job`` (see :class:`dfs_deploy.training.job.Job`), ``architecture``,
-  ``options``, ``images`` of the splits, ``processes``.
+  ``options``, ``policy`` (an option for each gated block, or ``null``), ``cost`` (see the recipe), ``images`` of the
+  splits, ``processes``.
 - ``step``: ``loss`` (what is minimised), ``accuracy`` (share of the batch classified correctly), ``cost``
   (full-precision blocks that the batch cost), ``percentage`` (the same in percent), ``alpha`` (with its sign) and
   ``lr``, one an optimizer: the backbone's before the gate's.

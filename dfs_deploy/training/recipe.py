@@ -7,17 +7,23 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from dfs_deploy.errors import UsageError
-from dfs_deploy.options import Options
+from dfs_deploy.errors import OptionError, UsageError
+from dfs_deploy.options import Options, parse_policy
 
 AlphaSign = Literal["dynamic", "constant"]
 Schedule = Literal["steps", "one-cycle"]
 GateOptimizer = Literal["sgd", "adam"]
 Augmentation = Literal["crop-flip", "crop", "none"]
-StageName = Literal["backbone", "gate", "joint"]
+StageName = Literal["backbone", "gate", "joint", "deploy"]
+
+FLOPS = "flops"
+"""What a cost is without a latency table."""
 
 STAGES: tuple[StageName, ...] = get_args(StageName)
 """The stages, in the order in which they run."""
+
+STEERED: tuple[StageName, ...] = ("joint", "deploy")
+"""The stages that aim for the target."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class Recipe:
         momentum: of SGD.
         nesterov: whether SGD looks ahead.
         weight_decay: of SGD.
+        deploy_steps: steps of stage 3, in the arithmetic of the deployed engines; 0 for no such stage.
+        deploy_rate: factor on stage 2's learning rates in stage 3.
         clip: greatest norm of a step's gradient; 0 for no limit.
         standardize_gate: whether stage 1 begins by scaling the gate's embeddings to mean 0 and deviation 1 over a
             batch. Pooled features differ little from image to image; unscaled, so do the first choices.
@@ -53,6 +61,13 @@ class Recipe:
             batch, in full-precision blocks, as in the authors' code.
         alpha_sign: ``dynamic`` flips the sign of alpha at every step, positive where the batch cost more than the
             target and negative where it did not (Section 3); ``constant`` keeps it positive (Table 1).
+        policy: for a network without a gate, the option that each gated block always runs: one name for all of them,
+            or one for each, separated by commas. Stage 1 falls away, and stage 2 trains the backbone as the policy
+            runs it.
+        costs: cost of each option at each gated block, in full-precision blocks, as
+            :meth:`dfs_deploy.costs.LatencyTable.costs` measures it; ``None`` for ``(bits / 32) ** 2`` (Section 4,
+            Metrics).
+        cost: what the costs are, in a word: ``flops``, or the latency table's file.
         augmentation: ``crop-flip`` moves each image by up to 4 pixels and mirrors half of them; ``crop`` only moves.
     """
 
@@ -65,6 +80,8 @@ class Recipe:
     gate_patience: int = 0
     joint_steps: int = 64_000
     settle_share: float = 0.0
+    deploy_steps: int = 0
+    deploy_rate: float = 0.1
     backbone_lr: float = 0.1
     gate_lr: float = 0.1
     joint_lr: float = 0.01
@@ -79,11 +96,14 @@ class Recipe:
     alpha: float = 5e-6
     alpha_sign: AlphaSign = "dynamic"
     augmentation: Augmentation = "crop-flip"
+    policy: str | None = None
+    costs: tuple[tuple[float, ...], ...] | None = None
+    cost: str = FLOPS
 
     def __post_init__(self) -> None:
         self._check_choices()
         whole = ("blocks_per_group", "batch")
-        for name in (*whole, "backbone_steps", "gate_steps", "joint_steps", "gate_patience"):
+        for name in (*whole, "backbone_steps", "gate_steps", "joint_steps", "gate_patience", "deploy_steps"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < (name in whole):
                 raise UsageError(f"{name} is {value!r}, expected an integer of at least {int(name in whole)}")
@@ -92,6 +112,7 @@ class Recipe:
             "gate_lr",
             "joint_lr",
             "joint_gate_lr",
+            "deploy_rate",
             "momentum",
             "weight_decay",
             "clip",
@@ -102,10 +123,17 @@ class Recipe:
                 raise UsageError(f"{name} is {value!r}, expected a number of at least 0")
         if not 0.0 <= self.settle_share <= 1.0:
             raise UsageError(f"settle_share is {self.settle_share!r}, expected 0 to 1")
-        low, high = (100.0 * edge(self.options.costs) for edge in (min, max))
+        if self.costs is not None and [len(row) for row in self.costs] != [len(self.options)] * self.gated_blocks:
+            raise UsageError(
+                f"costs of {len(self.costs)} blocks, expected a cost for each option at each of {self.gated_blocks}"
+            )
+        if self.policy is not None:
+            self.policy_indices()
+            return
+        low, high = (100.0 * sum(map(edge, self.cost_rows)) / len(self.cost_rows) for edge in (min, max))
         if not low <= self.target <= high:
             raise UsageError(
-                f"target {self.target:g} %, expected {low:g} to {high:g}, what the options '{self.options}' reach;"
+                f"target {self.target:g} %, expected {low:.4g} to {high:.4g}, what the options '{self.options}' reach;"
                 " choose another target or other options"
             )
 
@@ -120,13 +148,40 @@ class Recipe:
                 raise UsageError(f"{name} {getattr(self, name)!r}, expected {' or '.join(get_args(kind))}")
 
     @property
+    def gated_blocks(self) -> int:
+        """Blocks after the first."""
+        return 3 * self.blocks_per_group - 1
+
+    @property
+    def cost_rows(self) -> tuple[tuple[float, ...], ...]:
+        """Cost of each option at each gated block, in full-precision blocks."""
+        return (self.options.costs,) * self.gated_blocks if self.costs is None else self.costs
+
+    @property
     def full_percentage(self) -> float:
-        """Computation percentage where every block runs the dearest option: what stage 1 aims for."""
+        """Computation percentage where every block runs the dearest option, by bits: what stage 1 aims for."""
         return 100.0 * max(self.options.costs)
+
+    def policy_indices(self) -> tuple[int, ...] | None:
+        """The policy as an option index for each gated block, or ``None`` for a network with a gate.
+
+        Raises:
+            OptionError: an option that is not there, or another number of blocks.
+        """
+        if self.policy is None:
+            return None
+        names = [name.strip() for name in self.policy.split(",")]
+        names = names * self.gated_blocks if len(names) == 1 else names
+        if len(names) != self.gated_blocks:
+            raise OptionError(
+                f"a policy of {len(names)} options for {self.gated_blocks} gated blocks; give one, or one for each"
+            )
+        return parse_policy(names, self.options)
 
     def steps(self, stage: StageName) -> int:
         """Most steps that a stage takes."""
-        return {"backbone": self.backbone_steps, "gate": self.gate_steps, "joint": self.joint_steps}[stage]
+        steps = {"backbone": self.backbone_steps, "gate": self.gate_steps, "joint": self.joint_steps}
+        return {**steps, "deploy": self.deploy_steps}[stage]
 
     def settled_from(self, stage: StageName) -> int:
         """The step of a stage, from 0, from which normalisation and ranges stay; its end where they never do."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dfs_deploy.models import DFSNetwork, NetworkOutput, QuantizedConv2d
+from dfs_deploy.training.deployed import Ranges, in_both_arithmetics
 from dfs_deploy.training.forward import joint_forward
 from dfs_deploy.training.recipe import Recipe, StageName
 
@@ -19,10 +20,10 @@ def stage_optimizers(network: DFSNetwork, stage: StageName, recipe: Recipe) -> l
     """The optimizers of a stage: one for the backbone where it learns, then one for the gate where it learns."""
     optimizers: list[torch.optim.Optimizer] = []
     if stage != "gate":
-        rate = recipe.backbone_lr if stage == "backbone" else recipe.joint_lr
+        rate = recipe.backbone_lr if stage == "backbone" else recipe.joint_lr * _factor(stage, recipe)
         optimizers.append(_sgd(network.backbone, rate, recipe))
     if stage != "backbone" and network.gate is not None:
-        rate = recipe.gate_lr if stage == "gate" else recipe.joint_gate_lr
+        rate = recipe.gate_lr if stage == "gate" else recipe.joint_gate_lr * _factor(stage, recipe)
         adam = recipe.gate_optimizer == "adam"
         optimizers.append(
             torch.optim.Adam(network.gate.parameters(), rate) if adam else _sgd(network.gate, rate, recipe)
@@ -31,6 +32,10 @@ def stage_optimizers(network: DFSNetwork, stage: StageName, recipe: Recipe) -> l
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
+
+
+def _factor(stage: StageName, recipe: Recipe) -> float:
+    return recipe.deploy_rate if stage == "deploy" else 1.0
 
 
 def _sgd(module: nn.Module, rate: float, recipe: Recipe) -> torch.optim.Optimizer:
@@ -54,7 +59,7 @@ def set_modes(network: DFSNetwork, stage: StageName, settled: bool) -> None:
         stage: the stage.
         settled: whether normalisation and ranges stay as they are.
     """
-    network.train(stage != "gate" and not settled)
+    network.train(stage in ("backbone", "joint") and not settled)
     if stage == "gate":
         for module in network.modules():
             if isinstance(module, QuantizedConv2d):
@@ -73,8 +78,17 @@ def learning(network: DFSNetwork, stage: StageName) -> Iterator[None]:
         network.requires_grad_(True)
 
 
-def stage_forward(network: DFSNetwork, stage: StageName, compiled: bool) -> Forward:
-    """What a stage computes: the backbone in full precision, or the gate's hard choice."""
+def stage_forward(network: DFSNetwork, stage: StageName, compiled: bool, ranges: Ranges) -> Forward:
+    """What a stage computes: the backbone in full precision, the gate's hard choice, or that in both arithmetics.
+
+    Args:
+        network: the network.
+        stage: the stage.
+        compiled: whether ``torch.compile`` compiles stage 0.
+        ranges: of the deployed engines; asked for in stage 3 only.
+    """
+    if stage == "deploy":
+        return lambda x: in_both_arithmetics(network, x, ranges)
     if stage != "backbone":
         return lambda x: joint_forward(network, x)
     backbone: Callable[[Tensor], Tensor] = network.backbone

@@ -31,6 +31,7 @@ class State:
         log_bytes: size of the metrics log at that step.
         network: state dict.
         optimizers: state dicts, in the order in which the stage makes its optimizers.
+        ranges: of the deployed engines in stage 3, as :func:`dfs_deploy.training.deployed.plain_ranges` makes them.
     """
 
     stage: StageName | None
@@ -39,6 +40,7 @@ class State:
     log_bytes: int = 0
     network: dict[str, Tensor] = field(default_factory=dict)
     optimizers: list[dict[str, Any]] = field(default_factory=list)
+    ranges: list[tuple[Any, ...]] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -88,6 +90,7 @@ def load_state(folder: Path) -> State | None:
             and all(isinstance(value, int) and value >= 0 for value in (state.step, state.streak, state.log_bytes))
             and isinstance(state.network, dict)
             and isinstance(state.optimizers, list)
+            and isinstance(state.ranges, list)
         )
     except Exception as error:  # a damaged archive raises whatever its readers meet in it
         cause = (str(error).splitlines() or [type(error).__name__])[0][:120]

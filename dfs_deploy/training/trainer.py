@@ -15,20 +15,21 @@ import torch
 from torch import Tensor
 
 import dfs_deploy
-from dfs_deploy.architecture import Architecture
-from dfs_deploy.checkpoints import load_checkpoint, save_checkpoint
+from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.errors import CheckFailedError, CheckpointError, UsageError
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import FULL_BITS, Options
 from dfs_deploy.preprocessing import InputContract
+from dfs_deploy.training.beginning import begin_with, new_architecture
 from dfs_deploy.training.data import Batches, Images, Splits, load_splits
+from dfs_deploy.training.deployed import Ranges, calibrate_deployed, plain_ranges, read_ranges, widest_ranges
 from dfs_deploy.training.evaluation import Evaluation, evaluate
 from dfs_deploy.training.job import JOB_FILE, Job, load_job, save_job
-from dfs_deploy.training.loss import joint_loss
+from dfs_deploy.training.loss import joint_loss, with_costs
 from dfs_deploy.training.metrics import SCHEMA as METRICS_SCHEMA
 from dfs_deploy.training.metrics import MetricsLog, Record
 from dfs_deploy.training.processes import Processes, joined, local_device
-from dfs_deploy.training.recipe import StageName
+from dfs_deploy.training.recipe import STEERED, StageName
 from dfs_deploy.training.stages import Forward, learning, set_modes, stage_forward, stage_optimizers, standardize_gate
 from dfs_deploy.training.state import State, load_state, save_state, saving
 
@@ -37,6 +38,7 @@ BACKBONE_FILE = "backbone.pt"
 METRICS_FILE = "metrics.jsonl"
 
 _FLUSH_EVERY = 10
+_CALIBRATION_BATCHES = 8
 _STEP_VALUES = ("loss", "accuracy", "cost", "percentage", "alpha")
 _FULL_TOLERANCE = 1e-3
 
@@ -144,20 +146,21 @@ class _Trainer:
         self._evaluation_images = Images(splits.evaluation, self._contract, device)
         self._batches = Batches(train, job.recipe.batch, job.recipe.augmentation, job.seed, processes)
         self._network = self._new_network().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        costs = job.recipe.costs
+        self._costs = None if costs is None else torch.tensor(costs, device=device)
         self._pending: list[tuple[Tensor, dict[str, Any]]] = []
         self._log: MetricsLog | None = None
         self._last: Evaluation | None = None
 
     def _new_network(self) -> DFSNetwork:
-        blocks = self._recipe.blocks_per_group
-        architecture = Architecture((blocks,) * 3, classes=self._splits.classes, image_shape=self._contract.shape)
+        architecture = new_architecture(self._recipe, self._splits)
         torch.manual_seed(self._job.seed)
-        network = DFSNetwork(architecture, self._recipe.options)
+        network = DFSNetwork(architecture, self._recipe.options, self._recipe.policy_indices())
         if self._job.backbone is not None:
-            given = _begin_with(self._job.backbone, architecture)
+            given = begin_with(self._job.backbone, architecture)
             network.backbone.load_state_dict(given.backbone.state_dict())
         if self._job.start is not None:
-            given = _begin_with(self._job.start, architecture)
+            given = begin_with(self._job.start, architecture)
             if given.options != network.options:
                 raise CheckpointError(
                     f"{self._job.start} has the options {given.options}, expected {network.options}; give --options"
@@ -185,7 +188,8 @@ class _Trainer:
             checkpoint=self._folder / (CHECKPOINT_FILE if gated else BACKBONE_FILE),
             network=self._network.eval(),
             contract=self._contract,
-            evaluation=self._last or evaluate(self._network, self._evaluation_images, self._processes, gated),
+            evaluation=self._last
+            or evaluate(self._network, self._evaluation_images, self._processes, gated, self._costs_of(stages[-1])),
             split=self._splits.evaluation_name,
             first=self._processes.first,
         )
@@ -203,14 +207,18 @@ class _Trainer:
         elif stage == "gate" and recipe.standardize_gate:
             standardize_gate(network, self._batches.take(stage, 0, plain=True)[0])
             self._processes.average(list(network.parameters()))
-        forward = stage_forward(network, stage, job.compile)
+        ranges: Ranges = {}
+        if stage == "deploy":
+            ranges = read_ranges(state.ranges) if state is not None and state.ranges else self._calibrate()
+        forward = stage_forward(network, stage, job.compile, ranges)
         done, seconds = begin, 0.0
         with learning(network, stage):
             for step in range(begin, steps):
                 if step in (begin, settled_from):
                     set_modes(network, stage, settled=step >= settled_from)
                 started = time.perf_counter()
-                percentage = self._step(stage, step, forward, optimizers, plain=step >= settled_from)
+                plain = step >= settled_from or stage == "deploy"
+                percentage = self._step(stage, step, forward, optimizers, plain)
                 seconds += time.perf_counter() - started
                 done = step + 1
                 if stage == "gate" and recipe.gate_patience:
@@ -224,11 +232,21 @@ class _Trainer:
                 if job.evaluate_every and done % job.evaluate_every == 0:
                     self._evaluate(stage, done)
                 if done % job.save_every == 0:
-                    self._save(State(stage, done, streak, optimizers=[each.state_dict() for each in optimizers]))
+                    states = [each.state_dict() for each in optimizers]
+                    self._save(State(stage, done, streak, optimizers=states, ranges=plain_ranges(ranges)))
         self._evaluate(stage, done)
         self._write(
             [{"event": "time", "stage": stage, "step": done, "seconds": round(seconds, 3), "steps": done - begin}]
         )
+
+    def _calibrate(self) -> Ranges:
+        """Ranges of the deployed engines, on training images as they are; every process measures a share."""
+
+        def batches() -> Iterator[Tensor]:
+            for step in range(min(_CALIBRATION_BATCHES, len(self._batches))):
+                yield self._batches.take("calibration", step, plain=True)[0]
+
+        return widest_ranges(self._processes.gather(calibrate_deployed(self._network, batches)))
 
     def _step(
         self, stage: StageName, step: int, forward: Forward, optimizers: Sequence[torch.optim.Optimizer], plain: bool
@@ -236,15 +254,18 @@ class _Trainer:
         """Takes one step; gives the computation percentage of its batch."""
         recipe = self._recipe
         x, labels = self._batches.take(stage, step, plain)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._job.amp):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._job.amp and stage != "deploy"):
             output = forward(x)
+        steered = stage in STEERED
+        if self._costs is not None and steered:
+            output = with_costs(output, self._costs)
         loss = joint_loss(
             output,
             labels,
-            target=recipe.target if stage == "joint" else recipe.full_percentage,
-            alpha=0.0 if stage == "backbone" else recipe.alpha,
+            target=recipe.target if steered else recipe.full_percentage,
+            alpha=0.0 if stage == "backbone" or self._network.gate is None else recipe.alpha,
             # Stage 1 goes up to full computation, whatever stage 2 is told.
-            alpha_sign=recipe.alpha_sign if stage == "joint" else "dynamic",
+            alpha_sign=recipe.alpha_sign if steered else "dynamic",
             processes=self._processes,
         )
         rates = []
@@ -271,7 +292,7 @@ class _Trainer:
         """Evaluates, logs that, and saves what can be used already."""
         self._flush()
         gated = stage != "backbone"
-        result = evaluate(self._network, self._evaluation_images, self._processes, gated)
+        result = evaluate(self._network, self._evaluation_images, self._processes, gated, self._costs_of(stage))
         self._last = result
         where = {"event": "evaluation", "stage": stage, "step": step, "split": self._splits.evaluation_name}
         self._write([{**where, **dataclasses.asdict(result)}])
@@ -280,6 +301,10 @@ class _Trainer:
             network = self._network if gated else _in_full_precision(self._network)
             with saving(self._folder):
                 save_checkpoint(self._folder / name, network, self._contract)
+
+    def _costs_of(self, stage: StageName) -> tuple[tuple[float, ...], ...] | None:
+        """The costs that a stage is steered by: stage 1 goes up to full bitwidth, whatever that costs on a device."""
+        return self._recipe.costs if stage in STEERED else None
 
     def _flush(self) -> None:
         """Writes the records of the steps since the last time; one transfer from the device for all."""
@@ -327,6 +352,7 @@ class _Trainer:
             self._log = None
 
     def _header(self) -> Record:
+        policy = self._network.policy
         return {
             "event": "run",
             "schema": METRICS_SCHEMA,
@@ -334,19 +360,11 @@ class _Trainer:
             "job": self._job.as_json(),
             "architecture": dataclasses.asdict(self._network.architecture),
             "options": list(self._network.options.names),
+            "policy": None if policy is None else [self._network.options[choice].name for choice in policy],
+            "cost": self._recipe.cost,
             "images": {"train": len(self._splits.train), self._splits.evaluation_name: len(self._splits.evaluation)},
             "processes": self._processes.count,
         }
-
-
-def _begin_with(path: str, architecture: Architecture) -> DFSNetwork:
-    network = load_checkpoint(path, deployable=False).network
-    if network.architecture != architecture:
-        raise CheckpointError(
-            f"{path} is another network than this job's: {network.architecture}, expected {architecture}; give a"
-            " checkpoint of the same blocks, classes and image size"
-        )
-    return network
 
 
 def _in_full_precision(network: DFSNetwork) -> DFSNetwork:

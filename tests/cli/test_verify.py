@@ -116,12 +116,13 @@ def test_what_cannot_be_read(floats: Made, tmp_path: Path) -> None:
     run("verify", bundle, "--checkpoint", floats.checkpoint, *data).failed(4, "stem.onnx")
 
 
-@pytest.mark.parametrize("other", ["blocks", "options", "classes"])
+@pytest.mark.parametrize("other", ["blocks", "options", "classes", "policy"])
 def test_a_checkpoint_of_another_shape_is_named(floats: Made, tmp_path: Path, other: str) -> None:
     network = {
         "blocks": lambda: settled_network("skip,16,full", blocks=1),
         "options": lambda: settled_network("skip,full"),
         "classes": lambda: settled_network("skip,16,full", classes=3),
+        "policy": lambda: settled_network("skip,16,full").with_policy([1, 1, 2]),
     }[other]()
     contract = CONTRACT if other != "classes" else type(CONTRACT)(CONTRACT.shape, CONTRACT.mean, CONTRACT.std)
     save_checkpoint(tmp_path / "other.pt", network, contract)

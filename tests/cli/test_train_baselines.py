@@ -1,0 +1,106 @@
+"""``dfs-deploy train`` with a static policy, with costs that were measured, and with the last stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfs_deploy.costs import SCHEMA_VERSION, LatencyTable, OptionCost, save_costs
+from dfs_deploy.datasets import save_npz
+from dfs_deploy.options import Options
+from dfs_deploy.training import read_metrics
+from tests.cli.program import Ran, run
+from tests.training.small import colour_patches
+
+QUICK = ["--preset", "quick", "--blocks", "1", "--batch", "16", "--threads", "1"]
+STEPS = ["--gate-steps", "4", "--joint-steps", "4"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With images, and a run that trained a backbone on them."""
+    folder = tmp_path_factory.mktemp("baselines")
+    save_npz(folder / "patches.npz", colour_patches())
+    made = train(folder, "--until", "backbone", "--backbone-steps", "8", "--out", folder / "backbone")
+    assert made.code == 0, made.err
+    return folder
+
+
+def train(folder: Path, *arguments: str | Path) -> Ran:
+    return run("train", "--data", folder / "patches.npz", *QUICK, *arguments, "--json")
+
+
+def header(run_folder: Path) -> dict[str, Any]:
+    return read_metrics(run_folder / "metrics.jsonl")[0]
+
+
+def latency_table(blocks: int = 2) -> LatencyTable:
+    times = {"skip": 0.0, "8": 20.0, "16": 40.0, "full": 40.0}
+    entries = [
+        OptionCost(block=block, option=option, engine_us=time, precision=None)
+        for block in range(1, blocks + 1)
+        for option, time in times.items()
+    ]
+    return LatencyTable(
+        schema_version=SCHEMA_VERSION,
+        kind="dfs-deploy latency table",
+        bundle="0" * 64,
+        machine="a machine",
+        runtime="onnxruntime",
+        threads=1,
+        groups=[1] * (blocks + 1),
+        widths=[16, 32, 64],
+        image_shape=(3, 8, 8),
+        gate_us=10.0,
+        entries=entries,
+    )
+
+
+@pytest.mark.parametrize(("policy", "options"), [("12", "12,full"), ("full", "8,full"), ("16,8", "8,16,full")])
+def test_a_policy_brings_its_options(folder: Path, tmp_path: Path, policy: str, options: str) -> None:
+    backbone = folder / "backbone" / "backbone.pt"
+    ran = train(folder, "--backbone", backbone, "--policy", policy, *STEPS, "--out", tmp_path / "run")
+    assert ran.code == 0, ran.err
+    assert ran.json["options"] == list(Options.parse(options).names)
+    assert ran.json["paths"] == 1
+    names = policy.split(",")
+    assert header(tmp_path / "run")["policy"] == (names if len(names) > 1 else names * 2)
+
+
+def test_a_mixed_policy_is_searched_and_said(folder: Path, tmp_path: Path) -> None:
+    backbone = folder / "backbone" / "backbone.pt"
+    ran = train(folder, "--backbone", backbone, "--policy", "mixed", "--target", "16", *STEPS, "--out", tmp_path / "a")
+    assert ran.code == 0, ran.err
+    policy = header(tmp_path / "a")["policy"]
+    assert f"policy {','.join(policy)}: " in ran.err
+    assert ran.json["computation_percentage"] <= 16.0
+    train(folder, "--policy", "mixed", *STEPS, "--out", tmp_path / "b").failed(2, "backbone")
+    train(folder, "--backbone", backbone, "--policy", "mixed", "--target", "3", "--out", tmp_path / "b").failed(
+        2, "6.25"
+    )
+    train(folder, "--policy", "9,8,7", *STEPS, "--out", tmp_path / "b").failed(2, "3 options for 2 gated blocks")
+    assert not (tmp_path / "b").exists()
+
+
+def test_costs_come_from_a_table(folder: Path, tmp_path: Path) -> None:
+    save_costs(tmp_path / "latency.json", latency_table())
+    backbone = folder / "backbone" / "backbone.pt"
+    arguments = ["--backbone", backbone, "--cost", tmp_path / "latency.json", *STEPS, "--out"]
+    ran = train(folder, *arguments, tmp_path / "run", "--target", "60")
+    assert ran.code == 0, ran.err
+    first = header(tmp_path / "run")
+    assert first["cost"] == "latency.json"
+    assert first["job"]["recipe"]["costs"] == [[0.2, 0.6, 1.0, 1.0]] * 2
+    train(folder, *arguments, tmp_path / "no", "--target", "10").failed(2, "expected 20 to 100")
+    save_costs(tmp_path / "latency.json", latency_table(3))
+    train(folder, *arguments, tmp_path / "no").failed(2, "groups", "save-costs")
+    train(folder, "--cost", tmp_path / "missing.json", "--out", tmp_path / "no").failed(2, "missing.json")
+
+
+def test_the_last_stage_runs_where_it_has_steps(folder: Path, tmp_path: Path) -> None:
+    backbone = folder / "backbone" / "backbone.pt"
+    ran = train(folder, "--backbone", backbone, *STEPS, "--deploy-steps", "3", "--out", tmp_path / "run")
+    assert ran.code == 0, ran.err
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["stage"] == "deploy"

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from dfs_deploy.training import train
+from tests.bundles import Made, mixed_bundle
+from tests.training.small import job
+
+
+@pytest.fixture(scope="session")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return mixed_bundle(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the images of all jobs."""
+    return tmp_path_factory.mktemp("jobs")
+
+
+@pytest.fixture(scope="session")
+def backbone(folder: Path) -> Path:
+    """A backbone trained on the images, some held out."""
+    alone = dataclasses.replace(job(folder, held_out=24), until="backbone")
+    return train(alone, folder / "backbone").checkpoint
