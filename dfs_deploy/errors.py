@@ -16,6 +16,7 @@
     │   ├── CheckpointError           a checkpoint that cannot be read or split
     │   │   ├── UnsafeCheckpointError     a pickle that would run code
     │   │   └── UnknownCheckpointError    no recogniser knows its keys
+    │   ├── SavedResultError          a saved result that cannot be read, or is of something else
     │   └── BundleError               a bundle that cannot be read
     │       ├── SchemaVersionError        written by another version
     │       └── DigestError               a file changed, missing, foreign or outside
@@ -123,6 +124,10 @@ class UnsafeCheckpointError(CheckpointError):
 
 class UnknownCheckpointError(CheckpointError):
     """No recogniser knows the checkpoint's keys, or one knows that they cannot be used."""
+
+
+class SavedResultError(ArtefactError):
+    """A saved result that cannot be read, or is of another bundle."""
 
 
 class BundleError(ArtefactError):

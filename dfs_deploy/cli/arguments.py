@@ -21,7 +21,6 @@ BudgetOption = Annotated[
     typer.Option("--budget", help="Computation to hold, 0 to 1, as calibrated at export.", show_default="as trained"),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every draw.")]
-CheckpointOption = Annotated[Path, typer.Option("--checkpoint", help="The trained checkpoint that it was made from.")]
 DataHelp = "An .npz with x and y, a folder of images by class, or a CIFAR archive's folder."
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dfs_deploy.cli.arguments import (
     BudgetOption,
     BundleArgument,
-    CheckpointOption,
     DataHelp,
     JsonOption,
     PlanOption,
@@ -21,14 +21,15 @@ from dfs_deploy.cli.arguments import (
     bundle_path,
 )
 from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
-from dfs_deploy.errors import CheckpointError, VerificationError
+from dfs_deploy.errors import CheckpointError, SavedResultError, UsageError, VerificationError
 from dfs_deploy.extras import required
 
 if TYPE_CHECKING:
     from dfs_deploy.bundle import Bundle
     from dfs_deploy.exporters import Comparison
+    from dfs_deploy.exporters.validation import EngineDeviation
     from dfs_deploy.models import DFSNetwork
-
+    from dfs_deploy.verification import EngineError, Verification
 
 MAX_TOP1_DROP = 0.003
 MIN_ROUTE_AGREEMENT = 0.98
@@ -37,7 +38,7 @@ _ROUNDING = 1e-9
 
 
 def missed_bars(
-    result: Comparison,
+    result: Comparison | Verification,
     max_top1_drop: float = MAX_TOP1_DROP,
     min_route_agreement: float = MIN_ROUTE_AGREEMENT,
     max_computation_change: float = MAX_COMPUTATION_CHANGE,
@@ -60,15 +61,22 @@ def missed_bars(
         missed.append(f"routes agree on {percent(result.route_agreement)}, at least {wanted} wanted")
     if not change <= max_computation_change + _ROUNDING:
         missed.append(f"computation changed by {change:.2f} points, at most {max_computation_change:.2f} allowed")
-    if not math.isfinite(result.max_abs_logit_error):
+    if result.max_abs_logit_error is None or not math.isfinite(result.max_abs_logit_error):
         missed.append("a logit is NaN or infinite")
     return missed
 
 
+PER_BLOCK_SAMPLES = 256
+"""Images that the errors of engines are measured on, at the most."""
+
+
 def verify(
-    checkpoint: CheckpointOption,
-    data: Annotated[Path, typer.Option("--data", help=DataHelp)],
     bundle: BundleArgument = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", help="The trained checkpoint that it was made from.", show_default="none"),
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help=DataHelp, show_default="none")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Images to draw.", show_default="all")] = None,
     max_top1_drop: Annotated[
         float, typer.Option(help="Bar: share of right answers that may be lost; 0.003 is 0.3 points.")
@@ -79,6 +87,16 @@ def verify(
     max_computation_change: Annotated[
         float, typer.Option(help="Bar: change of the computation percentage, in points.")
     ] = MAX_COMPUTATION_CHANGE,
+    per_block: Annotated[
+        bool, typer.Option("--per-block", help="Tell the error of each engine as well, by block and option.")
+    ] = False,
+    save: Annotated[
+        Path | None, typer.Option(help="Keep the result in a file, to judge it again.", show_default="none")
+    ] = None,
+    result: Annotated[
+        Path | None,
+        typer.Option(help="Judge a kept result by the bars, without running anything.", show_default="none"),
+    ] = None,
     budget: BudgetOption = None,
     threads: ThreadsOption = 1,
     plan: PlanOption = True,
@@ -86,14 +104,66 @@ def verify(
     json: JsonOption = False,
 ) -> None:
     """Measure accuracy and routing against the PyTorch reference; fail below the bars."""
+    if result is not None:
+        given = {"--checkpoint": checkpoint, "--data": data, "--samples": samples, "--save": save, "--budget": budget}
+        for name in (name for name, value in given.items() if value is not None):
+            raise UsageError(f"{name} beside --result, which runs nothing; leave one of them out")
+        found = _kept(result, bundle)
+    else:
+        if checkpoint is None or data is None:
+            missing = "--checkpoint" if checkpoint is None else "--data"
+            raise UsageError(f"no {missing}; give the checkpoint and the data to compare on, or a kept --result")
+        found = _compared(
+            bundle_path(bundle),
+            checkpoint,
+            data,
+            samples=samples,
+            per_block=per_block,
+            budget=budget,
+            threads=threads,
+            plan=plan,
+            seed=seed,
+            quiet=json,
+        )
+    if save is not None:
+        from dfs_deploy.verification import save_verification
+
+        save_verification(save, found)
+    failures = missed_bars(found, max_top1_drop, min_route_agreement, max_computation_change)
+    if json:
+        print_json(_contract(found, passed=not failures))
+    else:
+        _show(found, failures)
+    if failures:
+        raise VerificationError("; ".join(failures) + "; calibrate on more data, or export with more precise --targets")
+
+
+def _compared(
+    path: Path,
+    checkpoint: Path,
+    data: Path,
+    *,
+    samples: int | None,
+    per_block: bool,
+    budget: float | None,
+    threads: int,
+    plan: bool,
+    seed: int,
+    quiet: bool,
+) -> Verification:
+    """Runs bundle and reference on the same images."""
     with required():
         from dfs_deploy.checkpoints import load_checkpoint
         from dfs_deploy.exporters import compare
+        from dfs_deploy.exporters.validation import compare_engines
+    import dfs_deploy
     from dfs_deploy.datasets import load_dataset
+    from dfs_deploy.files import sha256
     from dfs_deploy.runtimes import Runtime
+    from dfs_deploy.verification import Verification, finite
 
-    opened = Runtime(bundle_path(bundle), threads=threads, plan=plan, budget=budget)
-    with opened as runtime, progress(quiet=json) as report:
+    opened = Runtime(path, threads=threads, plan=plan, budget=budget)
+    with opened as runtime, progress(quiet=quiet) as report:
         loaded = load_checkpoint(checkpoint, runtime.options)
         if loaded.network.architecture != runtime.bundle.architecture:
             raise CheckpointError(
@@ -106,44 +176,30 @@ def verify(
         if samples is not None:
             drawn = drawn.subset(samples, seed)
         result = compare(runtime, loaded.network, drawn.images, drawn.labels, partial(report, "comparing"))
-    failures = missed_bars(result, max_top1_drop, min_route_agreement, max_computation_change)
-    sound = math.isfinite(result.max_abs_logit_error)
-    if json:
-        print_json(
-            {
-                "samples": result.samples,
-                "top1_reference": result.top1_reference,
-                "top1_bundle": result.top1_bundle,
-                "route_agreement": result.route_agreement,
-                "computation_percentage_reference": result.computation_percentage_reference,
-                "computation_percentage_bundle": result.computation_percentage_bundle,
-                "max_abs_logit_error": result.max_abs_logit_error if sound else None,
-                "passed": not failures,
-            }
+        deviations = None
+        if per_block:
+            report("comparing engines", 0.0)
+            images = runtime.input.normalize(drawn.images[:PER_BLOCK_SAMPLES])
+            deviations = compare_engines(runtime.bundle, loaded.network, images)
+        return Verification(
+            version=dfs_deploy.__version__,
+            bundle=runtime.bundle.name,
+            bundle_digest=runtime.bundle.digest,
+            checkpoint=checkpoint.name,
+            checkpoint_sha256=sha256(checkpoint.read_bytes()),
+            data=drawn.name,
+            seed=seed,
+            budget=budget,
+            samples=result.samples,
+            top1_reference=result.top1_reference,
+            top1_bundle=result.top1_bundle,
+            route_agreement=result.route_agreement,
+            block_agreement=list(result.block_agreement),
+            computation_percentage_reference=result.computation_percentage_reference,
+            computation_percentage_bundle=result.computation_percentage_bundle,
+            max_abs_logit_error=finite(result.max_abs_logit_error),
+            per_block=None if deviations is None else list(_engine_errors(deviations)),
         )
-    else:
-        show_table(
-            f"{drawn.name}, {result.samples} images" + ("" if budget is None else f", budget {budget:g}"),
-            ["", "reference", "bundle"],
-            [
-                ["top-1", percent(result.top1_reference), percent(result.top1_bundle)],
-                [
-                    "computation",
-                    f"{result.computation_percentage_reference:.2f} %",
-                    f"{result.computation_percentage_bundle:.2f} %",
-                ],
-            ],
-        )
-        worst = min(range(len(result.block_agreement)), key=result.block_agreement.__getitem__, default=None)
-        console = output()
-        console.print(f"routes agree on {percent(result.route_agreement)} of block decisions", end="")
-        console.print(
-            "" if worst is None else f", least at block {worst + 1} ({percent(result.block_agreement[worst])})"
-        )
-        console.print(f"greatest difference of a logit: {result.max_abs_logit_error:.3g} (large where a path differs)")
-        console.print("PASSED" if not failures else f"FAILED: {'; '.join(failures)}")
-    if failures:
-        raise VerificationError("; ".join(failures) + "; calibrate on more data, or export with more precise --targets")
 
 
 def _check_policy(checkpoint: Path, network: DFSNetwork, bundle: Bundle) -> None:
@@ -153,3 +209,118 @@ def _check_policy(checkpoint: Path, network: DFSNetwork, bundle: Bundle) -> None
         raise CheckpointError(
             f"{checkpoint} decides by {seen}, expected {expected}, as {bundle.path} does; give the bundle's own"
         )
+
+
+def _engine_errors(deviations: Sequence[EngineDeviation]) -> Iterator[EngineError]:
+    from dfs_deploy.exporters.validation import TOLERANCES
+    from dfs_deploy.verification import EngineError, finite
+
+    for found in deviations:
+        if found.block is not None and found.option is not None:
+            yield EngineError(
+                block=found.block,
+                option=found.option,
+                precision=found.precision,
+                runtime=found.runtime,
+                form=found.form,
+                max_relative=finite(found.max_relative),
+                rms_relative=finite(found.rms_relative),
+                tolerance=TOLERANCES[found.precision],
+                passed=found.passed,
+            )
+
+
+def _kept(result: Path, bundle: Path | None) -> Verification:
+    """A kept result; where a bundle is named as well, it must be of that one."""
+    from dfs_deploy.verification import load_verification
+
+    found = load_verification(result)
+    if bundle is not None:
+        from dfs_deploy.bundle import Bundle
+
+        digest = Bundle(bundle).digest
+        if digest != found.bundle_digest:
+            raise SavedResultError(
+                f"{result} is of a bundle with digest {found.bundle_digest[:12]}, {bundle} has {digest[:12]};"
+                " verify that bundle"
+            )
+    return found
+
+
+def _contract(found: Verification, passed: bool) -> dict[str, Any]:
+    """The object of ``verify --json``."""
+    value: dict[str, Any] = {
+        "samples": found.samples,
+        "top1_reference": found.top1_reference,
+        "top1_bundle": found.top1_bundle,
+        "route_agreement": found.route_agreement,
+        "computation_percentage_reference": found.computation_percentage_reference,
+        "computation_percentage_bundle": found.computation_percentage_bundle,
+        "max_abs_logit_error": found.max_abs_logit_error,
+        "passed": passed,
+        "bundle_digest": found.bundle_digest,
+        "checkpoint_sha256": found.checkpoint_sha256,
+    }
+    if found.per_block is not None:
+        value["per_block"] = found.as_json()["per_block"]
+    return value
+
+
+def _show(found: Verification, failures: Sequence[str]) -> None:
+    """Prints a result as a person reads it."""
+    show_table(
+        f"{found.data}, {found.samples} images" + ("" if found.budget is None else f", budget {found.budget:g}"),
+        ["", "reference", "bundle"],
+        [
+            ["top-1", percent(found.top1_reference), percent(found.top1_bundle)],
+            [
+                "computation",
+                f"{found.computation_percentage_reference:.2f} %",
+                f"{found.computation_percentage_bundle:.2f} %",
+            ],
+        ],
+    )
+    if found.per_block is not None:
+        _show_per_block(found.per_block)
+    worst = min(range(len(found.block_agreement)), key=found.block_agreement.__getitem__, default=None)
+    least = "" if worst is None else f", least at block {worst + 1} ({percent(found.block_agreement[worst])})"
+    error = "not finite" if found.max_abs_logit_error is None else f"{found.max_abs_logit_error:.3g}"
+    console = output()
+    console.print(f"routes agree on {percent(found.route_agreement)} of block decisions{least}")
+    console.print(f"greatest difference of a logit: {error} (large where a path differs)")
+    console.print(
+        f"bundle {found.bundle} {found.bundle_digest[:12]}, {found.checkpoint} {found.checkpoint_sha256[:12]}"
+    )
+    console.print("PASSED" if not failures else f"FAILED: {'; '.join(failures)}")
+
+
+def _show_per_block(errors: Sequence[EngineError]) -> None:
+    """Prints a row a block and a column an engine, the worst of its variants in each cell."""
+    columns: dict[tuple[str, str, str], None] = {}
+    cells: dict[tuple[int, tuple[str, str, str]], EngineError] = {}
+    for error in errors:
+        column = (error.option, error.precision, error.runtime)
+        columns[column] = None
+        before = cells.get((error.block, column))
+        if before is None or _severity(error) > _severity(before):
+            cells[error.block, column] = error
+    several = len({runtime for _, _, runtime in columns}) > 1
+
+    def text(error: EngineError | None) -> str:
+        if error is None:
+            return "-"
+        return ("not finite" if error.judged is None else f"{error.judged:.1e}") + ("" if error.passed else " !")
+
+    heads = [f"{option} {precision}" + (f" {runtime}" if several else "") for option, precision, runtime in columns]
+    show_table(
+        "error of engines against the reference (INT8: rms, others: greatest; ! beyond export's tolerance)",
+        ["block", *heads],
+        [
+            [str(block), *(text(cells.get((block, column))) for column in columns)]
+            for block in sorted({error.block for error in errors})
+        ],
+    )
+
+
+def _severity(error: EngineError) -> float:
+    return math.inf if error.judged is None else error.judged

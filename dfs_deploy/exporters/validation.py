@@ -8,7 +8,7 @@ forced to the reference's, so that a comparison never hangs on a decision at a k
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnxruntime as ort
@@ -51,12 +51,20 @@ class EngineDeviation:
         precision: of the engine.
         max_relative: greatest absolute error over the greatest absolute output.
         rms_relative: root-mean-square error over that of the output.
+        block: index of the block, or ``None`` for the head.
+        option: its name, or ``None`` for stem and head.
+        form: of the features that it takes.
+        runtime: that it was made for.
     """
 
     label: str
     precision: str
     max_relative: float
     rms_relative: float
+    block: int | None = None
+    option: str | None = None
+    form: str = "float32"
+    runtime: str = "onnxruntime"
 
     @property
     def judged(self) -> float:
@@ -98,8 +106,8 @@ def validate(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -
     Raises:
         ExportMismatchError: at least one is not; it lists all that are not.
     """
+    engines = compare_engines(bundle, network, images)
     with torch.no_grad():
-        engines = tuple(_compare_engines(bundle, network, torch.from_numpy(images)))
         mismatches = [
             f"{engine.label}: error {engine.judged:.3g} of the output, tolerance {TOLERANCES[engine.precision]:g}"
             for engine in engines
@@ -115,6 +123,18 @@ def validate(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -
             mismatches,
         )
     return Validation(engines, paths, error)
+
+
+def compare_engines(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -> tuple[EngineDeviation, ...]:
+    """How far each engine is from what its option means, on the reference's own intermediate tensors.
+
+    Args:
+        bundle: what was exported.
+        network: the reference, in evaluation mode.
+        images: (N, C, H, W) float32, normalised.
+    """
+    with torch.no_grad():
+        return tuple(_compare_engines(bundle, network, torch.from_numpy(images)))
 
 
 @dataclass(frozen=True)
@@ -188,7 +208,14 @@ def _compare_engines(bundle: Bundle, network: DFSNetwork, images: Tensor) -> Ite
                     assert case.block is not None  # noqa: S101 (only blocks end in uint8)
                     got = got.transpose(0, 3, 1, 2).astype(np.float32) * np.float32(grids[case.block].scale)
                 label = f"{case.label}: {case.engine.precision} engine from {form} for {runtime}"
-                yield _deviation(label, case.engine.precision, got, _expected(network, case, features).numpy(), *pooled)
+                expected = _expected(network, case, features).numpy()
+                yield replace(
+                    _deviation(label, case.engine.precision, got, expected, *pooled),
+                    block=case.block,
+                    option=None if case.option is None else case.option.name,
+                    form=form,
+                    runtime=runtime,
+                )
 
 
 def _session_options(runtime: str) -> ort.SessionOptions:

@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.datasets import Dataset, save_npz
+from dfs_deploy.files import sha256
 from tests.bundles import CONTRACT, Made, copied, labelled, manifest_of, rewritten, settled_network
 from tests.cli.program import run
 from tests.exporters.test_validation import perturbed
@@ -20,6 +22,8 @@ KEYS = [
     "computation_percentage_bundle",
     "max_abs_logit_error",
     "passed",
+    "bundle_digest",
+    "checkpoint_sha256",
 ]
 
 
@@ -140,3 +144,77 @@ def test_logits_that_are_no_numbers_fail_the_check(floats: Made, tmp_path: Path)
     assert ran.code == 1
     assert ran.json["passed"] is False
     assert ran.json["max_abs_logit_error"] is None
+
+
+def test_errors_are_told_by_block_and_option(mixed: Made) -> None:
+    arguments = ["verify", mixed.path, "--checkpoint", mixed.checkpoint, "--data", mixed.data_file, "--per-block"]
+    bars = ["--min-route-agreement", "0.9", "--max-computation-change", "5", "--max-top1-drop", "0.1"]
+    ran = run(*arguments, *bars, "--json")
+    assert list(ran.json) == [*KEYS, "per_block"]
+    blocks = Bundle(mixed.path).manifest.runtimes["onnxruntime"].blocks
+    told = {(row["block"], row["option"], row["precision"]) for row in ran.json["per_block"]}
+    assert told >= {(b.index, o, e.precision) for b in blocks for o, engines in b.options.items() for e in engines}
+    assert all(row["passed"] for row in ran.json["per_block"])
+    by_precision = {row["precision"]: row["rms_relative"] for row in ran.json["per_block"]}
+    assert by_precision["fp32"] < by_precision["fp16"] < by_precision["int8"]
+    shown = run(*arguments, *bars).out
+    for word in ("8 int8", "16 fp16", "full fp32", "skip fp32", "PASSED"):
+        assert word in shown, word
+
+
+def test_a_broken_engine_is_named_by_its_block(mixed: Made, tmp_path: Path) -> None:
+    bundle = copied(mixed, tmp_path)
+    (block,) = [b for b in Bundle(bundle).manifest.runtimes["onnxruntime"].blocks if b.index == 2]
+    files = [name for engine in block.options["16"] if engine.precision == "fp16" for name in engine.files.values()]
+    rewritten(
+        bundle, {name: perturbed((bundle / name).read_bytes(), "conv2_bias", lambda x: x * np.inf) for name in files}
+    )
+    arguments = ["verify", bundle, "--checkpoint", mixed.checkpoint, "--data", mixed.data_file, "--per-block"]
+    ran = run(*arguments, "--json")
+    bad = {(r["block"], r["option"], r["precision"]) for r in ran.json["per_block"] if not r["passed"]}
+    assert bad == {(2, "16", "fp16")}
+    assert "not finite !" in run(*arguments).out
+
+
+def test_a_kept_result_is_judged_again_without_running(
+    floats: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept.json"
+    arguments = ["--checkpoint", floats.checkpoint, "--data", floats.data_file, "--per-block", "--json"]
+    first = run("verify", floats.path, *arguments, "--save", kept)
+    monkeypatch.setattr("dfs_deploy.runtimes.Runtime.__init__", None)
+    again = run("verify", "--result", kept, "--json")
+    assert (again.code, again.json) == (0, first.json)
+    assert again.json["bundle_digest"] == Bundle(floats.path).digest
+    assert again.json["checkpoint_sha256"] == sha256(floats.checkpoint.read_bytes())
+    run("verify", floats.path, "--result", kept, "--max-top1-drop", "-0.5", "--json").failed(1, "top-1")
+    shown = run("verify", "--result", kept)
+    assert shown.code == 0
+    for word in ("PASSED", again.json["bundle_digest"][:12], again.json["checkpoint_sha256"][:12]):
+        assert word in shown.out
+
+
+def test_a_kept_result_of_another_bundle_is_refused(floats: Made, mixed: Made, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    run("verify", floats.path, "--checkpoint", floats.checkpoint, "--data", floats.data_file, "--save", kept)
+    ran = run("verify", mixed.path, "--result", kept, "--json")
+    ran.failed(4, "kept.json", Bundle(floats.path).digest[:12], Bundle(mixed.path).digest[:12])
+    assert ran.out == ""
+
+
+def test_what_is_missing_or_too_much_is_named(floats: Made, tmp_path: Path) -> None:
+    run("verify", floats.path, "--data", floats.data_file, "--json").failed(2, "--checkpoint")
+    run("verify", floats.path, "--checkpoint", floats.checkpoint, "--json").failed(2, "--data")
+    run("verify", "--result", tmp_path / "kept.json", "--data", floats.data_file).failed(2, "--data", "--result")
+    run("verify", "--result", tmp_path / "kept.json", "--json").failed(4, "kept.json")
+
+
+def test_a_result_that_is_not_finite_is_kept_as_such(floats: Made, tmp_path: Path) -> None:
+    bundle = copied(floats, tmp_path)
+    heads = [name for name in manifest_of(bundle)["files"] if name.startswith("common/head")]
+    rewritten(
+        bundle, {name: perturbed((bundle / name).read_bytes(), "head_bias", lambda x: x * np.nan) for name in heads}
+    )
+    kept = tmp_path / "kept.json"
+    run("verify", bundle, "--checkpoint", floats.checkpoint, "--data", floats.data_file, "--save", kept)
+    run("verify", "--result", kept, "--max-top1-drop", "1", "--json").failed(1, "NaN or infinite")

@@ -1,0 +1,155 @@
+"""What ``verify`` found, kept in a file so that it can be judged again by other bars without running anything."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from dfs_deploy.errors import SavedResultError
+from dfs_deploy.files import write_whole
+
+SCHEMA: Final = "dfs-deploy/verify"
+SCHEMA_VERSION: Final = 1
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+Percentage = Annotated[float, Meta(ge=0, le=100)]
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+_MOST_BYTES = 64 << 20
+
+
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A part of the file: immutable, and strict about its keys."""
+
+
+class EngineError(_Record, frozen=True, kw_only=True):
+    """How far one engine of a block is from what its option means in the PyTorch reference.
+
+    Attributes:
+        block: index of the block.
+        option: name.
+        precision: of the engine.
+        runtime: that it was made for.
+        form: in which it takes features.
+        max_relative: greatest error over the greatest output; ``None`` where a value is not finite.
+        rms_relative: root-mean-square error over that of the output, likewise.
+        tolerance: of ``rms_relative`` for INT8, of ``max_relative`` for others; the one that export fails by.
+        passed: whether it is within.
+    """
+
+    block: Annotated[int, Meta(ge=0)]
+    option: str
+    precision: str
+    runtime: str
+    form: str
+    max_relative: float | None
+    rms_relative: float | None
+    tolerance: float
+    passed: bool
+
+    @property
+    def judged(self) -> float | None:
+        """The figure that the tolerance is about."""
+        return self.rms_relative if self.precision == "int8" else self.max_relative
+
+
+class Verification(_Record, frozen=True, kw_only=True):
+    """A bundle compared with its reference; shares are 0 to 1, percentages 0 to 100.
+
+    Attributes:
+        schema: ``dfs-deploy/verify``.
+        schema_version: of these keys.
+        version: of dfs-deploy.
+        bundle: name of the bundle.
+        bundle_digest: SHA-256 of its manifest.
+        checkpoint: name of the checkpoint's file.
+        checkpoint_sha256: of that file.
+        data: name of the data.
+        seed: of the draw.
+        budget: that the bundle ran at, or ``None`` as trained.
+        samples: images compared.
+        top1_reference: share of right answers of the reference.
+        top1_bundle: likewise, of the bundle.
+        route_agreement: share of block decisions equal to the reference's.
+        block_agreement: likewise, at each gated block.
+        computation_percentage_reference: mean over the samples.
+        computation_percentage_bundle: likewise.
+        max_abs_logit_error: greatest difference of a logit; ``None`` where one is not finite.
+        per_block: the error of each engine, or ``None`` where it was not asked for.
+    """
+
+    schema: Literal["dfs-deploy/verify"] = SCHEMA
+    schema_version: Literal[1] = SCHEMA_VERSION
+    version: str
+    bundle: str
+    bundle_digest: Digest
+    checkpoint: str
+    checkpoint_sha256: Digest
+    data: str
+    seed: int
+    budget: Share | None
+    samples: Annotated[int, Meta(ge=1)]
+    top1_reference: Share | None
+    top1_bundle: Share | None
+    route_agreement: Share
+    block_agreement: list[Share]
+    computation_percentage_reference: Percentage
+    computation_percentage_bundle: Percentage
+    max_abs_logit_error: float | None
+    per_block: list[EngineError] | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Every key, as plain values."""
+        value: dict[str, Any] = msgspec.to_builtins(self)
+        return value
+
+
+class _Head(msgspec.Struct):
+    """What can be read of a file of any version."""
+
+    schema: str
+    schema_version: int
+
+
+def finite(value: float) -> float | None:
+    """The value, or ``None`` where it is NaN or infinite, which JSON cannot hold."""
+    return value if math.isfinite(value) else None
+
+
+def save_verification(path: Path, verification: Verification) -> None:
+    """Writes a result, whole."""
+    write_whole(path, json.dumps(verification.as_json(), indent=1, allow_nan=False).encode() + b"\n")
+
+
+def load_verification(path: Path) -> Verification:
+    """Reads a result that :func:`save_verification` wrote, strictly.
+
+    Raises:
+        SavedResultError: it cannot be read, is of another version, or a key is missing, unknown or of another type.
+    """
+    remedy = "make it with dfs-deploy verify --save"
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise SavedResultError(
+                f"{path} holds more than {_MOST_BYTES >> 20} MB, which no saved result does; {remedy}"
+            )
+        content = path.read_bytes()
+    except OSError as error:
+        raise SavedResultError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+    try:
+        head = msgspec.json.decode(content, type=_Head)
+        if head.schema != SCHEMA:
+            raise SavedResultError(f"{path} holds {head.schema!r}, expected {SCHEMA!r}; {remedy}")
+        if head.schema_version != SCHEMA_VERSION:
+            newer = "update dfs-deploy" if head.schema_version > SCHEMA_VERSION else "verify again"
+            raise SavedResultError(
+                f"{path} has schema version {head.schema_version}, expected {SCHEMA_VERSION}; {newer}"
+            )
+        return msgspec.json.decode(content, type=Verification)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise SavedResultError(f"{path} is no saved result ({error}); {remedy}") from error
