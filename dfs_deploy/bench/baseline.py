@@ -69,6 +69,7 @@ class Baseline(_Record, frozen=True):
     device: str
     threads: int
     seed: int
+    budget: float | None
     data: str
     inputs: int
     machine: _Machine
@@ -179,6 +180,7 @@ def check_comparable(result: BenchResult, baseline: Baseline) -> tuple[str, ...]
         "data": (baseline.data, result.data),
         "inputs": (baseline.inputs, result.inputs),
         "seed": (baseline.seed, result.seed),
+        "budget": (baseline.budget, result.budget),
     }
     for name, (theirs, ours) in pairs.items():
         if theirs != ours:

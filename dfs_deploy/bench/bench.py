@@ -42,6 +42,7 @@ def run_bench(
     batch: int = 1,
     threads: int = 1,
     plan: bool = True,
+    budget: float | None = None,
     forced: bool = False,
     seed: int = 0,
     min_s: float = 3.0,
@@ -62,6 +63,7 @@ def run_bench(
         batch: images a call.
         threads: that one engine may use.
         plan: whether to use the plan measured on this machine, if there is one.
+        budget: that the dynamic network is to hold, 0 to 1; ``None`` for the gate as trained.
         forced: whether to time forced paths as well, with a quarter to all of the gated blocks run.
         seed: of the order.
         min_s: measured seconds a case, on average.
@@ -83,7 +85,7 @@ def run_bench(
     batches = [prepared[start : start + batch] for start in range(0, len(prepared), batch)]
     machine, state = describe_machine(), read_state()
     with ExitStack() as closing:
-        runtime = closing.enter_context(open_runtime(bundle, threads=threads, plan=plan))
+        runtime = closing.enter_context(open_runtime(bundle, threads=threads, plan=plan, budget=budget))
         paths = np.concatenate([runtime(x).path for x in batches])
         candidates = open_candidates(bundle, runtime, batch=batch, threads=threads, forced=forced, closing=closing)
         timed = [Case(candidate.name, _on(candidate, batches)) for candidate in candidates]
@@ -130,6 +132,7 @@ def run_bench(
         device=device,
         threads=threads,
         seed=seed,
+        budget=budget,
         data=inputs.name,
         inputs=len(prepared),
         machine=machine,
@@ -149,6 +152,7 @@ def run_bench(
             start_ups,
             threads=threads,
             plan=plan,
+            budget=budget,
             progress=functools.partial(report, "starting processes"),
         ),
     )

@@ -15,8 +15,9 @@ _RESULTS = 20
 
 
 def main() -> None:
-    """Reads the bundle's path, the case, threads and plan from the arguments, and prints one JSON object."""
-    path, case, threads, plan = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "plan"
+    """Reads a JSON object with bundle, case, threads, plan and budget from the argument, and prints another."""
+    wanted = json.loads(sys.argv[1])
+    case, threads = wanted["case"], wanted["threads"]
     clock = time.perf_counter
     begin = clock()
     import numpy as np
@@ -28,13 +29,13 @@ def main() -> None:
     from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
 
     imported, before = clock(), _resident_mb("VmRSS")
-    bundle = Bundle(path)
+    bundle = Bundle(wanted["bundle"])
     network: Runtime | StaticEngine
     if case.startswith(STATIC):
         precision = next(p for p in bundle.manifest.runtimes["onnxruntime"].static if case == f"{STATIC}{p}")
         network = StaticEngine(bundle, precision, threads)
     else:
-        network = Runtime(bundle, threads=threads, plan=plan)
+        network = Runtime(bundle, threads=threads, plan=wanted["plan"], budget=wanted["budget"])
     loaded = clock()
     with network:
         images = np.random.default_rng(0).normal(size=(_RESULTS, 1, *bundle.input.shape)).astype(np.float32)

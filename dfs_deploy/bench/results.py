@@ -56,6 +56,7 @@ class BenchResult:
         device: as asked for.
         threads: that one engine may use.
         seed: of the order of inputs.
+        budget: that the dynamic network was to hold, 0 to 1; ``None`` for the gate as trained.
         data: name of the inputs.
         inputs: how many different images were run.
         machine: where.
@@ -76,6 +77,7 @@ class BenchResult:
     device: str
     threads: int
     seed: int
+    budget: float | None
     data: str
     inputs: int
     machine: Machine
@@ -131,6 +133,7 @@ class BenchResult:
             "device": self.device,
             "threads": self.threads,
             "seed": self.seed,
+            "budget": self.budget,
             "data": self.data,
             "inputs": self.inputs,
             "machine": self.machine,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -66,6 +67,7 @@ def measure_start_up(
     *,
     threads: int = 1,
     plan: bool = True,
+    budget: float | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> tuple[StartUp, ...]:
     """Starts processes, the cases in turns.
@@ -76,6 +78,7 @@ def measure_start_up(
         processes: a case; 0 for none.
         threads: that one engine may use.
         plan: whether to use the plan measured on this machine.
+        budget: of the dynamic network.
         progress: called with how far it is, 0 to 1.
 
     Raises:
@@ -86,7 +89,7 @@ def measure_start_up(
         for i, case in enumerate(cases):
             if progress is not None:
                 progress((turn * len(cases) + i) / (processes * len(cases)))
-            starts[case].append(_start(bundle, case, threads, plan))
+            starts[case].append(_start(bundle, case, threads, plan, budget))
     return tuple(
         StartUp(
             name=case,
@@ -103,8 +106,9 @@ def measure_start_up(
     )
 
 
-def _start(bundle: Path, case: str, threads: int, plan: bool) -> _Start:
-    arguments = [str(bundle), case, str(threads), "plan" if plan else "no-plan", os.pathsep.join(sys.path)]
+def _start(bundle: Path, case: str, threads: int, plan: bool, budget: float | None) -> _Start:
+    wanted = {"bundle": str(bundle), "case": case, "threads": threads, "plan": plan, "budget": budget}
+    arguments = [json.dumps(wanted), os.pathsep.join(sys.path)]
     ran = subprocess.run(  # noqa: S603 (this interpreter, our own module)
         [sys.executable, "-c", _CHILD, *arguments], capture_output=True, check=False
     )

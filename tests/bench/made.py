@@ -91,6 +91,7 @@ def made_bench(
         "device": "cpu",
         "threads": 1,
         "seed": 0,
+        "budget": None,
         "data": "data",
         "inputs": inputs,
         "machine": MACHINE,

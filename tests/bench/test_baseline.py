@@ -109,6 +109,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "data": {"data": "other data"},
     "inputs": {"inputs": 99},
     "seed": {"seed": 1},
+    "budget": {"budget": 0.25},
 }
 
 
