@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from dfs_deploy.cli.arguments import (
+    BudgetOption,
     BundleArgument,
     DataHelp,
     JsonOption,
@@ -32,6 +33,7 @@ def bench(
     batch: Annotated[int, typer.Option(min=1, help="Images a call.")] = 1,
     threads: ThreadsOption = 1,
     plan: PlanOption = True,
+    budget: BudgetOption = None,
     forced: Annotated[
         bool, typer.Option("--forced", help="Time forced paths too: 0 to 100 % of the blocks run.")
     ] = False,
@@ -96,6 +98,7 @@ def bench(
             batch=batch,
             threads=threads,
             plan=plan,
+            budget=budget,
             forced=forced,
             seed=seed,
             min_s=min_seconds,

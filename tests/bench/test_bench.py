@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,8 @@ from dfs_deploy.exporters import export
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Options
 from dfs_deploy.runtimes import Runtime
-from tests.bundles import CONTRACT, Made, labelled
+from dfs_deploy.runtimes.base import Result
+from tests.bundles import CONTRACT, Made, copied, labelled, manifest_of, write_manifest
 from tests.checks import refuses
 
 QUICK: dict[str, Any] = {"min_s": 0.0, "min_iterations": 3, "warm_up_s": 0.0}
@@ -154,3 +157,38 @@ def test_a_network_with_nothing_to_decide(tmp_path_factory: pytest.TempPathFacto
     json.dumps(result.as_json(), allow_nan=False)
     assert result.cases[0].computation_percentage == 100.0
     assert result.option_share == ()
+
+
+def test_a_budget_is_held_by_the_dynamic_network_alone(mixed: Made, tmp_path: Path) -> None:
+    bundle = copied(mixed, tmp_path)
+    point = {"computation_percentage": 10.0, "top1": None, "latency_ms": None, "samples": 9}
+    records = [{"budget": 0.01, "bias": 400.0, **point}, {"budget": 0.9, "bias": -400.0, **point}]
+    write_manifest(bundle, {**manifest_of(bundle), "budgets": records})
+    frugal, lavish = (run_bench(Bundle(bundle), mixed.data, budget=budget, **QUICK) for budget in (0.01, 0.9))
+    assert (frugal.budget, lavish.as_json()["budget"]) == (0.01, 0.9)
+    assert frugal.dynamic.computation_percentage == 0.0
+    assert lavish.dynamic.computation_percentage == 100.0
+    assert [case.top1 for case in frugal.statics] == [case.top1 for case in lavish.statics]
+    with refuses(UsageError, "0.95"):
+        run_bench(Bundle(bundle), mixed.data, budget=0.95, **QUICK)
+
+
+def test_a_planted_slowdown_shows_in_the_ratios(mixed: Made) -> None:
+    """Four times the time, so that no noise of a busy machine hides it."""
+
+    class Slow(Runtime):
+        def __call__(self, *args: Any, **kwargs: Any) -> Result:
+            begin = time.perf_counter_ns()
+            result = super().__call__(*args, **kwargs)
+            until = 4 * time.perf_counter_ns() - 3 * begin
+            while time.perf_counter_ns() < until:
+                pass
+            return result
+
+    enough: dict[str, Any] = {"min_s": 0.0, "min_iterations": 2000, "warm_up_s": 0.0}
+    before = run_bench(Bundle(mixed.path), mixed.data, **enough)
+    after = run_bench(Bundle(mixed.path), mixed.data, open_runtime=Slow, **enough)
+    ratios = [result.dynamic.ratios for result in (before, after)]
+    assert ratios[0] is not None
+    assert ratios[1] is not None
+    assert ratios[1].mean.low > 2 * ratios[0].mean.high
