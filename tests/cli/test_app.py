@@ -61,11 +61,15 @@ def test_what_the_parser_does_not_know_is_a_wrong_call(arguments: list[str]) -> 
         (["bench", "--seed"], ["--seed", "run: dfs-deploy bench --help"]),
         (["bench", "--seed", "none"], ["--seed", "integer", "run: dfs-deploy bench --help"]),
         (["export", "net.pt", "--weight-bits", "3"], ["--weight-bits", "7", "run: dfs-deploy export --help"]),
-        (["verify"], ["--checkpoint", "run: dfs-deploy verify --help"]),
+        (["verify", "--checkpoint"], ["--checkpoint", "run: dfs-deploy verify --help"]),
     ],
 )
 def test_what_the_parser_refuses_is_one_line_that_names_the_help(arguments: list[str], words: list[str]) -> None:
     run(*arguments).failed(2, *words)
+
+
+def test_verify_without_a_checkpoint_says_what_it_takes() -> None:
+    run("verify").failed(2, "--checkpoint", "--result")
 
 
 def test_an_error_is_one_line_and_its_class_says_the_exit_code(tmp_path: Path) -> None:
