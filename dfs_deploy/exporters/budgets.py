@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,17 +25,24 @@ TOLERANCE = 1.0
 
 _NEAR_ENOUGH = 0.05
 _MOST_HALVINGS = 30
+_MOST_SPLITS = 4
 _BATCH = 128
 _TIMED = 200
 
 
 @dataclass(frozen=True)
 class _Point:
-    """A bias and what was measured with it: computation in percent, right answers as a share."""
+    """A bias tried for a budget, and what was measured with it: computation in percent, right answers as a share."""
 
+    budget: float
     bias: float
     percentage: float
     top1: float
+
+    @property
+    def excess(self) -> float:
+        """Points of computation beyond the budget."""
+        return self.percentage - 100.0 * self.budget
 
 
 def check_budgets(budgets: Sequence[float], costs: Sequence[float]) -> tuple[float, ...]:
@@ -73,7 +80,8 @@ def calibrate_budgets(
         progress: called with how far it is, 0 to 1.
 
     Returns:
-        A record a budget, least budget first; biases never rise.
+        A record a budget, least budget first, and between two of them others where a bias interpolated in a straight
+        line would miss by more than :data:`TOLERANCE` points. Biases never rise.
 
     Raises:
         UsageError: a budget that no path could hold, that no bias comes within :data:`TOLERANCE` points of, or a
@@ -84,25 +92,29 @@ def calibrate_budgets(
         raise UsageError("the network has no gated block, so it always computes the same; leave out the budgets")
     report = progress or (lambda share: None)
     search = _Search(runtime, data)
-    records: list[BudgetRecord] = []
-    least: float | None = None
+    asked: list[_Point] = []
     # The greatest budget first: the bias of each is where the search of the next begins, so that none can fall.
     for budget in reversed(wanted):
-        report(len(records) / len(wanted))
-        point = search.find(100.0 * budget, least)
-        least = point.bias
-        record = BudgetRecord(
-            budget=budget,
+        report(len(asked) / (2 * len(wanted)))
+        asked.insert(0, search.held(budget, asked[0].bias if asked else None))
+    points = asked[:1]
+    for done, upper in enumerate(asked[1:], 1):
+        report(0.5 + done / (2 * len(wanted)))
+        points += [*search.between(points[-1], upper, _MOST_SPLITS), upper]
+    records = [
+        BudgetRecord(
+            budget=point.budget,
             bias=point.bias,
             computation_percentage=point.percentage,
             top1=point.top1,
             latency_ms=_latency_ms(runtime, data, point.bias),
             samples=len(data.images),
         )
-        records.append(record)
+        for point in points
+    ]
     runtime.set_budget(None)
     report(1.0)
-    return records[::-1]
+    return records
 
 
 class _Search:
@@ -111,37 +123,52 @@ class _Search:
     def __init__(self, runtime: Runtime, data: Dataset) -> None:
         self._runtime = runtime
         self._data = data
-        self._known: dict[float, _Point] = {}
+        self._known: dict[float, tuple[float, float]] = {}
 
-    def find(self, percentage: float, least: float | None) -> _Point:
-        """The bias, at least ``least``, with which the mean computation is nearest to a percentage."""
-        tried: list[_Point] = []
+    def held(self, budget: float, least: float | None) -> _Point:
+        """The point at which a budget is held, with a bias of at least ``least``.
 
-        def measure(bias: float) -> _Point:
-            tried.append(self._measure(bias))
-            return tried[-1]
-
-        low = measure(0.0 if least is None else least)
+        Raises:
+            UsageError: no bias comes near enough.
+        """
+        low = self._measure(budget, 0.0 if least is None else least)
         step = 1.0
-        while low.percentage < percentage and least is None and step <= GREATEST_BIAS:
-            low, step = measure(-step), 2.0 * step
+        while low.excess < 0.0 and least is None and step <= GREATEST_BIAS:
+            low, step = self._measure(budget, -step), 2.0 * step
         high, step = low, 1.0
-        while high.percentage > percentage and step <= GREATEST_BIAS:
-            high, step = measure(low.bias + step), 2.0 * step
-        for _ in range(_MOST_HALVINGS):
-            if min(abs(point.percentage - percentage) for point in tried) <= _NEAR_ENOUGH:
-                break
-            middle = measure((low.bias + high.bias) / 2.0)
-            low, high = (middle, high) if middle.percentage > percentage else (low, middle)
-        nearest = min(tried, key=lambda point: abs(point.percentage - percentage))
-        if abs(nearest.percentage - percentage) > TOLERANCE:
+        while high.excess > 0.0 and step <= GREATEST_BIAS:
+            high, step = self._measure(budget, low.bias + step), 2.0 * step
+        nearest, low, high = self._halve(low, high)
+        if abs(nearest.excess) > TOLERANCE:
             raise UsageError(
-                f"budget {percentage / 100.0:g} cannot be held on these images: computation jumps from"
-                f" {high.percentage:.2f} to {low.percentage:.2f} %; ask for one of these, or calibrate on more images"
+                f"budget {budget:g} cannot be held on these images: computation jumps from {high.percentage:.2f} to"
+                f" {low.percentage:.2f} %; ask for one of these, or calibrate on more images"
             )
         return nearest
 
-    def _measure(self, bias: float) -> _Point:
+    def between(self, lower: _Point, upper: _Point, splits: int) -> list[_Point]:
+        """The points that two need between them for a straight line to come near enough everywhere, in order."""
+        budget = (lower.budget + upper.budget) / 2.0
+        line = self._measure(budget, (lower.bias + upper.bias) / 2.0)
+        if splits == 0 or abs(line.excess) <= TOLERANCE:
+            return []
+        middle, _, _ = self._halve(replace(upper, budget=budget), replace(lower, budget=budget))
+        if abs(middle.excess) > TOLERANCE:  # computation jumps there: no bias would do
+            return []
+        return [*self.between(lower, middle, splits - 1), middle, *self.between(middle, upper, splits - 1)]
+
+    def _halve(self, low: _Point, high: _Point) -> tuple[_Point, _Point, _Point]:
+        """Of the biases between two points of one budget the one that holds it best, and its last neighbours."""
+        nearest = min(low, high, key=lambda point: abs(point.excess))
+        for _ in range(_MOST_HALVINGS):
+            if abs(nearest.excess) <= _NEAR_ENOUGH:
+                break
+            middle = self._measure(low.budget, (low.bias + high.bias) / 2.0)
+            nearest = min(nearest, middle, key=lambda point: abs(point.excess))
+            low, high = (middle, high) if middle.excess > 0.0 else (low, middle)
+        return nearest, low, high
+
+    def _measure(self, budget: float, bias: float) -> _Point:
         if bias not in self._known:
             self._runtime.set_cost_bias(bias)
             images, labels = self._data.images, self._data.labels
@@ -151,8 +178,8 @@ class _Search:
                 right += int((result.classes == labels[start : start + _BATCH]).sum())
                 percentages.append(result.computation_percentage)
             percentage = float(np.concatenate(percentages).mean(dtype=np.float64))
-            self._known[bias] = _Point(bias, percentage, right / len(images))
-        return self._known[bias]
+            self._known[bias] = percentage, right / len(images)
+        return _Point(budget, bias, *self._known[bias])
 
 
 def _latency_ms(runtime: Runtime, data: Dataset, bias: float) -> float:
