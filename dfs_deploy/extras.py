@@ -14,7 +14,6 @@ EXTRA_OF = {
     "scipy": "train",
     "sklearn": "train",
     "tensorboard": "tensorboard",
-    "psutil": "bench",
     "jinja2": "report",
     "markupsafe": "report",
     "vl_convert": "report",
@@ -26,8 +25,11 @@ EXTRA_OF = {
 
 
 @contextlib.contextmanager
-def required() -> Iterator[None]:
+def required(extra: str | None = None) -> Iterator[None]:
     """Turns the missing import of an optional dependency into the line that installs it.
+
+    Args:
+        extra: that brings what is imported; ``None`` for the one of :data:`EXTRA_OF`.
 
     Raises:
         MissingExtraError: a module of :data:`EXTRA_OF` is not installed.
@@ -37,5 +39,5 @@ def required() -> Iterator[None]:
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         if module in EXTRA_OF:
-            raise MissingExtraError(module, EXTRA_OF[module]) from error
+            raise MissingExtraError(module, extra or EXTRA_OF[module]) from error
         raise

@@ -13,6 +13,7 @@ from dfs_deploy.bench.alone import EngineTimes
 from dfs_deploy.bench.candidates import DYNAMIC, Candidate, open_candidates
 from dfs_deploy.bench.case_result import CaseResult
 from dfs_deploy.bench.clock import Case, median_alone, summarize, time_interleaved, turn_for
+from dfs_deploy.bench.forced import forced_paths
 from dfs_deploy.bench.inputs import Inputs, draw_inputs
 from dfs_deploy.bench.intervals import paired_ratios, share_difference
 from dfs_deploy.bench.machine import describe_machine
@@ -64,7 +65,7 @@ def run_bench(
         threads: that one engine may use.
         plan: whether to use the plan measured on this machine, if there is one.
         budget: that the dynamic network is to hold, 0 to 1; ``None`` for the gate as trained.
-        forced: whether to time forced paths as well, with a quarter to all of the gated blocks run.
+        forced: whether to time forced paths and their traces as well, with none to all of the gated blocks run.
         seed: of the order.
         min_s: measured seconds a case, on average.
         min_iterations: calls a case, at least.
@@ -75,7 +76,8 @@ def run_bench(
         progress: called with what is being done and how far it is.
 
     Raises:
-        UsageError: no inputs, or fewer than one batch.
+        UsageError: no inputs, or fewer than one batch; or paths cannot be forced, or none of them skips.
+        MissingExtraError: ``forced``, and onnx is not installed.
     """
     report: Report = progress or (lambda what, share: None)
     inputs = draw_inputs(bundle, data, seed)
@@ -146,6 +148,7 @@ def run_bench(
         problems=problems,
         verdict=decide(cases, over_static, problems, max_top1_drop),
         paths=timed_paths,
+        forced=forced_paths(bundle.options, cases, turns, bundle.architecture.gated_blocks),
         start_up=measure_start_up(
             bundle.path,
             [case.name for case in cases if case.static or case.name == DYNAMIC],
@@ -188,7 +191,7 @@ def _results(
     for candidate in candidates:
         name, timing = candidate.name, summarize(turns[candidate.name].ravel())
         own = paths if candidate.forced is None else candidate.forced[None]
-        alone = None if candidate.static else engines
+        alone = engines if candidate.dispatched else None
         answers = right.get(name)
         results.append(
             CaseResult(

@@ -1,4 +1,4 @@
-"""What a bench compares: the dynamic network, the same on forced paths, and static engines of the same backbone."""
+"""What a bench compares: the dynamic network, static engines of its backbone, forced paths and the traces of these."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dfs_deploy.bench.traces import open_trace
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.options import PRECISIONS, Options, engine_precision
+from dfs_deploy.errors import UsageError
+from dfs_deploy.options import PRECISIONS, Options, Precision, engine_precision
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
 
@@ -19,6 +21,33 @@ FORCED_SHARES = (0, 25, 50, 75, 100)
 
 DYNAMIC = "dfs"
 STATIC = "static-"
+_FORCED = f"{DYNAMIC}-forced-"
+_TRACE = "trace-"
+
+
+@dataclass(frozen=True)
+class ForcedPattern:
+    """A path that does not depend on the input.
+
+    Attributes:
+        share: percent of the gated blocks that run, evenly spread; the others are skipped.
+        option: index of the option that they run.
+        precision: that names the series: of the option's engines.
+    """
+
+    share: int
+    option: int
+    precision: Precision
+
+    @property
+    def dispatched(self) -> str:
+        """Name of the case in which the runtime takes this path, gates stepping."""
+        return f"{_FORCED}{self.share}-{self.precision}"
+
+    @property
+    def trace(self) -> str:
+        """Name of the case in which one engine holds this path."""
+        return f"{_TRACE}{self.share}-{self.precision}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +55,7 @@ class Candidate:
     """Something that classifies.
 
     Attributes:
-        name: ``dfs``, ``static-int8``, ``dfs-forced-25-int8`` and the like.
+        name: ``dfs``, ``static-int8``, ``dfs-forced-25-int8``, ``trace-25-int8`` and the like.
         logits: maps (N, C, H, W) float32, normalised, to (N, classes) float32.
         forced: (gated blocks,) uint8 option indices of a forced path, else ``None``.
     """
@@ -37,8 +66,13 @@ class Candidate:
 
     @property
     def static(self) -> bool:
-        """Whether it does the same work for every input."""
+        """Whether it is a static baseline."""
         return self.name.startswith(STATIC)
+
+    @property
+    def dispatched(self) -> bool:
+        """Whether the runtime dispatches it block by block."""
+        return self.name.startswith(DYNAMIC)
 
 
 def open_candidates(
@@ -51,16 +85,20 @@ def open_candidates(
         runtime: the dynamic network, opened.
         batch: images a call.
         threads: that one engine may use.
-        forced: whether to force paths as well, with a quarter to all of the gated blocks run.
-        closing: closes the static engines.
+        forced: whether to force paths as well, with none to all of the gated blocks run.
+        closing: closes what is opened.
 
     Returns:
-        The dynamic network, the static engines from the most precise on, the forced paths.
+        The dynamic network, the static engines from the most precise on, the forced paths, each before its trace.
+
+    Raises:
+        UsageError: paths cannot be forced, or none skips.
+        MissingExtraError: a trace is asked for, and onnx is not installed.
     """
     return [
         Candidate(DYNAMIC, lambda images: runtime(images).logits),
         *_static(bundle, threads, closing),
-        *(_forced(runtime, batch) if forced else ()),
+        *(_forced(bundle, runtime, batch, threads, closing) if forced else ()),
     ]
 
 
@@ -69,29 +107,36 @@ def _static(bundle: Bundle, threads: int, closing: ExitStack) -> Iterator[Candid
         yield Candidate(f"{STATIC}{precision}", closing.enter_context(StaticEngine(bundle, precision, threads)))
 
 
-def _forced(runtime: Runtime, batch: int) -> Iterator[Candidate]:
-    blocks = runtime.bundle.architecture.gated_blocks
-    for name, (share, option) in forced_patterns(runtime.options).items():
-        row = spread_path(share, option, blocks, runtime.options)
+def _forced(bundle: Bundle, runtime: Runtime, batch: int, threads: int, closing: ExitStack) -> Iterator[Candidate]:
+    patterns = forced_patterns(bundle.options)
+    if bundle.policy is not None or not patterns:
+        why = f"options {bundle.options}, none of which skips" if bundle.policy is None else "a static policy"
+        raise UsageError(f"{bundle.path} has {why}, expected a gate that may skip; leave --forced out")
+    for pattern in patterns:
+        row = spread_path(pattern.share, pattern.option, bundle.architecture.gated_blocks, bundle.options)
         whole = np.repeat(row[None], batch, 0)
 
         def logits(images: NDArray[np.float32], path: NDArray[np.uint8] = whole) -> NDArray[np.float32]:
             return runtime(images, path=path).logits
 
-        yield Candidate(name, logits, row)
+        trace = closing.enter_context(open_trace(bundle, row, runtime.substitutions, threads))
+        yield Candidate(pattern.dispatched, logits, row)
+        yield Candidate(pattern.trace, trace, row)
 
 
-def forced_patterns(options: Options) -> dict[str, tuple[int, int]]:
-    """The forced cases: by name, the percent of gated blocks that run and the index of the option that they run.
+def forced_patterns(options: Options) -> tuple[ForcedPattern, ...]:
+    """What paths are forced.
 
     One series for the least and one for the most precise option that computes, named by the precision of their engines,
     and one alone where that is the same; an option list without skip has none.
     """
     if not any(option.skips for option in options):
-        return {}
+        return ()
     computing = sorted((i for i, option in enumerate(options) if not option.skips), key=lambda i: options[i].bits)
-    ends = {engine_precision(options[i], PRECISIONS): i for i in (computing[0], computing[-1])}
-    return {f"dfs-forced-{share}-{precision}": (share, i) for precision, i in ends.items() for share in FORCED_SHARES}
+    ends = {
+        precision: i for i in (computing[0], computing[-1]) if (precision := engine_precision(options[i], PRECISIONS))
+    }
+    return tuple(ForcedPattern(share, i, precision) for precision, i in ends.items() for share in FORCED_SHARES)
 
 
 def spread_path(share: int, option: int, blocks: int, options: Options) -> NDArray[np.uint8]:

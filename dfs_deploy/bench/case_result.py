@@ -15,7 +15,8 @@ class CaseResult:
     """One case of a bench.
 
     Attributes:
-        name: ``dfs``, ``static-fp32``, ``static-fp16``, ``static-int8``, or ``dfs-forced-25-int8`` and the like.
+        name: ``dfs``, ``static-fp32``, ``static-fp16``, ``static-int8``, or ``dfs-forced-25-int8``, ``trace-25-int8``
+            and the like.
         batch: images a call.
         timing: latency of a call.
         engine_ms: of a dynamic case at batch 1, the mean over inputs of the sum of the standalone medians of the
@@ -24,7 +25,7 @@ class CaseResult:
         gate_share: likewise, the standalone medians of all gate steps of one image over the median latency.
         top1: share of right answers, 0 to 1, where labels are known.
         top1_change: ``top1`` less that of the normaliser, on the same images.
-        computation_percentage: mean over the inputs, of a dynamic case.
+        computation_percentage: mean over the inputs, of a dynamic case and of a trace.
         ratios: latency over that of the normaliser, the most precise static engine.
         joules_per_image: above idle, where a sensor was found.
     """
@@ -53,7 +54,7 @@ class CaseResult:
 
     @property
     def static(self) -> bool:
-        """Whether it does the same work for every input."""
+        """Whether it is a static baseline."""
         return self.name.startswith(STATIC)
 
     def as_json(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import msgspec
 from dfs_deploy.bench.candidates import DYNAMIC
 from dfs_deploy.bench.case_result import CaseResult
 from dfs_deploy.bench.clock import NOISY, TAIL, Turn
+from dfs_deploy.bench.forced import ForcedPath
 from dfs_deploy.bench.intervals import Ratios
 from dfs_deploy.bench.machine import Machine
 from dfs_deploy.bench.paths import PathLatency
@@ -70,6 +71,7 @@ class BenchResult:
         problems: why the run is INVALID; empty where it is VALID.
         verdict: what to ship.
         paths: the fastest, the commonest and the slowest; empty with batches.
+        forced: forced paths against their traces; empty where none were asked for.
         start_up: of a process that runs one case, by case; empty where it was not measured.
     """
 
@@ -91,6 +93,7 @@ class BenchResult:
     problems: tuple[Problem, ...]
     verdict: Verdict
     paths: tuple[PathLatency, ...] = ()
+    forced: tuple[ForcedPath, ...] = ()
     start_up: tuple[StartUp, ...] = ()
 
     @property
@@ -150,6 +153,7 @@ class BenchResult:
             "cases": [case.as_json() for case in self.cases],
             "over_static": self.over_static,
             "paths": [path.as_json() for path in self.paths],
+            "forced": self.forced,
             "start_up": [{**msgspec.to_builtins(start), "total_ms": start.total_ms} for start in self.start_up],
         }
         plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(document))

@@ -21,7 +21,7 @@ from dfs_deploy.cli.arguments import (
 )
 from dfs_deploy.cli.bench_report import show_bench, show_comparison
 from dfs_deploy.cli.console import print_json, progress
-from dfs_deploy.errors import RegressionError
+from dfs_deploy.errors import RegressionError, UsageError
 
 
 def bench(
@@ -35,8 +35,9 @@ def bench(
     plan: PlanOption = True,
     budget: BudgetOption = None,
     forced: Annotated[
-        bool, typer.Option("--forced", help="Time forced paths too: 0 to 100 % of the blocks run.")
+        bool, typer.Option("--forced", help="Time forced paths and their traces too: 0 to 100 % of the blocks run.")
     ] = False,
+    plot: Annotated[Path | None, typer.Option(help="Of --forced: draw it, as .svg or .png.")] = None,
     min_seconds: Annotated[float, typer.Option(min=0.01, help="Measured seconds a case, on average.")] = 3.0,
     min_iterations: Annotated[int, typer.Option(min=1, help="Calls a case, at least.")] = 200,
     start_ups: Annotated[
@@ -77,6 +78,13 @@ def bench(
     from dfs_deploy.runtimes.onnxruntime import plan as plans
 
     check_device(device)
+    if plot is not None and not forced:
+        raise UsageError("--plot without --forced, which it draws; add --forced")
+    draw = None
+    if plot is not None:
+        from dfs_deploy.report.forced_figure import figure_writer
+
+        draw = figure_writer(plot)
     earlier = None if compare is None else load_baseline(compare)
     opened = Bundle(bundle_path(bundle))
     drawn = None
@@ -107,6 +115,8 @@ def bench(
             start_ups=start_ups,
             progress=report,
         )
+    if draw is not None:
+        draw(result)
     if csv is not None:
         write_csv(result, csv)
     comparison = None if earlier is None else compare_with_baseline(result, earlier, noise_band)

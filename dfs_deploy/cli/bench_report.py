@@ -26,6 +26,7 @@ def show_bench(result: BenchResult) -> None:
     _show_cases(result)
     _show_mixture(result)
     _show_paths(result)
+    _show_forced(result)
     _show_start_up(result)
     console.print()
     for line in _notes(result):
@@ -85,7 +86,7 @@ def _show_cases(result: BenchResult) -> None:
     columns = ["case", "p50 ms", "p95 ms", "p99 ms", "CoV", "images/s", "top-1"]
     columns += [] if base is None else ["ratio"]
     rows: list[list[str | Text]] = []
-    for case in result.cases:
+    for case in (result.dynamic, *result.statics):
         timing = case.timing
         cov = Text(f"{100 * timing.cov:.0f} %", "yellow" if case.name in result.noisy else "")
         row: list[str | Text] = [
@@ -132,6 +133,29 @@ def _show_paths(result: BenchResult) -> None:
     ]
     output().print()
     show_table("by path", ["path", "p50 ms", "p95 ms", "of inputs", "computation", "blocks"], rows)
+
+
+def _show_forced(result: BenchResult) -> None:
+    if not result.forced:
+        return
+    console, blocks = output(), len(result.option_share)
+    rows = [
+        [
+            f"{path.blocks} of {blocks} at {path.precision.upper()}",
+            f"{path.dispatch_ms:.3f}",
+            f"{path.trace_ms:.3f}",
+            _ratio(None if path.over_static is None else path.over_static.p50),
+            _ratio(None if path.over_trace is None else path.over_trace.p50),
+            "-" if path.gate_us is None else f"{path.gate_us:.1f}",
+            "-" if path.dispatch_us is None else f"{path.dispatch_us:.1f}",
+        ]
+        for path in result.forced
+    ]
+    columns = ["blocks run", "p50 ms", "trace", "/ static", "/ trace", "gate us", "other us"]
+    console.print()
+    show_table("forced paths, the other blocks skipped", columns, rows)
+    console.print("static: of that precision; trace: the same path as one engine; in us: for each")
+    console.print("gated block the gate's step, and what engines and gates leave of the time")
 
 
 def _show_start_up(result: BenchResult) -> None:

@@ -34,10 +34,10 @@ Spec = dict[str, Any]
 
 _METHODS = ("DFS", "SkipNet", "static mixed", "static uniform")
 _COLORS = ("#1b5e9e", "#c2571a", "#3d7d43", "#7d5ba6")
-_SCALE = 2.0
+SCALE = 2.0
 """Of a PNG: pixels an SVG unit."""
 
-_CONFIG: Spec = {
+CONFIG: Spec = {
     "background": "white",
     "font": "sans-serif",
     "view": {"stroke": None},
@@ -71,7 +71,7 @@ def write_figures(runs: Sequence[TrainingRun], folder: str | Path) -> list[Path]
     for name, spec in specs(runs).items():
         text = json.dumps(spec)
         files[f"{name}.svg"] = vl_convert.vegalite_to_svg(text).encode()
-        files[f"{name}.png"] = vl_convert.vegalite_to_png(text, scale=_SCALE)
+        files[f"{name}.png"] = vl_convert.vegalite_to_png(text, scale=SCALE)
     try:
         for name, data in files.items():
             write_whole(folder / name, data)
@@ -186,7 +186,7 @@ def accuracy_figure(runs: Sequence[TrainingRun]) -> Spec:
         "text": f"{runs[0].model} on {runs[0].data}",
         "subtitle": f"{split}; dashed: every block in full precision" if full else split,
     }
-    return {"title": title, "width": 420, "height": 270, "layer": layers if points else layers[:1], "config": _CONFIG}
+    return {"title": title, "width": 420, "height": 270, "layer": layers if points else layers[:1], "config": CONFIG}
 
 
 def decisions_figure(run: TrainingRun) -> Spec:
@@ -226,7 +226,7 @@ def decisions_figure(run: TrainingRun) -> Spec:
             },
             "order": {"field": "place"},
         },
-        "config": _CONFIG,
+        "config": CONFIG,
     }
 
 
@@ -266,7 +266,7 @@ def table_figure(runs: Sequence[TrainingRun]) -> Spec:
             "text": {"field": "text"},
             "opacity": {"condition": {"test": "datum.row === 0", "value": 0.6}, "value": 1.0},
         },
-        "config": _CONFIG,
+        "config": CONFIG,
     }
 
 

@@ -19,7 +19,7 @@ from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Options
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.base import Result
-from tests.bundles import CONTRACT, Made, copied, labelled, manifest_of, write_manifest
+from tests.bundles import CONTRACT, Made, copied, labelled, manifest_of, settled_network, write_manifest
 from tests.checks import refuses
 
 QUICK: dict[str, Any] = {"min_s": 0.0, "min_iterations": 3, "warm_up_s": 0.0}
@@ -55,7 +55,8 @@ def test_the_report_has_the_keys_of_the_contract(result: BenchResult) -> None:
 def test_the_cases(result: BenchResult) -> None:
     names = [case.name for case in result.cases]
     forced = [f"dfs-forced-{share}-{kind}" for kind in ("int8", "fp32") for share in (0, 25, 50, 75, 100)]
-    assert sorted(names) == sorted(["dfs", "static-fp32", "static-fp16", "static-int8", *forced])
+    traces = [name.replace("dfs-forced", "trace") for name in forced]
+    assert sorted(names) == sorted(["dfs", "static-fp32", "static-fp16", "static-int8", *forced, *traces])
     assert names[0] == "dfs"
 
 
@@ -86,6 +87,29 @@ def test_computation_is_that_of_the_paths(mixed: Made, result: BenchResult) -> N
     assert by_name["dfs-forced-75-fp32"].computation_percentage == pytest.approx(200 / 3)
     assert by_name["static-fp32"].computation_percentage is None
     assert by_name["static-fp32"].top1 is not None
+
+
+def test_forced_paths_stand_beside_their_traces_and_the_static_engine(result: BenchResult) -> None:
+    expected = [(share, kind) for kind in ("int8", "fp32") for share in (0, 25, 50, 75, 100)]
+    assert [(path["share"], path["precision"]) for path in result.as_json()["forced"]] == expected
+    p50 = {case.name: case.timing.p50 for case in result.cases}
+    for path in result.forced:
+        assert path.blocks == path.share * 3 // 100
+        assert path.dispatch_ms == p50[f"dfs-forced-{path.share}-{path.precision}"]
+        assert path.trace_ms == p50[f"trace-{path.share}-{path.precision}"]
+        assert path.static_ms == p50[f"static-{path.precision}"]
+        assert path.gate_us is not None
+        assert path.gate_us > 0
+
+
+def test_paths_are_forced_where_a_gate_may_skip_alone(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("unforced")
+    whole, policy = settled_network("8,full"), settled_network().with_policy([1, 0, 2])
+    for network, words in ((whole, "8,full"), (policy, "static policy")):
+        save_checkpoint(folder / "net.pt", network, CONTRACT)
+        bundle = export(folder / "net.pt", folder / f"{words}.dfs", calibration_data=labelled(network)).bundle
+        with refuses(UsageError, words, "--forced"):
+            run_bench(bundle, forced=True, **QUICK)
 
 
 def test_more_blocks_are_more_engine_time(result: BenchResult) -> None:

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfs_deploy.bench.candidates import FORCED_SHARES, forced_patterns, spread_path
-from dfs_deploy.options import Options
+from dfs_deploy.bench.candidates import FORCED_SHARES, ForcedPattern, forced_patterns, spread_path
+from dfs_deploy.options import Options, Precision
 
 
 @given(st.integers(0, 100), st.integers(0, 60))
@@ -41,8 +41,11 @@ def test_the_blocks_that_do_not_run_skip_wherever_skip_stands(text: str) -> None
         ("8,full", {}),
     ],
 )
-def test_forced_series_are_of_the_least_and_the_most_precise_option(text: str, series: dict[str, int]) -> None:
-    expected = {
-        f"dfs-forced-{share}-{kind}": (share, option) for kind, option in series.items() for share in FORCED_SHARES
-    }
-    assert forced_patterns(Options.parse(text)) == expected
+def test_forced_series_are_of_the_least_and_the_most_precise_option(text: str, series: dict[Precision, int]) -> None:
+    expected = [ForcedPattern(share, option, kind) for kind, option in series.items() for share in FORCED_SHARES]
+    assert list(forced_patterns(Options.parse(text))) == expected
+
+
+def test_a_pattern_names_its_cases() -> None:
+    pattern = ForcedPattern(25, 1, "int8")
+    assert (pattern.dispatched, pattern.trace) == ("dfs-forced-25-int8", "trace-25-int8")

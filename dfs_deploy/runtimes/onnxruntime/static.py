@@ -1,4 +1,4 @@
-"""The static baselines of a bundle: the whole backbone as one engine, every block run."""
+"""Whole networks as one engine: the static baselines of a bundle, and traces of paths."""
 
 from __future__ import annotations
 
@@ -22,8 +22,58 @@ from dfs_deploy.runtimes.onnxruntime.binding import (
 )
 
 
-class StaticEngine:
-    """Runs a static baseline with the same care as the dynamic network: bound at batch 1.
+class StraightEngine:
+    """Runs one engine from images to logits with the same care as the dynamic network: bound at batch 1.
+
+    Args:
+        model: ONNX, from (N, C, H, W) float32 to (N, classes) float32.
+        label: what messages call it.
+        bundle: that it was made of.
+        threads: that the engine may use; ``None`` for one.
+
+    Raises:
+        BundleError: ONNX Runtime does not take the model.
+    """
+
+    def __init__(self, model: bytes, label: str, bundle: Bundle, threads: int | None = None) -> None:
+        self._label = label
+        self._session: ort.InferenceSession | None = open_session(
+            model, f"{bundle.path}: {label}", session_options(threads or 1)
+        )
+        self._images = aligned_buffer((1, *bundle.input.shape), np.dtype(np.float32))
+        self._logits = aligned_buffer((1, bundle.architecture.classes), np.dtype(np.float32))
+        self._call: Call | None = bind(self._session, self._images, self._logits)
+
+    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Maps (N, C, H, W) float32, normalised, to logits (N, classes) float32."""
+        if self._session is None or self._call is None:
+            raise RuntimeClosedError(
+                f"this {type(self).__name__} was closed; make a new one, or use it inside its with block"
+            )
+        if len(images) != 1:
+            return run_once(self._session, self._label, images)
+        np.copyto(self._images, images)
+        try:
+            self._call()
+        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+            raise engine_failed(self._label, error) from error
+        return self._logits.copy()
+
+    def close(self) -> None:
+        """Frees the engine; closing twice is fine."""
+        self._session = self._call = None
+
+    def __enter__(self) -> StraightEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class StaticEngine(StraightEngine):
+    """A static baseline: the whole backbone in one precision, every block run.
 
     Args:
         bundle: with engines for ONNX Runtime.
@@ -40,35 +90,4 @@ class StaticEngine:
             raise BundleError(
                 f"{bundle.path} has no static {precision} engine; export with {precision} among the targets"
             )
-        self._label = f"static {precision}"
-        self._session: ort.InferenceSession | None = open_session(
-            bundle.read(static[precision]), f"{bundle.path}: {static[precision]}", session_options(threads or 1)
-        )
-        self._images = aligned_buffer((1, *bundle.input.shape), np.dtype(np.float32))
-        self._logits = aligned_buffer((1, bundle.architecture.classes), np.dtype(np.float32))
-        self._call: Call | None = bind(self._session, self._images, self._logits)
-
-    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Maps (N, C, H, W) float32, normalised, to logits (N, classes) float32."""
-        if self._session is None or self._call is None:
-            raise RuntimeClosedError("this StaticEngine was closed; make a new one, or use it inside its with block")
-        if len(images) != 1:
-            return run_once(self._session, self._label, images)
-        np.copyto(self._images, images)
-        try:
-            self._call()
-        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
-            raise engine_failed(self._label, error) from error
-        return self._logits.copy()
-
-    def close(self) -> None:
-        """Frees the engine; closing twice is fine."""
-        self._session = self._call = None
-
-    def __enter__(self) -> StaticEngine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+        super().__init__(bundle.read(static[precision]), f"static {precision}", bundle, threads)
