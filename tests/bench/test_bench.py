@@ -209,7 +209,7 @@ def test_a_planted_slowdown_shows_in_the_ratios(mixed: Made) -> None:
                 pass
             return result
 
-    enough: dict[str, Any] = {"min_s": 0.0, "min_iterations": 2000, "warm_up_s": 0.0}
+    enough: dict[str, Any] = {"min_s": 0.0, "min_iterations": 1536, "warm_up_s": 0.0}
     before = run_bench(Bundle(mixed.path), mixed.data, **enough)
     after = run_bench(Bundle(mixed.path), mixed.data, open_runtime=Slow, **enough)
     ratios = [result.dynamic.ratios for result in (before, after)]
