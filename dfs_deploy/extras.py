@@ -17,6 +17,7 @@ EXTRA_OF = {
     "jinja2": "report",
     "markupsafe": "report",
     "vl_convert": "report",
+    "av": "video",
     "pynvml": "nvml",
     "tensorrt": "tensorrt",
     "pycuda": "tensorrt",

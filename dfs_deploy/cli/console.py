@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -26,6 +27,7 @@ CLOSED_PIPE = 141
 """Exit code where nobody reads the output any more: what a shell reports of a program that SIGPIPE ended."""
 
 _PIPE_WIDTH = 160
+_ENDLESS = 100_000
 
 Report = Callable[[str, float], None]
 
@@ -75,13 +77,17 @@ def _finite(value: Any) -> Any:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
-    """Prints a table; columns after the first are aligned to the right."""
+    """Prints a table; columns after the first are aligned to the right. A pipe gets every row on one line."""
     table = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
         table.add_row(*row)
-    output().print(table)
+    console = output()
+    if not console.is_terminal:
+        endless = console.options.update(width=_ENDLESS)
+        console.width = max(console.width, Measurement.get(console, endless, table).maximum)
+    console.print(table)
 
 
 @contextlib.contextmanager

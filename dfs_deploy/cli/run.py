@@ -1,84 +1,154 @@
-"""``dfs-deploy run``: classify files, show the path that each took."""
+"""``dfs-deploy run``: classify images, videos or a camera's view, and show the paths."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
-from dfs_deploy.cli.arguments import JsonOption, PlanOption, ThreadsOption
-from dfs_deploy.cli.console import output, print_json, show_table
-from dfs_deploy.errors import UsageError
-from dfs_deploy.options import Option
+from dfs_deploy.cli.arguments import BudgetOption, JsonOption, PlanOption, ThreadsOption
+from dfs_deploy.cli.cells import cells, cells_per_line, legend
+from dfs_deploy.cli.console import errors, output, print_json, progress, show_table
+from dfs_deploy.errors import CheckFailedError, DataError, UsageError
 
-_COLOURS = ((0, "grey37"), (8, "green"), (16, "yellow"), (32, "red"))
+if TYPE_CHECKING:
+    from dfs_deploy.cli.classified import Classified
+    from dfs_deploy.cli.live import Tally
+    from dfs_deploy.runtimes import Runtime
+
+_OTHER_COLUMNS = 24
+"""Columns of a row that are neither file, class nor path."""
+
+_CLASSES_SHOWN = 3
 
 
 def run(
     inputs: Annotated[
-        list[Path],
-        typer.Argument(metavar="[BUNDLE] INPUT...", help="Images, or folders of them; a bundle may come first."),
-    ],
+        list[Path] | None,
+        typer.Argument(
+            metavar="[BUNDLE] [INPUT]...", help="Images, folders of them, or videos; a bundle may come first."
+        ),
+    ] = None,
+    camera: Annotated[str | None, typer.Option(help="Watch a camera: 0 for /dev/video0, or a device.")] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames of each video or the camera to run.", show_default="all")
+    ] = None,
+    budget: BudgetOption = None,
     threads: ThreadsOption = 1,
     plan: PlanOption = True,
     json: JsonOption = False,
 ) -> None:
     """Classify images, and show what each block did for each of them."""
-    import numpy as np
-
     from dfs_deploy.bundle import SUFFIX, find_bundle
-    from dfs_deploy.datasets import list_images, load_image
+    from dfs_deploy.cli.live import watch
+    from dfs_deploy.datasets import VIDEO_SUFFIXES, list_images, read_camera, read_video
     from dfs_deploy.manifest import MANIFEST
     from dfs_deploy.runtimes import Runtime
 
-    named = inputs[0].suffix == SUFFIX or (inputs[0] / MANIFEST).is_file()
-    bundle, *images = inputs if named else [find_bundle(), *inputs]
-    if not images:
-        raise UsageError("no input given; name image files or folders after the bundle")
-    files = [file for given in images for file in list_images(given)]
-    with Runtime(bundle, threads=threads, plan=plan) as runtime:
-        names, options = runtime.input.class_names, runtime.options
-        results = [(file, runtime(load_image(file, size=runtime.input.shape[1:])[None])) for file in files]
-    rows: list[list[str | Text]] = []
-    records = []
-    for file, result in results:
-        label = int(result.classes[0])
-        shifted = np.exp(result.logits[0] - result.logits[0].max())
-        probability = float(shifted[label] / shifted.sum())
-        chosen = [options[int(k)] for k in result.path[0]]
-        name = names[label] if names else str(label)
-        cost = float(result.computation_percentage[0])
-        rows.append([str(file), name, f"{probability:.3f}", _cells(chosen), f"{cost:.1f} %"])
-        records.append(
+    given = inputs or []
+    named = bool(given) and (given[0].suffix == SUFFIX or (given[0] / MANIFEST).is_file())
+    bundle, wanted = (given[0], given[1:]) if named else (find_bundle(), given)
+    if not wanted and camera is None:
+        raise UsageError("no input given; name images, folders or videos after the bundle, or a --camera")
+    videos = [path for path in wanted if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
+    for path in videos:
+        if not path.is_file():
+            raise DataError(f"no video at {path}; check the path")
+    files = [file for path in wanted if path not in videos for file in list_images(path)]
+    with Runtime(bundle, threads=threads, plan=plan, budget=budget) as runtime:
+        size = (runtime.input.shape[1], runtime.input.shape[2])
+        results, bad = _classify_files(runtime, files, quiet=json or len(files) < 2)
+        tallies = [
+            watch(runtime, read_video(path, size), str(path), frames, quiet=json, endless=False) for path in videos
+        ]
+        if camera is not None:
+            tallies.append(watch(runtime, read_camera(camera, size), camera, frames, quiet=json, endless=True))
+        options = list(runtime.options)
+    bad += [(tally.file, tally.error) for tally in tallies if tally.error is not None]
+    if json:
+        print_json(
             {
-                "file": str(file),
-                "class": label,
-                "class_name": name,
-                "probability": probability,
-                "path": [option.name for option in chosen],
-                "computation_percentage": cost,
+                "bundle": str(bundle),
+                "budget": budget,
+                "results": [{"file": str(file), **result.as_json()} for file, result in results],
+                "videos": [tally.as_json() for tally in tallies],
+                "errors": [{"file": name, "message": message} for name, message in bad],
             }
         )
-    if json:
-        print_json({"bundle": str(bundle), "results": records})
-        return
-    show_table(f"{bundle}", ["file", "class", "probability", "path", "computation"], rows)
-    output().print(Text.assemble("path: one cell a block, ", *(_legend(option) for option in options)))
+    else:
+        title = str(bundle) if budget is None else f"{bundle}, budget {budget:g}"
+        if results:
+            _show_images(title, results)
+        if any(tally.frames for tally in tallies):
+            _show_videos(title, tallies)
+        if results or any(tally.frames for tally in tallies):
+            output().print(legend(options))
+        for _, message in bad:
+            errors().print(f"unread: {message}")
+    if bad:
+        count = len(files) + len(tallies)
+        raise CheckFailedError(f"{len(bad)} of {count} input(s) could not be read, as {bad[0][0]}; mend or remove them")
 
 
-def _cell(option: Option) -> str:
-    return "·" if option.skips else "F" if option.bits == _COLOURS[-1][0] else f"{option.bits}"
+def _classify_files(
+    runtime: Runtime, files: Sequence[Path], quiet: bool
+) -> tuple[list[tuple[Path, Classified]], list[tuple[str, str]]]:
+    """The results of the files that can be read, and file and message of those that cannot."""
+    from dfs_deploy.cli.classified import classify
+    from dfs_deploy.datasets import load_image
+
+    results, bad = [], []
+    with progress(quiet) as report:
+        for done, file in enumerate(files):
+            report(f"classifying {len(files)} images", done / len(files))
+            try:
+                image = load_image(file, size=runtime.input.shape[1:])
+            except DataError as error:
+                bad.append((str(file), str(error)))
+            else:
+                results.append((file, classify(runtime, image)))
+    return results, bad
 
 
-def _style(option: Option) -> str:
-    return next(colour for bits, colour in _COLOURS if option.bits <= bits)
+def _show_images(title: str, results: Sequence[tuple[Path, Classified]]) -> None:
+    per_line = _cells_per_line(max(len(str(file)) + len(result.label) for file, result in results))
+    rows: list[list[str | Text]] = [
+        [
+            str(file),
+            result.label,
+            f"{result.probability:.3f}",
+            cells(result.path, per_line),
+            f"{result.computation_percentage:.1f} %",
+        ]
+        for file, result in results
+    ]
+    show_table(title, ["file", "class", "probability", "path", "computation"], rows)
 
 
-def _cells(options: list[Option]) -> Text:
-    return Text(" ").join(Text(f"{_cell(option):>2}", style=_style(option)) for option in options)
+def _show_videos(title: str, tallies: Sequence[Tally]) -> None:
+    rows: list[list[str | Text]] = []
+    for tally in tallies:
+        if tally.last is not None:
+            common = [f"{name} {100 * n / tally.frames:.0f} %" for name, n in tally.classes.most_common(_CLASSES_SHOWN)]
+            per_line = _cells_per_line(len(tally.file) + sum(map(len, common)) + 30)
+            rows.append(
+                [
+                    tally.file,
+                    str(tally.frames),
+                    f"{tally.frames_per_s:.1f}",
+                    f"{tally.computation_percentage:.1f} %",
+                    ", ".join(common),
+                    cells(tally.last.path, per_line),
+                ]
+            )
+    columns = ["video", "frames", "frames/s", "computation", "classes", "last path"]
+    show_table(f"{title}; frames/s: decoding, resizing and classifying", columns, rows)
 
 
-def _legend(option: Option) -> Text:
-    return Text(f"{_cell(option)} {option.name}  ", style=_style(option))
+def _cells_per_line(others: int) -> int | None:
+    """Cells a line beside other columns of a width; ``None`` for all of them, where nobody watches."""
+    console = output()
+    return cells_per_line(console.width - others - _OTHER_COLUMNS) if console.is_terminal else None

@@ -7,8 +7,21 @@ refused, and the pickles of CIFAR's python version are read with inert stand-ins
 
 from dfs_deploy.datasets.dataset import Dataset, Split
 from dfs_deploy.datasets.folders import IMAGE_SUFFIXES, list_images
-from dfs_deploy.datasets.images import load_image
+from dfs_deploy.datasets.images import decode_image, load_image
 from dfs_deploy.datasets.loading import load_dataset
 from dfs_deploy.datasets.npz import save_npz
+from dfs_deploy.datasets.video import VIDEO_SUFFIXES, read_camera, read_video
 
-__all__ = ["IMAGE_SUFFIXES", "Dataset", "Split", "list_images", "load_dataset", "load_image", "save_npz"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "VIDEO_SUFFIXES",
+    "Dataset",
+    "Split",
+    "decode_image",
+    "list_images",
+    "load_dataset",
+    "load_image",
+    "read_camera",
+    "read_video",
+    "save_npz",
+]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,32 +33,54 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> NDArray
         DataError: the file is missing, damaged, of another kind or more than 8 bits a channel, or has more pixels than
             Pillow's guard against decompression bombs lets through.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     check_size(size)
     path = Path(path)
     if not path.is_file():
         raise DataError(f"no image at {path}; give a PNG, JPEG, BMP, PPM or WebP file")
+    return _decode(path, str(path), size)
+
+
+def decode_image(data: bytes, size: tuple[int, int] | None = None, name: str = "the image") -> NDArray[np.uint8]:
+    """Decodes an image that is not a file, such as the body of a request; see :func:`load_image`.
+
+    Args:
+        data: content of a PNG, JPEG, BMP, PPM or WebP file.
+        size: as there.
+        name: what messages call it.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+
+    Raises:
+        DataError: as there.
+    """
+    check_size(size)
+    return _decode(io.BytesIO(data), name, size)
+
+
+def _decode(source: Path | BinaryIO, name: str, size: tuple[int, int] | None) -> NDArray[np.uint8]:
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
     try:
         with warnings.catch_warnings():
             # Pillow only warns up to twice its limit; the limit is meant here.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_DECODERS) as opened:
+            with Image.open(source, formats=_DECODERS) as opened:
                 deep = opened.mode.startswith(("I", "F"))
                 image = opened if deep else ImageOps.exif_transpose(opened).convert("RGB")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{path} is too large to decode ({cause(error)}); shrink it first") from error
+        raise DataError(f"{name} is too large to decode ({cause(error)}); shrink it first") from error
     except UnidentifiedImageError as error:
         raise DataError(
-            f"{path} is no image of a known kind, expected PNG, JPEG, BMP, PPM or WebP; convert it"
+            f"{name} is no image of a known kind, expected PNG, JPEG, BMP, PPM or WebP; convert it"
         ) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the file system's, not a decoder's
         # Pillow's decoders let whatever a damaged file makes them meet through; there is no common base to name.
-        raise DataError(f"{path} is a damaged image ({cause(error)}); copy it again or remove it") from error
+        raise DataError(f"{name} is a damaged image ({cause(error)}); copy it again or remove it") from error
     if deep:
-        raise DataError(f"{path} has more than 8 bits a channel (mode {image.mode}), expected 8; convert it")
+        raise DataError(f"{name} has more than 8 bits a channel (mode {image.mode}), expected 8; convert it")
     return resize(np.array(image, np.uint8), size)
 
 

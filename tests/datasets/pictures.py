@@ -35,3 +35,17 @@ def class_folder(root: Path, count: int = 2, names: tuple[str, ...] = ("dog", "c
 
 
 GOOD = {"x": pixels(2, 4, 5, 3), "y": np.array([0, 1])}
+
+
+def save_clip(path: Path, frames: Pixels) -> Path:
+    """Writes (N, H, W, 3) uint8 as a video without loss; FFmpeg's own codec, in the container that the ending says."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1" if path.suffix == ".mkv" else "png", rate=25)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "bgr0" if path.suffix == ".mkv" else "rgb24"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from dfs_deploy.datasets import load_image
+from dfs_deploy.datasets import decode_image, load_image
 from dfs_deploy.errors import DataError
 from tests.checks import refuses
 from tests.datasets.pictures import pixels, save_image
@@ -122,3 +122,12 @@ def test_a_deep_image_is_not_clipped_in_silence(tmp_path: Path) -> None:
     assert ImageOps.exif_transpose(Image.open(tmp_path / "1.png")).mode.startswith("I")
     with refuses(DataError, "8 bits"):
         load_image(tmp_path / "1.png")
+
+
+def test_an_image_in_memory_is_decoded_as_a_file_is(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "1.png", pixels(9, 7, 3))
+    np.testing.assert_array_equal(decode_image(path.read_bytes(), (4, 4)), load_image(path, (4, 4)))
+    with refuses(DataError, "the body", "no image of a known kind"):
+        decode_image(b"no image", name="the body")
+    with refuses(DataError, "the body", "damaged"):
+        decode_image(path.read_bytes()[:60], name="the body")

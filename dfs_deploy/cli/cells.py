@@ -1,0 +1,42 @@
+"""A path in the terminal: a coloured cell a gated block, which reads as well without the colour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from dfs_deploy.options import Option
+
+# The greatest bitwidth of a shade, and a background on which its text can be read.
+_SHADES = ((0, "white on grey30"), (8, "black on green3"), (16, "black on gold1"), (32, "white on red3"))
+
+_LEAST_CELLS = 8
+
+
+def cells(path: Sequence[Option], per_line: int | None = None) -> Text:
+    """A cell for each option of a path, in order.
+
+    Args:
+        path: what each gated block ran.
+        per_line: cells a line; ``None`` for a single line.
+    """
+    step = per_line or max(len(path), 1)
+    lines = [path[start : start + step] for start in range(0, len(path), step)]
+    return Text("\n", justify="left").join(Text(" ").join(_cell(option) for option in line) for line in lines)
+
+
+def cells_per_line(columns: int) -> int:
+    """How many cells fit into a part of a line, 8 at least."""
+    return max(_LEAST_CELLS, (columns + 1) // 3)
+
+
+def legend(options: Sequence[Option]) -> Text:
+    """What each cell stands for."""
+    entries = [Text.assemble(_cell(option), f" {option.name}") for option in options]
+    return Text.assemble("path: one cell a block, ", Text(", ").join(entries))
+
+
+def _cell(option: Option) -> Text:
+    sign = "·" if option.skips else str(option.bits) if option.quantized else "F"
+    return Text(f"{sign:>2}", style=next(style for bits, style in _SHADES if option.bits <= bits))

@@ -1,0 +1,131 @@
+"""The live counter of ``dfs-deploy run`` on a video or a camera, and what is told at its end."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.live import Live
+from rich.text import Text
+
+from dfs_deploy.cli.cells import cells
+from dfs_deploy.cli.classified import Classified, classify
+from dfs_deploy.cli.console import errors
+from dfs_deploy.errors import DataError
+from dfs_deploy.runtimes import Runtime
+
+_RECENT = 64
+
+
+@dataclass
+class Tally:
+    """What was seen of a video so far.
+
+    Attributes:
+        file: the video, or the camera's device.
+        frames: how many were classified.
+        seconds: since the first was asked for: decoding, resizing and classifying.
+        computation: sum of the frames' computation percentages.
+        classes: frames by name of their class.
+        last: the newest frame's result.
+        error: why it ended before its end.
+    """
+
+    file: str
+    frames: int = 0
+    seconds: float = 0.0
+    computation: float = 0.0
+    classes: Counter[str] = field(default_factory=Counter)
+    last: Classified | None = None
+    error: str | None = None
+    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
+
+    def add(self, result: Classified, seconds: float) -> None:
+        """Counts a frame that was done so many seconds after the start."""
+        self.frames += 1
+        self.seconds = seconds
+        self.computation += result.computation_percentage
+        self.classes[result.label] += 1
+        self.last = result
+        self._recent.append(seconds)
+
+    @property
+    def frames_per_s(self) -> float:
+        """Mean over all frames; NaN before the first."""
+        return self.frames / self.seconds if self.frames else float("nan")
+
+    @property
+    def recent_frames_per_s(self) -> float:
+        """Over the last frames; NaN before the second."""
+        passed = self._recent[-1] - self._recent[0] if self._recent else 0.0
+        return (len(self._recent) - 1) / passed if passed > 0.0 else float("nan")
+
+    @property
+    def computation_percentage(self) -> float:
+        """Mean over all frames; NaN before the first."""
+        return self.computation / self.frames if self.frames else float("nan")
+
+    def as_json(self) -> dict[str, Any]:
+        """Its entry of ``run --json``."""
+        return {
+            "file": self.file,
+            "frames": self.frames,
+            "seconds": self.seconds,
+            "frames_per_s": self.frames_per_s,
+            "computation_percentage": self.computation_percentage,
+            "classes": dict(self.classes.most_common()),
+            "last": None if self.last is None else self.last.as_json(),
+        }
+
+
+def watch(
+    runtime: Runtime, frames: Iterator[NDArray[np.uint8]], name: str, limit: int | None, quiet: bool, endless: bool
+) -> Tally:
+    """Classifies frame after frame, and counts on standard error where a person watches.
+
+    Args:
+        runtime: what runs them.
+        frames: (H, W, 3) uint8 each, of the network's size.
+        name: of the video, or of the camera's device.
+        limit: frames after which it stops; ``None`` for none.
+        quiet: shows nothing.
+        endless: whether Ctrl-C is how it ends, rather than a reason to end the program.
+
+    Returns:
+        What was seen, up to what could not be decoded: its ``error`` says so.
+    """
+    tally = Tally(name)
+    console = errors()
+    shown: AbstractContextManager[object] = nullcontext()
+    if not quiet and console.is_terminal:
+        shown = Live(console=console, get_renderable=lambda: _line(tally), transient=True, refresh_per_second=8)
+    elif not quiet:
+        console.print(f"classifying {name} ...")
+    start = time.perf_counter()
+    with shown:
+        try:
+            for frame in itertools.islice(frames, limit):
+                tally.add(classify(runtime, frame), time.perf_counter() - start)
+        except DataError as error:
+            tally.error = str(error)
+        except KeyboardInterrupt:
+            if not endless:
+                raise
+    return tally
+
+
+def _line(tally: Tally) -> Text:
+    if tally.last is None:
+        return Text(f"{tally.file}: waiting for a frame")
+    return Text.assemble(
+        f"{tally.file}: {tally.frames} frames  {tally.recent_frames_per_s:.1f}/s"
+        f"  computation {tally.computation_percentage:.1f} %  {tally.last.label} ({tally.last.probability:.2f})\n",
+        cells(tally.last.path),
+    )
