@@ -14,6 +14,7 @@ Needs: pip install dfs-deploy
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dfs_deploy import Runtime, load_dataset
+from dfs_deploy.errors import DfsDeployError
 
 WINDOW = 50
 """Frames that are judged together."""
@@ -115,4 +117,7 @@ def spin_until(moment: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DfsDeployError as error:
+        sys.exit(f"error: {error}")

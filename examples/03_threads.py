@@ -10,6 +10,7 @@ outside Python's lock, so threads truly run at once on as many cores. Needs: pip
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy import Runtime, load_dataset
+from dfs_deploy.errors import DfsDeployError
 
 
 def classify_all(net: Runtime, images: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -57,4 +59,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DfsDeployError as error:
+        sys.exit(f"error: {error}")

@@ -33,7 +33,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 
 from dfs_deploy import Runtime
 from dfs_deploy.datasets import decode_image
-from dfs_deploy.errors import DataError
+from dfs_deploy.errors import DataError, DfsDeployError
 
 MOST_BYTES = 10_000_000
 """Of an image in a request."""
@@ -197,4 +197,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DfsDeployError as error:
+        sys.exit(f"error: {error}")

@@ -11,6 +11,7 @@ over the images, with an interval from resampling; where that holds 1, neither i
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy import Dataset, Runtime, load_dataset
+from dfs_deploy.errors import DfsDeployError
 
 RESAMPLES = 1000
 
@@ -104,4 +106,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DfsDeployError as error:
+        sys.exit(f"error: {error}")

@@ -14,7 +14,7 @@ from PIL import Image
 import dfs_deploy
 from tests.bundles import Made, mixed_bundle, pixels
 
-EXTRAS = ("torch", "onnx", "safetensors", "sklearn", "jinja2", "vl_convert")
+EXTRAS = ("torch", "onnx", "safetensors", "sklearn", "jinja2", "vl_convert", "av")
 
 NEEDS_EXTRAS = ("models", "checkpoints", "exporters", "calibration", "training")
 """Packages that are made of what the extras bring; ``digits`` imports scikit-learn when it loads."""

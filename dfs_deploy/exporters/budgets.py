@@ -148,7 +148,7 @@ class _Search:
 
     def between(self, lower: _Point, upper: _Point, splits: int) -> list[_Point]:
         """The points that two need between them for a straight line to come near enough everywhere, in order."""
-        budget = (lower.budget + upper.budget) / 2.0
+        budget = round((lower.budget + upper.budget) / 2.0, 6)  # no 0.15000000000000002
         line = self._measure(budget, (lower.bias + upper.bias) / 2.0)
         if splits == 0 or abs(line.excess) <= TOLERANCE:
             return []
