@@ -46,17 +46,17 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter("requests", "Answers by status.", ["status"], registry=self.registry)
-        self.waiting = Gauge("queue_length", "Images that wait for a worker.", registry=self.registry)
+        self.requests = Counter("dfs_requests", "Answers by status.", ["status"], registry=self.registry)
+        self.waiting = Gauge("dfs_queue_length", "Images that wait for a worker.", registry=self.registry)
         self.seconds = Histogram(
-            "inference_seconds",
+            "dfs_inference_seconds",
             "Decoding, resizing and classifying, without the wait.",
             buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5),
             registry=self.registry,
         )
-        self.decisions = Counter("block_decisions", "Blocks by option.", ["option"], registry=self.registry)
+        self.decisions = Counter("dfs_block_decisions", "Blocks by option.", ["option"], registry=self.registry)
         self.computation = Histogram(
-            "computation_percentage",
+            "dfs_computation_percentage",
             "Of every gated block in full precision, an image.",
             buckets=range(0, 101, 10),
             registry=self.registry,

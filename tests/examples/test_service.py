@@ -86,11 +86,11 @@ def test_it_answers_as_the_runtime_does_and_stops_gracefully(service: Service, d
     assert status == 400
     assert "no image of a known kind" in body
     metrics = service.ask("/metrics")[1]
-    assert 'requests_total{status="200"} 20.0' in metrics
-    assert 'requests_total{status="400"} 1.0' in metrics
-    assert "inference_seconds_count 20.0" in metrics
-    assert "queue_length 0.0" in metrics
-    counted = re.findall(r'block_decisions_total\{option="(\w+)"\} ([\d.]+)', metrics)
+    assert 'dfs_requests_total{status="200"} 20.0' in metrics
+    assert 'dfs_requests_total{status="400"} 1.0' in metrics
+    assert "dfs_inference_seconds_count 20.0" in metrics
+    assert "dfs_queue_length 0.0" in metrics
+    counted = re.findall(r'dfs_block_decisions_total\{option="(\w+)"\} ([\d.]+)', metrics)
     assert sum(float(count) for _, count in counted) == expected.path[:20].size
 
     # A request that is under way when the signal comes is answered; then no more are taken.
@@ -135,4 +135,4 @@ def test_more_than_may_wait_is_refused_and_closing_answers_the_rest(
 
 def test_an_image_beyond_the_limit_is_refused(service: Service, example: ModuleType) -> None:
     assert service.ask("/classify", bytes(example.MOST_BYTES + 1))[0] == 413
-    assert np.isclose(float(service.ask("/metrics")[1].split('requests_total{status="413"} ')[1].split()[0]), 1)
+    assert np.isclose(float(service.ask("/metrics")[1].split('dfs_requests_total{status="413"} ')[1].split()[0]), 1)
