@@ -188,6 +188,13 @@ def float_bundle(factory: pytest.TempPathFactory) -> Made:
     return _make("floats", factory, float_network, targets=["fp32"])
 
 
+def static_bundle(factory: pytest.TempPathFactory) -> Made:
+    """The policy 8, skip, 16 instead of a gate, for both runtimes."""
+    return _make(
+        "static", factory, lambda: settled_network().with_policy([1, 0, 2]), runtimes=["onnxruntime", "tensorrt"]
+    )
+
+
 def copied(made: Made, folder: Path) -> Path:
     """A copy of its bundle that a test may change."""
     return Path(shutil.copytree(made.path, folder / made.path.name))

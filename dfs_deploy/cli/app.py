@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import dfs_deploy
-from dfs_deploy.cli import bench, demo, doctor, export, inspect, report, run, train, verify
+from dfs_deploy.cli import bench, demo, doctor, export, inspect, prepare, report, run, train, verify
 from dfs_deploy.cli.console import INTERRUPTED, exit_codes
 from dfs_deploy.errors import UsageError
 
@@ -38,6 +38,7 @@ def options(
 
 
 app.command("export")(export.export)
+app.command("prepare")(prepare.prepare)
 app.command("verify")(verify.verify)
 app.command("bench")(bench.bench)
 app.command("report")(report.report)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from dfs_deploy.cli.arguments import BundleArgument, JsonOption, bundle_path
 from dfs_deploy.cli.budgets import show_budgets
 from dfs_deploy.cli.console import output, percent, print_json, show_table
+from dfs_deploy.errors import EnvironmentLacksError
+
+if TYPE_CHECKING:
+    from dfs_deploy.bundle import Bundle
 
 
 def inspect(bundle: BundleArgument = None, json: JsonOption = False) -> None:
@@ -12,14 +18,16 @@ def inspect(bundle: BundleArgument = None, json: JsonOption = False) -> None:
     import msgspec
 
     from dfs_deploy.bundle import Bundle
-    from dfs_deploy.runtimes import BACKENDS, Runtime
+    from dfs_deploy.runtimes import Runtime
 
     opened = Bundle(bundle_path(bundle))
     manifest = opened.manifest
-    here = {}
-    for name in sorted(set(BACKENDS) & set(manifest.runtimes)):
-        with Runtime(opened, name) as runtime:
-            here[name] = {**runtime.description, "substitutions": list(runtime.substitutions)}
+    here: dict[str, dict[str, Any]] = {}
+    if "onnxruntime" in manifest.runtimes:
+        with Runtime(opened, "onnxruntime") as runtime:
+            here["onnxruntime"] = {**runtime.description, "substitutions": list(runtime.substitutions)}
+    if "tensorrt" in manifest.runtimes:
+        here["tensorrt"] = _tensorrt_here(opened)
     if json:
         document = {"path": str(opened.path), "digest": opened.digest, "bytes": opened.size, "here": here}
         print_json({**msgspec.to_builtins(document), "manifest": msgspec.to_builtins(manifest)})
@@ -41,11 +49,19 @@ def inspect(bundle: BundleArgument = None, json: JsonOption = False) -> None:
     for served in manifest.substitutions:
         console.print(f"  at export    option {served.option}: {served.served_by} for {served.wanted}, {served.reason}")
     for name, facts in here.items():
-        console.print(
-            f"  runs here    {name} {facts['version']}, {facts['threads']} thread(s), {facts['gate']} gate,"
-            f" plan: {facts['plan']}"
-        )
-        for substitution in facts["substitutions"]:
+        if "lacks" in facts:
+            console.print(f"  not here     {name}: {facts['lacks']}")
+        elif name == "tensorrt":
+            console.print(
+                f"  runs here    {name} {facts['version']} on {facts['device']}, {facts['plans_ready']} of"
+                f" {facts['plans']} plans ready (dfs-deploy prepare --runtime tensorrt builds the others)"
+            )
+        else:
+            console.print(
+                f"  runs here    {name} {facts['version']}, {facts['threads']} thread(s), {facts['gate']} gate,"
+                f" plan: {facts['plan']}"
+            )
+        for substitution in facts.get("substitutions", ()):
             console.print(
                 f"               option {substitution.option}: {substitution.served_by} for {substitution.wanted},"
                 f" {substitution.reason}"
@@ -75,6 +91,27 @@ def inspect(bundle: BundleArgument = None, json: JsonOption = False) -> None:
 
     if manifest.budgets:
         show_budgets(manifest.budgets)
+
+
+def _tensorrt_here(bundle: Bundle) -> dict[str, Any]:
+    """What is ready to run in TensorRT; nothing is built or loaded for it."""
+    from dfs_deploy.runtimes.tensorrt.building import Plans
+    from dfs_deploy.runtimes.tensorrt.device import device_facts
+
+    try:
+        facts = device_facts()
+        plans = Plans(bundle, facts)
+    except EnvironmentLacksError as error:
+        return {"runtime": "tensorrt", "lacks": str(error)}
+    ready, count = plans.ready()
+    return {
+        "runtime": "tensorrt",
+        "version": plans.version,
+        "device": facts.name,
+        "batch": plans.settings.batch,
+        "plans": count,
+        "plans_ready": ready,
+    }
 
 
 def _versions(producer: dict[str, str]) -> str:

@@ -119,13 +119,23 @@ class Backend(ABC):
 BackendFactory = Callable[..., Backend]
 
 
-def _onnxruntime(bundle: Bundle, threads: int | None, gate: str | None, plan: bool) -> Backend:
+def _onnxruntime(bundle: Bundle, threads: int | None, gate: str | None, plan: bool, speculate: bool) -> Backend:
     from dfs_deploy.runtimes.onnxruntime import OnnxRuntimeBackend
 
+    if speculate:
+        raise UsageError("the runtime onnxruntime has nothing to gain from speculation; use tensorrt, or leave it out")
     return OnnxRuntimeBackend(bundle, threads, gate, plan)
 
 
-BACKENDS: dict[str, BackendFactory] = {"onnxruntime": _onnxruntime}
+def _tensorrt(bundle: Bundle, threads: int | None, gate: str | None, plan: bool, speculate: bool) -> Backend:
+    from dfs_deploy.runtimes.tensorrt import TensorRTBackend
+
+    if threads is not None:
+        raise UsageError(f"{threads} threads for the runtime tensorrt, which has none; leave threads out")
+    return TensorRTBackend(bundle, gate, speculate)
+
+
+BACKENDS: dict[str, BackendFactory] = {"onnxruntime": _onnxruntime, "tensorrt": _tensorrt}
 """Runtimes by name; each is imported when it is asked for."""
 
 
@@ -137,16 +147,19 @@ class Runtime:
 
     Args:
         bundle: path of a ``NAME.dfs`` directory, or an opened :class:`~dfs_deploy.bundle.Bundle`.
-        runtime: ``onnxruntime``; ``None`` for that.
+        runtime: ``onnxruntime`` or ``tensorrt``; ``None`` for the first.
         threads: threads that one engine may use; ``None`` for one, which is the fastest at batch 1.
         gate: ``native`` or ``numpy``; ``None`` for the first where it was compiled, the second elsewhere.
         plan: whether a plan measured on this machine (``dfs-deploy bench --save-plan``) decides which engine serves an
             option; else the engine of the option's own precision does, where the CPU is made for it.
         budget: see :meth:`set_budget`; ``None`` for the gate as trained.
+        speculate: on ``tensorrt``, whether single images run ahead of the gate on the paths that most inputs took: the
+            results are the same. ``description`` tells how many guesses were right.
 
     Raises:
         BundleError: the bundle cannot be read, or holds no engines for this runtime.
-        UsageError: an unknown runtime, less than one thread, or a budget outside what was calibrated.
+        UsageError: an unknown runtime, less than one thread, a budget outside what was calibrated, or a choice that
+            this runtime does not have.
     """
 
     def __init__(
@@ -158,6 +171,7 @@ class Runtime:
         gate: str | None = None,
         plan: bool = True,
         budget: float | None = None,
+        speculate: bool = False,
     ) -> None:
         name = runtime or "onnxruntime"
         if name not in BACKENDS:
@@ -171,7 +185,7 @@ class Runtime:
                 f"{self._bundle.path} has no engines for {name} (made for: {made}); export with --runtime {name}"
             )
         bias = None if budget is None else bias_for(budget, self._bundle)
-        self._backend: Backend | None = BACKENDS[name](self._bundle, threads, gate, plan)
+        self._backend: Backend | None = BACKENDS[name](self._bundle, threads, gate, plan, speculate)
         self._costs = self._bundle.options.costs
         self._gated_blocks = self._bundle.architecture.gated_blocks
         self._policy = self._bundle.policy

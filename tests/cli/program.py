@@ -14,7 +14,7 @@ from unittest import mock
 
 from dfs_deploy.cli import main
 
-VERBS = ("export", "verify", "bench", "report", "run", "inspect", "doctor", "demo")
+VERBS = ("export", "prepare", "verify", "bench", "report", "run", "inspect", "doctor", "demo")
 
 
 @dataclass(frozen=True)

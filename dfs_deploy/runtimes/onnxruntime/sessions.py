@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 
 from dfs_deploy.bundle import Bundle
@@ -15,10 +14,9 @@ from dfs_deploy.errors import BundleError
 from dfs_deploy.manifest import Engine, Form
 from dfs_deploy.runtimes.base import Substitution
 from dfs_deploy.runtimes.gate import GateWeights
+from dfs_deploy.runtimes.gate_weights import gate_weights
 from dfs_deploy.runtimes.onnxruntime.binding import laid_out, open_session, session_options
 from dfs_deploy.runtimes.onnxruntime.plan import Plan, PlanEntry
-
-_WEIGHTS = ("input_weight", "bias", "recurrent_weight", "projection_weight", "projection_bias")
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def load_engines(bundle: Bundle, threads: int, plan: Plan | None = None) -> Load
         stem=loader.engine(engines.stem, "stem", bundle.architecture.image_shape, maps[0]),
         blocks=tuple(blocks),
         head=loader.engine(engines.head, "head", maps[-1], (bundle.architecture.classes,)),
-        gate=None if engines.gate is None else _gate_weights(loader.session(engines.gate), bundle),
+        gate=None if engines.gate is None else gate_weights(loader.session(engines.gate), bundle),
         feature_scales=tuple(engines.feature_scales),
         substitutions=substituted.collected(),
         threads=threads,
@@ -156,35 +154,3 @@ class _Loader:
                 f"{self._bundle.path}: the engine of {label} takes or gives something else than {form} of (N, *{size});"
                 " export it again"
             )
-
-
-def _gate_weights(session: ort.InferenceSession, bundle: Bundle) -> GateWeights:
-    """Asks the gate's graph for its weights, which are among its outputs; a reader of ONNX is not needed."""
-    architecture, options = bundle.architecture, len(bundle.options)
-    gates, hidden = architecture.gated_blocks, architecture.gate_hidden
-    widest = max((s.out_channels for s in list(architecture.block_shapes())[:gates]), default=1)
-    feeds: dict[str, Any] = {
-        "pooled": np.zeros((1, widest), np.float32),
-        "block": np.array(0, np.int64),
-        "hidden": np.zeros((1, hidden), np.float32),
-        "cell": np.zeros((1, hidden), np.float32),
-    }
-    shapes = [(gates, 4 * hidden, widest), (gates, 4 * hidden), (4 * hidden, hidden), (options, hidden), (options,)]
-    if gates == 0:
-        return GateWeights(*(np.zeros(shape, np.float32) for shape in shapes))
-    try:
-        values = session.run(list(_WEIGHTS), feeds)
-    except Exception as error:
-        raise BundleError(
-            f"{bundle.path}: the gate's graph does not give its weights ({error}); export again"
-        ) from error
-    if [value.shape for value in values] != shapes:
-        raise BundleError(
-            f"{bundle.path}: the gate's weights have other shapes than the architecture says; export again"
-        )
-    for block, shape in zip(range(gates), architecture.block_shapes(), strict=False):
-        if values[0][block, :, shape.out_channels :].any():
-            raise BundleError(
-                f"{bundle.path}: the gate has weights for channels that block {block} has not; export again"
-            )
-    return GateWeights(*values)

@@ -1,0 +1,77 @@
+"""``dfs-deploy prepare``: what a runtime makes of a bundle once on each machine, kept beside the bundle."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dfs_deploy.cli.arguments import BundleArgument, JsonOption, bundle_path
+from dfs_deploy.cli.console import output, print_json, progress
+from dfs_deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from dfs_deploy.bundle import Bundle
+
+RUNTIMES = ("onnxruntime", "tensorrt")
+
+
+def prepare(
+    bundle: BundleArgument = None,
+    runtime: Annotated[str, typer.Option(help="The runtime to prepare for: onnxruntime, tensorrt.")] = "onnxruntime",
+    workspace: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="MIB", help="tensorrt: device memory that one layer may use.", show_default=False),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="tensorrt: the largest batch that engines take at once; else 1.", show_default=False),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Make what a runtime wants once on each machine: TensorRT's engines for this GPU, one at a time.
+
+    What is there already and fits is kept.
+    """
+    from dfs_deploy.bundle import Bundle
+
+    if runtime not in RUNTIMES:
+        raise UsageError(f"nothing to prepare for the runtime {runtime!r}, expected {' or '.join(RUNTIMES)}")
+    opened = Bundle(bundle_path(bundle))
+    if runtime == "tensorrt":
+        _prepare_tensorrt(opened, workspace, batch or 1, json)
+    elif workspace is not None or batch is not None:
+        raise UsageError(f"--workspace and --batch are of no use to the runtime {runtime}; give --runtime tensorrt")
+    else:
+        _prepare_onnxruntime(opened, json)
+
+
+def _prepare_onnxruntime(opened: Bundle, json: bool) -> None:
+    """ONNX Runtime takes a bundle as it is."""
+    if json:
+        print_json({"folder": None, "built": [], "kept": 0})
+    else:
+        output().print(f"{opened.path}: the runtime onnxruntime takes it as it is; there is nothing to prepare")
+
+
+def _prepare_tensorrt(opened: Bundle, workspace: int | None, batch: int, json: bool) -> None:
+    from dfs_deploy.runtimes.tensorrt.building import prepare as build
+    from dfs_deploy.runtimes.tensorrt.plan import Settings
+
+    with progress(quiet=json) as report:
+        prepared = build(opened, Settings(batch, workspace), report)
+    if json:
+        print_json({**asdict(prepared), "folder": str(prepared.folder), "batch": batch, "workspace_mib": workspace})
+        return
+    console = output()
+    console.print(
+        f"{prepared.folder}: TensorRT {prepared.tensorrt} on {prepared.device.name}, compute capability"
+        f" {prepared.device.compute_capability}"
+    )
+    console.print(
+        f"  {len(prepared.built)} engine(s) built in {prepared.seconds:.0f} s, {prepared.kept} kept, batch 1"
+        + (f" to {batch}" if batch > 1 else "")
+    )
+    if prepared.weakly_typed:
+        console.print(f"  weakly typed, since TensorRT did not take them otherwise: {', '.join(prepared.weakly_typed)}")

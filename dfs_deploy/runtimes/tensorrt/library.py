@@ -1,0 +1,97 @@
+"""TensorRT itself: importing it, its version, what it logs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfs_deploy.errors import EnvironmentLacksError
+from dfs_deploy.extras import required
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+_TEGRA_RELEASE = Path("/etc/nv_tegra_release")
+_APT = {"tensorrt": "sudo apt install python3-libnvinfer", "pycuda": "sudo apt install python3-pycuda"}
+"""On a Jetson pip brings no TensorRT: JetPack's packages do."""
+
+_KEPT_MESSAGES = 3
+
+STRONG_SINCE = (10, 12)
+"""From here on networks are strongly typed without a fallback; before, strong typing is young."""
+
+
+@contextlib.contextmanager
+def libraries() -> Iterator[None]:
+    """Turns a failed import of tensorrt or pycuda into what to do about it.
+
+    Raises:
+        MissingExtraError: it is not installed.
+        EnvironmentLacksError: likewise, on a Jetson; or the libraries that it loads are missing.
+    """
+    try:
+        with required():
+            yield
+    except ImportError as error:
+        module = (error.name or "").partition(".")[0] or "a library of CUDA or TensorRT"
+        if _TEGRA_RELEASE.is_file() and module in _APT:
+            raise EnvironmentLacksError(f"{module} is not installed and this needs it; run: {_APT[module]}") from error
+        if isinstance(error, EnvironmentLacksError):
+            raise
+        raise EnvironmentLacksError(
+            f"{module} cannot be loaded ({error}); install the NVIDIA driver, and TensorRT's and CUDA's libraries"
+        ) from error
+
+
+def tensorrt_version() -> str:
+    """Version of the TensorRT that is installed, as in ``10.3.0``."""
+    with libraries():
+        import tensorrt as trt
+    return trt.__version__
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: (10, 13, 3) of ``10.13.3.9.post1``; at most three."""
+    found = []
+    for part in version.split(".")[:3]:
+        if not part.isdigit():
+            break
+        found.append(int(part))
+    return tuple(found)
+
+
+class Log:
+    """The last errors that TensorRT logged, which say why a call of it returned nothing.
+
+    Attributes:
+        logger: to be given to TensorRT; it must outlive what is made with it.
+    """
+
+    def __init__(self) -> None:
+        with libraries():
+            import tensorrt as trt
+
+        errors = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
+        messages: deque[str] = deque(maxlen=_KEPT_MESSAGES)
+
+        class Logger(trt.ILogger):
+            """Keeps errors; the rest is of no use to who runs a network."""
+
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)  # NVIDIA's classes want this spelled out
+
+            def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+                if severity in errors:
+                    messages.append(" ".join(msg.split()))
+
+        self._messages = messages
+        self.logger: trt.ILogger = Logger()
+
+    def take(self) -> str:
+        """The errors since the last call, on one line; empty where there are none."""
+        text = "; ".join(self._messages)
+        self._messages.clear()
+        return text

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.bundles import Made, copied
+from tests.cli.program import run
+from tests.runtimes.tensorrt.machine import building_here, machine
+
+
+def test_engines_are_built_once(mixed: Made, tmp_path: Path) -> None:
+    bundle = copied(mixed, tmp_path)
+    with machine(), building_here():
+        ran = run("prepare", bundle, "--runtime", "tensorrt", "--batch", "4", "--workspace", "64", "--json")
+        assert ran.code == 0, ran
+        assert (ran.json["batch"], ran.json["workspace_mib"], ran.json["kept"]) == (4, 64, 0)
+        assert ran.json["device"]["compute_capability"] == "8.7"
+        again = run("prepare", bundle, "--runtime", "tensorrt", "--batch", "4", "--workspace", "64")
+        seen = run("inspect", bundle, "--json").json["here"]["tensorrt"]
+        shown = run("inspect", bundle)
+    assert again.code == 0
+    assert f"0 engine(s) built in 0 s, {len(ran.json['built'])} kept, batch 1 to 4" in again.out
+    assert (seen["plans"], seen["plans_ready"], seen["batch"]) == (len(ran.json["built"]),) * 2 + (4,)
+    assert f"{seen['plans']} of {seen['plans']} plans ready" in shown.out
+
+
+def test_a_build_that_fails_is_one_line(mixed: Made, tmp_path: Path) -> None:
+    with machine(DOUBLE_BUILD_FAULT="refused:stem"):
+        ran = run("prepare", copied(mixed, tmp_path), "--runtime", "tensorrt", "--json")
+    ran.failed(4, "the stem", "any implementation")
+    assert ran.out == ""
+
+
+def test_onnxruntime_takes_a_bundle_as_it_is(mixed: Made) -> None:
+    ran = run("prepare", mixed.path)
+    assert (ran.code, ran.err) == (0, "")
+    assert "nothing to prepare" in ran.out
+    assert run("prepare", mixed.path, "--json").json["built"] == []
+
+
+def test_what_cannot_be_prepared(mixed: Made, floats: Made) -> None:
+    run("prepare", mixed.path, "--runtime", "abacus", "--json").failed(2, "abacus")
+    run("prepare", mixed.path, "--batch", "2", "--json").failed(2, "--runtime tensorrt")
+    run("prepare", mixed.path, "--runtime", "tensorrt", "--json").failed(3, 'pip install "dfs-deploy[tensorrt]"')
+    with machine():
+        run("prepare", floats.path, "--runtime", "tensorrt", "--json").failed(4, "--runtime tensorrt")
+
+
+def test_inspect_says_what_tensorrt_lacks_here(mixed: Made) -> None:
+    ran = run("inspect", mixed.path)
+    assert ran.code == 0
+    assert 'not here     tensorrt: pycuda is not installed and this needs it; run: pip install "dfs-deploy' in ran.out

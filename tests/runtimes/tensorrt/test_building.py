@@ -1,0 +1,266 @@
+"""Building plans and keeping them: on a double of TensorRT."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from dfs_deploy.bundle import Bundle
+from dfs_deploy.errors import BundleError, DfsDeployError, EngineError, EnvironmentLacksError, UsageError
+from dfs_deploy.runtimes.base import Runtime
+from dfs_deploy.runtimes.tensorrt.building import prepare
+from dfs_deploy.runtimes.tensorrt.plan import Settings, load_settings, plan_version, written_by
+from dfs_deploy.runtimes.tensorrt.wanted import wanted_engines
+from tests.bundles import Made, copied, pixels
+from tests.runtimes.tensorrt.machine import VERSIONS, building_here, machine, records
+
+
+@pytest.fixture
+def bundle(mixed: Made, tmp_path: Path) -> Path:
+    return copied(mixed, tmp_path)
+
+
+def plans(bundle: Path) -> dict[str, Path]:
+    """The plan's file by the label of its engine."""
+    folder = bundle.with_name(f"{bundle.name}.cache") / "tensorrt"
+    return {
+        msgspec.json.decode(file.read_bytes())["label"]: file.with_suffix(".plan")
+        for file in folder.glob("????????????????.json")
+    }
+
+
+def facts(plan: Path) -> dict[str, object]:
+    """How the double built a plan."""
+    data = plan.read_bytes()
+    (length,) = struct.unpack_from("<I", data, 28)
+    values: dict[str, object] = msgspec.json.decode(data[32 : 32 + length])
+    return values
+
+
+# In processes of their own
+
+MISSING = ("block 1, option 16 (fp16)", "the head")
+
+
+@pytest.fixture
+def started(prepared: Path, tmp_path: Path) -> Path:
+    """A bundle with all plans but two."""
+    bundle = Path(shutil.copytree(prepared, tmp_path / prepared.name))
+    shutil.copytree(prepared.with_name(f"{prepared.name}.cache"), tmp_path / f"{prepared.name}.cache")
+    for label in MISSING:
+        plans(bundle)[label].unlink()
+    return bundle
+
+
+def test_each_engine_is_built_in_a_process_of_its_own_and_kept(started: Path) -> None:
+    seen: list[tuple[str, float]] = []
+    with machine():
+        first = prepare(Bundle(started), progress=lambda what, share: seen.append((what, share)))
+        again = prepare(Bundle(started))
+    labels = {engine.label for engine in wanted_engines(Bundle(started))}
+    assert (first.built, first.kept) == (MISSING, len(labels) - len(MISSING))
+    assert (again.built, again.kept) == ((), len(labels))
+    assert set(plans(started)) == labels
+    for label in MISSING:
+        shares = [share for what, share in seen if what == f"building {label}"]
+        assert shares[0] == 0.0
+        assert shares == sorted(shares)
+        assert shares[-1] == 1.0
+        assert 0.5 in shares, "TensorRT's own progress"
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [("killed", "memory"), ("crash", "SIGSEGV"), ("raises", "the builder broke"), ("refused", "any implementation")],
+)
+def test_a_build_that_fails_names_its_engine_and_leaves_the_finished_ones(
+    started: Path, fault: str, words: str
+) -> None:
+    before = {label: plan.read_bytes() for label, plan in plans(started).items() if label not in MISSING}
+    with machine(DOUBLE_BUILD_FAULT=f"{fault}:block_1_option_16_fp16"), pytest.raises(EngineError) as error:
+        prepare(Bundle(started))
+    assert "block 1, option 16 (fp16)" in str(error.value)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+    assert {label: plan.read_bytes() for label, plan in plans(started).items() if plan.exists()} == before
+    folder = next(iter(plans(started).values())).parent
+    assert not [file for file in folder.iterdir() if file.name.endswith(".tmp")]
+    with machine(), building_here():
+        assert prepare(Bundle(started)).built == MISSING
+
+
+# How they are built
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_networks_are_strongly_typed_without_tf32(bundle: Path, version: str) -> None:
+    with machine(version), building_here():
+        made = prepare(Bundle(bundle), Settings(batch=4, workspace_mib=64))
+    old = version.startswith("8")
+    assert made.weakly_typed == (made.built if old else ())
+    for label, plan in plans(bundle).items():
+        built = facts(plan)
+        allowed = {"(int8)": ["INT8"], "(fp16)": ["FP16"]}.get(label.split()[-1], []) if old else []
+        assert built["flags"] == allowed, "TF32 is off; only weakly typed networks need their precision allowed"
+        assert built["strong"] is not old
+        assert built["workspace"] == 64 << 20
+        (profiles,) = {tuple(map(str, shapes)) for shapes in [built["profiles"]]}  # type: ignore[call-overload]
+        assert len(profiles) == 2
+    assert {record["typing"] for record in records(bundle)} == {"weak" if old else "strong"}
+
+
+@pytest.mark.parametrize(("version", "typing"), [("10.3.0", "weak"), ("10.13.3.9", None), ("11.4.0.106", None)])
+def test_where_strong_typing_is_young_a_refusal_falls_back(bundle: Path, version: str, typing: str | None) -> None:
+    name = "block 1, option 8 (int8)"
+    with machine(version, DOUBLE_BUILD_FAULT="strong:block_1_option_8_int8"), building_here():
+        if typing is None:
+            with pytest.raises(DfsDeployError, match="any implementation"):
+                prepare(Bundle(bundle))
+            return
+        assert prepare(Bundle(bundle)).weakly_typed == (name,)
+    assert facts(plans(bundle)[name])["flags"] == ["INT8"]
+    assert {record["label"]: record["typing"] for record in records(bundle)}[name] == typing
+
+
+def test_a_graph_that_cannot_be_read(bundle: Path) -> None:
+    with (
+        machine(DOUBLE_BUILD_FAULT="parse:stem"),
+        building_here(),
+        pytest.raises(DfsDeployError, match="No importer registered"),
+    ):
+        prepare(Bundle(bundle))
+
+
+def test_the_times_of_one_build_serve_the_next(bundle: Path) -> None:
+    with machine(), building_here():
+        prepare(Bundle(bundle))
+    (cache,) = next(iter(plans(bundle).values())).parent.glob("timing-*.cache")
+    assert cache.read_bytes().startswith(b"timing 10.13.3.9: stem block_1")
+    cache.write_bytes(b"of something else")
+    with machine(), building_here():
+        prepare(Bundle(bundle), Settings(batch=2))
+    assert cache.read_bytes().startswith(b"timing 10.13.3.9: stem"), "what does not fit is begun anew"
+
+
+# What is kept, and what is never loaded
+
+
+@pytest.mark.parametrize("change", ["version", "batch", "workspace", "graph"])
+def test_a_stale_plan_is_built_anew(bundle: Path, mixed: Made, change: str) -> None:
+    with machine(), building_here():
+        before = prepare(Bundle(bundle), Settings(batch=2))
+    version = "11.4.0.106" if change == "version" else "10.13.3.9"
+    settings = {"batch": Settings(batch=3), "workspace": Settings(batch=2, workspace_mib=8)}.get(change)
+    if change == "graph":
+        import onnx
+
+        from tests.bundles import rewritten
+
+        model = onnx.load_from_string((bundle / "tensorrt/stem.onnx").read_bytes())
+        model.doc_string = "another"
+        rewritten(bundle, {"tensorrt/stem.onnx": model.SerializeToString()})
+    with machine(version), building_here():
+        after = prepare(Bundle(bundle), settings)
+    assert after.built == (("the stem",) if change == "graph" else before.built)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "record gone",
+        "record of another",
+        "record broken",
+        "plan changed",
+        "plan short",
+        "plan of another",
+        "plan linked",
+    ],
+)
+def test_a_plan_that_is_not_what_was_built_never_reaches_tensorrt(bundle: Path, damage: str, tmp_path: Path) -> None:
+    with machine(), building_here():
+        prepare(Bundle(bundle))
+    plan = plans(bundle)["the head"]
+    record = plan.with_suffix(".json")
+    values = msgspec.json.decode(record.read_bytes())
+    if damage == "record gone":
+        record.unlink()
+    elif damage == "record of another":
+        record.write_bytes(plans(bundle)["the stem"].with_suffix(".json").read_bytes())
+    elif damage == "record broken":
+        record.write_bytes(b'{"version": 1')
+    elif damage == "plan changed":
+        plan.write_bytes(plan.read_bytes()[:-1] + b"x")
+    elif damage == "plan short":
+        plan.write_bytes(plan.read_bytes()[:20])
+    elif damage == "plan linked":
+        elsewhere = tmp_path / "elsewhere.plan"
+        plan.rename(elsewhere)
+        plan.symlink_to(elsewhere)
+    else:  # a plan of another version whose record fits it: the header alone tells
+        data = bytearray(plan.read_bytes())
+        data[24] = 9
+        plan.write_bytes(data)
+        from dfs_deploy.files import sha256
+
+        record.write_bytes(msgspec.json.encode({**values, "sha256": sha256(bytes(data))}))
+    with machine(), building_here():
+        # The double notes a violation where it is given a plan of another version.
+        assert prepare(Bundle(bundle)).built == ("the head",)
+        with Runtime(bundle, "tensorrt") as runtime:
+            runtime(pixels(2))
+
+
+def test_a_runtime_builds_what_is_missing_with_the_settings_of_before(bundle: Path) -> None:
+    with machine(), building_here():
+        prepare(Bundle(bundle), Settings(batch=5))
+        plans(bundle)["the head"].unlink()
+        with Runtime(bundle, "tensorrt") as runtime:
+            assert runtime.description["batch"] == 5
+        assert prepare(Bundle(bundle)).built == ()
+
+
+def test_without_settings_plans_take_one_image(bundle: Path) -> None:
+    folder = bundle.with_name(f"{bundle.name}.cache") / "tensorrt"
+    assert load_settings(folder) == Settings()
+    folder.mkdir(parents=True)
+    (folder / "settings.json").write_bytes(b'{"batch": 0}')
+    assert load_settings(folder) == Settings()
+
+
+@pytest.mark.parametrize("wrong", [{"batch": 0}, {"batch": 5000}, {"workspace_mib": 0}])
+def test_settings_that_cannot_be(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError):
+        Settings(**wrong)
+
+
+def test_the_header_of_a_plan() -> None:
+    header = struct.pack("<II16x4B", 0x74727466, 0, 10, 13, 3, 9)
+    assert plan_version(header) == (10, 13, 3, 9)
+    assert written_by(header, "10.13.3.9.post1")
+    assert not written_by(header, "10.13.2.6")
+    assert plan_version(header[:-1]) is None
+    assert plan_version(b"ONNX" + header[4:]) is None
+
+
+# Where something is missing
+
+
+def test_a_bundle_for_another_runtime(tmp_path_factory: pytest.TempPathFactory) -> None:
+    from tests.bundles import float_bundle
+
+    made = float_bundle(tmp_path_factory)
+    with machine(), pytest.raises(BundleError, match="--runtime tensorrt"):
+        prepare(Bundle(made.path))
+
+
+@pytest.mark.skipif("DOUBLE_TENSORRT" in os.environ, reason="within a double")
+def test_without_tensorrt_the_line_that_installs_it(bundle: Path) -> None:
+    with pytest.raises(EnvironmentLacksError, match=r'pip install "dfs-deploy\[tensorrt\]"'):
+        prepare(Bundle(bundle))
+    with pytest.raises(EnvironmentLacksError, match=r'pip install "dfs-deploy\[tensorrt\]"'):
+        Runtime(bundle, "tensorrt")

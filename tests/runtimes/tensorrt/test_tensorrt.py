@@ -1,0 +1,357 @@
+"""The runtime end to end on doubles of TensorRT and pycuda."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dfs_deploy.bundle import Bundle
+from dfs_deploy.errors import (
+    BundleError,
+    EngineError,
+    EnvironmentLacksError,
+    InputError,
+    RuntimeClosedError,
+    UsageError,
+)
+from dfs_deploy.runtimes.base import Result, Runtime
+from dfs_deploy.runtimes.tensorrt.batch import runs
+from dfs_deploy.runtimes.tensorrt.building import prepare
+from dfs_deploy.runtimes.tensorrt.plan import Settings
+from tests.bundles import Made, copied, pixels, rewritten, run_model, static_bundle
+from tests.runtimes.tensorrt.conftest import BATCH
+from tests.runtimes.tensorrt.machine import VERSIONS, building_here, in_thread, left, machine
+
+IMAGES = 24
+
+
+@pytest.fixture
+def gpu() -> Iterator[Any]:
+    with machine() as device:
+        yield device
+
+
+@pytest.fixture
+def runtime(prepared: Path, gpu: Any) -> Iterator[Runtime]:
+    with Runtime(prepared, "tensorrt") as opened:
+        yield opened
+
+
+def one_by_one(runtime: Runtime, images: Any, path: Any = None) -> Result:
+    results = [runtime(images[i : i + 1], path=None if path is None else path[i : i + 1]) for i in range(len(images))]
+    return Result(
+        np.concatenate([r.logits for r in results]), np.concatenate([r.path for r in results]), results[0].costs
+    )
+
+
+def direct(bundle: Path, images: Any, path: Any) -> Any:
+    """What the same graphs give in ONNX Runtime along given paths, image by image."""
+    opened = Bundle(bundle)
+    engines = opened.manifest.runtimes["tensorrt"]
+    logits = []
+    for image, row in zip(opened.input.prepare(images), path, strict=True):
+        features = run_model(opened.read(engines.stem.files["float32"]), images=image[None])[0]
+        for block, option in zip(engines.blocks, row, strict=True):
+            chosen = opened.options[int(option)]
+            engine = block.skip if chosen.skips else block.options[chosen.name][0]
+            if engine is not None:
+                features = run_model(opened.read(engine.files["float32"]), features=features)[0]
+        logits.append(run_model(opened.read(engines.head.files["float32"]), features=features)[0])
+    return np.concatenate(logits)
+
+
+# Results
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("kind", ["discrete", "integrated", "graphs"])
+def test_batches_and_single_images_agree_with_the_graphs_themselves(
+    mixed: Made, tmp_path: Path, version: str, kind: str
+) -> None:
+    bundle, images = copied(mixed, tmp_path), pixels(IMAGES)
+    with machine(version, integrated=kind == "integrated", graphs=kind == "graphs"), building_here():
+        prepare(Bundle(bundle), Settings(batch=BATCH))
+        with Runtime(bundle, "tensorrt") as runtime, Runtime(bundle) as other:
+            assert runtime.description["cuda_graphs"] is (kind == "graphs")
+            together, apart, expected = runtime(images), one_by_one(runtime, images), other(images)
+        with Runtime(bundle, "tensorrt", speculate=True) as runtime:
+            ahead = one_by_one(runtime, images)
+            speculation = runtime.description["speculation"]
+    assert np.array_equal(together.path, expected.path)
+    assert len(np.unique(together.path, axis=0)) > 4, "the images take different paths"
+    for result in (apart, ahead):
+        assert np.array_equal(result.path, together.path)
+        np.testing.assert_array_equal(result.logits, together.logits)
+    np.testing.assert_allclose(together.logits, direct(bundle, images, together.path), rtol=0, atol=1e-3)
+    assert 0 < speculation["hits"] <= speculation["guesses"] <= together.path.size
+
+
+def test_every_path_runs_in_a_batch_as_alone(runtime: Runtime, prepared: Path) -> None:
+    path = np.array(np.meshgrid(*[range(4)] * 3)).reshape(3, -1).T
+    images = pixels(len(path), seed=3)
+    together, apart = runtime(images, path=path), one_by_one(runtime, images, path)
+    assert np.array_equal(together.path, path)
+    np.testing.assert_array_equal(together.logits, apart.logits)
+    np.testing.assert_allclose(together.logits, direct(prepared, images, path), rtol=0, atol=1e-3)
+
+
+def test_a_result_does_not_depend_on_what_ran_before(runtime: Runtime) -> None:
+    images = pixels(IMAGES)
+    first = runtime(images)
+    runtime(pixels(5, seed=8))
+    order = np.random.default_rng(0).permutation(IMAGES)
+    np.testing.assert_array_equal(runtime(images[order]).logits, first.logits[order])
+
+
+def test_plans_for_one_image_run_batches_image_by_image(mixed: Made, tmp_path: Path) -> None:
+    bundle = copied(mixed, tmp_path)
+    with machine(), building_here(), Runtime(bundle, "tensorrt") as runtime:
+        assert runtime.description["batch"] == 1
+        together = runtime(pixels(6))
+        np.testing.assert_array_equal(together.logits, one_by_one(runtime, pixels(6)).logits)
+
+
+def test_a_bias_on_the_scores_reaches_the_gate_and_its_clones(runtime: Runtime) -> None:
+    images = pixels(IMAGES)
+    runtime.set_cost_bias(1e5)
+    costs = np.array(runtime.options.costs)
+    assert (runtime(images).path == costs.argmin()).all()
+    with runtime.clone() as clone:
+        assert (clone(images).path == costs.argmin()).all()
+    runtime.set_cost_bias(0.0)
+    assert (runtime(images).path != costs.argmin()).any()
+
+
+# Skipped work
+
+
+def test_a_skipped_block_enqueues_nothing(runtime: Runtime, gpu: Any) -> None:
+    skip = runtime.options.names.index("skip")
+    for images in (pixels(1), pixels(BATCH)):
+        gpu.kernels.clear()
+        runtime(images, path=np.full((len(images), 3), skip))
+        assert gpu.kernels == ["stem", "block_2_skip", "head"], "the stride block passes on its projection"
+
+
+def test_a_batch_makes_one_call_for_each_decision(runtime: Runtime, gpu: Any) -> None:
+    names = runtime.options.names
+    path = np.array([[names.index("8"), 0, names.index("full")]] * 3 + [[names.index("16"), 0, 0]] * 2)
+    gpu.kernels.clear()
+    runtime(pixels(5), path=path)
+    assert gpu.kernels == [
+        "stem",
+        "block_1_option_8_int8",
+        "block_1_option_16_fp16",
+        "block_2_skip",
+        "block_3_option_full_fp32",
+        "head",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [([], []), ([3], [(0, 3, 1)]), ([0, 1, 2], [(0, 0, 3)]), ([0, 2, 3, 7], [(0, 0, 1), (1, 2, 2), (3, 7, 1)])],
+)
+def test_rows_are_copied_in_runs(rows: list[int], expected: list[tuple[int, int, int]]) -> None:
+    assert list(runs(np.array(rows, np.intp))) == expected
+
+
+# A static policy
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_static_policy_runs_its_own_engines_and_waits_once(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, graphs: bool
+) -> None:
+    made, images = static_bundle(tmp_path_factory), pixels(5)
+    bundle = copied(made, tmp_path)
+    with machine(graphs=graphs) as gpu, building_here():
+        prepared = prepare(Bundle(bundle), Settings(batch=4))
+        assert prepared.built == (
+            "the stem",
+            "block 1, option 8 (int8)",
+            "block 2, option skip",
+            "block 3, option 16 (fp16)",
+            "the head",
+        )
+        with Runtime(bundle, "tensorrt", speculate=True) as runtime, runtime.clone() as clone:
+            assert runtime.description["gate"] == "none: a static policy"
+            assert runtime.description["speculation"] is None
+            runtime.set_cost_bias(0.5)
+            gpu.kernels.clear()
+            together, apart = runtime(images), one_by_one(clone, images)
+            assert gpu.kernels[:4] == ["stem", "block_1_option_8_int8", "block_2_skip", "block_3_option_16_fp16"]
+            assert runtime.gate_calls() == ()
+            with pytest.raises(InputError):
+                runtime(images, path=np.zeros((5, 3), np.int64))
+            fail_at(gpu, "cuEventSynchronize", lambda: clone(images[:1]))
+    assert (together.path == [1, 0, 2]).all()
+    np.testing.assert_array_equal(together.logits, apart.logits)
+    np.testing.assert_allclose(together.logits, direct(bundle, images, together.path), rtol=0, atol=1e-3)
+
+
+# Speculation
+
+
+def test_guesses_fill_the_stream_before_the_gate_is_known(prepared: Path, gpu: Any) -> None:
+    with Runtime(prepared, "tensorrt", speculate=True) as runtime:
+        image = pixels(1)
+        first = runtime(image)
+        assert runtime.description["speculation"] == {"guesses": 0, "hits": 0}, "nothing was seen yet"
+        gpu.kernels.clear()
+        again = runtime(image)
+        assert runtime.description["speculation"] == {"guesses": 3, "hits": 3}
+        np.testing.assert_array_equal(again.logits, first.logits)
+        sure = list(gpu.kernels)
+        other = next(i for i in range(1, IMAGES) if (runtime(pixels(IMAGES)[i : i + 1]).path != first.path).any())
+        gpu.kernels.clear()
+        wrong = runtime(pixels(IMAGES)[other : other + 1])
+        assert runtime.description["speculation"]["hits"] < runtime.description["speculation"]["guesses"]
+        assert wrong.logits.shape == first.logits.shape
+        assert len(sure) == 2 + sum(option > 0 or i == 1 for i, option in enumerate(first.path[0]))
+
+
+def test_forced_paths_are_not_counted(prepared: Path, gpu: Any) -> None:
+    with Runtime(prepared, "tensorrt", speculate=True) as runtime:
+        for _ in range(3):
+            runtime(pixels(1), path=np.full((1, 3), 3))
+        runtime(pixels(1))
+        assert runtime.description["speculation"] == {"guesses": 0, "hits": 0}
+
+
+# Clones, closing, failures
+
+
+def test_clones_run_in_threads_of_their_own(runtime: Runtime) -> None:
+    images = pixels(IMAGES)
+    expected = runtime(images)
+    clones = [runtime.clone() for _ in range(2)]
+    results: dict[int, list[Result]] = {0: [], 1: []}
+
+    def work(which: int) -> None:
+        with clones[which] as clone:
+            for _ in range(4):
+                results[which].append(clone(images))
+
+    threads = [threading.Thread(target=work, args=(which,)) for which in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in (*results[0], *results[1]):
+        np.testing.assert_array_equal(result.logits, expected.logits)
+
+
+def test_a_clone_outlives_what_it_came_from(prepared: Path, gpu: Any) -> None:
+    runtime = Runtime(prepared, "tensorrt")
+    expected = runtime(pixels(4))
+    clone = runtime.clone()
+    runtime.close()
+    assert left(gpu)
+    np.testing.assert_array_equal(in_thread(lambda: clone(pixels(4))).logits, expected.logits)
+    clone.close()
+    assert left(gpu) == {}
+
+
+def test_closing_frees_everything_and_twice_is_fine(prepared: Path, gpu: Any) -> None:
+    runtime = Runtime(prepared, "tensorrt")
+    runtime(pixels(3))
+    calls = runtime.engine_calls(np.array([0, 1, 2], np.uint8))
+    for call in calls:
+        call()
+    assert len(calls) == 4
+    assert runtime.engine_calls(np.array([0, 1, 2], np.uint8)) == calls
+    assert [step() for step in runtime.gate_calls()]
+    del calls, call
+    runtime.close()
+    runtime.close()
+    assert left(gpu) == {}
+    with pytest.raises(RuntimeClosedError):
+        runtime(pixels(1))
+
+
+def fail_at(gpu: Any, name: str, call: Any) -> str:
+    """Runs a call that fails at a named call of the device; returns its message."""
+    count = gpu.calls
+    original = gpu.fault
+    gpu.fault = lambda what: what == name or original(what)
+    try:
+        with pytest.raises(EngineError) as error:
+            call()
+    finally:
+        gpu.fault = original
+    assert gpu.calls >= count
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("count", [1, BATCH])
+def test_a_failure_names_block_and_option_and_closes(prepared: Path, gpu: Any, count: int) -> None:
+    with Runtime(prepared, "tensorrt") as runtime:
+        names = runtime.options.names
+        path = np.full((count, 3), names.index("8"))
+        seen = 0
+        original = gpu.fault
+
+        def third_engine(what: str) -> bool:
+            nonlocal seen
+            seen += what == "execute_async_v3"
+            return what == "execute_async_v3" and seen == 3
+
+        gpu.fault = third_engine
+        with pytest.raises(EngineError) as error:
+            runtime(pixels(count), path=path)
+        gpu.fault = original
+        assert "block 2, option 8 (int8)" in str(error.value)
+        assert "illegal memory access" in str(error.value), "TensorRT's own reason"
+        assert left(gpu) == {}
+        with pytest.raises(RuntimeClosedError, match="failure on the device"):
+            runtime(pixels(1))
+
+
+def test_a_failure_while_waiting_names_the_block(prepared: Path, gpu: Any) -> None:
+    runtime = Runtime(prepared, "tensorrt")
+    seen = 0
+
+    def third_wait(what: str) -> bool:
+        nonlocal seen
+        seen += what == "cuEventSynchronize"
+        return what == "cuEventSynchronize" and seen == 2
+
+    gpu.fault = third_wait
+    with pytest.raises(EngineError, match=r"block 1, option full \(fp32\).*closed"):
+        runtime(pixels(1), path=np.full((1, 3), 3))
+    gpu.fault = type(gpu).fault.__get__(gpu)
+
+
+def test_a_failure_of_one_clone_leaves_the_other(prepared: Path, gpu: Any) -> None:
+    with Runtime(prepared, "tensorrt") as runtime:
+        expected, clone = runtime(pixels(2)), runtime.clone()
+        fail_at(gpu, "cuMemcpyHtoDAsync", lambda: clone(pixels(2)))
+        np.testing.assert_array_equal(runtime(pixels(2)).logits, expected.logits)
+
+
+def test_engines_that_are_not_those_of_the_manifest(mixed: Made, tmp_path: Path) -> None:
+    bundle = copied(mixed, tmp_path)
+    rewritten(bundle, {"tensorrt/block-01-8-int8.onnx": (bundle / "tensorrt/stem.onnx").read_bytes()})
+    with machine(), building_here(), pytest.raises(BundleError, match="block 1, option 8"):
+        Runtime(bundle, "tensorrt")
+
+
+def test_without_a_gpu(prepared: Path, gpu: Any) -> None:
+    gpu.fault = lambda what: what == "cuInit"
+    with pytest.raises(EnvironmentLacksError, match="NVIDIA GPU"):
+        Runtime(prepared, "tensorrt")
+    gpu.fault = type(gpu).fault.__get__(gpu)
+
+
+def test_choices_that_a_runtime_does_not_have(prepared: Path) -> None:
+    with pytest.raises(UsageError, match="threads"):
+        Runtime(prepared, "tensorrt", threads=2)
+    with pytest.raises(UsageError, match="speculation"):
+        Runtime(prepared, speculate=True)
