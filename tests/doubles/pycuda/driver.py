@@ -96,22 +96,23 @@ class Device:
 class _Dependent:
     """What belongs to a context: freed while that is current, or by the thread that made it."""
 
-    kind = ""
+    _kind = ""
 
     def __init__(self) -> None:
         GPU.current(f"{type(self).__name__} made")
         self.thread = threading.get_ident()
-        GPU.live[self.kind] += 1
+        GPU.live[self._kind] += 1
 
     def __del__(self) -> None:
         if hasattr(self, "thread"):
-            GPU.live[self.kind] -= 1
+            GPU.live[self._kind] -= 1
             if not GPU.retained:
-                GPU.violations.append(f"{self.kind} freed after the context was given back")
+                GPU.violations.append(f"{self._kind} freed after the context was given back")
 
 
 class Stream(_Dependent):
-    kind = "stream"
+    _kind = "stream"
+    handle = 0
 
     def __init__(self, flags: int = 0) -> None:
         _fault("cuStreamCreate")
@@ -135,7 +136,7 @@ class Stream(_Dependent):
 
 
 class Event(_Dependent):
-    kind = "event"
+    _kind = "event"
 
     def __init__(self, flags: int = 0) -> None:
         _fault("cuEventCreate")

@@ -132,13 +132,14 @@ class INetworkDefinition:
 
 
 class IBuilderConfig:
+    progress_monitor: IProgressMonitor | None = None
+
     def __init__(self) -> None:
         self._flags = {BuilderFlag.TF32}
         self._preview: set[PreviewFeature] = set()
         self._profiles: list[IOptimizationProfile] = []
         self._cache: ITimingCache | None = None
         self._workspace: int | None = None
-        self.progress_monitor: IProgressMonitor | None = None
 
     def set_flag(self, flag: BuilderFlag) -> None:
         self._flags.add(flag)
@@ -272,25 +273,25 @@ def _fault_of(name: str) -> str:
 class _Counted:
     """A part of TensorRT that must be gone before the context is given back."""
 
-    kind = ""
+    _kind = ""
 
     def __init__(self) -> None:
-        GPU.current(f"a {self.kind} was made")
-        GPU.live[self.kind] += 1
+        GPU.current(f"a {self._kind} was made")
+        GPU.live[self._kind] += 1
 
     def __del__(self) -> None:
-        GPU.live[self.kind] -= 1
+        GPU.live[self._kind] -= 1
         if not GPU.retained:
-            GPU.violations.append(f"a {self.kind} was freed after the device was given back")
+            GPU.violations.append(f"a {self._kind} was freed after the device was given back")
 
 
 class Runtime(_Counted):
-    kind = "runtime"
+    _kind = "runtime"
+    engine_host_code_allowed = False
 
     def __init__(self, logger: ILogger) -> None:
         super().__init__()
         self._logger = logger
-        self.engine_host_code_allowed = False
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
         plan = bytes(serialized_engine)
@@ -313,7 +314,7 @@ _TYPES = {
 
 
 class ICudaEngine(_Counted):
-    kind = "engine"
+    _kind = "engine"
 
     def __init__(self, facts: dict[str, Any], session: Any, runtime: Runtime) -> None:
         super().__init__()
@@ -374,7 +375,7 @@ class ICudaEngine(_Counted):
 
 
 class IExecutionContext(_Counted):
-    kind = "execution context"
+    _kind = "execution context"
 
     def __init__(self, engine: ICudaEngine) -> None:
         super().__init__()
