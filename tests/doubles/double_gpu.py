@@ -113,6 +113,8 @@ class Gpu:
         return self.local.stack  # type: ignore[no-any-return]
 
     def current(self, what: str) -> None:
+        if not self.stack and self.failed == "cuCtxPushCurrent":
+            raise RuntimeError(f"{what}: invalid device context")
         if not self.stack:
             self.violate(f"{what} in a thread where no context is current")
         if not self.retained:

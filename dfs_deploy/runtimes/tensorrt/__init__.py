@@ -43,7 +43,8 @@ class TensorRTBackend(Backend):
 
     def __init__(self, bundle: Bundle, gate: str | None = None, speculate: bool = False) -> None:
         self._timed_calls: dict[Launch, Callable[[], None]] = {}
-        engines = LoadedEngines(bundle, read_gate_weights(bundle, "tensorrt"))
+        with _named("loading"):
+            engines = LoadedEngines(bundle, read_gate_weights(bundle, "tensorrt"))
         self._setup(engines, bundle.architecture, gate, speculate and engines.gate is not None)
 
     def _setup(self, engines: LoadedEngines, architecture: Architecture, kind: str | None, speculate: bool) -> None:
@@ -112,10 +113,14 @@ class TensorRTBackend(Backend):
         steps += [] if launcher is None else [launcher.close]
         steps += [self._forget]
         steps += [] if lane is None else [lane.close]
-        try:
-            engines.device.free(*steps)
-        finally:
-            engines.release()
+        with _named("closing"):
+            try:
+                engines.device.free(*steps)
+            except BaseException as error:
+                forget_frames(error)  # they hold the stream, which must be gone before the device is
+                raise
+            finally:
+                engines.release()
 
     @property
     def substitutions(self) -> tuple[Substitution, ...]:
@@ -177,6 +182,18 @@ class TensorRTBackend(Backend):
 
             self._timed_calls[launch] = call
         return self._timed_calls[launch]
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Makes errors of the device ours; outside of it, there is no backend to close."""
+    try:
+        yield
+    except DfsDeployError:
+        raise
+    except Exception as error:
+        forget_frames(error)
+        raise EngineError(f"{where} failed on the device: {_first_line(error)}") from error
 
 
 def _failed(where: str, error: BaseException, more: str = "") -> EngineError:

@@ -55,20 +55,14 @@ class BatchDispatch:
         self._stem = binder.bind(
             engines.stem, BATCH, self._source, {"output": self._features[0], "pooled": self._pooled[0].address}
         )
-        self._blocks: list[list[BoundEngine | None]] = [
-            [
-                None
-                if engine is None
-                else binder.bind(
-                    engine,
-                    BATCH,
-                    self._gathered,
-                    {"output": self._results, "pooled": self._pooled[option].address},
-                )
-                for option, engine in enumerate(block)
-            ]
-            for block in engines.blocks
-        ]
+        # Loops, no closures: an error's traceback keeps closures, and with them contexts, past what frees the device.
+        self._blocks: list[list[BoundEngine | None]] = []
+        for block in engines.blocks:
+            self._blocks.append([])
+            for engine, pooled in zip(block, self._pooled, strict=True):
+                targets = {"output": self._results, "pooled": pooled.address}
+                bound = None if engine is None else binder.bind(engine, BATCH, self._gathered, targets)
+                self._blocks[-1].append(bound)
         self._logits = lane.host_output((self._most, architecture.classes))
         self._head = binder.bind(engines.head, BATCH, self._features[-1], {"output": self._logits.address})
         self._done = lane.mark()

@@ -87,13 +87,15 @@ class Launcher:
         # Of this thread alone: other threads' calls go on meanwhile.
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         check(driver.cuStreamBeginCapture(stream, mode)[0], "to be captured")
-        try:
-            launch.enqueue()
-        finally:
-            ended, graph = driver.cuStreamEndCapture(stream)
-        check(ended, "to be captured")
-        made, executable = driver.cuGraphInstantiate(graph, 0)
-        driver.cuGraphDestroy(graph)
+        with contextlib.ExitStack() as captured:
+            try:
+                launch.enqueue()
+            finally:
+                ended, graph = driver.cuStreamEndCapture(stream)
+                if ended == driver.CUresult.CUDA_SUCCESS:
+                    captured.callback(driver.cuGraphDestroy, graph)
+            check(ended, "to be captured")
+            made, executable = driver.cuGraphInstantiate(graph, 0)
         check(made, "to be made")
         self._held.callback(driver.cuGraphExecDestroy, executable)
         run = driver.cuGraphLaunch

@@ -82,31 +82,31 @@ class SingleDispatch:
         self._seen = [np.zeros_like(pooled.array) for pooled in self._pooled]
         self._steps = [] if gate is None else [gate.bind_pooled(i, self._seen[i]) for i in range(len(engines.blocks))]
 
-        def bound(engine: LoadedEngine, source: int, target: int, pooled: HostOutput) -> Launch:
-            call = binder.bind(engine, ONE_IMAGE, source, {"output": target, "pooled": pooled.address})
-            return launcher.launch(call, None if gate is None else pooled)
-
+        # Loops, no closures: an error's traceback keeps closures, and with them contexts, past what frees the device.
         self._images = lane.pinned((1, *architecture.image_shape))
         self._source = lane.allocate(self._images.nbytes)
-        self._stem = bound(engines.stem, self._source, buffers[0][0], self._pooled[0])
-
-        def turn(i: int, place: int, engine: LoadedEngine | None) -> Turn:
-            """Block ``i + 1`` from a place of block ``i``: to the next one, or to the first of another resolution."""
-            if engine is None:
-                return Turn(f"block {i + 1}, skipped", None, place)
-            after = (place + 1) % places if buffers[i] is buffers[i + 1] else 0
-            launch = bound(engine, buffers[i][place], buffers[i + 1][after], self._pooled[i + 1])
-            return Turn(engine.label, launch, after)
-
-        self._turns = [
-            [[turn(i, place, engine) for engine in options] for place in range(places)]
-            for i, options in enumerate(engines.blocks)
-        ]
+        fetched = gate is not None
+        self._stem = _bound(binder, launcher, engines.stem, self._source, buffers[0][0], self._pooled[0], fetched)
+        self._turns: list[list[list[Turn]]] = []
+        for i, options in enumerate(engines.blocks):
+            self._turns.append([])
+            for place, source in enumerate(buffers[i]):
+                # To the next place, or to the first of another resolution.
+                after = (place + 1) % places if buffers[i] is buffers[i + 1] else 0
+                turns = []
+                for engine in options:
+                    turn = Turn(f"block {i + 1}, skipped", None, place)
+                    if engine is not None:
+                        target, pooled = buffers[i + 1][after], self._pooled[i + 1]
+                        launch = _bound(binder, launcher, engine, source, target, pooled, fetched)
+                        turn = Turn(engine.label, launch, after)
+                    turns.append(turn)
+                self._turns[i].append(turns)
         self._logits = lane.host_output((1, architecture.classes))
-        self._head = [
-            launcher.launch(binder.bind(engines.head, ONE_IMAGE, place, {"output": self._logits.address}), self._logits)
-            for place in buffers[-1]
-        ]
+        self._head = []
+        for source in buffers[-1]:
+            call = binder.bind(engines.head, ONE_IMAGE, source, {"output": self._logits.address})
+            self._head.append(launcher.launch(call, self._logits))
         self._done = lane.mark()
         self.at = "the stem"
         """What was being enqueued or waited for: after a failure, what failed."""
@@ -219,3 +219,17 @@ class SingleDispatch:
         if self._gate is not None:
             self._gate.reset(1)
         return tuple(self._steps)
+
+
+def _bound(
+    binder: Binder,
+    launcher: Launcher,
+    engine: LoadedEngine,
+    source: int,
+    target: int,
+    pooled: HostOutput,
+    fetched: bool,
+) -> Launch:
+    """An engine from one address to another, whose pooled features the host reads where they are fetched."""
+    call = binder.bind(engine, ONE_IMAGE, source, {"output": target, "pooled": pooled.address})
+    return launcher.launch(call, pooled if fetched else None)

@@ -128,7 +128,7 @@ class Stream(_Dependent):
         self.queue.run(self.queue.position())
 
     def __del__(self) -> None:
-        if hasattr(self, "handle"):
+        if hasattr(self, "queue"):
             if self.queue.queue:
                 GPU.violations.append("a stream was freed with work under way")
             GPU.streams.pop(self.handle, None)

@@ -50,7 +50,7 @@ def machine(
         gpu = importlib.import_module("double_gpu").GPU
         gpu.reset()
         yield gpu
-        assert gpu.violations == []
+        assert not gpu.violations, sorted(set(gpu.violations))
         if clean:
             assert left(gpu) == {}
 

@@ -59,7 +59,7 @@ def cuGraphInstantiate(hGraph: CUgraph, flags: int) -> tuple[CUresult, CUgraphEx
     result = _result("cuGraphInstantiate")
     if result == CUresult.CUDA_SUCCESS:
         GPU.live["graph"] += 1
-    return (result, CUgraphExec(hGraph.operations))
+    return (result, CUgraphExec(list(hGraph.operations)))
 
 
 def cuGraphLaunch(hGraphExec: CUgraphExec, hStream: CUstream) -> tuple[CUresult]:
@@ -76,7 +76,7 @@ def cuGraphLaunch(hGraphExec: CUgraphExec, hStream: CUstream) -> tuple[CUresult]
 def _destroy(graph: CUgraph) -> tuple[CUresult]:
     if graph.destroyed:
         GPU.violate("a graph was destroyed twice")
-    graph.destroyed = True
+    graph.destroyed, graph.operations = True, []
     GPU.live["graph"] -= 1
     return (CUresult.CUDA_SUCCESS,)
 
