@@ -141,7 +141,7 @@ def _show_forced(result: BenchResult) -> None:
     console, blocks = output(), len(result.option_share)
     rows = [
         [
-            f"{path.blocks} of {blocks} at {path.precision.upper()}",
+            f"{path.blocks}/{blocks} {path.precision.upper()}",
             f"{path.dispatch_ms:.3f}",
             f"{path.trace_ms:.3f}",
             _ratio(None if path.over_static is None else path.over_static.p50),

@@ -41,7 +41,7 @@ def test_forced_paths_are_a_table_and_a_plot(mixed: Made, tmp_path: Path) -> Non
     run("bench", mixed.path, "--forced", "--plot", tmp_path / "forced.pdf", *QUICK).failed(2, ".svg or .png")
     ran = run("bench", mixed.path, "--data", mixed.data_file, "--forced", "--plot", tmp_path / "forced.svg", *QUICK)
     assert ran.code == 0, ran.err
-    assert "2 of 3 at INT8" in ran.out
+    assert "2/3 INT8" in ran.out
     assert "/ trace" in ran.out
     assert (tmp_path / "forced.svg").read_text().startswith("<svg")
 
