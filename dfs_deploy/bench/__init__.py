@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from dfs_deploy.bench.bench import run_bench
     from dfs_deploy.bench.case_result import CaseResult
     from dfs_deploy.bench.clock import Timing
-    from dfs_deploy.bench.machine import Machine, check_device, describe_machine
+    from dfs_deploy.bench.devices import check_device
+    from dfs_deploy.bench.machine import Machine, describe_machine
     from dfs_deploy.bench.results import BenchResult
 
 __all__ = ["BenchResult", "CaseResult", "Machine", "Timing", "check_device", "describe_machine", "run_bench"]
@@ -19,7 +20,7 @@ _HOMES = {
     "CaseResult": "case_result",
     "Machine": "machine",
     "Timing": "clock",
-    "check_device": "machine",
+    "check_device": "devices",
     "describe_machine": "machine",
     "run_bench": "bench",
 }

@@ -13,9 +13,13 @@ from dfs_deploy.bench.alone import EngineTimes
 from dfs_deploy.bench.candidates import DYNAMIC, Candidate, open_candidates
 from dfs_deploy.bench.case_result import CaseResult
 from dfs_deploy.bench.clock import Case, median_alone, summarize, time_interleaved, turn_for
+from dfs_deploy.bench.devices import RUNTIME_OF
+from dfs_deploy.bench.energy import find_sampler, why_no_sampler
+from dfs_deploy.bench.energy_cases import EnergyReport, measure_energy
 from dfs_deploy.bench.forced import forced_paths
 from dfs_deploy.bench.inputs import Inputs, draw_inputs
 from dfs_deploy.bench.intervals import paired_ratios, share_difference
+from dfs_deploy.bench.jetson import JetsonRun, read_jetson, read_power_state
 from dfs_deploy.bench.machine import describe_machine
 from dfs_deploy.bench.paths import option_shares, time_paths
 from dfs_deploy.bench.results import BenchResult, BundleFacts
@@ -51,6 +55,7 @@ def run_bench(
     warm_up_s: float = 0.2,
     max_top1_drop: float = MAX_TOP1_DROP,
     start_ups: int = 0,
+    energy_s: float = 0.0,
     open_runtime: Callable[..., Runtime] = Runtime,
     progress: Report | None = None,
 ) -> BenchResult:
@@ -60,7 +65,7 @@ def run_bench(
         bundle: with engines for ONNX Runtime.
         data: where inputs are drawn from, in a seeded order; ``None`` for the shipped digits where the bundle was made
             for them, for the images that the bundle carries elsewhere.
-        device: what is reported; check it with :func:`~dfs_deploy.bench.machine.check_device` first.
+        device: what is reported; check it with :func:`~dfs_deploy.bench.devices.check_device` first.
         batch: images a call.
         threads: that one engine may use.
         plan: whether to use the plan measured on this machine, if there is one.
@@ -72,6 +77,7 @@ def run_bench(
         warm_up_s: seconds before measuring.
         max_top1_drop: share of right answers that the verdict lets a case lose against the most precise static engine.
         start_ups: processes that are started a case, to see what a start takes; 0 for none.
+        energy_s: seconds a case to measure energy in, after the timing; 0 for not at all.
         open_runtime: what opens the dynamic network, called as :class:`~dfs_deploy.runtimes.Runtime` is.
         progress: called with what is being done and how far it is.
 
@@ -86,8 +92,17 @@ def run_bench(
     prepared = bundle.input.normalize(inputs.images[: len(inputs.images) // batch * batch])
     batches = [prepared[start : start + batch] for start in range(0, len(prepared), batch)]
     machine, state = describe_machine(), read_state()
+    before = read_power_state() if device == "jetson" else None
     with ExitStack() as closing:
-        runtime = closing.enter_context(open_runtime(bundle, threads=threads, plan=plan, budget=budget))
+        runtime = closing.enter_context(
+            open_runtime(
+                bundle,
+                RUNTIME_OF[device],
+                threads=threads if RUNTIME_OF[device] == "onnxruntime" else None,
+                plan=plan,
+                budget=budget,
+            )
+        )
         paths = np.concatenate([runtime(x).path for x in batches])
         candidates = open_candidates(bundle, runtime, batch=batch, threads=threads, forced=forced, closing=closing)
         timed = [Case(candidate.name, _on(candidate, batches)) for candidate in candidates]
@@ -122,6 +137,7 @@ def run_bench(
                 progress=functools.partial(report, "timing paths"),
             )
         )
+        energy = _energy(device, timed, len(batches), batch, energy_s, functools.partial(report, "measuring energy"))
         facts = runtime.description
     over_static = [
         ratios
@@ -146,19 +162,31 @@ def run_bench(
         over_static=tuple(over_static),
         option_share=option_shares(paths, len(bundle.options)),
         problems=problems,
+        energy=energy,
+        no_energy="not asked for" if energy_s <= 0.0 else why_no_sampler(device),
+        jetson=None if before is None else JetsonRun(read_jetson(), before, read_power_state()),
         verdict=decide(cases, over_static, problems, max_top1_drop),
         paths=timed_paths,
         forced=forced_paths(bundle.options, cases, turns, bundle.architecture.gated_blocks),
         start_up=measure_start_up(
             bundle.path,
             [case.name for case in cases if case.static or case.name == DYNAMIC],
-            start_ups,
+            start_ups if RUNTIME_OF[device] == "onnxruntime" else 0,
             threads=threads,
             plan=plan,
             budget=budget,
             progress=functools.partial(report, "starting processes"),
         ),
     )
+
+
+def _energy(
+    device: str, cases: Sequence[Case], inputs: int, batch: int, seconds: float, progress: Callable[[float], None]
+) -> EnergyReport | None:
+    sampler = find_sampler(device) if seconds > 0.0 else None
+    if sampler is None:
+        return None
+    return measure_energy(sampler, cases, range(inputs), batch, window_s=seconds, progress=progress)
 
 
 def _on(candidate: Candidate, batches: Sequence[NDArray[np.float32]]) -> Callable[[int], object]:

@@ -81,7 +81,8 @@ def open_candidates(
     """Loads everything that a bench compares.
 
     Args:
-        bundle: with engines for ONNX Runtime.
+        bundle: with engines for the runtime. Static engines and traces run in ONNX Runtime alone, and none is compared
+            with a dynamic network that runs elsewhere.
         runtime: the dynamic network, opened.
         batch: images a call.
         threads: that one engine may use.
@@ -89,16 +90,17 @@ def open_candidates(
         closing: closes what is opened.
 
     Returns:
-        The dynamic network, the static engines from the most precise on, the forced paths, each before its trace.
+        The dynamic network, the static engines from the most precise on, the forced paths, each before its trace if it has one.
 
     Raises:
         UsageError: paths cannot be forced, or none skips.
         MissingExtraError: a trace is asked for, and onnx is not installed.
     """
+    here = runtime.description["runtime"] == "onnxruntime"
     return [
         Candidate(DYNAMIC, lambda images: runtime(images).logits),
-        *_static(bundle, threads, closing),
-        *(_forced(bundle, runtime, batch, threads, closing) if forced else ()),
+        *(_static(bundle, threads, closing) if here else ()),
+        *(_forced(bundle, runtime, batch, threads if here else None, closing) if forced else ()),
     ]
 
 
@@ -107,7 +109,10 @@ def _static(bundle: Bundle, threads: int, closing: ExitStack) -> Iterator[Candid
         yield Candidate(f"{STATIC}{precision}", closing.enter_context(StaticEngine(bundle, precision, threads)))
 
 
-def _forced(bundle: Bundle, runtime: Runtime, batch: int, threads: int, closing: ExitStack) -> Iterator[Candidate]:
+def _forced(
+    bundle: Bundle, runtime: Runtime, batch: int, trace_threads: int | None, closing: ExitStack
+) -> Iterator[Candidate]:
+    """Forced paths, and their traces where threads are given for them."""
     patterns = forced_patterns(bundle.options)
     if bundle.policy is not None or not patterns:
         why = f"options {bundle.options}, none of which skips" if bundle.policy is None else "a static policy"
@@ -119,9 +124,10 @@ def _forced(bundle: Bundle, runtime: Runtime, batch: int, threads: int, closing:
         def logits(images: NDArray[np.float32], path: NDArray[np.uint8] = whole) -> NDArray[np.float32]:
             return runtime(images, path=path).logits
 
-        trace = closing.enter_context(open_trace(bundle, row, runtime.substitutions, threads))
         yield Candidate(pattern.dispatched, logits, row)
-        yield Candidate(pattern.trace, trace, row)
+        if trace_threads is not None:
+            trace = open_trace(bundle, row, runtime.substitutions, trace_threads)
+            yield Candidate(pattern.trace, closing.enter_context(trace), row)
 
 
 def forced_patterns(options: Options) -> tuple[ForcedPattern, ...]:

@@ -5,15 +5,8 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
-from pathlib import Path
 
 from dfs_deploy.cpu import describe_cpu
-from dfs_deploy.errors import EnvironmentLacksError, UsageError
-
-DEVICES = ("cpu", "cuda", "jetson")
-
-_TEGRA_RELEASE = Path("/etc/nv_tegra_release")
-_MODEL = Path("/proc/device-tree/model")
 
 
 @dataclass(frozen=True)
@@ -49,25 +42,3 @@ def describe_machine() -> Machine:
         float16=cpu.float16,
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     )
-
-
-def check_device(device: str) -> None:
-    """Makes sure that this machine is what ``--device`` says.
-
-    Raises:
-        UsageError: an unknown device.
-        EnvironmentLacksError: this machine is another; says what was looked for.
-    """
-    if device not in DEVICES:
-        raise UsageError(f"unknown device {device!r}, expected {', '.join(DEVICES)}")
-    if device == "jetson" and not is_jetson():
-        raise EnvironmentLacksError(
-            f"this is no Jetson: neither {_TEGRA_RELEASE} nor a Jetson in {_MODEL} was found; use --device cpu"
-        )
-    if device != "cpu":
-        raise EnvironmentLacksError(f"no TensorRT runtime is installed for --device {device}; use --device cpu")
-
-
-def is_jetson() -> bool:
-    """Whether this is an NVIDIA Jetson."""
-    return _TEGRA_RELEASE.exists() or (_MODEL.is_file() and "jetson" in _MODEL.read_text(errors="replace").lower())

@@ -10,8 +10,10 @@ import msgspec
 from dfs_deploy.bench.candidates import DYNAMIC
 from dfs_deploy.bench.case_result import CaseResult
 from dfs_deploy.bench.clock import NOISY, TAIL, Turn
+from dfs_deploy.bench.energy_cases import EnergyReport
 from dfs_deploy.bench.forced import ForcedPath
 from dfs_deploy.bench.intervals import Ratios
+from dfs_deploy.bench.jetson import JetsonRun
 from dfs_deploy.bench.machine import Machine
 from dfs_deploy.bench.paths import PathLatency
 from dfs_deploy.bench.start_up import StartUp
@@ -73,6 +75,9 @@ class BenchResult:
         paths: the fastest, the commonest and the slowest; empty with batches.
         forced: forced paths against their traces; empty where none were asked for.
         start_up: of a process that runs one case, by case; empty where it was not measured.
+        energy: of every case, or ``None`` where it was not measured.
+        no_energy: why not.
+        jetson: the board and its state, where this is one.
     """
 
     bundle: BundleFacts
@@ -95,6 +100,9 @@ class BenchResult:
     paths: tuple[PathLatency, ...] = ()
     forced: tuple[ForcedPath, ...] = ()
     start_up: tuple[StartUp, ...] = ()
+    energy: EnergyReport | None = None
+    no_energy: str = ""
+    jetson: JetsonRun | None = None
 
     @property
     def dynamic(self) -> CaseResult:
@@ -150,6 +158,9 @@ class BenchResult:
             "noisy": self.noisy,
             "verdict": self.verdict,
             "option_share": self.option_share,
+            "energy": self.energy,
+            "no_energy": self.no_energy,
+            "jetson": self.jetson,
             "cases": [case.as_json() for case in self.cases],
             "over_static": self.over_static,
             "paths": [path.as_json() for path in self.paths],

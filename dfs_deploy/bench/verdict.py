@@ -61,7 +61,7 @@ def decide(
         return Verdict(None, f"no verdict: {words}", (), rule)
 
     if not statics:
-        return none("the bundle has no static engine to compare with; export it with --targets fp32,int8")
+        return none("there is no static engine to compare with; for a CPU export with --targets fp32,int8")
     if problems:
         return none("the run is INVALID")
     ratios = {ratio.over: ratio for ratio in over_static}

@@ -43,6 +43,9 @@ def bench(
     start_ups: Annotated[
         int, typer.Option(min=0, help="Processes to start a case, to time a start and see its memory.")
     ] = 3,
+    energy_seconds: Annotated[
+        float, typer.Option(min=0.0, help="Seconds a case to measure energy in; 0 for not at all.")
+    ] = 3.0,
     max_top1_drop: Annotated[
         float,
         typer.Option(min=0.0, max=1.0, help="Verdict: share of right answers that may be lost; 0.01 is one point."),
@@ -113,6 +116,7 @@ def bench(
             min_iterations=min_iterations,
             max_top1_drop=max_top1_drop,
             start_ups=start_ups,
+            energy_s=energy_seconds,
             progress=report,
         )
     if draw is not None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dfs_deploy.bench import BenchResult
     from dfs_deploy.bench.baseline import BenchComparison
     from dfs_deploy.bench.intervals import Interval
+    from dfs_deploy.bench.jetson import PowerState
 
 _BLOCKS_A_ROW = 18
 
@@ -28,6 +29,7 @@ def show_bench(result: BenchResult) -> None:
     _show_paths(result)
     _show_forced(result)
     _show_start_up(result)
+    _show_energy(result)
     console.print()
     for line in _notes(result):
         console.print(line)
@@ -68,7 +70,7 @@ def _where(result: BenchResult) -> Iterator[str]:
     bundle = result.bundle
     yield f"{bundle.name}, {bundle.architecture}: {result.inputs} inputs ({result.data}), seed {result.seed}"
     yield f"{machine.cpu}, {machine.cores} core(s), {machine.int8 or 'no 8-bit product instructions'}"
-    gate = f"{facts['gate']} gate, plan: {facts['plan']}"
+    gate = f"{facts['gate']} gate, plan: {facts.get('plan') or 'none'}"
     yield f"{facts['runtime']} {facts['version']}, {result.threads} thread(s), {gate}"
     clock = [
         f"governor {state.governor or 'unknown'}",
@@ -79,6 +81,12 @@ def _where(result: BenchResult) -> Iterator[str]:
         *(["virtual machine"] if state.virtual else []),
     ]
     yield ", ".join(clock)
+    if result.jetson is not None:
+        board, before, after = result.jetson.board, result.jetson.before, result.jetson.after
+        locked = {True: "locked", False: "free", None: "unknown"}[before.clocks_locked]
+        yield f"{board.model}, JetPack {board.jetpack}, TensorRT {board.tensorrt}, CUDA {board.cuda}"
+        heat = f"{_celsius(before)} before, {_celsius(after)} after"
+        yield f"power mode {before.mode or 'unknown'}, clocks {locked}, {heat}"
 
 
 def _show_cases(result: BenchResult) -> None:
@@ -178,6 +186,25 @@ def _show_start_up(result: BenchResult) -> None:
     show_table(f"start of a process, median of {result.start_up[0].processes}", columns, rows)
 
 
+def _show_energy(result: BenchResult) -> None:
+    energy = result.energy
+    if energy is None:
+        return
+    rows = [
+        [
+            case.name,
+            f"{1e3 * case.joules_per_image:.3f}",
+            f"{1e3 * case.joules_per_image_over_idle:.3f}",
+            f"{case.watts:.2f}",
+            f"{case.images:,}",
+        ]
+        for case in energy.cases
+    ]
+    where = f"{energy.rail} by {energy.source}, {energy.rate_hz:.0f} samples a second, idle {energy.idle_watts:.2f} W"
+    output().print()
+    show_table(f"energy: {where}", ["case", "mJ an image", "over idle", "W", "images"], rows)
+
+
 def _notes(result: BenchResult) -> Iterator[str]:
     dfs = result.dynamic
     if dfs.computation_percentage is not None:
@@ -187,6 +214,10 @@ def _notes(result: BenchResult) -> Iterator[str]:
             f"dispatch efficiency {dfs.dispatch_efficiency:.2f}: the engines alone {dfs.engine_ms:.3f} ms of"
             f" {dfs.timing.p50:.3f}; gate {dfs.gate_us:.1f} us a step, {percent(dfs.gate_share, 1)} of the time"
         )
+    if result.energy is None:
+        yield f"no energy: {result.no_energy}"
+    if result.normaliser is None:
+        yield "no static engine to compare with: those run in ONNX Runtime alone so far"
     if result.noisy:
         yield f"noisy: {', '.join(result.noisy)} varied by more than 2.5 %; trust ratios, not times"
 
@@ -196,6 +227,10 @@ def _steadiness(result: BenchResult) -> str:
     said = f"ratios known to {100 * max(known):.1f} % or better" if known else "no ratios"
     taken = result.disturbance.preemptions_per_s
     return said if taken is None else f"{said}, interrupted {taken:.0f} times a second"
+
+
+def _celsius(state: PowerState) -> str:
+    return "temperature unknown" if state.celsius is None else f"{state.celsius:.1f} °C ({state.sensor})"
 
 
 def _milliseconds(value: float | None) -> str:

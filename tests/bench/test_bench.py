@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from dfs_deploy.architecture import Architecture
-from dfs_deploy.bench import BenchResult, run_bench
+from dfs_deploy.bench import BenchResult, bench, energy_cases, run_bench
+from dfs_deploy.bench.energy import EnergyReading, EnergySampler
+from dfs_deploy.bench.jetson import Jetson, PowerState
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.datasets import Dataset
@@ -216,3 +218,70 @@ def test_a_planted_slowdown_shows_in_the_ratios(mixed: Made) -> None:
     assert ratios[0] is not None
     assert ratios[1] is not None
     assert ratios[1].mean.low > 2 * ratios[0].mean.high
+
+
+# Energy, and a Jetson
+
+
+class Meter(EnergySampler):
+    source, rail = "test", "rail"
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> EnergyReading:
+        return EnergyReading(6.0, 2.0, self.source, self.rail, 20.0, 41)
+
+
+def test_energy_of_every_case_where_there_is_a_sensor(mixed: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "find_sampler", lambda device: Meter())
+    monkeypatch.setattr(bench, "why_no_sampler", lambda device: "")
+    monkeypatch.setattr(energy_cases, "IDLE_S", 0.0)
+    report = run_bench(Bundle(mixed.path), mixed.data, energy_s=0.001, **QUICK).as_json()
+    assert report["no_energy"] == ""
+    energy = report["energy"]
+    assert (energy["source"], energy["rail"], energy["idle_watts"]) == ("test", "rail", 3.0)
+    assert [case["name"] for case in energy["cases"]] == [case["name"] for case in report["cases"]]
+    for case in energy["cases"]:
+        assert case["joules_per_image"] == pytest.approx(6.0 / case["images"])
+        assert case["joules_per_image_over_idle"] == pytest.approx(0.0)
+
+
+def test_without_a_sensor_there_is_no_energy_and_a_line_says_why(
+    mixed: Made, result: BenchResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (result.energy, result.no_energy) == (None, "not asked for")
+    monkeypatch.setattr(bench, "find_sampler", lambda device: None)
+    monkeypatch.setattr(bench, "why_no_sampler", lambda device: f"no sensor for {device}")
+    report = run_bench(Bundle(mixed.path), mixed.data, energy_s=1.0, **QUICK).as_json()
+    assert (report["energy"], report["no_energy"]) == (None, "no sensor for cpu")
+
+
+def test_on_a_jetson_tensorrt_runs_and_the_board_is_reported(mixed: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ONNX Runtime in the place of TensorRT, which says so itself, and a board of files."""
+    board = Jetson("Orin", "36.4.3", "6.2", "10.3.0.30", "10.3.0.30", "12.6.68")
+    states = [PowerState("MAXN", True, 45.0, "tj-thermal"), PowerState("MAXN", True, 51.5, "tj-thermal")]
+    monkeypatch.setattr(bench, "read_jetson", lambda: board)
+    monkeypatch.setattr(bench, "read_power_state", lambda: states.pop(0))
+    asked: list[str] = []
+
+    class Elsewhere(Runtime):
+        def __init__(self, bundle: Bundle, runtime: str, **choices: Any) -> None:
+            asked.append(runtime)
+            super().__init__(bundle, **choices)
+
+        @property
+        def description(self) -> dict[str, Any]:
+            return {**super().description, "runtime": "tensorrt"}
+
+    result = run_bench(
+        Bundle(mixed.path), mixed.data, device="jetson", start_ups=1, open_runtime=Elsewhere, forced=True, **QUICK
+    )
+    assert asked == ["tensorrt"]
+    report = result.as_json()
+    assert report["jetson"]["board"]["jetpack"] == "6.2"
+    assert (report["jetson"]["before"]["celsius"], report["jetson"]["after"]["celsius"]) == (45.0, 51.5)
+    assert report["jetson"]["before"]["mode"] == "MAXN"
+    assert not [case for case in report["cases"] if case["name"].startswith("static")], "those would run on the CPU"
+    assert report["start_up"] == [], "so would those"
+    assert report["verdict"]["choice"] is None

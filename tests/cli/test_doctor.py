@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from functools import partial
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
 import dfs_deploy
+from dfs_deploy.bench import jetson
+from dfs_deploy.cli import doctor
 from dfs_deploy.extras import EXTRA_OF
+from tests.bench.boards import jetson_tree
 from tests.cli.program import run
 
 CORE = {"numpy", "onnxruntime", "msgspec", "typer", "rich", "pillow"}
@@ -61,3 +66,32 @@ def test_an_extra_that_is_not_there_is_no_failure(monkeypatch: pytest.MonkeyPatc
     assert ran.code == 0
     assert 'pip install "dfs-deploy[export]"' in ran.out
     assert 'pip install "dfs-deploy[train]"' in ran.out
+
+
+def on_board(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    """Makes doctor look at a board of files."""
+    for name in ("is_jetson", "read_jetson", "read_power_state"):
+        monkeypatch.setattr(doctor, name, partial(getattr(jetson, name), root))
+
+
+def test_a_jetson_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_board(monkeypatch, jetson_tree(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    ran = run("doctor", "--json")
+    facts = ran.json["facts"]
+    assert (facts["jetson"], facts["JetPack"], facts["Jetson Linux"]) == ("yes", "6.2", "36.4.3")
+    assert (facts["TensorRT"], facts["CUDA"], facts["power mode"]) == ("10.3.0.30", "12.6.68", "not found")
+    assert "sudo jetson_clocks" in facts["clocks"]
+    assert "48.5" in facts["temperature"]
+    assert facts["energy"].startswith("none: no INA3221")
+    assert ran.json["problems"] == []
+    checks = {check["name"]: check for check in ran.json["checks"]}
+    assert checks["tensorrt"]["remedy"] == "sudo apt install python3-libnvinfer"
+
+
+def test_what_is_known_not_to_work_on_a_jetson_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_board(monkeypatch, jetson_tree(tmp_path, packages={"libnvinfer11": "11.4.1-1"}))
+    ran = run("doctor")
+    assert ran.code == 0
+    assert "does not run on JetPack 6" in ran.out
+    assert "sudo apt install python3-libnvinfer" in ran.out
