@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,6 +139,7 @@ def run_bench(
             )
         )
         energy = _energy(device, timed, len(batches), batch, energy_s, functools.partial(report, "measuring energy"))
+        cases = _with_energy(cases, energy)
         facts = runtime.description
     over_static = [
         ratios
@@ -187,6 +189,11 @@ def _energy(
     if sampler is None:
         return None
     return measure_energy(sampler, cases, range(inputs), batch, window_s=seconds, progress=progress)
+
+
+def _with_energy(cases: tuple[CaseResult, ...], energy: EnergyReport | None) -> tuple[CaseResult, ...]:
+    used = {} if energy is None else {case.name: case.joules_per_image for case in energy.cases}
+    return tuple(replace(case, joules_per_image=used.get(case.name)) for case in cases)
 
 
 def _on(candidate: Candidate, batches: Sequence[NDArray[np.float32]]) -> Callable[[int], object]:

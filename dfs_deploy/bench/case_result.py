@@ -27,7 +27,7 @@ class CaseResult:
         top1_change: ``top1`` less that of the normaliser, on the same images.
         computation_percentage: mean over the inputs, of a dynamic case and of a trace.
         ratios: latency over that of the normaliser, the most precise static engine.
-        joules_per_image: above idle, where a sensor was found.
+        joules_per_image: all that was used while it ran, idle power included, where a sensor was found.
     """
 
     name: str

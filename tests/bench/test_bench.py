@@ -242,6 +242,9 @@ def test_energy_of_every_case_where_there_is_a_sensor(mixed: Made, monkeypatch: 
     energy = report["energy"]
     assert (energy["source"], energy["rail"], energy["idle_watts"]) == ("test", "rail", 3.0)
     assert [case["name"] for case in energy["cases"]] == [case["name"] for case in report["cases"]]
+    assert [case["joules_per_image"] for case in report["cases"]] == [
+        case["joules_per_image"] for case in energy["cases"]
+    ]
     for case in energy["cases"]:
         assert case["joules_per_image"] == pytest.approx(6.0 / case["images"])
         assert case["joules_per_image_over_idle"] == pytest.approx(0.0)

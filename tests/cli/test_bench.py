@@ -10,9 +10,9 @@ from dfs_deploy.costs import load_costs
 from tests.bundles import Made, copied
 from tests.cli.program import run
 
-QUICK = ["--min-seconds", "0.01", "--min-iterations", "2", "--start-ups", "0", "--energy-seconds", "0"]
+QUICK = ["--min-seconds", "0.01", "--min-iterations", "2", "--energy-seconds", "0", "--start-ups", "0"]
 
-STEADY = ["--min-seconds", "0.01", "--min-iterations", "2000", "--start-ups", "0", "--energy-seconds", "0"]
+STEADY = ["--min-seconds", "0.01", "--min-iterations", "2000", "--energy-seconds", "0", "--start-ups", "0"]
 """Calls for the six turns that an interval takes, of a network as fast as these."""
 
 
