@@ -6,6 +6,7 @@ directory is read.
 
 from __future__ import annotations
 
+import glob
 import io
 import os
 import shutil
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.errors import BundleError, DigestError, UsageError
-from dfs_deploy.files import sha256, sync_to_disk, sync_tree_to_disk
+from dfs_deploy.files import ASIDE, put_folder, sha256, sync_tree_to_disk
 from dfs_deploy.manifest import (
     MANIFEST,
     PRODUCER,
@@ -165,7 +166,7 @@ def find_bundle(directory: str | Path = ".") -> Path:
 
 
 def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
-    """Writes a bundle whole: into a temporary directory beside ``path``, on the disk, and then renamed.
+    """Writes a bundle whole: into a temporary directory beside ``path``, on the disk, and then put in its place.
 
     Args:
         path: the directory to make; a bundle that is there already is replaced, unless it holds files of others.
@@ -187,16 +188,7 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
         sync_tree_to_disk(made)
-        replaced = temporary / "replaced"
-        if path.exists():
-            path.rename(replaced)
-        try:
-            made.rename(path)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(path)
-            raise
-        sync_to_disk(path.parent)
+        put_folder(made, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Bundle(path)
@@ -229,6 +221,11 @@ def check_writable(path: Path) -> None:
 
 def _read_manifest(path: Path) -> bytes:
     if not path.is_dir():
+        name = glob.escape(path.name)
+        for aside in path.parent.glob(f".{name}.*.tmp/{name}{ASIDE}"):
+            raise BundleError(
+                f"no bundle at {path}, since replacing it was cut off; {aside} is the old one: move it back"
+            )
         raise BundleError(f"no bundle at {path}; give the path of a NAME{SUFFIX} directory that dfs-deploy export made")
     file = path / MANIFEST
     if file.is_symlink() or not file.is_file():

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+ASIDE = ".replaced"
+"""Behind the name of a folder that another one is replacing, where the two cannot change places in one step."""
 
 _SYNCS_AT_ONCE = 8  # a file system commits several together: hundreds of small files take a tenth of the time
 
@@ -63,6 +68,48 @@ def sync_tree_to_disk(folder: Path) -> None:
     with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:
         for _ in pool.map(sync_to_disk, paths):  # raises what one of them raised
             pass
+
+
+def put_folder(made: Path, path: Path) -> None:
+    """Renames a folder to ``path``; one that stands there already changes places with it, and then stands at ``made``.
+
+    On Linux and macOS the two change places in one step, so that at any moment, also after a crash, one of them stands
+    at ``path``. Where the system or the file system cannot, the old one is first moved to ``made`` with
+    ``ASIDE`` behind it, then the new one takes its place: after a crash between these, both are there, whole, under
+    the other names.
+
+    Args:
+        made: on the file system of ``path``, and on the disk (:func:`sync_tree_to_disk`).
+        path: nothing, or a folder.
+    """
+    if not path.exists():
+        made.rename(path)
+    elif not _exchange(made, path):
+        aside = made.with_name(made.name + ASIDE)
+        path.rename(aside)
+        try:
+            made.rename(path)
+        except BaseException:
+            aside.rename(path)
+            raise
+        aside.rename(made)
+    sync_to_disk(path.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Lets two names change places in one step; says whether the system could."""
+    first, second = os.fsencode(one), os.fsencode(other)
+    here, swap = (-100, 2)  # AT_FDCWD and RENAME_EXCHANGE of Linux (renameat2(2)); macOS has RENAME_SWAP, also 2
+    if sys.platform == "win32":
+        return False
+    library = ctypes.CDLL(None)
+    if hasattr(library, "renameat2"):
+        done: int = library.renameat2(here, first, here, second, swap)
+    elif hasattr(library, "renamex_np"):
+        done = library.renamex_np(first, second, swap)
+    else:
+        return False
+    return done == 0
 
 
 def _umask() -> int:

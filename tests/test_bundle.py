@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -673,6 +675,38 @@ def test_a_file_that_an_older_bundle_listed_does_not_stop_its_replacement(made: 
     write_bundle(made, manifest, {**golden_files(), "common/other.onnx": b"stem"})
     write_bundle(made, manifest, golden_files())
     assert not (made / "common" / "other.onnx").exists()
+
+
+CUT_OFF = """
+import os, sys
+from pathlib import Path
+from dfs_deploy import files
+from dfs_deploy.bundle import Bundle, write_bundle
+
+path, rename = Path(sys.argv[1]), Path.rename
+bundle = Bundle(path)
+contents = {name: bundle.read(name) for name in bundle.manifest.files}
+
+def cut_off(self, target):
+    if target == path:
+        os._exit(9)
+    return rename(self, target)
+
+files._exchange = lambda one, other: False
+Path.rename = cut_off
+write_bundle(path, bundle.manifest, contents)
+"""
+"""Dies between the two renames that replace a bundle on a file system that cannot exchange names."""
+
+
+def test_after_a_crash_while_it_is_replaced_a_bundle_can_be_moved_back(made: Path) -> None:
+    digest = Bundle(made).digest
+    assert subprocess.run([sys.executable, "-c", CUT_OFF, made], check=False).returncode == 9
+    (aside,) = made.parent.glob(".*.tmp/*.replaced")
+    with refuses(BundleError, str(made), "cut off", f"{aside} is the old one", "move it back"):
+        Bundle(made)
+    aside.rename(made)
+    assert Bundle(made).digest == digest
 
 
 def test_all_of_a_bundle_is_on_the_disk_before_it_takes_its_place(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,16 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfs_deploy.files import sha256, whole_file, write_whole
+from dfs_deploy import files
+from dfs_deploy.files import put_folder, sha256, whole_file, write_whole
 
 
 @given(st.binary())
@@ -80,3 +83,67 @@ def test_two_writers_do_not_mix(tmp_path: Path) -> None:
         one.write_bytes(b"one")
         other.write_bytes(b"other")
     assert path.read_bytes() == b"one"
+
+
+def two_folders(tmp_path: Path) -> tuple[Path, Path]:
+    """A new folder, and an old one in its place, each with a file that says which it is."""
+    made, path = tmp_path / "made", tmp_path / "path"
+    for folder, text in ((made, "new"), (path, "old")):
+        folder.mkdir()
+        (folder / "which").write_text(text)
+    return made, path
+
+
+def never(one: Path, other: Path) -> bool:
+    """An exchange on a file system that has none."""
+    return False
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_folder_takes_the_place_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool) -> None:
+    if not exchanges:
+        monkeypatch.setattr(files, "_exchange", never)
+    made, path = two_folders(tmp_path)
+    put_folder(made, path)
+    assert ((path / "which").read_text(), (made / "which").read_text()) == ("new", "old")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["made", "path"]
+    put_folder(made, tmp_path / "free")
+    assert (tmp_path / "free" / "which").read_text() == "old"
+    assert not made.exists()
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="no exchange of two names there")
+def test_a_folder_that_is_replaced_is_never_missing(tmp_path: Path) -> None:
+    made, path = two_folders(tmp_path)
+    done, seen = threading.Event(), set[bool]()
+
+    def look() -> None:
+        while not done.is_set():
+            seen.add(path.exists())
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    for _ in range(300):
+        put_folder(made, path)
+    done.set()
+    looking.join()
+    assert seen == {True}
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_the_old_folder_comes_back_where_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    made, path = two_folders(tmp_path)
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self == made:
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(files, "_exchange", never)
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(error):
+        put_folder(made, path)
+    assert ((path / "which").read_text(), (made / "which").read_text()) == ("old", "new")

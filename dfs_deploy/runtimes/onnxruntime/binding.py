@@ -123,7 +123,10 @@ def run_into(session: ort.InferenceSession, label: str, source: NDArray[Any], ta
 def engine_failed(label: str, error: Exception) -> EngineError:
     """What to raise where an engine failed."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return EngineError(f"{label} failed in ONNX Runtime: {first}")
+    return EngineError(
+        f"{label} failed in ONNX Runtime {ort.__version__}: {first}; give it fewer images a call if memory ran"
+        " out, else check the bundle with dfs-deploy inspect, or export it again"
+    )
 
 
 def run_once(session: ort.InferenceSession, label: str, features: NDArray[Any]) -> NDArray[Any]:
