@@ -156,7 +156,7 @@ def from_checkpoint(network: DFSNetwork, options: Sequence[int]) -> dict[TensorK
     ranges = {}
     for block in network.blocks[1:]:
         index = block.shape.index
-        served = [i for i in options if network.options[i] in network.options_of(index)]
+        served = _served(network, index, options)
         if not served:
             continue
         readers = [
@@ -199,11 +199,16 @@ def _shortcuts(network: DFSNetwork, options: Sequence[int], ranges: Ranges) -> d
             entering = (0.0, sum(max(_statistics(n)[1], 0.0) for n in (network.backbone.stem_norm, block.norm2)))
         else:
             low, high = (_HEADROOM * end for end in saturation(block, "conv1"))
-            for option in options:
+            for option in _served(network, index, options):
                 top = ranges[TensorKey(index, option, "output")].high
                 key = TensorKey(index, option, "shortcut")
                 found[key] = CalibratedRange(min(low, entering[0]), max(high, entering[1], top), "statistics", 0)
     return found
+
+
+def _served(network: DFSNetwork, block: int, options: Sequence[int]) -> list[int]:
+    """Those of the options that a block may run; a policy leaves each block one."""
+    return [i for i in options if network.options[i] in network.options_of(block)]
 
 
 _HEADROOM = 1.5

@@ -18,7 +18,7 @@ from dfs_deploy.errors import EnvironmentLacksError
 from dfs_deploy.extras import EXTRA_OF
 
 _CORE = ("numpy", "onnxruntime", "msgspec", "typer", "rich", "pillow")
-_DISTRIBUTION = {"sklearn": "scikit-learn", "pynvml": "nvidia-ml-py"}
+_DISTRIBUTION = {"sklearn": "scikit-learn", "pynvml": "nvidia-ml-py", "vl_convert": "vl-convert-python"}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from functools import partial
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,13 @@ def test_json_says_what_is_there() -> None:
     assert checks["numpy"]["found"] == metadata.version("numpy")
     for name, extra in EXTRA_OF.items():
         assert extra in checks[name]["remedy"] or "apt" in checks[name]["remedy"]
+
+
+@pytest.mark.parametrize("module", EXTRA_OF)
+def test_what_can_be_imported_is_found(module: str) -> None:
+    """A module's distribution may have another name."""
+    (check,) = (check for check in run("doctor", "--json").json["checks"] if check["name"] == module)
+    assert bool(check["found"]) == (util.find_spec(module) is not None)
 
 
 def test_a_person_reads_passed() -> None:

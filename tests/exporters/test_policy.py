@@ -38,6 +38,7 @@ def test_only_what_the_policy_runs_in_int8_is_calibrated() -> None:
     assert {key.block for key in ranges if key.option == 1} == {1, 3}
     assert {value.source for key, value in ranges.items() if key.option != STATIC} == {"routed"}
     assert {key.block for key in from_checkpoint(static_network("8,full,8"), [1])} == {1, 3}
+    assert {key.block for key in from_checkpoint(static_network("full,8,8"), [1])} == {2, 3}
 
 
 @pytest.mark.parametrize("names", ["8,8,8", "8,full,8", "skip,8,skip", "8,skip,16", "skip,skip,skip", "full,16,8"])

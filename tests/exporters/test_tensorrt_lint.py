@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.calibration import from_checkpoint
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.errors import CheckFailedError, GraphRuleError
 from dfs_deploy.exporters import export, writing
@@ -24,7 +25,9 @@ from dfs_deploy.exporters.quantized import BlockRanges
 from dfs_deploy.exporters.quantized_tensorrt import tensorrt_block
 from dfs_deploy.exporters.split import Range, split_block
 from dfs_deploy.exporters.tensorrt_lint import check_graphs, lint
-from dfs_deploy.options import Option
+from dfs_deploy.exporters.writing import EngineWriter
+from dfs_deploy.models import DFSNetwork
+from dfs_deploy.options import Option, parse_targets
 from tests.bundles import CONTRACT, Made, labelled, settled_network
 
 RANGES = BlockRanges(
@@ -390,19 +393,55 @@ def test_weights_beyond_float16_are_found_before_a_device_sees_them(tmp_path: Pa
     assert any("block-01-16-fp16.onnx" in line and "float16" in line for line in caught.value.mismatches)
 
 
-@settings(max_examples=25)
-@given(
-    options=st.sampled_from(["skip,8,16,full", "skip,8,full", "skip,4,6,8,10,12,16,full", "8,full", "skip,16,full"]),
-    blocks=st.integers(1, 3),
-    widths=st.lists(st.sampled_from([3, 4, 6, 8]), min_size=1, max_size=3),
-    seed=st.integers(0, 2**16),
-)
-def test_random_networks_export_for_tensorrt(options: str, blocks: int, widths: list[int], seed: int) -> None:
+OPTION_LISTS = ["skip,8,16,full", "skip,8,full", "skip,4,6,8,10,12,16,full", "8,full", "skip,16,full"]
+TARGET_LISTS = ["fp32,fp16,int8", "fp32,int8", "fp32,fp16", "fp32"]
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> DFSNetwork:
+    """With a gate or a static policy, of any depth, widths and options."""
+    network = settled_network(
+        draw(st.sampled_from(OPTION_LISTS)),
+        draw(st.integers(1, 3)),
+        tuple(draw(st.lists(st.sampled_from([3, 4, 6, 8]), min_size=1, max_size=3))),
+        draw(st.integers(0, 2**16)),
+    )
+    if draw(st.booleans()):
+        return network
+    gated = network.architecture.gated_blocks
+    return network.with_policy(draw(st.lists(st.integers(0, len(network.options) - 1), min_size=gated, max_size=gated)))
+
+
+@settings(max_examples=15)
+@given(network=networks(), targets=st.sampled_from(TARGET_LISTS))
+def test_random_networks_export_for_tensorrt(network: DFSNetwork, targets: str) -> None:
     """Every graph is legal and computes what its option means, also where block 0 alone reaches a shortcut."""
-    network = settled_network(options, blocks, tuple(widths), seed)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "net.pt"
         save_checkpoint(checkpoint, network, CONTRACT)
-        data = labelled(network, 48, seed)
-        exported = export(checkpoint, Path(folder) / "net.dfs", runtimes=["tensorrt"], calibration_data=data)
+        exported = export(
+            checkpoint,
+            Path(folder) / "net.dfs",
+            targets=parse_targets(targets),
+            runtimes=["tensorrt"],
+            calibration_data=labelled(network, 48),
+        )
         assert exported.validation.engines
+        assert_legal({name: exported.bundle.read(name) for name in exported.bundle.manifest.files})
+
+
+@settings(max_examples=25)
+@example(network=settled_network().with_policy([3, 1, 1]), targets="fp32,fp16,int8")
+@given(network=networks(), targets=st.sampled_from(TARGET_LISTS))
+def test_every_graph_is_legal_also_without_data(network: DFSNetwork, targets: str) -> None:
+    int8 = [place for place, option in enumerate(network.options) if not option.skips and option.bits <= 8]
+    ranges = from_checkpoint(network, int8) if int8 else {}
+    writer = EngineWriter(network, ranges, parse_targets(targets), 8)
+    writer.write("tensorrt", lambda share: None)
+    assert_legal(writer.files)
+
+
+def assert_legal(files: Mapping[str, bytes]) -> None:
+    graphs = {name: data for name, data in files.items() if name.startswith("tensorrt/")}
+    assert {f"tensorrt/{name}.onnx" for name in ("stem", "head", "static-fp32")} <= graphs.keys()
+    assert {name: lint(data) for name, data in graphs.items()} == {name: [] for name in graphs}

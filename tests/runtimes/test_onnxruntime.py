@@ -405,7 +405,7 @@ def test_an_engine_that_fails_is_named(mixed: Made, tmp_path: Path, count: int) 
         path = np.zeros((count, 3), int)
         expected = runtime(pixels(count), path=path)
         path[:, 0] = 3
-        with refuses(EngineError, "block 1, option full"):
+        with refuses(EngineError, "block 1, option full", "dfs-deploy inspect", "export it again"):
             runtime(pixels(count), path=path)
         path[:, 0] = 0
         assert np.array_equal(runtime(pixels(count), path=path).logits, expected.logits), "the next call works"
