@@ -90,7 +90,7 @@ def open_candidates(
         closing: closes what is opened.
 
     Returns:
-        The dynamic network, the static engines from the most precise on, the forced paths, each before its trace if it has one.
+        The dynamic network, the static engines from the most precise on, forced paths, each before its trace, if any.
 
     Raises:
         UsageError: paths cannot be forced, or none skips.
