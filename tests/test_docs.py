@@ -1,0 +1,61 @@
+"""The pages under docs/ name commands, flags and files that exist."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.cli.program import run
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The command lines of a page, whole ones in blocks and those in running text, without the program's name."""
+    text = page.read_text().replace("\\\n", " ")
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).split("\n")
+    inline = re.findall(
+        r"`(dfs-deploy [a-z][^`]*)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL).replace("\n", " ")
+    )
+    lines = [line.split("#")[0].split(">")[0].strip() for line in (*blocks, *inline)]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("dfs-deploy ")]
+
+
+@functools.cache
+def usage(verb: str) -> str:
+    ran = run(verb, "--help")
+    assert ran.code == 0, verb
+    return ran.out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_and_flag_exists(page: Path) -> None:
+    for verb, *arguments in commands(page):
+        if verb.isupper() or verb.startswith("-"):
+            continue  # a word for any verb, or a flag before it
+        for flag in (word.partition("=")[0] for word in arguments if word.startswith("--")):
+            assert re.search(rf"{re.escape(flag)}\b", usage(verb)), (page.name, verb, flag)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_file_of_ours_exists(page: Path) -> None:
+    text = page.read_text()
+    for path in re.findall(r"`((?:dfs_deploy|tests|examples|benchmarks)/[\w/.]+)`", text):
+        assert (ROOT / path).exists(), (page.name, path)
+    for module in re.findall(r"python -m (benchmarks\.\w+)", text):
+        assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), (page.name, module)
+
+
+def test_the_page_on_the_jetson_has_the_whole_way() -> None:
+    assert {verb for verb, *_ in commands(ROOT / "docs" / "jetson.md")} == {"doctor", "export", "bench"}
+
+
+def test_what_never_ran_on_hardware_is_marked() -> None:
+    headings = re.findall(r"^## (.*)$", (ROOT / "docs" / "jetson.md").read_text(), re.MULTILINE)
+    marked = [heading for heading in headings if heading.endswith("*[not run on hardware]*")]
+    assert [heading for heading in headings if heading not in marked] == ["2. The bundle, on the machine that exports"]
