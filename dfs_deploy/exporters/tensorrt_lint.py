@@ -73,7 +73,9 @@ def check_graphs(graphs: Mapping[str, bytes]) -> None:
     found = [f"{name}: {finding}" for name, model in graphs.items() for finding in lint(model)]
     if found:
         raise GraphRuleError(
-            f"{len(found)} breach(es) of TensorRT's rules in the graphs for it; the first: {found[0]}", found
+            f"{len(found)} breach(es) of TensorRT's rules in the graphs for it, expected none; the first: {found[0]};"
+            " leave that precision out of --targets, or export for another --runtime",
+            found,
         )
 
 
