@@ -20,6 +20,7 @@ APT_TENSORRT = "sudo apt install python3-libnvinfer"
 APT_JETPACK = "sudo apt install nvidia-jetpack"
 
 _LEAST_TENSORRT = (8, 6)
+_LEAST_JETPACK_FOR_11 = (7, 2, 2)
 _PATIENCE_S = 5.0
 
 
@@ -119,6 +120,11 @@ def problems(jetson: Jetson) -> list[str]:
     if major == 36 and version is not None and version >= (11,):
         found.append(
             f"TensorRT {jetson.tensorrt} does not run on JetPack 6, which has 10.3; remove it, then {APT_TENSORRT}"
+        )
+    jetpack = _numbers(jetson.jetpack) or ()
+    if version is not None and version >= (11,) and (7,) <= jetpack < _LEAST_JETPACK_FOR_11 and len(jetpack) > 1:
+        found.append(
+            f"TensorRT {jetson.tensorrt} is for JetPack 7.2.2 and later, and this is {jetson.jetpack}; {APT_JETPACK}"
         )
     if jetson.tensorrt is None:
         found.append(f"TensorRT is not installed; {APT_JETPACK}")
