@@ -52,7 +52,7 @@ def test_every_file_of_ours_exists(page: Path) -> None:
 
 
 def test_the_page_on_the_jetson_has_the_whole_way() -> None:
-    assert {verb for verb, *_ in commands(ROOT / "docs" / "jetson.md")} == {"doctor", "export", "bench"}
+    assert {verb for verb, *_ in commands(ROOT / "docs" / "jetson.md")} == {"doctor", "export", "prepare", "bench"}
 
 
 def test_what_never_ran_on_hardware_is_marked() -> None:
