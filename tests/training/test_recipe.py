@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from dfs_deploy.errors import DfsDeployError, UsageError
+from dfs_deploy.options import Options
+from dfs_deploy.training import PRESETS, Recipe, preset
+
+
+def test_the_paper_preset_is_section_4() -> None:
+    recipe = preset("paper")
+    assert recipe == Recipe()
+    assert str(recipe.options) == "skip,8,16,full"
+    assert (recipe.gate_steps, recipe.joint_steps, recipe.batch) == (64_000, 64_000, 128)
+    assert (recipe.momentum, recipe.weight_decay, recipe.alpha) == (0.9, 1e-4, 5e-6)
+    assert (recipe.gate_lr, recipe.joint_lr) == (0.1, 0.01)
+    rates = [recipe.rate("gate", step) for step in (0, 31_999, 32_000, 47_999, 48_000, 63_999)]
+    assert rates == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_rates_lie_between_nothing_and_the_peak(name: str) -> None:
+    recipe = preset(name)
+    for stage in ("backbone", "gate", "joint"):
+        rates = [recipe.rate(stage, step) for step in range(0, recipe.steps(stage), 10)]
+        assert all(0.0 < rate <= 1.0 for rate in rates)
+        assert max(rates) > 0.95
+        assert rates[-1] < 0.05
+
+
+def test_changes_that_are_none_keep_the_preset() -> None:
+    assert preset("quick", target=None, batch=32) == dataclasses.replace(PRESETS["quick"], batch=32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target": 101.0}, "0 to 100"),
+        ({"target": 3.0, "options": Options.parse("8,16,full")}, "6.25 to 100"),
+        ({"target": 40.0, "options": Options.parse("skip,8")}, "0 to 6.25"),
+        ({"target": float("nan")}, "0 to 100"),
+        ({"batch": 0}, "batch"),
+        ({"joint_lr": -1.0}, "joint_lr"),
+        ({"alpha": float("inf")}, "alpha"),
+        ({"alpha_sign": "sometimes"}, "dynamic or constant"),
+        ({"augmentation": "cutout"}, "crop-flip"),
+        ({"settle_share": 1.5}, "0 to 1"),
+        ({"joint_steps": -1}, "joint_steps"),
+    ],
+)
+def test_what_cannot_be_is_refused(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        preset("paper", **changes)
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    with pytest.raises(DfsDeployError, match="paper or quick"):
+        preset("slow")

@@ -1,0 +1,326 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dfs_deploy.checkpoints import load_checkpoint, save_checkpoint
+from dfs_deploy.errors import CheckFailedError, CheckpointError, DataError, EnvironmentLacksError, UsageError
+from dfs_deploy.options import Options
+from dfs_deploy.training import Job, read_metrics, resume, train
+from dfs_deploy.training.job import load_job
+from tests.builders import small_network
+from tests.bundles import CONTRACT
+from tests.training.small import small_job, small_recipe
+
+FORK = multiprocessing.get_context("fork")
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The metrics log without what it says of time."""
+    return [record for record in read_metrics(folder / "metrics.jsonl") if record["event"] != "time"]
+
+
+def of(folder: Path, event: str, stage: str | None = None) -> list[dict[str, Any]]:
+    return [record for record in lines(folder) if record["event"] == event and stage in (None, record["stage"])]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("training")
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    """A run that never stopped."""
+    train(small_job(folder, evaluate_every=6), folder / "whole")
+    return folder / "whole"
+
+
+def test_the_stages_run_in_order_and_leave_what_can_be_used(whole: Path) -> None:
+    steps = [(record["stage"], record["step"]) for record in of(whole, "step")]
+    assert [stage for stage, step in steps if step == 1] == ["backbone", "gate", "joint"]
+    assert [step for stage, step in steps if stage == "joint"] == list(range(1, 13))
+    assert sorted(path.name for path in whole.iterdir()) == [
+        "backbone.pt",
+        "checkpoint.pt",
+        "job.json",
+        "metrics.jsonl",
+        "state.pt",
+    ]
+    network = load_checkpoint(whole / "checkpoint.pt").network
+    assert str(network.options) == "skip,8,16,full"
+    backbone = load_checkpoint(whole / "backbone.pt").network
+    assert backbone.policy == (1, 1)
+    header = lines(whole)[0]
+    assert (header["event"], header["schema"], header["processes"]) == ("run", 1, 1)
+    assert header["job"] == load_job(whole).as_json()
+
+
+def test_the_log_has_the_documented_keys(whole: Path) -> None:
+    step = of(whole, "step", "joint")[0]
+    assert set(step) == {"event", "stage", "step", "loss", "accuracy", "cost", "percentage", "alpha", "lr"}
+    assert len(step["lr"]) == 2
+    evaluation = of(whole, "evaluation", "joint")[-1]
+    keys = {"event", "stage", "step", "split", "images", "top1", "percentage", "option_share", "paths"}
+    assert set(evaluation) == keys
+    assert [len(row) for row in evaluation["option_share"]] == [4, 4]
+    assert all(sum(row) == pytest.approx(1.0) for row in evaluation["option_share"])
+    spent = sum(share * cost for row in evaluation["option_share"] for share, cost in zip(row, COSTS, strict=True))
+    assert evaluation["percentage"] == pytest.approx(100.0 * spent / 2)
+
+
+COSTS = (0.0, 1 / 16, 1 / 4, 1.0)
+
+
+def test_stage_0_leaves_the_gate_alone_and_stage_1_the_backbone(folder: Path, whole: Path) -> None:
+    train(small_job(folder, until="gate"), folder / "gate")
+    state = torch.load(folder / "gate" / "state.pt", weights_only=True)["network"]
+    backbone = load_checkpoint(whole / "backbone.pt").network.state_dict()
+    fixed = [key for key in backbone if not key.endswith((".low", ".high"))]
+    assert all(torch.equal(state[key], backbone[key]) for key in fixed)
+    assert any(not torch.equal(state[key], backbone[key]) for key in backbone)
+
+
+def test_stage_1_ends_when_every_block_runs_in_full(whole: Path) -> None:
+    steps = of(whole, "step", "gate")
+    assert len(steps) < small_recipe().gate_steps
+    patience = small_recipe().gate_patience
+    assert [record["percentage"] for record in steps[-patience:]] == [100.0] * patience
+    assert of(whole, "evaluation", "gate")[-1]["percentage"] > 95.0
+    assert all(record["alpha"] < 0.0 for record in steps)
+
+
+def test_the_last_steps_of_joint_training_keep_statistics_and_ranges(folder: Path, whole: Path) -> None:
+    recipe = small_recipe(settle_share=1.0, joint_lr=0.0, joint_gate_lr=0.0)
+    before = load_checkpoint(whole / "checkpoint.pt").network.state_dict()
+    train(small_job(folder, recipe, start=str(whole / "checkpoint.pt")), folder / "settled")
+    after = load_checkpoint(folder / "settled" / "checkpoint.pt").network.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_seed_repeats_and_another_does_not(folder: Path, whole: Path) -> None:
+    job = small_job(folder, evaluate_every=6)
+    train(job, folder / "again")
+    assert lines(folder / "again") == lines(whole)
+    train(small_job(folder, evaluate_every=6, seed=1), folder / "other")
+    assert of(folder / "other", "step")[0]["loss"] != of(whole, "step")[0]["loss"]
+
+
+@pytest.mark.parametrize("options", ["skip,8,16,full", "skip,full"])
+def test_the_target_is_reached_by_the_dynamic_sign_and_missed_by_the_constant_one(
+    folder: Path, whole: Path, options: str
+) -> None:
+    """Table 1's finding, on the toy problem."""
+    missed = {}
+    for sign in ("dynamic", "constant"):
+        recipe = small_recipe(
+            options=Options.parse(options), joint_steps=60, alpha_sign=sign, alpha=1e-2, joint_gate_lr=2e-2
+        )
+        out = folder / f"{options.count(',')}-{sign}"
+        train(small_job(folder, recipe, backbone=str(whole / "backbone.pt"), save_every=1000), out)
+        last = [record["percentage"] for record in of(out, "step", "joint")[-15:]]
+        missed[sign] = abs(sum(last) / len(last) - recipe.target)
+    assert missed["dynamic"] < 5.0
+    assert missed["constant"] > 25.0
+
+
+# ------------------------------------------------------------------------------------------------------------ stopping
+
+
+def forked(work: Callable[[], object]) -> multiprocessing.process.BaseProcess:
+    process = FORK.Process(target=work, daemon=True)
+    process.start()
+    return process
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_killed_at_random_moments_ends_as_one_never_stopped(folder: Path, whole: Path, seed: int) -> None:
+    moments = random.Random(seed)  # noqa: S311 (no secret)
+    out = folder / f"killed-{seed}"
+    total = len((whole / "metrics.jsonl").read_bytes())
+    job = small_job(folder, evaluate_every=6, save_every=moments.randint(1, 6))
+    killed = 0
+    for _ in range(5):
+        begun = (out / "job.json").exists()
+        process = forked((lambda: resume(out)) if begun else (lambda: train(job, out)))
+        # At a random size of the log, and then a random moment after it: while it computes, logs or saves.
+        grown = size_of(out) + moments.randint(0, total // 3)
+        deadline = time.monotonic() + 60.0
+        while process.is_alive() and size_of(out) < grown and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(moments.random() * 0.03)
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+    assert killed
+    resume(out) if (out / "job.json").exists() else train(job, out)
+    mine, theirs = lines(out), lines(whole)
+    assert mine[1:] == theirs[1:]
+    one, other = (load_checkpoint(path / "checkpoint.pt").network.state_dict() for path in (out, whole))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def size_of(folder: Path) -> int:
+    log = folder / "metrics.jsonl"
+    return log.stat().st_size if log.exists() else 0
+
+
+def test_a_finished_run_can_be_resumed_and_changes_nothing(whole: Path) -> None:
+    before = (whole / "metrics.jsonl").read_bytes()
+    again = resume(whole)
+    assert (whole / "metrics.jsonl").read_bytes() == before
+    assert again.evaluation.top1 == of(whole, "evaluation", "joint")[-1]["top1"]
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(folder: Path) -> None:
+    """A limit on the size of files stands for the disk: writing fails in the same place, with another errno."""
+    out = folder / "full"
+    job = small_job(folder, small_recipe(backbone_steps=40), save_every=10, until="backbone")
+    train(job, folder / "roomy")
+    steps = []
+
+    def until_20(record: Any) -> None:
+        steps.append(record.get("step"))
+        if steps[-1] == 20:
+            # Room for the log, but not for a state.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(EnvironmentLacksError, match="make room there") as raised:
+            train(job, out, until_20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(raised.value)
+    assert str(out) in str(raised.value)
+    assert torch.load(out / "state.pt", weights_only=True)["step"] == 10
+    assert not list(out.glob("*.tmp")) + list(out.glob(".*.tmp"))
+    resume(out)
+    assert lines(out)[1:] == lines(folder / "roomy")[1:]
+
+
+# ----------------------------------------------------------------------------------------------------------- processes
+
+
+def in_two_processes(job: Job, out: Path) -> list[float]:
+    """Runs a job in two processes that speak by Gloo; gives a weight of each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    results = FORK.SimpleQueue()
+
+    def work(rank: int) -> None:
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
+        trained = train(job, out)
+        results.put(sum(float(value.double().sum()) for value in trained.network.state_dict().values()))
+
+    processes = [FORK.Process(target=work, args=(rank,), daemon=True) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120.0)
+        assert process.exitcode == 0
+    return [results.get() for _ in processes]
+
+
+def test_two_processes_share_the_work_of_one(folder: Path, whole: Path) -> None:
+    """With fixed statistics the mean of two halves is the whole, so the metrics are those of one process."""
+    recipe = small_recipe(settle_share=1.0, joint_steps=6)
+    start = str(whole / "checkpoint.pt")
+    one, two = folder / "one", folder / "two"
+    train(small_job(folder, recipe, start=start), one)
+    weights = in_two_processes(small_job(folder, recipe, start=start), two)
+    assert weights[0] == weights[1]
+    assert lines(two)[0]["processes"] == 2
+    for mine, theirs in zip(lines(two)[1:], lines(one)[1:], strict=True):
+        for key in set(mine) - {"option_share", "lr", "event", "stage", "split"}:
+            assert mine[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-4), (mine, theirs)
+
+
+def test_two_processes_train_all_stages(folder: Path) -> None:
+    weights = in_two_processes(small_job(folder), folder / "pair")
+    assert weights[0] == weights[1]
+    assert of(folder / "pair", "evaluation", "gate")[-1]["percentage"] > 95.0
+    assert of(folder / "pair", "step", "backbone")[-1]["loss"] < of(folder / "pair", "step", "backbone")[0]["loss"]
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(folder: Path, whole: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "other.pt", small_network(blocks=2), CONTRACT)
+    with pytest.raises(CheckpointError, match="another network than this job's"):
+        train(small_job(folder, backbone=str(tmp_path / "other.pt")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    recipe = small_recipe(options=Options.parse("skip,full"))
+    with pytest.raises(CheckpointError, match="--backbone"):
+        train(small_job(folder, recipe, start=str(whole / "checkpoint.pt")), tmp_path / "run")
+
+
+def test_a_run_is_not_written_over(folder: Path, whole: Path) -> None:
+    with pytest.raises(UsageError, match="--resume"):
+        train(small_job(folder), whole)
+
+
+def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no training run"):
+        resume(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("job.json", b"{"),
+        ("job.json", b'{"schema": 1, "job": {"data": 3}}'),
+        ("job.json", b'{"schema": 1, "job": {"data": "digits", "recipe": {"options": "skip,99"}}}'),
+        ("job.json", b'{"schema": 1, "job": {"data": "digits", "recipe": {"target": 200}}}'),
+        ("state.pt", b"no archive"),
+    ],
+)
+def test_a_damaged_run_is_one_line(whole: Path, tmp_path: Path, name: str, content: bytes) -> None:
+    for path in whole.iterdir():
+        (tmp_path / path.name).write_bytes(content if path.name == name else path.read_bytes())
+    with pytest.raises((CheckpointError, UsageError)) as raised:
+        resume(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_job_of_another_schema_is_refused(whole: Path, tmp_path: Path) -> None:
+    content = json.loads((whole / "job.json").read_text())
+    (tmp_path / "job.json").write_text(json.dumps({**content, "schema": 7}))
+    with pytest.raises(CheckpointError, match="update dfs-deploy"):
+        resume(tmp_path)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(folder: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(backbone_lr=1e30, clip=0.0)
+    with pytest.raises(CheckFailedError, match="lower the learning rate"):
+        train(small_job(folder, recipe), tmp_path / "run")
+
+
+def test_a_batch_that_is_larger_than_the_data_writes_nothing(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--batch"):
+        train(small_job(folder, small_recipe(batch=512)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"seed": -1}, {"save_every": 0}, {"backbone": "a", "start": "b"}, {"start": "a", "until": "gate"}]
+)
+def test_a_job_that_cannot_be_is_refused(folder: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        small_job(folder, **changes)
