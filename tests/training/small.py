@@ -55,4 +55,4 @@ def small_job(folder: Path, recipe: Recipe = SHORT, **changes: Any) -> Job:
     path = folder / "patches.npz"
     if not path.exists():
         save_npz(path, colour_patches())
-    return Job(str(path), recipe, **{"threads": 1, "save_every": 5, "device": "cpu", **changes})
+    return Job(str(path), recipe, **{"threads": 1, "save_every": 5, "device": "cpu", "seed": 1, **changes})
