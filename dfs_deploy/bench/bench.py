@@ -48,6 +48,7 @@ def run_bench(
     batch: int = 1,
     threads: int = 1,
     plan: bool = True,
+    prepared: bool = True,
     budget: float | None = None,
     forced: bool = False,
     seed: int = 0,
@@ -70,6 +71,7 @@ def run_bench(
         batch: images a call.
         threads: that one engine may use.
         plan: whether to use the plan measured on this machine, if there is one.
+        prepared: whether to run engines prepared for this machine.
         budget: that the dynamic network is to hold, 0 to 1; ``None`` for the gate as trained.
         forced: whether to time forced paths and their traces as well, with none to all of the gated blocks run.
         seed: of the order.
@@ -90,8 +92,8 @@ def run_bench(
     inputs = draw_inputs(bundle, data, seed)
     if len(inputs.images) < batch:
         raise UsageError(f"{len(inputs.images)} images, expected at least one batch of {batch}; give more with --data")
-    prepared = bundle.input.normalize(inputs.images[: len(inputs.images) // batch * batch])
-    batches = [prepared[start : start + batch] for start in range(0, len(prepared), batch)]
+    images = bundle.input.normalize(inputs.images[: len(inputs.images) // batch * batch])
+    batches = [images[start : start + batch] for start in range(0, len(images), batch)]
     machine, state = describe_machine(), read_state()
     before = read_power_state() if device == "jetson" else None
     with ExitStack() as closing:
@@ -101,6 +103,7 @@ def run_bench(
                 RUNTIME_OF[device],
                 threads=threads if RUNTIME_OF[device] == "onnxruntime" else None,
                 plan=plan,
+                prepared=prepared,
                 budget=budget,
             )
         )
@@ -129,7 +132,7 @@ def run_bench(
             if engines is None
             else time_paths(
                 runtime,
-                prepared,
+                images,
                 paths,
                 engines,
                 turn=turn,
@@ -146,7 +149,7 @@ def run_bench(
         for case in cases
         if case.static and (ratios := paired_ratios(turns[DYNAMIC], turns[case.name], case.name)) is not None
     ]
-    problems = find_problems(cases, turn, len(prepared))
+    problems = find_problems(cases, turn, len(images))
     return BenchResult(
         bundle=_facts(bundle),
         device=device,
@@ -154,7 +157,7 @@ def run_bench(
         seed=seed,
         budget=budget,
         data=inputs.name,
-        inputs=len(prepared),
+        inputs=len(images),
         machine=machine,
         state=state,
         disturbance=disturbance,
@@ -176,6 +179,7 @@ def run_bench(
             start_ups if RUNTIME_OF[device] == "onnxruntime" else 0,
             threads=threads,
             plan=plan,
+            prepared=prepared,
             budget=budget,
             progress=functools.partial(report, "starting processes"),
         ),

@@ -15,7 +15,7 @@ _RESULTS = 20
 
 
 def main() -> None:
-    """Reads a JSON object with bundle, case, threads, plan and budget from the argument, and prints another."""
+    """Reads a JSON object with a case and what its runtime is made with from the argument, and prints another."""
     wanted = json.loads(sys.argv[1])
     case, threads = wanted["case"], wanted["threads"]
     clock = time.perf_counter
@@ -35,7 +35,9 @@ def main() -> None:
         precision = next(p for p in bundle.manifest.runtimes["onnxruntime"].static if case == f"{STATIC}{p}")
         network = StaticEngine(bundle, precision, threads)
     else:
-        network = Runtime(bundle, threads=threads, plan=wanted["plan"], budget=wanted["budget"])
+        network = Runtime(
+            bundle, threads=threads, plan=wanted["plan"], prepared=wanted["prepared"], budget=wanted["budget"]
+        )
     loaded = clock()
     with network:
         images = np.random.default_rng(0).normal(size=(_RESULTS, 1, *bundle.input.shape)).astype(np.float32)

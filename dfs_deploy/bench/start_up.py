@@ -67,6 +67,7 @@ def measure_start_up(
     *,
     threads: int = 1,
     plan: bool = True,
+    prepared: bool = True,
     budget: float | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> tuple[StartUp, ...]:
@@ -78,18 +79,20 @@ def measure_start_up(
         processes: a case; 0 for none.
         threads: that one engine may use.
         plan: whether to use the plan measured on this machine.
+        prepared: whether to run engines prepared for this machine.
         budget: of the dynamic network.
         progress: called with how far it is, 0 to 1.
 
     Raises:
         EnvironmentLacksError: a process did not end well.
     """
+    wanted = {"bundle": str(bundle), "threads": threads, "plan": plan, "prepared": prepared, "budget": budget}
     starts: dict[str, list[_Start]] = {case: [] for case in cases}
     for turn in range(processes):
         for i, case in enumerate(cases):
             if progress is not None:
                 progress((turn * len(cases) + i) / (processes * len(cases)))
-            starts[case].append(_start(bundle, case, threads, plan, budget))
+            starts[case].append(_start({**wanted, "case": case}))
     return tuple(
         StartUp(
             name=case,
@@ -106,8 +109,7 @@ def measure_start_up(
     )
 
 
-def _start(bundle: Path, case: str, threads: int, plan: bool, budget: float | None) -> _Start:
-    wanted = {"bundle": str(bundle), "case": case, "threads": threads, "plan": plan, "budget": budget}
+def _start(wanted: dict[str, object]) -> _Start:
     arguments = [json.dumps(wanted), os.pathsep.join(sys.path)]
     ran = subprocess.run(  # noqa: S603 (this interpreter, our own module)
         [sys.executable, "-c", _CHILD, *arguments], capture_output=True, check=False
@@ -115,8 +117,8 @@ def _start(bundle: Path, case: str, threads: int, plan: bool, budget: float | No
     if ran.returncode != 0:
         last = (ran.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
         raise EnvironmentLacksError(
-            f"a process that starts {case} ended with {ran.returncode} ({last}), expected 0; leave start-up out with"
-            " --start-ups 0"
+            f"a process that starts {wanted['case']} ended with {ran.returncode} ({last}), expected 0; leave"
+            " start-up out with --start-ups 0"
         )
     return msgspec.json.decode(ran.stdout, type=_Start)
 

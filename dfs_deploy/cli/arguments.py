@@ -16,6 +16,10 @@ ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads th
 PlanOption = Annotated[
     bool, typer.Option("--plan/--no-plan", help="Use the plan that bench --save-plan measured on this machine.")
 ]
+PreparedOption = Annotated[
+    bool,
+    typer.Option("--prepared/--no-prepared", help="Run engines prepared for this machine, made where there are none."),
+]
 BudgetOption = Annotated[
     float | None,
     typer.Option("--budget", help="Computation to hold, 0 to 1, as calibrated at export.", show_default="as trained"),

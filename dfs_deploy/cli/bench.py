@@ -15,6 +15,7 @@ from dfs_deploy.cli.arguments import (
     DataHelp,
     JsonOption,
     PlanOption,
+    PreparedOption,
     SeedOption,
     ThreadsOption,
     bundle_path,
@@ -33,6 +34,7 @@ def bench(
     batch: Annotated[int, typer.Option(min=1, help="Images a call.")] = 1,
     threads: ThreadsOption = 1,
     plan: PlanOption = True,
+    prepared: PreparedOption = True,
     budget: BudgetOption = None,
     forced: Annotated[
         bool, typer.Option("--forced", help="Time forced paths and their traces too: 0 to 100 % of the blocks run.")
@@ -79,6 +81,7 @@ def bench(
     from dfs_deploy.costs import save_costs as write_costs
     from dfs_deploy.datasets import load_dataset
     from dfs_deploy.runtimes.onnxruntime import plan as plans
+    from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, obtain_prepared
 
     check_device(device)
     if plot is not None and not forced:
@@ -97,8 +100,8 @@ def bench(
     with progress(quiet=json) as report:
         if save_plan:
             report("measuring a plan", 0.0)
-            measured = plans.measure_plan(opened, threads, partial(report, "measuring a plan"))
-            plans.save_plan(opened, threads, measured)
+            engines = obtain_prepared(opened) if prepared else PLAIN
+            plans.save_plan(opened, plans.measure_plan(opened, threads, partial(report, "measuring a plan"), engines))
         if save_costs is not None:
             report("measuring costs", 0.0)
             write_costs(save_costs, measure_costs(opened, threads, plan, partial(report, "measuring costs")))
@@ -109,6 +112,7 @@ def bench(
             batch=batch,
             threads=threads,
             plan=plan,
+            prepared=prepared,
             budget=budget,
             forced=forced,
             seed=seed,

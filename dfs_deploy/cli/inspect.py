@@ -59,7 +59,7 @@ def inspect(bundle: BundleArgument = None, json: JsonOption = False) -> None:
         else:
             console.print(
                 f"  runs here    {name} {facts['version']}, {facts['threads']} thread(s), {facts['gate']} gate,"
-                f" plan: {facts['plan']}"
+                f" plan: {facts['plan']}, layout: {facts['layout']}"
             )
         for substitution in facts.get("substitutions", ()):
             console.print(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from dfs_deploy.cli.arguments import BudgetOption, JsonOption, PlanOption, ThreadsOption
+from dfs_deploy.cli.arguments import BudgetOption, JsonOption, PlanOption, PreparedOption, ThreadsOption
 from dfs_deploy.cli.cells import cells, cells_per_line, legend
 from dfs_deploy.cli.console import errors, output, print_json, progress, show_table
 from dfs_deploy.errors import CheckFailedError, DataError, UsageError
@@ -39,6 +39,7 @@ def run(
     budget: BudgetOption = None,
     threads: ThreadsOption = 1,
     plan: PlanOption = True,
+    prepared: PreparedOption = True,
     json: JsonOption = False,
 ) -> None:
     """Classify images, and show what each block did for each of them."""
@@ -58,7 +59,7 @@ def run(
         if not path.is_file():
             raise DataError(f"no video at {path}; check the path")
     files = [file for path in wanted if path not in videos for file in list_images(path)]
-    with Runtime(bundle, threads=threads, plan=plan, budget=budget) as runtime:
+    with Runtime(bundle, threads=threads, plan=plan, prepared=prepared, budget=budget) as runtime:
         size = (runtime.input.shape[1], runtime.input.shape[2])
         results, bad = _classify_files(runtime, files, quiet=json or len(files) < 2)
         tallies = [

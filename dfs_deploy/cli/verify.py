@@ -16,6 +16,7 @@ from dfs_deploy.cli.arguments import (
     DataHelp,
     JsonOption,
     PlanOption,
+    PreparedOption,
     SeedOption,
     ThreadsOption,
     bundle_path,
@@ -100,6 +101,7 @@ def verify(
     budget: BudgetOption = None,
     threads: ThreadsOption = 1,
     plan: PlanOption = True,
+    prepared: PreparedOption = True,
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
@@ -122,6 +124,7 @@ def verify(
             budget=budget,
             threads=threads,
             plan=plan,
+            prepared=prepared,
             seed=seed,
             quiet=json,
         )
@@ -148,6 +151,7 @@ def _compared(
     budget: float | None,
     threads: int,
     plan: bool,
+    prepared: bool,
     seed: int,
     quiet: bool,
 ) -> Verification:
@@ -162,7 +166,7 @@ def _compared(
     from dfs_deploy.runtimes import Runtime
     from dfs_deploy.verification import Verification, finite
 
-    opened = Runtime(path, threads=threads, plan=plan, budget=budget)
+    opened = Runtime(path, threads=threads, plan=plan, prepared=prepared, budget=budget)
     with opened as runtime, progress(quiet=quiet) as report:
         loaded = load_checkpoint(checkpoint, runtime.options)
         if loaded.network.architecture != runtime.bundle.architecture:

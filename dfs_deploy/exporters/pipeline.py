@@ -176,7 +176,7 @@ def export(
         validation = validate(draft, network, loaded.input.normalize(samples.images))
         comparison, static, points, model = None, {}, [], b""
         if data is not None and "onnxruntime" in made_for:
-            with Runtime(draft, plan=False) as runtime:
+            with Runtime(draft, plan=False, prepared=False) as runtime:
                 comparison = compare(runtime, network, data.images, data.labels, functools.partial(report, "measuring"))
                 if budgets is not None:
                     points = calibrate_budgets(runtime, budgets, data, functools.partial(report, "calibrating budgets"))

@@ -127,7 +127,7 @@ def check_single_file(model: bytes, bundle: Bundle, images: NDArray[np.float32])
     """
     session = open_session(model, "the single file", session_options(threads=1))
     mismatches = []
-    with Runtime(_without_float16(bundle), "onnxruntime", plan=False) as runtime:
+    with Runtime(_without_float16(bundle), "onnxruntime", plan=False, prepared=False) as runtime:
         for i in range(len(images)):
             logits, path = session.run(["logits", "path"], {"images": images[i : i + 1]})
             expected = runtime(images[i : i + 1])

@@ -119,15 +119,19 @@ class Backend(ABC):
 BackendFactory = Callable[..., Backend]
 
 
-def _onnxruntime(bundle: Bundle, threads: int | None, gate: str | None, plan: bool, speculate: bool) -> Backend:
+def _onnxruntime(
+    bundle: Bundle, threads: int | None, gate: str | None, plan: bool, prepared: bool, speculate: bool
+) -> Backend:
     from dfs_deploy.runtimes.onnxruntime import OnnxRuntimeBackend
 
     if speculate:
         raise UsageError("the runtime onnxruntime has nothing to gain from speculation; use tensorrt, or leave it out")
-    return OnnxRuntimeBackend(bundle, threads, gate, plan)
+    return OnnxRuntimeBackend(bundle, threads, gate, plan, prepared)
 
 
-def _tensorrt(bundle: Bundle, threads: int | None, gate: str | None, plan: bool, speculate: bool) -> Backend:
+def _tensorrt(
+    bundle: Bundle, threads: int | None, gate: str | None, plan: bool, prepared: bool, speculate: bool
+) -> Backend:
     from dfs_deploy.runtimes.tensorrt import TensorRTBackend
 
     if threads is not None:
@@ -152,6 +156,8 @@ class Runtime:
         gate: ``native`` or ``numpy``; ``None`` for the first where it was compiled, the second elsewhere.
         plan: whether a plan measured on this machine (``dfs-deploy bench --save-plan``) decides which engine serves an
             option; else the engine of the option's own precision does, where the CPU is made for it.
+        prepared: whether engines prepared for this machine run (``dfs-deploy prepare``), made at load where there are
+            none; else the bundle's own do.
         budget: see :meth:`set_budget`; ``None`` for the gate as trained.
         speculate: on ``tensorrt``, whether single images run ahead of the gate on the paths that most inputs took: the
             results are the same. ``description`` tells how many guesses were right.
@@ -170,6 +176,7 @@ class Runtime:
         threads: int | None = None,
         gate: str | None = None,
         plan: bool = True,
+        prepared: bool = True,
         budget: float | None = None,
         speculate: bool = False,
     ) -> None:
@@ -185,7 +192,7 @@ class Runtime:
                 f"{self._bundle.path} has no engines for {name} (made for: {made}); export with --runtime {name}"
             )
         bias = None if budget is None else bias_for(budget, self._bundle)
-        self._backend: Backend | None = BACKENDS[name](self._bundle, threads, gate, plan, speculate)
+        self._backend: Backend | None = BACKENDS[name](self._bundle, threads, gate, plan, prepared, speculate)
         self._costs = self._bundle.options.costs
         self._gated_blocks = self._bundle.architecture.gated_blocks
         self._policy = self._bundle.policy

@@ -31,7 +31,7 @@ def test_measures_every_option_with_several_engines(bundle: Bundle) -> None:
 
 def test_a_saved_plan_decides_and_is_shown(bundle: Bundle) -> None:
     entries = [plans.PlanEntry(b, "8", "fp32", {"int8": 2.0, "fp32": 1.0}) for b in _BLOCKS]
-    plans.save_plan(bundle, 1, plans.Plan(plans.VERSION, plans.plan_key(bundle, 1), entries))
+    plans.save_plan(bundle, plans.Plan(plans.VERSION, plans.plan_key(bundle, 1), entries))
     images = pixels(6)
     path = np.full((6, len(_BLOCKS)), bundle.options.names.index("8"))
     with Runtime(bundle) as planned, Runtime(bundle, plan=False) as plain:
@@ -47,7 +47,7 @@ def test_a_saved_plan_decides_and_is_shown(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("key", ["bundle", "cpu", "threads", "onnxruntime"])
 def test_a_plan_of_another_key_is_never_loaded(bundle: Bundle, key: str) -> None:
-    path = plans.save_plan(bundle, 1, plans.Plan(plans.VERSION, plans.plan_key(bundle, 1), []))
+    path = plans.save_plan(bundle, plans.Plan(plans.VERSION, plans.plan_key(bundle, 1), []))
     assert plans.load_plan(bundle, 1) is not None
     other = {**plans.plan_key(bundle, 1), key: "another"}
     path.write_bytes(msgspec.json.encode(plans.Plan(plans.VERSION, other, [])))
@@ -55,13 +55,13 @@ def test_a_plan_of_another_key_is_never_loaded(bundle: Bundle, key: str) -> None
 
 
 def test_plans_of_other_threads_lie_elsewhere(bundle: Bundle) -> None:
-    plans.save_plan(bundle, 1, plans.Plan(plans.VERSION, plans.plan_key(bundle, 1), []))
+    plans.save_plan(bundle, plans.Plan(plans.VERSION, plans.plan_key(bundle, 1), []))
     assert plans.load_plan(bundle, 2) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"version": 1}', b"[]"])
 def test_a_damaged_plan_is_as_none(bundle: Bundle, content: bytes) -> None:
-    path = plans.plan_path(bundle, 1)
+    path = plans.plan_path(bundle, plans.plan_key(bundle, 1))
     path.parent.mkdir()
     path.write_bytes(content)
     assert plans.load_plan(bundle, 1) is None
@@ -70,5 +70,5 @@ def test_a_damaged_plan_is_as_none(bundle: Bundle, content: bytes) -> None:
 
 
 def test_the_cache_lies_beside_the_bundle(bundle: Bundle) -> None:
-    plans.save_plan(bundle, 1, plans.measure_plan(bundle, 1))
+    plans.save_plan(bundle, plans.measure_plan(bundle, 1))
     assert Bundle(bundle.path).digest == bundle.digest

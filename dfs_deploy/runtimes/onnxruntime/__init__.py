@@ -16,6 +16,7 @@ from dfs_deploy.runtimes.gate_choice import gate_for
 from dfs_deploy.runtimes.onnxruntime.batch import BatchDispatch
 from dfs_deploy.runtimes.onnxruntime.binding import Call
 from dfs_deploy.runtimes.onnxruntime.plan import load_plan
+from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, DamagedError, obtain_prepared, prepare_engines
 from dfs_deploy.runtimes.onnxruntime.sessions import LoadedEngines, load_engines
 from dfs_deploy.runtimes.onnxruntime.single import SingleDispatch
 
@@ -33,13 +34,26 @@ class OnnxRuntimeBackend(Backend):
         threads: that one engine may use; ``None`` for one.
         gate: ``native`` or ``numpy``; ``None`` for the first where it was compiled.
         plan: whether a plan that was measured here decides which engine serves an option.
+        prepared: whether engines prepared for this machine run, made now where there are none; else the bundle's own.
     """
 
     name = "onnxruntime"
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, gate: str | None = None, plan: bool = True) -> None:
-        measured = load_plan(bundle, threads or 1) if plan else None
-        self._setup(load_engines(bundle, threads or 1, measured), bundle.architecture, gate, bundle.policy)
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        gate: str | None = None,
+        plan: bool = True,
+        prepared: bool = True,
+    ) -> None:
+        made = obtain_prepared(bundle) if prepared else PLAIN
+        measured = load_plan(bundle, threads or 1, made.together) if plan else None
+        try:
+            engines = load_engines(bundle, threads or 1, measured, made)
+        except DamagedError:
+            engines = load_engines(bundle, threads or 1, measured, prepare_engines(bundle))
+        self._setup(engines, bundle.architecture, gate, bundle.policy)
         self._planned = measured is not None
 
     def _setup(
@@ -47,7 +61,7 @@ class OnnxRuntimeBackend(Backend):
     ) -> None:
         self._engines: LoadedEngines | None = engines
         self._architecture = architecture
-        gate = None if engines.gate is None else gate_for(engines.gate, kind)
+        gate = None if engines.gate is None else gate_for(engines.gate, kind, engines.prepared.together)
         self._gate = gate
         self._policy = policy
         self._offset = np.zeros(0 if engines.gate is None else engines.gate.options, np.float32)
@@ -108,4 +122,5 @@ class OnnxRuntimeBackend(Backend):
             "threads": self._engines.threads,
             "gate": "none: a static policy" if self._gate is None else self._gate.name,
             "plan": "measured here" if self._planned else "none",
+            "layout": self._engines.prepared.description,
         }

@@ -1,7 +1,8 @@
 """Which engine serves an option here, by measurement: a less precise engine that is slower is of no use to anyone.
 
 A plan is measured once on a machine and kept beside the bundle, in ``NAME.dfs.cache/``, under a key of everything that
-it depends on: the bundle's digest, the CPU, the threads and ONNX Runtime's version. One of another key is never read.
+it depends on: the bundle's digest, the CPU, the threads, the layout of features and ONNX Runtime's version. One of
+another key is never read.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from dfs_deploy.runtimes.onnxruntime.binding import (
     open_session,
     session_options,
 )
+from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, PreparedEngines
 
 VERSION = 1
 MARGIN = 0.05
@@ -73,42 +75,55 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return next((entry for entry in self.entries if (entry.block, entry.option) == (block, option)), None)
 
 
-def plan_key(bundle: Bundle, threads: int) -> dict[str, str]:
-    """Everything that the time of an engine depends on."""
+def plan_key(bundle: Bundle, threads: int, together: int = 1) -> dict[str, str]:
+    """Everything that the time of an engine depends on.
+
+    Args:
+        bundle: whose engines they are.
+        threads: that one engine may use.
+        together: channels that lie together in float32 features; see ``prepared.py``.
+    """
     return {
         "bundle": bundle.digest,
         "cpu": describe_cpu().key,
         "threads": str(threads),
+        "together": str(together),
         "onnxruntime": ort.__version__,
     }
 
 
-def plan_path(bundle: Bundle, threads: int) -> Path:
-    """Where the plan for this machine lies, beside the bundle."""
-    key = msgspec.json.encode(plan_key(bundle, threads), order="sorted")
-    return bundle.path.with_name(f"{bundle.path.name}.cache") / f"plan-{sha256(key)[:16]}.json"
+def plan_path(bundle: Bundle, key: dict[str, str]) -> Path:
+    """Where the plan of a key lies, beside the bundle."""
+    text = msgspec.json.encode(key, order="sorted")
+    return bundle.path.with_name(f"{bundle.path.name}.cache") / f"plan-{sha256(text)[:16]}.json"
 
 
-def load_plan(bundle: Bundle, threads: int) -> Plan | None:
+def load_plan(bundle: Bundle, threads: int, together: int = 1) -> Plan | None:
     """The plan for this machine, or ``None`` where none was saved, or what lies there is no such plan."""
-    path = plan_path(bundle, threads)
+    key = plan_key(bundle, threads, together)
+    path = plan_path(bundle, key)
     if not path.is_file():
         return None
     try:
         plan = msgspec.json.decode(path.read_bytes(), type=Plan)
     except msgspec.MsgspecError:
         return None  # a cache: what cannot be read is measured anew
-    return plan if plan.version == VERSION and plan.key == plan_key(bundle, threads) else None
+    return plan if plan.version == VERSION and plan.key == key else None
 
 
-def save_plan(bundle: Bundle, threads: int, plan: Plan) -> Path:
+def save_plan(bundle: Bundle, plan: Plan) -> Path:
     """Writes a plan, whole, and returns where."""
-    path = plan_path(bundle, threads)
+    path = plan_path(bundle, plan.key)
     write_whole(path, msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n")
     return path
 
 
-def measure_plan(bundle: Bundle, threads: int, progress: Callable[[float], None] | None = None) -> Plan:
+def measure_plan(
+    bundle: Bundle,
+    threads: int,
+    progress: Callable[[float], None] | None = None,
+    prepared: PreparedEngines = PLAIN,
+) -> Plan:
     """Times the engines of every option that has several, interleaved, and chooses.
 
     FP16 engines are timed like the others: on a CPU without fast float16 they lose.
@@ -117,6 +132,7 @@ def measure_plan(bundle: Bundle, threads: int, progress: Callable[[float], None]
         bundle: with engines for ONNX Runtime.
         threads: that one engine may use.
         progress: called with how far it is, 0 to 1.
+        prepared: engines that run instead of the bundle's.
     """
     if "onnxruntime" not in bundle.manifest.runtimes:
         raise BundleError(f"{bundle.path} has no engines for onnxruntime to time; export with --runtime onnxruntime")
@@ -130,15 +146,16 @@ def measure_plan(bundle: Bundle, threads: int, progress: Callable[[float], None]
         out_size = (shape.out_channels, *shape.out_size)
         for option, engines in block.options.items():
             if len(engines) > 1:
-                medians = _medians(bundle, engines, source, out_size, threads)
+                medians = _medians(bundle, prepared, engines, source, out_size, threads)
                 entries.append(PlanEntry(block.index, option, _choose(medians), medians))
         if progress is not None:
             progress((i + 1) / len(blocks))
-    return Plan(VERSION, plan_key(bundle, threads), entries)
+    return Plan(VERSION, plan_key(bundle, threads, prepared.together), entries)
 
 
 def _medians(
     bundle: Bundle,
+    prepared: PreparedEngines,
     engines: list[Engine],
     source: NDArray[np.float32],
     out_size: tuple[int, ...],
@@ -148,7 +165,7 @@ def _medians(
     calls = []
     for engine in engines:
         file = engine.files["float32"]
-        session = open_session(bundle.read(file), f"{bundle.path}: {file}", options)
+        session = open_session(prepared.read(file) or bundle.read(file), f"{bundle.path}: {file}", options)
         target = aligned_buffer((1, *laid_out(out_size, engine.output)), _DTYPES[engine.output])
         calls.append(bind(session, source, target))
     return dict(zip((engine.precision for engine in engines), median_us(calls), strict=True))

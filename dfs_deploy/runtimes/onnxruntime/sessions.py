@@ -11,12 +11,14 @@ import onnxruntime as ort
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.cpu import has_fast_float16
 from dfs_deploy.errors import BundleError
+from dfs_deploy.files import sha256
 from dfs_deploy.manifest import Engine, Form
 from dfs_deploy.runtimes.base import Substitution
 from dfs_deploy.runtimes.gate import GateWeights
 from dfs_deploy.runtimes.gate_weights import gate_weights
 from dfs_deploy.runtimes.onnxruntime.binding import laid_out, open_session, session_options
 from dfs_deploy.runtimes.onnxruntime.plan import Plan, PlanEntry
+from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, PreparedEngines
 
 
 @dataclass(frozen=True)
@@ -55,21 +57,26 @@ class LoadedEngines:
     feature_scales: tuple[float, ...]
     substitutions: tuple[Substitution, ...]
     threads: int
+    prepared: PreparedEngines
 
 
-def load_engines(bundle: Bundle, threads: int, plan: Plan | None = None) -> LoadedEngines:
+def load_engines(
+    bundle: Bundle, threads: int, plan: Plan | None = None, prepared: PreparedEngines = PLAIN
+) -> LoadedEngines:
     """Makes a session of every engine that runs here.
 
     Args:
         bundle: the bundle; its digests are checked once more as each file is read.
         threads: that one engine may use.
         plan: which engine serves which option; ``None`` for the least precise that the CPU is made for.
+        prepared: engines to run instead of the bundle's.
 
     Raises:
         BundleError: a file is no model that ONNX Runtime takes.
+        DamagedError: a prepared engine is not what was kept.
     """
     engines = bundle.manifest.runtimes["onnxruntime"]
-    loader = _Loader(bundle, threads)
+    loader = _Loader(bundle, threads, prepared)
     shapes = list(bundle.architecture.block_shapes())
     maps = [(shape.out_channels, *shape.out_size) for shape in shapes]
     blocks, substituted, policy = [], _Substitutions(), bundle.manifest.policy
@@ -98,6 +105,7 @@ def load_engines(bundle: Bundle, threads: int, plan: Plan | None = None) -> Load
         feature_scales=tuple(engines.feature_scales),
         substitutions=substituted.collected(),
         threads=threads,
+        prepared=prepared,
     )
 
 
@@ -126,8 +134,9 @@ class _Substitutions:
 class _Loader:
     """Makes sessions; files with the same content share one."""
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
+    def __init__(self, bundle: Bundle, threads: int, prepared: PreparedEngines) -> None:
         self._bundle = bundle
+        self._prepared = prepared
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._options = session_options(threads)
 
@@ -141,10 +150,10 @@ class _Loader:
         return LoadedEngine(label, engine.output, sessions)
 
     def session(self, file: str) -> ort.InferenceSession:
-        digest = self._bundle.manifest.files[file].sha256
+        data = self._prepared.read(file) or self._bundle.read(file)
+        digest = sha256(data)
         if digest not in self._sessions:
-            name = f"{self._bundle.path}: {file}"
-            self._sessions[digest] = open_session(self._bundle.read(file), name, self._options)
+            self._sessions[digest] = open_session(data, f"{self._bundle.path}: {file}", self._options)
         return self._sessions[digest]
 
     def _check(self, label: str, values: Sequence[Any], form: Form, size: tuple[int, ...]) -> None:
