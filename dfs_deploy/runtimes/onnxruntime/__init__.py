@@ -80,12 +80,12 @@ class OnnxRuntimeBackend(Backend):
         assert self._single is not None and self._batch is not None  # noqa: S101 (Runtime refuses after close)
         if len(images) > SMALL_BATCH:
             return self._batch.run(images, forced)
+        if len(images) == 1:
+            return self._single.run(images, forced)
         results = [
             self._single.run(images[i : i + 1], None if forced is None else forced[i : i + 1])
             for i in range(len(images))
         ]
-        if len(results) == 1:
-            return results[0]
         return np.concatenate([logits for logits, _ in results]), np.concatenate([path for _, path in results])
 
     def engine_calls(self, path: NDArray[np.uint8]) -> tuple[Call, ...]:
