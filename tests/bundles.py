@@ -183,6 +183,18 @@ def mixed_bundle(factory: pytest.TempPathFactory) -> Made:
     return _make("mixed", factory, mixed_network, runtimes=["onnxruntime", "tensorrt"])
 
 
+def wide_network() -> DFSNetwork:
+    """Channels in sixteens, as the convolutions of every CPU take them together; every option on its paths."""
+    network = settled_network(widths=(16, 32))
+    rig_gate(network, [Split(0, 1), Split(0, 3), Split(1, 2)], normal_images(64))
+    return network
+
+
+def wide_bundle(factory: pytest.TempPathFactory) -> Made:
+    """INT8, FP16 and FP32 engines that fit ONNX Runtime's blocked layout."""
+    return _make("wide", factory, wide_network)
+
+
 def float_bundle(factory: pytest.TempPathFactory) -> Made:
     """FP32 engines alone, so that every path is the reference's."""
     return _make("floats", factory, float_network, targets=["fp32"])

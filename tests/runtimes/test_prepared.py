@@ -1,0 +1,163 @@
+"""Engines prepared for the blocked layout: the same network, kept under a key, never loaded stale."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dfs_deploy.bundle import Bundle
+from dfs_deploy.errors import BundleError
+from dfs_deploy.runtimes import Runtime
+from dfs_deploy.runtimes.onnxruntime import blocked, prepared
+from tests.bundles import copied, mixed_bundle, pixels, relative, rewritten, wide_bundle
+
+_HAS_BLOCKS = blocked.block_size() > 1
+needs_blocks = pytest.mark.skipif(not _HAS_BLOCKS, reason="ONNX Runtime has no blocked layout for this CPU")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return Bundle(copied(wide_bundle(tmp_path_factory), tmp_path))
+
+
+def _paths(count: int, gated: int, options: int) -> NDArray[np.uint8]:
+    """Every option everywhere, then all kinds of change from one to another."""
+    drawn = np.random.default_rng(5).integers(0, options, (count, gated)).astype(np.uint8)
+    drawn[:options] = np.arange(options)[:, None]
+    return drawn
+
+
+@needs_blocks
+@pytest.mark.parametrize("gate", ["numpy", None])
+def test_prepared_engines_are_the_same_network(bundle: Bundle, gate: str | None) -> None:
+    images = pixels(40)
+    paths = _paths(40, bundle.architecture.gated_blocks, len(bundle.options))
+    with Runtime(bundle, gate=gate) as fast, Runtime(bundle, gate=gate, prepared=False) as plain:
+        assert fast.description["layout"].startswith("blocked by ")
+        assert plain.description["layout"].startswith("plain")
+        chosen, expected = fast(images), plain(images)
+        assert (chosen.path == expected.path).all()
+        assert len({row.tobytes() for row in chosen.path}) > 2
+        # An INT8 engine rounds what is a step apart to the next step, so logits are close and not equal.
+        assert relative(fast(images, path=paths).logits, plain(images, path=paths).logits) < 0.02
+        full = np.full_like(paths, bundle.options.names.index("full"))
+        assert relative(fast(images, path=full).logits, plain(images, path=full).logits) < 1e-4
+
+
+@needs_blocks
+def test_batch_and_single_agree(bundle: Bundle) -> None:
+    images, paths = pixels(24), _paths(24, bundle.architecture.gated_blocks, len(bundle.options))
+    with Runtime(bundle) as runtime:
+        together = runtime(images, path=paths)
+        for i in range(len(images)):
+            assert np.array_equal(runtime(images[i : i + 1], path=paths[i : i + 1]).logits[0], together.logits[i])
+
+
+@needs_blocks
+def test_they_are_kept_beside_the_bundle(bundle: Bundle) -> None:
+    made = prepared.obtain_prepared(bundle)
+    assert made.folder == prepared.prepared_path(bundle)
+    assert made.folder.parent.name == f"{bundle.path.name}.cache"
+    times = {file: file.stat().st_mtime_ns for file in made.folder.iterdir()}
+    with Runtime(bundle) as runtime:
+        assert runtime.description["layout"] == f"blocked by {made.together}, kept"
+    assert {file: file.stat().st_mtime_ns for file in made.folder.iterdir()} == times
+    assert [file.name for file in made.folder.parent.iterdir()] == [made.folder.name]
+    assert Bundle(bundle.path).digest == bundle.digest
+
+
+@needs_blocks
+def test_a_damaged_engine_is_made_anew(bundle: Bundle) -> None:
+    images = pixels(6)
+    with Runtime(bundle) as runtime:
+        expected = runtime(images).logits
+    folder = prepared.prepared_path(bundle)
+    for file in folder.glob("*.onnx"):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1])
+    with Runtime(bundle) as runtime:
+        assert np.array_equal(runtime(images).logits, expected)
+        assert runtime.description["layout"].endswith("kept")
+    again = prepared.load_prepared(bundle)
+    assert again is not None
+    assert all(again.read(file) for file in bundle.manifest.files if file.endswith("full-fp32.onnx"))
+
+
+@needs_blocks
+@pytest.mark.parametrize("key", ["bundle", "cpu", "onnxruntime"])
+def test_engines_of_another_key_are_never_loaded(bundle: Bundle, key: str) -> None:
+    made = prepared.prepare_engines(bundle)
+    assert made.folder is not None
+    file = made.folder / "index.json"
+    index = msgspec.json.decode(file.read_bytes(), type=prepared.PreparedIndex)
+    other = msgspec.structs.replace(index, key={**index.key, key: "another"})
+    file.write_bytes(msgspec.json.encode(other))
+    assert prepared.load_prepared(bundle) is None
+    file.write_bytes(msgspec.json.encode(index))
+    assert prepared.load_prepared(bundle) is not None
+
+
+@needs_blocks
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 1}', "outside"])
+def test_a_damaged_index_is_as_none(bundle: Bundle, content: str) -> None:
+    made = prepared.prepare_engines(bundle)
+    assert made.folder is not None
+    file = made.folder / "index.json"
+    if content == "outside":
+        index = msgspec.json.decode(file.read_bytes(), type=prepared.PreparedIndex)
+        content = msgspec.json.encode(
+            msgspec.structs.replace(index, files=dict.fromkeys(index.files, "../../secret"))
+        ).decode()
+    file.write_text(content)
+    assert prepared.load_prepared(bundle) is None
+    with Runtime(bundle) as runtime:
+        assert runtime.description["layout"].endswith("kept")
+    assert prepared.load_prepared(bundle) is not None
+
+
+@needs_blocks
+def test_where_nothing_can_be_kept_they_are_held_in_memory(bundle: Bundle) -> None:
+    bundle.path.with_name(f"{bundle.path.name}.cache").write_text("in the way")
+    with Runtime(bundle) as runtime:
+        assert ", not kept: " in runtime.description["layout"]
+        images = pixels(3)
+        held = runtime(images).logits
+    with Runtime(bundle, prepared=False) as plain:
+        assert relative(held, plain(images).logits) < 0.02
+
+
+@needs_blocks
+def test_what_was_made_for_a_bundle_that_was_replaced_goes(bundle: Bundle) -> None:
+    old = prepared.prepare_engines(bundle).folder
+    assert old is not None
+    other = shutil.copytree(bundle.path, bundle.path.with_name("other"))
+    rewritten(other, {"samples.npz": (other / "samples.npz").read_bytes() + b"\0"})
+    shutil.rmtree(bundle.path)
+    other.rename(bundle.path)
+    new = prepared.prepare_engines(Bundle(bundle.path)).folder
+    assert new is not None
+    assert new != old
+    assert not old.exists()
+
+
+def test_narrow_networks_run_as_they_are(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    narrow = Bundle(copied(mixed_bundle(tmp_path_factory), tmp_path))
+    made = prepared.obtain_prepared(narrow)
+    assert made.together == 1
+    assert made.reason
+    assert made.read("common/stem.onnx") is None
+    assert not prepared.prepared_path(narrow).exists()
+    with Runtime(narrow) as runtime:
+        assert runtime.description["layout"].startswith("plain: ")
+
+
+@pytest.mark.parametrize("make", [blocked.blocked_stem, blocked.blocked_head])
+def test_what_is_no_model_is_refused_with_its_name(make: object) -> None:
+    assert callable(make)
+    with pytest.raises(BundleError, match=r"engine\.onnx"):
+        make(b"\xff\xff no model", "engine.onnx")
