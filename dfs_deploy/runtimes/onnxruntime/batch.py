@@ -187,8 +187,8 @@ class _Batch:
         form: Form = "uint8" if first.dtype == np.uint8 else "float32"
         height, width, channels = first.shape[1:] if form == "uint8" else (*first.shape[2:], first.shape[1])
         staged: Features = self._buffers.take(len(rows), (channels, height, width), form)
-        starts = np.flatnonzero(np.diff(chunk, prepend=-1))
-        for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+        ends = [*(np.flatnonzero(chunk[1:] != chunk[:-1]) + 1).tolist(), len(rows)]
+        for start, end in zip([0, *ends], ends, strict=False):
             np.take(self.chunks[chunk[start]], row[start:end], 0, staged[start:end], "clip")  # checks bounds in C
         return staged, True
 

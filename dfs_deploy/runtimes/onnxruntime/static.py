@@ -90,4 +90,4 @@ class StaticEngine(StraightEngine):
             raise BundleError(
                 f"{bundle.path} has no static {precision} engine; export with {precision} among the targets"
             )
-        super().__init__(bundle.read(static[precision]), f"static {precision}", bundle, threads)
+        super().__init__(bundle.read(static[precision]), static[precision], bundle, threads)
