@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dfs_deploy.cli.arguments import BundleArgument, JsonOption, bundle_path
 from dfs_deploy.cli.console import output, print_json, progress
-from dfs_deploy.errors import UsageError
+from dfs_deploy.errors import EnvironmentLacksError, UsageError
 
 if TYPE_CHECKING:
     from dfs_deploy.bundle import Bundle
@@ -30,8 +31,9 @@ def prepare(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Make what a runtime wants once on each machine: TensorRT's engines for this GPU, one at a time.
+    """Make what a runtime wants once on each machine, and keep it beside the bundle.
 
+    ONNX Runtime: engines in its blocked layout for this CPU. TensorRT: engines for this GPU, built one at a time.
     What is there already and fits is kept.
     """
     from dfs_deploy.bundle import Bundle
@@ -48,11 +50,27 @@ def prepare(
 
 
 def _prepare_onnxruntime(opened: Bundle, json: bool) -> None:
-    """ONNX Runtime takes a bundle as it is."""
+    from dfs_deploy.runtimes.onnxruntime.prepared import load_prepared, prepare_engines, prepared_path
+
+    with progress(quiet=json) as report:
+        found = load_prepared(opened)
+        whole = found is not None and found.is_whole()
+        made = found if found is not None and whole else prepare_engines(opened, partial(report, "preparing"))
+    if made.together > 1 and made.folder is None:
+        raise EnvironmentLacksError(
+            f"the prepared engines cannot be kept in {prepared_path(opened)} ({made.reason}); make the folder writable,"
+            " or leave them to each start, which holds them in memory"
+        )
     if json:
-        print_json({"folder": None, "built": [], "kept": 0})
-    else:
-        output().print(f"{opened.path}: the runtime onnxruntime takes it as it is; there is nothing to prepare")
+        folder = None if made.folder is None else str(made.folder)
+        anew = folder is not None and not whole
+        print_json({"folder": folder, "together": made.together, "reason": made.reason, "made": anew})
+        return
+    if made.folder is None:
+        output().print(f"{opened.path}: the bundle's own engines run here ({made.reason}); there is nothing to prepare")
+        return
+    done = "there already" if whole else "made, and held against their plain form"
+    output().print(f"{made.folder}: engines {done}; features lie in blocks of {made.together} channels")
 
 
 def _prepare_tensorrt(opened: Bundle, workspace: int | None, batch: int, json: bool) -> None:

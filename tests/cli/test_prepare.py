@@ -2,7 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.bundles import Made, copied
+import pytest
+
+from dfs_deploy.runtimes.onnxruntime.blocked import block_size
+from tests.bundles import Made, copied, wide_bundle
 from tests.cli.program import run
 from tests.runtimes.tensorrt.machine import building_here, machine
 
@@ -30,11 +33,32 @@ def test_a_build_that_fails_is_one_line(mixed: Made, tmp_path: Path) -> None:
     assert ran.out == ""
 
 
-def test_onnxruntime_takes_a_bundle_as_it_is(mixed: Made) -> None:
+def test_onnxruntime_takes_a_narrow_bundle_as_it_is(mixed: Made) -> None:
     ran = run("prepare", mixed.path)
     assert (ran.code, ran.err) == (0, "")
     assert "nothing to prepare" in ran.out
-    assert run("prepare", mixed.path, "--json").json["built"] == []
+    assert run("prepare", mixed.path, "--json").json["folder"] is None
+
+
+@pytest.mark.skipif(block_size() == 1, reason="ONNX Runtime has no blocked layout for this CPU")
+def test_onnxruntime_engines_are_made_once_and_mended(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    bundle = copied(wide_bundle(tmp_path_factory), tmp_path)
+    first = run("prepare", bundle, "--json").json
+    assert first["made"]
+    assert first["together"] == block_size()
+    assert not run("prepare", bundle, "--json").json["made"]
+    assert "there already" in run("prepare", bundle).out
+    damaged = next(Path(first["folder"]).glob("*.onnx"))
+    damaged.write_bytes(b"")
+    assert run("prepare", bundle, "--json").json["made"]
+    assert damaged.read_bytes()
+
+
+@pytest.mark.skipif(block_size() == 1, reason="ONNX Runtime has no blocked layout for this CPU")
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    bundle = copied(wide_bundle(tmp_path_factory), tmp_path)
+    bundle.with_name(f"{bundle.name}.cache").write_text("in the way")
+    run("prepare", bundle, "--json").failed(3, "cannot be kept", "writable")
 
 
 def test_what_cannot_be_prepared(mixed: Made, floats: Made) -> None:

@@ -86,6 +86,13 @@ class PreparedEngines:
             raise DamagedError(f"{path} is damaged; remove {self.folder} and run dfs-deploy prepare")
         return data
 
+    def is_whole(self) -> bool:
+        """Whether every kept engine matches its digest."""
+        try:
+            return all(self.read(file) for file in self._digests)
+        except DamagedError:
+            return False
+
     @property
     def description(self) -> str:
         """In words: the layout of float32 features, and where its engines are."""
