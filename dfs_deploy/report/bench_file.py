@@ -68,6 +68,22 @@ class BenchedBundle(msgspec.Struct, frozen=True):
     name: str = ""
 
 
+class ProblemFacts(msgspec.Struct, frozen=True):
+    """A reason why a bench is INVALID, and what to do."""
+
+    what: str
+    remedy: str = ""
+
+
+class VerdictFacts(msgspec.Struct, frozen=True):
+    """What to ship, by which rule, and what that does not rest on firmly."""
+
+    words: str
+    rule: str = ""
+    choice: str | None = None
+    caveats: list[str] = []
+
+
 class BenchFigures(msgspec.Struct, frozen=True):
     """A bench, under the keys of ``bench --json``."""
 
@@ -81,6 +97,9 @@ class BenchFigures(msgspec.Struct, frozen=True):
     clock: str
     cases: list[CaseFigures]
     noisy: list[str] = []
+    valid: bool | None = None
+    problems: list[ProblemFacts] = []
+    verdict: VerdictFacts | None = None
     bundle: BenchedBundle | None = None
 
     def case(self, name: str) -> CaseFigures | None:

@@ -69,11 +69,12 @@ def charts(report: Report) -> dict[str, Spec]:
 def bundle_charts(bundle: BundleReport) -> dict[str, Spec]:
     """The charts of one bundle, as Vega-Lite."""
     options = [option.name for option in bundle.options]
+    standing_by = any(not engine.serves for engine in bundle.engines)
     return {
         "latency": latency(bundle.frontier),
         "decisions": decisions(options),
         "tree": tree(options, bundle.paths_share),
-        "times": times(options),
+        "times": times(options, standing_by),
         "errors": errors(options),
         "budgets": budgets(),
     }
@@ -240,31 +241,36 @@ def tree(options: Sequence[str], share: float) -> Spec:
     return _chart("Tree of the commonest paths: branches by block, as high as their share of the inputs", 280, [cells])
 
 
-def times(options: Sequence[str]) -> Spec:
-    """Median time of each engine: joined where it serves its option here, hollow where another does."""
+def times(options: Sequence[str], standing_by: bool) -> Spec:
+    """Median time of each engine: filled where it serves its option here, hollow where another does.
+
+    Args:
+        options: of the gate.
+        standing_by: whether there are engines that serve nothing here; a layer without marks has no name to read out.
+    """
     y = {"field": "median_us", "type": "quantitative", "axis": {"title": "median of the engine alone, \N{MICRO SIGN}s"}}
     serving = {"filter": "datum.serves"}
     tooltip = _tooltip("block", "option", "precision", "serves", "median_us")
+    line = {
+        "mark": {"type": "line", "strokeWidth": 1.5},
+        # A skip has an engine only where the block projects, so a line would cross blocks where nothing runs.
+        "transform": [serving, {"filter": "datum.option !== 'skip'"}],
+        "encoding": {"detail": {"field": "option"}},
+    }
+    filled = {
+        "mark": {"type": "point", "filled": True, "size": 46, "opacity": 1, "stroke": "var(--page)"},
+        "transform": [serving],
+        "encoding": {"tooltip": tooltip},
+    }
+    hollow = {
+        "mark": {"type": "point", "filled": False, "size": 40, "strokeWidth": 1.4},
+        "transform": [{"filter": "!datum.serves"}],
+        "encoding": {"tooltip": tooltip},
+    }
     return _chart(
         "Time of each engine by itself, by block and option",
         260,
-        [
-            {
-                "mark": {"type": "line", "strokeWidth": 1.5},
-                "transform": [serving],
-                "encoding": {"detail": {"field": "option"}},
-            },
-            {
-                "mark": {"type": "point", "filled": True, "size": 46, "opacity": 1, "stroke": "var(--page)"},
-                "transform": [serving],
-                "encoding": {"tooltip": tooltip},
-            },
-            {
-                "mark": {"type": "point", "filled": False, "size": 40, "strokeWidth": 1.4},
-                "transform": [{"filter": "!datum.serves"}],
-                "encoding": {"tooltip": tooltip},
-            },
-        ],
+        [line, filled, hollow] if standing_by else [line, filled],
         encoding={"x": _block_axis(), "y": y, "color": _option_colors(options)},
     )
 

@@ -7,8 +7,10 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from msgspec.structs import replace as replace_struct
 
 from dfs_deploy.report import BundleReport, Report, as_json, render_page
+from dfs_deploy.report.bench_file import ProblemFacts
 from dfs_deploy.report.page import FORMATS
 
 HOSTILE = '</script><script>alert(1)</script><!--<img src=x onerror="alert(2)">'
@@ -160,6 +162,28 @@ def test_unknown_figures_are_a_dash(told_without_labels: BundleReport) -> None:
     assert 'class="unknown"' in html
     assert "No labels were given" in html
     assert "None" not in re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
+
+
+def test_the_verdict_of_the_bench_leads(told: BundleReport) -> None:
+    assert told.bench is not None
+    assert told.bench.verdict is not None
+    assert told.bench.verdict.words in " ".join(Page(render_page(Report("0", "now", (told,)))).text)
+
+
+def test_an_invalid_bench_is_called_so(told: BundleReport) -> None:
+    assert told.bench is not None
+    problem = ProblemFacts("two inputs, expected eight", "give more images")
+    for valid, shown in ((True, False), (False, True), (None, False)):
+        bench = replace_struct(told.bench, valid=valid, problems=[] if valid else [problem])
+        text = " ".join(Page(render_page(Report("0", "now", (replace(told, bench=bench),)))).text)
+        assert ("is INVALID; do not rely" in text) == shown
+        assert ("two inputs, expected eight; give more images" in text) == shown
+
+
+def test_a_bench_of_an_earlier_version_has_no_verdict(told: BundleReport) -> None:
+    assert told.bench is not None
+    bench = replace_struct(told.bench, verdict=None, valid=None, problems=[])
+    assert 'class="verdict"' not in render_page(Report("0", "now", (replace(told, bench=bench),)))
 
 
 def test_the_page_is_small(report_of_two: Report) -> None:
