@@ -118,7 +118,7 @@ def frontier(points: Sequence[Point]) -> Spec:
     bundles = list(dict.fromkeys(point.bundle for point in points))
     colors = [f"var(--bundle-{i % BUNDLE_COLORS})" for i in range(len(bundles))]
     color: Spec = {"field": "bundle", "type": "nominal", "scale": {"domain": bundles, "range": colors}}
-    color["legend"] = {"title": None} if len(bundles) > 1 else None
+    color["legend"] = None  # the page names bundles beside their colours once, where it lets them be left out
     known = [point.top1 for point in points if point.top1 is not None] or [0.0]
     margin = max(0.005, 0.15 * (max(known) - min(known)))
     top1 = {
@@ -131,7 +131,7 @@ def frontier(points: Sequence[Point]) -> Spec:
         "field": "p50_ms",
         "type": "quantitative",
         "scale": {"domain": [0.0, _TAIL_ROOM * max(point.p50_ms for point in points)], "nice": False},
-        "axis": {"title": "latency of a call, ms (point: median, line: to the 95th percentile)", "tickCount": 8},
+        "axis": {"title": "latency of a call, ms", "tickCount": 8, "labelFlush": True},
     }
     cases = list(dict.fromkeys(_case(point) for point in points))
     marks = {name: mark for name, mark in _CASE_SHAPES.items() if name in cases}
@@ -139,7 +139,7 @@ def frontier(points: Sequence[Point]) -> Spec:
         "field": "case",
         "type": "nominal",
         "scale": {"domain": list(marks), "range": list(marks.values())},
-        "legend": {"title": None},
+        "legend": {"title": None, "columns": 3},
     }
     tooltip = _tooltip("bundle", "name", "p50_ms", "p95_ms", "top1", "computation_percentage")
     return _chart(
@@ -188,7 +188,7 @@ def latency(points: Sequence[Point]) -> Spec:
     x = {
         "type": "quantitative",
         "scale": {"domain": [0.0, _TAIL_ROOM * max(point.p50_ms for point in points)], "nice": False},
-        "axis": {"title": "latency of a call, ms (bar: median, mark: 95th percentile)", "tickCount": 8},
+        "axis": {"title": "latency of a call, ms", "tickCount": 8, "labelFlush": True},
     }
     kinds = {"domain": list(_KINDS), "range": ["var(--accent)", "var(--accent)", "var(--bar)"]}
     return _chart(
@@ -258,7 +258,15 @@ def times(options: Sequence[str], standing_by: bool) -> Spec:
         "encoding": {"detail": {"field": "option"}},
     }
     filled = {
-        "mark": {"type": "point", "filled": True, "size": 46, "opacity": 1, "stroke": "var(--page)"},
+        # The edge keeps the pale points of a skip visible.
+        "mark": {
+            "type": "point",
+            "filled": True,
+            "size": 46,
+            "opacity": 1,
+            "stroke": "var(--muted)",
+            "strokeWidth": 0.7,
+        },
         "transform": [serving],
         "encoding": {"tooltip": tooltip},
     }
@@ -313,7 +321,7 @@ def budgets() -> Spec:
     x = {
         "field": "computation_percentage",
         "type": "quantitative",
-        "axis": {"title": "computation, % of every block in full precision"},
+        "axis": {"title": "computation, % of every block in full precision", "tickCount": 8},
     }
     y = {
         "field": "top1",
@@ -325,7 +333,16 @@ def budgets() -> Spec:
     return _chart(
         "Top-1 against computation at the budgets that the bundle was calibrated for",
         240,
-        [{"mark": {"type": "line", "point": {"size": 70}, "stroke": "var(--accent)", "color": "var(--accent)"}}],
+        [
+            {
+                "mark": {
+                    "type": "line",
+                    "point": {"size": 70, "fill": "var(--accent)", "stroke": "var(--page)"},
+                    "stroke": "var(--accent)",
+                    "color": "var(--accent)",
+                }
+            }
+        ],
         transform=[{"filter": "isValid(datum.top1)"}],
         encoding={"x": x, "y": y, "tooltip": tooltip, "order": {**x, "axis": None}},
     )

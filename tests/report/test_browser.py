@@ -259,6 +259,22 @@ def test_on_paper(chromium: Browser, file: Path) -> None:
 def test_on_a_narrow_screen_only_tables_scroll(chromium: Browser, file: Path, width: int) -> None:
     chromium.open(file, width=width)
     assert chromium("return document.documentElement.scrollWidth") <= width
+    tall = chromium("return [...document.querySelectorAll('table .path')].map(path => path.offsetHeight)")
+    assert max(tall) < 30, "a path is one row of cells"
+
+
+@pytest.mark.parametrize("width", [400, 1200])
+def test_no_word_of_a_chart_is_cut_off(chromium: Browser, file: Path, width: int) -> None:
+    chromium.open(file, width=width)
+    cut = chromium(
+        """
+        return [...document.querySelectorAll("figure svg text")].filter((text) => {
+          const [inner, outer] = [text, text.closest("svg")].map((e) => e.getBoundingClientRect());
+          return text.textContent && (inner.left < outer.left - 1 || inner.right > outer.right + 1);
+        }).map((text) => text.textContent);
+        """
+    )
+    assert cut == []
 
 
 def test_without_a_browser_it_is_skipped_and_in_ci_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
