@@ -62,7 +62,10 @@ def test_its_gate_truly_varies(checkpoint: Checkpoint) -> None:
     assert len(np.unique(path, axis=0)) >= 10
 
 
-def test_training_starts_and_its_checkpoint_loads(script: ModuleType, tmp_path: Path) -> None:
+def test_training_starts_and_its_checkpoint_loads(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "load_digits", lambda split: load_digits(split).subset(256, 0))
     recipe = script.Recipe(backbone_epochs=1, gate_epochs=1, joint_epochs=1, settle_epochs=1)
     network, contract, log = script.train(recipe, 0)
     script.save_checkpoint(tmp_path / "digits.pt", network, contract)
