@@ -78,7 +78,9 @@ class Browser:
         console = [entry["message"] for entry in self.driver.get_log("browser")]
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
-        return console, [request["request"]["url"] for request in sent]
+        # Chromium's own first page may still be loading its parts.
+        own = [request for request in sent if not request["documentURL"].startswith("chrome:")]
+        return console, [request["request"]["url"] for request in own]
 
     def settled(self) -> None:
         """Waits until the charts show what the filters last asked for."""
