@@ -23,6 +23,7 @@ from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.base import Result
 from tests.bundles import CONTRACT, Made, copied, labelled, manifest_of, settled_network, write_manifest
 from tests.checks import refuses
+from tests.runtimes.tensorrt.machine import building_here, machine
 
 QUICK: dict[str, Any] = {"min_s": 0.0, "min_iterations": 3, "warm_up_s": 0.0}
 
@@ -288,3 +289,15 @@ def test_on_a_jetson_tensorrt_runs_and_the_board_is_reported(mixed: Made, monkey
     assert not [case for case in report["cases"] if case["name"].startswith("static")], "those would run on the CPU"
     assert report["start_up"] == [], "so would those"
     assert report["verdict"]["choice"] is None
+
+
+@pytest.mark.parametrize(("batch", "forced"), [(1, False), (4, True)])
+def test_the_tensorrt_runtime_is_timed_on_its_double(mixed: Made, tmp_path: Path, batch: int, forced: bool) -> None:
+    bundle = Bundle(copied(mixed, tmp_path))
+    with machine(), building_here():
+        result = run_bench(bundle, mixed.data, device="cuda", batch=batch, threads=2, forced=forced, **QUICK)
+    assert result.runtime["runtime"] == "tensorrt"
+    assert result.dynamic.computation_percentage is not None
+    assert (len(result.cases) > 1) == forced
+    assert all(case.name.startswith("dfs") for case in result.cases), "the others would run on the CPU"
+    assert result.verdict.choice is None
