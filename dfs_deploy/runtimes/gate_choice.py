@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dfs_deploy.errors import UsageError
-from dfs_deploy.runtimes.gate import Gate, GateWeights, NumpyGate
+from dfs_deploy.runtimes.gate import Gate, GateWeights
 from dfs_deploy.runtimes.loop import DispatchLoop, PythonLoop, Turn
 from dfs_deploy.runtimes.native_gate import NativeGate, native_available
+from dfs_deploy.runtimes.numpy_gate import NumpyGate
 
 __all__ = ["GATES", "gate_for", "loop_for", "native_available"]
 

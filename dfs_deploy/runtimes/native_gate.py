@@ -17,14 +17,10 @@ from dfs_deploy.runtimes.gate import (
     Features,
     Gate,
     GateWeights,
-    biased_projection,
     channels_of,
-    check_batch,
-    check_bound,
-    check_pooled,
-    check_samples,
     uint8_factor,
 )
+from dfs_deploy.runtimes.gate_checks import biased_projection, check_batch, check_bound, check_pooled, check_samples
 from dfs_deploy.runtimes.loop import DispatchLoop, Turn
 
 _ALIGNMENT = 64

@@ -10,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from dfs_deploy.runtimes import native
-from dfs_deploy.runtimes.gate import Array, GateWeights, NumpyGate
+from dfs_deploy.runtimes.gate import Array, GateWeights
 from dfs_deploy.runtimes.native_gate import NativeGate
+from dfs_deploy.runtimes.numpy_gate import NumpyGate
 
 needs_native = pytest.mark.skipif(native.lacks is not None, reason=f"no native gate: {native.lacks}")
 

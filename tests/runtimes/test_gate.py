@@ -17,9 +17,10 @@ from dfs_deploy.errors import EnvironmentLacksError, InputError, UsageError
 from dfs_deploy.exporters.engines import gate_engine
 from dfs_deploy.exporters.split import split_gate
 from dfs_deploy.runtimes import native
-from dfs_deploy.runtimes.gate import Features, GateWeights, NumpyGate
+from dfs_deploy.runtimes.gate import Features, GateWeights
 from dfs_deploy.runtimes.gate_choice import gate_for, native_available
 from dfs_deploy.runtimes.native_gate import NativeGate
+from dfs_deploy.runtimes.numpy_gate import NumpyGate
 from tests.builders import small_network
 from tests.checks import refuses
 from tests.runtimes.gates import (

@@ -22,7 +22,7 @@ from dfs_deploy.runtimes.onnxruntime.single import SingleDispatch
 
 __all__ = ["OnnxRuntimeBackend"]
 
-SMALL_BATCH = 4
+SMALL_BATCH = 8
 """Batches up to this run image by image: bound calls beat regrouping there (benchmarks/serving.py)."""
 
 
