@@ -184,7 +184,7 @@ def test_the_gates_agree(mixed: Made) -> None:
 def test_threads_change_no_path(mixed: Made, threads: int) -> None:
     with Runtime(mixed.path, threads=threads) as runtime, Runtime(mixed.path) as one:
         assert runtime.description["threads"] == threads
-        result, expected = runtime(pixels(8)), one(pixels(8))
+        result, expected = runtime(pixels(12)), one(pixels(12))
         assert np.array_equal(result.path, expected.path)
         np.testing.assert_allclose(result.logits, expected.logits, rtol=1e-5, atol=1e-4)
 
@@ -249,9 +249,9 @@ def test_in_a_batch_too_skipped_work_is_skipped(mixed: Made, monkeypatch: pytest
 
     monkeypatch.setattr(batch, "run_into", noting)
     with Runtime(mixed.path) as runtime:
-        runtime(pixels(6), path=np.array([[0, 0, 0]] * 4 + [[3, 0, 1], [0, 3, 0]]))
-    # Stem 6; block 1: one full; block 2 (stride): four and one skips, one full; block 3: one in INT8; head by form.
-    assert sorted(runs) == sorted([6, 1, 5, 1, 1, 5, 1])
+        runtime(pixels(12), path=np.array([[0, 0, 0]] * 10 + [[3, 0, 1], [0, 3, 0]]))
+    # Stem 12; block 1: one full; block 2 (stride): ten and one skips, one full; block 3: one in INT8; head by form.
+    assert sorted(runs) == sorted([12, 1, 11, 1, 1, 11, 1])
 
 
 # Loading
