@@ -23,8 +23,9 @@ from dfs_deploy.runtimes.base import Result, Runtime
 from dfs_deploy.runtimes.tensorrt.batch import runs
 from dfs_deploy.runtimes.tensorrt.building import prepare
 from dfs_deploy.runtimes.tensorrt.plan import Settings
-from tests.bundles import Made, copied, pixels, rewritten, run_model, static_bundle
+from tests.bundles import Made, copied, pixels, rewritten, static_bundle
 from tests.runtimes.tensorrt.conftest import BATCH
+from tests.runtimes.tensorrt.direct import direct
 from tests.runtimes.tensorrt.machine import VERSIONS, building_here, in_thread, left, machine
 
 IMAGES = 24
@@ -49,22 +50,6 @@ def one_by_one(runtime: Runtime, images: Any, path: Any = None) -> Result:
     )
 
 
-def direct(bundle: Path, images: Any, path: Any) -> Any:
-    """What the same graphs give in ONNX Runtime along given paths, image by image."""
-    opened = Bundle(bundle)
-    engines = opened.manifest.runtimes["tensorrt"]
-    logits = []
-    for image, row in zip(opened.input.prepare(images), path, strict=True):
-        features = run_model(opened.read(engines.stem.files["float32"]), images=image[None])[0]
-        for block, option in zip(engines.blocks, row, strict=True):
-            chosen = opened.options[int(option)]
-            engine = block.skip if chosen.skips else block.options[chosen.name][0]
-            if engine is not None:
-                features = run_model(opened.read(engine.files["float32"]), features=features)[0]
-        logits.append(run_model(opened.read(engines.head.files["float32"]), features=features)[0])
-    return np.concatenate(logits)
-
-
 # Results
 
 
@@ -87,7 +72,7 @@ def test_batches_and_single_images_agree_with_the_graphs_themselves(
     for result in (apart, ahead):
         assert np.array_equal(result.path, together.path)
         np.testing.assert_array_equal(result.logits, together.logits)
-    np.testing.assert_allclose(together.logits, direct(bundle, images, together.path), rtol=0, atol=1e-3)
+    np.testing.assert_allclose(together.logits, direct(bundle, images, together.path).logits, rtol=0, atol=1e-3)
     assert 0 < speculation["hits"] <= speculation["guesses"] <= together.path.size
 
 
@@ -97,7 +82,7 @@ def test_every_path_runs_in_a_batch_as_alone(runtime: Runtime, prepared: Path) -
     together, apart = runtime(images, path=path), one_by_one(runtime, images, path)
     assert np.array_equal(together.path, path)
     np.testing.assert_array_equal(together.logits, apart.logits)
-    np.testing.assert_allclose(together.logits, direct(prepared, images, path), rtol=0, atol=1e-3)
+    np.testing.assert_allclose(together.logits, direct(prepared, images, path).logits, rtol=0, atol=1e-3)
 
 
 def test_a_result_does_not_depend_on_what_ran_before(runtime: Runtime) -> None:
@@ -192,7 +177,7 @@ def test_a_static_policy_runs_its_own_engines_and_waits_once(
             fail_at(gpu, "cuEventSynchronize", lambda: clone(images[:1]))
     assert (together.path == [1, 0, 2]).all()
     np.testing.assert_array_equal(together.logits, apart.logits)
-    np.testing.assert_allclose(together.logits, direct(bundle, images, together.path), rtol=0, atol=1e-3)
+    np.testing.assert_allclose(together.logits, direct(bundle, images, together.path).logits, rtol=0, atol=1e-3)
 
 
 # Speculation
