@@ -1,6 +1,6 @@
 """TensorRT on an NVIDIA GPU, through pycuda.
 
-Never run on a device so far: proved on a double of both that is held to NVIDIA's own bindings (docs/architecture.md).
+Never run on a device so far: proved on a double of both that is held to NVIDIA's own bindings (docs/tensorrt.md).
 """
 
 from __future__ import annotations
