@@ -137,11 +137,15 @@ class Gpu:
             self.bases.remove(block.address)
             self.live[block.kind] -= 1
 
-    def find(self, address: int, size: int, what: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The bytes at an address; a violation where they are not wholly within one living allocation."""
+    def block(self, address: int) -> Block | None:
+        """The living allocation that begins at or next before an address."""
         with self.lock:
             place = bisect.bisect_right(self.bases, address) - 1
-            block = self.memory[self.bases[place]] if place >= 0 else None
+            return self.memory[self.bases[place]] if place >= 0 else None
+
+    def find(self, address: int, size: int, what: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The bytes at an address; a violation where they are not wholly within one living allocation."""
+        block = self.block(address)
         if block is None or address + size > block.address + block.size:
             self.violate(f"{what}: {size} bytes at {address:#x} are not within allocated memory")
             raise AssertionError

@@ -456,7 +456,8 @@ class IExecutionContext(_Counted):
             for name in engine._outputs:
                 size = self._sizes(name, self._shape)
                 place = GPU.find(self._addresses[name], size, f"{engine._facts['name']}: {name}")
-                if any(block.kind == "host memory" and place.base is block.bytes.base for block in GPU.memory.values()):
+                block = GPU.block(self._addresses[name])
+                if block is not None and block.kind == "host memory":
                     place.view(np.float32)[:] = POISON  # mapped: the host sees it when the engine ran, not before
             return True
         finally:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,22 +9,28 @@ import pytest
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.runtimes.tensorrt.building import prepare
 from dfs_deploy.runtimes.tensorrt.plan import Settings
-from tests.bundles import Made, copied, mixed_bundle
-from tests.runtimes.tensorrt.machine import building_here, machine
+from tests.bundles import Made, copied
+from tests.runtimes.tensorrt.machine import VERSIONS, building_here, machine
 
 BATCH = 8
 """The largest batch of the plans here: larger ones run in parts."""
 
 
 @pytest.fixture(scope="session")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return mixed_bundle(tmp_path_factory)
+def prepared_for(mixed: Made, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the bundle with plans of a version of the double, built once; not to be changed."""
+
+    @functools.cache
+    def prepared_for(version: str) -> Path:
+        bundle = copied(mixed, tmp_path_factory.mktemp("prepared"))
+        with machine(version), building_here():
+            prepare(Bundle(bundle), Settings(batch=BATCH))
+        return bundle
+
+    return prepared_for
 
 
 @pytest.fixture(scope="session")
-def prepared(mixed: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(prepared_for: Callable[[str], Path]) -> Path:
     """A bundle with plans of the double's usual version; not to be changed."""
-    bundle = copied(mixed, tmp_path_factory.mktemp("prepared"))
-    with machine(), building_here():
-        prepare(Bundle(bundle), Settings(batch=BATCH))
-    return bundle
+    return prepared_for(VERSIONS[2])

@@ -78,13 +78,13 @@ def left(gpu: Any) -> dict[str, int]:
 
 @contextlib.contextmanager
 def building_here() -> Iterator[None]:
-    """Builds in this process, which saves starting one for each engine."""
+    """Builds in this process, which saves starting one for each engine, and does not wait until the disk has it."""
 
     def run(request: worker.BuildRequest, model: bytes, report: Callable[[float], None]) -> str:
         with contextlib.redirect_stdout(sys.stderr):
             return worker.build(request, model, report)
 
-    with mock.patch.object(building, "_run_worker", run):
+    with mock.patch.object(building, "_run_worker", run), mock.patch.object(os, "fsync"):
         yield
 
 

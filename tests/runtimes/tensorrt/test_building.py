@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -20,9 +21,23 @@ from tests.bundles import Made, copied, pixels
 from tests.runtimes.tensorrt.machine import VERSIONS, building_here, machine, records
 
 
+@pytest.fixture(scope="module")
+def shared(mixed: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copied(mixed, tmp_path_factory.mktemp("building"))
+
+
 @pytest.fixture
-def bundle(mixed: Made, tmp_path: Path) -> Path:
-    return copied(mixed, tmp_path)
+def bundle(shared: Path) -> Iterator[Path]:
+    """A bundle without plans, itself not to be changed."""
+    yield shared
+    shutil.rmtree(shared.with_name(f"{shared.name}.cache"), ignore_errors=True)
+
+
+@pytest.fixture
+def built(bundle: Path, prepared: Path) -> Path:
+    """The same with all plans."""
+    shutil.copytree(prepared.with_name(f"{prepared.name}.cache"), bundle.with_name(f"{bundle.name}.cache"))
+    return bundle
 
 
 def plans(bundle: Path) -> dict[str, Path]:
@@ -48,13 +63,11 @@ MISSING = ("block 1, option 16 (fp16)", "the head")
 
 
 @pytest.fixture
-def started(prepared: Path, tmp_path: Path) -> Path:
+def started(built: Path) -> Path:
     """A bundle with all plans but two."""
-    bundle = Path(shutil.copytree(prepared, tmp_path / prepared.name))
-    shutil.copytree(prepared.with_name(f"{prepared.name}.cache"), tmp_path / f"{prepared.name}.cache")
     for label in MISSING:
-        plans(bundle)[label].unlink()
-    return bundle
+        plans(built)[label].unlink()
+    return built
 
 
 def test_each_engine_is_built_in_a_process_of_its_own_and_kept(started: Path) -> None:
@@ -151,7 +164,9 @@ def test_the_times_of_one_build_serve_the_next(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["version", "batch", "workspace", "graph"])
-def test_a_stale_plan_is_built_anew(bundle: Path, mixed: Made, change: str) -> None:
+def test_a_stale_plan_is_built_anew(bundle: Path, mixed: Made, tmp_path: Path, change: str) -> None:
+    if change == "graph":
+        bundle = copied(mixed, tmp_path)
     with machine(), building_here():
         before = prepare(Bundle(bundle), Settings(batch=2))
     version = "11.4.0.106" if change == "version" else "10.13.3.9"
@@ -181,16 +196,14 @@ def test_a_stale_plan_is_built_anew(bundle: Path, mixed: Made, change: str) -> N
         "plan linked",
     ],
 )
-def test_a_plan_that_is_not_what_was_built_never_reaches_tensorrt(bundle: Path, damage: str, tmp_path: Path) -> None:
-    with machine(), building_here():
-        prepare(Bundle(bundle))
-    plan = plans(bundle)["the head"]
+def test_a_plan_that_is_not_what_was_built_never_reaches_tensorrt(built: Path, damage: str, tmp_path: Path) -> None:
+    plan = plans(built)["the head"]
     record = plan.with_suffix(".json")
     values = msgspec.json.decode(record.read_bytes())
     if damage == "record gone":
         record.unlink()
     elif damage == "record of another":
-        record.write_bytes(plans(bundle)["the stem"].with_suffix(".json").read_bytes())
+        record.write_bytes(plans(built)["the stem"].with_suffix(".json").read_bytes())
     elif damage == "record broken":
         record.write_bytes(b'{"version": 1')
     elif damage == "plan changed":
@@ -210,8 +223,8 @@ def test_a_plan_that_is_not_what_was_built_never_reaches_tensorrt(bundle: Path, 
         record.write_bytes(msgspec.json.encode({**values, "sha256": sha256(bytes(data))}))
     with machine(), building_here():
         # The double notes a violation where it is given a plan of another version.
-        assert prepare(Bundle(bundle)).built == ("the head",)
-        with Runtime(bundle, "tensorrt") as runtime:
+        assert prepare(Bundle(built)).built == ("the head",)
+        with Runtime(built, "tensorrt") as runtime:
             runtime(pixels(2))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,11 @@ def one_by_one(runtime: Runtime, images: Any, path: Any = None) -> Result:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("kind", ["discrete", "integrated", "graphs"])
 def test_batches_and_single_images_agree_with_the_graphs_themselves(
-    mixed: Made, tmp_path: Path, version: str, kind: str
+    prepared_for: Callable[[str], Path], version: str, kind: str
 ) -> None:
-    bundle, images = copied(mixed, tmp_path), pixels(IMAGES)
+    bundle, images = prepared_for(version), pixels(IMAGES)
     with machine(version, integrated=kind == "integrated", graphs=kind == "graphs"), building_here():
-        prepare(Bundle(bundle), Settings(batch=BATCH))
+        assert prepare(Bundle(bundle)).built == ()
         with Runtime(bundle, "tensorrt") as runtime, Runtime(bundle) as other:
             assert runtime.description["cuda_graphs"] is (kind == "graphs")
             together, apart, expected = runtime(images), one_by_one(runtime, images), other(images)

@@ -60,12 +60,11 @@ def uses_of_package() -> tuple[Use, ...]:
 def uses_of(package: Path) -> tuple[Use, ...]:
     """Every use in the modules of a folder, which stand for the package's."""
     options = Options()
-    options.incremental = False
     options.export_types = options.preserve_asts = True
     options.mypy_path = [str(ROOT / "typings")]
     options.follow_imports = "skip"
     options.per_module_options = {"numpy.*": {"follow_imports": "skip", "follow_imports_for_stubs": True}}
-    options.cache_dir = "/dev/null"
+    options.cache_dir = str(ROOT / ".cache" / "mypy")  # of libraries; what is given as text is read anew each time
     # What mypy keeps of types tells no file: so every file begins at a line of its own, far behind other libraries'.
     files = [(_LINES * (100 + i), file) for i, file in enumerate(sorted(package.glob("*.py")))]
     texts = {file: "\n" * first + file.read_text() for first, file in files}
