@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from dfs_deploy.decoding import UNREADABLE
 from dfs_deploy.errors import BundleError, DigestError, UsageError
 from dfs_deploy.files import ASIDE, put_folder, sha256, sync_tree_to_disk
 from dfs_deploy.manifest import (
@@ -70,7 +71,7 @@ class Bundle:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.name:  # "." and "..": the cache beside a bundle goes by its name
+        if self.path.name in ("", ".."):  # "." has none: the cache beside a bundle goes by its name
             self.path = self.path.resolve()
         content = _read_manifest(self.path)
         self.manifest = parse_manifest(content, self.path)
@@ -240,7 +241,7 @@ def _head(path: Path) -> Head | None:
     """What can be read of the manifest of a bundle of any version, whole or damaged; ``None`` where there is none."""
     try:
         return msgspec.json.decode((path / MANIFEST).read_bytes(), type=Head)
-    except (OSError, msgspec.MsgspecError, RecursionError):
+    except (OSError, *UNREADABLE):
         return None
 
 

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from dfs_deploy.architecture import Architecture
+from dfs_deploy.decoding import UNREADABLE
 from dfs_deploy.errors import DataError
 from dfs_deploy.files import write_whole
 from dfs_deploy.options import Options, Precision
@@ -126,7 +127,7 @@ def load_costs(path: str | Path) -> LatencyTable:
         raise DataError(
             f"latency table {path} cannot be read ({error.strerror}); write one with bench --save-costs"
         ) from error
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNREADABLE as error:
         raise DataError(
             f"{path} is no latency table ({error}); write one with dfs-deploy bench --save-costs"
         ) from error

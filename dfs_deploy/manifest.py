@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from dfs_deploy.architecture import Architecture
+from dfs_deploy.decoding import UNREADABLE
 from dfs_deploy.errors import BundleError, SchemaVersionError
 from dfs_deploy.options import Option, Options, Precision
 from dfs_deploy.preprocessing import InputContract
@@ -279,7 +280,7 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
         if version == 1:
             return msgspec.convert(_upgraded(msgspec.json.decode(content)), Manifest)
         return msgspec.json.decode(content, type=Manifest)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNREADABLE as error:
         raise BundleError(f"{path}: {MANIFEST} is malformed ({error}); copy or export the bundle again") from error
 
 

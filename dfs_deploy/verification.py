@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from dfs_deploy.decoding import UNREADABLE
 from dfs_deploy.errors import SavedResultError
 from dfs_deploy.files import write_whole
 
@@ -151,5 +152,5 @@ def load_verification(path: Path) -> Verification:
                 f"{path} has schema version {head.schema_version}, expected {SCHEMA_VERSION}; {newer}"
             )
         return msgspec.json.decode(content, type=Verification)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNREADABLE as error:
         raise SavedResultError(f"{path} is no saved result ({error}); {remedy}") from error

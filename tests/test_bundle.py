@@ -332,6 +332,7 @@ def test_another_version_is_told_before_its_unknown_keys(made: Path) -> None:
         b'{"schema_version": 2}',
         b'{"schema_version": 1, ',
         b"\x80\x05\x95",
+        b'{"schema_version": "\xff"}',
         b"[" * 100_000,
         b'{"schema_version": 1, "options": ' + b"[" * 100_000,
     ],
@@ -610,6 +611,15 @@ def test_samples_that_are_not_what_the_manifest_says(made: Path, what: str) -> N
     put(made, "samples.npz", archive(**{**SAMPLES, **WRONG_SAMPLES[what]}))
     with refuses(BundleError, "samples.npz"):
         Bundle(made).samples()
+
+
+def test_a_bundle_goes_by_its_name_however_it_is_reached(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = next(path for path in made.iterdir() if path.is_dir())
+    monkeypatch.chdir(folder)
+    assert Bundle("..").path == made.resolve()
+    assert Bundle(folder / "..").path == made.resolve()
+    monkeypatch.chdir(made)
+    assert Bundle(".").path == made.resolve()
 
 
 # Finding and writing

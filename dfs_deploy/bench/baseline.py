@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from dfs_deploy.bench.intervals import Interval
 from dfs_deploy.bench.results import SCHEMA_VERSION, BenchResult
+from dfs_deploy.decoding import UNREADABLE
 from dfs_deploy.errors import ArtefactError, UsageError
 from dfs_deploy.files import write_whole
 
@@ -148,7 +149,7 @@ def load_baseline(file: Path) -> Baseline:
                 f"{file} has schema version {version}, expected {SCHEMA_VERSION}; make it again with --save-baseline"
             )
         baseline = msgspec.json.decode(content, type=Baseline)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNREADABLE as error:
         raise ArtefactError(f"{file} is no saved bench ({error}); make one with bench --save-baseline") from error
     if not baseline.valid:
         raise ArtefactError(f"{file} is of an INVALID run, expected a VALID one; make it again with --save-baseline")

@@ -20,7 +20,11 @@ _REPEATS = 31
 
 
 def measure_costs(
-    bundle: Bundle, threads: int = 1, plan: bool = True, progress: Callable[[float], None] | None = None
+    bundle: Bundle,
+    threads: int = 1,
+    plan: bool = True,
+    progress: Callable[[float], None] | None = None,
+    prepared: bool = True,
 ) -> LatencyTable:
     """Times the engine that serves each option of each gated block here, and the gate.
 
@@ -32,6 +36,7 @@ def measure_costs(
         bundle: with a gate, and engines for ONNX Runtime.
         threads: that one engine may use.
         plan: whether a plan measured here decides which engine serves an option.
+        prepared: whether engines prepared for this machine run.
         progress: called with how far it is, 0 to 1.
 
     Raises:
@@ -39,7 +44,7 @@ def measure_costs(
     """
     if bundle.manifest.policy is not None:
         raise UsageError(f"{bundle.path} has a static policy, hence one option a block; measure a bundle with a gate")
-    with Runtime(bundle, threads=threads, plan=plan) as runtime:
+    with Runtime(bundle, threads=threads, plan=plan, prepared=prepared) as runtime:
         calls: dict[tuple[int, str], Callable[[], object]] = {}
         for position, option in enumerate(bundle.options):
             path = np.full(bundle.architecture.gated_blocks, position, np.uint8)

@@ -81,7 +81,7 @@ def bench(
     from dfs_deploy.costs import save_costs as write_costs
     from dfs_deploy.datasets import load_dataset
     from dfs_deploy.runtimes.onnxruntime import plan as plans
-    from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, obtain_prepared
+    from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, whole_prepared
 
     check_device(device)
     if plot is not None and not forced:
@@ -100,11 +100,11 @@ def bench(
     with progress(quiet=json) as report:
         if save_plan:
             report("measuring a plan", 0.0)
-            engines = obtain_prepared(opened) if prepared else PLAIN
+            engines = whole_prepared(opened)[0] if prepared else PLAIN
             plans.save_plan(opened, plans.measure_plan(opened, threads, partial(report, "measuring a plan"), engines))
         if save_costs is not None:
             report("measuring costs", 0.0)
-            write_costs(save_costs, measure_costs(opened, threads, plan, partial(report, "measuring costs")))
+            write_costs(save_costs, measure_costs(opened, threads, plan, partial(report, "measuring costs"), prepared))
         result = run_bench(
             opened,
             drawn,

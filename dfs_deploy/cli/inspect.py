@@ -24,8 +24,13 @@ def inspect(bundle: BundleArgument = None, json: JsonOption = False) -> None:
     manifest = opened.manifest
     here: dict[str, dict[str, Any]] = {}
     if "onnxruntime" in manifest.runtimes:
-        with Runtime(opened, "onnxruntime") as runtime:
+        from dfs_deploy.runtimes.onnxruntime.prepared import load_prepared
+
+        kept = load_prepared(opened) is not None  # what is not kept is not made just to be looked at
+        with Runtime(opened, "onnxruntime", prepared=kept) as runtime:
             here["onnxruntime"] = {**runtime.description, "substitutions": list(runtime.substitutions)}
+        if not kept:
+            here["onnxruntime"]["layout"] = "not prepared yet: the first load does, or dfs-deploy prepare"
     if "tensorrt" in manifest.runtimes:
         here["tensorrt"] = _tensorrt_here(opened)
     if json:

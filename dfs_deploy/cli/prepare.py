@@ -10,7 +10,7 @@ import typer
 
 from dfs_deploy.cli.arguments import BundleArgument, JsonOption, bundle_path
 from dfs_deploy.cli.console import output, print_json, progress
-from dfs_deploy.errors import EnvironmentLacksError, UsageError
+from dfs_deploy.errors import EngineError, EnvironmentLacksError, UsageError
 
 if TYPE_CHECKING:
     from dfs_deploy.bundle import Bundle
@@ -50,12 +50,12 @@ def prepare(
 
 
 def _prepare_onnxruntime(opened: Bundle, json: bool) -> None:
-    from dfs_deploy.runtimes.onnxruntime.prepared import load_prepared, prepare_engines, prepared_path
+    from dfs_deploy.runtimes.onnxruntime.prepared import prepared_path, whole_prepared
 
     with progress(quiet=json) as report:
-        found = load_prepared(opened)
-        whole = found is not None and found.is_whole()
-        made = found if found is not None and whole else prepare_engines(opened, partial(report, "preparing"))
+        made, whole = whole_prepared(opened, partial(report, "preparing"))
+    if made.failed:
+        raise EngineError(f"engines could not be prepared, so the bundle's own run: {made.reason}; use --no-prepared")
     if made.together > 1 and made.folder is None:
         raise EnvironmentLacksError(
             f"the prepared engines cannot be kept in {prepared_path(opened)} ({made.reason}); make the folder writable,"

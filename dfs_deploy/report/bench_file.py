@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from dfs_deploy.decoding import UNREADABLE
 from dfs_deploy.errors import DataError, UsageError
 
 
@@ -122,7 +123,7 @@ def load_bench(path: Path) -> BenchFigures:
         figures = msgspec.json.decode(path.read_bytes(), type=BenchFigures)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); make it with dfs-deploy bench --json") from error
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path} is no bench result ({error}); make it with dfs-deploy bench --json") from error
     if figures.case("dfs") is None:
         raise DataError(f"{path} has no case named dfs; make it with dfs-deploy bench --json")

@@ -21,6 +21,7 @@ from dfs_deploy.report.walk import Features, Sessions, serving, walk
 from dfs_deploy.runtimes import Substitution
 from dfs_deploy.runtimes.onnxruntime.binding import aligned_buffer, bind, laid_out
 from dfs_deploy.runtimes.onnxruntime.plan import median_us
+from dfs_deploy.runtimes.onnxruntime.prepared import obtain_prepared
 
 MOST_SAMPLES = 128
 """Inputs whose features errors are measured on; more would change little and take memory."""
@@ -49,7 +50,7 @@ def engine_figures(
         threads: that one engine may use.
         progress: called with how far it is, 0 to 1.
     """
-    sessions = Sessions(bundle, threads)
+    sessions, timed = Sessions(bundle, threads), Sessions(bundle, threads, obtain_prepared(bundle))
     found: list[EngineFigures] = []
     measured = walk(bundle, sessions, substitutions, images[:MOST_SAMPLES], paths[:MOST_SAMPLES])
     for block, features in measured:
@@ -61,7 +62,7 @@ def engine_figures(
                 serves = block.skip
             else:
                 choices, serves = block.options[option.name], serving(block, option.name, substitutions)
-            times = _times(bundle, sessions, block, choices, features.commonest)
+            times = _times(bundle, timed, block, choices, features.commonest)
             sent = np.flatnonzero(column[:MOST_SAMPLES] == index)
             rows = sent if len(sent) else np.arange(len(features.in_uint8))
             for engine, us in zip(choices, times, strict=True):

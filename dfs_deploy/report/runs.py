@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from dfs_deploy.decoding import UNREADABLE
 from dfs_deploy.errors import DataError, UsageError
 from dfs_deploy.options import Options
 
@@ -167,7 +168,7 @@ def load_run(path: str | Path) -> TrainingRun:
 def _decode(line: bytes, file: Path, number: int) -> Any:
     try:
         return _DECODER.decode(line)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{file} is no metrics log: line {number} is malformed ({error})") from error
 
 

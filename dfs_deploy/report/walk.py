@@ -14,6 +14,7 @@ from dfs_deploy.bundle import Bundle
 from dfs_deploy.manifest import BlockEngines, Engine, Form
 from dfs_deploy.runtimes import Substitution
 from dfs_deploy.runtimes.onnxruntime.binding import open_session, run_once, session_options
+from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, PreparedEngines
 
 
 class Sessions:
@@ -22,10 +23,12 @@ class Sessions:
     Args:
         bundle: with engines for ONNX Runtime.
         threads: that one engine may use.
+        prepared: engines to open instead of the bundle's, whose float32 features lie in another layout.
     """
 
-    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, threads: int = 1, prepared: PreparedEngines = PLAIN) -> None:
         self._bundle = bundle
+        self._prepared = prepared
         self._options = session_options(threads)
         self._sessions: dict[str, ort.InferenceSession] = {}
 
@@ -34,9 +37,8 @@ class Sessions:
         file = engine.files[form]
         digest = self._bundle.manifest.files[file].sha256
         if digest not in self._sessions:
-            self._sessions[digest] = open_session(
-                self._bundle.read(file), f"{self._bundle.path}: {file}", self._options
-            )
+            data = self._prepared.read(file) or self._bundle.read(file)
+            self._sessions[digest] = open_session(data, f"{self._bundle.path}: {file}", self._options)
         return self._sessions[digest]
 
     def run(self, engine: Engine, form: Form, features: NDArray[Any]) -> NDArray[Any]:

@@ -128,6 +128,7 @@ def test_ctrl_c_ends_a_process_with_one_line() -> None:
     script = (
         "import os, signal, sys, time\n"
         "from dfs_deploy import bundle\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
         "def wait(self, path): os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
         "bundle.Bundle.__init__ = wait\n"
         "sys.argv = ['dfs-deploy', 'inspect', 'net.dfs']\n"

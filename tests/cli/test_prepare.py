@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from dfs_deploy.bundle import Bundle
+from dfs_deploy.runtimes.onnxruntime import prepared
 from dfs_deploy.runtimes.onnxruntime.blocked import block_size
+from dfs_deploy.runtimes.onnxruntime.prepared import prepared_path
 from tests.bundles import Made, copied, wide_bundle
 from tests.cli.program import run
 from tests.runtimes.tensorrt.machine import building_here, machine
@@ -52,6 +55,17 @@ def test_onnxruntime_engines_are_made_once_and_mended(tmp_path: Path, tmp_path_f
     damaged.write_bytes(b"")
     assert run("prepare", bundle, "--json").json["made"]
     assert damaged.read_bytes()
+
+
+@pytest.mark.skipif(block_size() == 1, reason="ONNX Runtime has no blocked layout for this CPU")
+def test_what_cannot_be_prepared_fails_and_looking_prepares_nothing(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = copied(wide_bundle(tmp_path_factory), tmp_path)
+    assert "not prepared yet" in run("inspect", bundle).out
+    assert not prepared_path(Bundle(bundle)).parent.exists()
+    monkeypatch.setattr(prepared, "TOLERANCE", -1.0)
+    run("prepare", bundle, "--json").failed(4, "could not be prepared", "--no-prepared")
 
 
 @pytest.mark.skipif(block_size() == 1, reason="ONNX Runtime has no blocked layout for this CPU")

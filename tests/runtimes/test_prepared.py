@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -103,21 +104,97 @@ def test_engines_of_another_key_are_never_loaded(bundle: Bundle, key: str) -> No
 
 
 @needs_blocks
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 1}', "outside"])
-def test_a_damaged_index_is_as_none(bundle: Bundle, content: str) -> None:
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 1}', b'{"version": "\xff"}', None])
+def test_a_damaged_index_is_as_none(bundle: Bundle, content: bytes | None) -> None:
     made = prepared.prepare_engines(bundle)
     assert made.folder is not None
     file = made.folder / "index.json"
-    if content == "outside":
-        index = msgspec.json.decode(file.read_bytes(), type=prepared.PreparedIndex)
-        content = msgspec.json.encode(
-            msgspec.structs.replace(index, files=dict.fromkeys(index.files, "../../secret"))
-        ).decode()
-    file.write_text(content)
+    file.unlink()
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
     assert prepared.load_prepared(bundle) is None
     with Runtime(bundle) as runtime:
         assert runtime.description["layout"].endswith("kept")
     assert prepared.load_prepared(bundle) is not None
+
+
+@needs_blocks
+@pytest.mark.parametrize("change", ["version", "together", "plain", "none", "one less", "outside"])
+def test_an_index_that_says_something_else_is_as_none(bundle: Bundle, change: str) -> None:
+    made = prepared.prepare_engines(bundle)
+    assert made.folder is not None
+    file = made.folder / "index.json"
+    index = msgspec.json.decode(file.read_bytes(), type=prepared.PreparedIndex)
+    changed: dict[str, object] = {
+        "version": {"version": index.version + 1},
+        "together": {"together": 2 * index.together},
+        "plain": {"together": 1},
+        "none": {"files": {}},
+        "one less": {"files": dict(list(index.files.items())[1:])},
+        "outside": {"files": dict.fromkeys(index.files, "../../secret")},
+    }[change]
+    file.write_bytes(msgspec.json.encode(msgspec.structs.replace(index, **changed)))
+    assert prepared.load_prepared(bundle) is None
+    assert not prepared.whole_prepared(bundle)[1]
+    assert prepared.whole_prepared(bundle)[1]
+
+
+@needs_blocks
+def test_many_may_prepare_at_once(bundle: Bundle) -> None:
+    images = pixels(3)
+
+    def start(_: int) -> NDArray[np.float32]:
+        with Runtime(bundle) as runtime:
+            assert runtime.description["layout"].endswith(", kept")
+            return runtime(images).logits
+
+    with ThreadPoolExecutor(4) as pool:
+        logits = list(pool.map(start, range(8)))
+    assert all(np.array_equal(one, logits[0]) for one in logits)
+    folder = prepared.prepared_path(bundle)
+    assert [file.name for file in folder.parent.iterdir()] == [folder.name]
+
+
+@needs_blocks
+def test_what_fails_is_said_remembered_and_tried_again_when_asked(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(prepared, "TOLERANCE", -1.0)
+        with Runtime(bundle) as runtime:
+            assert "other features in the blocked layout" in runtime.description["layout"]
+    kept = prepared.load_prepared(bundle)
+    assert kept is not None
+    assert kept.failed
+    with Runtime(bundle) as runtime:
+        assert runtime.description["layout"].startswith("plain: ")
+    again, there_already = prepared.whole_prepared(bundle)
+    assert (there_already, again.failed) == (False, False)
+
+
+@needs_blocks
+@pytest.mark.parametrize("content", ["empty", "rubbish", "head"])
+def test_a_malformed_engine_is_refused_as_without_preparing(bundle: Bundle, content: str) -> None:
+    file = "common/block-01-full-fp32.onnx"
+    model = {"empty": b"", "rubbish": b"\xff" * 9, "head": (bundle.path / "common/head.onnx").read_bytes()}[content]
+    rewritten(bundle.path, {file: model})
+    messages = []
+    for choice in (False, True):
+        with pytest.raises(BundleError) as caught:
+            Runtime(bundle.path, prepared=choice)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+@needs_blocks
+def test_without_a_place_for_temporary_files_the_plain_engines_run(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(bundle.path / "nowhere"))
+    with Runtime(bundle) as runtime:
+        assert runtime.description["layout"].startswith("plain: FileNotFoundError")
 
 
 @needs_blocks

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.cpu import describe_cpu
+from dfs_deploy.decoding import UNREADABLE
 from dfs_deploy.errors import BundleError
 from dfs_deploy.files import sha256, write_whole
 from dfs_deploy.manifest import Engine, Form
@@ -102,12 +103,10 @@ def load_plan(bundle: Bundle, threads: int, together: int = 1) -> Plan | None:
     """The plan for this machine, or ``None`` where none was saved, or what lies there is no such plan."""
     key = plan_key(bundle, threads, together)
     path = plan_path(bundle, key)
-    if not path.is_file():
-        return None
     try:
         plan = msgspec.json.decode(path.read_bytes(), type=Plan)
-    except msgspec.MsgspecError:
-        return None  # a cache: what cannot be read is measured anew
+    except (OSError, *UNREADABLE):
+        return None  # none was kept, or, since this is a cache, one that cannot be read
     return plan if plan.version == VERSION and plan.key == key else None
 
 

@@ -7,11 +7,12 @@ read; what does not match its digest is made anew. The bundle itself stays porta
 
 from __future__ import annotations
 
-import os
+import contextlib
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -21,8 +22,9 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.cpu import describe_cpu
-from dfs_deploy.errors import BundleError
-from dfs_deploy.files import sha256
+from dfs_deploy.decoding import UNREADABLE
+from dfs_deploy.errors import BundleError, DfsDeployError
+from dfs_deploy.files import put_folder, sha256
 from dfs_deploy.manifest import Engine, Form
 from dfs_deploy.runtimes.onnxruntime.binding import laid_out, open_session, run_once, session_options
 from dfs_deploy.runtimes.onnxruntime.blocked import block_size, blocked_files, blocked_head, blocked_stem
@@ -32,6 +34,8 @@ TOLERANCE = 1e-4
 """Greatest difference from the plain engine, relative to its greatest output: sums are added in another order."""
 
 _INDEX = "index.json"
+_TEMPORARY = ".tmp"
+_ABANDONED_S = 3600.0
 
 
 class PreparedIndex(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,12 +46,14 @@ class PreparedIndex(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         key: what they were made for; see :func:`prepared_key`.
         together: channels that lie together in their float32 features.
         files: by the bundle's name of an engine, the SHA-256 of the model to run instead, which names its file too.
+        failure: why none could be made; else empty.
     """
 
     version: int
     key: dict[str, str]
     together: int
     files: dict[str, str]
+    failure: str = ""
 
 
 class DamagedError(BundleError):
@@ -61,11 +67,13 @@ class PreparedEngines:
     Attributes:
         together: channels that lie together in float32 features; 1 where the bundle's own engines run.
         reason: why they run, or why nothing was kept; empty where all is as it should be.
+        failed: whether they run because preparing others failed.
         folder: where the engines are kept; ``None`` where they are not.
     """
 
     together: int = 1
     reason: str = ""
+    failed: bool = False
     folder: Path | None = None
     _digests: Mapping[str, str] = field(default_factory=dict, repr=False)
     _models: Mapping[str, bytes] = field(default_factory=dict, repr=False)
@@ -74,17 +82,24 @@ class PreparedEngines:
         """The model to run instead of a bundle's file, or ``None`` for that file itself.
 
         Raises:
-            DamagedError: it was kept and does not match its digest any more.
+            DamagedError: it was kept, and is gone, cannot be read or does not match its digest any more.
         """
         if file in self._models:
             return self._models[file]
         if self.folder is None or file not in self._digests:
             return None
         path = self.folder / _file_name(self._digests[file])
-        data = path.read_bytes() if path.is_file() else b""
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DamagedError(f"{path} cannot be read ({error.strerror}); run dfs-deploy prepare") from error
         if sha256(data) != self._digests[file]:
-            raise DamagedError(f"{path} is damaged; remove {self.folder} and run dfs-deploy prepare")
+            raise DamagedError(f"{path} is not what was kept; run dfs-deploy prepare")
         return data
+
+    def loaded(self) -> PreparedEngines:
+        """The same without what is held to be read: the sessions have it now."""
+        return replace(self, _models={})
 
     def is_whole(self) -> bool:
         """Whether every kept engine matches its digest."""
@@ -122,21 +137,31 @@ def obtain_prepared(bundle: Bundle) -> PreparedEngines:
     return load_prepared(bundle) or prepare_engines(bundle)
 
 
+def whole_prepared(bundle: Bundle, progress: Callable[[float], None] | None = None) -> tuple[PreparedEngines, bool]:
+    """The same, every kept engine checked, and whether they were there already."""
+    found = load_prepared(bundle)
+    if found is not None and not found.failed and found.is_whole():
+        return found, True
+    return prepare_engines(bundle, progress), False
+
+
 def load_prepared(bundle: Bundle) -> PreparedEngines | None:
     """The engines prepared for this machine, or ``None`` where none are kept, or what lies there is something else."""
     folder = prepared_path(bundle)
-    file = folder / _INDEX
-    if not file.is_file():
-        return None
     try:
-        index = msgspec.json.decode(file.read_bytes(), type=PreparedIndex)
-    except msgspec.MsgspecError:
-        return None  # a cache: what cannot be read is made anew
-    if (index.version, index.key) != (VERSION, prepared_key(bundle)) or index.together < 1:
+        index = msgspec.json.decode((folder / _INDEX).read_bytes(), type=PreparedIndex)
+    except (OSError, *UNREADABLE):
+        return None  # none was kept, or, since this is a cache, one that cannot be read
+    if (index.version, index.key) != (VERSION, prepared_key(bundle)):
         return None
-    if not set(index.files) <= set(bundle.manifest.files) or not all(map(_is_digest, index.files.values())):
+    if index.failure:
+        return PreparedEngines(reason=index.failure, failed=True)
+    expected = {part.engine.files[form] for part in _parts(bundle) for form in part.forms}
+    if set(index.files) != expected or not all(map(_is_digest, index.files.values())):
         return None
-    return PreparedEngines(index.together, "", folder, index.files)
+    if index.together != block_size():
+        return None
+    return PreparedEngines(index.together, folder=folder, _digests=index.files)
 
 
 def prepare_engines(bundle: Bundle, progress: Callable[[float], None] | None = None) -> PreparedEngines:
@@ -147,8 +172,8 @@ def prepare_engines(bundle: Bundle, progress: Callable[[float], None] | None = N
         progress: called with how far it is, 0 to 1.
 
     Returns:
-        The engines. Where this CPU, this ONNX Runtime or the network's channels do not allow it: the bundle's own,
-        with the reason. Where the folder cannot be written, the engines are held in memory.
+        The engines, held in memory too until they are loaded. Where this CPU or the network's channels have no such
+        layout, or an engine could not be made: the bundle's own, with the reason.
 
     Raises:
         BundleError: the bundle has no engines for ONNX Runtime.
@@ -170,8 +195,11 @@ def prepare_engines(bundle: Bundle, progress: Callable[[float], None] | None = N
             models.update({part.engine.files[form]: data for form, data in made.items()})
             if progress is not None:
                 progress((i + 1) / len(parts))
-    except BundleError as error:
-        return PreparedEngines(reason=str(error))
+    except (DfsDeployError, LookupError, ValueError, OSError) as error:
+        # An engine of an unexpected form, or no place for temporary files: the plain engines run, and this is said.
+        first = (str(error).strip().splitlines() or [""])[0]
+        failure = first if isinstance(error, DfsDeployError) else f"{type(error).__name__}: {first}"
+        return replace(_keep(bundle, 1, {}, failure), together=1, reason=failure, failed=True, folder=None)
     return _keep(bundle, together, models)
 
 
@@ -184,6 +212,12 @@ class _Part:
     gives: tuple[int, ...]
     is_stem: bool = False
     is_head: bool = False
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """Of the features that a model is made for; an engine that takes and gives uint8 runs as it is."""
+        both = self.engine.output == "float32" and not self.is_stem and not self.is_head
+        return tuple(self.engine.files) if both else ("float32",)
 
 
 def _parts(bundle: Bundle) -> Iterator[_Part]:
@@ -241,34 +275,44 @@ def _out_of_blocks(features: NDArray[np.float32], together: int) -> NDArray[np.f
     return features.reshape(n, c // together, h, w, together).transpose(0, 1, 4, 2, 3).reshape(features.shape)
 
 
-def _keep(bundle: Bundle, together: int, models: Mapping[str, bytes]) -> PreparedEngines:
-    """Writes the engines, whole or not at all."""
+def _keep(bundle: Bundle, together: int, models: Mapping[str, bytes], failure: str = "") -> PreparedEngines:
+    """Writes the engines, whole or not at all; what another process kept meanwhile stays."""
     folder = prepared_path(bundle)
     digests = {file: sha256(data) for file, data in models.items()}
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    made = PreparedEngines(together, folder=folder, _digests=digests, _models=models)
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     try:
         temporary.mkdir(parents=True)
         for file, data in models.items():
             (temporary / _file_name(digests[file])).write_bytes(data)
-        index = PreparedIndex(VERSION, prepared_key(bundle), together, digests)
+        index = PreparedIndex(VERSION, prepared_key(bundle), together, digests, failure)
         (temporary / _INDEX).write_bytes(msgspec.json.format(msgspec.json.encode(index), indent=1) + b"\n")
-        _remove_outdated(bundle, folder)
-        temporary.rename(folder)
+        found = load_prepared(bundle)
+        if found is None or not found.is_whole():
+            put_folder(temporary, folder)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        return PreparedEngines(together, f"{folder.parent}: {error.strerror or error}", None, {}, models)
-    return PreparedEngines(together, "", folder, digests)
+        if load_prepared(bundle) is not None:
+            return made  # another process was first
+        return replace(made, reason=f"{error.filename or folder}: {error.strerror or error}", folder=None)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # the one that stood there before, where two changed places
+    _remove_outdated(bundle, folder)
+    return made
 
 
 def _remove_outdated(bundle: Bundle, folder: Path) -> None:
-    """Removes what is to be replaced, and what was prepared for another bundle that lay under this name."""
+    """Removes what was prepared for another bundle that lay under this name, and what a stopped process left."""
+    for other in folder.parent.glob(f".prepared-*{_TEMPORARY}"):
+        with contextlib.suppress(OSError):  # gone meanwhile, or another user's
+            if time.time() - other.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(other)
     for other in folder.parent.glob("prepared-*"):
         try:
             index = msgspec.json.decode((other / _INDEX).read_bytes(), type=PreparedIndex)
-        except (OSError, msgspec.MsgspecError):
-            index = None  # of another version, perhaps another machine's: not ours to remove
-        if other == folder or (index is not None and index.key.get("bundle") != bundle.digest):
-            shutil.rmtree(other)
+        except (OSError, *UNREADABLE):
+            continue  # of another version, perhaps another machine's: not ours to remove
+        if index.key.get("bundle") != bundle.digest:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _file_name(digest: str) -> str:

@@ -105,7 +105,7 @@ def load_engines(
         feature_scales=tuple(engines.feature_scales),
         substitutions=substituted.collected(),
         threads=threads,
-        prepared=prepared,
+        prepared=prepared.loaded(),
     )
 
 
@@ -145,8 +145,14 @@ class _Loader:
         sessions = {form: self.session(file) for form, file in engine.files.items()}
         for form, session in sessions.items():
             given = laid_out(gives, engine.output) if len(gives) == 3 else gives
-            self._check(label, session.get_inputs(), form, laid_out(takes, form))
-            self._check(label, session.get_outputs(), engine.output, given)
+            try:
+                inputs, outputs = session.get_inputs(), session.get_outputs()
+            except UnicodeDecodeError as error:
+                raise BundleError(
+                    f"{self._bundle.path}: a name in the engine of {label} is no UTF-8; export it again"
+                ) from error
+            self._check(label, inputs, form, laid_out(takes, form))
+            self._check(label, outputs, engine.output, given)
         return LoadedEngine(label, engine.output, sessions)
 
     def session(self, file: str) -> ort.InferenceSession:

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.decoding import UNREADABLE
 from dfs_deploy.errors import UsageError
 from dfs_deploy.files import sha256, write_whole
 from dfs_deploy.runtimes.tensorrt.device import DeviceFacts
@@ -129,7 +130,7 @@ def load_settings(folder: Path) -> Settings:
         return Settings()
     try:
         return msgspec.json.decode(content, type=Settings)
-    except (msgspec.MsgspecError, UsageError):
+    except (*UNREADABLE, UsageError):
         return Settings()  # a cache: what cannot be read is made anew
 
 
@@ -145,7 +146,7 @@ def load_plan(folder: Path, key: PlanKey) -> bytes | None:
         return None
     try:
         record = msgspec.json.decode(content, type=PlanRecord)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return None
     fits = record.version == VERSION and record.key == key and record.sha256 == sha256(plan)
     return plan if fits and written_by(plan, key.tensorrt) else None
