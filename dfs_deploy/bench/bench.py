@@ -170,7 +170,7 @@ def run_bench(
         energy=energy,
         no_energy="not asked for" if energy_s <= 0.0 else why_no_sampler(device),
         jetson=None if before is None else JetsonRun(read_jetson(), before, read_power_state()),
-        verdict=decide(cases, over_static, problems, max_top1_drop),
+        verdict=decide(cases, over_static, problems, max_top1_drop, device),
         paths=timed_paths,
         forced=forced_paths(bundle.options, cases, turns, bundle.architecture.gated_blocks),
         start_up=measure_start_up(

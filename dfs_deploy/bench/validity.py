@@ -47,13 +47,14 @@ def find_problems(cases: Sequence[CaseResult], turn: Turn, inputs: int) -> tuple
         what = f"{least} calls a case, expected at least {wanted}"
         return (*found, Problem(what, f"--min-iterations {wanted} or more, or leave it out"))
     known = [
-        (case.ratios.mean.uncertainty, f"{case.name} over {case.ratios.over}")
+        (case.ratios.mean.uncertainty, f"the mean ratio of {case.name} over {case.ratios.over}")
         for case in cases
         if case.ratios is not None and case.ratios.mean.uncertainty > MAX_UNCERTAINTY
     ]
     if known:
         worst, which = max(known)
-        others = f" (and {len(known) - 1} more too badly)" if len(known) > 1 else ""
-        what = f"{which} is known to {100 * worst:.1f} %{others}, expected {100 * MAX_UNCERTAINTY:.0f} % or better"
+        others = f", {len(known) - 1} more likewise" if len(known) > 1 else ""
+        expected = f"±{100 * MAX_UNCERTAINTY:.0f} % or better"
+        what = f"{which} is known only to ±{100 * worst:.1f} %{others}; expected {expected}"
         found.append(Problem(what, "stop what else runs here, or raise --min-seconds"))
     return tuple(found)

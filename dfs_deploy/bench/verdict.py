@@ -44,6 +44,7 @@ def decide(
     over_static: Sequence[Ratios],
     problems: Sequence[Problem],
     max_top1_drop: float = MAX_TOP1_DROP,
+    device: str = "cpu",
 ) -> Verdict:
     """Chooses between the dynamic network and its static baselines.
 
@@ -52,16 +53,17 @@ def decide(
         over_static: the dynamic network's latency over that of each static engine.
         problems: why the run is INVALID.
         max_top1_drop: share of right answers that may be lost against the most precise static engine.
+        device: that the run was on.
     """
     dynamic = next(case for case in cases if case.name == DYNAMIC)
     statics = [case for case in cases if case.static]
     rule = rule_of(max_top1_drop)
 
     def none(words: str) -> Verdict:
-        return Verdict(None, f"no verdict: {words}", (), rule)
+        return Verdict(None, f"none: {words}", (), rule)
 
     if not statics:
-        return none("there is no static engine to compare with; for a CPU export with --targets fp32,int8")
+        return none(_no_static(device))
     if problems:
         return none("the run is INVALID")
     ratios = {ratio.over: ratio for ratio in over_static}
@@ -79,6 +81,12 @@ def decide(
         )
         return Verdict(best.name, words, caveats, rule)
     return _by_latency(dynamic, best, ratios[best.name], caveats, rule)
+
+
+def _no_static(device: str) -> str:
+    if device == "cpu":
+        return "the bundle has no static engine to compare with; export with --targets fp32,int8"
+    return f"static engines run in ONNX Runtime alone so far, so there is none on {device}; --device cpu compares"
 
 
 def rule_of(max_top1_drop: float) -> str:
@@ -143,7 +151,7 @@ def _unlabelled(statics: Sequence[CaseResult], ratios: dict[str, Ratios], rule: 
         words = f"ship {title(base)}: DFS is {times(ratios[base.name].p50)} at the median even than that here"
         return Verdict(base.name, words, (), rule)
     figures = ", ".join(f"{times(ratios[case.name].p50)} against {title(case)}" for case in statics)
-    words = f"no verdict: no labels, so what each loses in accuracy is unknown; at the median DFS is {figures}"
+    words = f"none: no labels, so what each loses in accuracy is unknown; at the median DFS is {figures}"
     return Verdict(None, f"{words}; give labelled images with --data", (), rule)
 
 

@@ -71,7 +71,8 @@ def _where(result: BenchResult) -> Iterator[str]:
     yield f"{bundle.name}, {bundle.architecture}: {result.inputs} inputs ({result.data}), seed {result.seed}"
     yield f"{machine.cpu}, {machine.cores} core(s), {machine.int8 or 'no 8-bit product instructions'}"
     gate = f"{facts['gate']} gate, plan: {facts.get('plan') or 'none'}"
-    yield f"{facts['runtime']} {facts['version']}, {result.threads} thread(s), {gate}"
+    layout = f", layout: {facts['layout']}" if facts.get("layout") else ""
+    yield f"{facts['runtime']} {facts['version']}, {result.threads} thread(s), {gate}{layout}"
     clock = [
         f"governor {state.governor or 'unknown'}",
         "frequency unknown" if state.frequency_mhz is None else f"{state.frequency_mhz:,.0f} MHz",
@@ -216,8 +217,6 @@ def _notes(result: BenchResult) -> Iterator[str]:
         )
     if result.energy is None:
         yield f"no energy: {result.no_energy}"
-    if result.normaliser is None:
-        yield "no static engine to compare with: those run in ONNX Runtime alone so far"
     if result.noisy:
         yield f"noisy: {', '.join(result.noisy)} varied by more than 2.5 %; trust ratios, not times"
 

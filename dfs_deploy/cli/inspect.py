@@ -68,8 +68,8 @@ def inspect(bundle: BundleArgument = None, json: JsonOption = False) -> None:
             )
         for substitution in facts.get("substitutions", ()):
             console.print(
-                f"               option {substitution.option}: {substitution.served_by} for {substitution.wanted},"
-                f" {substitution.reason}"
+                f"               option {substitution.option}: {substitution.served_by} for {substitution.wanted} at"
+                f" {len(substitution.blocks)} of {opened.architecture.gated_blocks} blocks, {substitution.reason}"
             )
     rows = [
         [

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import dfs_deploy
-from dfs_deploy.cli.arguments import DataHelp, JsonOption, PlanOption, SeedOption, ThreadsOption
+from dfs_deploy.cli.arguments import DataHelp, JsonOption, PlanOption, PreparedOption, SeedOption, ThreadsOption
 from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
 from dfs_deploy.errors import UsageError
 from dfs_deploy.extras import required
+
+if TYPE_CHECKING:
+    from dfs_deploy.report import BundleReport
 
 
 def report(
@@ -41,6 +44,7 @@ def report(
     min_iterations: Annotated[int, typer.Option(min=1, help="Of the bench: calls a case, at least.")] = 200,
     threads: ThreadsOption = 1,
     plan: PlanOption = True,
+    prepared: PreparedOption = True,
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
@@ -84,6 +88,7 @@ def report(
                 examples=examples,
                 threads=threads,
                 plan=plan,
+                prepared=prepared,
                 seed=seed,
                 min_s=min_seconds,
                 min_iterations=min_iterations,
@@ -102,12 +107,25 @@ def report(
         return
     console = output()
     for made in result.bundles:
-        point, outcome = made.frontier[0], made.outcome
-        console.print(
-            f"{made.facts.name}: top-1 {percent(point.top1)}, median {point.p50_ms:.3f} ms, computation"
-            f" {outcome.computation_percentage:.1f} % on {outcome.inputs} inputs ({outcome.data})"
-        )
+        _show(made)
     console.print(f"wrote {html}")
+
+
+def _show(made: BundleReport) -> None:
+    console, outcome, bench = output(), made.outcome, made.bench
+    console.print(
+        f"{made.facts.name}: top-1 {percent(outcome.top1)}, computation {outcome.computation_percentage:.1f} % on"
+        f" {outcome.inputs} inputs ({outcome.data})"
+    )
+    if bench is None:
+        return
+    console.print(f"  bench: median {made.frontier[0].p50_ms:.3f} ms on {bench.inputs} inputs ({bench.data})")
+    for line in made.bench_differs:
+        console.print(f"  note: {line}")
+    for problem in bench.problems:
+        console.print(f"  INVALID: {problem.what}" + (f"; {problem.remedy}" if problem.remedy else ""))
+    if bench.verdict is not None:
+        console.print(f"  verdict: {bench.verdict.words}")
 
 
 def _draw(runs: list[Path], folder: Path | None, quiet: bool) -> dict[str, Any]:

@@ -60,6 +60,7 @@ class RuntimeFacts(msgspec.Struct, frozen=True):
     provider: str = ""
     gate: str = ""
     plan: str = ""
+    layout: str = ""
 
 
 class BenchedBundle(msgspec.Struct, frozen=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,7 +13,7 @@ from dfs_deploy.bench import run_bench
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.datasets import Dataset
 from dfs_deploy.errors import BundleError, UsageError
-from dfs_deploy.report.bench_file import BenchFigures, bench_figures
+from dfs_deploy.report.bench_file import BenchFigures, RuntimeFacts, bench_figures
 from dfs_deploy.report.engines import engine_figures
 from dfs_deploy.report.examples import pick_examples
 from dfs_deploy.report.results import (
@@ -43,6 +44,7 @@ def report_bundle(
     examples: int = EXAMPLES,
     threads: int = 1,
     plan: bool = True,
+    prepared: bool = True,
     seed: int = 0,
     min_s: float = 2.0,
     min_iterations: int = 200,
@@ -58,6 +60,7 @@ def report_bundle(
         examples: inputs to show at each end; 0 keeps pictures out of the report.
         threads: that one engine may use.
         plan: whether to use the plan measured on this machine, if there is one.
+        prepared: whether to run engines prepared for this machine.
         seed: of every draw.
         min_s: of the bench: measured seconds a case, on average.
         min_iterations: of the bench: calls a case, at least.
@@ -72,7 +75,8 @@ def report_bundle(
         raise BundleError(f"{bundle.path} has no engines for onnxruntime; export with --runtime onnxruntime")
     images, labels, name = _inputs(bundle, data, samples, seed)
     groups = group_of_block(bundle.architecture)
-    with Runtime(bundle, threads=threads, plan=plan) as runtime:
+    with Runtime(bundle, threads=threads, plan=plan, prepared=prepared) as runtime:
+        here = msgspec.convert(runtime.description, RuntimeFacts)
         result = _run(runtime, images, lambda share: tell(f"{bundle.name}: running", share))
         substitutions = runtime.substitutions
         engines = engine_figures(
@@ -82,6 +86,7 @@ def report_bundle(
             result.path,
             groups,
             threads,
+            prepared,
             lambda share: tell(f"{bundle.name}: measuring engines", share),
         )
     if bench is None:
@@ -90,6 +95,7 @@ def report_bundle(
             data,
             threads=threads,
             plan=plan,
+            prepared=prepared,
             seed=seed,
             min_s=min_s,
             min_iterations=min_iterations,
@@ -114,6 +120,7 @@ def report_bundle(
             distinct_paths=len(np.unique(result.path, axis=0)),
         ),
         bench=bench,
+        bench_differs=tuple(_differences(bench.runtime, here)),
         frontier=tuple(_frontier(bundle, bench, budgets)),
         decisions=decisions(result.path, bundle.options, groups),
         paths=hottest,
@@ -178,6 +185,14 @@ def _facts(bundle: Bundle) -> BundleFacts:
         calibration_data=None if calibration is None else calibration.data,
         calibration_samples=None if calibration is None else calibration.samples,
     )
+
+
+def _differences(timed: RuntimeFacts, here: RuntimeFacts) -> Iterator[str]:
+    """What ran when the bench was made and runs otherwise now; what an older file does not tell is passed over."""
+    for name in ("version", "gate", "plan", "layout"):
+        then, now = getattr(timed, name), getattr(here, name)
+        if then and then != now:
+            yield f"{name}: {then} in the bench, {now} now"
 
 
 def _frontier(bundle: Bundle, bench: BenchFigures, budgets: tuple[BudgetPoint, ...]) -> Iterator[Point]:

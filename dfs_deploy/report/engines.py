@@ -21,7 +21,7 @@ from dfs_deploy.report.walk import Features, Sessions, serving, walk
 from dfs_deploy.runtimes import Substitution
 from dfs_deploy.runtimes.onnxruntime.binding import aligned_buffer, bind, laid_out
 from dfs_deploy.runtimes.onnxruntime.plan import median_us
-from dfs_deploy.runtimes.onnxruntime.prepared import obtain_prepared
+from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, obtain_prepared
 
 MOST_SAMPLES = 128
 """Inputs whose features errors are measured on; more would change little and take memory."""
@@ -37,6 +37,7 @@ def engine_figures(
     paths: NDArray[np.uint8],
     groups: Sequence[int],
     threads: int = 1,
+    prepared: bool = True,
     progress: Callable[[float], None] | None = None,
 ) -> tuple[EngineFigures, ...]:
     """Measures every engine of every gated block.
@@ -48,9 +49,13 @@ def engine_figures(
         paths: (N, gated blocks) option indices that they took.
         groups: group of each block, the first block included.
         threads: that one engine may use.
+        prepared: whether engines prepared for this machine are timed.
         progress: called with how far it is, 0 to 1.
     """
-    sessions, timed = Sessions(bundle, threads), Sessions(bundle, threads, obtain_prepared(bundle))
+    sessions, timed = (
+        Sessions(bundle, threads),
+        Sessions(bundle, threads, obtain_prepared(bundle) if prepared else PLAIN),
+    )
     found: list[EngineFigures] = []
     measured = walk(bundle, sessions, substitutions, images[:MOST_SAMPLES], paths[:MOST_SAMPLES])
     for block, features in measured:

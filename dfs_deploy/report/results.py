@@ -101,9 +101,10 @@ class Point:
         kind: the network at its trained point, at a budget, or a static engine of the same backbone.
         p50_ms: median latency of a call.
         p95_ms: 95th percentile, or ``None``.
-        top1: share of right answers, or ``None`` where none is known.
+        top1: share of right answers on the bench's own inputs, or ``None`` where none is known.
         computation_percentage: of a dynamic case.
-        latency_ratio: median latency over that of the network at its trained point, in the same run.
+        latency_ratio: median latency over that of the network at its trained point, in the same run; nothing to rely on
+            where the bench says that it is not ``valid``.
         top1_change: ``top1`` less that of the network at its trained point.
     """
 
@@ -262,6 +263,7 @@ class BundleReport:
         substitutions: engines that stand in for others here.
         outcome: of the inputs.
         bench: of this machine, or from a file; ``None`` where none was made.
+        bench_differs: what ran otherwise when the bench was made than it does now, a line each.
         frontier: accuracy against latency.
         decisions: for each block and option.
         paths: the commonest, first to last.
@@ -278,6 +280,7 @@ class BundleReport:
     substitutions: tuple[SubstitutionFacts, ...]
     outcome: Outcome
     bench: BenchFigures | None
+    bench_differs: tuple[str, ...]
     frontier: tuple[Point, ...]
     decisions: tuple[Decision, ...]
     paths: tuple[HotPath, ...]

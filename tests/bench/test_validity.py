@@ -33,7 +33,7 @@ def test_the_least_steady_ratio_is_named_with_how_well_it_is_known() -> None:
     (problem,) = result.problems
     known = {case.name: case.ratios.mean.uncertainty for case in result.cases if case.ratios is not None}
     worst = max(known, key=lambda name: known[name])
-    assert f"{worst} over static-fp32 is known to {100 * known[worst]:.1f} %" in problem.what
+    assert f"the mean ratio of {worst} over static-fp32 is known only to ±{100 * known[worst]:.1f} %" in problem.what
     assert ("1 more" in problem.what) == (sum(each > 0.05 for each in known.values()) == 2)
     assert "--min-seconds" in problem.remedy
     assert result.verdict.choice is None

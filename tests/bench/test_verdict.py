@@ -122,6 +122,13 @@ def test_without_a_static_engine_there_is_nothing_to_compare_with() -> None:
     assert "--targets" in found.words
 
 
+def test_a_device_without_static_engines_is_not_told_to_export_for_a_cpu() -> None:
+    found = decide(made_bench({"dfs": 1.0}).cases, [], [], device="jetson")
+    assert found.choice is None
+    assert "none on jetson" in found.words
+    assert "--targets" not in found.words
+
+
 def test_too_few_calls_for_a_tail_are_a_caveat() -> None:
     result = made_bench(turns=8, top1=dict.fromkeys(("dfs", "static-fp32", "static-int8"), 0.9))
     assert result.verdict.choice == "dfs"

@@ -30,6 +30,14 @@ def test_a_person_sees_what_is_in_it(mixed: Made) -> None:
         assert word in ran.out, word
 
 
+def test_a_person_sees_at_how_many_blocks_an_engine_stands_in(mixed: Made) -> None:
+    blocks = Bundle(mixed.path).architecture.gated_blocks
+    shown = " ".join(run("inspect", mixed.path).out.split())
+    for entry in run("inspect", mixed.path, "--json").json["here"]["onnxruntime"]["substitutions"]:
+        words = f"option {entry['option']}: {entry['served_by']} for {entry['wanted']}"
+        assert f"{words} at {len(entry['blocks'])} of {blocks} blocks" in shown
+
+
 def test_a_bundle_without_calibration_or_accuracy(floats: Made, tmp_path: Path) -> None:
     bundle = copied(floats, tmp_path)
     manifest = manifest_of(bundle)

@@ -30,7 +30,7 @@ def test_a_person_reads_what_was_made(mixed: Made, floats: Made, tmp_path: Path)
     ran = run("report", mixed.path, floats.path, "--html", page, "--examples", "0", *QUICK)
     assert ran.code == 0
     assert page.is_file()
-    for word in ("mixed", "floats", "median", "carried", str(page)):
+    for word in ("mixed", "floats", "median", "carried", "INVALID: ", "verdict: none", str(page)):
         assert word in ran.out, word
 
 

@@ -5,7 +5,9 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 from PIL import Image
 
@@ -18,6 +20,8 @@ from dfs_deploy.report.results import Report
 from dfs_deploy.runtimes import Runtime
 from tests.bundles import Made, copied, manifest_of, write_manifest
 from tests.checks import refuses
+
+QUICK: Any = {"min_s": 0.02, "min_iterations": 4}
 
 
 def test_the_outcome_is_the_runtimes(mixed: Made, told: BundleReport) -> None:
@@ -92,6 +96,22 @@ def test_figures_do_not_depend_on_the_order_of_inputs(mixed: Made, told: BundleR
     again = report_bundle(Bundle(mixed.path), turned, told.bench, samples=None)
     assert (again.decisions, again.paths, again.tree) == (told.decisions, told.paths, told.tree)
     assert again.outcome == told.outcome
+
+
+def test_what_ran_otherwise_in_the_bench_is_told(mixed: Made, told: BundleReport) -> None:
+    assert told.bench is not None
+    assert told.bench_differs == ()
+    runtime = msgspec.structs.replace(told.bench.runtime, plan="a plan of old", layout="")
+    bench = msgspec.structs.replace(told.bench, runtime=runtime)
+    (line,) = report_bundle(Bundle(mixed.path), mixed.data, bench, samples=8, examples=0).bench_differs
+    assert line.startswith("plan: a plan of old in the bench, ")
+
+
+def test_engines_need_not_be_prepared(mixed: Made, told: BundleReport) -> None:
+    plain = report_bundle(Bundle(mixed.path), mixed.data, samples=8, examples=0, prepared=False, **QUICK)
+    assert plain.bench is not None
+    with Runtime(mixed.path, prepared=False) as runtime:
+        assert plain.bench.runtime.layout == runtime.description["layout"]
 
 
 def test_the_json_is_strict(told: BundleReport) -> None:

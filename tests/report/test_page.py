@@ -164,19 +164,44 @@ def test_unknown_figures_are_a_dash(told_without_labels: BundleReport) -> None:
     assert "None" not in re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
 
 
+def valid(told: BundleReport) -> BundleReport:
+    """The same report, of a bench that can be relied on."""
+    assert told.bench is not None
+    return replace(told, bench=replace_struct(told.bench, valid=True, problems=[]))
+
+
 def test_the_verdict_of_the_bench_leads(told: BundleReport) -> None:
     assert told.bench is not None
     assert told.bench.verdict is not None
-    assert told.bench.verdict.words in " ".join(Page(render_page(Report("0", "now", (told,)))).text)
+    assert told.bench.verdict.words in " ".join(Page(render_page(Report("0", "now", (valid(told),)))).text)
+
+
+def test_each_figure_comes_with_its_own_inputs(told: BundleReport) -> None:
+    """Top-1 and computation are of the report's inputs, times of the bench's."""
+    assert told.bench is not None
+    other = replace(told, bench=replace_struct(told.bench, inputs=7), outcome=replace(told.outcome, top1=0.125))
+    html = render_page(Report("0", "now", (other,)))
+    tiles = html.partition('<dl class="tiles">')[2].partition("</dl>")[0]
+    plain = re.sub(r"<[^>]+>", " ", tiles)
+    assert re.search(r"top-1 on\s+96\s+inputs\s+12\.50 %", plain), plain
+    assert re.search(r"median latency on\s+7\s+inputs of the bench", plain), plain
+
+
+def test_a_bench_of_another_plan_or_layout_is_told(told: BundleReport) -> None:
+    line = "plan: none in the bench, measured now"
+    html = render_page(Report("0", "now", (replace(told, bench_differs=(line,)),)))
+    assert line in html
+    assert line not in render_page(Report("0", "now", (told,)))
 
 
 def test_an_invalid_bench_is_called_so(told: BundleReport) -> None:
     assert told.bench is not None
     problem = ProblemFacts("two inputs, expected eight", "give more images")
-    for valid, shown in ((True, False), (False, True), (None, False)):
-        bench = replace_struct(told.bench, valid=valid, problems=[] if valid else [problem])
+    for sound, shown in ((True, False), (False, True), (None, False)):
+        bench = replace_struct(told.bench, valid=sound, problems=[] if sound else [problem])
         text = " ".join(Page(render_page(Report("0", "now", (replace(told, bench=bench),)))).text)
-        assert ("is INVALID; do not rely" in text) == shown
+        assert ("is INVALID, so no ratio" in text) == shown
+        assert ("the time of the dynamic network" in text) != shown
         assert ("two inputs, expected eight; give more images" in text) == shown
 
 
