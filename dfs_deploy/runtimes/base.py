@@ -316,8 +316,18 @@ class Runtime:
         return self._open_backend().engine_calls(self._check_path(np.asarray(path)[None], 1)[0])
 
     def gate_calls(self) -> tuple[Callable[[], object], ...]:
-        """A gate step a gated block, at batch 1: for a bench."""
-        return self._open_backend().gate_calls()
+        """A gate step a gated block, at batch 1: for a bench. The gate forgets the batch before.
+
+        Raises:
+            RuntimeClosedError: it was closed.
+            UsageError: another thread uses it now.
+        """
+        backend = self._open_backend()
+        self._claim()
+        try:
+            return backend.gate_calls()
+        finally:
+            self._in_use.release()
 
     def clone(self) -> Runtime:
         """A runtime for another thread: the same engines, its own buffers."""

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -202,6 +203,17 @@ def test_a_closed_runtime_says_so(mixed: Made) -> None:
         with refuses(RuntimeClosedError, "closed"):
             use()
     assert runtime.options.names == ("skip", "8", "16", "full"), "what the bundle says stays"
+
+
+def test_the_gate_of_a_runtime_in_use_is_left_alone(mixed: Made) -> None:
+    def meanwhile(*_: object) -> None:
+        runtime.gate_calls()
+
+    with Runtime(mixed.path) as runtime:
+        with mock.patch.object(OnnxRuntimeBackend, "infer", meanwhile), refuses(UsageError, "in use", "clone()"):
+            runtime(pixels(1))
+        assert runtime.gate_calls()
+        assert runtime(pixels(1)).path.shape == (1, 3)
 
 
 def test_a_with_block_closes_also_after_an_error(mixed: Made) -> None:
