@@ -245,6 +245,8 @@ def _quantization_constants(graph: _Graph) -> Iterator[Finding]:
         scale = graph.constants.get(node.input[1])
         if scale is None:
             yield Finding("scale", node.name, "a computed scale, expected a constant")
+        elif not scale.size or scale.dtype not in (np.float32, np.float16):
+            yield Finding("scale", node.name, f"{scale.size} of {scale.dtype}, expected some of float32 or float16")
         else:
             least = float(np.min(scale))
             if not least >= float(np.finfo(np.float16 if scale.dtype == np.float16 else np.float32).tiny):

@@ -144,8 +144,17 @@ def negative_scale(model: onnx.ModelProto) -> None:
     replace(model, "conv1_weight_scale", -value_of(model, "conv1_weight_scale"))
 
 
+def scale_of_text(model: onnx.ModelProto) -> None:
+    (tensor,) = (t for t in model.graph.initializer if t.name == "conv1_input_scale")
+    tensor.CopyFrom(helper.make_tensor(tensor.name, TensorProto.STRING, [], [b"one"]))
+
+
 def subnormal_scale(model: onnx.ModelProto) -> None:
     replace(model, "conv1_input_scale", np.array(1e-40, np.float32))
+
+
+def empty_scale(model: onnx.ModelProto) -> None:
+    replace(model, "conv1_weight_scale", np.zeros(0, np.float32))
 
 
 def float16_scale_in_an_old_opset(model: onnx.ModelProto) -> None:
@@ -249,6 +258,8 @@ ILLEGAL: list[tuple[str, Edit]] = [
     ("half quantised", half_quantised_convolution),
     ("scale", negative_scale),
     ("scale", subnormal_scale),
+    ("scale", empty_scale),
+    ("scale", scale_of_text),
     ("float16 scale", float16_scale_in_an_old_opset),
     ("pair", another_scale_after_it),
     ("pair", quantized_value_read_elsewhere),
