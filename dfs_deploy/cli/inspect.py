@@ -106,9 +106,9 @@ def _tensorrt_here(bundle: Bundle) -> dict[str, Any]:
     try:
         facts = device_facts()
         plans = Plans(bundle, facts)
+        ready, count = plans.ready()
     except EnvironmentLacksError as error:
         return {"runtime": "tensorrt", "lacks": str(error)}
-    ready, count = plans.ready()
     return {
         "runtime": "tensorrt",
         "version": plans.version,

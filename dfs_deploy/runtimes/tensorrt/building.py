@@ -6,12 +6,13 @@ or the application, with it: what was finished before stays.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -19,7 +20,7 @@ from typing import IO
 import msgspec
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.errors import BundleError, EngineError
+from dfs_deploy.errors import BundleError, EngineError, EnvironmentLacksError
 from dfs_deploy.files import sha256, whole_file
 from dfs_deploy.runtimes.tensorrt.device import DeviceFacts, device_facts
 from dfs_deploy.runtimes.tensorrt.library import tensorrt_version
@@ -78,7 +79,7 @@ def prepare(bundle: Bundle, settings: Settings | None = None, progress: Progress
 
     Raises:
         BundleError: it has no engines for TensorRT.
-        EnvironmentLacksError: TensorRT, pycuda or a GPU is missing.
+        EnvironmentLacksError: TensorRT, pycuda or a GPU is missing, or the plans' folder cannot be read or written.
         EngineError: an engine could not be built; the message names it, and what was built before it is kept.
     """
     if "tensorrt" not in bundle.manifest.runtimes:
@@ -93,13 +94,17 @@ class Plans:
         bundle: with engines for TensorRT.
         facts: of the GPU.
         settings: what plans are made with; ``None`` for what they were last made with. What is given is kept.
+
+    Raises:
+        EnvironmentLacksError: the folder of the plans is a link, or cannot be read or written; so do the methods.
     """
 
     def __init__(self, bundle: Bundle, facts: DeviceFacts, settings: Settings | None = None) -> None:
         self.folder = cache_folder(bundle)
-        self.settings = load_settings(self.folder) if settings is None else settings
-        if settings is not None:
-            save_settings(self.folder, settings)
+        with self._usable_folder():
+            self.settings = load_settings(self.folder) if settings is None else settings
+            if settings is not None:
+                save_settings(self.folder, settings)
         self._bundle, self._facts = bundle, facts
         self.version = tensorrt_version()
 
@@ -110,17 +115,15 @@ class Plans:
             EngineError: it could not be built.
         """
         key = self._key(engine)
-        plan = load_plan(self.folder, key)
+        plan = self._load(key)
         if plan is None:
-            self._build(engine, key, lambda what, share: None)
-            plan = load_plan(self.folder, key)
-        if plan is None:
-            raise EngineError(f"the plan of {engine.label} changed under {self.folder} while it was read; run it again")
+            # What was built, and not what lies there: another process may be building the same plan.
+            _, plan = self._build(engine, key, lambda what, share: None)
         return plan
 
     def ready(self) -> tuple[int, int]:
         """How many engines have a plan that fits, and how many there are."""
-        fitting = [load_plan(self.folder, self._key(engine)) is not None for engine in wanted_engines(self._bundle)]
+        fitting = [self._load(self._key(engine)) is not None for engine in wanted_engines(self._bundle)]
         return sum(fitting), len(fitting)
 
     def build_missing(self, progress: Progress | None = None) -> Prepared:
@@ -129,10 +132,10 @@ class Plans:
         built, weak, kept = [], [], 0
         for engine in wanted_engines(self._bundle):
             key = self._key(engine)
-            if load_plan(self.folder, key) is not None:
+            if self._load(key) is not None:
                 kept += 1
                 continue
-            typing = self._build(engine, key, report)
+            typing, _ = self._build(engine, key, report)
             built.append(engine.label)
             if typing == "weak":
                 weak.append(engine.label)
@@ -142,13 +145,17 @@ class Plans:
     def _key(self, engine: WantedEngine) -> PlanKey:
         return plan_key(self._bundle, engine, self.settings, self._facts, self.version)
 
-    def _build(self, engine: WantedEngine, key: PlanKey, report: Progress) -> str:
-        """Builds a plan and keeps it; returns how its network was typed."""
+    def _load(self, key: PlanKey) -> bytes | None:
+        with self._usable_folder():
+            return load_plan(self.folder, key)
+
+    def _build(self, engine: WantedEngine, key: PlanKey, report: Progress) -> tuple[str, bytes]:
+        """Builds a plan and keeps it; returns how its network was typed, and the plan."""
         begin, what = time.perf_counter(), f"building {engine.label}"
         report(what, 0.0)
         model = self._bundle.read(engine.file)
         workspace = self.settings.workspace_mib
-        with whole_file(self.folder / f"{key.name}.plan") as temporary:
+        with self._usable_folder(), whole_file(self.folder / f"{key.name}.plan") as temporary:
             request = BuildRequest(
                 label=engine.label,
                 precision=engine.precision,
@@ -165,9 +172,21 @@ class Plans:
                     f"{engine.label}: what TensorRT {self.version} built does not begin as its plans do; report it"
                 )
         seconds = time.perf_counter() - begin
-        save_record(self.folder, PlanRecord(VERSION, engine.label, key, sha256(plan), typing, seconds))
+        with self._usable_folder():
+            save_record(self.folder, PlanRecord(VERSION, engine.label, key, sha256(plan), typing, seconds))
         report(what, 1.0)
-        return typing
+        return typing, plan
+
+    @contextlib.contextmanager
+    def _usable_folder(self) -> Iterator[None]:
+        """Makes errors of files and processes ours: none of them is the GPU's."""
+        try:
+            yield
+        except BrokenPipeError:
+            raise  # of whoever was shown the progress
+        except OSError as error:
+            seen = error.strerror or str(error)
+            raise _unusable(self.folder, f"{error.filename}: {seen}" if error.filename else seen) from error
 
 
 def _run_worker(request: BuildRequest, model: bytes, report: Callable[[float], None]) -> str:
@@ -188,7 +207,16 @@ def _run_worker(request: BuildRequest, model: bytes, report: Callable[[float], N
                 raise
         if process.returncode == 0 and done is not None and done.typing:
             return done.typing
+        if done is not None and done.files:
+            raise _unusable(Path(request.plan).parent, done.error)
         raise EngineError(f"{request.label} could not be built: {_why(process.returncode, done, log)}")
+
+
+def _unusable(folder: Path, seen: str) -> EnvironmentLacksError:
+    return EnvironmentLacksError(
+        f"the plans cannot be built and kept in {folder} ({seen}); make it a folder that can be read and written, with"
+        " space left"
+    )
 
 
 def _why(code: int, last: Message | None, log: IO[bytes]) -> str:

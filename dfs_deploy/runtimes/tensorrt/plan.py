@@ -13,7 +13,7 @@ import msgspec
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.decoding import UNREADABLE
-from dfs_deploy.errors import UsageError
+from dfs_deploy.errors import EnvironmentLacksError, UsageError
 from dfs_deploy.files import sha256, write_whole
 from dfs_deploy.runtimes.tensorrt.device import DeviceFacts
 from dfs_deploy.runtimes.tensorrt.library import numbers
@@ -113,8 +113,18 @@ def plan_key(bundle: Bundle, engine: WantedEngine, settings: Settings, facts: De
 
 
 def cache_folder(bundle: Bundle) -> Path:
-    """Where the plans of a bundle lie, beside it."""
-    return bundle.path.with_name(f"{bundle.path.name}.cache") / "tensorrt"
+    """Where the plans of a bundle lie, beside it.
+
+    Raises:
+        EnvironmentLacksError: a link leads out of there.
+    """
+    folder = bundle.path.with_name(f"{bundle.path.name}.cache") / "tensorrt"
+    for part in (folder.parent, folder):
+        if part.is_symlink():
+            raise EnvironmentLacksError(
+                f"{part} is a link, expected a folder: plans are not read or kept elsewhere; remove the link"
+            )
+    return folder
 
 
 def timing_cache(folder: Path, facts: DeviceFacts, version: str) -> Path:
@@ -125,7 +135,7 @@ def timing_cache(folder: Path, facts: DeviceFacts, version: str) -> Path:
 
 def load_settings(folder: Path) -> Settings:
     """What plans were last made with, or the defaults."""
-    content = _plain(folder / "settings.json")
+    content = read_plain(folder / "settings.json")
     if content is None:
         return Settings()
     try:
@@ -141,7 +151,7 @@ def save_settings(folder: Path, settings: Settings) -> None:
 
 def load_plan(folder: Path, key: PlanKey) -> bytes | None:
     """A plan, or ``None`` where none was made, it is of another key, was changed, or another TensorRT wrote it."""
-    content, plan = _plain(folder / f"{key.name}.json"), _plain(folder / f"{key.name}.plan")
+    content, plan = read_plain(folder / f"{key.name}.json"), read_plain(folder / f"{key.name}.plan")
     if content is None or plan is None:
         return None
     try:
@@ -173,6 +183,6 @@ def written_by(plan: bytes, version: str) -> bool:
     return found[: len(wanted)] == wanted
 
 
-def _plain(file: Path) -> bytes | None:
-    """Content of a plain file: a link is not followed out of the folder."""
+def read_plain(file: Path) -> bytes | None:
+    """Content of a plain file of the cache; ``None`` where there is none, or a link, which is not followed."""
     return None if file.is_symlink() or not file.is_file() else file.read_bytes()

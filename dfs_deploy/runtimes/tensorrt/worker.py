@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from dfs_deploy.errors import DfsDeployError
+from dfs_deploy.errors import DfsDeployError, EnvironmentLacksError
 from dfs_deploy.files import write_whole
 from dfs_deploy.runtimes.tensorrt.library import STRONG_SINCE, Log, libraries, numbers
+from dfs_deploy.runtimes.tensorrt.plan import read_plain
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -32,7 +33,7 @@ class BuildRequest(msgspec.Struct, frozen=True):
         profiles: least, best and greatest batch of each optimisation profile.
         workspace: bytes that a layer may use while it runs; ``None`` for no limit.
         plan: file to write.
-        timing_cache: file to read, where it is there, and to write.
+        timing_cache: file to read, where it is there and no link, and to write.
     """
 
     label: str
@@ -51,11 +52,13 @@ class Message(msgspec.Struct, frozen=True):
         share: how far it is, 0 to 1.
         typing: at the end, how the network was typed: ``strong`` or ``weak``.
         error: at the end, why there is no plan.
+        files: whether that is a file that could not be read or written.
     """
 
     share: float = 0.0
     typing: str = ""
     error: str = ""
+    files: bool = False
 
 
 def build(request: BuildRequest, model: bytes, report: Callable[[float], None]) -> str:
@@ -122,7 +125,7 @@ def _build_once(
         if config.add_optimization_profile(profile) < 0:
             return None
     timing = Path(request.timing_cache)
-    cache = config.create_timing_cache(timing.read_bytes() if timing.is_file() else b"")
+    cache = config.create_timing_cache(read_plain(timing) or b"")
     if not config.set_timing_cache(cache, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)  # of another TensorRT or GPU: begin anew
     if hasattr(trt, "IProgressMonitor"):
@@ -191,6 +194,9 @@ def main() -> None:
     except DfsDeployError as error:
         say(Message(error=str(error)))
         sys.exit(error.exit_code)
+    except OSError as error:
+        say(Message(error=f"{error.filename or request.plan}: {error.strerror or error}", files=True))
+        sys.exit(EnvironmentLacksError.exit_code)
 
 
 if __name__ == "__main__":

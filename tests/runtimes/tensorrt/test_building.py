@@ -7,17 +7,28 @@ import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import msgspec
+import numpy as np
 import pytest
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import BundleError, DfsDeployError, EngineError, EnvironmentLacksError, UsageError
 from dfs_deploy.runtimes.base import Runtime
+from dfs_deploy.runtimes.tensorrt import building
 from dfs_deploy.runtimes.tensorrt.building import prepare
-from dfs_deploy.runtimes.tensorrt.plan import Settings, load_settings, plan_version, written_by
+from dfs_deploy.runtimes.tensorrt.plan import (
+    PlanRecord,
+    Settings,
+    load_settings,
+    plan_version,
+    save_record,
+    written_by,
+)
 from dfs_deploy.runtimes.tensorrt.wanted import wanted_engines
 from tests.bundles import Made, copied, pixels
+from tests.checks import refuses
 from tests.runtimes.tensorrt.machine import VERSIONS, building_here, machine, records
 
 
@@ -47,6 +58,12 @@ def plans(bundle: Path) -> dict[str, Path]:
         msgspec.json.decode(file.read_bytes())["label"]: file.with_suffix(".plan")
         for file in folder.glob("????????????????.json")
     }
+
+
+def copied_beside(bundle: Path, folder: Path) -> Path:
+    """Copies a bundle into a folder, and gives the place of its cache, where nothing is."""
+    shutil.copytree(bundle, folder / bundle.name)
+    return folder / f"{bundle.name}.cache"
 
 
 def facts(plan: Path) -> dict[str, object]:
@@ -258,6 +275,82 @@ def test_the_header_of_a_plan() -> None:
     assert not written_by(header, "10.13.2.6")
     assert plan_version(header[:-1]) is None
     assert plan_version(b"ONNX" + header[4:]) is None
+
+
+def test_a_runtime_loads_what_it_built_whatever_another_process_puts_in_its_place(built: Path) -> None:
+    plan = plans(built)["the head"]
+    with machine(), building_here(), Runtime(built, "tensorrt") as runtime:
+        before = runtime(pixels(2))
+    plan.unlink()
+
+    def after_the_other(folder: Path, record: PlanRecord) -> None:
+        plan.write_bytes(plan.read_bytes() + b"another build")
+        save_record(folder, record)
+
+    with machine(), building_here():
+        with (
+            mock.patch.object(building, "save_record", after_the_other),
+            Runtime(built, "tensorrt") as runtime,
+        ):
+            after = runtime(pixels(2))
+        assert np.array_equal(before.logits, after.logits)
+        assert prepare(Bundle(built)).built == ("the head",), "what does not fit its record is built anew"
+
+
+# Folders and links
+
+
+@pytest.mark.parametrize("part", ["", "tensorrt"])
+def test_a_file_in_the_place_of_the_folder_is_not_the_gpus_fault(bundle: Path, tmp_path: Path, part: str) -> None:
+    place = copied_beside(bundle, tmp_path) / part
+    place.parent.mkdir(exist_ok=True)
+    place.write_bytes(b"")
+    bundle = tmp_path / bundle.name
+    for use in (lambda: prepare(Bundle(bundle), Settings()), lambda: Runtime(bundle, "tensorrt")):
+        with (
+            machine(),
+            building_here(),
+            refuses(EnvironmentLacksError, str(place), "cannot be built and kept", "make it a folder"),
+        ):
+            use()
+    assert place.read_bytes() == b""
+
+
+def test_a_file_that_the_building_process_cannot_write_is_not_tensorrts_fault(built: Path) -> None:
+    plans(built)["the head"].unlink()
+    (timing,) = next(iter(plans(built).values())).parent.glob("timing-*.cache")
+    timing.unlink()
+    timing.mkdir()
+    with machine(), refuses(EnvironmentLacksError, timing.name, "make it a folder"):
+        prepare(Bundle(built))
+
+
+@pytest.mark.parametrize("part", ["", "tensorrt"])
+def test_a_linked_folder_is_not_followed(bundle: Path, tmp_path: Path, part: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    place = copied_beside(bundle, tmp_path) / part
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(elsewhere, target_is_directory=True)
+    bundle = tmp_path / bundle.name
+    for use in (lambda: prepare(Bundle(bundle), Settings()), lambda: Runtime(bundle, "tensorrt")):
+        with machine(), building_here(), refuses(EnvironmentLacksError, str(place), "is a link", "remove"):
+            use()
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_linked_timing_cache_is_neither_read_nor_written(built: Path, tmp_path: Path) -> None:
+    plans(built)["the head"].unlink()
+    (timing,) = next(iter(plans(built).values())).parent.glob("timing-*.cache")
+    elsewhere = tmp_path / "elsewhere.cache"
+    elsewhere.write_bytes(b"timing 10.13.3.9: foreign")
+    timing.unlink()
+    timing.symlink_to(elsewhere)
+    with machine(), building_here():
+        prepare(Bundle(built))
+    assert elsewhere.read_bytes() == b"timing 10.13.3.9: foreign"
+    assert not timing.is_symlink()
+    assert timing.read_bytes() == b"timing 10.13.3.9: head"
 
 
 # Where something is missing
