@@ -19,6 +19,7 @@ app = typer.Typer(
     help="Deploys networks that choose, per input and per block, what to compute.",
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # Rich's table cuts long flags off on a narrow terminal
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -37,15 +38,16 @@ def options(
     """Deploys networks that choose, per input and per block, what to compute."""
 
 
-app.command("export")(export.export)
-app.command("prepare")(prepare.prepare)
-app.command("verify")(verify.verify)
-app.command("bench")(bench.bench)
-app.command("report")(report.report)
+# Where a verb's first sentence is too long for the list of verbs on a narrow terminal, it has a shorter one there.
+app.command("export", short_help="Split a checkpoint into a gate and block engines, and validate.")(export.export)
+app.command("prepare", short_help="Make what a runtime wants once on each machine.")(prepare.prepare)
+app.command("verify", short_help="Measure accuracy and routing against the reference.")(verify.verify)
+app.command("bench", short_help="Time the network against static engines.")(bench.bench)
+app.command("report", short_help="Write one page on bundles, or figures of training runs.")(report.report)
 app.command("run")(run.run)
-app.command("inspect")(inspect.inspect)
+app.command("inspect", short_help="Check a bundle's digests and show what is in it.")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
-app.command("train")(train.train)
+app.command("train", short_help="Train a network, or a baseline.")(train.train)
 app.command("demo")(demo.demo)
 
 

@@ -14,7 +14,7 @@ from unittest import mock
 
 from dfs_deploy.cli import main
 
-VERBS = ("export", "prepare", "verify", "bench", "report", "run", "inspect", "doctor", "demo")
+VERBS = ("export", "prepare", "verify", "bench", "report", "run", "inspect", "doctor", "train", "demo")
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 import dfs_deploy
 from dfs_deploy.cli import console
+from dfs_deploy.cli.app import app
 from dfs_deploy.errors import ExportMismatchError
 from tests.bundles import Made, copied
 from tests.cli.program import VERBS, run, run_apart
@@ -31,6 +34,21 @@ def test_every_verb_has_help_that_shows_how_to_get_json(verb: str) -> None:
     assert "--json" in ran.out
     assert "Usage" in ran.out
     assert ran.err == ""
+
+
+def test_help_cuts_nothing_off_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    commands: dict[str, Any] = vars(typer.main.get_command(app))["commands"]
+    assert set(commands) >= set(VERBS)
+    for verb, command in commands.items():
+        shown = run(verb, "--help").out
+        words = set(re.split(r"[^-\w]+", shown))
+        flags = {flag for parameter in command.params for flag in parameter.opts if flag.startswith("--")}
+        assert flags <= words, verb
+        assert "…" not in shown
+        assert max(map(len, shown.splitlines())) <= 80
+    assert "..." not in run("--help").out.partition("Commands")[2]
 
 
 def test_without_a_verb_help_is_shown() -> None:
