@@ -68,6 +68,28 @@ class Architecture:
         """``ResNet-20`` and the like; the layer count is two a block, the stem and the classifier."""
         return f"ResNet-{2 * sum(self.groups) + 2}"
 
+    def beside(self, expected: Architecture) -> str:
+        """What differs from another architecture: ``ResNet-14 on 16x16 images, expected ResNet-20 on 32x32 images``."""
+        return f"{self._unlike(expected)}, expected {expected._unlike(self)}"
+
+    def _unlike(self, other: Architecture) -> str:
+        words = self.name
+        if self.image_shape != other.image_shape:
+            channels, *size = self.image_shape
+            extent = "x".join(map(str, size))
+            words += f" on {extent} images"
+            if channels != other.image_shape[0]:
+                words += f" of {channels} channels"
+        if self.groups != other.groups and self.name == other.name:
+            words += f" with groups of {_listed(self.groups)} blocks"
+        if self.widths != other.widths:
+            words += f" with {_listed(self.widths)} channels"
+        if self.classes != other.classes:
+            words += f" with {self.classes} classes"
+        if (self.gate_embedding, self.gate_hidden) != (other.gate_embedding, other.gate_hidden):
+            words += f" with a gate of {self.gate_embedding} features and {self.gate_hidden} hidden units"
+        return words
+
     @property
     def gated_blocks(self) -> int:
         """Blocks that a gate decides over: all but the first."""
@@ -82,3 +104,7 @@ class Architecture:
                 shape = BlockShape(index, channels, width, 2 if group and not position else 1, size)
                 yield shape
                 channels, size, index = width, shape.out_size, index + 1
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, numbers))

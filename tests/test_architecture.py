@@ -31,6 +31,34 @@ def test_names_and_decisions_are_the_papers(groups: tuple[int, ...], name: str, 
     assert architecture.gated_blocks == gated
 
 
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        (
+            Architecture((2, 2, 2), image_shape=(3, 16, 16)),
+            "ResNet-14 on 16x16 images, expected ResNet-20 on 32x32 images",
+        ),
+        (
+            Architecture((3, 3, 3), image_shape=(1, 32, 32)),
+            "ResNet-20 on 32x32 images of 1 channels, expected ResNet-20 on 32x32 images of 3 channels",
+        ),
+        (
+            Architecture((2, 3, 4)),
+            "ResNet-20 with groups of 2, 3, 4 blocks, expected ResNet-20 with groups of 3, 3, 3 blocks",
+        ),
+        (Architecture((3, 3, 3), classes=7), "ResNet-20 with 7 classes, expected ResNet-20 with 10 classes"),
+    ],
+)
+def test_what_differs_is_said_and_nothing_else(seen: Architecture, words: str) -> None:
+    assert seen.beside(Architecture((3, 3, 3))) == words
+
+
+@given(architectures, architectures)
+def test_architectures_that_differ_are_told_apart(one: Architecture, other: Architecture) -> None:
+    seen, expected = one.beside(other).split(", expected ")
+    assert (seen == expected) == (one == other)
+
+
 def test_blocks_of_a_small_network() -> None:
     assert list(Architecture((1, 2, 1)).block_shapes()) == [
         BlockShape(0, 16, 16, 1, (32, 32)),

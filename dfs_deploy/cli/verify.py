@@ -106,6 +106,9 @@ def verify(
     json: JsonOption = False,
 ) -> None:
     """Measure accuracy and routing against the PyTorch reference; fail below the bars."""
+    _check_bar("--max-top1-drop", max_top1_drop, 1, "a share")
+    _check_bar("--min-route-agreement", min_route_agreement, 1, "a share")
+    _check_bar("--max-computation-change", max_computation_change, 100, "points")
     if result is not None:
         given = {"--checkpoint": checkpoint, "--data": data, "--samples": samples, "--save": save, "--budget": budget}
         for name in (name for name, value in given.items() if value is not None):
@@ -141,6 +144,11 @@ def verify(
         raise VerificationError("; ".join(failures) + "; calibrate on more data, or export with more precise --targets")
 
 
+def _check_bar(flag: str, value: float, greatest: float, unit: str) -> None:
+    if not 0 <= value <= greatest:  # NaN as well
+        raise UsageError(f"{flag} {value:g}: expected {unit}, 0 to {greatest:g}")
+
+
 def _compared(
     path: Path,
     checkpoint: Path,
@@ -172,7 +180,7 @@ def _compared(
         if loaded.network.architecture != runtime.bundle.architecture:
             raise CheckpointError(
                 f"{checkpoint} is another network than {runtime.bundle.path} was made from:"
-                f" {loaded.network.architecture}, expected {runtime.bundle.architecture}; give the bundle's own"
+                f" {loaded.network.architecture.beside(runtime.bundle.architecture)}; give the bundle's own"
             )
         _check_policy(checkpoint, loaded.network, runtime.bundle)
         drawn = load_dataset(data, split="test", size=runtime.input.shape[1:])

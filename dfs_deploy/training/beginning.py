@@ -25,7 +25,7 @@ def begin_with(path: str, architecture: Architecture) -> DFSNetwork:
     network = load_checkpoint(path, deployable=False).network
     if network.architecture != architecture:
         raise CheckpointError(
-            f"{path} is another network than this job's: {network.architecture}, expected {architecture}; give a"
-            " checkpoint of the same blocks, classes and image size"
+            f"{path} is another network than this job's: {network.architecture.beside(architecture)}; give a checkpoint"
+            " of the same blocks, classes and image size"
         )
     return network

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.datasets import Dataset, save_npz
 from dfs_deploy.files import sha256
+from tests.builders import small_network
 from tests.bundles import CONTRACT, Made, copied, labelled, manifest_of, rewritten, settled_network
 from tests.cli.program import run
 from tests.exporters.test_validation import perturbed
@@ -62,17 +64,44 @@ def test_a_bundle_below_its_bars_fails_and_still_says_the_figures(floats: Made, 
 
 
 @pytest.mark.parametrize(
-    ("bar", "word"),
+    ("flag", "bar", "word"),
     [
-        (["--max-top1-drop", "-0.5"], "top-1"),
-        (["--min-route-agreement", "1.01"], "routes"),
-        (["--max-computation-change", "-1"], "computation"),
+        ("--max-top1-drop", "0", "top-1"),
+        ("--min-route-agreement", "1", "routes"),
+        ("--max-computation-change", "0", "computation"),
     ],
 )
-def test_each_bar_counts(floats: Made, bar: list[str], word: str) -> None:
-    ran = run("verify", floats.path, "--checkpoint", floats.checkpoint, "--data", floats.data_file, *bar, "--json")
+def test_each_bar_counts(floats: Made, tmp_path: Path, flag: str, bar: str, word: str) -> None:
+    """The labels are what another network says, which is then taken for the bundle's reference."""
+    other = settled_network("skip,16,full", seed=5)
+    save_checkpoint(tmp_path / "other.pt", other, CONTRACT)
+    save_npz(tmp_path / "data.npz", labelled(other, 32, seed=8))
+    bars = {"--max-top1-drop": "1", "--min-route-agreement": "0", "--max-computation-change": "100", flag: bar}
+    words = [part for pair in bars.items() for part in pair]
+    arguments = ["--checkpoint", tmp_path / "other.pt", "--data", tmp_path / "data.npz", *words, "--json"]
+    ran = run("verify", floats.path, *arguments)
     ran.failed(1, word)
     assert ran.json["passed"] is False
+    assert ran.err.count("; ") == 1, "no other bar is missed"
+
+
+@pytest.mark.parametrize(
+    ("bar", "words"),
+    [
+        (["--max-top1-drop", "-1"], ["-1: expected a share, 0 to 1"]),
+        (["--min-route-agreement", "98"], ["98: expected a share, 0 to 1"]),
+        (["--min-route-agreement", "nan"], ["nan: expected a share, 0 to 1"]),
+        (["--max-computation-change", "101"], ["101: expected points, 0 to 100"]),
+    ],
+)
+def test_a_bar_that_cannot_be_is_refused_before_anything_runs(bar: list[str], words: list[str]) -> None:
+    run("verify", "missing.dfs", "--result", "missing.json", *bar).failed(2, bar[0], *words)
+
+
+def test_another_architecture_is_told_by_what_differs(floats: Made, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "other.pt", small_network("skip,16,full", blocks=3, widths=(4, 8)), CONTRACT)
+    ran = run("verify", floats.path, "--checkpoint", tmp_path / "other.pt", "--data", floats.data_file, "--json")
+    ran.failed(4, ": ResNet-14, expected ResNet-10;")
 
 
 def test_more_accuracy_or_less_computation_is_no_drop(floats: Made, tmp_path: Path) -> None:
@@ -187,7 +216,10 @@ def test_a_kept_result_is_judged_again_without_running(
     assert (again.code, again.json) == (0, first.json)
     assert again.json["bundle_digest"] == Bundle(floats.path).digest
     assert again.json["checkpoint_sha256"] == sha256(floats.checkpoint.read_bytes())
-    run("verify", floats.path, "--result", kept, "--max-top1-drop", "-0.5", "--json").failed(1, "top-1")
+    fallen = tmp_path / "fallen.json"
+    fallen.write_text(json.dumps({**json.loads(kept.read_text()), "top1_reference": 0.9, "top1_bundle": 0.5}))
+    run("verify", floats.path, "--result", fallen, "--max-top1-drop", "0.3", "--json").failed(1, "top-1")
+    assert run("verify", floats.path, "--result", fallen, "--max-top1-drop", "0.4", "--json").code == 0
     shown = run("verify", "--result", kept)
     assert shown.code == 0
     for word in ("PASSED", again.json["bundle_digest"][:12], again.json["checkpoint_sha256"][:12]):
