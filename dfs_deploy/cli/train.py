@@ -25,9 +25,11 @@ _BOOLEANS = {"true": True, "false": False}
 _KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 _MIXED = "mixed"
 _BY_PRESET = "by preset"
+_BESIDE_RESUME = ("resume", "json")
 
 
 def train(
+    context: typer.Context,
     data: Annotated[str | None, typer.Option(help=f"{DataHelp} Or the word digits.", show_default=False)] = None,
     out: Annotated[Path, typer.Option(help="Folder for the run, without one in it.")] = Path("run"),
     resume: Annotated[
@@ -94,10 +96,11 @@ def train(
     with required():
         from dfs_deploy import training
     if resume is not None:
-        if data is not None:
-            raise UsageError("--resume with --data, expected --resume alone: the run knows what it was asked to do")
+        _check_alone(context)
         with _progress(quiet=json) as observer:
             trained = training.resume(resume, observer)
+        if trained.finished_before and trained.first and not json:
+            errors().print(f"nothing left to do: the run in {resume} is finished")
         _report(trained, json)
         return
     if data is None:
@@ -148,6 +151,17 @@ def train(
     with _progress(quiet=json) as observer:
         trained = training.train(job, out, observer)
     _report(trained, json)
+
+
+def _check_alone(context: typer.Context) -> None:
+    """Raises UsageError where ``--resume`` has company that it would have to ignore."""
+    for parameter in context.command.params:
+        source = None if parameter.name is None else context.get_parameter_source(parameter.name)
+        if parameter.name not in _BESIDE_RESUME and source is not None and source.name == "COMMANDLINE":
+            raise UsageError(
+                f"--resume with {parameter.opts[0]}, expected --resume alone: the run goes on as it was begun; leave"
+                f" {parameter.opts[0]} out, or begin a new run"
+            )
 
 
 def _parse_changes(changes: Iterable[str], recipe: Recipe) -> dict[str, object]:

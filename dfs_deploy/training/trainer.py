@@ -16,7 +16,7 @@ from torch import Tensor
 
 import dfs_deploy
 from dfs_deploy.checkpoints import save_checkpoint
-from dfs_deploy.errors import CheckFailedError, CheckpointError, UsageError
+from dfs_deploy.errors import CheckFailedError, CheckpointError, EnvironmentLacksError, UsageError
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import FULL_BITS, Options
 from dfs_deploy.preprocessing import InputContract
@@ -58,6 +58,7 @@ class Trained:
         evaluation: of the last stage.
         split: what was evaluated on: ``test``, or ``held-out`` training images.
         first: whether this process is the one that wrote it; true where there is only one.
+        finished_before: whether it was resumed with nothing left to do.
     """
 
     folder: Path
@@ -67,6 +68,7 @@ class Trained:
     evaluation: Evaluation
     split: str
     first: bool = True
+    finished_before: bool = False
 
 
 def train(job: Job, out: str | Path, observer: Observer | None = None) -> Trained:
@@ -82,7 +84,7 @@ def train(job: Job, out: str | Path, observer: Observer | None = None) -> Traine
         UsageError: a run is there already, or the job cannot be.
         DataError: the data cannot be read, or is of one class.
         CheckpointError: a checkpoint to begin with cannot be read, or is of another architecture.
-        EnvironmentLacksError: the disk is full; what was saved stays.
+        EnvironmentLacksError: the folder cannot be created, or the disk is full; what was saved stays.
         CheckFailedError: the loss became NaN or infinite; what was saved stays.
     """
     folder = Path(out)
@@ -116,9 +118,9 @@ def _run(job: Job, folder: Path, observer: Observer | None, new: bool) -> Traine
         splits = load_splits(job.data, job.size, job.held_out, job.seed)
         trainer = _Trainer(job, folder, splits, device, processes, observer or (lambda record: None))
         # Only now, that everything given has proved sound, is something written.
-        with saving(folder):
-            if new and processes.first:
-                folder.mkdir(parents=True, exist_ok=True)
+        if new and processes.first:
+            _make(folder)
+            with saving(folder):
                 save_job(folder, job)
         processes.wait()
         return trainer.run(None if new else load_state(folder))
@@ -192,6 +194,7 @@ class _Trainer:
             or evaluate(self._network, self._evaluation_images, self._processes, gated, self._costs_of(stages[-1])),
             split=self._splits.evaluation_name,
             first=self._processes.first,
+            finished_before=first == len(stages),
         )
 
     def _run_stage(self, stage: StageName, state: State | None) -> None:
@@ -365,6 +368,15 @@ class _Trainer:
             "images": {"train": len(self._splits.train), self._splits.evaluation_name: len(self._splits.evaluation)},
             "processes": self._processes.count,
         }
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentLacksError(
+            f"the folder {folder} cannot be created ({error.strerror or error}); choose another for the run"
+        ) from error
 
 
 def _in_full_precision(network: DFSNetwork) -> DFSNetwork:

@@ -104,3 +104,20 @@ def test_the_last_stage_runs_where_it_has_steps(folder: Path, tmp_path: Path) ->
     ran = train(folder, "--backbone", backbone, *STEPS, "--deploy-steps", "3", "--out", tmp_path / "run")
     assert ran.code == 0, ran.err
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["stage"] == "deploy"
+
+
+def test_resume_stands_alone_and_a_finished_run_has_nothing_left(folder: Path) -> None:
+    finished = folder / "backbone"
+    log = (finished / "metrics.jsonl").read_bytes()
+    for flag, value in (("--target", "10"), ("--joint-steps", "500"), ("--data", "digits"), ("--out", "elsewhere")):
+        run("train", "--resume", finished, flag, value).failed(2, "--resume", flag)
+    run("train", "--resume", finished, "--seed", "0").failed(2, "--seed")
+    ran = run("train", "--resume", finished)
+    assert (ran.code, ran.err) == (0, f"nothing left to do: the run in {finished} is finished\n")
+    assert run("train", "--resume", finished, "--json").json["run"] == str(finished)
+    assert (finished / "metrics.jsonl").read_bytes() == log
+
+
+def test_a_folder_that_cannot_be_created_is_said(folder: Path) -> None:
+    within_a_file = folder / "patches.npz" / "run"
+    train(folder, "--out", within_a_file).failed(3, f"the folder {within_a_file} cannot be created (Not a directory)")
