@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dfs_deploy.decoding import UNREADABLE
 from dfs_deploy.errors import BundleError, DigestError, UsageError
-from dfs_deploy.files import ASIDE, put_folder, sha256, sync_tree_to_disk
+from dfs_deploy.files import ASIDE, check_folder, put_folder, sha256, sync_tree_to_disk
 from dfs_deploy.manifest import (
     MANIFEST,
     PRODUCER,
@@ -216,8 +216,10 @@ def check_writable(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"no folder can be made at {path.parent} ({error.strerror}); give another --out") from error
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"nothing can be written in {path.parent}; give another --out")
+    try:
+        check_folder(path.parent)
+    except OSError as error:
+        raise UsageError(f"nothing can be written in {path.parent} ({error.strerror}); give another --out") from error
 
 
 def _read_manifest(path: Path) -> bytes:

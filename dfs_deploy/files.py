@@ -27,20 +27,35 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside ``path`` and renames it to ``path`` on success.
 
     A reader sees the old file or the new one, never a part, also after a power failure. On an error the temporary file
-    is removed.
+    is removed, and an :class:`OSError` of it names ``path``, which is what the caller knows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        sync_to_disk(temporary)
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-        sync_to_disk(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _named(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            sync_to_disk(temporary)
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+            sync_to_disk(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Makes sure that files can be made in a folder, or where it is not there yet, in the nearest one above it.
+
+    A file without a name is made and is gone at once: permission bits do not tell of a read-only file system, and bind
+    no superuser.
+
+    Raises:
+        OSError: they cannot.
+    """
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    with tempfile.TemporaryFile(dir=there):
+        pass
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -110,6 +125,17 @@ def _exchange(one: Path, other: Path) -> bool:
     else:
         return False
     return done == 0
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Lets an error of the temporary file name the file that it is for."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error.filename, str) and Path(error.filename).name.startswith(f".{path.name}."):
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def _umask() -> int:

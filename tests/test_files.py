@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfs_deploy import files
-from dfs_deploy.files import put_folder, sha256, whole_file, write_whole
+from dfs_deploy.files import check_folder, put_folder, sha256, whole_file, write_whole
 
 
 @given(st.binary())
@@ -59,6 +59,34 @@ def test_an_error_leaves_no_new_file(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), whole_file(tmp_path / "file"):
         _ = 1 / 0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("failing", ["tempfile.mkstemp", "pathlib.Path.replace", "pathlib.Path.write_bytes"])
+def test_an_error_names_the_file_and_not_the_hidden_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def fails(*given: object, **named: object) -> None:
+        hidden = given[0] if given else f"{named['dir']}/{named['prefix']}x.tmp"
+        raise OSError(28, "No space left on device", str(hidden))
+
+    monkeypatch.setattr(failing, fails)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_whole(tmp_path / "out.html", b"new")
+    assert caught.value.filename == str(tmp_path / "out.html")
+
+
+def test_an_error_of_another_file_keeps_its_name(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="other") as caught, whole_file(tmp_path / "out.html"):
+        (tmp_path / "other").read_bytes()
+    assert caught.value.filename == str(tmp_path / "other")
+
+
+def test_a_folder_is_tried_and_left_as_it_is(tmp_path: Path) -> None:
+    check_folder(tmp_path / "not" / "there")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError):
+        check_folder(tmp_path / "file" / "within")
 
 
 def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:

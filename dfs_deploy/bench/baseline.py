@@ -10,8 +10,12 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from dfs_deploy.bench.inputs import draw_inputs
 from dfs_deploy.bench.intervals import Interval
+from dfs_deploy.bench.machine import Machine, describe_machine
 from dfs_deploy.bench.results import SCHEMA_VERSION, BenchResult
+from dfs_deploy.bundle import Bundle
+from dfs_deploy.datasets import Dataset
 from dfs_deploy.decoding import UNREADABLE
 from dfs_deploy.errors import ArtefactError, UsageError
 from dfs_deploy.files import write_whole
@@ -156,6 +160,75 @@ def load_baseline(file: Path) -> Baseline:
     return baseline
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What two benches must share so that their ratios can be compared; fields as in ``BenchResult``."""
+
+    checkpoint: str
+    architecture: str
+    device: str
+    machine: Machine
+    threads: int
+    batches: frozenset[int]
+    data: str
+    inputs: int
+    seed: int
+    budget: float | None
+
+
+def conditions_before(
+    bundle: Bundle, data: Dataset | None, *, device: str, batch: int, threads: int, budget: float | None, seed: int
+) -> Conditions:
+    """The conditions of a run that is yet to be made; the arguments are those of ``run_bench``.
+
+    Raises:
+        UsageError: no inputs.
+    """
+    inputs = draw_inputs(bundle, data, seed)
+    return Conditions(
+        checkpoint=bundle.manifest.source.sha256,
+        architecture=bundle.architecture.name,
+        device=device,
+        machine=describe_machine(),
+        threads=threads,
+        batches=frozenset([batch]),
+        data=inputs.name,
+        inputs=len(inputs.images) // batch * batch,
+        seed=seed,
+        budget=budget,
+    )
+
+
+def check_conditions(now: Conditions, baseline: Baseline) -> None:
+    """Makes sure that a run measures, or is to measure, what the baseline did.
+
+    Raises:
+        ArtefactError: another network, machine, batch, number of threads, or inputs: their ratios may differ and no
+            code would have changed.
+    """
+    pairs = {
+        "checkpoint": (baseline.bundle.checkpoint, now.checkpoint),
+        "architecture": (baseline.bundle.architecture, now.architecture),
+        "device": (baseline.device, now.device),
+        "CPU": (baseline.machine.cpu, now.machine.cpu),
+        "cores": (baseline.machine.cores, now.machine.cores),
+        "set of 8-bit instructions": (baseline.machine.int8, now.machine.int8),
+        "system": (baseline.machine.system, now.machine.system),
+        "threads": (baseline.threads, now.threads),
+        "batch": (frozenset(case.batch for case in baseline.cases), now.batches),
+        "data": (baseline.data, now.data),
+        "inputs": (baseline.inputs, now.inputs),
+        "seed": (baseline.seed, now.seed),
+        "budget": (baseline.budget, now.budget),
+    }
+    for name, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise ArtefactError(
+                f"the baseline is of another {name}: {_plain(name, theirs)}, this run has {_plain(name, ours)}; compare"
+                " like with like, or make a new baseline with --save-baseline"
+            )
+
+
 def check_comparable(result: BenchResult, baseline: Baseline) -> tuple[str, ...]:
     """Makes sure that both measured the same thing.
 
@@ -163,32 +236,24 @@ def check_comparable(result: BenchResult, baseline: Baseline) -> tuple[str, ...]
         What differs and is told, a line each.
 
     Raises:
-        ArtefactError: another network, machine, batch, number of threads, or inputs: their ratios may differ and no
-            code would have changed.
+        ArtefactError: see :func:`check_conditions`.
     """
-    bundle, machine = result.bundle, result.machine
-    batches = {case.batch for case in baseline.cases}
-    pairs = {
-        "checkpoint": (baseline.bundle.checkpoint, bundle.checkpoint),
-        "architecture": (baseline.bundle.architecture, bundle.architecture),
-        "device": (baseline.device, result.device),
-        "CPU": (baseline.machine.cpu, machine.cpu),
-        "cores": (baseline.machine.cores, machine.cores),
-        "set of 8-bit instructions": (baseline.machine.int8, machine.int8),
-        "system": (baseline.machine.system, machine.system),
-        "threads": (baseline.threads, result.threads),
-        "batch": (batches, {case.batch for case in result.cases}),
-        "data": (baseline.data, result.data),
-        "inputs": (baseline.inputs, result.inputs),
-        "seed": (baseline.seed, result.seed),
-        "budget": (baseline.budget, result.budget),
-    }
-    for name, (theirs, ours) in pairs.items():
-        if theirs != ours:
-            raise ArtefactError(
-                f"the baseline is of another {name}: {_plain(theirs)}, this run has {_plain(ours)}; compare like with"
-                " like, or make a new baseline with --save-baseline"
-            )
+    bundle = result.bundle
+    check_conditions(
+        Conditions(
+            checkpoint=bundle.checkpoint,
+            architecture=bundle.architecture,
+            device=result.device,
+            machine=result.machine,
+            threads=result.threads,
+            batches=frozenset(case.batch for case in result.cases),
+            data=result.data,
+            inputs=result.inputs,
+            seed=result.seed,
+            budget=result.budget,
+        ),
+        baseline,
+    )
     before, now = baseline.runtime, result.runtime
     again = ["the bundle was exported anew from the same checkpoint"] if baseline.bundle.digest != bundle.digest else []
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
@@ -265,5 +330,7 @@ def _change(name: str, over: str, before: _Interval, after: Interval, noise_band
     return Change(name, over, before.value, after.value, change, regressed)
 
 
-def _plain(value: object) -> str:
-    return ", ".join(map(str, sorted(value))) if isinstance(value, set) else str(value)
+def _plain(name: str, value: object) -> str:
+    if name == "budget" and value is None:
+        return "as trained"
+    return ", ".join(map(str, sorted(value))) if isinstance(value, frozenset) else str(value)

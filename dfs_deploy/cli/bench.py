@@ -22,6 +22,7 @@ from dfs_deploy.cli.arguments import (
 )
 from dfs_deploy.cli.bench_report import show_bench, show_comparison
 from dfs_deploy.cli.console import print_json, progress
+from dfs_deploy.cli.outputs import check_writable
 from dfs_deploy.errors import RegressionError, UsageError
 
 
@@ -73,7 +74,7 @@ def bench(
 ) -> None:
     """Time the network against static engines of the same backbone, interleaved, on the same inputs."""
     from dfs_deploy.bench import check_device, run_bench
-    from dfs_deploy.bench.baseline import compare_with_baseline, load_baseline
+    from dfs_deploy.bench.baseline import check_conditions, compare_with_baseline, conditions_before, load_baseline
     from dfs_deploy.bench.baseline import save_baseline as write_baseline
     from dfs_deploy.bench.costs import measure_costs
     from dfs_deploy.bench.csv_file import write_csv
@@ -86,6 +87,7 @@ def bench(
     check_device(device)
     if plot is not None and not forced:
         raise UsageError("--plot without --forced, which it draws; add --forced")
+    check_writable(plot, csv, save_baseline, save_costs)
     draw = None
     if plot is not None:
         from dfs_deploy.report.forced_figure import figure_writer
@@ -97,6 +99,11 @@ def bench(
     if data is not None:
         loaded = load_dataset(data, split="test", size=opened.input.shape[1:])
         drawn = loaded.labelled_for(opened.architecture.classes, opened.input.class_names)
+    if earlier is not None:
+        check_conditions(
+            conditions_before(opened, drawn, device=device, batch=batch, threads=threads, budget=budget, seed=seed),
+            earlier,
+        )
     with progress(quiet=json) as report:
         if save_plan:
             report("measuring a plan", 0.0)
@@ -123,10 +130,6 @@ def bench(
             energy_s=energy_seconds,
             progress=report,
         )
-    if draw is not None:
-        draw(result)
-    if csv is not None:
-        write_csv(result, csv)
     comparison = None if earlier is None else compare_with_baseline(result, earlier, noise_band)
     if json:
         compared = {} if comparison is None else {"comparison": asdict(comparison)}
@@ -135,6 +138,10 @@ def bench(
         show_bench(result)
         if comparison is not None:
             show_comparison(comparison)
+    if draw is not None:
+        draw(result)
+    if csv is not None:
+        write_csv(result, csv)
     if save_baseline is not None:
         write_baseline(result, save_baseline)
     if comparison is not None and comparison.failures:

@@ -11,6 +11,7 @@ import typer
 import dfs_deploy
 from dfs_deploy.cli.arguments import DataHelp, JsonOption, PlanOption, PreparedOption, SeedOption, ThreadsOption
 from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
+from dfs_deploy.cli.outputs import check_writable
 from dfs_deploy.errors import UsageError
 from dfs_deploy.extras import required
 
@@ -67,6 +68,7 @@ def report(
         return
     if html is None and not json:
         raise UsageError("nothing to make; name the page with --html out.html, or ask for the figures with --json")
+    check_writable(html)
     if html is not None:
         with required():
             from dfs_deploy.report import render_page
@@ -98,17 +100,17 @@ def report(
         ]
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     result = Report(dfs_deploy.__version__, now, distinct_names(tuple(told)))
+    if json:
+        print_json(as_json(result) | ({"training": drawn_runs} if runs else {}))
+    else:
+        for made in result.bundles:
+            _show(made)
     if html is not None:
         from dfs_deploy.files import write_whole
 
         write_whole(html, render_page(result).encode())
-    if json:
-        print_json(as_json(result) | ({"training": drawn_runs} if runs else {}))
-        return
-    console = output()
-    for made in result.bundles:
-        _show(made)
-    console.print(f"wrote {html}")
+        if not json:
+            output().print(f"wrote {html}")
 
 
 def _show(made: BundleReport) -> None:

@@ -22,6 +22,7 @@ from dfs_deploy.cli.arguments import (
     bundle_path,
 )
 from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
+from dfs_deploy.cli.outputs import check_writable
 from dfs_deploy.errors import CheckpointError, SavedResultError, UsageError, VerificationError
 from dfs_deploy.extras import required
 
@@ -118,6 +119,7 @@ def verify(
         if checkpoint is None or data is None:
             missing = "--checkpoint" if checkpoint is None else "--data"
             raise UsageError(f"no {missing}; give the checkpoint and the data to compare on, or a kept --result")
+        check_writable(save)
         found = _compared(
             bundle_path(bundle),
             checkpoint,
@@ -131,15 +133,15 @@ def verify(
             seed=seed,
             quiet=json,
         )
-    if save is not None:
-        from dfs_deploy.verification import save_verification
-
-        save_verification(save, found)
     failures = missed_bars(found, max_top1_drop, min_route_agreement, max_computation_change)
     if json:
         print_json(_contract(found, passed=not failures))
     else:
         _show(found, failures)
+    if save is not None:
+        from dfs_deploy.verification import save_verification
+
+        save_verification(save, found)
     if failures:
         raise VerificationError("; ".join(failures) + "; calibrate on more data, or export with more precise --targets")
 

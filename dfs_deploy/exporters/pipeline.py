@@ -38,7 +38,7 @@ from dfs_deploy.exporters.single_file import single_file as write_single_file
 from dfs_deploy.exporters.tensorrt_lint import check_graphs
 from dfs_deploy.exporters.validation import Validation, validate
 from dfs_deploy.exporters.writing import EngineWriter
-from dfs_deploy.files import sha256, write_whole
+from dfs_deploy.files import check_folder, sha256, write_whole
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_precision, parse_targets
 from dfs_deploy.runtimes import Runtime
@@ -215,6 +215,10 @@ def _check_single_path(path: Path, out: Path, runtimes: Sequence[str]) -> Path:
         raise UsageError(f"{path} is a directory, expected the file to write, as in model.onnx")
     if out.resolve() in (path.resolve(), *path.resolve().parents):
         raise UsageError(f"{path} lies in the bundle {out}, which holds its own files only; write it somewhere else")
+    try:
+        check_folder(path.parent)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written ({error.strerror}); give another --single-file") from error
     return path
 
 

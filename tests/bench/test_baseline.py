@@ -121,6 +121,12 @@ def test_a_baseline_of_something_else_is_refused(tmp_path: Path, what: str) -> N
     assert ArtefactError.exit_code == 4
 
 
+def test_no_budget_reads_as_trained(tmp_path: Path) -> None:
+    baseline = load_baseline(saved(made_bench(MS), tmp_path / "base.json"))
+    with refuses(ArtefactError, "another budget: as trained, this run has 0.25"):
+        compare_with_baseline(made_bench(MS, budget=0.25), baseline)
+
+
 def test_what_differs_and_may_be_compared_is_said(tmp_path: Path) -> None:
     baseline = load_baseline(saved(made_bench(MS), tmp_path / "base.json"))
     digest = dataclasses.replace(FACTS, digest="a" * 64)

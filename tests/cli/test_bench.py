@@ -89,7 +89,17 @@ def test_a_slower_run_fails(floats: Made, baseline: Path, tmp_path: Path) -> Non
     assert change["regressed"]
 
 
-def test_a_baseline_of_another_kind_is_refused_before_or_after(floats: Made, baseline: Path, tmp_path: Path) -> None:
+def test_a_baseline_of_another_kind_is_refused_before_anything_is_timed(
+    floats: Made, mixed: Made, baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(*_: object, **__: object) -> None:
+        raise AssertionError("timed before the baseline was looked at")
+
+    monkeypatch.setattr("dfs_deploy.bench.bench.time_interleaved", timed)
+    like = ["--data", floats.data_file, *QUICK, "--compare", baseline]
+    run("bench", floats.path, *like, "--budget", "0.5").failed(4, "another budget: as trained", "0.5")
+    run("bench", floats.path, *like, "--batch", "2").failed(4, "another batch")
+    run("bench", mixed.path, *like).failed(4, "another checkpoint")
     run("bench", floats.path, *QUICK, "--compare", tmp_path / "none.json").failed(2, "none.json")
     ran = run("bench", floats.path, *QUICK, "--compare", baseline, "--json")
     ran.failed(4, "another data")
