@@ -209,6 +209,25 @@ def test_where_nothing_can_be_kept_they_are_held_in_memory(bundle: Bundle) -> No
 
 
 @needs_blocks
+@pytest.mark.parametrize("linked", ["cache", "folder", "engine"])
+def test_no_link_is_followed_out_of_the_cache(bundle: Bundle, tmp_path: Path, linked: str) -> None:
+    folder = prepared.prepare_engines(bundle).folder
+    assert folder is not None
+    path = {"cache": folder.parent, "folder": folder, "engine": next(folder.glob("*.onnx"))}[linked]
+    outside = path.rename(tmp_path / "outside")
+    path.symlink_to(outside)
+    before = sorted(file.name for file in tmp_path.rglob("*"))
+    prepared.whole_prepared(bundle)
+    with Runtime(bundle) as runtime:
+        layout = runtime.description["layout"]
+    assert ("not kept" in layout) == (linked == "cache")
+    assert (linked == "cache") == path.is_symlink()
+    assert outside.exists()
+    assert not list(folder.parent.glob(".*"))
+    assert linked != "cache" or sorted(file.name for file in tmp_path.rglob("*")) == before
+
+
+@needs_blocks
 def test_what_was_made_for_a_bundle_that_was_replaced_goes(bundle: Bundle) -> None:
     old = prepared.prepare_engines(bundle).folder
     assert old is not None

@@ -90,7 +90,7 @@ class PreparedEngines:
             return None
         path = self.folder / _file_name(self._digests[file])
         try:
-            data = path.read_bytes()
+            data = b"" if path.is_symlink() else path.read_bytes()
         except OSError as error:
             raise DamagedError(f"{path} cannot be read ({error.strerror}); run dfs-deploy prepare") from error
         if sha256(data) != self._digests[file]:
@@ -148,6 +148,8 @@ def whole_prepared(bundle: Bundle, progress: Callable[[float], None] | None = No
 def load_prepared(bundle: Bundle) -> PreparedEngines | None:
     """The engines prepared for this machine, or ``None`` where none are kept, or what lies there is something else."""
     folder = prepared_path(bundle)
+    if folder.is_symlink() or folder.parent.is_symlink():
+        return None  # no link is followed out of the cache
     try:
         index = msgspec.json.decode((folder / _INDEX).read_bytes(), type=PreparedIndex)
     except (OSError, *UNREADABLE):
@@ -281,6 +283,8 @@ def _keep(bundle: Bundle, together: int, models: Mapping[str, bytes], failure: s
     digests = {file: sha256(data) for file, data in models.items()}
     made = PreparedEngines(together, folder=folder, _digests=digests, _models=models)
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+    if folder.parent.is_symlink():
+        return replace(made, reason=f"{folder.parent} is a link, which is not followed", folder=None)
     try:
         temporary.mkdir(parents=True)
         for file, data in models.items():
@@ -295,7 +299,10 @@ def _keep(bundle: Bundle, together: int, models: Mapping[str, bytes], failure: s
             return made  # another process was first
         return replace(made, reason=f"{error.filename or folder}: {error.strerror or error}", folder=None)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # the one that stood there before, where two changed places
+        # Where two changed places, this is what stood there before.
+        if temporary.is_symlink():
+            temporary.unlink()
+        shutil.rmtree(temporary, ignore_errors=True)
     _remove_outdated(bundle, folder)
     return made
 
