@@ -161,9 +161,8 @@ def find_bundle(directory: str | Path = ".") -> Path:
     if len(found) == 1:
         return found[0]
     seen = f"several bundles ({', '.join(path.name for path in found)})" if found else "no *.dfs bundle"
-    raise UsageError(
-        f"{seen} in the current directory, expected one; name the bundle, or make one with dfs-deploy export"
-    )
+    remedy = "name the one that is meant" if found else "name the bundle, or make one with dfs-deploy export"
+    raise UsageError(f"{seen} in the current directory, expected one; {remedy}")
 
 
 def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:

@@ -17,7 +17,7 @@ from dfs_deploy.bench.results import SCHEMA_VERSION, BenchResult
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.datasets import Dataset
 from dfs_deploy.decoding import UNREADABLE
-from dfs_deploy.errors import ArtefactError, UsageError
+from dfs_deploy.errors import ArtefactError, CheckFailedError, UsageError
 from dfs_deploy.files import write_whole
 
 NOISE_BAND = 0.05
@@ -125,11 +125,13 @@ def save_baseline(result: BenchResult, file: Path) -> None:
     """Writes a bench, whole, as the object of ``bench --json``: any such file is a baseline.
 
     Raises:
-        UsageError: the run is INVALID, and nothing could be compared with it.
+        CheckFailedError: the run is INVALID, and nothing could be compared with it.
     """
     if not result.valid:
         problem = result.problems[0]
-        raise UsageError(f"an INVALID run is no baseline: {problem.what}; {problem.remedy}; {file} was not written")
+        raise CheckFailedError(
+            f"an INVALID run is no baseline: {problem.what}; {problem.remedy}; {file} was not written"
+        )
     write_whole(file, msgspec.json.format(msgspec.json.encode(result.as_json()), indent=1) + b"\n")
 
 

@@ -83,10 +83,10 @@ def _read_pickle(path: Path) -> RawCheckpoint:
                 " was not loaded, since that would run code; save a state dict, or convert it to .safetensors where you"
                 " trust it"
             ) from error
-        raise _unreadable(path, error) from error
+        raise _unreadable(path) from error
     # torch.load lets whatever its readers meet in a damaged archive through; there is no common base to name.
     except Exception as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(path) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(
             f"{path} holds a {type(content).__name__}, expected a dict; save model.state_dict() in it"
@@ -118,16 +118,12 @@ def _would_run_code(error: pickle.UnpicklingError, path: Path) -> bool:
     return calls
 
 
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{path} is not a readable checkpoint ({_one_line(error)}); it may be truncated: copy it again"
-    )
+def _unreadable(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path} is not a readable checkpoint; it may be truncated: copy it again")
 
 
 def _one_line(error: Exception) -> str:
-    # torch.load puts the cause last, after advice to load the file all the same.
-    text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
-    return (text.splitlines() or [type(error).__name__])[0][:120]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
 def _strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -33,8 +33,12 @@ def cells_per_line(columns: int) -> int:
 
 def legend(options: Sequence[Option]) -> Text:
     """What each cell stands for."""
-    entries = [Text.assemble(_cell(option), f" {option.name}") for option in options]
+    entries = [Text.assemble(_cell(option), f" = {_meaning(option)}") for option in options]
     return Text.assemble("path: one cell a block, ", Text(", ").join(entries))
+
+
+def _meaning(option: Option) -> str:
+    return "skipped" if option.skips else f"{option.bits} bits" if option.quantized else "full precision"
 
 
 def _cell(option: Option) -> Text:

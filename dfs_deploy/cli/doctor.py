@@ -54,7 +54,7 @@ def doctor(json: JsonOption = False) -> None:
         "system": machine.system,
         "cpu": machine.cpu,
         "cores": str(machine.cores),
-        "8-bit products": machine.int8 or "none: export with --weight-bits 7 where this is x86",
+        "8-bit products": machine.int8 or ("none: export with --weight-bits 7" if _is_x86() else "none"),
         "float16 arithmetic": "yes" if machine.float16 else "no: the FP16 option runs the FP32 engine",
         "gate": _gate(),
         "energy": _energy("jetson" if board else "cpu"),
@@ -81,6 +81,10 @@ def doctor(json: JsonOption = False) -> None:
         raise EnvironmentLacksError(
             f"{missing[0].name} is not installed and running a bundle needs it; {missing[0].remedy}"
         )
+
+
+def _is_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64", "i686", "i386")
 
 
 def _energy(device: str) -> str:

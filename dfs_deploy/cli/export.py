@@ -100,7 +100,10 @@ def export(
         unrouted = sorted(
             {(r.block, r.option) for r in record.ranges if r.source == "reached" and r.option != "static"}
         )
-        console.print(f"calibrated by {record.method} on {record.samples} images ({record.data or 'no data'})")
+        if record.data:
+            console.print(f"calibrated by {record.method} on {record.samples} images ({record.data})")
+        else:
+            console.print("ranges from the checkpoint, no data")
         for block, option in unrouted:
             console.print(
                 f"  block {block}, option {option}: the gate sent nothing, so all that reached it was measured"

@@ -49,8 +49,9 @@ def inspect(bundle: BundleArgument = None, json: JsonOption = False) -> None:
     console.print(f"  files        {len(manifest.files)}, {opened.size / 1e6:.2f} MB, every SHA-256 as recorded")
     if manifest.calibration is not None:
         record = manifest.calibration
-        source = f"{record.samples} images of {record.data}" if record.data else "the checkpoint, no data"
-        console.print(f"  calibration  {record.method}, {source}, {record.weight_bits}-bit weights")
+        known = f"{record.method}, {record.samples} images of {record.data}"
+        source = known if record.data else "ranges from the checkpoint, no data"
+        console.print(f"  calibration  {source}, {record.weight_bits}-bit weights")
     for served in manifest.substitutions:
         console.print(f"  at export    option {served.option}: {served.served_by} for {served.wanted}, {served.reason}")
     for name, facts in here.items():

@@ -107,7 +107,7 @@ def watch(
     if not quiet and console.is_terminal:
         shown = Live(console=console, get_renderable=lambda: _line(tally), transient=True, refresh_per_second=8)
     elif not quiet:
-        console.print(f"classifying {name} ...")
+        console.print(f"watching camera {name} ..." if endless else f"classifying {name} ...")
     start = time.perf_counter()
     with shown:
         try:

@@ -7,6 +7,7 @@ must prefer it. Calibration finds the price that holds a budget.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,6 +50,8 @@ def bias_for(budget: float, bundle: Bundle) -> float:
     Raises:
         UsageError: the bundle has none, or the budget lies outside them.
     """
+    if not isinstance(budget, numbers.Real):
+        raise UsageError(f"budget {budget!r}, expected a number, 0 to 1")
     points = bundle.manifest.budgets
     if bundle.manifest.policy is not None:
         raise UsageError(f"{bundle.path} has a static policy, which always computes the same; leave out the budget")

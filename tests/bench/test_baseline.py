@@ -10,7 +10,7 @@ import pytest
 
 from dfs_deploy.bench.baseline import compare_with_baseline, load_baseline, save_baseline
 from dfs_deploy.bench.results import BenchResult
-from dfs_deploy.errors import ArtefactError, UsageError
+from dfs_deploy.errors import ArtefactError, CheckFailedError, UsageError
 from tests.bench.made import FACTS, MACHINE, RUNTIME, made_bench
 from tests.checks import refuses
 
@@ -94,7 +94,7 @@ def test_an_invalid_run_fails_the_check(tmp_path: Path) -> None:
 
 def test_an_invalid_run_is_no_baseline(tmp_path: Path) -> None:
     file = tmp_path / "base.json"
-    with refuses(UsageError, "INVALID", "--min-iterations", "not written"):
+    with refuses(CheckFailedError, "INVALID", "--min-iterations", "not written"):
         save_baseline(made_bench(MS, turns=2), file)
     assert not list(tmp_path.iterdir())
 

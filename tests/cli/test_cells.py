@@ -32,4 +32,4 @@ def test_as_many_cells_as_fit(columns: int) -> None:
 
 def test_the_legend_names_each_option() -> None:
     words = legend(list(Options.parse("skip,8,16,full"))).plain
-    assert words == "path: one cell a block,  · skip,  8 8, 16 16,  F full"
+    assert words == "path: one cell a block,  · = skipped,  8 = 8 bits, 16 = 16 bits,  F = full precision"

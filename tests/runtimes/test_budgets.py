@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +91,14 @@ def test_the_more_it_may_compute_the_more_it_does(runtime: Runtime) -> None:
     assert done == sorted(done)
     assert done[0] < done[-1]
     assert [(point.budget, point.bias) for point in runtime.budgets] == list(POINTS)
+
+
+def test_a_budget_that_is_no_number_is_refused(runtime: Runtime) -> None:
+    runtime.set_budget(0.2)
+    given: Any = "0.05"
+    with refuses(UsageError, "'0.05'", "expected a number"):
+        runtime.set_budget(given)
+    assert runtime.budget == 0.2
 
 
 def test_none_is_the_network_as_trained(budgeted: Path, mixed: Made) -> None:
