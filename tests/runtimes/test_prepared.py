@@ -172,6 +172,8 @@ def test_what_fails_is_said_remembered_and_tried_again_when_asked(
         assert runtime.description["layout"].startswith("plain: ")
     again, there_already = prepared.whole_prepared(bundle)
     assert (there_already, again.failed) == (False, False)
+    with Runtime(bundle) as runtime:
+        assert runtime.description["layout"].endswith(", kept")
 
 
 @needs_blocks

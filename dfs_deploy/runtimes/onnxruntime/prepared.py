@@ -102,9 +102,9 @@ class PreparedEngines:
         return replace(self, _models={})
 
     def is_whole(self) -> bool:
-        """Whether every kept engine matches its digest."""
+        """Whether engines are kept, and every one matches its digest."""
         try:
-            return all(self.read(file) for file in self._digests)
+            return bool(self._digests) and all(self.read(file) for file in self._digests)
         except DamagedError:
             return False
 
@@ -140,7 +140,7 @@ def obtain_prepared(bundle: Bundle) -> PreparedEngines:
 def whole_prepared(bundle: Bundle, progress: Callable[[float], None] | None = None) -> tuple[PreparedEngines, bool]:
     """The same, every kept engine checked, and whether they were there already."""
     found = load_prepared(bundle)
-    if found is not None and not found.failed and found.is_whole():
+    if found is not None and found.is_whole():
         return found, True
     return prepare_engines(bundle, progress), False
 
