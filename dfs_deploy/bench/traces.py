@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.extras import required
-from dfs_deploy.runtimes.base import Substitution
+from dfs_deploy.runtimes.base import Substitution, serving
 from dfs_deploy.runtimes.onnxruntime.static import StraightEngine
 
 
@@ -48,16 +48,10 @@ def engine_files(bundle: Bundle, path: NDArray[np.uint8], substitutions: Sequenc
         substitutions: which option is served by an engine of another precision.
     """
     engines = bundle.manifest.runtimes["onnxruntime"]
-    served = {(each.option, block): each.served_by for each in substitutions for block in each.blocks}
     files, form = [engines.stem.files["float32"]], engines.stem.output
     for block, choice in zip(engines.blocks, path, strict=True):
         option = bundle.options[int(choice)]
-        if option.skips:
-            engine = block.skip
-        else:
-            wanted, *others = block.options[option.name]
-            precision = served.get((option.name, block.index), wanted.precision)
-            engine = next(each for each in (wanted, *others) if each.precision == precision)
+        engine = block.skip if option.skips else serving(block, option.name, substitutions)
         if engine is not None:
             files.append(engine.files[form])
             form = engine.output

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.manifest import BlockEngines, Engine, Form
 from dfs_deploy.report.results import EngineFigures
-from dfs_deploy.report.walk import Features, Sessions, serving, walk
-from dfs_deploy.runtimes import Substitution
+from dfs_deploy.report.walk import Features, Sessions, walk
+from dfs_deploy.runtimes.base import Substitution, serving
 from dfs_deploy.runtimes.onnxruntime.binding import aligned_buffer, bind, laid_out
 from dfs_deploy.runtimes.onnxruntime.plan import median_us
 from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, obtain_prepared

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.manifest import BlockEngines, Engine, Form
-from dfs_deploy.runtimes import Substitution
+from dfs_deploy.runtimes.base import Substitution, serving
 from dfs_deploy.runtimes.onnxruntime.binding import open_session, run_once, session_options
 from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, PreparedEngines
 
@@ -87,14 +87,6 @@ class Features:
         """Keeps what an engine gave."""
         (self.integers if form == "uint8" else self.floats)[rows] = maps
         self.in_uint8[rows] = form == "uint8"
-
-
-def serving(block: BlockEngines, option: str, substitutions: Sequence[Substitution]) -> Engine:
-    """The engine that runs when the gate chooses an option of a block here."""
-    preferred = block.options[option][0]
-    standing_in = (s.served_by for s in substitutions if s.option == option and block.index in s.blocks)
-    wanted = next(standing_in, preferred.precision)
-    return next((engine for engine in block.options[option] if engine.precision == wanted), preferred)
 
 
 def advance(

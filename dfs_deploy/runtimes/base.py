@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import BundleError, InputError, RuntimeClosedError, UsageError
-from dfs_deploy.manifest import BudgetRecord
+from dfs_deploy.manifest import BlockEngines, BudgetRecord, Engine
 from dfs_deploy.options import Options, computation_percentage
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.runtimes.budgets import bias_for, score_offset
@@ -63,6 +63,14 @@ class Substitution:
     served_by: str
     reason: str
     blocks: tuple[int, ...]
+
+
+def serving(block: BlockEngines, option: str, substitutions: Sequence[Substitution]) -> Engine:
+    """The engine that runs when the gate chooses an option of a block here."""
+    preferred = block.options[option][0]
+    standing_in = (s.served_by for s in substitutions if s.option == option and block.index in s.blocks)
+    wanted = next(standing_in, preferred.precision)
+    return next((engine for engine in block.options[option] if engine.precision == wanted), preferred)
 
 
 class Backend(ABC):

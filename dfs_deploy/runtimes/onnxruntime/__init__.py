@@ -16,7 +16,13 @@ from dfs_deploy.runtimes.gate_choice import gate_for
 from dfs_deploy.runtimes.onnxruntime.batch import BatchDispatch
 from dfs_deploy.runtimes.onnxruntime.binding import Call
 from dfs_deploy.runtimes.onnxruntime.plan import load_plan
-from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, DamagedError, obtain_prepared, prepare_engines
+from dfs_deploy.runtimes.onnxruntime.prepared import (
+    PLAIN,
+    DamagedError,
+    PreparedEngines,
+    obtain_prepared,
+    prepare_engines,
+)
 from dfs_deploy.runtimes.onnxruntime.sessions import LoadedEngines, load_engines
 from dfs_deploy.runtimes.onnxruntime.single import SingleDispatch
 
@@ -47,14 +53,11 @@ class OnnxRuntimeBackend(Backend):
         plan: bool = True,
         prepared: bool = True,
     ) -> None:
-        made = obtain_prepared(bundle) if prepared else PLAIN
-        measured = load_plan(bundle, threads or 1, made.together) if plan else None
         try:
-            engines = load_engines(bundle, threads or 1, measured, made)
+            engines, self._planned = _load(bundle, threads or 1, plan, obtain_prepared(bundle) if prepared else PLAIN)
         except DamagedError:
-            engines = load_engines(bundle, threads or 1, measured, prepare_engines(bundle))
+            engines, self._planned = _load(bundle, threads or 1, plan, prepare_engines(bundle))
         self._setup(engines, bundle.architecture, gate, bundle.policy)
-        self._planned = measured is not None
 
     def _setup(
         self, engines: LoadedEngines, architecture: Architecture, kind: str | None, policy: NDArray[np.uint8] | None
@@ -124,3 +127,9 @@ class OnnxRuntimeBackend(Backend):
             "plan": "measured here" if self._planned else "none",
             "layout": self._engines.prepared.description,
         }
+
+
+def _load(bundle: Bundle, threads: int, plan: bool, prepared: PreparedEngines) -> tuple[LoadedEngines, bool]:
+    """The engines, and whether a plan that was measured in their layout decided which."""
+    measured = load_plan(bundle, threads, prepared.together) if plan else None
+    return load_engines(bundle, threads, measured, prepared), measured is not None
