@@ -41,6 +41,7 @@ def test_onnxruntime_takes_a_narrow_bundle_as_it_is(mixed: Made) -> None:
     assert (ran.code, ran.err) == (0, "")
     assert "nothing to prepare" in ran.out
     assert run("prepare", mixed.path, "--json").json["folder"] is None
+    assert "layout: plain: " in run("inspect", mixed.path).out
 
 
 @pytest.mark.skipif(block_size() == 1, reason="ONNX Runtime has no blocked layout for this CPU")

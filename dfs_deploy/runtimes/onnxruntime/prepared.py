@@ -146,7 +146,13 @@ def whole_prepared(bundle: Bundle, progress: Callable[[float], None] | None = No
 
 
 def load_prepared(bundle: Bundle) -> PreparedEngines | None:
-    """The engines prepared for this machine, or ``None`` where none are kept, or what lies there is something else."""
+    """The engines prepared for this machine; the bundle's own where no others are of use here.
+
+    ``None`` where none are kept, or what lies there is something else.
+    """
+    together = block_size()
+    if needless := _why_plain(bundle, together):
+        return PreparedEngines(reason=needless)
     folder = prepared_path(bundle)
     if folder.is_symlink() or folder.parent.is_symlink():
         return None  # no link is followed out of the cache
@@ -161,7 +167,7 @@ def load_prepared(bundle: Bundle) -> PreparedEngines | None:
     expected = {part.engine.files[form] for part in _parts(bundle) for form in part.forms}
     if set(index.files) != expected or not all(map(_is_digest, index.files.values())):
         return None
-    if index.together != block_size():
+    if index.together != together:
         return None
     return PreparedEngines(index.together, folder=folder, _digests=index.files)
 
@@ -183,11 +189,8 @@ def prepare_engines(bundle: Bundle, progress: Callable[[float], None] | None = N
     if "onnxruntime" not in bundle.manifest.runtimes:
         raise BundleError(f"{bundle.path} has no engines for onnxruntime; export with --runtime onnxruntime")
     together = block_size()
-    if together == 1:
-        return PreparedEngines(reason="ONNX Runtime has no blocked layout for this CPU")
-    channels = {shape.out_channels for shape in bundle.architecture.block_shapes()}
-    if any(count % together for count in channels):
-        return PreparedEngines(reason=f"not every block's channels are a multiple of {together}")
+    if needless := _why_plain(bundle, together):
+        return PreparedEngines(reason=needless)
     models: dict[str, bytes] = {}
     parts = list(_parts(bundle))
     try:
@@ -203,6 +206,14 @@ def prepare_engines(bundle: Bundle, progress: Callable[[float], None] | None = N
         failure = first if isinstance(error, DfsDeployError) else f"{type(error).__name__}: {first}"
         return replace(_keep(bundle, 1, {}, failure), together=1, reason=failure, failed=True, folder=None)
     return _keep(bundle, together, models)
+
+
+def _why_plain(bundle: Bundle, together: int) -> str:
+    """Why a bundle has no other engines than its own on a machine with blocks of this size; empty where it may have."""
+    if together == 1:
+        return "ONNX Runtime has no blocked layout for this CPU"
+    channels = {shape.out_channels for shape in bundle.architecture.block_shapes()}
+    return f"not every block's channels are a multiple of {together}" if any(c % together for c in channels) else ""
 
 
 @dataclass(frozen=True)
