@@ -15,7 +15,7 @@ NATIVE = "dfs_deploy/runtimes/native"
 
 
 def extensions() -> list[Extension]:
-    """The gate and its loop, or nothing where Cython is missing."""
+    """The gate, its loop and the regrouping of batches, or nothing where Cython is missing."""
     try:
         from Cython.Build import cythonize
     except ImportError:
@@ -23,7 +23,11 @@ def extensions() -> list[Extension]:
     # No -march: kernel.c picks the instruction set at run time. No contraction: every variant gives the same bits.
     flags = ["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
     headers = [f"{NATIVE}/{name}" for name in ("_gate.pxd", "kernel.h", "kernel_variant.h")]
-    sources = {"_gate": [f"{NATIVE}/_gate.pyx", f"{NATIVE}/kernel.c"], "_loop": [f"{NATIVE}/_loop.pyx"]}
+    sources = {
+        "_gate": [f"{NATIVE}/_gate.pyx", f"{NATIVE}/kernel.c"],
+        "_loop": [f"{NATIVE}/_loop.pyx"],
+        "_rows": [f"{NATIVE}/_rows.pyx"],
+    }
     modules = [
         Extension(
             f"dfs_deploy.runtimes.native.{name}",

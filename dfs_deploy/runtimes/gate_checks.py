@@ -88,7 +88,7 @@ def check_pooled(weights: GateWeights, block: int, samples: int, pooled: Array) 
         raise InputError(f"pooled features are {_kind(pooled)}, expected an array of float32 of shape (N, C)")
     if not pooled.flags.c_contiguous:
         raise InputError("pooled features are not contiguous; pass numpy.ascontiguousarray of them")
-    _check_channels(weights, block, "pooled features", pooled.shape[1])
+    check_channels(weights, block, "pooled features", pooled.shape[1])
     _check_samples_held(len(pooled), samples)
 
 
@@ -110,12 +110,14 @@ def _check_features(weights: GateWeights, block: int, name: str, features: NDArr
     if not features.flags.c_contiguous:
         raise InputError(f"{name} are not contiguous; pass numpy.ascontiguousarray({name})")
     channels = channels_of(features)
-    _check_channels(weights, block, name, channels)
+    check_channels(weights, block, name, channels)
     if channels % together:
         raise InputError(f"{name} have {channels} channels, expected a multiple of the {together} that lie together")
 
 
-def _check_channels(weights: GateWeights, block: int, name: str, channels: int) -> None:
+def check_channels(weights: GateWeights, block: int, name: str, channels: int) -> None:
+    """Raises where features of this many channels cannot follow a block; see :func:`check_bound`."""
+    _check_block(weights, block)
     least = weights.prepared(_own_channels)[block]
     if not least <= channels <= weights.widest:
         bounds = f"{least}" if least == weights.widest else f"{least} to {weights.widest}"

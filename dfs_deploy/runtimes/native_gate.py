@@ -20,7 +20,14 @@ from dfs_deploy.runtimes.gate import (
     channels_of,
     uint8_factor,
 )
-from dfs_deploy.runtimes.gate_checks import biased_projection, check_batch, check_bound, check_pooled, check_samples
+from dfs_deploy.runtimes.gate_checks import (
+    biased_projection,
+    check_batch,
+    check_bound,
+    check_channels,
+    check_pooled,
+    check_samples,
+)
 from dfs_deploy.runtimes.loop import DispatchLoop, Turn
 
 _ALIGNMENT = 64
@@ -112,10 +119,17 @@ class NativeGate(Gate):
         scale: float,
         changed: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.int64]:
-        check_batch(self._weights, block, self._compiled.samples, chunks, where, self.together, changed)
-        decisions = np.empty(len(where), np.int64)
-        factor = float(uint8_factor(scale, math.prod(chunks[0].shape[1:]) // channels_of(chunks[0])))
-        self._compiled.step(block, chunks, where, factor, decisions, changed)
+        try:
+            channels = channels_of(chunks[0])
+            check_channels(self._weights, block, "features", channels)
+            decisions = np.empty(len(where), np.int64)
+            factor = float(uint8_factor(scale, math.prod(chunks[0].shape[1:]) // channels))
+            self._compiled.step(block, chunks, where, factor, decisions, changed)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            # The compiled gate refuses what it cannot read; what every gate refuses is said in the same words. To look
+            # for it before each step would cost as much as the step.
+            check_batch(self._weights, block, self._compiled.samples, chunks, where, self.together, changed)
+            raise
         return decisions
 
     def step_pooled(self, block: int, pooled: Array) -> NDArray[np.int64]:

@@ -331,8 +331,8 @@ def test_a_wheel_holds_the_extension_and_no_sources(source: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {Path(name).name for name in archive.namelist() if name.startswith(f"{NATIVE}/")}
     libraries = {name for name in names if name.endswith(".so")}
-    assert {name.partition(".")[0] for name in libraries} == {"_gate", "_loop"}
-    assert names - libraries == {"__init__.py", "_gate.pyi", "_loop.pyi"}
+    assert {name.partition(".")[0] for name in libraries} == {"_gate", "_loop", "_rows"}
+    assert names - libraries == {"__init__.py", "_gate.pyi", "_loop.pyi", "_rows.pyi"}
     assert chosen_gate(wheel) == "native"
 
 

@@ -22,10 +22,10 @@ from dfs_deploy.exporters import export
 from dfs_deploy.exporters.graph import GraphBuilder
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Options
-from dfs_deploy.runtimes import Result, Runtime
+from dfs_deploy.runtimes import Result, Runtime, native
 from dfs_deploy.runtimes.gate_choice import GATES, native_available
 from dfs_deploy.runtimes.onnxruntime import batch, sessions
-from dfs_deploy.runtimes.onnxruntime.binding import run_into
+from dfs_deploy.runtimes.onnxruntime.binding import Rebinding
 from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
 from tests.bundles import (
     CONTRACT,
@@ -124,6 +124,17 @@ def test_an_image_twice_in_a_batch_gets_the_same_twice(runtime: Runtime) -> None
     for row in range(0, 15, 3):
         assert (result.path[row : row + 3] == result.path[row]).all()
         np.testing.assert_allclose(result.logits[row : row + 3], np.repeat(result.logits[row][None], 3, 0), atol=1e-4)
+
+
+def test_regrouped_in_numpy_a_batch_is_the_same(made: Made, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = pixels(IMAGES, seed=1)
+    expected = runtime(images)
+    monkeypatch.setattr(native, "lacks", "it was not compiled at install")
+    with Runtime(made.path) as other:
+        assert other.description["gate"] == "numpy"
+        result = other(images)
+    assert np.array_equal(result.path, expected.path)
+    assert np.array_equal(result.logits, expected.logits)
 
 
 def test_every_path_runs_in_a_batch_as_alone(mixed: Made) -> None:
@@ -243,11 +254,12 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> type[Noted]:
 def test_in_a_batch_too_skipped_work_is_skipped(mixed: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
 
-    def noting(session: Any, label: str, source: NDArray[Any], target: NDArray[Any]) -> None:
-        runs.append(len(source))
-        run_into(session, label, source, target)
+    class Noting(Rebinding):
+        def __call__(self, label: str, source: NDArray[Any], target: NDArray[Any]) -> None:
+            runs.append(len(source))
+            super().__call__(label, source, target)
 
-    monkeypatch.setattr(batch, "run_into", noting)
+    monkeypatch.setattr(batch, "Rebinding", Noting)
     with Runtime(mixed.path) as runtime:
         runtime(pixels(12), path=np.array([[0, 0, 0]] * 10 + [[3, 0, 1], [0, 3, 0]]))
     # Stem 12; block 1: one full; block 2 (stride): ten and one skips, one full; block 3: one in INT8; head by form.

@@ -1,7 +1,7 @@
 """The compiled gate, where a C compiler was there at install; :mod:`dfs_deploy.runtimes.native_gate` wraps it.
 
 ``kernel.h`` declares the arithmetic, ``kernel_variant.h`` defines it, ``kernel.c`` compiles it for each instruction
-set, ``_gate.pyx`` binds it, and ``_loop.pyx`` is the dispatch loop around it.
+set, ``_gate.pyx`` binds it, ``_loop.pyx`` is the dispatch loop around it, and ``_rows.pyx`` regroups batches.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ lacks: str | None = None
 """Why the extension could not be imported; ``None`` where it was."""
 
 try:
-    for _name in ("_gate", "_loop"):
+    for _name in ("_gate", "_loop", "_rows"):
         import_module(f"{__name__}.{_name}")
 except ModuleNotFoundError:
     lacks = "it was not compiled at install"
