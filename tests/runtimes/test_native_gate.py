@@ -83,7 +83,7 @@ def test_sigmoid_and_tanh_are_those_of_double_precision(variant: str) -> None:
 
 @needs_native
 @pytest.mark.parametrize("area", [1, 63, 64, 65, 8191, 8192, 8193, 30_000])
-@pytest.mark.parametrize("channels", [1, 16, 40])
+@pytest.mark.parametrize("channels", [1, 8, 16, 32, 40, 64, 192])
 @pytest.mark.parametrize("variant", native_variants())
 def test_a_sum_of_bytes_is_exact(area: int, channels: int, variant: str) -> None:
     # The cell is tanh(mean / 1024), near enough to the mean to tell a sum from the next.

@@ -10,6 +10,12 @@ typedef uint16_t Columns __attribute__((vector_size(2 * GATE_COLUMNS)));
 typedef float Floats4 __attribute__((vector_size(16)));
 typedef float Floats8 __attribute__((vector_size(32)));
 
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define LOW_BYTE 1 /* where the low byte of a pair lies */
+#else
+#define LOW_BYTE 0
+#endif
+
 /* Baseline: whatever the compiler may assume of the target, in vectors of 16 bytes. */
 #define VARIANT baseline
 #define VECTOR_BYTES 16

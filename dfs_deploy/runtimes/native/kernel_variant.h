@@ -17,9 +17,11 @@
 
 #define Floats NAME(Floats)
 #define Ints NAME(Ints)
+#define Pairs NAME(Pairs)
 
 typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t Ints __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t Pairs __attribute__((vector_size(VECTOR_BYTES))); /* of bytes, added up apart from each other */
 
 /* Memory is read and written through memcpy: no alignment is asked for. */
 #define LOAD(vector, from) memcpy(&(vector), (from), sizeof(vector))
@@ -89,6 +91,48 @@ TARGET static inline void NAME(sum_columns)(const uint8_t *x, ptrdiff_t area, pt
     }
 }
 
+/* Adds up bytes lane by lane: of `count` vectors that lie `stride` apart. In 16 bits, which 256 vectors cannot overflow,
+ * and then in 32. */
+TARGET static inline void NAME(sum_lanes)(const uint8_t *x, ptrdiff_t count, ptrdiff_t stride, uint32_t *sums) {
+    for (int k = 0; k < VECTOR_BYTES; k++) sums[k] = 0;
+    for (ptrdiff_t i = 0; i < count;) {
+        const ptrdiff_t end = i + 256 < count ? i + 256 : count;
+        Pairs low = {0}, high = {0}, read;
+        for (; i < end; i++) {
+            LOAD(read, x + i * stride);
+            low += read & 255;
+            high += read >> 8;
+        }
+        for (int k = 0; k < VECTOR_BYTES / 2; k++) {
+            sums[2 * k + LOW_BYTE] += low[k];
+            sums[2 * k + 1 - LOW_BYTE] += high[k];
+        }
+    }
+}
+
+/* Adds up each channel of a map of bytes whose pixels fill vectors, or vectors pixels; false where they do neither. */
+TARGET static inline int NAME(sum_whole)(const uint8_t *x, ptrdiff_t area, ptrdiff_t channels, double factor,
+                                         float *pooled) {
+    uint32_t sums[VECTOR_BYTES];
+    if (channels % VECTOR_BYTES == 0) {
+        for (ptrdiff_t first = 0; first < channels; first += VECTOR_BYTES) {
+            NAME(sum_lanes)(x + first, area, channels, sums);
+            for (int k = 0; k < VECTOR_BYTES; k++) pooled[first + k] = (float)(sums[k] * factor);
+        }
+        return 1;
+    }
+    if (VECTOR_BYTES % channels) return 0;
+    const ptrdiff_t whole = area * channels / VECTOR_BYTES;
+    NAME(sum_lanes)(x, whole, VECTOR_BYTES, sums);
+    for (ptrdiff_t i = whole * VECTOR_BYTES; i < area * channels; i++) sums[i % VECTOR_BYTES] += x[i];
+    for (ptrdiff_t c = 0; c < channels; c++) {
+        uint32_t sum = 0;
+        for (ptrdiff_t k = c; k < VECTOR_BYTES; k += channels) sum += sums[k];
+        pooled[c] = (float)(sum * factor);
+    }
+    return 1;
+}
+
 /* Adds up one channel of a blocked map, as sum_floats does, its pixels `stride` floats apart. */
 TARGET static float NAME(sum_strided)(const float *x, ptrdiff_t n, ptrdiff_t stride) {
     float gathered[POOL_LANES];
@@ -134,6 +178,7 @@ TARGET static void NAME(pool)(const GateFeatures *features, float *pooled) {
     if (features->in_uint8) {
         const uint8_t *x = features->data;
         const double factor = features->factor;
+        if (NAME(sum_whole)(x, area, channels, factor, pooled)) return;
         for (ptrdiff_t first = 0; first < channels; first += GATE_COLUMNS) {
             const ptrdiff_t columns = channels - first < GATE_COLUMNS ? channels - first : GATE_COLUMNS;
             uint32_t sums[GATE_COLUMNS];
@@ -275,5 +320,6 @@ TARGET static ptrdiff_t NAME(step)(const GateWeights *w, ptrdiff_t block, const 
 #undef LANE_VECTORS
 #undef Floats
 #undef Ints
+#undef Pairs
 #undef LOAD
 #undef STORE
