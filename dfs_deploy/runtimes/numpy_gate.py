@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -229,15 +230,18 @@ def _pooling(features: Features, pooled: Array, scale: float) -> Callable[[], ob
     axis = features.ndim - (2 if blocked or features.dtype == np.uint8 else 1)
     area = features.shape[axis]
     if features.dtype == np.uint8:
-        factor = uint8_factor(scale, area)
+        factor = np.full(pooled.shape, uint8_factor(scale, area))  # a number would be made an array at each call
         # A product with ones is the fastest sum here; in float32 it is exact while no partial sum can reach 2 ** 24.
         dtype = np.float32 if 255 * area < 1 << 24 else np.float64
         values, sums = np.empty(features.shape, dtype), np.empty(pooled.shape, dtype)
         ones = np.ones(area, dtype)
+        add_up = partial(np.matmul, ones, values, sums)
+        if pooled.size == features.shape[-1]:  # of one map, `dot` does the same for less
+            add_up = partial(np.dot, ones, values.reshape(area, -1), sums.reshape(-1))
 
         def pool_integers() -> None:
             np.copyto(values, features)
-            np.matmul(ones, values, sums)
+            add_up()
             np.multiply(sums, factor, pooled, casting="same_kind")
 
         return pool_integers
