@@ -50,21 +50,35 @@ class GatherRows(Protocol):
         """
 
 
+class PlaceRows(Protocol):
+    """Notes where samples lie now."""
+
+    def __call__(self, where: Rows, rows: Rows, array: int) -> None:
+        """Lets samples lie in one array, in their order.
+
+        Args:
+            where: (N, 2) intp, array and row of each sample; written.
+            rows: (n,) intp, samples.
+            array: index of the array.
+        """
+
+
 @dataclass(frozen=True)
 class RowsKernels:
-    """One way to do both."""
+    """One way to do all of it."""
 
     group: GroupRows
     gather: GatherRows
+    place: PlaceRows
 
 
 def rows_kernels() -> RowsKernels:
     """The compiled kernels where they were compiled, NumPy's elsewhere: the results are the same."""
     if native.lacks is not None:
-        return RowsKernels(group_rows, gather_rows)
+        return RowsKernels(group_rows, gather_rows, place_rows)
     from dfs_deploy.runtimes.native import _rows
 
-    return RowsKernels(_rows.group_rows, _rows.gather_rows)
+    return RowsKernels(_rows.group_rows, _rows.gather_rows, _rows.place_rows)
 
 
 def group_rows(
@@ -90,3 +104,9 @@ def gather_rows(arrays: Sequence[NDArray[Any]], where: Rows, rows: Rows, out: ND
     for start, end in zip([0, *starts], [*starts, len(rows)], strict=True):
         if end > start:
             np.take(arrays[array[start]], row[start:end], 0, out[start:end], "clip")  # checks bounds in C
+
+
+def place_rows(where: Rows, rows: Rows, array: int) -> None:
+    """See :class:`PlaceRows`."""
+    where[rows, 0] = array
+    where[rows, 1] = np.arange(len(rows))

@@ -24,7 +24,7 @@ from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Options
 from dfs_deploy.runtimes import Result, Runtime, native
 from dfs_deploy.runtimes.gate_choice import GATES, native_available
-from dfs_deploy.runtimes.onnxruntime import batch, sessions
+from dfs_deploy.runtimes.onnxruntime import batch, binding, sessions
 from dfs_deploy.runtimes.onnxruntime.binding import Rebinding
 from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
 from tests.bundles import (
@@ -135,6 +135,27 @@ def test_regrouped_in_numpy_a_batch_is_the_same(made: Made, runtime: Runtime, mo
         result = other(images)
     assert np.array_equal(result.path, expected.path)
     assert np.array_equal(result.logits, expected.logits)
+
+
+@pytest.mark.parametrize("gone", [{"_ort_device"}, {"_sess", "_iobinding"}], ids=["device", "session and binding"])
+def test_without_what_lies_under_onnx_runtime_s_public_calls(
+    floats: Made, monkeypatch: pytest.MonkeyPatch, gone: set[str]
+) -> None:
+    images, asked = pixels(20, seed=1), []
+    with Runtime(floats.path) as runtime:
+        expected = runtime(images), runtime(images[:1])
+
+    def without(value: object, name: str, default: object) -> object:
+        asked.append(name)
+        return default if name in gone else getattr(value, name, default)
+
+    monkeypatch.setattr(binding, "getattr", without, raising=False)
+    with Runtime(floats.path) as runtime:
+        results = runtime(images), runtime(images[:1])
+    assert gone <= set(asked)
+    for result, other in zip(results, expected, strict=True):
+        assert np.array_equal(result.logits, other.logits)
+        assert np.array_equal(result.path, other.path)
 
 
 def test_every_path_runs_in_a_batch_as_alone(mixed: Made) -> None:

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dfs_deploy.runtimes import native
-from dfs_deploy.runtimes.rows import RowsKernels, gather_rows, group_rows, rows_kernels
+from dfs_deploy.runtimes.rows import RowsKernels, gather_rows, group_rows, place_rows, rows_kernels
 
 from .gates import needs_native
 
 KERNELS = [
-    pytest.param(RowsKernels(group_rows, gather_rows), id="numpy"),
+    pytest.param(RowsKernels(group_rows, gather_rows, place_rows), id="numpy"),
     pytest.param(rows_kernels(), id="native", marks=needs_native),
 ]
 
@@ -68,6 +68,19 @@ def test_gathering_copies_each_sample_s_features(
         assert np.array_equal(got, held[array][row])
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30))
+def test_placing_moves_the_samples_that_are_meant(kernels: RowsKernels, seed: int, samples: int) -> None:
+    random = np.random.default_rng(seed)
+    where = lying(seed, samples, 3)
+    before = where.copy()
+    rows = random.permutation(samples)[: random.integers(0, samples + 1)].astype(np.intp)
+    kernels.place(where, rows, 7)
+    assert where[rows].tolist() == [[7, row] for row in range(len(rows))]
+    others = np.setdiff1d(np.arange(samples), rows)
+    assert np.array_equal(where[others], before[others])
+
+
 WHERE = np.array([[0, 0], [0, 1], [1, 0]], np.intp)
 CHOICE = np.array([0, 1, 1], np.uint8)
 RUNS = np.array([True, True])
@@ -115,6 +128,21 @@ def test_the_compiled_gathering_refuses_what_it_cannot_copy(arguments: tuple[Any
         rows_kernels().gather(*arguments)
 
 
+@needs_native
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param((WHERE.copy(), ROWS + 1, 0), id="a sample that is not there"),
+        pytest.param((WHERE.copy(), ROWS - 1, 0), id="a negative sample"),
+        pytest.param((WHERE[:, :1].copy(), ROWS, 0), id="one column"),
+        pytest.param((WHERE.T, ROWS[:2], 0), id="not contiguous"),
+    ],
+)
+def test_the_compiled_placing_refuses_what_it_cannot_write(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        rows_kernels().place(*arguments)
+
+
 def test_without_the_compiled_kernels_numpy_regroups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "lacks", "it was not compiled at install")
-    assert rows_kernels() == RowsKernels(group_rows, gather_rows)
+    assert rows_kernels() == RowsKernels(group_rows, gather_rows, place_rows)

@@ -119,3 +119,16 @@ def gather_rows(arrays, where, rows, out):
                 memcpy(target + i * size, sources[i], size)
     finally:
         free(sources)
+
+
+def place_rows(where, rows, Py_ssize_t array):
+    cdef View where_view = View(where, "where", _INTP, 2, True)
+    cdef View rows_view = View(rows, "rows", _INTP, 1)
+    cdef Py_ssize_t samples = where_view.buffer.shape[0], i
+    where_view.expect("where", (samples, 2))
+    cdef Py_ssize_t *at = <Py_ssize_t *> where_view.buffer.buf
+    cdef const Py_ssize_t *placed = <const Py_ssize_t *> rows_view.buffer.buf
+    for i in range(rows_view.buffer.shape[0]):
+        if not 0 <= placed[i] < samples:
+            raise ValueError(f"sample {placed[i]}, expected 0 to {samples - 1}")
+        at[2 * placed[i]], at[2 * placed[i] + 1] = array, i

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +39,7 @@ class Buffers:
         self._free[key].append(memory)
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """Samples that run together.
 
     Attributes:
@@ -75,8 +73,7 @@ class Chunks:
 
     def place(self, rows: NDArray[np.intp], chunk: Features) -> None:
         """Lets samples lie in a new chunk, in their order."""
-        self.where[rows, 0] = len(self.arrays)
-        self.where[rows, 1] = np.arange(len(rows))
+        self._kernels.place(self.where, rows, len(self.arrays))
         self.arrays.append(chunk)
 
     def groups(self, choice: NDArray[np.uint8], runs: NDArray[np.bool_]) -> Iterator[Group]:
