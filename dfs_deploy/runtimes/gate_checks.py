@@ -73,6 +73,8 @@ def check_batch(
         where.min() < 0 or where[:, 0].max() >= len(chunks) or (where[:, 1] >= lengths[where[:, 0]]).any()
     ):
         raise InputError(f"where points beyond the {len(chunks)} chunks of {lengths.tolist()} samples")
+    if isinstance(changed, np.ndarray) and not changed.flags.c_contiguous:
+        raise InputError("changed is not contiguous; pass numpy.ascontiguousarray of it")
     if changed is not None and (
         not isinstance(changed, np.ndarray) or changed.dtype != np.bool_ or changed.shape != (len(where),)
     ):

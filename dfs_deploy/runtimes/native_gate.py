@@ -31,6 +31,7 @@ from dfs_deploy.runtimes.gate_checks import (
 from dfs_deploy.runtimes.loop import DispatchLoop, Turn
 
 _ALIGNMENT = 64
+_CHANGED = (type(None), np.ndarray)
 
 
 def native_available() -> bool:
@@ -120,12 +121,14 @@ class NativeGate(Gate):
         changed: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.int64]:
         try:
+            if {type(array) for array in (where, *chunks)} != {np.ndarray} or type(changed) not in _CHANGED:
+                check_batch(self._weights, block, self._compiled.samples, chunks, where, self.together, changed)
             channels = channels_of(chunks[0])
             check_channels(self._weights, block, "features", channels)
             decisions = np.empty(len(where), np.int64)
-            factor = float(uint8_factor(scale, math.prod(chunks[0].shape[1:]) // channels))
+            factor = float(uint8_factor(scale, math.prod(chunks[0].shape[1:]) // channels or 1))
             self._compiled.step(block, chunks, where, factor, decisions, changed)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        except (ArithmeticError, AttributeError, BufferError, LookupError, TypeError, ValueError):
             # The compiled gate refuses what it cannot read; what every gate refuses is said in the same words. To look
             # for it before each step would cost as much as the step.
             check_batch(self._weights, block, self._compiled.samples, chunks, where, self.together, changed)

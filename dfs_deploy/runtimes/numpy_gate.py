@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -235,9 +234,9 @@ def _pooling(features: Features, pooled: Array, scale: float) -> Callable[[], ob
         dtype = np.float32 if 255 * area < 1 << 24 else np.float64
         values, sums = np.empty(features.shape, dtype), np.empty(pooled.shape, dtype)
         ones = np.ones(area, dtype)
-        add_up = partial(np.matmul, ones, values, sums)
+        add_up = functools.partial(np.matmul, ones, values, sums)
         if pooled.size == features.shape[-1]:  # of one map, `dot` does the same for less
-            add_up = partial(np.dot, ones, values.reshape(area, -1), sums.reshape(-1))
+            add_up = functools.partial(np.dot, ones, values.reshape(area, -1), sums.reshape(-1))
 
         def pool_integers() -> None:
             np.copyto(values, features)

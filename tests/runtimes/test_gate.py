@@ -454,6 +454,19 @@ def test_a_batch_that_cannot_be_stepped_is_refused(make: MakeGate) -> None:
         gate.step(0, [floats, random_integers(6, (4, 2, 2))[::2]], where, 1.0)
     with refuses(InputError, "(4, 2, 2)", "(4, 2, 3)"):
         gate.step(0, [floats, random_integers(3, (4, 2, 3))], where, 1.0)
+    with refuses(InputError, "(4, 1, 4)", "(4, 2, 2)"):
+        gate.step(0, [floats, random_integers(3, (4, 1, 4))], where, 1.0)
+    with refuses(InputError, "(3, 4, 0, 2)"):
+        gate.step(0, [floats[:, :, :0]], np.array([[0, 0], [0, 1], [0, 2]]), 1.0)
+    with refuses(InputError, "chunk", "memoryview"):
+        gate.step(0, [floats, memoryview(integers)], where, 1.0)  # type: ignore[list-item]
+    with refuses(InputError, "where", "memoryview"):
+        gate.step(0, [floats, integers], memoryview(where), 1.0)  # type: ignore[arg-type]
+    changed = np.ones(3, np.bool_)
+    with refuses(InputError, "changed", "memoryview"):
+        gate.step(0, [floats, integers], where, 1.0, memoryview(changed))  # type: ignore[arg-type]
+    with refuses(InputError, "changed", "contiguous"):
+        gate.step(0, [floats, integers], where, 1.0, np.ones(6, np.bool_)[::2])
     with refuses(InputError, "5 channels"):
         gate.step(0, [random_features(3, (5, 2, 2)), integers], where, 1.0)
     with refuses(UsageError, "2 samples", "3"):

@@ -92,6 +92,7 @@ RUNS = np.array([True, True])
     [
         pytest.param((WHERE + 1, CHOICE, RUNS, [False, True]), id="an array that is not there"),
         pytest.param((WHERE - 1, CHOICE, RUNS, [False, True]), id="a negative row"),
+        pytest.param((WHERE * (2**63 - 1), CHOICE, RUNS, [False] * 2), id="a row beyond all memory"),
         pytest.param((WHERE, CHOICE + 1, RUNS, [False, True]), id="an option that is not there"),
         pytest.param((WHERE[[0, 0, 1]], CHOICE, RUNS, [False, True]), id="two samples in one row"),
         pytest.param((WHERE[:2], CHOICE, RUNS, [False, True]), id="another number of samples"),

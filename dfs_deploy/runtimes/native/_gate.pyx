@@ -141,7 +141,7 @@ cdef class CompiledGate:
         cdef View decision_view = View(decisions, "decisions", _INT64, 1, True)
         cdef View where_view = View(where, "where", _INTP, 2)
         cdef View changed_view, view
-        cdef Py_ssize_t samples = self.samples, channels, area, count = len(chunks), i
+        cdef Py_ssize_t samples = self.samples, count = len(chunks), height, expected = 0, i
         decision_view.expect("decisions", (samples,))
         where_view.expect("where", (samples, 2))
         cdef const uint8_t *pools = NULL
@@ -166,7 +166,13 @@ cdef class CompiledGate:
         try:
             for i in range(count):
                 self._describe(&described[i], block, views[i], factor)
-                if described[i].channels != described[0].channels or described[i].area != described[0].area:
+                view = views[i]
+                height = view.buffer.shape[1 if described[i].in_uint8 else 2]
+                if i == 0:
+                    expected = height
+                if described[i].channels != described[0].channels or (
+                    described[i].area != described[0].area or height != expected
+                ):
                     raise ValueError("chunks of features of different sizes, expected the same")
             for i in range(samples):
                 if not 0 <= at[2 * i] < count:

@@ -10,6 +10,10 @@ from libc.string cimport memcpy
 from dfs_deploy.runtimes.native._gate cimport View
 
 
+cdef extern from "Python.h":
+    const Py_ssize_t PY_SSIZE_T_MAX
+
+
 cdef str _INTP = "l" if sizeof(long) == sizeof(Py_ssize_t) else "q"
 
 
@@ -23,6 +27,7 @@ def group_rows(where, choice, runs, in_uint8):
     cdef const uint8_t *chosen = <const uint8_t *> choice_view.buffer.buf
     cdef const uint8_t *wanted = <const uint8_t *> runs_view.buffer.buf
     cdef Py_ssize_t i, spot, array, row, kind, total, kinds = 2 * options
+    cdef Py_ssize_t limit = PY_SSIZE_T_MAX // sizeof(Py_ssize_t) // (arrays + 1)  # of rows, so that no sum overflows
     cdef Py_ssize_t *first = <Py_ssize_t *> calloc(arrays + 1, sizeof(Py_ssize_t))
     cdef Py_ssize_t *sample = NULL  # by place, from array to array and row to row; one more than it is, 0 for nobody's
     cdef Py_ssize_t *counts = <Py_ssize_t *> calloc(kinds + 1, sizeof(Py_ssize_t))
@@ -37,7 +42,7 @@ def group_rows(where, choice, runs, in_uint8):
             form[i] = bool(in_uint8[i])
         for i in range(samples):
             array, row = at[2 * i], at[2 * i + 1]
-            if not 0 <= array < arrays or row < 0 or chosen[i] >= options:
+            if not 0 <= array < arrays or not 0 <= row < limit or chosen[i] >= options:
                 raise ValueError(
                     f"sample {i} lies in row {row} of array {array} and runs option {chosen[i]}, expected arrays below"
                     f" {arrays} and options below {options}"

@@ -106,7 +106,7 @@ def _bound_call(session: ort.InferenceSession, binding: ort.IOBinding) -> Call:
     if inner is None or bound is None:
         return functools.partial(session.run_with_iobinding, binding)
     call = functools.partial(inner.run_with_iobinding, bound, ort.RunOptions())
-    call.__dict__["keeps"] = (session, binding)  # the arrays under a bound value live as long as these
+    call.__dict__["keeps"] = (session, binding)  # arrays bound as values live as long as these
     return call
 
 

@@ -21,14 +21,22 @@ class Buffers:
 
     def __init__(self) -> None:
         self._free: dict[_Key, list[NDArray[Any]]] = {}
+        self._largest = 0
         self._lent: dict[int, tuple[_Key, NDArray[Any]]] = {}
 
     def take(self, rows: int, size: tuple[int, ...], form: Form) -> NDArray[Any]:
         """An array for this many maps of (channels, height, width), its contents of no meaning."""
-        capacity = 1 << (rows - 1).bit_length()
-        key = (size, form, capacity)
-        free = self._free.setdefault(key, [])
-        memory = free.pop() if free else aligned_buffer((capacity, *laid_out(size, form)), np.dtype(form))
+        least = capacity = 1 << (rows - 1).bit_length()
+        while capacity <= self._largest and not self._free.get((size, form, capacity)):
+            capacity *= 2
+        if capacity <= self._largest:
+            key = (size, form, capacity)
+            memory = self._free[key].pop()
+        else:
+            key = (size, form, least)
+            memory = aligned_buffer((least, *laid_out(size, form)), np.dtype(form))
+            self._free.setdefault(key, [])
+            self._largest = max(self._largest, least)
         array = memory[:rows]
         self._lent[id(array)] = (key, memory)
         return array
