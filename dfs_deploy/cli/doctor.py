@@ -57,6 +57,7 @@ def doctor(json: JsonOption = False) -> None:
         "8-bit products": machine.int8 or ("none: export with --weight-bits 7" if _is_x86() else "none"),
         "float16 arithmetic": "yes" if machine.float16 else "no: the FP16 option runs the FP32 engine",
         "gate": _gate(),
+        "feature layout": _layout(),
         "energy": _energy("jetson" if board else "cpu"),
         "jetson": "yes" if board else "no",
         **(_jetson_facts() if board else {}),
@@ -123,3 +124,14 @@ def _gate() -> str:
     if native_available():
         return f"native ({native_variants()[0]})"
     return "numpy: install a C compiler and reinstall dfs-deploy for the native one"
+
+
+def _layout() -> str:
+    try:
+        from dfs_deploy.runtimes.onnxruntime.blocked import block_size
+    except ModuleNotFoundError as error:
+        return f"unknown: {error.name} is missing"
+    together = block_size()
+    if together > 1:
+        return f"blocked by {together}, for networks whose channels are multiples of it"
+    return "plain: ONNX Runtime has no blocked one for this CPU"

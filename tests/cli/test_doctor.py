@@ -10,6 +10,7 @@ import dfs_deploy
 from dfs_deploy.bench import jetson
 from dfs_deploy.cli import doctor
 from dfs_deploy.extras import EXTRA_OF
+from dfs_deploy.runtimes.onnxruntime import blocked
 from tests.bench.boards import jetson_tree
 from tests.cli.program import run
 
@@ -41,6 +42,18 @@ def test_a_person_reads_passed() -> None:
     assert ran.code == 0
     assert "PASSED" in ran.out
     assert "onnxruntime" in ran.out
+
+
+@pytest.mark.parametrize(("together", "said"), [(1, "plain"), (8, "blocked by 8"), (16, "blocked by 16")])
+def test_the_layout_of_features_is_said(monkeypatch: pytest.MonkeyPatch, together: int, said: str) -> None:
+    monkeypatch.setattr(blocked, "block_size", lambda: together)
+    assert run("doctor", "--json").json["facts"]["feature layout"].startswith(said)
+
+
+def test_the_layout_is_what_onnx_runtime_has() -> None:
+    said = run("doctor", "--json").json["facts"]["feature layout"]
+    together = blocked.block_size()
+    assert said.startswith("plain" if together == 1 else f"blocked by {together},")
 
 
 def test_what_running_needs_and_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
