@@ -67,13 +67,12 @@ def measure_batch(bundle: Bundle, batch: int, seconds: float) -> None:
             Case("static int8", lambda i: static(images)),
             Case("mixed paths", lambda i: runtime(images, path=mixed)),
             Case("one path", lambda i: runtime(images, path=same)),
-            Case("mixed paths, the engines alone", lambda i: [call() for call in engines]),
         ]
+        if engines:
+            cases.append(Case("mixed paths, the engines alone", lambda i: [call() for call in engines]))
         times = time_interleaved(cases, [0], warm_up_s=0.3, min_s=seconds * len(cases), min_iterations=10, burst=4)
     medians = {name: summarize(values).p50 for name, values in times.items()}
     static_int8 = medians.pop("static int8")
-    if not engines:
-        del medians["mixed paths, the engines alone"]  # image by image: see the dispatch benchmark
     for name, median in medians.items():
         ratio = median / static_int8
         print(f"batch {batch}, half INT8, half skipped, {name}: {ratio:.2f} of static INT8")
@@ -82,7 +81,7 @@ def measure_batch(bundle: Bundle, batch: int, seconds: float) -> None:
 def record_engine_calls(runtime: Runtime, images: NDArray[np.float32], path: NDArray[np.uint8]) -> list[Call]:
     """The engine calls that a batch makes, to be made again without gates and regrouping: the floor of its time.
 
-    Empty where the batch is run image by image.
+    Empty where the batch is run image by image, of which the dispatch benchmark tells.
     """
     calls: list[Call] = []
     run = Rebinding.__call__

@@ -118,8 +118,7 @@ def _check_features(weights: GateWeights, block: int, name: str, features: NDArr
 
 
 def check_channels(weights: GateWeights, block: int, name: str, channels: int) -> None:
-    """Raises where features of this many channels cannot follow a block; see :func:`check_bound`."""
-    _check_block(weights, block)
+    """Raises where features of this many channels cannot follow a block that there is; see :func:`check_bound`."""
     least = weights.prepared(_own_channels)[block]
     if not least <= channels <= weights.widest:
         bounds = f"{least}" if least == weights.widest else f"{least} to {weights.widest}"

@@ -31,7 +31,6 @@ from dfs_deploy.runtimes.gate_checks import (
 from dfs_deploy.runtimes.loop import DispatchLoop, Turn
 
 _ALIGNMENT = 64
-_CHANGED = (type(None), np.ndarray)
 
 
 def native_available() -> bool:
@@ -121,7 +120,7 @@ class NativeGate(Gate):
         changed: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.int64]:
         try:
-            if {type(array) for array in (where, *chunks)} != {np.ndarray} or type(changed) not in _CHANGED:
+            if {type(array) for array in (where, changed, *chunks)} - {np.ndarray, type(None)}:
                 check_batch(self._weights, block, self._compiled.samples, chunks, where, self.together, changed)
             channels = channels_of(chunks[0])
             check_channels(self._weights, block, "features", channels)

@@ -5,9 +5,9 @@ In NumPy here; ``native/_rows.pyx`` does the same, compiled, and :func:`rows_ker
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,55 +17,20 @@ from dfs_deploy.runtimes import native
 Rows = NDArray[np.intp]
 
 
-class GroupRows(Protocol):
-    """Decides who runs together."""
-
-    def __call__(
-        self, where: Rows, choice: NDArray[np.uint8], runs: NDArray[np.bool_], in_uint8: Sequence[bool]
-    ) -> list[tuple[int, bool, Rows]]:
-        """Groups samples by option, and by the form of the array that they lie in.
-
-        Args:
-            where: (N, 2) intp, array and row of each sample.
-            choice: (N,) uint8, the option of each sample.
-            runs: (options,) bool; samples of other options are left out.
-            in_uint8: of each array, whether it holds uint8.
-
-        Returns:
-            Option, whether in uint8, and (n,) intp samples in the order in which they lie; by option, then form.
-        """
-
-
-class GatherRows(Protocol):
-    """Brings together what does not lie together."""
-
-    def __call__(self, arrays: Sequence[NDArray[Any]], where: Rows, rows: Rows, out: NDArray[Any]) -> None:
-        """Copies the features of some samples into one array.
-
-        Args:
-            arrays: contiguous; those that are read have the type of ``out``, and rows of its rows' shape.
-            where: (N, 2) intp, array and row of each sample.
-            rows: (n,) intp, samples.
-            out: (n, ...), contiguous, written.
-        """
-
-
-class PlaceRows(Protocol):
-    """Notes where samples lie now."""
-
-    def __call__(self, where: Rows, rows: Rows, array: int) -> None:
-        """Lets samples lie in one array, in their order.
-
-        Args:
-            where: (N, 2) intp, array and row of each sample; written.
-            rows: (n,) intp, samples.
-            array: index of the array.
-        """
+GroupRows = Callable[[Rows, NDArray[np.uint8], NDArray[np.bool_], Sequence[bool]], list[tuple[int, bool, Rows]]]
+GatherRows = Callable[[Sequence[NDArray[Any]], Rows, Rows, NDArray[Any]], None]
+PlaceRows = Callable[[Rows, Rows, int], None]
 
 
 @dataclass(frozen=True)
 class RowsKernels:
-    """One way to do all of it."""
+    """One way to do all of it.
+
+    Attributes:
+        group: see :func:`group_rows`.
+        gather: see :func:`gather_rows`.
+        place: see :func:`place_rows`.
+    """
 
     group: GroupRows
     gather: GatherRows
@@ -84,7 +49,17 @@ def rows_kernels() -> RowsKernels:
 def group_rows(
     where: Rows, choice: NDArray[np.uint8], runs: NDArray[np.bool_], in_uint8: Sequence[bool]
 ) -> list[tuple[int, bool, Rows]]:
-    """See :class:`GroupRows`."""
+    """Groups samples by option, and by the form of the array that they lie in.
+
+    Args:
+        where: (N, 2) intp, array and row of each sample.
+        choice: (N,) uint8, the option of each sample.
+        runs: (options,) bool; samples of other options are left out.
+        in_uint8: of each array, whether it holds uint8.
+
+    Returns:
+        Option, whether in uint8, and (n,) intp samples in the order in which they lie; by option, then form.
+    """
     rows = np.flatnonzero(runs[choice])
     if not len(rows):
         return []
@@ -98,7 +73,14 @@ def group_rows(
 
 
 def gather_rows(arrays: Sequence[NDArray[Any]], where: Rows, rows: Rows, out: NDArray[Any]) -> None:
-    """See :class:`GatherRows`."""
+    """Copies the features of some samples into one array.
+
+    Args:
+        arrays: contiguous; those that are read have the type of ``out``, and rows of its rows' shape.
+        where: (N, 2) intp, array and row of each sample.
+        rows: (n,) intp, samples.
+        out: (n, ...), contiguous, written.
+    """
     array, row = where[rows].T
     starts = np.flatnonzero(array[1:] != array[:-1]) + 1
     for start, end in zip([0, *starts], [*starts, len(rows)], strict=True):
@@ -107,6 +89,12 @@ def gather_rows(arrays: Sequence[NDArray[Any]], where: Rows, rows: Rows, out: ND
 
 
 def place_rows(where: Rows, rows: Rows, array: int) -> None:
-    """See :class:`PlaceRows`."""
+    """Lets samples lie in one array, in their order.
+
+    Args:
+        where: (N, 2) intp, array and row of each sample; written.
+        rows: (n,) intp, samples.
+        array: index of the array.
+    """
     where[rows, 0] = array
     where[rows, 1] = np.arange(len(rows))

@@ -7,6 +7,7 @@ import pytest
 
 from dfs_deploy.manifest import Form
 from dfs_deploy.runtimes.onnxruntime.chunks import Buffers, Chunks
+from dfs_deploy.runtimes.rows import rows_kernels
 
 SIZE = (4, 3, 2)
 
@@ -34,7 +35,7 @@ def test_what_was_given_back_is_lent_again_whatever_fits() -> None:
 
 def test_a_group_is_read_where_it_lies_or_copied_once() -> None:
     buffers = Buffers()
-    chunks = Chunks(buffers, 4)
+    chunks = Chunks(4, buffers, rows_kernels())
     target = buffers.take(4, SIZE, "float32")
     target[...] = np.arange(4).reshape(4, 1, 1, 1)
     chunks.place(np.arange(4), target)
@@ -54,7 +55,7 @@ def test_a_group_is_read_where_it_lies_or_copied_once() -> None:
 
 def test_a_chunk_without_samples_is_given_back() -> None:
     buffers = Buffers()
-    chunks = Chunks(buffers, 3)
+    chunks = Chunks(3, buffers, rows_kernels())
     first = buffers.take(3, SIZE, "float32")
     chunks.place(np.arange(3), first)
     second = buffers.take(2, SIZE, "uint8")

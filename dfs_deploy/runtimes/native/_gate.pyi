@@ -4,6 +4,7 @@ from numpy import bool_, float32, int64, intp, uint8
 from numpy.typing import NDArray
 
 LANES: int
+INTP: str
 
 def variants() -> tuple[str, ...]: ...
 

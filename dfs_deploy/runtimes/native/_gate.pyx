@@ -19,6 +19,7 @@ from dfs_deploy.errors import UsageError
 
 
 LANES = GATE_LANES
+INTP = "l" if sizeof(long) == sizeof(Py_ssize_t) else "q"  # numpy.intp, as a buffer's format says it
 
 
 def variants():
@@ -170,8 +171,10 @@ cdef class CompiledGate:
                 height = view.buffer.shape[1 if described[i].in_uint8 else 2]
                 if i == 0:
                     expected = height
-                if described[i].channels != described[0].channels or (
-                    described[i].area != described[0].area or height != expected
+                if (
+                    described[i].channels != described[0].channels
+                    or described[i].area != described[0].area
+                    or height != expected
                 ):
                     raise ValueError("chunks of features of different sizes, expected the same")
             for i in range(samples):
@@ -318,7 +321,7 @@ cdef class BoundStep:
         return self.advance()
 
 
-cdef str _INTP = "l" if sizeof(long) == sizeof(Py_ssize_t) else "q"
+cdef str _INTP = INTP
 cdef str _INT64 = "l" if sizeof(long) == 8 else "q"
 
 

@@ -8,13 +8,14 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from dfs_deploy.runtimes.native._gate cimport View
+from dfs_deploy.runtimes.native._gate import INTP
 
 
 cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
 
 
-cdef str _INTP = "l" if sizeof(long) == sizeof(Py_ssize_t) else "q"
+cdef str _INTP = INTP
 
 
 def group_rows(where, choice, runs, in_uint8):

@@ -17,6 +17,7 @@ from dfs_deploy.runtimes.gate import Gate
 from dfs_deploy.runtimes.onnxruntime.binding import Rebinding
 from dfs_deploy.runtimes.onnxruntime.chunks import Buffers, Chunks
 from dfs_deploy.runtimes.onnxruntime.sessions import LoadedBlock, LoadedEngine, LoadedEngines
+from dfs_deploy.runtimes.rows import rows_kernels
 
 
 class BatchDispatch:
@@ -37,6 +38,7 @@ class BatchDispatch:
         self._maps = maps
         self._classes = classes
         self._buffers = Buffers()
+        self._kernels = rows_kernels()
         self._calls: dict[ort.InferenceSession, Rebinding] = {}
         self._runs = [np.array([engine is not None for engine in block.options]) for block in engines.blocks]
         scales = engines.feature_scales
@@ -61,7 +63,7 @@ class BatchDispatch:
         path = np.empty((len(engines.blocks), samples), np.uint8)
         if forced is not None:
             path[...] = forced.T
-        features = Chunks(self._buffers, samples)
+        features = Chunks(samples, self._buffers, self._kernels)
         target = self._buffers.take(samples, self._maps[0], engines.stem.output)
         self._call(engines.stem, "float32", images, target)
         features.place(np.arange(samples), target)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dfs_deploy.manifest import Form
 from dfs_deploy.runtimes.gate import Features
 from dfs_deploy.runtimes.onnxruntime.binding import aligned_buffer, laid_out
-from dfs_deploy.runtimes.rows import Rows, rows_kernels
+from dfs_deploy.runtimes.rows import Rows, RowsKernels
 
 _Key = tuple[tuple[int, ...], Form, int]
 
@@ -27,24 +27,23 @@ class Buffers:
     def take(self, rows: int, size: tuple[int, ...], form: Form) -> NDArray[Any]:
         """An array for this many maps of (channels, height, width), its contents of no meaning."""
         least = capacity = 1 << (rows - 1).bit_length()
-        while capacity <= self._largest and not self._free.get((size, form, capacity)):
+        while capacity <= self._largest:
+            if free := self._free.get((size, form, capacity)):
+                memory = free.pop()
+                break
             capacity *= 2
-        if capacity <= self._largest:
-            key = (size, form, capacity)
-            memory = self._free[key].pop()
         else:
-            key = (size, form, least)
-            memory = aligned_buffer((least, *laid_out(size, form)), np.dtype(form))
-            self._free.setdefault(key, [])
-            self._largest = max(self._largest, least)
+            capacity = least
+            memory = aligned_buffer((capacity, *laid_out(size, form)), np.dtype(form))
+            self._largest = max(self._largest, capacity)
         array = memory[:rows]
-        self._lent[id(array)] = (key, memory)
+        self._lent[id(array)] = ((size, form, capacity), memory)
         return array
 
     def give(self, array: NDArray[Any]) -> None:
         """Takes an array back."""
         key, memory = self._lent.pop(id(array))
-        self._free[key].append(memory)
+        self._free.setdefault(key, []).append(memory)
 
 
 class Group(NamedTuple):
@@ -68,14 +67,19 @@ class Group(NamedTuple):
 class Chunks:
     """Where the features of each sample of a batch lie.
 
+    Args:
+        samples: of the batch.
+        buffers: that chunks are lent from.
+        kernels: that regroup.
+
     Attributes:
         arrays: the chunks, (n, C, H, W) float32 or (n, H, W, C) uint8 each.
         where: (N, 2) intp, the chunk of a sample and its row in it.
     """
 
-    def __init__(self, buffers: Buffers, samples: int) -> None:
+    def __init__(self, samples: int, buffers: Buffers, kernels: RowsKernels) -> None:
         self._buffers = buffers
-        self._kernels = rows_kernels()
+        self._kernels = kernels
         self.arrays: list[Features] = []
         self.where = np.zeros((samples, 2), np.intp)
 
@@ -96,16 +100,15 @@ class Chunks:
         """
         in_uint8 = [array.dtype == np.uint8 for array in self.arrays]
         for option, rounded, rows in self._kernels.group(self.where, choice, runs, in_uint8):
-            features, staged = self._gather(rows)
-            yield Group(option, "uint8" if rounded else "float32", rows, features, staged)
+            form: Form = "uint8" if rounded else "float32"
+            yield Group(option, form, rows, *self._gather(rows, form))
 
-    def _gather(self, rows: Rows) -> tuple[Features, bool]:
+    def _gather(self, rows: Rows, form: Form) -> tuple[Features, bool]:
         """Features of samples of one group as one array, and whether that is a copy."""
         (chunk, first), (last_chunk, last) = self.where[rows[0]].tolist(), self.where[rows[-1]].tolist()
         array = self.arrays[chunk]
         if chunk == last_chunk and last - first == len(rows) - 1:
             return array[first : last + 1], False
-        form: Form = "uint8" if array.dtype == np.uint8 else "float32"
         height, width, channels = array.shape[1:] if form == "uint8" else (*array.shape[2:], array.shape[1])
         staged: Features = self._buffers.take(len(rows), (channels, height, width), form)
         self._kernels.gather(self.arrays, self.where, rows, staged)
