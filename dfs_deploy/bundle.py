@@ -9,8 +9,6 @@ from __future__ import annotations
 import glob
 import io
 import os
-import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +21,7 @@ from numpy.typing import NDArray
 
 from dfs_deploy.decoding import UNREADABLE
 from dfs_deploy.errors import BundleError, DigestError, UsageError
-from dfs_deploy.files import ASIDE, check_folder, put_folder, sha256, sync_tree_to_disk
+from dfs_deploy.files import ASIDE, check_folder, put_folder, sha256, sync_tree_to_disk, temporary_folder
 from dfs_deploy.manifest import (
     MANIFEST,
     PRODUCER,
@@ -180,8 +178,7 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
     check_writable(path)
     records = {name: FileRecord(sha256=sha256(data), size=len(data)) for name, data in sorted(files.items())}
     content = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(manifest, files=records)), indent=1)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    try:
+    with temporary_folder(path) as temporary:
         made = temporary / path.name
         for name, data in {**files, MANIFEST: content + b"\n"}.items():
             target = made / name
@@ -189,8 +186,6 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
             target.write_bytes(data)
         sync_tree_to_disk(made)
         put_folder(made, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return Bundle(path)
 
 

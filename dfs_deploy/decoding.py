@@ -1,8 +1,50 @@
-"""What may be wrong with the text of a file that somebody else wrote."""
+"""JSON that somebody else wrote: of bounded size, of the expected types, or one named error."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TypeVar
+
 import msgspec
+
+from dfs_deploy.files import read_file
+from dfs_deploy.text import first_line
+
+MAX_JSON = 32 << 20
+"""Most bytes of a JSON file: a manifest of a thousand blocks with all its engines and ranges takes about 3 MB."""
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for JSON that is malformed, of other types, not in UTF-8, or nested without end."""
+
+_T = TypeVar("_T")
+
+
+class MalformedError(ValueError):
+    """JSON that is malformed, or of other types than expected; its text is one bounded line."""
+
+
+def decode_json(content: bytes, type: type[_T], *, strict: bool = True) -> _T:
+    """Decodes JSON to a type.
+
+    Args:
+        content: UTF-8 text.
+        type: what is expected: a msgspec ``Struct`` or any other type that it knows.
+        strict: whether numbers in quotes and the like are refused.
+
+    Raises:
+        MalformedError: it is no JSON, or of other types.
+    """
+    try:
+        return msgspec.json.decode(content, type=type, strict=strict)
+    except UNREADABLE as error:
+        raise MalformedError(first_line(error)) from error
+
+
+def read_json(path: Path, type: type[_T], *, limit: int = MAX_JSON, follow: bool = True) -> _T:
+    """Reads a JSON file; see :func:`decode_json` and :func:`dfs_deploy.files.read_file`.
+
+    Raises:
+        MalformedError: it is no JSON, or of other types.
+        OSError: it is not there, no regular file, too large, or cannot be read.
+    """
+    return decode_json(read_file(path, limit, follow=follow), type)

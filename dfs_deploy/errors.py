@@ -24,18 +24,24 @@
     ├── RuntimeClosedError        used after close()
     └── InternalError             our bug, not yours
 
-A message is one line: what was seen, what was expected, what to do.
+A message is one line: what was seen, what was expected, what to do. Text from outside in it (names, keys, what a
+library said) is made fit for a terminal here, for every error: see :mod:`dfs_deploy.text`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dfs_deploy.text import one_line
+
 
 class DfsDeployError(Exception):
     """Base of every error raised on purpose; ``exit_code`` is what the command line returns for it."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 class CheckFailedError(DfsDeployError):
@@ -51,7 +57,7 @@ class ExportMismatchError(CheckFailedError):
 
     def __init__(self, message: str, mismatches: Sequence[str] = ()) -> None:
         super().__init__(message)
-        self.mismatches = tuple(mismatches)
+        self.mismatches = tuple(map(one_line, mismatches))
 
 
 class GraphRuleError(ExportMismatchError):

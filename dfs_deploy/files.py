@@ -1,20 +1,43 @@
-"""Writing files whole and naming them by content."""
+"""Reading files that others wrote, and writing files whole."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import os
+import secrets
+import shutil
+import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+if sys.platform == "win32":
+    fcntl = None
+else:
+    import fcntl
+
 ASIDE = ".replaced"
-"""Behind the name of a folder that another one is replacing, where the two cannot change places in one step."""
+"""Suffix of a folder that another one is replacing, if the two cannot change places in one step."""
+
+TEMPORARY = ".tmp"
+"""Suffix of a file or folder that is still being written: ``.NAME.<random>.tmp``, beside ``NAME``."""
 
 _SYNCS_AT_ONCE = 8  # a file system commits several together: hundreds of small files take a tenth of the time
+
+_UNSUPPORTED = frozenset((errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM))
+"""What network file systems answer to fsync if they have none, for folders above all (EIO is not among them)."""
+
+_ABANDONED_S = 24 * 3600.0
+"""Age of a leftover after which it is removed, on file systems without locks."""
+
+
+class UnfitFileError(OSError):
+    """A path that is no regular file, or a file that is too large for what it is read as; nothing of it was read."""
 
 
 def sha256(data: bytes) -> str:
@@ -22,30 +45,187 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content, which is read in pieces."""
+    with path.open("rb") as stream:
+        digest = hashlib.sha256()
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def check_file(path: Path, limit: int, *, follow: bool = True) -> int:
+    """Checks that a path is a regular file of bounded size, and neither opens nor waits for anything else.
+
+    Args:
+        path: a file; a device, FIFO, socket or folder is refused.
+        limit: most bytes that it may hold.
+        follow: whether a symbolic link is followed.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        UnfitFileError: it is of another kind, or larger.
+        OSError: it is not there, or cannot be looked at.
+    """
+    return _checked(path.stat() if follow else path.lstat(), path, limit)
+
+
+def read_file(path: Path, limit: int, *, follow: bool = True) -> bytes:
+    """Content of a regular file of bounded size. A FIFO does not block it, and a sparse file takes no memory.
+
+    Args:
+        path: as in :func:`check_file`.
+        limit: most bytes that are read.
+        follow: whether a symbolic link is followed.
+
+    Raises:
+        UnfitFileError: it is no regular file, or larger.
+        OSError: it is not there, or cannot be read.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    check_file(path, limit, follow=follow)  # opening a device can already do something
+    handle = os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0))
+    with os.fdopen(handle, "rb") as stream:
+        _checked(os.fstat(handle), path, limit)
+        content = stream.read(limit + 1)
+    if len(content) > limit:  # it grew, or says another size than it has, as files of /proc do
+        raise UnfitFileError(errno.EFBIG, f"holds more than {limit:,} bytes, the most for such a file", str(path))
+    return content
+
+
+def _checked(status: os.stat_result, path: Path, limit: int) -> int:
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFDIR: "folder", stat.S_IFLNK: "link", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
+        kind = kinds.get(stat.S_IFMT(status.st_mode), "device")
+        number = errno.EISDIR if kind == "folder" else errno.EINVAL
+        raise UnfitFileError(number, f"is a {kind}, expected a regular file", str(path))
+    if status.st_size > limit:
+        seen = f"holds {status.st_size:,} bytes, the most for such a file is {limit:,}"
+        raise UnfitFileError(errno.EFBIG, seen, str(path))
+    return status.st_size
+
+
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside ``path`` and renames it to ``path`` on success.
 
     A reader sees the old file or the new one, never a part, also after a power failure. On an error the temporary file
-    is removed, and an :class:`OSError` of it names ``path``, which is what the caller knows.
+    is removed, and an :class:`OSError` of it names ``path``, which is what the caller knows. What a killed writer of
+    the same file left is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _named(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        remove_leftovers(path)
+        temporary, handle = _locked(path, _make_file)
         try:
             yield temporary
             sync_to_disk(temporary)
-            temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
             sync_to_disk(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Gives an empty folder beside ``path`` for what is to be put there, and removes it in the end.
+
+    It is locked while it is in use: what a killed process left is removed by the next one that writes ``path``.
+    """
+    remove_leftovers(path)
+    folder, handle = _locked(path, _make_folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes temporary files and folders that a killed writer of ``path`` left beside it.
+
+    One that is in use is locked and stays; one that holds the only copy of what was being replaced stays too.
+    """
+    for leftover in _temporaries(path):
+        if not path.exists() and (leftover / f"{path.name}{ASIDE}").exists():
+            continue
+        with contextlib.suppress(OSError):  # gone meanwhile, or another user's
+            _remove_if_abandoned(leftover)
+
+
+def _temporaries(path: Path) -> list[Path]:
+    prefix = f".{path.name}."
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        return [
+            Path(entry.path) for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(TEMPORARY)
+        ]
+    return []
+
+
+def _remove_if_abandoned(leftover: Path) -> None:
+    status = leftover.lstat()
+    if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
+        return  # not ours
+    handle = os.open(leftover, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    try:
+        held = _lock(handle, wait=False)
+        if held is False or (held is None and time.time() - status.st_mtime < _ABANDONED_S):
+            return
+        if stat.S_ISDIR(status.st_mode):
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+    finally:
+        os.close(handle)
+
+
+def _locked(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
+    """Makes a temporary file or folder and locks it; another name if it was removed before it was locked."""
+    while True:
+        made = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+        try:
+            handle = make(made)
+        except FileExistsError:
+            continue
+        try:
+            _lock(handle, wait=True)
+            if os.path.samestat(os.fstat(handle), made.lstat()):
+                return made, handle
+        except FileNotFoundError:
+            pass  # another process took it for a leftover
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _make_file(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+
+
+def _make_folder(path: Path) -> int:
+    path.mkdir(mode=0o700)
+    return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
+
+def _lock(handle: int, wait: bool) -> bool | None:
+    """Locks an open file or folder until it is closed; ``False`` if another holds it, ``None`` without locks here."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def check_folder(folder: Path) -> None:
-    """Makes sure that files can be made in a folder, or where it is not there yet, in the nearest one above it.
+    """Makes sure that files can be made in a folder or, if it is not there yet, in the nearest one above it.
 
     A file without a name is made and is gone at once: permission bits do not tell of a read-only file system, and bind
     no superuser.
@@ -65,12 +245,25 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def sync_to_disk(path: Path) -> None:
-    """Returns when a file's content, or a folder's list of names, would outlive a power failure."""
-    if path.is_dir() and os.name == "nt":
+    """Returns when a file's content, or a folder's list of names, would outlive a power failure.
+
+    A file system that has no such call (SMB, sshfs, object stores) is passed over: the file is written, and nothing
+    better can be had there.
+    """
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":
         return  # Windows opens no folders, and keeps names in a journal
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    except PermissionError:
+        if is_folder:
+            return  # one that may be written to and not be listed
+        raise
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(handle)
 
@@ -136,9 +329,3 @@ def _named(path: Path) -> Iterator[None]:
         if isinstance(error.filename, str) and Path(error.filename).name.startswith(f".{path.name}."):
             error.filename, error.filename2 = str(path), None
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
+import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfs_deploy import files
-from dfs_deploy.files import check_folder, put_folder, sha256, whole_file, write_whole
+from dfs_deploy.files import (
+    UnfitFileError,
+    check_file,
+    check_folder,
+    put_folder,
+    read_file,
+    remove_leftovers,
+    sha256,
+    temporary_folder,
+    whole_file,
+    write_whole,
+)
 
 
 @given(st.binary())
@@ -61,12 +75,12 @@ def test_an_error_leaves_no_new_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("failing", ["tempfile.mkstemp", "pathlib.Path.replace", "pathlib.Path.write_bytes"])
+@pytest.mark.parametrize("failing", ["os.open", "pathlib.Path.replace", "pathlib.Path.write_bytes"])
 def test_an_error_names_the_file_and_not_the_hidden_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     def fails(*given: object, **named: object) -> None:
-        hidden = given[0] if given else f"{named['dir']}/{named['prefix']}x.tmp"
+        hidden = given[0]
         raise OSError(28, "No space left on device", str(hidden))
 
     monkeypatch.setattr(failing, fails)
@@ -175,3 +189,117 @@ def test_the_old_folder_comes_back_where_the_new_one_cannot_take_its_place(
     with pytest.raises(error):
         put_folder(made, path)
     assert ((path / "which").read_text(), (made / "which").read_text()) == ("old", "new")
+
+
+# Reading what others wrote
+
+
+def test_a_regular_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert read_file(tmp_path / "a", 3) == b"abc"
+    (tmp_path / "link").symlink_to("a")
+    assert read_file(tmp_path / "link", 3) == b"abc"
+
+
+@pytest.mark.parametrize("reader", [read_file, check_file])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, reader: Callable[..., object]) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("fifo")
+    for name, kind in (("fifo", "FIFO"), ("link", "FIFO"), (".", "folder"), ("/dev/zero", "device")):
+        with pytest.raises(UnfitFileError, match=f"is a {kind}, expected a regular file"):
+            reader(tmp_path / name, 10)
+    with pytest.raises(FileNotFoundError):
+        reader(tmp_path / "missing", 10)
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "other").symlink_to("file")
+    with pytest.raises(UnfitFileError, match="is a link"):
+        reader(tmp_path / "other", 10, follow=False)
+
+
+@pytest.mark.parametrize("reader", [read_file, check_file])
+def test_a_file_of_any_size_takes_no_memory(tmp_path: Path, reader: Callable[..., object]) -> None:
+    with (tmp_path / "sparse").open("wb") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(UnfitFileError, match="1,099,511,627,776 bytes, the most for such a file is 10"):
+        reader(tmp_path / "sparse", 10)
+
+
+def test_a_file_that_says_another_size_than_it_has_is_bounded() -> None:
+    assert Path("/proc/self/status").stat().st_size == 0
+    with pytest.raises(UnfitFileError, match="more than 10 bytes"):
+        read_file(Path("/proc/self/status"), 10)
+
+
+# What a killed writer leaves, and odd file systems
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from dfs_deploy.files import temporary_folder, whole_file
+with {writer}(Path(sys.argv[1])) as made:
+    (made / "x").write_bytes(b"x") if made.is_dir() else made.write_bytes(b"x")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("writer", ["temporary_folder", "whole_file"])
+def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path, writer: str) -> None:
+    path = tmp_path / "made"
+    subprocess.run([sys.executable, "-c", KILLED.format(writer=writer), str(path)], check=False)
+    assert len(list(tmp_path.glob(".made.*.tmp"))) == 1
+    write_whole(tmp_path / "another", b"")
+    assert len(list(tmp_path.glob(".made.*.tmp"))) == 1, "not of this file"
+    write_whole(path, b"new")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["another", "made"]
+
+
+def test_what_is_in_use_is_no_leftover(tmp_path: Path) -> None:
+    with temporary_folder(tmp_path / "a") as folder, whole_file(tmp_path / "a") as file:
+        remove_leftovers(tmp_path / "a")
+        assert folder.is_dir()
+        assert file.is_file()
+        file.write_bytes(b"")
+
+
+def test_the_only_copy_of_what_was_replaced_stays(tmp_path: Path) -> None:
+    aside = tmp_path / ".a.12345678.tmp" / f"a{files.ASIDE}"
+    aside.mkdir(parents=True)
+    remove_leftovers(tmp_path / "a")
+    assert aside.is_dir()
+    (tmp_path / "a").mkdir()
+    remove_leftovers(tmp_path / "a")
+    assert not aside.parent.exists()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_without_fsync_keeps_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(handle: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    write_whole(tmp_path / "a", b"a")
+    assert (tmp_path / "a").read_bytes() == b"a"
+
+
+def test_a_disk_that_fails_is_said_with_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(handle: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="a'") as caught:
+        write_whole(tmp_path / "a", b"a")
+    assert caught.value.filename == str(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writing_never_touches_the_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    previous = os.umask(0o027)
+    try:
+        monkeypatch.setattr(os, "umask", None)
+        write_whole(tmp_path / "a", b"a")
+    finally:
+        monkeypatch.undo()
+        os.umask(previous)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
