@@ -17,6 +17,7 @@ from PIL import Image
 
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.datasets import save_npz
+from dfs_deploy.models import DFSNetwork
 from tests import bundles
 from tests.builders import release_state_dict, save_release, skipnet_state_dict, small_network
 from tests.bundles import CONTRACT, Made
@@ -41,8 +42,9 @@ class Corpus:
         return folder
 
     def bundle(self, name: str) -> Made:
-        """A bundle of ``tests.bundles``: ``mixed``, ``wide``, ``floats`` or ``static``."""
+        """A bundle of ``tests.bundles``: ``mixed``, ``wide``, ``floats`` or ``static``; or ``short``, of two blocks."""
         make = {
+            "short": lambda factory: bundles.made("short", factory, _short_network),
             "mixed": bundles.mixed_bundle,
             "wide": bundles.wide_bundle,
             "floats": bundles.float_bundle,
@@ -106,7 +108,9 @@ class Corpus:
             name: getattr(cifar_archives, name)(folder / name)
             for name in ("cifar10_python", "cifar10_binary", "cifar100_python", "cifar100_binary")
         }
-        made["cifar10_python3"] = cifar_archives.cifar10_python(folder / "cifar10_python3", cifar_archives.python3_pickle)
+        made["cifar10_python3"] = cifar_archives.cifar10_python(
+            folder / "cifar10_python3", cifar_archives.python3_pickle
+        )
         return made
 
 
@@ -118,6 +122,13 @@ def made_corpus() -> Iterator[Corpus]:
         yield Corpus(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _short_network() -> DFSNetwork:
+    """Channels in sixteens, as ``wide``, and one gated block."""
+    network = bundles.settled_network(widths=(16,))
+    bundles.rig_gate(network, [bundles.Split(1, 2)], bundles.normal_images(64))
+    return network
 
 
 def _pair(split: str) -> dict[str, Any]:

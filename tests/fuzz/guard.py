@@ -25,10 +25,20 @@ _RUNS = frozenset(
         *("ensurepip.bootstrap", "code.__new__", "urllib.Request"),
     )
 )
-_WRITES = frozenset(("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "os.chown", "os.utime", "shutil.rmtree"))
+_WRITES = frozenset(
+    ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "os.chown", "os.utime", "shutil.rmtree")
+)
 _PAIRS = frozenset(("os.rename", "os.link", "os.symlink", "shutil.move", "shutil.copyfile"))
 _LISTS = frozenset(("os.listdir", "os.scandir"))
-_MAKES_CODE = ("/collections/__init__.py", "/dataclasses.py", "/enum.py", "/typing.py", "/functools.py", "/inspect.py", "/timeit.py")
+_MAKES_CODE = (
+    "/collections/__init__.py",
+    "/dataclasses.py",
+    "/enum.py",
+    "/typing.py",
+    "/functools.py",
+    "/inspect.py",
+    "/timeit.py",
+)
 """Modules of the standard library that make code out of text of their own."""
 
 _REPOSITORY = Path(__file__).parents[2]
@@ -97,7 +107,11 @@ class Guard:
             self._touched(words[0], event, self._code_roots)
 
     def _opened(self, path: Any, mode: str | None, flags: int) -> None:
-        writes = bool(flags & _OPEN_WRITE) if isinstance(flags, int) and mode is None else bool(set(mode or "") & set("wax+"))
+        writes = (
+            bool(flags & _OPEN_WRITE)
+            if isinstance(flags, int) and mode is None
+            else bool(set(mode or "") & set("wax+"))
+        )
         self._touched(path, "open to write" if writes else "open", self._write_roots if writes else self._read_roots)
 
     def _touched(self, path: Any, event: str, roots: tuple[str, ...]) -> None:

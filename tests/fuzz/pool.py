@@ -27,7 +27,7 @@ from typing import Any
 from dfs_deploy.errors import DfsDeployError, InternalError
 from tests.fuzz.guard import CODE, OUTSIDE, Guard
 from tests.fuzz.mutators.draw import Draw
-from tests.fuzz.reader import Fate, Reader, unprintable
+from tests.fuzz.reader import Fate, Reader, TextError, unprintable
 
 SECONDS = 5.0
 """Of processor time, or of waiting without any, that a case may take."""
@@ -42,7 +42,14 @@ _BATCH = 250
 _MIB = 1 << 20
 
 EQUAL, OTHER, REFUSED = "equal", "other", "refused"
-MESSAGE, WRONG, TRACEBACK, HANG, OVER_MEMORY, CRASH = "bad message", "wrong result", "traceback", "hang", "memory", "crash"
+MESSAGE, WRONG, TRACEBACK, HANG, OVER_MEMORY, CRASH = (
+    "bad message",
+    "wrong result",
+    "traceback",
+    "hang",
+    "memory",
+    "crash",
+)
 
 GOOD = (EQUAL, OTHER, REFUSED)
 BAD = (MESSAGE, WRONG, TRACEBACK, HANG, OVER_MEMORY, CRASH, CODE, OUTSIDE)
@@ -317,6 +324,8 @@ class _Runner:
             kind, detail = _judge(fate, result, sound)
         else:
             kind, detail = _judge_error(error)
+            if fate in ("works", "runs") and kind == REFUSED:
+                kind, detail = WRONG, f"refused, though it is a cache: {detail}"
             error.__traceback__ = None
         return events[0] if events else (kind, detail)
 
@@ -327,7 +336,7 @@ class _Runner:
 def _judge(fate: Fate, result: str, sound: str) -> tuple[str, str]:
     if fate == "refused":
         return WRONG, "accepted what must be refused"
-    if fate == "same" and result != sound:
+    if fate in ("same", "works") and result != sound:
         return WRONG, "accepted with another result than the sound file's, which digests protect"
     return (EQUAL, "") if result == sound else (OTHER, "")
 
@@ -339,6 +348,8 @@ def _judge_error(error: BaseException) -> tuple[str, str]:
     text = f"{type(error).__name__}: {error}"
     if any(isinstance(each, MemoryError) or "bad_alloc" in str(each)[:2000] for each in chain):
         return OVER_MEMORY, text
+    if isinstance(error, TextError):
+        return MESSAGE, str(error)
     if not isinstance(error, DfsDeployError) or isinstance(error, InternalError):
         last = traceback.extract_tb(error.__traceback__)[-4:]
         where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(last))

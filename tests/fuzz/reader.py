@@ -9,10 +9,19 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Literal
 
+from dfs_deploy.errors import UsageError
+from tests.cli.program import run
 from tests.fuzz.mutators.draw import Draw
 
-Fate = Literal["any", "same", "refused"]
-"""What a changed file may lead to: any result, only the result of the unchanged file, or only a named error."""
+Fate = Literal["any", "same", "refused", "works", "runs"]
+"""What a changed file may lead to.
+
+- ``any``: any result, or a named error.
+- ``same``: the result of the unchanged file, or a named error: what protects it are digests.
+- ``refused``: a named error.
+- ``works``: the result of the unchanged file: it is a cache that can be made anew.
+- ``runs``: any result and no error: it is a cache that can do without.
+"""
 
 
 class Reader(ABC):
@@ -66,6 +75,31 @@ def replace(path: Path, content: bytes) -> None:
     """Puts a new file in the place of one, which may have other names."""
     path.unlink(missing_ok=True)
     path.write_bytes(content)
+
+
+class TextError(Exception):
+    """Output that no terminal should get."""
+
+
+def command_line(*arguments: str | Path, lines: int = 400) -> str:
+    """Runs ``dfs-deploy`` here; gives a fingerprint of what it printed.
+
+    Raises:
+        TextError: it printed what could move a cursor or forge a line, or more than one line of error.
+        UsageError: it ended with an error, which is told.
+    """
+    ran = run(*arguments)
+    if ran.code not in (0, 1, 2, 3, 4) or "Traceback" in ran.err:
+        raise AssertionError(f"exit code {ran.code}: {ran.err[-500:]}")
+    failed = ran.err.splitlines()[-1:] if ran.code and ran.err.strip() else []
+    for text, most in ((ran.out, lines), (ran.err, lines)):
+        if text.strip() and (problem := unprintable(text, most)):
+            raise TextError(f"{problem} in {text[:300]!r}")
+    if ran.code and not (failed and failed[0].startswith("error: ")) and not ran.out:
+        raise AssertionError(f"exit code {ran.code} without a word")
+    if failed and failed[0].startswith("error: "):
+        raise UsageError(failed[0].removeprefix("error: "))
+    return fingerprint(ran.code, ran.out)
 
 
 _UNSHOWN = frozenset(("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"))

@@ -38,7 +38,10 @@ def mutate_torch(draw: Draw, content: bytes) -> bytes:
         return mutate_zip(draw, members) if draw.chance(0.15) else written_zip(members)
     if draw.chance(0.2):
         folder = members[0].name.split(b"/")[0]
-        members += [Member(folder + b"/code/x.py", b"import os; os.system('touch ran')"), Member(folder + b"/constants.pkl", hostile_pickle(draw))]
+        members += [
+            Member(folder + b"/code/x.py", b"import os; os.system('touch ran')"),
+            Member(folder + b"/constants.pkl", hostile_pickle(draw)),
+        ]
     return mutate_zip(draw, members)
 
 
@@ -85,14 +88,20 @@ def _mutate_tensors(draw: Draw, tensors: Any) -> Any:
     result = dict(tensors)
     key = draw.choice(sorted(result, key=str))
     value = result[key]
-    kind = draw.choice(("shape", "shape", "type", "stride", "stride", "value", "drop", "rename", "foreign", "prefix", "plain", "odd"))
+    kind = draw.choice(
+        ("shape", "shape", "type", "stride", "stride", "value", "drop", "rename", "foreign", "prefix", "plain", "odd")
+    )
     draw.note(f"tensor {kind} {key}")
     if kind == "drop":
         del result[key]
     elif kind == "rename":
         result[draw.choice((draw.text(), key + "x", key.replace("0", "99"), f"module.{key}"))] = result.pop(key)
     elif kind == "foreign":
-        result[draw.choice((draw.text(), "total_ops", "n_averaged", "group9_layer0.conv1.weight", "group1_layer7.conv1.weight"))] = torch.zeros(1)
+        result[
+            draw.choice(
+                (draw.text(), "total_ops", "n_averaged", "group9_layer0.conv1.weight", "group1_layer7.conv1.weight")
+            )
+        ] = torch.zeros(1)
     elif kind == "prefix":
         prefix = draw.choice(("module.", "_orig_mod.", "model.", "\x1b[2J", "ema_"))
         result = {prefix + str(name): each for name, each in result.items()}
@@ -107,9 +116,20 @@ def _odd_tensor(draw: Draw, tensor: Tensor, kind: str) -> Tensor:
     huge = draw.choice((10**4, 10**6, 10**8, 10**10, 10**12))
     if kind == "shape":
         flat = tensor.reshape(-1)
-        return draw.choice((flat, tensor[None], tensor[..., :0], flat[:1], torch.cat([flat, flat]), torch.zeros(()), flat[:0]))
+        return draw.choice(
+            (flat, tensor[None], tensor[..., :0], flat[:1], torch.cat([flat, flat]), torch.zeros(()), flat[:0])
+        )
     if kind == "type":
-        types = (torch.float16, torch.float64, torch.bfloat16, torch.int8, torch.int64, torch.bool, torch.complex64, torch.uint8)
+        types = (
+            torch.float16,
+            torch.float64,
+            torch.bfloat16,
+            torch.int8,
+            torch.int64,
+            torch.bool,
+            torch.complex64,
+            torch.uint8,
+        )
         return tensor.to(draw.choice(types))
     if kind == "stride":
         # A few bytes in the file, and an extent that no memory holds.

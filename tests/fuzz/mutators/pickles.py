@@ -11,12 +11,25 @@ from tests.fuzz.mutators.raw import mutate_bytes
 CANARY = ("tests.fuzz.canary", "touch")
 
 _NAMES = (
-    *(CANARY, CANARY, ("os", "system"), ("posix", "system"), ("posix", "mkdir"), ("builtins", "exec"), ("builtins", "eval")),
+    *(
+        CANARY,
+        CANARY,
+        ("os", "system"),
+        ("posix", "system"),
+        ("posix", "mkdir"),
+        ("builtins", "exec"),
+        ("builtins", "eval"),
+    ),
     *(("builtins", "getattr"), ("builtins", "open"), ("subprocess", "Popen"), ("importlib", "import_module")),
     *(("torch", "load"), ("numpy", "load"), ("torch.storage", "_load_from_bytes"), ("torch.hub", "load")),
     *(("pickle", "loads"), ("runpy", "run_path"), ("webbrowser", "open"), ("socket", "create_connection")),
     *(("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter"), ("torch", "FloatStorage")),
-    *(("collections", "OrderedDict"), ("builtins", "bytearray"), ("torch.nn.parameter", "Parameter"), ("torch", "Size")),
+    *(
+        ("collections", "OrderedDict"),
+        ("builtins", "bytearray"),
+        ("torch.nn.parameter", "Parameter"),
+        ("torch", "Size"),
+    ),
     *(("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"), ("numpy.core.multiarray", "scalar")),
     *(("numpy.core.multiarray", "_reconstruct"), ("\x1b[2J", "x\x1b"), ("a" * 5000, "b"), ("__main__", "x")),
     *(("torch._utils", "_rebuild_sparse_tensor"), ("torch._utils", "_rebuild_qtensor"), ("torch", "device")),
@@ -31,7 +44,9 @@ def mutate_pickle(draw: Draw, content: bytes) -> bytes:
     steps = _instructions(content)
     end = sum(map(len, steps))
     for _ in range(draw.choice((1, 1, 1, 2, 4))):
-        kind = draw.choice(("name", "call", "number", "number", "number", "length", "swap", "delete", "repeat", "memo", "deep"))
+        kind = draw.choice(
+            ("name", "call", "number", "number", "number", "length", "swap", "delete", "repeat", "memo", "deep")
+        )
         at = draw.randrange(len(steps))
         if kind == "name":
             named = [i for i, step in enumerate(steps) if step[:1] == b"c"]
@@ -57,9 +72,14 @@ def mutate_pickle(draw: Draw, content: bytes) -> bytes:
             steps[at:at] = [steps[at]] * draw.choice((1, 2, 500))
         elif kind == "memo":
             # A list of ten lists of ten lists ...: small in memory, without end for whoever walks through it.
-            steps.insert(max(at, 1), b"]" + b"".join(b"q\xf0](" + b"h\xf0" * 10 + b"e" for _ in range(30)) + b"0" * draw.randrange(2))
+            steps.insert(
+                max(at, 1),
+                b"]" + b"".join(b"q\xf0](" + b"h\xf0" * 10 + b"e" for _ in range(30)) + b"0" * draw.randrange(2),
+            )
         else:
-            steps.insert(max(at, 1), draw.choice((b"]" * 50_000, b"(" * 50_000, b"}" * 2000 + b"s" * 1000, b"2" * 10_000)))
+            steps.insert(
+                max(at, 1), draw.choice((b"]" * 50_000, b"(" * 50_000, b"}" * 2000 + b"s" * 1000, b"2" * 10_000))
+            )
         draw.note(f"pickle {kind} at {at}")
         if not steps:
             break
@@ -71,7 +91,9 @@ def hostile_pickle(draw: Draw) -> bytes:
     module, name = draw.choice((CANARY, ("os", "system"), ("builtins", "exec")))
     draw.note(f"pickle that calls {module}.{name}")
     body = _call(draw, module, name, keep=True)
-    return draw.choice((b"", b"\x80\x02", b"\x80\x03", b"\x80\x04\x95" + struct.pack("<Q", len(body) + 1))) + body + b"."
+    return (
+        draw.choice((b"", b"\x80\x02", b"\x80\x03", b"\x80\x04\x95" + struct.pack("<Q", len(body) + 1))) + body + b"."
+    )
 
 
 _LENGTHS = (
@@ -104,7 +126,9 @@ def _global(module: str, name: str) -> bytes:
 
 
 def _call(draw: Draw, module: str, name: str, keep: bool = False) -> bytes:
-    argument = draw.choice((f"touch {draw.outside}/ran", f"{draw.outside}/ran", f"open({str(draw.outside / 'ran')!r}, 'w')"))
+    argument = draw.choice(
+        (f"touch {draw.outside}/ran", f"{draw.outside}/ran", f"open({str(draw.outside / 'ran')!r}, 'w')")
+    )
     ways = (
         _global(module, name) + b"(X" + struct.pack("<I", len(argument)) + argument.encode() + b"tR",
         b"(X" + struct.pack("<I", len(argument)) + argument.encode() + f"i{module}\n{name}\n".encode(),

@@ -13,8 +13,9 @@ from tests.fuzz.corpus import Corpus
 from tests.fuzz.mutators.archives import mutate_npz
 from tests.fuzz.mutators.draw import Draw
 from tests.fuzz.mutators.jsons import mutate_json
+from tests.fuzz.mutators.models import mutate_model
 from tests.fuzz.mutators.raw import odd_file
-from tests.fuzz.reader import Fate, Reader, fingerprint, link_tree, replace
+from tests.fuzz.reader import Fate, Reader, command_line, fingerprint, link_tree, replace
 
 BUNDLE = "net.dfs"
 
@@ -87,3 +88,82 @@ def record_again(bundle: Path, *names: str) -> None:
         data = (bundle / name).read_bytes()
         values["files"][name] = {"sha256": sha256(data), "size": len(data)}
     replace(bundle / "manifest.json", json.dumps(values).encode())
+
+
+class EngineReader(BundleReader):
+    """An engine's ONNX graph, with a digest that fits; whether it runs, and alike for one image and for several."""
+
+    name = "engine"
+
+    def mutate(self, draw: Draw, seed: str, folder: Path) -> Fate:
+        names = engine_files(folder / BUNDLE)
+        statics = draw.chance(0.05)
+        return change_models(
+            draw, folder / BUNDLE, [n for n in names if "gate" not in n and ("static" in n) == statics]
+        )
+
+    def read(self, folder: Path) -> str:
+        return fingerprint(*run(folder / BUNDLE, prepared=False))
+
+
+class GateReader(BundleReader):
+    """The gate's graph, whose weights are read, with a digest that fits."""
+
+    name = "gate"
+    seeds = ("mixed", "floats")
+
+    def mutate(self, draw: Draw, seed: str, folder: Path) -> Fate:
+        gates = [name for name in engine_files(folder / BUNDLE) if "gate" in name]
+        return change_models(draw, folder / BUNDLE, gates)
+
+    def read(self, folder: Path) -> str:
+        return fingerprint(*run(folder / BUNDLE, prepared=False))
+
+
+class PrepareReader(BundleReader):
+    """An engine's graph as ``prepare`` reads it, to lay it out anew for this machine."""
+
+    name = "prepare"
+    seeds = ("short",)
+
+    def mutate(self, draw: Draw, seed: str, folder: Path) -> Fate:
+        names = engine_files(folder / BUNDLE)
+        change_models(draw, folder / BUNDLE, [n for n in names if "gate" not in n and "static" not in n])
+        return "any"
+
+    def read(self, folder: Path) -> str:
+        return fingerprint(*run(folder / BUNDLE))
+
+
+class InspectReader(BundleReader):
+    """``dfs-deploy inspect`` of a hostile manifest: what reaches the terminal."""
+
+    name = "inspect"
+
+    def mutate(self, draw: Draw, seed: str, folder: Path) -> Fate:
+        file = folder / BUNDLE / "manifest.json"
+        replace(file, mutate_json(draw, file.read_bytes()))
+        return "any"
+
+    def read(self, folder: Path) -> str:
+        return command_line("inspect", folder / BUNDLE)
+
+
+def engine_files(bundle: Path) -> list[str]:
+    """Paths in a bundle of ONNX Runtime's graphs."""
+    names = sorted(str(path.relative_to(bundle)) for path in bundle.rglob("*.onnx"))
+    return [name for name in names if not name.startswith("tensorrt/")]
+
+
+def change_models(draw: Draw, bundle: Path, names: list[str]) -> Fate:
+    """Changes one graph, seldom more, and records its digest anew."""
+    forbidden = False
+    chosen = draw.sample(names, min(len(names), draw.choice((1, 1, 1, 2))))
+    for name in chosen:
+        draw.note(name)
+        content, must_refuse = mutate_model(draw, (bundle / name).read_bytes())
+        replace(bundle / name, content)
+        # Others are loaded where the CPU, a plan or a bench asks for them.
+        forbidden |= must_refuse and any(word in name for word in ("stem", "head", "gate", "8-int8", "full-fp32"))
+    record_again(bundle, *chosen)
+    return "refused" if forbidden else "any"
