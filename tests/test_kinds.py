@@ -56,7 +56,7 @@ MADE: list[tuple[str, Callable[[Path], object], Role, str]] = [
     ("pointer.pt", lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "other", "Git LFS"),
     ("nothing", lambda path: path.touch(), "other", "empty"),
     ("fifo", os.mkfifo, "other", "no regular file"),
-    ("net.dfs.cache", lambda path: path.mkdir(), "cache", "cache"),
+    ("net.dfs.cache", lambda path: path.mkdir(), "part", "cache"),
 ]
 
 

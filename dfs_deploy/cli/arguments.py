@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dfs_deploy.errors import BundleError
+
 BundleArgument = Annotated[
     Path | None,
     typer.Argument(metavar="[BUNDLE]", help="A NAME.dfs directory; the one in the current directory when left out."),
@@ -29,7 +31,18 @@ DataHelp = "An .npz with x and y, a folder of images by class, or a CIFAR archiv
 
 
 def bundle_path(given: Path | None) -> Path:
-    """The bundle that was named, or the one in the current directory."""
-    from dfs_deploy.bundle import find_bundle
+    """The bundle that was named, or the one in the current directory.
 
-    return given or find_bundle()
+    Raises:
+        BundleError: something else was named; the message says what it is and which argument takes it.
+        UsageError: none was named, and none or several are in the current directory.
+    """
+    from dfs_deploy.bundle import find_bundle
+    from dfs_deploy.kinds import given_instead
+
+    if given is None:
+        return find_bundle()
+    other = given_instead(given, "a bundle (a NAME.dfs folder)", "bundle")
+    if other is not None:
+        raise BundleError(other)
+    return given

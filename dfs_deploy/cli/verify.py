@@ -252,7 +252,7 @@ def _kept(result: Path, bundle: Path | None) -> Verification:
     if bundle is not None:
         from dfs_deploy.bundle import Bundle
 
-        digest = Bundle(bundle).digest
+        digest = Bundle(bundle_path(bundle)).digest
         if digest != found.bundle_digest:
             raise SavedResultError(
                 f"{result} is of a bundle with digest {found.bundle_digest[:12]}, {bundle} has {digest[:12]};"

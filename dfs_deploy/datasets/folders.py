@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dfs_deploy.datasets.dataset import SPLITS, Dataset, Split
 from dfs_deploy.datasets.images import load_image
-from dfs_deploy.datasets.messages import cause, os_errors_as_data_errors
+from dfs_deploy.datasets.messages import cause, os_errors_as_data_errors, unreadable
 from dfs_deploy.errors import DataError
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 
 
 @os_errors_as_data_errors
-def list_images(path: str | Path) -> list[Path]:
+def list_images(path: str | Path, on_error: Callable[[Path, DataError], None] | None = None) -> list[Path]:
     """Lists the images of a folder and all folders in it.
 
     Hidden entries are left out, and links to folders are not followed. A link to a file outside the folder is refused,
@@ -26,9 +26,11 @@ def list_images(path: str | Path) -> list[Path]:
 
     Args:
         path: a folder; or a file, of any ending, which is then the only one.
+        on_error: called with an entry of the folder that cannot be listed, and why; the others are listed all the
+            same. ``None`` raises the error.
 
     Returns:
-        The paths, sorted; each begins with ``path``.
+        The paths, sorted; each begins with ``path``. None at all if every entry was given to ``on_error``.
 
     Raises:
         DataError: nothing is there, or no image is in it.
@@ -39,15 +41,22 @@ def list_images(path: str | Path) -> list[Path]:
     if not path.is_dir():
         raise DataError(f"nothing at {path}, expected an image or a folder of images")
     found: list[Path] = []
+    failed = False
     pending = [path]
     while pending:
-        for entry in entries_of(pending.pop()):
+        entry = pending.pop()
+        try:
             if entry.is_dir():
-                if not entry.is_symlink():
-                    pending.append(entry)
+                if entry == path or not entry.is_symlink():
+                    pending += entries_of(entry)
             elif entry.suffix.lower() in IMAGE_SUFFIXES:
                 found.append(checked_entry(entry, path))
-    if not found:
+        except (DataError, OSError) as error:
+            if on_error is None:
+                raise
+            failed = True
+            on_error(entry, error if isinstance(error, DataError) else unreadable(error))
+    if not found and not failed:
         raise DataError(f"no image in {path}, expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     return sorted(found)
 

@@ -34,7 +34,12 @@ def os_errors_as_data_errors(function: Callable[_P, _R]) -> Callable[_P, _R]:
         try:
             return function(*args, **kwargs)
         except OSError as error:
-            where = error.filename or "a file"
-            raise DataError(f"cannot read {where} ({cause(error)}); check that it is there and may be read") from error
+            raise unreadable(error) from error
 
     return wrapped
+
+
+def unreadable(error: OSError) -> DataError:
+    """What is said of a file or folder that the file system does not give."""
+    where = error.filename or "a file"
+    return DataError(f"cannot read {where} ({cause(error)}); check that it is there and may be read")

@@ -7,11 +7,12 @@ import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 import msgspec
+import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
@@ -41,6 +42,7 @@ from dfs_deploy.exporters.writing import EngineWriter
 from dfs_deploy.files import check_folder, sha256, write_whole
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_precision, parse_targets
+from dfs_deploy.ort import onnxruntime
 from dfs_deploy.runtimes import Runtime
 
 RUNTIMES = ("onnxruntime", "tensorrt")
@@ -288,7 +290,8 @@ def _calibrate(
 
 
 def _producer() -> dict[str, str]:
-    versions = {name: metadata.version(name) for name in ("torch", "onnx", "onnxruntime", "numpy")}
+    # Of the modules: distributions have other names, as onnxruntime-gpu and the wheels of boards' makers do.
+    versions = {module.__name__: str(module.__version__) for module in (torch, onnx, onnxruntime, np)}
     return {"name": "dfs-deploy", "version": dfs_deploy.__version__, "python": platform.python_version(), **versions}
 
 
