@@ -18,6 +18,7 @@ from dfs_deploy.datasets.image_headers import MAX_IMAGE_SIDE, Header, HeaderErro
 from dfs_deploy.datasets.messages import cause, os_errors_as_data_errors
 from dfs_deploy.errors import DataError
 from dfs_deploy.files import read_file
+from dfs_deploy.text import one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,7 +74,7 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> NDArray
 
     Raises:
         DataError: the file is missing, no regular file, damaged, of another kind, of more than 8 bits per channel, has
-            more pixels than the limits in :mod:`dfs_deploy.datasets.image_headers` allow, or there is not enough memory.
+            more pixels than the limits in :mod:`dfs_deploy.datasets.image_headers` allow, or takes too much memory.
     """
     read = read_image(path, size)
     _say(read, str(path))
@@ -158,7 +159,7 @@ def _too_large(name: str) -> DataError:
 
 def _say(read: Decoded, name: str) -> None:
     if read.note is not None:
-        _log.warning("%s: %s", name, read.note)
+        _log.warning("%s: %s", one_line(name), read.note)
 
 
 def _opened(header: Header) -> ImageFile:
