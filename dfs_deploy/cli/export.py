@@ -69,6 +69,7 @@ def export(
         for precision in manifest.targets
     }
     served = {record.option: record.served_by for record in manifest.substitutions}
+    suspicions = () if exported.comparison is None else exported.comparison.suspicions
     if json:
         print_json(
             {
@@ -79,6 +80,7 @@ def export(
                 "options": list(bundle.options.names),
                 "substitutions": {record.option: record.served_by for record in manifest.substitutions},
                 "assumptions": list(exported.assumptions),
+                "notes": [*exported.notes, *suspicions],
                 "engines_validated": len(engines),
                 "worst_error": worst,
                 "paths_validated": exported.validation.paths,
@@ -93,6 +95,8 @@ def export(
     console.print(f"{manifest.architecture.name} ({manifest.source.format}), options {bundle.options}")
     for assumption in exported.assumptions:
         console.print(f"assumed: {assumption}")
+    for note in exported.notes:
+        console.print(f"note: {note}")
     for option, precision in served.items():
         console.print(f"option {option} is served by {precision}: its own precision is not among the targets")
     if manifest.calibration is not None:
@@ -119,6 +123,8 @@ def export(
             f" (reference {percent(c.top1_reference)}), route agreement {percent(c.route_agreement)},"
             f" computation {c.computation_percentage_bundle:.2f} %"
         )
+    for suspicion in suspicions:
+        console.print(f"warning: {suspicion}")
     if manifest.budgets:
         show_budgets(manifest.budgets)
     if exported.single_file is not None:

@@ -25,6 +25,7 @@ from dfs_deploy.cli.console import output, percent, print_json, progress, show_t
 from dfs_deploy.cli.outputs import check_writable
 from dfs_deploy.errors import CheckpointError, SavedResultError, UsageError, VerificationError
 from dfs_deploy.extras import required
+from dfs_deploy.text import one_line
 
 if TYPE_CHECKING:
     from dfs_deploy.bundle import Bundle
@@ -171,7 +172,7 @@ def _compared(
         from dfs_deploy.exporters import compare
         from dfs_deploy.exporters.validation import compare_engines
     import dfs_deploy
-    from dfs_deploy.datasets import load_dataset
+    from dfs_deploy.datasets import open_dataset
     from dfs_deploy.files import sha256
     from dfs_deploy.runtimes import Runtime
     from dfs_deploy.verification import Verification, finite
@@ -185,10 +186,9 @@ def _compared(
                 f" {loaded.network.architecture.beside(runtime.bundle.architecture)}; give the bundle's own"
             )
         _check_policy(checkpoint, loaded.network, runtime.bundle)
-        drawn = load_dataset(data, split="test", size=runtime.input.shape[1:])
-        drawn = drawn.labelled_for(runtime.bundle.architecture.classes, runtime.input.class_names)
-        if samples is not None:
-            drawn = drawn.subset(samples, seed)
+        images_of = open_dataset(data, size=runtime.input.shape[1:])
+        images_of = images_of.labelled_for(runtime.bundle.architecture.classes, runtime.input.class_names)
+        drawn = images_of.load() if samples is None else images_of.subset(samples, seed).load()
         result = compare(runtime, loaded.network, drawn.images, drawn.labels, partial(report, "comparing"))
         deviations = None
         if per_block:
@@ -213,6 +213,7 @@ def _compared(
             computation_percentage_bundle=result.computation_percentage_bundle,
             max_abs_logit_error=finite(result.max_abs_logit_error),
             per_block=None if deviations is None else list(_engine_errors(deviations)),
+            notes=[*drawn.notes, *result.suspicions],
         )
 
 
@@ -274,6 +275,7 @@ def _contract(found: Verification, passed: bool) -> dict[str, Any]:
         "passed": passed,
         "bundle_digest": found.bundle_digest,
         "checkpoint_sha256": found.checkpoint_sha256,
+        "notes": found.notes,
     }
     if found.per_block is not None:
         value["per_block"] = found.as_json()["per_block"]
@@ -305,6 +307,8 @@ def _show(found: Verification, failures: Sequence[str]) -> None:
     console.print(
         f"bundle {found.bundle} {found.bundle_digest[:12]}, {found.checkpoint} {found.checkpoint_sha256[:12]}"
     )
+    for note in found.notes:
+        console.print(f"warning: {one_line(note)}")
     console.print("PASSED" if not failures else f"FAILED: {'; '.join(failures)}")
 
 
