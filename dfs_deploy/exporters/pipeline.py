@@ -7,11 +7,12 @@ import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 import msgspec
+import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from dfs_deploy.calibration import (
     calibrate_static,
     from_checkpoint,
 )
-from dfs_deploy.checkpoints import Checkpoint, load_checkpoint
+from dfs_deploy.checkpoints import Checkpoint, CheckpointFacts, load_checkpoint
 from dfs_deploy.datasets import Dataset, ImageFolder, open_dataset
 from dfs_deploy.errors import UsageError
 from dfs_deploy.exporters.budgets import calibrate_budgets, check_budgets
@@ -41,6 +42,7 @@ from dfs_deploy.exporters.writing import EngineWriter
 from dfs_deploy.files import check_folder, sha256, write_whole
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_precision, parse_targets
+from dfs_deploy.ort import onnxruntime
 from dfs_deploy.runtimes import Runtime
 
 RUNTIMES = ("onnxruntime", "tensorrt")
@@ -80,6 +82,7 @@ def export(
     targets: Sequence[str] | None = None,
     runtimes: Sequence[str] | None = None,
     options: Options | None = None,
+    facts: CheckpointFacts | None = None,
     calibration_data: str | Path | Dataset | ImageFolder | None = None,
     calibration_method: str | None = None,
     calibration_samples: int | None = None,
@@ -96,7 +99,9 @@ def export(
         out: directory to write; ``None`` for ``./<checkpoint stem>.dfs``.
         targets: engine precisions to make, among ``int8``, ``fp16`` and ``fp32``; ``None`` for all three.
         runtimes: runtimes to make engines for, ``onnxruntime`` and ``tensorrt``; ``None`` for the first alone.
-        options: what the gate chooses from, where the checkpoint does not say.
+        options: what the gate chooses from, if the checkpoint does not say.
+        facts: what else the caller knows of the checkpoint: which weights in it, its normalisation, class names and
+            image size; ``None`` for nothing. What is neither in the file nor given is assumed, and said.
         calibration_data: a :class:`~dfs_deploy.datasets.Dataset`, or where to load one from (its training split; of a
             folder, only the images drawn are decoded); ``None`` uses the ranges that the checkpoint carries.
         calibration_method: ``checkpoint``, ``minmax``, ``percentile``, ``entropy`` or ``mse``; ``None`` for ``minmax``
@@ -126,7 +131,7 @@ def export(
     made_for = _check_runtimes(RUNTIMES[:1] if runtimes is None else runtimes)
     single = None if single_file is None else _check_single_path(Path(single_file), out, made_for)
     check_writable(out)
-    loaded = load_checkpoint(source, options)
+    loaded = load_checkpoint(source, options, facts)
     network = loaded.network
     data = _load_data(calibration_data, loaded, calibration_samples, seed)
     if budgets is not None:
@@ -152,6 +157,7 @@ def export(
             format=loaded.format,
             sha256=sha256(source.read_bytes()),
             assumptions=list(loaded.assumptions),
+            weights_key=loaded.weights_key,
         ),
         architecture=_architecture_record(loaded),
         options=[schema.OptionRecord(name=o.name, bits=o.bits, cost=o.cost) for o in network.options],
@@ -292,7 +298,8 @@ def _calibrate(
 
 
 def _producer() -> dict[str, str]:
-    versions = {name: metadata.version(name) for name in ("torch", "onnx", "onnxruntime", "numpy")}
+    # Of the modules: distributions have other names, as onnxruntime-gpu and the wheels of boards' makers do.
+    versions = {module.__name__: str(module.__version__) for module in (torch, onnx, onnxruntime, np)}
     return {"name": "dfs-deploy", "version": dfs_deploy.__version__, "python": platform.python_version(), **versions}
 
 
