@@ -59,7 +59,7 @@ def report(
 ) -> None:
     """Write one page on accuracy, latency, decisions and errors of bundles; or the figures of training runs."""
     from dfs_deploy.bundle import Bundle
-    from dfs_deploy.datasets import load_dataset
+    from dfs_deploy.datasets import open_dataset
     from dfs_deploy.report import Report, as_json, report_bundle
     from dfs_deploy.report.bench_file import load_bench, match_benches
     from dfs_deploy.report.build import distinct_names
@@ -84,7 +84,7 @@ def report(
     benches = match_benches([bundle.digest for bundle in opened], [(path, load_bench(path)) for path in bench or []])
     drawn = []
     for bundle in opened:
-        loaded = None if data is None else load_dataset(data, split="test", size=bundle.input.shape[1:])
+        loaded = None if data is None else open_dataset(data, size=bundle.input.shape[1:])
         drawn.append(
             None if loaded is None else loaded.labelled_for(bundle.architecture.classes, bundle.input.class_names)
         )
