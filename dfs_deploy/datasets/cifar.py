@@ -37,9 +37,9 @@ class CifarArchive:
     names_key: str = "label_names"
 
     def files(self, entries: Iterable[Path], split: Split) -> list[Path]:
-        """The files of a split, in the archive's order."""
-        pattern = self.train if split == "train" else self.test
-        found = [entry for entry in entries if pattern.fullmatch(entry.name) and entry.is_file()]
+        """The files of a split, in the archive's order; none for a split that such an archive never has."""
+        pattern = {"train": self.train, "test": self.test}.get(split)
+        found = [entry for entry in entries if pattern and pattern.fullmatch(entry.name) and entry.is_file()]
         return sorted(found, key=lambda file: (len(file.name), file.name))
 
     def matches(self, entries: Sequence[Path]) -> bool:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from dfs_deploy.datasets.messages import describe
 from dfs_deploy.errors import DataError
 
-Split = Literal["train", "test"]
+Split = Literal["train", "val", "test"]
 
-SPLITS: tuple[Split, ...] = ("train", "test")
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 """Every split that a data set may have."""
 
 

@@ -22,15 +22,16 @@ def load_dataset(path: str | Path, split: str | None = None, size: tuple[int, in
     One of:
 
     - An ``.npz`` with ``x`` (N, H, W, 3) uint8 and ``y`` (N,) integer, where ``split`` does not matter; or with
-      ``train_x``, ``train_y``, ``test_x`` and ``test_y``. ``class_names``, where present, names the classes.
+      ``train_x``, ``train_y``, ``test_x`` and ``test_y``, or ``val_x`` and ``val_y``. ``class_names``, where present,
+      names the classes.
     - A folder of images by class, ``CLASS/*.png`` and the like, classes numbered by sorted name; also with such folders
-      under ``train/`` and ``test/``. Files of other kinds and hidden entries are ignored. A symbolic link that
-      leads outside the folder is refused, so that an unpacked archive cannot read what was not in it.
+      under ``train/``, ``val/`` and ``test/``. Files of other kinds and hidden entries are ignored. A symbolic link
+      that leads outside the folder is refused, so that an unpacked archive cannot read what was not in it.
     - The folder of a CIFAR-10 or CIFAR-100 archive, python or binary version. CIFAR-100 gives its 100 fine labels.
 
     Args:
         path: a file or folder.
-        split: ``train`` or ``test``, where there are both; ``None`` for ``test``.
+        split: ``train``, ``val`` or ``test``, if there are several; ``None`` for ``test``.
         size: height and width in pixels; images of another size are resized, bilinearly. ``None`` for their own, which
             must then be the same for all.
 
@@ -41,10 +42,12 @@ def load_dataset(path: str | Path, split: str | None = None, size: tuple[int, in
         DataError: nothing of these is there, or it is malformed; the message says where and what to do.
     """
     path = Path(path)
-    if split is not None and split not in SPLITS:
-        raise DataError(f"split {split!r}, expected 'train' or 'test'")
+    chosen: Split = "test"
+    if split is not None:
+        if split not in SPLITS:
+            raise DataError(f"split {split!r}, expected {' or '.join(map(repr, SPLITS))}")
+        chosen = split
     check_size(size)
-    chosen: Split = "train" if split == "train" else "test"
     if path.is_file():
         return _resized(load_npz(path, chosen), size)
     if not path.is_dir():

@@ -47,7 +47,7 @@ def evaluate(
     """Evaluates a network, in evaluation mode; every process takes a share and gets the whole result.
 
     Args:
-        network: its mode is restored afterwards.
+        network: its mode is restored afterwards, also after an error.
         images: to classify.
         processes: that share the work.
         gated: whether the gate or policy chooses; otherwise every block runs in full precision.
@@ -55,23 +55,25 @@ def evaluate(
     """
     processes = processes or Processes()
     modes = [(module, module.training) for module in network.modules()]
-    network.eval()
     share = processes.share(len(images))
     right = 0
     paths: dict[tuple[int, ...], int] = {}
-    for start in range(share.start, share.stop, _BATCH):
-        pixels, labels = images.take(slice(start, min(start + _BATCH, share.stop)))
-        x = images.normalize(pixels)
-        if gated:
-            output = network.route(x)
-            logits = output.logits
-            for path in map(tuple, output.path.tolist()):
-                paths[path] = paths.get(path, 0) + 1
-        else:
-            logits = network.backbone(x)
-        right += int((logits.argmax(1) == labels).sum())
-    for module, mode in modes:
-        module.training = mode
+    try:
+        network.eval()
+        for start in range(share.start, share.stop, _BATCH):
+            pixels, labels = images.take(slice(start, min(start + _BATCH, share.stop)))
+            x = images.normalize(pixels)
+            if gated:
+                output = network.route(x)
+                logits = output.logits
+                for path in map(tuple, output.path.tolist()):
+                    paths[path] = paths.get(path, 0) + 1
+            else:
+                logits = network.backbone(x)
+            right += int((logits.argmax(1) == labels).sum())
+    finally:
+        for module, mode in modes:
+            module.training = mode
     rows = costs or [network.options.costs] * network.architecture.gated_blocks
     return _summarize(rows, len(images), processes.gather((right, paths)), gated)
 
