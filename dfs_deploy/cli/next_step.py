@@ -27,10 +27,10 @@ def command(*words: str | Path) -> str:
 
 def _program() -> str:
     called = Path(sys.argv[0])
-    if called.name == "__main__.py":
+    if called.stem != _SCRIPT:
         found = (name for name in ("python", "python3") if shutil.which(name) == sys.executable)
         return f"{next(found, shlex.quote(sys.executable))} -m dfs_deploy"
-    found_script = shutil.which(_SCRIPT)
-    if not called.exists() or (found_script is not None and called.samefile(found_script)):
+    on_path = shutil.which(_SCRIPT)
+    if not called.exists() or (on_path is not None and called.samefile(on_path)):
         return _SCRIPT
     return shlex.quote(str(called))
