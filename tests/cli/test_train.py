@@ -539,8 +539,8 @@ def test_ctrl_c_before_training_says_that_nothing_was_written(data: Path, tmp_pa
 def test_a_process_killed_at_random_moments_ends_as_one_never_stopped(tmp_path: Path, data: Path) -> None:
     """Ten times SIGKILL: while it begins, computes, logs or saves. Nothing is lost, and nothing is left behind."""
     moments = random.Random(11)  # noqa: S311 (no secret)
-    wanted = [*QUICK, "--data", data, "--backbone-steps", "25", "--gate-steps", "20", "--joint-steps", "25"]
-    wanted += ["--deploy-steps", "12", "--evaluate-every", "9"]
+    wanted = [*QUICK, "--data", data, "--backbone-steps", "12", "--gate-steps", "10", "--joint-steps", "12"]
+    wanted += ["--deploy-steps", "6", "--evaluate-every", "5"]
     assert run("train", *wanted, "--out", tmp_path / "whole", "--json").code == 0
     total = (tmp_path / "whole" / "metrics.jsonl").stat().st_size
     kills = round_ = 0
