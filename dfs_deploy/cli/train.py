@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
 import sys
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dfs_deploy.cli.arguments import DataHelp, JsonOption, SeedOption
+from dfs_deploy.cli.arguments import DataHelp, JsonOption, SeedOption, parse_size
 from dfs_deploy.cli.console import INTERRUPTED, errors, output, percent, print_json, show_table
 from dfs_deploy.cli.next_step import command
+from dfs_deploy.cli.process import SIGNALED, Stopped
 from dfs_deploy.cli.train_progress import Progression, training_progress
 from dfs_deploy.errors import DataError, UsageError
 from dfs_deploy.extras import required
 from dfs_deploy.options import Options
-from dfs_deploy.text import one_line
 
 if TYPE_CHECKING:
     from dfs_deploy.costs import LatencyTable
@@ -32,7 +33,6 @@ _KINDS = {bool: "true or false", int: "an integer", float: "a number"}
 _MIXED = "mixed"
 _BY_PRESET = "by preset"
 _BESIDE_RESUME = ("resume", "json")
-_MOST_DIGITS = 18  # int() itself refuses thousands of them
 _BY_COSTS = ("options", "policy", "target")
 """Values that are held against what the options cost."""
 
@@ -132,11 +132,11 @@ def train(
         from dfs_deploy import training
     if resume is not None:
         _check_alone(context)
-        with _stoppable(resume, quiet=json, resumed=True) as observer:
+        with _stoppable(resume, quiet=json) as observer:
             trained = training.resume(resume, observer)
         if trained.finished_before and trained.first and not json:
-            errors().print(f"nothing left to do: the run in {one_line(resume)} is finished")
-        _report(trained, json)
+            errors().print(f"nothing left to do: the run in {resume} is finished")
+        _report(trained, observer.notes, json)
         return
     if data is None:
         raise UsageError("neither --data nor --resume, expected one of them; --data digits needs no download")
@@ -159,7 +159,7 @@ def train(
     job_values = {
         "data": data,
         "seed": seed,
-        "size": None if size is None else _parse_size(size),
+        "size": None if size is None else parse_size("--size", size),
         "held_out": held_out,
         "evaluate_on": evaluate_on,
         "backbone": None if backbone is None else str(backbone),
@@ -176,9 +176,9 @@ def train(
     training.check_new(out)
     job, splits = _make_job(preset, {name: each.value for name, each in given.items()}, job_values, quiet=json)
     _say_unused(job, given)
-    with _stoppable(out, quiet=json, resumed=False) as observer:
+    with _stoppable(out, quiet=json) as observer:
         trained = training.train(job, out, observer, splits=splits)
-    _report(trained, json)
+    _report(trained, observer.notes, json)
 
 
 def _check_alone(context: typer.Context) -> None:
@@ -276,9 +276,8 @@ def _costs(table: LatencyTable, recipe: Recipe, splits: Splits, options: Options
     from dfs_deploy.training.beginning import new_architecture
 
     architecture = new_architecture(recipe, splits)
-    blocks = table.groups[0]
-    alike = dataclasses.replace(architecture, groups=(blocks,) * len(architecture.groups))
-    if tuple(table.groups) == alike.groups != architecture.groups:
+    blocks = max(table.groups, default=0)
+    if table.groups == [blocks] * len(architecture.groups) != list(architecture.groups):
         raise DataError(
             f"latency table of a network of {blocks} block(s) a group, and {architecture.groups[0]} are to be trained;"
             f" add --blocks {blocks}, or measure such a network with bench --save-costs"
@@ -302,7 +301,7 @@ def _say(line: str) -> None:
     from dfs_deploy.training.processes import is_first
 
     if is_first():
-        errors().print(one_line(line))
+        errors().print(line)
 
 
 def _parse_options(text: str | None, policy: str | None) -> Options:
@@ -317,13 +316,6 @@ def _parse_options(text: str | None, policy: str | None) -> Options:
     return Options(sorted(Options.parse(",".join(words)).bits)) if len(words) > 1 else Options.parse("8,full")
 
 
-def _parse_size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal() and len(text) < _MOST_DIGITS):
-        raise UsageError(f"size {text!r}, expected height and width, as in 32x32")
-    return int(height), int(width)
-
-
 def _parse_stage(text: str) -> StageName:
     from dfs_deploy.training.recipe import STAGES
 
@@ -334,26 +326,39 @@ def _parse_stage(text: str) -> StageName:
 
 
 @contextlib.contextmanager
-def _stoppable(folder: Path, *, quiet: bool, resumed: bool) -> Iterator[Progression]:
+def _stoppable(folder: Path, *, quiet: bool) -> Iterator[Progression]:
     """Gives the observer that shows a run; if the run is stopped, says in a line what stands and how to go on."""
     from dfs_deploy.training.processes import is_first
 
-    progression = Progression(resumed=resumed)
     try:
-        with training_progress(quiet=quiet, resumed=resumed) as progression:
+        with training_progress(quiet=quiet) as progression:
             yield progression
-    except BaseException as stop:
-        if isinstance(stop, Exception):
-            raise
-        interrupted = isinstance(stop, KeyboardInterrupt)
+    except (KeyboardInterrupt, Stopped) as stop:
+        how, code = "interrupted", INTERRUPTED
+        if isinstance(stop, Stopped):
+            how, code = f"stopped by {stop.name}", SIGNALED + signal.Signals[stop.name]
         if is_first():
-            errors().print(f"{'interrupted' if interrupted else 'stopped'}: {progression.describe_stop(folder)}")
-        if interrupted:
-            sys.exit(INTERRUPTED)
-        raise
+            errors().print(f"{how}: {_describe_saved(folder)}")
+        sys.exit(code)
 
 
-def _report(trained: Trained, json: bool) -> None:
+def _describe_saved(folder: Path) -> str:
+    """What stands of a run that was stopped, as its folder tells, and how to go on."""
+    from dfs_deploy.training.job import JOB_FILE
+    from dfs_deploy.training.state import load_state
+
+    if not (folder / JOB_FILE).exists():
+        return "nothing was written"
+    state, go_on = load_state(folder), command("train", "--resume", folder)
+    if state is None:
+        return f"nothing was saved yet; go on with: {go_on}"
+    if state.stage is None:
+        return f"all stages are done and saved in {folder}"
+    where = f"step {state.step} of stage {state.stage}" if state.step else f"the begin of stage {state.stage}"
+    return f"saved up to {where}; go on with: {go_on}"
+
+
+def _report(trained: Trained, notes: Sequence[str], json: bool) -> None:
     if not trained.first:
         return
     result = trained.evaluation
@@ -371,6 +376,7 @@ def _report(trained: Trained, json: bool) -> None:
                 "computation_percentage": result.percentage,
                 "option_share": [list(row) for row in result.option_share],
                 "paths": result.paths,
+                "notes": [*notes, *result.suspicions],
             }
         )
         return
@@ -385,6 +391,8 @@ def _report(trained: Trained, json: bool) -> None:
         f"top-1 {percent(result.top1)} on {result.images} {trained.split} images at {result.percentage:.2f} %"
         f" computation, {result.paths} path(s)"
     )
+    for suspicion in result.suspicions:
+        console.print(f"warning: {suspicion}")
     if trained.target_missed:
         console.print(
             f"target missed: {result.percentage:.2f} % computation, asked for {trained.target:g} %; give more"

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dfs_deploy.cli.console import errors, percent
-from dfs_deploy.cli.next_step import command
 from dfs_deploy.text import one_line
 
 LEAST_WAIT_S = 10.0
@@ -24,11 +22,13 @@ _Record = Mapping[str, Any]
 
 
 class Progression:
-    """An observer of a training run: knows how far it is, and what would be left of it if it stopped now.
+    """An observer of a training run that knows how far it is.
+
+    Attributes:
+        notes: text of the notes that came, in order.
 
     Args:
         show: called with each record after it was taken in.
-        resumed: whether the run was begun earlier.
         clock: seconds, from any beginning.
     """
 
@@ -36,14 +36,12 @@ class Progression:
         self,
         show: Callable[[_Record], None] = lambda record: None,
         *,
-        resumed: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._show = show
         self._clock = clock
         self._steps: dict[str, int] = {}
-        self._begun = self._resumed = resumed
-        self._saved: tuple[str | None, int] | None = None
+        self.notes: list[str] = []
         self._stage = ""
         self._first_step = 0
         self._stage_began = 0.0
@@ -51,11 +49,10 @@ class Progression:
     def __call__(self, record: _Record) -> None:
         """Takes in a record of the run."""
         if record["event"] == "run":
-            self._begun = True
             recipe = record["job"]["recipe"]
             self._steps = {name.removesuffix("_steps"): recipe[name] for name in recipe if name.endswith("_steps")}
-        elif record["event"] == "saved":
-            self._saved = record["stage"], record["step"]
+        elif record["event"] == "note":
+            self.notes.append(record["text"])
         elif record["event"] == "step" and record["stage"] != self._stage:
             self._stage, self._first_step, self._stage_began = record["stage"], record["step"], self._clock()
         self._show(record)
@@ -71,33 +68,17 @@ class Progression:
             return None
         return (self._clock() - self._stage_began) / done * (total - step)
 
-    def describe_stop(self, folder: Path) -> str:
-        """What is left of the run if it stops now, and how to go on."""
-        go_on = command("train", "--resume", folder)
-        if not self._begun:
-            return "nothing was written"
-        if self._saved is None:
-            return f"nothing was saved {'since' if self._resumed else 'yet'}; go on with: {go_on}"
-        stage, step = self._saved
-        if stage is None:
-            return f"all stages are done and saved in {folder}"
-        where = f"step {step} of stage {stage}" if step else f"the begin of stage {stage}"
-        return f"saved up to {where}; go on with: {go_on}"
-
 
 class Lines:
     """A line on the run every so often, for logs and pipes.
 
     Args:
         say: called with each line.
-        resumed: whether the run was begun earlier.
         clock: seconds, from any beginning.
     """
 
-    def __init__(
-        self, say: Callable[[str], None], *, resumed: bool = False, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.progression = Progression(self._show, resumed=resumed, clock=clock)
+    def __init__(self, say: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.progression = Progression(self._show, clock=clock)
         self._say = say
         self._clock = clock
         self._began = clock()
@@ -125,15 +106,20 @@ class Lines:
 
 
 @contextlib.contextmanager
-def training_progress(*, quiet: bool, resumed: bool) -> Iterator[Progression]:
+def training_progress(*, quiet: bool) -> Iterator[Progression]:
     """Gives the observer that shows a run: a bar on a terminal, lines in a pipe, nothing if ``quiet``."""
     console = errors()
     if quiet:
-        yield Progression(resumed=resumed)
+        yield Progression()
     elif not console.is_terminal:
-        yield Lines(console.print, resumed=resumed).progression
+        yield Lines(console.print).progression
     else:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("starting", total=None)
             stage = ""
@@ -154,7 +140,7 @@ def training_progress(*, quiet: bool, resumed: bool) -> Iterator[Progression]:
                 elif record["event"] == "note":
                     console.print(describe_note(record))
 
-            progression = Progression(show, resumed=resumed)
+            progression = Progression(show)
             yield progression
 
 

@@ -7,7 +7,7 @@ resumed at a step, or split over several processes, sees what a run that never s
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dfs_deploy.datasets import Dataset, load_dataset
+from dfs_deploy.datasets import Dataset, ImageFolder, open_dataset, splits_of
 from dfs_deploy.datasets.images import resize
-from dfs_deploy.datasets.splits import splits_of
 from dfs_deploy.digits import load_digits
 from dfs_deploy.errors import DataError
-from dfs_deploy.preprocessing import CIFAR10_CLASSES, InputContract
+from dfs_deploy.preprocessing import CIFAR10_CLASSES, InputContract, class_names_problem
 from dfs_deploy.training.processes import Processes
 from dfs_deploy.training.recipe import Augmentation
 
@@ -114,17 +113,18 @@ class Splits:
     classes: int
 
     @property
-    def note(self) -> str | None:
-        """What looks wrong about the data and may be meant, in a line; ``None`` if nothing does."""
+    def notes(self) -> tuple[str, ...]:
+        """What was assumed or looks wrong about the data and may be meant, a line each."""
+        notes = [*self.train.notes, *self.evaluation.notes]
         empty = np.flatnonzero(np.bincount(self.train.labels, minlength=self.classes) == 0)
-        if not len(empty):
-            return None
-        names = self.train.class_names
-        some = [names[index] if names else str(index) for index in empty[:3]] + ["..."] * (len(empty) > 3)
-        return (
-            f"{len(empty)} of {self.classes} classes have no training image ({', '.join(some)}); the network cannot"
-            " learn them"
-        )
+        if len(empty):
+            names = self.train.class_names
+            some = [names[index] if names else str(index) for index in empty[:3]] + ["..."] * (len(empty) > 3)
+            notes.append(
+                f"{len(empty)} of {self.classes} classes have no training image ({', '.join(some)}); the network cannot"
+                " learn them"
+            )
+        return tuple(dict.fromkeys(notes))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -140,14 +140,8 @@ class Splits:
         }
 
     def contract(self) -> InputContract:
-        """The normalisation that the training split asks for; CIFAR-10's usual one if its classes are CIFAR-10's.
-
-        Raises:
-            DataError: a class name that no file can hold.
-        """
+        """The normalisation that the training split asks for; CIFAR-10's usual one if its classes are CIFAR-10's."""
         names = self.train.class_names
-        for name in names:
-            _check_storable(name, self.train.name)
         shape = (3, *self.train.images.shape[1:3])
         if names == CIFAR10_CLASSES:
             return InputContract(shape=shape, class_names=names)
@@ -177,58 +171,50 @@ def load_splits(
         DataError: the data cannot be read, are of one class, have too few images, or splits that do not fit together.
     """
     choice = choose_splits(data, held_out, evaluate_on)
-    train = _load(data, "train", size)
+    train = _open(data, "train", size)
     if len(set(train.labels.tolist())) < 2:
         raise DataError(f"{train.name} has images of one class only, expected at least 2; add the other classes")
-    classes = _classes(train)
+    if problem := class_names_problem(train.class_names):
+        raise DataError(f"{train.name}: {problem}")
+    classes = len(train.class_names) or int(train.labels.max()) + 1
     if not train.class_names and classes > len(train):
         raise DataError(
             f"{train.name} has label {classes - 1} and {len(train)} images, expected labels from 0 on with images of"
             " every class; number the classes without gaps"
         )
     if choice.evaluation is not None:
-        test = _load(data, choice.evaluation, size)
-        if test.images.shape[1:] != train.images.shape[1:]:
+        # Of a folder, nothing was decoded until here.
+        opened = _open(data, choice.evaluation, size).labelled_for(classes, train.class_names)
+        images, test = train.load(), opened.load()
+        if test.images.shape[1:] != images.images.shape[1:]:
             raise DataError(
-                f"{test.name} has images of {_pixels(test)}, {train.name} of {_pixels(train)}, expected one size; give"
-                f" the size to resize to, as in --size {_pixels(train)}"
+                f"{test.name} has images of {_pixels(test)}, {images.name} of {_pixels(images)}, expected one size;"
+                f" give the size to resize to, as in --size {_pixels(images)}"
             )
-        return Splits(train, test.labelled_for(classes, train.class_names), choice.evaluation, classes)
+        return Splits(images, test, choice.evaluation, classes)
     if held_out is None:
         held_out = max(1, int(len(train) * HELD_OUT_SHARE))
     if not 0 < held_out < len(train):
         raise DataError(f"{held_out} of {len(train)} images held out, expected at least 1, and some left to train on")
-    shuffled = train.subset(None, seed)
+    shuffled = train.load().subset(None, seed)
     parts = [
-        Dataset(shuffled.images[rows], shuffled.labels[rows], shuffled.class_names, shuffled.name)
+        replace(shuffled, images=shuffled.images[rows], labels=shuffled.labels[rows])
         for rows in (slice(held_out, None), slice(None, held_out))
     ]
-    return Splits(parts[0], parts[1].labelled_for(classes, train.class_names), HELD_OUT, classes)
+    return Splits(parts[0], parts[1], HELD_OUT, classes)
 
 
-def _load(data: str, split: str, size: tuple[int, int] | None) -> Dataset:
+def _open(data: str, split: str, size: tuple[int, int] | None) -> Dataset | ImageFolder:
     if not is_digits(data):
-        return load_dataset(data, split, size)
+        return open_dataset(data, split, size)
     digits = load_digits("train" if split == "train" else "test")
-    images = digits.images if size is None else np.stack([resize(image, size) for image in digits.images])
-    return Dataset(images, digits.labels, digits.class_names, digits.name)
-
-
-def _classes(dataset: Dataset) -> int:
-    return len(dataset.class_names) or int(dataset.labels.max()) + 1
+    if size is None:
+        return digits
+    return replace(digits, images=np.stack([resize(image, size) for image in digits.images]))
 
 
 def _pixels(dataset: Dataset) -> str:
     return "x".join(map(str, dataset.images.shape[1:3]))
-
-
-def _check_storable(name: str, data: str) -> None:
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{data} has a class {name!r}, whose name is not UTF-8 and cannot be stored; rename it"
-        ) from error
 
 
 class Images:
@@ -243,6 +229,7 @@ class Images:
     def __init__(self, dataset: Dataset, contract: InputContract, device: torch.device) -> None:
         self._pixels = torch.from_numpy(np.ascontiguousarray(dataset.images.transpose(0, 3, 1, 2))).to(device)
         self._labels = torch.from_numpy(dataset.labels).to(device)
+        self.class_names = dataset.class_names
         self._mean = torch.tensor(contract.mean, device=device).view(1, -1, 1, 1)
         self._std = torch.tensor(contract.std, device=device).view(1, -1, 1, 1)
 

@@ -48,11 +48,10 @@ TARGET_TOLERANCE = 2.0
 """Points of computation percentage by which a run may end beside its target."""
 
 Observer = Callable[[Record], None]
-"""Called with each record of the metrics log when it is written, and with three that are not in the log.
+"""Called with each record of the metrics log when it is written, and with two kinds that are not in the log.
 
-``run`` comes first, also if a run is resumed; ``saved`` (``stage`` and ``step``) says from where it could be resumed
-from now on (``stage`` is ``None`` if nothing is left to do); ``note`` has a ``text`` on what looks wrong and may be
-meant.
+A ``run`` comes before all records of the log, also if a run is resumed; a ``note`` has a ``text``: what was assumed, or
+looks wrong and may be meant.
 """
 
 
@@ -247,10 +246,10 @@ class _Trainer:
             _restore(network, self._state, self._folder)
             return network
         if self._job.backbone is not None:
-            given = begin_with(self._job.backbone, architecture)
+            given = begin_with(self._job.backbone, architecture, self._note)
             network.backbone.load_state_dict(given.backbone.state_dict())
         if self._job.start is not None:
-            given = begin_with(self._job.start, architecture)
+            given = begin_with(self._job.start, architecture, self._note)
             if given.options != network.options:
                 raise CheckpointError(
                     f"{self._job.start} has the options {given.options}, expected {network.options}; give --options"
@@ -258,6 +257,10 @@ class _Trainer:
                 )
             network.load_state_dict(given.state_dict())
         return network
+
+    def _note(self, text: str) -> None:
+        if self._processes.first:
+            self._observer({"event": "note", "text": text})
 
     def run(self) -> Trained:
         """Runs all stages, from the saved state or the beginning."""
@@ -290,9 +293,8 @@ class _Trainer:
             self._write([self._header()])
         elif self._processes.first:
             self._observer(self._header())
-            self._observer({"event": "saved", "stage": state.stage, "step": state.step})
-        if self._processes.first and self._splits.note is not None:
-            self._observer({"event": "note", "text": self._splits.note})
+        for note in self._splits.notes:
+            self._note(note)
 
     def _run_stage(self, stage: StageName, state: State | None) -> None:
         job, recipe, network = self._job, self._recipe, self._network
@@ -394,7 +396,9 @@ class _Trainer:
         result = evaluate(self._network, self._evaluation_images, self._processes, gated, self._costs_of(stage))
         self._last = result
         where = {"event": "evaluation", "stage": stage, "step": step, "split": self._splits.evaluation_name}
-        self._write([{**where, **dataclasses.asdict(result)}])
+        measured = dataclasses.asdict(result)
+        del measured["suspicions"]
+        self._write([{**where, **measured}])
         if self._processes.first and stage != "gate":
             name = CHECKPOINT_FILE if gated else BACKBONE_FILE
             network = self._network if gated else _in_full_precision(self._network)
@@ -434,7 +438,6 @@ class _Trainer:
                 data=self._splits.identity,
             )
             save_state(self._folder, whole)
-        self._observer({"event": "saved", "stage": state.stage, "step": state.step})
 
     def _write(self, records: Sequence[Record]) -> None:
         if self._log is not None:

@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -492,40 +491,59 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.001)
 
 
-def test_ctrl_c_says_what_was_saved_and_how_to_go_on(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "how"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped by SIGTERM")],
+)
+def test_a_stop_says_what_was_saved_and_how_to_go_on(
+    data: Path, tmp_path: Path, number: signal.Signals, code: int, how: str
+) -> None:
     endless = [*QUICK, "--data", data, "--backbone-steps", "1000000", "--save-every", "5", "--out", "a run"]
     process = begin(*endless, cwd=tmp_path)
-    state = tmp_path / "a run" / "state.pt"
-    wait_for(state.exists, process)
-    process.send_signal(signal.SIGINT)
+    wait_for((tmp_path / "a run" / "state.pt").exists, process)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60.0)
-    assert (process.returncode, out) == (130, "")
-    said = err.splitlines()[-1]
-    found = re.fullmatch(r"interrupted: saved up to step (\d+) of stage backbone; go on with: (.*)", said)
+    assert (process.returncode, out) == (code, "")
+    *_, said = err.splitlines()
+    found = re.fullmatch(how + r": saved up to step (\d+) of stage backbone; go on with: (.*)", said)
     assert found is not None, err
-    assert int(found[1]) >= 5
     assert "Traceback" not in err
+    assert not list((tmp_path / "a run").glob(".*"))
     assert shlex.split(found[2])[-3:] == ["train", "--resume", "a run"]
     # What it says holds: the run goes on from that step.
-    process = subprocess.Popen(
-        shlex.split(found[2]), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    begun = threading.Event()
+    process = subprocess.Popen(shlex.split(found[2]), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    first = process.stderr.readline()
+    process.kill()
+    process.communicate()
+    assert first.startswith(f"backbone step {int(found[1]) + 1}/1000000: ")
 
-    def listen() -> None:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("backbone step"):
-                lines.append(line)
-                begun.set()
 
-    lines: list[str] = []
-    listener = threading.Thread(target=listen, daemon=True)
-    listener.start()
-    assert begun.wait(60.0)
-    process.terminate()
-    process.wait(60.0)
-    assert int(re.search(r"step (\d+)/1000000", lines[0])[1]) == int(found[1]) + 1  # type: ignore[index]
+@pytest.mark.parametrize("stage", ["job", "gate", "end"])
+def test_a_stop_between_two_saved_states_says_so(data: Path, tmp_path: Path, stage: str) -> None:
+    out = tmp_path / "run"
+
+    def stop(record: dict[str, Any]) -> None:
+        if (stage, record["event"], record.get("stage")) in (
+            ("job", "run", None),
+            ("gate", "step", "gate"),
+            ("end", "stopped", None),
+        ):
+            raise KeyboardInterrupt
+
+    with mock.patch("dfs_deploy.cli.train_progress.Progression.__call__", lambda self, record: stop(record)):
+        if stage == "end":
+            with mock.patch("dfs_deploy.training.trainer.Trained", side_effect=KeyboardInterrupt):
+                ran = train(data, "--json", "--out", out)
+        else:
+            ran = train(data, "--json", "--out", out)
+    go_on = f"go on with: dfs-deploy train --resume {out}"
+    said = {
+        "job": f"nothing was saved yet; {go_on}",
+        "gate": f"saved up to the begin of stage gate; {go_on}",
+        "end": f"all stages are done and saved in {out}",
+    }
+    assert (ran.code, ran.err) == (130, f"interrupted: {said[stage]}\n")
 
 
 def test_ctrl_c_before_training_says_that_nothing_was_written(data: Path, tmp_path: Path) -> None:

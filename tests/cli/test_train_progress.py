@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import itertools
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dfs_deploy.cli.train_progress import LEAST_WAIT_S, MOST_WAIT_S, Lines, Progression, describe_duration
+from dfs_deploy.cli.train_progress import LEAST_WAIT_S, MOST_WAIT_S, Lines, describe_duration
 
 RUN = {"event": "run", "job": {"recipe": {"backbone_steps": 20_000, "gate_steps": 10, "target": 40.0}}}
 
@@ -79,19 +77,3 @@ def test_notes_are_shown_on_one_line_whatever_is_in_them() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert describe_duration(seconds) == text
-
-
-def test_a_stop_is_described_by_what_was_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["dfs-deploy"])
-    observe = Progression()
-    go_on = "go on with: dfs-deploy train --resume 'a run'"
-    assert observe.describe_stop(Path("a run")) == "nothing was written"
-    observe(RUN)
-    assert observe.describe_stop(Path("a run")) == f"nothing was saved yet; {go_on}"
-    observe({"event": "saved", "stage": "backbone", "step": 20})
-    assert observe.describe_stop(Path("a run")) == f"saved up to step 20 of stage backbone; {go_on}"
-    observe({"event": "saved", "stage": "gate", "step": 0})
-    assert observe.describe_stop(Path("a run")) == f"saved up to the begin of stage gate; {go_on}"
-    observe({"event": "saved", "stage": None, "step": 0})
-    assert observe.describe_stop(Path("a run")) == "all stages are done and saved in a run"
-    assert Progression(resumed=True).describe_stop(Path("a run")) == f"nothing was saved since; {go_on}"

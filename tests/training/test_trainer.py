@@ -255,28 +255,14 @@ def test_a_run_goes_on_without_what_it_began_with(folder: Path, whole: Path, tmp
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
 
 
-def test_an_observer_is_told_from_where_a_run_could_go_on(folder: Path) -> None:
-    told: list[Any] = []
-    out = folder / "observed"
-    job = small_job(folder, save_every=5)
-
-    def stop(record: Any) -> None:
-        told.append(record)
-        if record["event"] == "step" and record["stage"] == "backbone" and record["step"] == 10:
-            raise StoppedError
-
-    with pytest.raises(StoppedError):
-        train(job, out, stop)
-    assert told[0]["event"] == "run"
-    assert [(r["stage"], r["step"]) for r in told if r["event"] == "saved"] == [("backbone", 5)]
-    again: list[Any] = []
-    resume(out, again.append)
-    assert [record["event"] for record in again[:3]] == ["run", "saved", "step"]
-    assert (again[1]["stage"], again[1]["step"], again[2]["step"]) == ("backbone", 5, 6)
-    assert (again[-1]["event"], again[-1]["stage"]) == ("saved", None)
-    logged = [record["event"] for record in lines(out)]
-    assert set(logged) == {"run", "step", "evaluation"}
-    assert logged.count("run") == 1
+def test_an_observer_is_told_the_job_and_the_records_that_follow(folder: Path) -> None:
+    out, told = folder / "observed", []
+    stopped(small_job(folder, save_every=5), out, "backbone", 10)
+    resume(out, told.append)
+    assert [record["event"] for record in told[:2]] == ["run", "step"]
+    assert (told[1]["step"], told[0]["job"]) == (6, load_job(out).as_json())
+    assert json.loads(json.dumps([record for record in told[1:] if record["event"] != "time"])) == lines(out)[6:]
+    assert [record["event"] for record in lines(out)].count("run") == 1
 
 
 @pytest.mark.parametrize(
