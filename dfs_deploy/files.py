@@ -88,9 +88,11 @@ def read_file(path: Path, limit: int, *, follow: bool = True) -> bytes:
     check_file(path, limit, follow=follow)  # opening a device can already do something
     handle = os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0))
     with os.fdopen(handle, "rb") as stream:
-        _checked(os.fstat(handle), path, limit)
-        content = stream.read(limit + 1)
-    if len(content) > limit:  # it grew, or says another size than it has, as files of /proc do
+        size = _checked(os.fstat(handle), path, limit)
+        content = stream.read(size + 1)  # takes memory for what it is asked for, not for what is there
+        if len(content) > size:  # it grew, or says another size than it has, as files of /proc do
+            content += stream.read(limit + 1 - len(content))
+    if len(content) > limit:
         raise UnfitFileError(errno.EFBIG, f"holds more than {limit:,} bytes, the most for such a file", str(path))
     return content
 
