@@ -50,7 +50,9 @@ def export(
         typer.Option(help="Computation to be able to hold at run time, as in 0.1,0.2,0.4.", show_default="none"),
     ] = None,
     weight_bits: Annotated[int, typer.Option(min=7, max=8, help="7 for speed on x86 CPUs without VNNI.")] = 8,
-    out: Annotated[Path | None, typer.Option(help="Directory to write.", show_default="<checkpoint stem>.dfs")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory to write.", show_default="<checkpoint or run>.dfs")
+    ] = None,
     single_file: Annotated[
         Path | None, typer.Option(help="Write the whole network as one ONNX file too, with If operators.")
     ] = None,
@@ -113,6 +115,7 @@ def export(
                 "budgets": msgspec.to_builtins(manifest.budgets),
                 "single_file": None if exported.single_file is None else str(exported.single_file),
                 "accuracy": None if exported.comparison is None else asdict(exported.comparison),
+                "replaced": exported.replaced,
                 "passed": True,
             }
         )
@@ -156,4 +159,6 @@ def export(
     if exported.single_file is not None:
         size = exported.single_file.stat().st_size
         console.print(f"single file: {exported.single_file} ({size / 1e6:.1f} MB), the same paths as the runtime")
+    if exported.replaced is not None:
+        console.print(f"replaced: the bundle that stood there was made from another checkpoint, {exported.replaced}")
     console.print(f"PASSED: {len(manifest.files)} files, {bundle.size / 1e6:.1f} MB -> {bundle.path}")

@@ -447,6 +447,55 @@ def test_a_bundle_is_named_after_its_checkpoint(mixed: Made, tmp_path: Path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["mixed.dfs"]
 
 
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("checkpoint.pt", "dfs-30.dfs"),
+        ("checkpoint.safetensors", "dfs-30.dfs"),
+        ("backbone.pt", "dfs-30-backbone.dfs"),
+        ("net.pt", "net.dfs"),
+    ],
+)
+def test_a_bundle_of_a_training_run_is_named_after_the_run(
+    mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, made: str
+) -> None:
+    run = tmp_path / "dfs-30"
+    run.mkdir()
+    (run / "job.json").write_text("{}")
+    loaded = load_checkpoint(mixed.checkpoint)
+    save_checkpoint(run / name, loaded.network, loaded.input)
+    monkeypatch.chdir(tmp_path)
+    assert export(f"dfs-30/{name}", targets=["fp32"]).bundle.path == Path(made)
+    monkeypatch.chdir(run)
+    assert export(name, targets=["fp32"]).bundle.path == Path(made)
+
+
+def test_a_checkpoint_of_that_name_elsewhere_names_its_bundle(
+    mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(mixed.checkpoint.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert export("checkpoint.pt", targets=["fp32"]).bundle.path == Path("checkpoint.dfs")
+
+
+def test_a_bundle_of_another_checkpoint_is_replaced_only_by_name(
+    mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export(mixed.checkpoint, targets=["fp32"])
+    before = contents(tmp_path / "mixed.dfs")
+    other = tmp_path / "other" / "mixed.pt"
+    other.parent.mkdir()
+    save_checkpoint(other, settled_network(seed=5), CONTRACT)
+    with refuses(UsageError, "mixed.dfs was made from another checkpoint", "mixed.pt", "--out mixed.dfs"):
+        export(other, targets=["fp32"])
+    assert contents(tmp_path / "mixed.dfs") == before
+    assert export(mixed.checkpoint, targets=["fp32"]).replaced is None
+    exported = export(other, "mixed.dfs", targets=["fp32"])
+    assert exported.replaced == mixed.checkpoint.name
+    assert exported.bundle.manifest.source.sha256 == hashlib.sha256(other.read_bytes()).hexdigest()
+
+
 def test_a_bundle_that_is_there_is_replaced(mixed: Made, tmp_path: Path) -> None:
     out = tmp_path / "net.dfs"
     export(mixed.checkpoint, out, calibration_data=mixed.data)
