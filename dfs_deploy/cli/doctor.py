@@ -16,6 +16,7 @@ from dfs_deploy.cli.arguments import JsonOption
 from dfs_deploy.cli.console import output, print_json
 from dfs_deploy.errors import EnvironmentLacksError
 from dfs_deploy.extras import EXTRA_OF
+from dfs_deploy.target_cpu import is_x86
 
 _CORE = ("numpy", "onnxruntime", "msgspec", "typer", "rich", "pillow")
 _DISTRIBUTION = {"sklearn": "scikit-learn", "pynvml": "nvidia-ml-py", "vl_convert": "vl-convert-python"}
@@ -54,7 +55,7 @@ def doctor(json: JsonOption = False) -> None:
         "system": machine.system,
         "cpu": machine.cpu,
         "cores": str(machine.cores),
-        "8-bit products": machine.int8 or ("none: export with --weight-bits 7" if _is_x86() else "none"),
+        "8-bit products": machine.int8 or ("none: export gives INT8 weights 7 bits here" if is_x86() else "none"),
         "float16 arithmetic": "yes" if machine.float16 else "no: the FP16 option runs the FP32 engine",
         "gate": _gate(),
         "feature layout": _layout(),
@@ -82,10 +83,6 @@ def doctor(json: JsonOption = False) -> None:
         raise EnvironmentLacksError(
             f"{missing[0].name} is not installed and running a bundle needs it; {missing[0].remedy}"
         )
-
-
-def _is_x86() -> bool:
-    return platform.machine().lower() in ("x86_64", "amd64", "i686", "i386")
 
 
 def _energy(device: str) -> str:
