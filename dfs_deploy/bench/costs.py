@@ -61,25 +61,7 @@ def measure_costs(
     if name == "onnxruntime":
         threads = threads or 1
     with Runtime(bundle, name, threads=threads, plan=plan, prepared=prepared) as runtime:
-        calls: dict[Key, Callable[[], object]] = {}
-        for position, option in enumerate(bundle.options):
-            path = np.full(bundle.architecture.gated_blocks, position, np.uint8)
-            _, *served, _ = runtime.engine_calls(path)
-            runs = [b for b in bundle.manifest.runtimes[name].blocks if not option.skips or b.skip is not None]
-            calls.update(
-                {(block.index, option.name): call for block, call in zip(runs, served, strict=True)},
-            )
-        gates = runtime.gate_calls()
-        rounds: dict[Key, list[float]] = {key: [] for key in calls}
-        steps = []
-        for turn in range(_MOST_ROUNDS):
-            if turn >= _ROUNDS and hardly_known(rounds) is None:
-                break
-            for key, call in calls.items():
-                rounds[key].append(1e3 * median_alone(call, _REPEATS))
-            steps += [1e3 * median_alone(call, _REPEATS) for call in gates]
-            if progress is not None:
-                progress(min(1.0, (turn + 1) / _ROUNDS))
+        rounds, steps = _rounds(runtime, name, progress)
         substituted = {
             (block, substitution.option): substitution.served_by
             for substitution in runtime.substitutions
@@ -94,10 +76,10 @@ def measure_costs(
         for option in bundle.options:
             key = (block.index, option.name)
             precision: Precision | None = None
-            if key in calls:
+            if key in rounds:
                 own = "fp32" if option.skips else block.options[option.name][0].precision
                 precision = cast(Precision, substituted.get(key, own))
-            engine_us = float(np.median(rounds[key])) if key in calls else 0.0
+            engine_us = float(np.median(rounds[key])) if key in rounds else 0.0
             entries.append(OptionCost(block=block.index, option=option.name, engine_us=engine_us, precision=precision))
     machine = describe_machine()
     return LatencyTable(
@@ -113,6 +95,34 @@ def measure_costs(
         gate_us=float(np.median(steps)) if steps else 0.0,
         entries=entries,
     )
+
+
+def _rounds(
+    runtime: Runtime, name: str, progress: Callable[[float], None] | None
+) -> tuple[dict[Key, list[float]], list[float]]:
+    """Times every engine and every gate step, round by round, in microseconds.
+
+    A function of its own, so that no call outlives its runtime: on a device an engine has to be freed first.
+    """
+    bundle = runtime.bundle
+    calls: dict[Key, Callable[[], object]] = {}
+    for position, option in enumerate(bundle.options):
+        path = np.full(bundle.architecture.gated_blocks, position, np.uint8)
+        _, *served, _ = runtime.engine_calls(path)
+        runs = [b for b in bundle.manifest.runtimes[name].blocks if not option.skips or b.skip is not None]
+        calls.update({(block.index, option.name): call for block, call in zip(runs, served, strict=True)})
+    gates = runtime.gate_calls()
+    rounds: dict[Key, list[float]] = {key: [] for key in calls}
+    steps: list[float] = []
+    for turn in range(_MOST_ROUNDS):
+        if turn >= _ROUNDS and hardly_known(rounds) is None:
+            break
+        for key, call in calls.items():
+            rounds[key].append(1e3 * median_alone(call, _REPEATS))
+        steps += [1e3 * median_alone(step, _REPEATS) for step in gates]
+        if progress is not None:
+            progress(min(1.0, (turn + 1) / _ROUNDS))
+    return rounds, steps
 
 
 def hardly_known(rounds: Mapping[Key, Sequence[float]]) -> str | None:

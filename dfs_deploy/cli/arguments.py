@@ -54,7 +54,7 @@ def refuse_given(context: typer.Context, why: str, *names: str) -> None:
 
     Args:
         context: context of the verb.
-        why: where they mean nothing, as in ``without --compare``.
+        why: what they mean nothing with or without, and what to do.
         names: names of the verb's parameters.
 
     Raises:
@@ -64,7 +64,7 @@ def refuse_given(context: typer.Context, why: str, *names: str) -> None:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             flag = next(option.opts[0] for option in context.command.params if option.name == name)
-            raise UsageError(f"{flag} {why}; leave it out")
+            raise UsageError(f"{flag} {why}")
 
 
 def bundle_path(given: Path | None) -> Path:

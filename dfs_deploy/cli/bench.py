@@ -106,13 +106,14 @@ def bench(
     if device != "cpu":
         refuse_given(
             context,
-            f"beside --device {device}, where ONNX Runtime does not run",
-            *("against", "threads", "plan", "prepared", "save_plan", "start_ups", "plot"),
+            f"beside --device {device}, where ONNX Runtime does not run; leave it out",
+            *("against", "threads", "plan", "prepared", "save_plan", "plot"),
+            *(["start_ups"] if start_ups else []),
         )
     if not forced:
-        refuse_given(context, "without --forced, which it draws", "plot")
+        refuse_given(context, "without --forced, which it draws; add --forced", "plot")
     if compare is None:
-        refuse_given(context, "without --compare, which it is of", "noise_band")
+        refuse_given(context, "without --compare, which it is of; add --compare, or leave it out", "noise_band")
     if max_seconds is not None and max_seconds < min_seconds:
         raise UsageError(f"--max-seconds {max_seconds:g}, expected at least the {min_seconds:g} of --min-seconds")
     check_writable(plot, csv, save_baseline, save_costs)
