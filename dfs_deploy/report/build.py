@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.bench import run_bench
+from dfs_deploy.bench.candidates import BUDGET, DYNAMIC, STATIC
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.datasets import Dataset
 from dfs_deploy.errors import BundleError, UsageError
@@ -20,6 +21,7 @@ from dfs_deploy.report.results import (
     BudgetPoint,
     BundleFacts,
     BundleReport,
+    Kind,
     OptionFacts,
     Outcome,
     Point,
@@ -40,6 +42,7 @@ def report_bundle(
     data: Dataset | None = None,
     bench: BenchFigures | None = None,
     *,
+    against: Sequence[Bundle] = (),
     samples: int | None = SAMPLES,
     examples: int = EXAMPLES,
     threads: int = 1,
@@ -55,7 +58,8 @@ def report_bundle(
     Args:
         bundle: with engines for ONNX Runtime.
         data: inputs to run; ``None`` for the images that the bundle carries.
-        bench: made before; ``None`` to make one now.
+        bench: figures of a bench made before; ``None`` to make one now.
+        against: bundles of networks that were trained to be static, which a bench made now compares with as well.
         samples: inputs to draw from the data; ``None`` for all.
         examples: inputs to show at each end; 0 keeps pictures out of the report.
         threads: that one engine may use.
@@ -93,6 +97,8 @@ def report_bundle(
         made = run_bench(
             bundle,
             data,
+            against=against,
+            budgets=[point.budget for point in bundle.manifest.budgets],
             threads=threads,
             plan=plan,
             prepared=prepared,
@@ -121,7 +127,7 @@ def report_bundle(
         ),
         bench=bench,
         bench_differs=tuple(_differences(bench.runtime, here)),
-        frontier=tuple(_frontier(bundle, bench, budgets)),
+        frontier=tuple(_frontier(bundle, bench)),
         decisions=decisions(result.path, bundle.options, groups),
         paths=hottest,
         paths_listed=len(hottest),
@@ -195,16 +201,17 @@ def _differences(timed: RuntimeFacts, here: RuntimeFacts) -> Iterator[str]:
             yield f"{name}: {then} in the bench, {now} now"
 
 
-def _frontier(bundle: Bundle, bench: BenchFigures, budgets: tuple[BudgetPoint, ...]) -> Iterator[Point]:
-    trained = bench.case("dfs")
+def _frontier(bundle: Bundle, bench: BenchFigures) -> Iterator[Point]:
+    trained = bench.case(DYNAMIC)
     p50, top1 = (None, None) if trained is None else (trained.latency_ms.p50, trained.top1)
     for case in bench.cases:
-        if case.name != "dfs" and not case.name.startswith("static-"):
+        kind = _kind(case.name)
+        if kind is None:
             continue  # forced paths answer another question
         yield Point(
             bundle=bundle.name,
             name=case.name,
-            kind="dynamic" if case.name == "dfs" else "static",
+            kind=kind,
             p50_ms=case.latency_ms.p50,
             p95_ms=case.latency_ms.p95,
             top1=case.top1,
@@ -212,23 +219,19 @@ def _frontier(bundle: Bundle, bench: BenchFigures, budgets: tuple[BudgetPoint, .
             latency_ratio=None if p50 is None else case.latency_ms.p50 / p50,
             top1_change=None if case.top1 is None or top1 is None else case.top1 - top1,
         )
-    for budget in budgets:
-        if budget.latency_ms is not None:
-            yield Point(
-                bundle=bundle.name,
-                name=f"budget {budget.budget_percentage:g} %",
-                kind="budget",
-                p50_ms=budget.latency_ms,
-                p95_ms=None,
-                top1=budget.top1,
-                computation_percentage=budget.computation_percentage,
-                latency_ratio=None,  # measured at export, perhaps elsewhere
-                top1_change=None,
-            )
+
+
+def _kind(case: str) -> Kind | None:
+    """What a case of a bench is on the frontier; ``None`` if it has no place there."""
+    if case == DYNAMIC:
+        return "dynamic"
+    if case.startswith(BUDGET):
+        return "budget"
+    return "static" if case.startswith(STATIC) else None
 
 
 def _budgets(bundle: Bundle) -> tuple[BudgetPoint, ...]:
     return tuple(
         BudgetPoint(100.0 * b.budget, b.bias, b.computation_percentage, b.top1, b.latency_ms, b.samples)
-        for b in getattr(bundle.manifest, "budgets", ())
+        for b in bundle.manifest.budgets
     )
