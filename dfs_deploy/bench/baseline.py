@@ -17,7 +17,7 @@ from dfs_deploy.bench.machine import Machine, describe_machine
 from dfs_deploy.bench.results import SCHEMA_VERSION, BenchResult
 from dfs_deploy.bench.validity import MAX_UNCERTAINTY, unsteady
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.datasets import Dataset
+from dfs_deploy.datasets import Dataset, ImageFolder
 from dfs_deploy.decoding import UNREADABLE
 from dfs_deploy.errors import ArtefactError, CheckFailedError, UsageError
 from dfs_deploy.files import write_whole
@@ -194,7 +194,7 @@ class Conditions:
 
 def conditions_before(
     bundle: Bundle,
-    data: Dataset | None,
+    data: Dataset | ImageFolder | None,
     *,
     device: str,
     batch: int,

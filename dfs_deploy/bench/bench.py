@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bench.accuracy import standing
 from dfs_deploy.bench.alone import EnginesAlone, EngineTimes, GatesAlone
-from dfs_deploy.bench.candidates import DYNAMIC, Candidate, check_rivals, open_candidates
+from dfs_deploy.bench.candidates import DYNAMIC, RIVAL, Candidate, check_rivals, open_candidates
 from dfs_deploy.bench.case_result import CaseResult
 from dfs_deploy.bench.clock import Case, Turn, median_alone, summarize, time_interleaved, turn_for
 from dfs_deploy.bench.devices import RUNTIME_OF
 from dfs_deploy.bench.energy import find_sampler, why_no_sampler
 from dfs_deploy.bench.energy_cases import EnergyReport, measure_energy
 from dfs_deploy.bench.forced import forced_paths
-from dfs_deploy.bench.inputs import Inputs, draw_inputs
+from dfs_deploy.bench.inputs import draw_inputs
 from dfs_deploy.bench.intervals import Ratios, paired_ratios, share_difference
 from dfs_deploy.bench.jetson import JetsonRun, read_jetson, read_power_state
 from dfs_deploy.bench.machine import describe_machine
@@ -30,11 +30,12 @@ from dfs_deploy.bench.state import Disturbance, Watch, read_state
 from dfs_deploy.bench.validity import Problem, find_problems, rival_ratios, unsteady, wants_more
 from dfs_deploy.bench.verdict import decide
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.datasets import Dataset
+from dfs_deploy.datasets import Dataset, ImageFolder
 from dfs_deploy.errors import UsageError
 from dfs_deploy.options import computation_percentage
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.runtimes import Runtime
+from dfs_deploy.suspicion import suspicions
 from dfs_deploy.target_cpu import made_for_another_cpu
 from dfs_deploy.thresholds import VERDICT_MAX_TOP1_DROP
 
@@ -52,7 +53,7 @@ _GATES = "gates"
 
 def run_bench(
     bundle: Bundle,
-    data: Dataset | None = None,
+    data: Dataset | ImageFolder | None = None,
     *,
     against: Sequence[Bundle] = (),
     device: str = "cpu",
@@ -141,7 +142,10 @@ def run_bench(
             for candidate in candidates
             if candidate.runtime is not None
         }
-        top1 = _answers(candidates, batches, inputs, count)
+        predictions = _predictions(candidates, batches)
+        labels = None if inputs.labels is None else inputs.labels[:count]
+        right = {} if labels is None else {name: found == labels for name, found in predictions.items()}
+        doubts = tuple(_suspicions(predictions, labels, bundle))
         timed = [Case(candidate.name, _on(candidate, batches[candidate.input])) for candidate in candidates]
         alone = list(_alone(candidates, paths, runtime, closing)) if batch == 1 else []
         measured = _timed(
@@ -152,7 +156,7 @@ def run_bench(
             max_s=EXTENSION * min_s if max_s is None else max_s,
             min_iterations=min_iterations,
             judge=lambda turns, turn, growth: _judged(
-                candidates, turns, turn, growth, batch, paths, top1, bundle, count, max_top1_drop, steady
+                candidates, turns, turn, growth, batch, paths, right, bundle, count, max_top1_drop, steady
             ),
             report=report,
         )
@@ -185,6 +189,7 @@ def run_bench(
         budget=budget,
         data=inputs.name,
         inputs=count,
+        notes=inputs.notes,
         machine=machine,
         state=state,
         disturbance=measured.disturbance,
@@ -205,7 +210,7 @@ def run_bench(
             found.problems,
             max_top1_drop,
             device,
-            tuple(_caveats((bundle, *against) if on_cpu else (), measured.disturbance)),
+            (*doubts, *_caveats((bundle, *against) if on_cpu else (), measured.disturbance)),
         ),
         paths=timed_paths,
         forced=forced_paths(bundle.options, cases, turns, bundle.architecture.gated_blocks),
@@ -306,21 +311,29 @@ def _paths(candidate: Candidate, batches: Sequence[NDArray[np.float32]]) -> NDAr
     return np.concatenate([candidate.runtime(x).path for x in batches])
 
 
-def _answers(
-    candidates: Sequence[Candidate],
-    batches: Mapping[InputContract, Sequence[NDArray[np.float32]]],
-    inputs: Inputs,
-    count: int,
-) -> dict[str, NDArray[np.bool_]]:
-    """(N,) whether each answer is right, by case; none of forced paths, and nothing without labels."""
-    if inputs.labels is None:
-        return {}
+def _predictions(
+    candidates: Sequence[Candidate], batches: Mapping[InputContract, Sequence[NDArray[np.float32]]]
+) -> dict[str, NDArray[np.int64]]:
+    """(N,) predicted class of each image, by case; none of forced paths, which answer another question."""
     return {
         candidate.name: np.concatenate([candidate.logits(x) for x in batches[candidate.input]]).argmax(1)
-        == inputs.labels[:count]
         for candidate in candidates
         if candidate.forced is None
     }
+
+
+def _suspicions(
+    predictions: Mapping[str, NDArray[np.int64]], labels: NDArray[np.int64] | None, bundle: Bundle
+) -> Iterator[str]:
+    """What hints at a mistake in how a network is run, a line each.
+
+    The bundle's own static engines are left out: a backbone that was trained to skip blocks may well know nothing with
+    every block run.
+    """
+    classes, names = bundle.architecture.classes, bundle.input.class_names
+    for name, predicted in predictions.items():
+        if name == DYNAMIC or RIVAL in name:
+            yield from (f"{name}: {line}" for line in suspicions(labels, predicted, classes, names))
 
 
 def _alone(

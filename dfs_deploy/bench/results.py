@@ -63,6 +63,7 @@ class BenchResult:
         budget: that the dynamic network was to hold, 0 to 1; ``None`` for the gate as trained.
         data: name of the inputs.
         inputs: how many different images were run.
+        notes: what was assumed or noticed while they were read, a line each.
         machine: where.
         state: of the machine, before.
         disturbance: of the timing, by others.
@@ -102,6 +103,7 @@ class BenchResult:
     problems: tuple[Problem, ...]
     verdict: Verdict
     against: tuple[BundleFacts, ...] = ()
+    notes: tuple[str, ...] = ()
     looks: int = 1
     rival: Ratios | None = None
     paths: tuple[PathLatency, ...] = ()
@@ -160,6 +162,7 @@ class BenchResult:
             "budget": self.budget,
             "data": self.data,
             "inputs": self.inputs,
+            "notes": self.notes,
             "machine": self.machine,
             "state": self.state,
             "disturbance": self.disturbance,

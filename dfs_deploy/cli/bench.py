@@ -100,7 +100,7 @@ def bench(
     from dfs_deploy.bench.costs import measure_costs
     from dfs_deploy.bench.csv_file import write_csv
     from dfs_deploy.bundle import Bundle
-    from dfs_deploy.datasets import load_dataset
+    from dfs_deploy.datasets import open_dataset
 
     check_device(device)
     if device != "cpu":
@@ -123,7 +123,7 @@ def bench(
 
         draw = figure_writer(plot)
     earlier = None if compare is None else load_baseline(compare)
-    opened, rivals = Bundle(bundle_path(bundle)), [Bundle(path) for path in against or []]
+    opened, rivals = Bundle(bundle_path(bundle)), [Bundle(bundle_path(path)) for path in against or []]
     check_rivals(opened, rivals)
     if all_budgets and not opened.manifest.budgets:
         raise UsageError(
@@ -131,7 +131,7 @@ def bench(
         )
     drawn = None
     if data is not None:
-        loaded = load_dataset(data, split="test", size=opened.input.shape[1:])
+        loaded = open_dataset(data, size=opened.input.shape[1:])
         drawn = loaded.labelled_for(opened.architecture.classes, opened.input.class_names)
     if earlier is not None:
         check_conditions(

@@ -209,6 +209,7 @@ def _show_energy(result: BenchResult) -> None:
 
 
 def _notes(result: BenchResult) -> Iterator[str]:
+    yield from (f"note: {note}" for note in result.notes)
     dfs = result.dynamic
     if dfs.computation_percentage is not None:
         yield f"computation {dfs.computation_percentage:.1f} % of every gated block in full precision"

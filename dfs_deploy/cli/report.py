@@ -17,6 +17,7 @@ from dfs_deploy.cli.arguments import (
     PreparedOption,
     SeedOption,
     ThreadsOption,
+    bundle_path,
     refuse_given,
 )
 from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
@@ -69,8 +70,8 @@ def report(
 ) -> None:
     """Write one page on accuracy, latency, decisions and errors of bundles; or the figures of training runs."""
     from dfs_deploy.bench.candidates import check_rivals
-    from dfs_deploy.bundle import Bundle, find_bundle
-    from dfs_deploy.datasets import load_dataset
+    from dfs_deploy.bundle import Bundle
+    from dfs_deploy.datasets import open_dataset
     from dfs_deploy.report import Report, as_json, report_bundle
     from dfs_deploy.report.bench_file import load_bench, match_benches
     from dfs_deploy.report.build import distinct_names
@@ -96,8 +97,8 @@ def report(
     if html is not None:
         with required():
             from dfs_deploy.report import render_page
-    opened = [Bundle(path) for path in bundles or [find_bundle()]]
-    rivals = [Bundle(path) for path in against or []]
+    opened = [Bundle(path) for path in map(bundle_path, bundles)] or [Bundle(bundle_path(None))]
+    rivals = [Bundle(bundle_path(path)) for path in against or []]
     for bundle in opened:
         check_rivals(bundle, rivals)
     benches = match_benches([bundle.digest for bundle in opened], [(path, load_bench(path)) for path in bench or []])
@@ -105,7 +106,7 @@ def report(
         refuse_given(context, "with a --bench of every bundle: nothing is timed; leave it out", *_OF_A_BENCH)
     drawn = []
     for bundle in opened:
-        loaded = None if data is None else load_dataset(data, split="test", size=bundle.input.shape[1:])
+        loaded = None if data is None else open_dataset(data, size=bundle.input.shape[1:])
         drawn.append(
             None if loaded is None else loaded.labelled_for(bundle.architecture.classes, bundle.input.class_names)
         )
@@ -149,6 +150,8 @@ def _show(made: BundleReport) -> None:
         f"{made.facts.name}: top-1 {percent(outcome.top1)}, computation {outcome.computation_percentage:.1f} % on"
         f" {outcome.inputs} inputs ({outcome.data})"
     )
+    for note in made.notes:
+        console.print(f"  note: {note}")
     if bench is None:
         return
     console.print(f"  bench: median {made.frontier[0].p50_ms:.3f} ms on {bench.inputs} inputs ({bench.data})")
@@ -156,6 +159,8 @@ def _show(made: BundleReport) -> None:
         console.print(f"  note: {line}")
     for problem in bench.problems:
         console.print(f"  INVALID: {problem.what}" + (f"; {problem.remedy}" if problem.remedy else ""))
+    for caveat in bench.verdict.caveats if bench.verdict is not None else ():
+        console.print(f"  note: {caveat}")
     if bench.verdict is not None:
         console.print(f"  verdict: {bench.verdict.words}")
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bench import run_bench
 from dfs_deploy.bench.candidates import BUDGET, DYNAMIC, STATIC
+from dfs_deploy.bench.inputs import Inputs
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.datasets import Dataset
+from dfs_deploy.datasets import Dataset, ImageFolder
 from dfs_deploy.errors import BundleError, UsageError
 from dfs_deploy.report.bench_file import BenchFigures, RuntimeFacts, bench_figures
 from dfs_deploy.report.engines import engine_figures
@@ -29,6 +30,8 @@ from dfs_deploy.report.results import (
 )
 from dfs_deploy.report.routes import decisions, group_of_block, hot_paths, path_tree
 from dfs_deploy.runtimes import Result, Runtime
+from dfs_deploy.suspicion import suspicions
+from dfs_deploy.target_cpu import made_for_another_cpu
 
 SAMPLES = 1024
 EXAMPLES = 6
@@ -39,7 +42,7 @@ Progress = Callable[[str, float], None]
 
 def report_bundle(
     bundle: Bundle,
-    data: Dataset | None = None,
+    data: Dataset | ImageFolder | None = None,
     bench: BenchFigures | None = None,
     *,
     against: Sequence[Bundle] = (),
@@ -77,7 +80,8 @@ def report_bundle(
     tell = progress or (lambda what, share: None)
     if "onnxruntime" not in bundle.manifest.runtimes:
         raise BundleError(f"{bundle.path} has no engines for onnxruntime; export with --runtime onnxruntime")
-    images, labels, name = _inputs(bundle, data, samples, seed)
+    inputs = _inputs(bundle, data, samples, seed)
+    images, labels = inputs.images, inputs.labels
     groups = group_of_block(bundle.architecture)
     with Runtime(bundle, threads=threads, plan=plan, prepared=prepared) as runtime:
         here = msgspec.convert(runtime.description, RuntimeFacts)
@@ -118,13 +122,14 @@ def report_bundle(
             SubstitutionFacts(s.option, s.wanted, s.served_by, s.reason, len(s.blocks)) for s in substitutions
         ),
         outcome=Outcome(
-            data=name,
+            data=inputs.name,
             inputs=len(images),
             labelled=labels is not None,
             top1=None if right is None else float(right.mean()),
             computation_percentage=float(result.computation_percentage.mean(dtype=np.float64)),
             distinct_paths=len(np.unique(result.path, axis=0)),
         ),
+        notes=tuple(_notes(bundle, inputs, result, bench)),
         bench=bench,
         bench_differs=tuple(_differences(bench.runtime, here)),
         frontier=tuple(_frontier(bundle, bench)),
@@ -153,17 +158,27 @@ def distinct_names(reports: tuple[BundleReport, ...]) -> tuple[BundleReport, ...
     return tuple(named(report) for report in reports)
 
 
-def _inputs(
-    bundle: Bundle, data: Dataset | None, count: int | None, seed: int
-) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None, str]:
+def _inputs(bundle: Bundle, data: Dataset | ImageFolder | None, count: int | None, seed: int) -> Inputs:
     if data is not None:
-        drawn = data.subset(count, seed)
-        return drawn.images, drawn.labels, drawn.name
+        drawn = data.subset(count, seed).load()
+        return Inputs(drawn.images, drawn.labels, drawn.name, drawn.notes)
     carried = bundle.samples()
     if carried is None:
         raise UsageError(f"{bundle.path} carries no images; give some with --data")
     # No labels: they were chosen for different paths, so their top-1 would say nothing about any data.
-    return carried.images, None, "images carried by the bundle, chosen for different paths"
+    return Inputs(carried.images, None, "images carried by the bundle, chosen for different paths")
+
+
+def _notes(bundle: Bundle, inputs: Inputs, result: Result, bench: BenchFigures) -> Iterator[str]:
+    """What weakens the figures, a line each, unless the bench says it beside its verdict."""
+    said = bench.verdict.caveats if bench.verdict is not None else []
+    another = made_for_another_cpu(bundle.manifest)
+    yield from inputs.notes
+    for line in suspicions(inputs.labels, result.classes, bundle.architecture.classes, bundle.input.class_names):
+        if f"{DYNAMIC}: {line}" not in said:
+            yield line
+    if another is not None and not any(another in line for line in said):
+        yield f"{bundle.name} was {another}"
 
 
 def _run(runtime: Runtime, images: NDArray[np.uint8], progress: Callable[[float], None]) -> Result:

@@ -266,7 +266,8 @@ class BundleReport:
         facts: what it is.
         options: of the gate, in its order.
         substitutions: engines that stand in for others here.
-        outcome: of the inputs.
+        outcome: what the network made of the inputs.
+        notes: what was assumed or looks like a mistake, a line each.
         bench: of this machine, or from a file; ``None`` where none was made.
         bench_differs: what ran otherwise when the bench was made than it does now, a line each.
         frontier: accuracy against latency.
@@ -284,6 +285,7 @@ class BundleReport:
     options: tuple[OptionFacts, ...]
     substitutions: tuple[SubstitutionFacts, ...]
     outcome: Outcome
+    notes: tuple[str, ...]
     bench: BenchFigures | None
     bench_differs: tuple[str, ...]
     frontier: tuple[Point, ...]

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from dfs_deploy.errors import BundleError
 from dfs_deploy.manifest import Form
+from dfs_deploy.ort import onnxruntime as ort
 from dfs_deploy.runtimes.onnxruntime.binding import open_session, session_options
 from dfs_deploy.runtimes.onnxruntime.model_messages import (
     FLOAT,
