@@ -7,6 +7,7 @@ it is: when it dies, that one is to blame. Another child goes on with the rest.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -40,6 +41,7 @@ _WALL = 120.0
 
 _BATCH = 250
 _MIB = 1 << 20
+_PR_SET_PDEATHSIG = 1
 
 EQUAL, OTHER, REFUSED = "equal", "other", "refused"
 MESSAGE, WRONG, TRACEBACK, HANG, OVER_MEMORY, CRASH = (
@@ -180,6 +182,7 @@ class _Pool:
             code = 1
             try:
                 os.close(reading)
+                ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no child outlives its parent
                 _Runner(self._reader, self._seed, work, writing, self._keep).run(cases)
                 code = 0
             except BaseException:
