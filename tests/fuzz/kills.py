@@ -46,7 +46,17 @@ _WAIT_S = 120.0
 
 _CHANGES = frozenset(
     (
-        *("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.utime"),
+        *(
+            "os.mkdir",
+            "os.rename",
+            "os.remove",
+            "os.rmdir",
+            "os.link",
+            "os.symlink",
+            "os.truncate",
+            "os.chmod",
+            "os.utime",
+        ),
         *("shutil.rmtree", "ctypes.dlsym"),
     )
 )
@@ -134,7 +144,13 @@ class Train(Work):
 
         self._data = folder / "patches.npz"
         images = colour_patches(48)
-        np.savez(self._data, train_x=images.images[:32], train_y=images.labels[:32], test_x=images.images[32:], test_y=images.labels[32:])
+        np.savez(
+            self._data,
+            train_x=images.images[:32],
+            train_y=images.labels[:32],
+            test_x=images.images[32:],
+            test_y=images.labels[32:],
+        )
 
     def begin(self, folder: Path) -> None:
         shutil.copy(self._data, folder / "patches.npz")

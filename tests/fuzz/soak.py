@@ -64,7 +64,12 @@ class Soaked:
     @property
     def sound(self) -> bool:
         """Whether every bar is met."""
-        return self.grown <= FLAT and self.files[0] == self.files[1] and self.tasks[0] == self.tasks[1] and not self.unequal
+        return (
+            self.grown <= FLAT
+            and self.files[0] == self.files[1]
+            and self.tasks[0] == self.tasks[1]
+            and not self.unequal
+        )
 
 
 class Watch:
@@ -253,7 +258,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
     def show(result: Soaked) -> None:
-        files, tasks = (f"{before}" if before == after else f"{before} to {after}" for before, after in (result.files, result.tasks))
+        files, tasks = (
+            f"{before}" if before == after else f"{before} to {after}" for before, after in (result.files, result.tasks)
+        )
         words = "ok" if result.sound else "MISSED"
         sys.stdout.write(
             f"| {result.name} | {result.count:,} | {result.grown / (1 << 20):+.2f} | {files} | {tasks} | {result.unequal} |"
@@ -261,7 +268,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         sys.stdout.flush()
 
-    sys.stdout.write("| use | count | MiB grown | files | threads | unequal | s | |\n|---|--:|--:|--:|--:|--:|--:|---|\n")
+    sys.stdout.write(
+        "| use | count | MiB grown | files | threads | unequal | s | |\n|---|--:|--:|--:|--:|--:|--:|---|\n"
+    )
     with digits() as folder:
         results = soak(folder, options.scale, options.seed, show)
     return 0 if all(result.sound for result in results) else 1
