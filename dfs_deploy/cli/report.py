@@ -65,7 +65,7 @@ def report(
     from dfs_deploy.report.build import distinct_names
     from dfs_deploy.report.runs import is_run
 
-    runs = [path for path in bundles or () if is_run(path)]
+    runs = [path for path in bundles or () if is_run(path) and _is_record(path)]
     bundles = [path for path in bundles or () if path not in runs]
     drawn_runs = _draw(runs, figures, json)
     if runs and not bundles:
@@ -136,6 +136,14 @@ def _show(made: BundleReport) -> None:
         console.print(f"  INVALID: {problem.what}" + (f"; {problem.remedy}" if problem.remedy else ""))
     if bench.verdict is not None:
         console.print(f"  verdict: {bench.verdict.words}")
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a path may be a run by its content; what is something else is refused as a bundle, by its kind."""
+    from dfs_deploy.kinds import kind_of
+
+    kind = kind_of(path)
+    return kind is None or kind.role == "record"
 
 
 def _draw(runs: list[Path], folder: Path | None, quiet: bool) -> dict[str, Any]:
