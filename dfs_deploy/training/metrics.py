@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dfs_deploy.errors import CheckpointError
 from dfs_deploy.extras import required
 
 SCHEMA = 1
@@ -41,19 +42,24 @@ class MetricsLog:
         tensorboard: folder for TensorBoard's events; ``None`` for none.
 
     Raises:
+        CheckpointError: fewer bytes are there than are to stand.
         MissingExtraError: TensorBoard is wanted and not installed.
     """
 
     def __init__(self, path: Path, keep: int, tensorboard: Path | None = None) -> None:
         self._stream = path.open("ab")
+        there = os.fstat(self._stream.fileno()).st_size
+        if there < keep:  # truncating would fill it up with zeros
+            self._stream.close()
+            raise CheckpointError(
+                f"{path} holds {there} bytes, expected at least the {keep} that the saved state counts on; put it back,"
+                " or begin a new run"
+            )
         self._stream.truncate(keep)
         self._stream.seek(0, os.SEEK_END)
         self._writer: Any = None
         if tensorboard is not None:
-            with required():
-                from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(tensorboard))
+            self._writer = _summary_writer()(str(tensorboard))
 
     def write(self, records: Iterable[Record]) -> None:
         """Appends records, and hands them to the system."""
@@ -80,6 +86,17 @@ class MetricsLog:
         for key, value in record.items():
             if isinstance(value, float):
                 self._writer.add_scalar(f"{record['stage']}/{record['event']}/{key}", value, record["step"])
+
+
+def check_tensorboard() -> None:
+    """Raises MissingExtraError if TensorBoard is not installed."""
+    _summary_writer()
+
+
+def _summary_writer() -> Any:
+    with required():
+        from torch.utils.tensorboard import SummaryWriter
+    return SummaryWriter
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
