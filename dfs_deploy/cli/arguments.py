@@ -16,6 +16,15 @@ BundleArgument = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads that one engine may use.")]
+TorchThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        help="CPU threads of PyTorch and of an engine.",
+        show_default="as the machine grants PyTorch, 1 for an engine",
+    ),
+]
 PlanOption = Annotated[
     bool, typer.Option("--plan/--no-plan", help="Use the plan that bench --save-plan measured on this machine.")
 ]
@@ -60,6 +69,34 @@ InputSizeOption = Annotated[
     typer.Option(help="Height and width of the images, as in 32x32.", show_default="the file's, else 32x32"),
 ]
 DataHelp = "An .npz with x and y, a folder of images by class, or a CIFAR archive's folder."
+
+
+AgainstOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--against",
+        help="A bundle of a network that was trained to be static, which the verdict takes in; may be given again.",
+        show_default="none",
+    ),
+]
+
+
+def refuse_given(context: typer.Context, why: str, *names: str) -> None:
+    """Refuses options that would change nothing, so that nobody believes they did.
+
+    Args:
+        context: context of the verb.
+        why: what they mean nothing with or without, and what to do.
+        names: names of the verb's parameters.
+
+    Raises:
+        UsageError: one of them was given on the command line.
+    """
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            flag = next(option.opts[0] for option in context.command.params if option.name == name)
+            raise UsageError(f"{flag} {why}")
 
 
 def bundle_path(given: Path | None) -> Path:

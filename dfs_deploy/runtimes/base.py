@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -19,6 +20,10 @@ from dfs_deploy.manifest import BlockEngines, BudgetRecord, Engine
 from dfs_deploy.options import Options, computation_percentage
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.runtimes.budgets import bias_for, score_offset
+from dfs_deploy.target_cpu import made_for_another_cpu
+from dfs_deploy.text import one_line
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -199,6 +204,10 @@ class Runtime:
                 f"{self._bundle.path} has no engines for {name} (made for: {made}); export with --runtime {name}"
             )
         bias = None if budget is None else bias_for(budget, self._bundle)
+        if name == "onnxruntime" and not isinstance(bundle, Bundle):  # who opened it before can ask for themselves
+            note = made_for_another_cpu(self._bundle.manifest)
+            if note is not None:
+                _LOG.warning("%s: %s", one_line(self._bundle.path), note)
         self._backend: Backend | None = BACKENDS[name](self._bundle, threads, gate, plan, prepared, speculate)
         self._costs = self._bundle.options.costs
         self._gated_blocks = self._bundle.architecture.gated_blocks
