@@ -12,6 +12,7 @@ import typer
 from dfs_deploy.cli.arguments import (
     BudgetOption,
     BundleArgument,
+    CacheOption,
     DataHelp,
     JsonOption,
     PlanOption,
@@ -70,6 +71,7 @@ def bench(
         typer.Option(help="Measure what each option costs at each block here, and keep that in a file for train."),
     ] = None,
     seed: SeedOption = 0,
+    cache_dir: CacheOption = None,
     json: JsonOption = False,
 ) -> None:
     """Time the network against static engines of the same backbone, interleaved, on the same inputs."""

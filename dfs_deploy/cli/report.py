@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import dfs_deploy
-from dfs_deploy.cli.arguments import DataHelp, JsonOption, PlanOption, PreparedOption, SeedOption, ThreadsOption
+from dfs_deploy.cli.arguments import (
+    CacheOption,
+    DataHelp,
+    JsonOption,
+    PlanOption,
+    PreparedOption,
+    SeedOption,
+    ThreadsOption,
+)
 from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
 from dfs_deploy.cli.outputs import check_writable
 from dfs_deploy.errors import UsageError
@@ -47,6 +55,7 @@ def report(
     plan: PlanOption = True,
     prepared: PreparedOption = True,
     seed: SeedOption = 0,
+    cache_dir: CacheOption = None,
     json: JsonOption = False,
 ) -> None:
     """Write one page on accuracy, latency, decisions and errors of bundles; or the figures of training runs."""

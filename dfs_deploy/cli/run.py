@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from dfs_deploy.cli.arguments import BudgetOption, JsonOption, PlanOption, PreparedOption, ThreadsOption
+from dfs_deploy.cli.arguments import BudgetOption, CacheOption, JsonOption, PlanOption, PreparedOption, ThreadsOption
 from dfs_deploy.cli.cells import cells, cells_per_line, legend
 from dfs_deploy.cli.console import errors, output, print_json, progress, show_table
 from dfs_deploy.errors import CheckFailedError, DataError, UsageError
@@ -40,6 +40,7 @@ def run(
     threads: ThreadsOption = 1,
     plan: PlanOption = True,
     prepared: PreparedOption = True,
+    cache_dir: CacheOption = None,
     json: JsonOption = False,
 ) -> None:
     """Classify images, and show what each block did for each of them."""
