@@ -38,7 +38,7 @@ from dfs_deploy.options import Options
 SUFFIX = ".dfs"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Samples:
     """A few inputs that a bundle carries, with what the PyTorch reference made of them.
 

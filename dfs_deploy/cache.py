@@ -121,7 +121,10 @@ class Cache:
         Raises:
             UnkeptError: nothing can be kept; it says why.
         """
-        place, folder = self._writable(part)
+        place = self._writable(part)
+        folder = place.folder / part if part else place.folder
+        with _unkept(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             for leftover in folder.glob(f".*{TEMPORARY}"):  # .NAME.<random>.tmp
                 remove_leftovers(folder / leftover.name[1:].rsplit(".", 2)[0])
@@ -147,20 +150,17 @@ class Cache:
             return str(error)
         return ""
 
-    def _writable(self, part: str) -> tuple[_Place, Path]:
+    def _writable(self, part: str) -> _Place:
+        """The first place that can be written; nothing is made there."""
         refused = []
         for place in self._places:
             folder = place.folder / part if part else place.folder
             if _has_link(place, folder):
                 raise UnkeptError(f"{_linked(place, folder)} is a link, which is not followed")
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                refused.append(f"{error.filename or folder}: {first_line(error)}")
-                continue
-            if os.access(folder, os.W_OK | os.X_OK):
-                return place, folder
-            refused.append(f"{folder}: not writable")
+            there = next(each for each in (folder, *folder.parents) if each.exists())
+            if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+                return place
+            refused.append(f"{there}: {'cannot be written' if there.is_dir() else 'is no folder'}")
         if len(self._places) == 1 and not self._places[0].shared:
             refused.append("there is no HOME with a cache folder")
         raise UnkeptError("; ".join(refused))

@@ -26,7 +26,7 @@ _CALLS = frozenset({"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_E
 _PREFIXES = ("module.", "_orig_mod.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RawCheckpoint:
     """What a file holds, before anyone has recognised it.
 

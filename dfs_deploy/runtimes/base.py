@@ -296,11 +296,8 @@ class Runtime(Living[Backend]):
                 return self._in_parts(images, path)
             prepared = self._bundle.input.prepare(images)
             forced = self._policy_path(len(prepared)) if path is None else self._check_path(path, len(prepared))
-            self._claim()
+            backend = self._claim()
             try:
-                backend = self._held
-                if backend is None:  # closed since, by another thread or a signal handler
-                    self._refuse()
                 logits, taken = backend.infer(prepared, forced)
             finally:
                 self._leave()
@@ -321,17 +318,21 @@ class Runtime(Living[Backend]):
         forced = self._policy_path(count) if path is None else self._check_path(path, count)
         logits = np.empty((count, self._bundle.architecture.classes), np.float32)
         taken = np.empty((count, self._gated_blocks), np.uint8)
-        self._claim()
+        backend: Backend | None = self._claim()
         try:
             for start in range(0, count, most):
                 part = slice(start, start + most)
                 prepared = self._bundle.input.prepare(images[part], first=start)
-                backend = self._open()  # refuses where it was closed meanwhile
+                backend = self._held
+                if backend is None:  # closed meanwhile
+                    break
                 logits[part], taken[part] = backend.infer(prepared, None if forced is None else forced[part])
                 if not _are_finite(logits[part]):
                     self._refuse_logits(logits[part], images, start)
         finally:
             self._leave()
+        if backend is None:
+            self._refuse()
         return Result(logits, taken, self._costs)
 
     def _refuse_logits(self, logits: NDArray[np.float32], images: NDArray[Any], first: int) -> NoReturn:
@@ -406,9 +407,9 @@ class Runtime(Living[Backend]):
         """
         self._open()
         offset = score_offset(bias, self._costs)
-        self._claim()
+        backend = self._claim()
         try:
-            self._open().set_score_offset(offset)
+            backend.set_score_offset(offset)
         finally:
             self._leave()
         self._budget, self._cost_bias = None, bias
@@ -441,9 +442,9 @@ class Runtime(Living[Backend]):
             UsageError: another thread uses it now.
         """
         self._open()
-        self._claim()
+        backend = self._claim()
         try:
-            return self._open().gate_calls()
+            return backend.gate_calls()
         finally:
             self._leave()
 

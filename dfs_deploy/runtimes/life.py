@@ -67,7 +67,7 @@ class Living(Generic[_Held]):
             self._refusal = _ENDING
             self._refuse()
         _living.add(cast("Living[Closable]", self))
-        self._claim()
+        self._take()
 
     def _hold(self, held: _Held) -> None:
         """Takes over what was made, and opens this object for use."""
@@ -77,12 +77,21 @@ class Living(Generic[_Held]):
             self._held = held
         self._leave()
 
-    def _claim(self) -> None:
-        """Takes this object for this thread, which gives it back with :meth:`_leave`.
+    def _claim(self) -> _Held:
+        """Takes this object for this thread, which gives it back with :meth:`_leave`, and returns what it holds.
 
         Raises:
+            RuntimeClosedError: it holds nothing; see :meth:`_open`.
             UsageError: another thread has it, or this one, further up its stack.
         """
+        self._take()
+        held = self._held
+        if held is None:  # closed since, by another thread or a signal handler
+            self._leave()
+            self._refuse()
+        return held
+
+    def _take(self) -> None:
         if not self._in_use.acquire(blocking=False):
             raise UsageError("this Runtime is in use by another thread; give each thread its own with clone()")
         if self._running:
@@ -109,7 +118,7 @@ class Living(Generic[_Held]):
         return self._held
 
     def _refuse(self) -> NoReturn:
-        """Raises RuntimeClosedError, saying why nothing is held."""
+        """Raises RuntimeClosedError, saying why nothing is held; not between :meth:`_claim` and :meth:`_leave`."""
         if self._refusal is _ENDING and threading.current_thread() is not threading.main_thread():
             # A daemon thread, whose error would be shown while the streams close. It is held back, and ends with the
             # process; if the program waits for it at its end, it goes on after a while.

@@ -20,7 +20,7 @@ STATE_FILE = "state.pt"
 SCHEMA = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class State:
     """What a run needs to go on.
 

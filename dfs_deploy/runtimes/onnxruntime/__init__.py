@@ -25,7 +25,7 @@ from dfs_deploy.runtimes.onnxruntime.prepared import (
     obtain_prepared,
     prepare_engines,
 )
-from dfs_deploy.runtimes.onnxruntime.sessions import LoadedEngines, load_engines
+from dfs_deploy.runtimes.onnxruntime.sessions import LoadedEngines, check_memory, load_engines
 from dfs_deploy.runtimes.onnxruntime.single import SingleDispatch
 
 __all__ = ["OnnxRuntimeBackend"]
@@ -57,6 +57,7 @@ class OnnxRuntimeBackend(Backend):
         prepared: bool = True,
         cache: Cache | None = None,
     ) -> None:
+        check_memory(bundle)
         kept = cache or Cache(bundle)
 
         def load(engines: PreparedEngines) -> tuple[LoadedEngines, bool]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnxruntime as ort
 
-from dfs_deploy.errors import BundleError
+from dfs_deploy.errors import BundleError, OutOfMemoryError
 from dfs_deploy.files import nameless_file
 from dfs_deploy.manifest import Form
 from dfs_deploy.runtimes.onnxruntime.binding import open_session, session_options
@@ -54,6 +54,8 @@ def block_size() -> int:
     try:
         session = open_session(model.SerializeToString(), "the probe of the blocked layout", session_options(1))
         blocked = np.asarray(session.run(None, {"plain": plain})[0]).reshape(-1)
+    except OutOfMemoryError:
+        raise
     except Exception:  # an ONNX Runtime built without these operators, in whichever way it says so
         return 1
     for together in (4, 8, 16, 32):

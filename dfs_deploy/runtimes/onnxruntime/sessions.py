@@ -8,6 +8,7 @@ many threads an engine gets is bounded by what all pools together may take.
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import onnxruntime as ort
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.cpu import has_fast_float16
-from dfs_deploy.errors import BundleError, EnvironmentLacksError
+from dfs_deploy.errors import BundleError, EnvironmentLacksError, OutOfMemoryError
 from dfs_deploy.files import sha256
 from dfs_deploy.manifest import BlockEngines, Engine, Form
 from dfs_deploy.runtimes.base import Substitution
@@ -32,6 +33,9 @@ MOST_POOLED = 384
 
 _SPARE_THREADS = 16
 """Threads that must be startable beside those of the pools: ONNX Runtime may hang where a pool cannot be filled."""
+
+
+_LEAST_MEMORY = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,8 @@ def load_engines(
     Raises:
         BundleError: a file is no model that ONNX Runtime takes.
         DamagedError: a prepared engine is not what was kept.
+        OutOfMemoryError: there is not the memory for them.
+        EnvironmentLacksError: so many threads cannot be started here.
     """
     engines, architecture = bundle.manifest.runtimes["onnxruntime"], bundle.architecture
     first = engines.gate or engines.stem.files["float32"]
@@ -137,6 +143,20 @@ def load_engines(
         pools=pools,
         prepared=prepared.loaded(),
     )
+
+
+def check_memory(bundle: Bundle) -> None:
+    """Asks for less memory than any load takes: where even that is missing, ONNX Runtime may crash.
+
+    Raises:
+        OutOfMemoryError: it is missing.
+    """
+    try:
+        mmap.mmap(-1, _LEAST_MEMORY + bundle.size // 2).close()
+    except (OSError, MemoryError) as error:
+        raise OutOfMemoryError(
+            f"memory ran out before {bundle.path} was loaded; free some, or raise its limit"
+        ) from error
 
 
 def _on_policy(bundle: Bundle, block: int, option: str) -> bool:

@@ -53,13 +53,11 @@ class Message(msgspec.Struct, frozen=True):
         share: how far it is, 0 to 1.
         typing: at the end, how the network was typed: ``strong`` or ``weak``.
         error: at the end, why there is no plan.
-        files: whether that is a file that could not be read or written.
     """
 
     share: float = 0.0
     typing: str = ""
     error: str = ""
-    files: bool = False
 
 
 def build(request: BuildRequest, model: bytes, report: Callable[[float], None]) -> str:
@@ -137,7 +135,8 @@ def _build_once(
         return None
     measured = config.get_timing_cache()
     if measured is not None and timing is not None:
-        write_whole(timing, bytes(memoryview(measured.serialize())))
+        with contextlib.suppress(OSError):  # a cache: without it the next build takes longer
+            write_whole(timing, bytes(memoryview(measured.serialize())))
     return memoryview(plan)
 
 
@@ -205,7 +204,7 @@ def main() -> None:
         say(Message(error=str(error)))
         sys.exit(error.exit_code)
     except OSError as error:
-        say(Message(error=f"{error.filename or 'the plan'}: {error.strerror or error}", files=True))
+        say(Message(error=f"{error.filename or 'the plan'}: {error.strerror or error}"))
         sys.exit(EnvironmentLacksError.exit_code)
 
 
