@@ -531,6 +531,7 @@ def _most_at_once(architecture: Architecture, batch: int) -> int:
 
 
 def _are_finite(logits: NDArray[np.float32]) -> bool:
-    if logits.size <= _FEW:
-        return math.isfinite(sum(sum(row) for row in logits.tolist()))  # in double precision: no sum overflows
-    return bool(np.isfinite(logits).all())
+    if logits.size > _FEW:
+        return bool(np.isfinite(logits).all())
+    first, *others = logits.tolist()  # sums in double precision, where none overflows
+    return math.isfinite(sum(first) + sum(map(sum, others)) if others else sum(first))

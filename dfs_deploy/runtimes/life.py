@@ -67,7 +67,8 @@ class Living(Generic[_Held]):
             self._refusal = _ENDING
             self._refuse()
         _living.add(cast("Living[Closable]", self))
-        self._take()
+        self._in_use.acquire()
+        self._running = True
 
     def _hold(self, held: _Held) -> None:
         """Takes over what was made, and opens this object for use."""
@@ -84,20 +85,17 @@ class Living(Generic[_Held]):
             RuntimeClosedError: it holds nothing; see :meth:`_open`.
             UsageError: another thread has it, or this one, further up its stack.
         """
-        self._take()
-        held = self._held
-        if held is None:  # closed since, by another thread or a signal handler
-            self._leave()
-            self._refuse()
-        return held
-
-    def _take(self) -> None:
-        if not self._in_use.acquire(blocking=False):
+        if not self._in_use.acquire(False):
             raise UsageError("this Runtime is in use by another thread; give each thread its own with clone()")
         if self._running:
             self._in_use.release()
             raise UsageError("this Runtime is in use by a call that this one interrupts; use a clone() here")
         self._running = True
+        held = self._held
+        if held is None:  # closed since, by another thread or a signal handler
+            self._leave()
+            self._refuse()
+        return held
 
     def _leave(self) -> None:
         """Gives this object back, and frees what was closed meanwhile by the same thread."""
