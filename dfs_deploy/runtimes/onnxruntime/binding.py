@@ -60,7 +60,11 @@ def _share_allocator() -> None:
     with _allocator_lock:
         if not _allocator_shared:
             memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-            ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": _AS_REQUESTED}))
+            try:
+                ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": _AS_REQUESTED}))
+            except RuntimeError as error:  # in older versions: the application shares one already, which serves as well
+                if "already been registered" not in str(error):
+                    raise
             _allocator_shared = True
 
 
