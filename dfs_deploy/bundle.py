@@ -9,16 +9,15 @@ from __future__ import annotations
 import glob
 import io
 import os
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
+from dfs_deploy.arrays import Arrays, ArraysError
 from dfs_deploy.decoding import UNREADABLE
 from dfs_deploy.errors import BundleError, DigestError, UsageError
 from dfs_deploy.files import ASIDE, check_folder, put_folder, sha256, sync_tree_to_disk, temporary_folder
@@ -28,14 +27,19 @@ from dfs_deploy.manifest import (
     FileRecord,
     Head,
     Manifest,
+    SourceRecord,
     architecture_of,
     contradictions,
     input_of,
     parse_manifest,
 )
 from dfs_deploy.options import Options
+from dfs_deploy.text import first_line
 
 SUFFIX = ".dfs"
+
+MAX_SAMPLES = 4096
+"""Most inputs that a bundle may carry; export puts in 64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,28 +128,35 @@ class Bundle:
         return None if names is None else np.array([self.options.names.index(name) for name in names], np.uint8)
 
     def samples(self) -> Samples | None:
-        """The inputs that the bundle carries, or ``None``."""
-        if self.manifest.samples is None:
+        """The inputs that the bundle carries, or ``None``.
+
+        Raises:
+            BundleError: they are damaged, or of other shapes or types than the manifest says; that is found before
+                anything of them is inflated.
+        """
+        name = self.manifest.samples
+        if name is None:
             return None
+        (channels, height, width), classes = self.input.shape, self.architecture.classes
         try:
-            with np.load(io.BytesIO(self.read(self.manifest.samples)), allow_pickle=False) as archive:
-                samples = Samples(archive["images"], archive["labels"], archive["logits"], archive["path"])
-        except (KeyError, ValueError, TypeError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
-            raise BundleError(f"{self.path}: {self.manifest.samples} cannot be read ({error}); export again") from error
-        count, (channels, height, width) = len(samples.images), self.input.shape
-        expected = {
-            "images": ((count, height, width, channels), np.uint8),
-            "labels": ((count,), np.int64),
-            "logits": ((count, self.architecture.classes), np.float32),
-            "path": ((count, self.architecture.gated_blocks), np.uint8),
-        }
-        for name, (shape, dtype) in expected.items():
-            array = getattr(samples, name)
-            if array.shape != shape or array.dtype != dtype:
-                seen = f"{name} of shape {array.shape} {array.dtype}, expected {shape} {np.dtype(dtype)}"
-                raise BundleError(f"{self.path}: {self.manifest.samples} has {seen}; export again")
+            with Arrays(io.BytesIO(self.read(name))) as archive:
+                shown = archive.header("images").shape
+                count = min(shown[0], MAX_SAMPLES) if shown else 0
+                expected: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
+                    "images": ((count, height, width, channels), np.uint8),
+                    "labels": ((count,), np.int64),
+                    "logits": ((count, classes), np.float32),
+                    "path": ((count, self.architecture.gated_blocks), np.uint8),
+                }
+                for array, (shape, dtype) in expected.items():
+                    archive.check(array, shape, dtype)
+                samples = Samples(**{array: archive.read(array) for array in expected})
+        except (ArraysError, MemoryError) as error:
+            raise BundleError(f"{self.path}: {name} cannot be read ({first_line(error)}); export again") from error
         if samples.path.size and samples.path.max() >= len(self.options):
-            raise BundleError(f"{self.path}: {self.manifest.samples} has a path with no such option; export again")
+            raise BundleError(f"{self.path}: {name} has a path with no such option; export again")
+        if samples.labels.size and not -1 <= samples.labels.min() <= samples.labels.max() < classes:
+            raise BundleError(f"{self.path}: {name} has a label of no class; export again")
         return samples
 
 
@@ -214,6 +225,15 @@ def check_writable(path: Path) -> None:
         check_folder(path.parent)
     except OSError as error:
         raise UsageError(f"nothing can be written in {path.parent} ({error.strerror}); give another --out") from error
+
+
+def source_of(path: Path) -> SourceRecord | None:
+    """Checkpoint that a bundle, whole or damaged, was made from; ``None`` without a bundle, or if it does not say."""
+    head = _head(path)
+    try:
+        return None if head is None else msgspec.convert(head.source, SourceRecord)
+    except msgspec.ValidationError:
+        return None
 
 
 def _read_manifest(path: Path) -> bytes:

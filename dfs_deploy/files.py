@@ -149,6 +149,31 @@ def temporary_folder(path: Path) -> Iterator[Path]:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def sole_use(folder: Path) -> Iterator[None]:
+    """Keeps a folder for this process: nobody else who asks for the same gets it until the end, or until a crash.
+
+    No file is left for that. A file system without locks lets everybody pass.
+
+    Args:
+        folder: one that is there; it may be read-only.
+
+    Raises:
+        BlockingIOError: another process has it.
+        OSError: it is not there, or cannot be opened.
+    """
+    if fcntl is None:
+        yield  # Windows opens no folders
+        return
+    handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        if _lock(handle, wait=False) is False:
+            raise BlockingIOError(errno.EWOULDBLOCK, "in use by another process", str(folder))
+        yield
+    finally:
+        os.close(handle)
+
+
 def remove_leftovers(path: Path) -> None:
     """Removes temporary files and folders that a killed writer of ``path`` left beside it.
 

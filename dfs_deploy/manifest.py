@@ -217,12 +217,18 @@ class ServedRecord(_Record, frozen=True, kw_only=True):
 
 
 class SourceRecord(_Record, frozen=True, kw_only=True):
-    """The checkpoint that the bundle was made from."""
+    """The checkpoint that the bundle was made from.
+
+    Attributes:
+        assumptions: what it does not say and was taken for granted, a line each.
+        weights_key: which of several weights in it were taken; ``None`` if there is one.
+    """
 
     file: str
     format: str
     sha256: Digest
     assumptions: list[str]
+    weights_key: str | None = None
 
 
 class Manifest(_Record, frozen=True, kw_only=True):
@@ -255,6 +261,7 @@ class Head(msgspec.Struct):
 
     schema_version: int
     producer: dict[str, Any] = {}
+    source: Any = None
     files: Any = None
 
 

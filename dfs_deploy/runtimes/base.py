@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,10 @@ from dfs_deploy.options import Options, computation_percentage
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.runtimes.budgets import bias_for, score_offset
 from dfs_deploy.runtimes.life import Living
+from dfs_deploy.target_cpu import made_for_another_cpu
+from dfs_deploy.text import one_line
+
+_LOG = logging.getLogger(__name__)
 
 PART_BYTES = 32 << 20
 """Most memory of the images and of the widest features of what runs at once; a longer batch runs in parts."""
@@ -248,6 +253,10 @@ class Runtime(Living[Backend]):
                 f"{self._bundle.path} has no engines for {name} (made for: {made}); export with --runtime {name}"
             )
         bias = None if budget is None else bias_for(budget, self._bundle)
+        if name == "onnxruntime" and not isinstance(bundle, Bundle):  # who opened it before can ask for themselves
+            note = made_for_another_cpu(self._bundle.manifest)
+            if note is not None:
+                _LOG.warning("%s: %s", one_line(self._bundle.path), note)
         self._budget: float | None = None
         self._cost_bias = 0.0
         self._take_over(lambda: BACKENDS[name](self._bundle, self._choices))

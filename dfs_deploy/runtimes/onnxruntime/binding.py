@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dfs_deploy.errors import BundleError, EngineError, OutOfMemoryError
 from dfs_deploy.manifest import Form
+from dfs_deploy.ort import onnxruntime as ort
 from dfs_deploy.text import first_line
 
 Call = Callable[[], None]

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime as ort
 
 from dfs_deploy.errors import BundleError, OutOfMemoryError
 from dfs_deploy.files import nameless_file
 from dfs_deploy.manifest import Form
+from dfs_deploy.ort import onnxruntime as ort
 from dfs_deploy.runtimes.onnxruntime.binding import open_session, session_options
 from dfs_deploy.runtimes.onnxruntime.model_messages import (
     FLOAT,

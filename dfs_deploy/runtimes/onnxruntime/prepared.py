@@ -15,7 +15,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import onnxruntime as ort
 from google.protobuf.message import Error as ProtobufError
 from numpy.typing import NDArray
 
@@ -26,6 +25,7 @@ from dfs_deploy.decoding import MalformedError, read_json
 from dfs_deploy.errors import BundleError, DfsDeployError
 from dfs_deploy.files import put_folder, read_file, sha256, temporary_folder
 from dfs_deploy.manifest import Engine, Form
+from dfs_deploy.ort import onnxruntime as ort
 from dfs_deploy.runtimes.onnxruntime.binding import laid_out, open_session, run_once, session_options
 from dfs_deploy.runtimes.onnxruntime.blocked import (
     UnfitModelError,
