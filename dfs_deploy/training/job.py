@@ -204,6 +204,8 @@ class _JobFile:
 
 
 def _decode(kind: type, value: Any) -> Any:
-    if kind is Options and isinstance(value, str):
+    if kind is Options:
+        if not isinstance(value, str):
+            raise ValueError(f"options of type {type(value).__name__}, expected text")
         return Options.parse(value)
     raise NotImplementedError(f"no way to read a {kind.__name__}")

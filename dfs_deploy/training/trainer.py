@@ -43,6 +43,8 @@ _FLUSH_EVERY = 10
 _CALIBRATION_BATCHES = 8
 _STEP_VALUES = ("loss", "accuracy", "cost", "percentage", "alpha")
 _FULL_TOLERANCE = 1e-3
+_GATHERED = {"SGD": {"momentum_buffer": True}, "Adam": {"step": False, "exp_avg": True, "exp_avg_sq": True}}
+"""What each optimizer gathers of a parameter, and whether it has the parameter's shape."""
 
 TARGET_TOLERANCE = 2.0
 """Points of computation percentage by which a run may end beside its target."""
@@ -493,18 +495,41 @@ def _in_full_precision(network: DFSNetwork) -> DFSNetwork:
 def _restore(network: DFSNetwork, state: State, folder: Path) -> None:
     try:
         network.load_state_dict(state.network)
+        sound = all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values())
     except (AttributeError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"the state in {folder} is of another network than its job's; start again") from error
+    if not sound:
+        raise CheckpointError(f"the state in {folder} holds NaN or infinity; start again")
 
 
 def _restore_optimizers(optimizers: Sequence[torch.optim.Optimizer], state: State, folder: Path) -> None:
     try:
         for optimizer, saved in zip(optimizers, state.optimizers, strict=True):
+            # Rates and the like are the recipe's; what an optimizer has gathered of each parameter is the state's.
+            own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
             optimizer.load_state_dict(saved)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+            for group, values in zip(optimizer.param_groups, own, strict=True):
+                parameters = group["params"]
+                group.clear()
+                group.update(values, params=parameters)
+                for parameter in parameters:
+                    _check_gathered(optimizer, parameter)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"the state in {folder} does not fit the stage {state.stage} ({first_line(error, 120)}); start again"
         ) from error
+
+
+def _check_gathered(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
+    """Raises ValueError if an optimizer's state of a parameter is not what such an optimizer makes."""
+    gathered = optimizer.state.get(parameter, {})
+    shapes = _GATHERED[type(optimizer).__name__]
+    if gathered and set(gathered) != set(shapes):
+        raise ValueError(f"{type(optimizer).__name__} with {', '.join(map(str, gathered))}")
+    for key, value in gathered.items():
+        wanted = parameter.shape if shapes[key] else torch.Size()
+        if not isinstance(value, Tensor) or value.shape != wanted or not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{key} of another shape, or not finite")
 
 
 def _parameters(optimizers: Sequence[torch.optim.Optimizer]) -> list[Tensor]:

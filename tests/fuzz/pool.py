@@ -284,7 +284,10 @@ class _Runner:
             seed = draw.choice(self._reader.seeds)
             sound = self._sound_result(seed)
             self._fresh(seed)
-            fate = self._reader.mutate(draw, seed, self._case)
+            try:
+                fate = self._reader.mutate(draw, seed, self._case)
+            except Exception as error:
+                raise RuntimeError(f"case {case} of {self._reader.name} cannot be made: {draw.notes}") from error
             self._say("begin", case, seed, draw.notes)
             kind, detail = self._read(fate, sound)
             if _peak() - baseline > MEMORY:

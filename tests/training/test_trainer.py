@@ -323,6 +323,60 @@ def test_a_log_that_lost_its_end_is_refused_and_not_filled_up(folder: Path, tmp_
     assert log.stat().st_size == 100
 
 
+def test_a_log_that_is_no_file_is_refused_and_not_waited_for(folder: Path, tmp_path: Path) -> None:
+    stopped(small_job(folder), tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with refuses(CheckpointError, "metrics.jsonl", "FIFO"):
+        resume(tmp_path)
+
+
+def changed_state(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = torch.load(folder / "state.pt", weights_only=True)
+    change(content)
+    torch.save(content, folder / "state.pt")
+
+
+def put(content: dict[str, Any], optimizer: int, key: str, value: Any) -> None:
+    content["optimizers"][optimizer]["state"][0][key] = value
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda content: put(content, 0, "momentum_buffer", torch.zeros(3)), "momentum_buffer"),
+        (lambda content: put(content, 0, "momentum_buffer", 1.0), "momentum_buffer"),
+        (lambda content: put(content, 0, "speed", torch.zeros(3)), "speed"),
+        (lambda content: put(content, 1, "exp_avg", torch.zeros(3)), "exp_avg"),
+        (lambda content: put(content, 1, "step", torch.tensor(float("nan"))), "step"),
+        (lambda content: content["optimizers"].pop(), "stage joint"),
+        (lambda content: content["optimizers"].__setitem__(0, {"state": 3}), "stage joint"),
+        (lambda content: content["network"]["backbone.stem_conv.weight"].fill_(torch.nan), "NaN"),
+        (lambda content: content["network"].pop("backbone.stem_conv.weight"), "another network"),
+        (lambda content: content.update(stage="lunch"), "malformed"),
+        (lambda content: content.update(job=3), "malformed"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_one_line(
+    folder: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    stopped(small_job(folder), tmp_path)
+    changed_state(tmp_path, change)
+    with refuses(CheckpointError, words):
+        resume(tmp_path)
+
+
+def test_rates_are_those_of_the_recipe_whatever_the_state_says(folder: Path, whole: Path, tmp_path: Path) -> None:
+    stopped(small_job(folder, evaluate_every=6), tmp_path)
+
+    def change(content: dict[str, Any]) -> None:
+        content["optimizers"][0]["param_groups"][0].update(momentum=0.1, weight_decay="much", initial_lr=7.0)
+
+    changed_state(tmp_path, change)
+    resume(tmp_path)
+    assert lines(tmp_path)[1:] == lines(whole)[1:]
+
+
 def test_a_state_of_an_older_version_goes_on(folder: Path, whole: Path, tmp_path: Path) -> None:
     """It says neither of which job nor of which data it is."""
     stopped(small_job(folder, evaluate_every=6), tmp_path)
@@ -429,6 +483,9 @@ def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
         ("job.json", b'{"schema": 1, "job": {"data": 3}}'),
         ("job.json", b'{"schema": 1, "job": {"data": "digits", "recipe": {"options": "skip,99"}}}'),
         ("job.json", b'{"schema": 1, "job": {"data": "digits", "recipe": {"target": 200}}}'),
+        ("job.json", b'{"schema": 1, "job": {"data": "digits", "recipe": {"options": 8}}}'),
+        ("job.json", b"\xff"),
+        ("job.json", b"[" * 100_000),
         ("state.pt", b"no archive"),
     ],
 )
