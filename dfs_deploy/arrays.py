@@ -46,6 +46,9 @@ _PIECE = 1 << 20
 class ArraysError(ValueError):
     """An archive of arrays that is damaged, hostile, or not what is expected; its text is one line without the file."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
 
 @dataclass(frozen=True)
 class ArrayHeader:

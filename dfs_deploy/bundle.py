@@ -27,6 +27,7 @@ from dfs_deploy.manifest import (
     FileRecord,
     Head,
     Manifest,
+    SourceRecord,
     architecture_of,
     contradictions,
     input_of,
@@ -224,6 +225,15 @@ def check_writable(path: Path) -> None:
         check_folder(path.parent)
     except OSError as error:
         raise UsageError(f"nothing can be written in {path.parent} ({error.strerror}); give another --out") from error
+
+
+def source_of(path: Path) -> SourceRecord | None:
+    """Checkpoint that a bundle, whole or damaged, was made from; ``None`` without a bundle, or if it does not say."""
+    head = _head(path)
+    try:
+        return None if head is None else msgspec.convert(head.source, SourceRecord)
+    except msgspec.ValidationError:
+        return None
 
 
 def _read_manifest(path: Path) -> bytes:

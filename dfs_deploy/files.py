@@ -88,9 +88,11 @@ def read_file(path: Path, limit: int, *, follow: bool = True) -> bytes:
     check_file(path, limit, follow=follow)  # opening a device can already do something
     handle = os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0))
     with os.fdopen(handle, "rb") as stream:
-        _checked(os.fstat(handle), path, limit)
-        content = stream.read(limit + 1)
-    if len(content) > limit:  # it grew, or says another size than it has, as files of /proc do
+        size = _checked(os.fstat(handle), path, limit)
+        content = stream.read(size + 1)  # takes memory for what it is asked for, not for what is there
+        if len(content) > size:  # it grew, or says another size than it has, as files of /proc do
+            content += stream.read(limit + 1 - len(content))
+    if len(content) > limit:
         raise UnfitFileError(errno.EFBIG, f"holds more than {limit:,} bytes, the most for such a file", str(path))
     return content
 
@@ -141,6 +143,31 @@ def temporary_folder(path: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def sole_use(folder: Path) -> Iterator[None]:
+    """Keeps a folder for this process: nobody else who asks for the same gets it until the end, or until a crash.
+
+    No file is left for that. A file system without locks lets everybody pass.
+
+    Args:
+        folder: one that is there; it may be read-only.
+
+    Raises:
+        BlockingIOError: another process has it.
+        OSError: it is not there, or cannot be opened.
+    """
+    if fcntl is None:
+        yield  # Windows opens no folders
+        return
+    handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        if _lock(handle, wait=False) is False:
+            raise BlockingIOError(errno.EWOULDBLOCK, "in use by another process", str(folder))
+        yield
+    finally:
         os.close(handle)
 
 

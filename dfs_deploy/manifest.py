@@ -261,6 +261,7 @@ class Head(msgspec.Struct):
 
     schema_version: int
     producer: dict[str, Any] = {}
+    source: Any = None
     files: Any = None
 
 

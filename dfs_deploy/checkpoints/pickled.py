@@ -9,13 +9,14 @@ dicts do not need is told to the user. Nothing is looked up by name, and nothing
 from __future__ import annotations
 
 import pickletools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import torch
 
-MAX_INSTRUCTIONS = 1_000_000
+MAX_INSTRUCTIONS = 600_000
 """Most instructions in the pickles of a checkpoint, which have about thirty a tensor."""
 
 MAX_TENSORS = 50_000
@@ -47,7 +48,8 @@ _NOT_DENSE = {
     "torch._utils._rebuild_device_tensor_from_cpu_tensor": "a tensor of another device",
     "torch._utils._rebuild_wrapper_subclass": "a tensor of another class",
     "torch._tensor._rebuild_from_type_v2": "a tensor of another class",
-    "torch.Tensor": "a tensor of another class",
+    "builtins.bytearray": "a bytearray",
+    "__builtin__.bytearray": "a bytearray",
 }
 """What torch.load makes without running code, and no network that is read here has."""
 
@@ -199,6 +201,8 @@ class _Machine:
     def push_named(self, name: str) -> None:
         if name in _NOT_DENSE:
             raise NotDenseError(_NOT_DENSE[name])
+        if re.fullmatch(r"torch\.(cuda\.|sparse\.)?\w*Tensor", name):
+            raise NotDenseError("a tensor of another class")
         if name not in _CALLABLE and _storage_bytes(name) is None and name not in _DTYPES:
             raise ForbiddenNameError(name)
         self.stack.append(_Named(name))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from dfs_deploy.architecture import Architecture
 from dfs_deploy.errors import CheckpointError
@@ -133,9 +136,23 @@ class TensorReader:
             )
 
 
+class _Unfilled(TorchFunctionMode):
+    """Leaves new tensors as they are: those without values have nothing to fill, and PyTorch's code for it is slow."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if (
+            func in (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_)
+            or getattr(func, "__module__", None) == init.__name__
+        ):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def without_values(architecture: Architecture, options: Options, policy: Sequence[int] | None = None) -> DFSNetwork:
     """A network whose tensors have shapes and no values, and take no memory."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         return DFSNetwork(architecture, options, policy)
 
 

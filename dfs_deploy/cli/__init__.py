@@ -16,6 +16,9 @@ def main() -> None:
                 raise
             sys.stderr.write(f"error: {error.name} is not installed and this needs it; run: pip install {error.name}\n")
             sys.exit(3)
+        except KeyboardInterrupt:  # while libraries are imported
+            sys.stderr.write("interrupted\n")
+            sys.exit(130)
         run()
 
 

@@ -59,7 +59,9 @@ def export(
         int | None,
         typer.Option(min=7, max=8, help="Bits of INT8 weights.", show_default="7 for avx2, 8 for others"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Directory to write.", show_default="<checkpoint stem>.dfs")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory to write.", show_default="<checkpoint or run>.dfs")
+    ] = None,
     single_file: Annotated[
         Path | None, typer.Option(help="Write the whole network as one ONNX file too, with If operators.")
     ] = None,
@@ -126,6 +128,7 @@ def export(
                 "budgets": msgspec.to_builtins(manifest.budgets),
                 "single_file": None if exported.single_file is None else str(exported.single_file),
                 "accuracy": None if exported.comparison is None else asdict(exported.comparison),
+                "replaced": exported.replaced,
                 "passed": True,
             }
         )
@@ -171,6 +174,8 @@ def export(
     if exported.single_file is not None:
         size = exported.single_file.stat().st_size
         console.print(f"single file: {exported.single_file} ({size / 1e6:.1f} MB), the same paths as the runtime")
+    if exported.replaced is not None:
+        console.print(f"replaced: the bundle that stood there was made from another checkpoint, {exported.replaced}")
     console.print(f"PASSED: {len(manifest.files)} files, {bundle.size / 1e6:.1f} MB -> {bundle.path}")
 
 

@@ -82,7 +82,7 @@ def report(
             f"{html} ends in {html.suffix or 'nothing'!r}, expected {' or '.join(_PAGES)}: a page is HTML, and a"
             " browser prints it as PDF; name it so"
         )
-    runs = [path for path in bundles or () if is_run(path)]
+    runs = [path for path in bundles or () if is_run(path) and _is_record(path)]
     bundles = [path for path in bundles or () if path not in runs]
     if runs and not bundles:
         refuse_given(context, "with training runs alone, expected a bundle, which it is about; name one", *_OF_BUNDLES)
@@ -163,6 +163,14 @@ def _show(made: BundleReport) -> None:
         console.print(f"  note: {caveat}")
     if bench.verdict is not None:
         console.print(f"  verdict: {bench.verdict.words}")
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a path may be a run by its content; what is something else is refused as a bundle, by its kind."""
+    from dfs_deploy.kinds import kind_of
+
+    kind = kind_of(path)
+    return kind is None or kind.role == "record"
 
 
 def _draw(runs: list[Path], folder: Path | None, quiet: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from dfs_deploy.datasets.dataset import SPLITS, ImageFolder, Split
 from dfs_deploy.datasets.labels import class_order, is_number
-from dfs_deploy.datasets.links import checked_entry, entries_of
+from dfs_deploy.datasets.links import checked_entry, entries_of, is_folder
 from dfs_deploy.datasets.messages import os_errors_as_data_errors, unreadable
 from dfs_deploy.errors import DataError
 from dfs_deploy.text import one_line
@@ -58,7 +58,7 @@ def list_images(path: str | Path, on_error: Callable[[Path, DataError], None] | 
     while pending:
         entry = pending.pop()
         try:
-            if entry.is_dir():
+            if is_folder(entry):
                 if not entry.is_symlink():
                     pending += entries_of(Path(entry.path))
             elif _is_image(entry):
@@ -85,7 +85,7 @@ def open_folder(
             raise DataError(f"{path} holds {', '.join(splits)}/ and no {chosen}/; choose a split that is there")
         path, name = checked_entry(splits[chosen], root), f"{name}-{chosen}"
         entries = entries_of(path)
-    classes = [entry for entry in entries if entry.is_dir()]
+    classes = [entry for entry in entries if is_folder(entry)]
     if len(classes) < 2:
         raise DataError(
             f"{path} holds {len(classes)} folder(s), expected one for each class and at least 2, as in cat/1.png,"
@@ -118,9 +118,9 @@ def split_folders(entries: Sequence[os.DirEntry[str]]) -> dict[Split, Path]:
     found: dict[Split, Path] = {}
     for split in SPLITS:
         for entry in entries:
-            if entry.name not in SPLIT_FOLDERS[split] or not entry.is_dir():
+            if entry.name not in SPLIT_FOLDERS[split] or not is_folder(entry):
                 continue
-            if any(child.is_dir() for child in entries_of(Path(entry.path))):
+            if any(is_folder(child) for child in entries_of(Path(entry.path))):
                 if split in found:
                     raise DataError(f"{found[split]} and {entry.path} are one split; keep one of them there")
                 found[split] = Path(entry.path)
@@ -131,7 +131,7 @@ def _class_images(folder: Path, root: Path) -> list[str]:
     """Paths below the root of the images of a class; links in it are followed only when an image is decoded."""
     images = []
     for entry in entries_of(checked_entry(folder, root)):
-        if entry.is_dir():
+        if is_folder(entry):
             raise DataError(f"folder {entry.path} inside a class, expected images right in {folder}; move them there")
         if _is_image(entry):
             images.append(entry.path)

@@ -34,6 +34,14 @@ def is_litter(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _LITTER
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; a loop of links is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def checked_entry(entry: Path, root: Path) -> Path:
     """Returns an entry below ``root`` that exists and leads nowhere else; raises DataError otherwise."""
     try:

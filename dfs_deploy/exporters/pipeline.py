@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor
 
 import dfs_deploy
 from dfs_deploy import manifest as schema
-from dfs_deploy.bundle import SUFFIX, Bundle, check_writable, write_bundle
+from dfs_deploy.bundle import SUFFIX, Bundle, check_writable, source_of, write_bundle
 from dfs_deploy.calibration import (
     METHODS,
     STATIC,
@@ -38,7 +39,7 @@ from dfs_deploy.exporters.single_file import single_file as write_single_file
 from dfs_deploy.exporters.tensorrt_lint import check_graphs
 from dfs_deploy.exporters.validation import Validation, validate
 from dfs_deploy.exporters.writing import EngineWriter
-from dfs_deploy.files import check_folder, sha256, write_whole
+from dfs_deploy.files import check_folder, sha256, sha256_file, write_whole
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.models.threads import in_torch_threads
 from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_precision, parse_targets
@@ -50,6 +51,9 @@ RUNTIMES = ("onnxruntime", "tensorrt")
 CALIBRATION_METHODS = ("checkpoint", *METHODS)
 DEFAULT_SAMPLES = 1024
 _BATCH = 64
+_JOB_FILE = "job.json"
+_OF_A_RUN = {"checkpoint": "", "backbone": "-backbone"}
+"""Stems of the checkpoints that a training run leaves beside its job, and what its name gets for each."""
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and how far it is, 0 to 1."""
@@ -66,6 +70,7 @@ class Exported:
         assumptions: what the checkpoint does not say and was taken for granted.
         notes: what was assumed or noticed about the calibration data, a line each.
         single_file: where the whole network was written as one ONNX file, or ``None``.
+        replaced: name of another checkpoint, whose bundle stood in this one's place; ``None`` if there was none.
     """
 
     bundle: Bundle
@@ -74,6 +79,7 @@ class Exported:
     assumptions: tuple[str, ...]
     single_file: Path | None = None
     notes: tuple[str, ...] = ()
+    replaced: str | None = None
 
 
 @in_torch_threads
@@ -100,7 +106,8 @@ def export(
 
     Args:
         checkpoint: a trained network of a known format.
-        out: directory to write; ``None`` for ``./<checkpoint stem>.dfs``.
+        out: directory to write; ``None`` for ``./<checkpoint stem>.dfs``, or ``./<run>.dfs`` for the checkpoint of a
+            training run. A bundle that was made from another checkpoint is replaced only if it is named here.
         targets: engine precisions to make, among ``int8``, ``fp16`` and ``fp32``; ``None`` for all three.
         runtimes: runtimes to make engines for, ``onnxruntime`` and ``tensorrt``; ``None`` for the first alone.
         options: what the gate chooses from, if the checkpoint does not say.
@@ -136,11 +143,13 @@ def export(
     if seed < 0:
         raise UsageError(f"seed {seed}, expected 0 or more")
     source = Path(checkpoint)
-    out = Path(f"{checkpoint_stem(source)}{SUFFIX}") if out is None else Path(out)
+    named = out is not None
+    out = Path(f"{bundle_stem(source)}{SUFFIX}") if out is None else Path(out)
     wanted = parse_targets(",".join(PRECISIONS if targets is None else targets))
     made_for = _check_runtimes(RUNTIMES[:1] if runtimes is None else runtimes)
     single = None if single_file is None else _check_single_path(Path(single_file), out, made_for)
     check_writable(out)
+    replaced = _check_replaced(out, source, named)
     loaded = load_checkpoint(source, options, facts)
     network = loaded.network
     data = _load_data(calibration_data, loaded, calibration_samples, seed)
@@ -208,7 +217,7 @@ def export(
     if single is not None:
         write_whole(single, model)
     notes = () if data is None else data.notes
-    return Exported(bundle, validation, comparison, loaded.assumptions, single, notes=notes)
+    return Exported(bundle, validation, comparison, loaded.assumptions, single, notes, replaced)
 
 
 def checkpoint_stem(path: Path) -> str:
@@ -217,6 +226,30 @@ def checkpoint_stem(path: Path) -> str:
     while (suffix := Path(name).suffix) in (".tar", ".pt", ".pth", ".safetensors", ".ckpt"):
         name = name.removesuffix(suffix)
     return name
+
+
+def bundle_stem(path: Path) -> str:
+    """The name of a bundle that is given none: the checkpoint's, or the run's for what a training run left.
+
+    Every run calls its checkpoint alike, so that one run's bundle would stand in the place of another's.
+    """
+    stem, run = checkpoint_stem(path), path.resolve().parent
+    if stem not in _OF_A_RUN or not run.name or not (run / _JOB_FILE).is_file():
+        return stem
+    return run.name + _OF_A_RUN[stem]
+
+
+def _check_replaced(out: Path, source: Path, named: bool) -> str | None:
+    """Name of the other checkpoint of which the bundle was made that stands at ``out``, if that may be replaced."""
+    before = source_of(out)
+    if before is None or not source.is_file() or before.sha256 == sha256_file(source):
+        return None
+    if not named:
+        raise UsageError(
+            f"{out} was made from another checkpoint ({before.file}, SHA-256 {before.sha256[:12]}...); name it with"
+            f" --out {shlex.quote(str(out))} to replace it, or give another name"
+        )
+    return before.file
 
 
 def _check_runtimes(runtimes: Sequence[str]) -> tuple[str, ...]:

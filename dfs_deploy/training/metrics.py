@@ -19,15 +19,22 @@ writes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dfs_deploy.errors import CheckpointError
 from dfs_deploy.extras import required
+from dfs_deploy.files import UnfitFileError, check_file, read_file
+from dfs_deploy.text import first_line
 
 SCHEMA = 1
+
+MOST_BYTES = 1 << 30
+"""Most bytes of a log: one of 200,000 steps has 50 MB."""
 
 Record = Mapping[str, Any]
 
@@ -41,19 +48,29 @@ class MetricsLog:
         tensorboard: folder for TensorBoard's events; ``None`` for none.
 
     Raises:
+        CheckpointError: fewer bytes are there than are to stand, or no regular file.
         MissingExtraError: TensorBoard is wanted and not installed.
     """
 
     def __init__(self, path: Path, keep: int, tensorboard: Path | None = None) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                check_file(path, MOST_BYTES)
+            except UnfitFileError as error:  # opening a FIFO would wait for a reader
+                raise CheckpointError(f"{path} {first_line(error)}; move it away and begin a new run") from error
         self._stream = path.open("ab")
+        there = os.fstat(self._stream.fileno()).st_size
+        if there < keep:  # truncating would fill it up with zeros
+            self._stream.close()
+            raise CheckpointError(
+                f"{path} holds {there} bytes, expected at least the {keep} that the saved state counts on; put it back,"
+                " or begin a new run"
+            )
         self._stream.truncate(keep)
         self._stream.seek(0, os.SEEK_END)
         self._writer: Any = None
         if tensorboard is not None:
-            with required():
-                from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(tensorboard))
+            self._writer = _summary_writer()(str(tensorboard))
 
     def write(self, records: Iterable[Record]) -> None:
         """Appends records, and hands them to the system."""
@@ -82,6 +99,17 @@ class MetricsLog:
                 self._writer.add_scalar(f"{record['stage']}/{record['event']}/{key}", value, record["step"])
 
 
+def check_tensorboard() -> None:
+    """Raises MissingExtraError if TensorBoard is not installed."""
+    _summary_writer()
+
+
+def _summary_writer() -> Any:
+    with required():
+        from torch.utils.tensorboard import SummaryWriter
+    return SummaryWriter
+
+
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Reads a metrics log; a last line that was cut off by a stop is left out.
 
@@ -91,5 +119,5 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     Returns:
         The records, in order.
     """
-    lines = Path(path).read_bytes().split(b"\n")
+    lines = read_file(Path(path), MOST_BYTES).split(b"\n")
     return [json.loads(line) for line in lines[:-1]]
