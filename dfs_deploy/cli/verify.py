@@ -13,6 +13,7 @@ import typer
 from dfs_deploy.cli.arguments import (
     BudgetOption,
     BundleArgument,
+    CacheOption,
     DataHelp,
     JsonOption,
     PlanOption,
@@ -109,6 +110,7 @@ def verify(
     plan: PlanOption = True,
     prepared: PreparedOption = True,
     seed: SeedOption = 0,
+    cache_dir: CacheOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure accuracy and routing against the PyTorch reference; fail below the bars."""
