@@ -42,7 +42,7 @@ MAX_SAMPLES = 4096
 """Most inputs that a bundle may carry; export puts in 64."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Samples:
     """A few inputs that a bundle carries, with what the PyTorch reference made of them.
 

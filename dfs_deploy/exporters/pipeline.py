@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -42,9 +41,11 @@ from dfs_deploy.exporters.validation import Validation, validate
 from dfs_deploy.exporters.writing import EngineWriter
 from dfs_deploy.files import check_folder, sha256, sha256_file, write_whole
 from dfs_deploy.models import DFSNetwork
+from dfs_deploy.models.threads import in_torch_threads
 from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_precision, parse_targets
 from dfs_deploy.ort import onnxruntime
 from dfs_deploy.runtimes import Runtime
+from dfs_deploy.target_cpu import WEIGHT_BITS, WeightBits, target_named
 
 RUNTIMES = ("onnxruntime", "tensorrt")
 CALIBRATION_METHODS = ("checkpoint", *METHODS)
@@ -81,6 +82,7 @@ class Exported:
     replaced: str | None = None
 
 
+@in_torch_threads
 def export(
     checkpoint: str | Path,
     out: str | Path | None = None,
@@ -92,10 +94,12 @@ def export(
     calibration_data: str | Path | Dataset | ImageFolder | None = None,
     calibration_method: str | None = None,
     calibration_samples: int | None = None,
-    weight_bits: Literal[7, 8] | None = None,
+    target_cpu: str | None = None,
+    weight_bits: WeightBits | None = None,
     seed: int = 0,
     budgets: Sequence[float] | None = None,
     single_file: str | Path | None = None,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Splits a checkpoint, writes an engine for every block and option, and proves that they compute the same.
@@ -114,22 +118,28 @@ def export(
         calibration_method: ``checkpoint``, ``minmax``, ``percentile``, ``entropy`` or ``mse``; ``None`` for ``minmax``
             with data and ``checkpoint`` without.
         calibration_samples: images to draw from the data; ``None`` for 1,024, or all where there are fewer.
-        weight_bits: 8, or 7 for x86 CPUs without VNNI, which compute exact 8-bit products slowly; ``None`` for 8.
+        target_cpu: kind of CPU that is to run the INT8 engines of ONNX Runtime, ``vnni`` (x86 with VNNI), ``avx2`` (x86
+            without) or ``arm``, which decides the bits of their weights; ``auto`` and ``None``
+            for the kind of this machine's CPU.
+        weight_bits: 8 or 7, whatever the CPU; ``None`` for those that suit ``target_cpu``.
         seed: of the draw.
         budgets: shares of running every gated block in full precision that the bundle shall be able to hold at run
             time, calibrated on the data; ``None`` for none.
         single_file: where to write, besides the bundle, the whole network as one ONNX file with ``If`` operators;
             ``None`` for nowhere.
+        threads: CPU threads of PyTorch, and of an engine when the bundle is measured; ``None`` for what affinity and
+            the container's CPU quota allow PyTorch, and one for an engine.
         progress: called as the work goes on.
 
     Raises:
         ArtefactError: the checkpoint cannot be used.
-        UsageError: a choice that cannot be, or data that cannot be read.
+        UsageError: a choice that cannot be, fewer than one thread, or data that cannot be read.
         ExportMismatchError: an engine, or the whole, disagrees with the reference, or the single file with the runtime;
             nothing is written then.
         GraphRuleError: likewise, where a graph for TensorRT breaks one of its rules.
     """
     report = progress or (lambda what, share: None)
+    bits = weight_bits or WEIGHT_BITS[target_named(target_cpu)]
     if seed < 0:
         raise UsageError(f"seed {seed}, expected 0 or more")
     source = Path(checkpoint)
@@ -150,7 +160,7 @@ def export(
     method = _check_method(calibration_method, data, loaded, bool(rounded))
     ranges = _calibrate(loaded, rounded, data, method, report) if "int8" in wanted else {}
 
-    writer = EngineWriter(network, ranges, wanted, weight_bits or 8)
+    writer = EngineWriter(network, ranges, wanted, bits)
     engines = {}
     for name in made_for:
         report(f"writing engines for {name}", 0.0)
@@ -180,7 +190,7 @@ def export(
             class_names=list(loaded.input.class_names),
         ),
         runtimes=engines,
-        calibration=_calibration_record(loaded, ranges, data, method, seed, weight_bits or 8) if ranges else None,
+        calibration=_calibration_record(loaded, ranges, data, method, seed, bits) if ranges else None,
         accuracy=None,
         substitutions=_served([network.options[i] for i in possible], wanted),
         samples="samples.npz",
@@ -193,14 +203,14 @@ def export(
         validation = validate(draft, network, loaded.input.normalize(samples.images))
         comparison, static, points, model = None, {}, [], b""
         if data is not None and "onnxruntime" in made_for:
-            with Runtime(draft, plan=False, prepared=False) as runtime:
+            with Runtime(draft, threads=threads, plan=False, prepared=False) as runtime:
                 comparison = compare(runtime, network, data.images, data.labels, functools.partial(report, "measuring"))
                 if budgets is not None:
                     points = calibrate_budgets(runtime, budgets, data, functools.partial(report, "calibrating budgets"))
-            static = static_top1(draft, data.images, data.labels)
+            static = static_top1(draft, data.images, data.labels, threads)
         if single is not None:
             report("writing the single file", 0.0)
-            model = write_single_file(network, loaded.input, ranges, wanted, weight_bits or 8)
+            model = write_single_file(network, loaded.input, ranges, wanted, bits)
             check_single_file(model, draft, loaded.input.normalize(samples.images))
     accuracy = None if comparison is None or data is None else _accuracy_record(comparison, static, data)
     bundle = write_bundle(out, msgspec.structs.replace(manifest, accuracy=accuracy, budgets=points), files)
@@ -368,7 +378,7 @@ def _calibration_record(
     data: Dataset | None,
     method: str,
     seed: int,
-    weight_bits: Literal[7, 8],
+    weight_bits: WeightBits,
 ) -> schema.CalibrationRecord:
     names = {STATIC: "static", **dict(enumerate(loaded.network.options.names))}
     return schema.CalibrationRecord(

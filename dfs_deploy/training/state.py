@@ -28,7 +28,7 @@ _FREE = ("data", "device", "threads", "evaluate_every", "save_every", "compile",
 """What of a job may be changed between two parts of a run: the path of the same data, and how it is computed."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class State:
     """What a run needs to go on.
 

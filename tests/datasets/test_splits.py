@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfs_deploy.datasets.splits import splits_of
+from dfs_deploy.datasets import load_dataset, save_npz, splits_of
 from dfs_deploy.errors import DataError
 from tests.checks import refuses
+from tests.datasets.pictures import class_folder, dataset, pixels
 
 
 def test_the_splits_of_folders(tmp_path: Path) -> None:
@@ -17,6 +18,28 @@ def test_the_splits_of_folders(tmp_path: Path) -> None:
     (tmp_path / "test" / "cat").mkdir()
     assert splits_of(tmp_path) == ("train", "val", "test")
     assert splits_of(tmp_path / "train") == ()
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_validation_folder_is_evaluated_on_if_there_is_no_test_folder(tmp_path: Path, name: str) -> None:
+    class_folder(tmp_path / "train", 3)
+    class_folder(tmp_path / name, 2)
+    assert splits_of(tmp_path) == ("train", "val")
+    assert load_dataset(tmp_path).name == f"{tmp_path.name}-val"
+    assert len(load_dataset(tmp_path)) == len(load_dataset(tmp_path, "val")) == 4
+    assert len(load_dataset(tmp_path, "train")) == 6
+    with refuses(DataError, "train, val/ and no test/"):
+        load_dataset(tmp_path, "test")
+    class_folder(tmp_path / "test", 1)
+    assert load_dataset(tmp_path).name == f"{tmp_path.name}-test"
+    assert len(load_dataset(tmp_path, "val")) == 4
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
+    for name in ("train", "val", "valid"):
+        class_folder(tmp_path / name)
+    with refuses(DataError, "val", "valid", "one split"):
+        load_dataset(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +53,15 @@ def test_the_splits_of_folders(tmp_path: Path) -> None:
 def test_the_splits_of_an_archive_of_arrays(tmp_path: Path, names: tuple[str, ...], splits: tuple[str, ...]) -> None:
     np.savez(tmp_path / "data.npz", **{name: np.zeros(1) for name in names})
     assert splits_of(tmp_path / "data.npz") == splits
+
+
+def test_arrays_to_validate_on_are_found(tmp_path: Path) -> None:
+    x, y = pixels(2, 4, 4, 3), np.array([0, 1])
+    np.savez(tmp_path / "data.npz", train_x=x[:1], train_y=y[:1], val_x=x, val_y=y)
+    assert load_dataset(tmp_path / "data.npz").name == "data-val"
+    assert len(load_dataset(tmp_path / "data.npz", "train")) == 1
+    save_npz(tmp_path / "plain.npz", dataset())
+    assert len(load_dataset(tmp_path / "plain.npz", "val")) == len(dataset())
 
 
 def test_the_splits_of_a_cifar_archive(tmp_path: Path) -> None:

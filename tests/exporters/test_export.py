@@ -9,12 +9,13 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from PIL import Image
 
 from dfs_deploy.architecture import Architecture
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import load_checkpoint, save_checkpoint
-from dfs_deploy.datasets import Dataset, save_npz
-from dfs_deploy.errors import CheckpointError, UsageError
+from dfs_deploy.datasets import Dataset, ImageFolder, open_dataset, save_npz
+from dfs_deploy.errors import CheckpointError, DataError, UsageError
 from dfs_deploy.exporters import CALIBRATION_METHODS, checkpoint_stem, export
 from dfs_deploy.manifest import SCHEMA_VERSION, RuntimeEngines
 from dfs_deploy.models import DFSNetwork
@@ -316,6 +317,25 @@ def test_images_of_another_size_are_refused_and_files_are_resized(mixed: Made, t
     exported = export(mixed.checkpoint, tmp_path / "net.dfs", calibration_data=tmp_path / "large.npz")
     assert exported.comparison is not None
     assert exported.comparison.samples == 8
+
+
+def test_only_the_calibration_images_that_are_drawn_are_decoded(mixed: Made, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for index, (image, label) in enumerate(zip(mixed.data.images, mixed.data.labels, strict=True)):
+        path = folder / CONTRACT.class_names[label] / f"{index:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).resize((16, 16), Image.Resampling.NEAREST).save(path)
+    drawn = open_dataset(folder).subset(6, 0)
+    assert isinstance(drawn, ImageFolder)
+    for path in folder.glob("*/*.png"):
+        if str(path.relative_to(folder)) not in drawn.files:
+            path.write_bytes(b"damaged")
+    exported = export(mixed.checkpoint, tmp_path / "net.dfs", calibration_data=folder, calibration_samples=6)
+    assert exported.comparison is not None
+    assert exported.comparison.samples == 6
+    assert exported.notes[-1] == "6 of 6 images were resized to 8x8: they are of 16x16"
+    with refuses(DataError, "photos/", "no image of a known kind"):
+        export(mixed.checkpoint, tmp_path / "all.dfs", calibration_data=folder)
 
 
 @pytest.mark.parametrize(

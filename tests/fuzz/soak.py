@@ -1,7 +1,7 @@
 """Runs a network for long: ``python -m tests.fuzz.soak [--scale 0.01]``.
 
-One million single images, 20,000 batches of random sizes, 1,000 times opened and closed, and 8 clones in 8 threads, each
-in a process of its own. After a warm-up memory must stay within 2 MiB, the files and threads that are open must stay
+One million single images, 20,000 batches of random sizes, 1,000 times opened and closed, and 8 clones in 8 threads,
+each in a process of its own. After a warm-up memory must stay within 2 MiB, the files and threads that are open must stay
 the same, and every result must equal the first one of its image, bit by bit. Prints a table; the exit code is 1 if a
 bar is missed.
 """
@@ -102,7 +102,8 @@ def state() -> tuple[int, int, int]:
     """Bytes of resident memory, open handles, threads."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+    files, tasks = (len(list(Path("/proc/self", kind).iterdir())) for kind in ("fd", "task"))
+    return pages * os.sysconf("SC_PAGE_SIZE"), files, tasks
 
 
 Images = NDArray[np.uint8]
