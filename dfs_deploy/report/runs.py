@@ -16,10 +16,14 @@ from msgspec import Meta
 
 from dfs_deploy.decoding import UNREADABLE
 from dfs_deploy.errors import DataError, UsageError
+from dfs_deploy.files import read_file
 from dfs_deploy.options import Options
+from dfs_deploy.text import first_line
 
 METRICS_FILE = "metrics.jsonl"
 SCHEMA = 1
+
+_MOST_BYTES = 1 << 30
 
 _Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 _Percentage = Annotated[float, Meta(ge=0.0)]
@@ -146,9 +150,9 @@ def load_run(path: str | Path) -> TrainingRun:
     path = Path(path)
     file = path / METRICS_FILE if path.is_dir() else path
     try:
-        content = file.read_bytes()
+        content = read_file(file, _MOST_BYTES, follow=file is path)  # a link in a folder may lead anywhere
     except OSError as error:
-        raise DataError(f"{file} cannot be read ({error.strerror}); give the folder of a training run") from error
+        raise DataError(f"{file} cannot be read ({first_line(error)}); give the folder of a training run") from error
     lines = content.split(b"\n")[:-1]  # a last line without its end was cut off by a stop
     header: _Run | None = None
     last: _Evaluation | None = None

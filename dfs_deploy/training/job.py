@@ -172,7 +172,7 @@ def load_job(folder: Path) -> Job:
     """
     path = folder / JOB_FILE
     try:
-        raw = read_file(path, MAX_JSON)
+        raw = read_file(path, MAX_JSON, follow=False)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
             f"no training run in {folder}, expected {JOB_FILE} there; give the --out of a run"

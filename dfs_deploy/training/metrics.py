@@ -55,8 +55,8 @@ class MetricsLog:
     def __init__(self, path: Path, keep: int, tensorboard: Path | None = None) -> None:
         with contextlib.suppress(FileNotFoundError):
             try:
-                check_file(path, MOST_BYTES)
-            except UnfitFileError as error:  # opening a FIFO would wait for a reader
+                check_file(path, MOST_BYTES, follow=False)
+            except UnfitFileError as error:  # opening a FIFO would wait, and a link may lead anywhere
                 raise CheckpointError(f"{path} {first_line(error)}; move it away and begin a new run") from error
         self._stream = path.open("ab")
         there = os.fstat(self._stream.fileno()).st_size
