@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fnmatch
 import hashlib
 import os
 import secrets
@@ -27,6 +28,23 @@ ASIDE = ".replaced"
 TEMPORARY = ".tmp"
 """Suffix of a file or folder that is still being written: ``.NAME.<random>.tmp``, beside ``NAME``."""
 
+_LITTER = (
+    *(
+        ".ds_store",
+        "._*",
+        "__macosx",
+        ".appledouble",
+        ".localized",
+        ".fseventsd",
+        ".spotlight-v100",
+        ".trashes",
+    ),  # macOS
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin"),  # Windows
+    *(".nfs*", ".fuse_hidden*", ".trash-*", ".directory", "lost+found", "@eadir"),  # file systems and desktops
+    *("*~", ".*.sw[a-p]", ".#*", "#*#", ".goutputstream-*"),  # editors
+)
+"""Names, in small letters, of what systems and programs leave in any folder."""
+
 _SYNCS_AT_ONCE = 8  # a file system commits several together: hundreds of small files take a tenth of the time
 
 _UNSUPPORTED = frozenset((errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM))
@@ -38,6 +56,11 @@ _ABANDONED_S = 24 * 3600.0
 
 class UnfitFileError(OSError):
     """A path that is no regular file, or a file that is too large for what it is read as; nothing of it was read."""
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder is, by its name, what a system or an editor leaves anywhere, and nobody's content."""
+    return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in _LITTER)
 
 
 def sha256(data: bytes) -> str:
@@ -88,9 +111,11 @@ def read_file(path: Path, limit: int, *, follow: bool = True) -> bytes:
     check_file(path, limit, follow=follow)  # opening a device can already do something
     handle = os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0))
     with os.fdopen(handle, "rb") as stream:
-        _checked(os.fstat(handle), path, limit)
-        content = stream.read(limit + 1)
-    if len(content) > limit:  # it grew, or says another size than it has, as files of /proc do
+        size = _checked(os.fstat(handle), path, limit)
+        content = stream.read(size + 1)  # takes memory for what it is asked for, not for what is there
+        if len(content) > size:  # it grew, or says another size than it has, as files of /proc do
+            content += stream.read(limit + 1 - len(content))
+    if len(content) > limit:
         raise UnfitFileError(errno.EFBIG, f"holds more than {limit:,} bytes, the most for such a file", str(path))
     return content
 

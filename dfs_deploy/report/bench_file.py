@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
-from dfs_deploy.decoding import UNREADABLE
+from dfs_deploy.decoding import MalformedError, read_json
 from dfs_deploy.errors import DataError, UsageError
+from dfs_deploy.text import first_line
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -121,10 +122,10 @@ def load_bench(path: Path) -> BenchFigures:
         DataError: it cannot be read, or is no such object.
     """
     try:
-        figures = msgspec.json.decode(path.read_bytes(), type=BenchFigures)
+        figures = read_json(path, BenchFigures)
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); make it with dfs-deploy bench --json") from error
-    except UNREADABLE as error:
+        raise DataError(f"{path} cannot be read ({first_line(error)}); make it with dfs-deploy bench --json") from error
+    except MalformedError as error:
         raise DataError(f"{path} is no bench result ({error}); make it with dfs-deploy bench --json") from error
     if figures.case("dfs") is None:
         raise DataError(f"{path} has no case named dfs; make it with dfs-deploy bench --json")

@@ -8,9 +8,11 @@ from typing import Any
 
 import msgspec
 
+from dfs_deploy.decoding import MalformedError, read_json
 from dfs_deploy.errors import CheckpointError, UsageError
 from dfs_deploy.files import write_whole
 from dfs_deploy.options import Options
+from dfs_deploy.text import first_line
 from dfs_deploy.training.recipe import STAGES, Recipe, StageName
 
 JOB_FILE = "job.json"
@@ -98,13 +100,18 @@ def load_job(folder: Path) -> Job:
         UsageError: it asks for what cannot be.
     """
     path = folder / JOB_FILE
-    if not path.is_file():
-        raise CheckpointError(f"no training run in {folder}, expected {JOB_FILE} there; give the --out of a run")
     try:
-        content = msgspec.json.decode(path.read_bytes(), type=_JobFile, dec_hook=_decode, strict=True)
-    except msgspec.DecodeError as error:
-        if isinstance(error.__cause__, UsageError):
-            raise error.__cause__ from error
+        content = read_json(path, _JobFile, dec_hook=_decode)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"no training run in {folder}, expected {JOB_FILE} there; give the --out of a run"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({first_line(error)}); give the --out of a run") from error
+    except MalformedError as error:
+        impossible = None if error.__cause__ is None else error.__cause__.__cause__
+        if isinstance(impossible, UsageError):
+            raise impossible from error
         raise CheckpointError(f"{path} is malformed ({error}); start the run again") from error
     if content.schema != SCHEMA:
         raise CheckpointError(f"{path} has schema {content.schema}, expected {SCHEMA}; update dfs-deploy")

@@ -25,7 +25,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dfs_deploy.decoding import MAX_LOG, MalformedError, decode_json
+from dfs_deploy.errors import DataError
 from dfs_deploy.extras import required
+from dfs_deploy.files import read_file
+from dfs_deploy.text import first_line
 
 SCHEMA = 1
 
@@ -90,6 +94,15 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
     Returns:
         The records, in order.
+
+    Raises:
+        DataError: it cannot be read, or a line is no JSON object.
     """
-    lines = Path(path).read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines[:-1]]
+    path = Path(path)
+    try:
+        lines = read_file(path, MAX_LOG).split(b"\n")
+        return [decode_json(line, dict[str, Any]) for line in lines[:-1]]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({first_line(error)}); give the metrics.jsonl of a run") from error
+    except MalformedError as error:
+        raise DataError(f"{path} is no metrics log ({error}); give the metrics.jsonl of a run") from error

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from dfs_deploy.errors import CheckpointError, EnvironmentLacksError
-from dfs_deploy.files import write_whole
+from dfs_deploy.files import check_file, write_whole
 from dfs_deploy.training.recipe import StageName
 
 STATE_FILE = "state.pt"
 SCHEMA = 1
+_MOST_BYTES = 1 << 36
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def load_state(folder: Path) -> State | None:
     if not path.exists():
         return None
     try:
+        check_file(path, _MOST_BYTES)
         content = torch.load(path, map_location="cpu", weights_only=True)
         schema = content.pop("schema")
         state = State(**content)
