@@ -29,6 +29,7 @@ from dfs_deploy.errors import BundleError, DigestError, UsageError
 from dfs_deploy.files import (
     ASIDE,
     UnfitFileError,
+    can_rename_folders,
     check_folder,
     is_litter,
     put_folder,
@@ -264,8 +265,14 @@ def check_writable(path: Path) -> None:
         raise UsageError(f"no folder can be made at {path.parent} ({error.strerror}); give another --out") from error
     try:
         check_folder(path.parent)
+        replaceable = not path.exists() or can_rename_folders(path.parent)
     except OSError as error:
         raise UsageError(f"nothing can be written in {path.parent} ({error.strerror}); give another --out") from error
+    if not replaceable:
+        raise UsageError(
+            f"{path} exists, and the file system cannot rename folders, so it cannot be replaced whole; remove it, or"
+            " give another --out"
+        )
 
 
 def _read_manifest(path: Path) -> bytes:

@@ -27,7 +27,7 @@ PRODUCER = "dfs-deploy"
 Form = Literal["float32", "uint8"]
 """How a feature map is kept: float32, or uint8 on the grid of its group."""
 
-RuntimeName = Annotated[str, Meta(pattern="^(onnxruntime|tensorrt)$")]
+RuntimeName = Annotated[str, Meta(pattern=r"^(onnxruntime|tensorrt)\Z")]
 
 MAX_FILE = 1 << 30
 """Most bytes of a file of a bundle."""
@@ -39,8 +39,9 @@ MAX_MAP = 1 << 26
 """Most values of an image or feature map: 256 MiB in float32."""
 
 # Numbers and lengths are bounded, so that no manifest makes a reader take memory or time without end.
-Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-Name = Annotated[str, Meta(max_length=256)]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+LONGEST_NAME = 256
+Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
 """Of a class, an option, a data set, a file or a version."""
 
 Sentence = Annotated[str, Meta(max_length=4096)]

@@ -20,8 +20,9 @@ SCHEMA_VERSION: Final = 1
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Percentage = Annotated[float, Meta(ge=0, le=100)]
-Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-Name = Annotated[str, Meta(max_length=256)]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+LONGEST_NAME = 256
+Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
 
 _MOST_BYTES = 64 << 20
 

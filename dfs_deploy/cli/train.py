@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -291,4 +292,9 @@ def _report(trained: Trained, json: bool) -> None:
         f"top-1 {percent(result.top1)} on {result.images} {trained.split} images at {result.percentage:.2f} %"
         f" computation, {result.paths} path(s)"
     )
-    console.print(f"next: dfs-deploy export {trained.checkpoint}")
+    from dfs_deploy.training.job import load_job
+
+    # Trained to deploy, it was trained for ranges that are measured on its own data.
+    data = load_job(trained.folder).data
+    command = ["dfs-deploy", "export", str(trained.checkpoint), "--calibration-data", data]
+    console.print(f"next: {shlex.join(command)}")

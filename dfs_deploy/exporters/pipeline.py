@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import platform
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -29,7 +28,7 @@ from dfs_deploy.calibration import (
 )
 from dfs_deploy.checkpoints import Checkpoint, load_checkpoint
 from dfs_deploy.datasets import Dataset, load_dataset
-from dfs_deploy.errors import UsageError
+from dfs_deploy.errors import CheckpointError, UsageError
 from dfs_deploy.exporters.budgets import calibrate_budgets, check_budgets
 from dfs_deploy.exporters.comparison import Comparison, compare, static_top1
 from dfs_deploy.exporters.probes import make_probes, pack_samples, pick_samples
@@ -38,10 +37,12 @@ from dfs_deploy.exporters.single_file import single_file as write_single_file
 from dfs_deploy.exporters.tensorrt_lint import check_graphs
 from dfs_deploy.exporters.validation import Validation, validate
 from dfs_deploy.exporters.writing import EngineWriter
-from dfs_deploy.files import check_folder, sha256, write_whole
+from dfs_deploy.files import check_folder, sha256_file, temporary_folder, write_whole
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_precision, parse_targets
+from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.runtimes import Runtime
+from dfs_deploy.text import first_line, one_line
 
 RUNTIMES = ("onnxruntime", "tensorrt")
 CALIBRATION_METHODS = ("checkpoint", *METHODS)
@@ -116,8 +117,8 @@ def export(
         GraphRuleError: likewise, where a graph for TensorRT breaks one of its rules.
     """
     report = progress or (lambda what, share: None)
-    if seed < 0:
-        raise UsageError(f"seed {seed}, expected 0 or more")
+    if not 0 <= seed < 1 << 63:
+        raise UsageError(f"seed {seed}, expected 0 to {(1 << 63) - 1}")
     source = Path(checkpoint)
     out = Path(f"{checkpoint_stem(source)}{SUFFIX}") if out is None else Path(out)
     wanted = parse_targets(",".join(PRECISIONS if targets is None else targets))
@@ -125,7 +126,7 @@ def export(
     single = None if single_file is None else _check_single_path(Path(single_file), out, made_for)
     check_writable(out)
     loaded = load_checkpoint(source, options)
-    network = loaded.network
+    network, taken = loaded.network, _input_record(source, loaded.input)
     data = _load_data(calibration_data, loaded, calibration_samples, seed)
     if budgets is not None:
         budgets = _check_budgets(budgets, network, data, made_for)
@@ -146,22 +147,17 @@ def export(
         schema_version=schema.SCHEMA_VERSION,
         producer=_producer(),
         source=schema.SourceRecord(
-            file=source.name,
+            file=_name(source.name),
             format=loaded.format,
-            sha256=sha256(source.read_bytes()),
-            assumptions=list(loaded.assumptions),
+            sha256=sha256_file(source),
+            assumptions=[one_line(assumption) for assumption in loaded.assumptions],
         ),
         architecture=_architecture_record(loaded),
         options=[schema.OptionRecord(name=o.name, bits=o.bits, cost=o.cost) for o in network.options],
         policy=None if network.policy is None else [network.options[choice].name for choice in network.policy],
         budgets=[],
         targets=list(wanted),
-        input=schema.InputRecord(
-            shape=loaded.input.shape,
-            mean=list(loaded.input.mean),
-            std=list(loaded.input.std),
-            class_names=list(loaded.input.class_names),
-        ),
+        input=taken,
         runtimes=engines,
         calibration=_calibration_record(loaded, ranges, data, method, seed, weight_bits or 8) if ranges else None,
         accuracy=None,
@@ -170,8 +166,8 @@ def export(
         files={},
     )
     files = {**writer.files, "samples.npz": pack_samples(samples)}
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as folder:
-        draft = write_bundle(Path(folder) / f"draft{SUFFIX}", manifest, files)
+    with temporary_folder(out) as folder:
+        draft = write_bundle(folder / f"draft{SUFFIX}", manifest, files)
         report("validating", 0.0)
         validation = validate(draft, network, loaded.input.normalize(samples.images))
         comparison, static, points, model = None, {}, [], b""
@@ -305,6 +301,31 @@ def _architecture_record(loaded: Checkpoint) -> schema.ArchitectureRecord:
     )
 
 
+def _input_record(source: Path, contract: InputContract) -> schema.InputRecord:
+    """How pixels become the network's input, as a manifest can hold it: found out before there is work to lose.
+
+    Raises:
+        CheckpointError: it cannot hold it.
+    """
+    values = {
+        "shape": contract.shape,
+        "mean": contract.mean,
+        "std": contract.std,
+        "class_names": contract.class_names,
+    }
+    try:
+        return msgspec.json.decode(msgspec.json.encode(values), type=schema.InputRecord)
+    except (msgspec.MsgspecError, UnicodeEncodeError) as error:
+        raise CheckpointError(
+            f"{source}: a bundle cannot hold its class names, mean or std ({first_line(error)}); give it others"
+        ) from error
+
+
+def _name(text: str) -> str:
+    """A name of a file or of data as a manifest holds it: on one line, and not without end."""
+    return one_line(text, schema.LONGEST_NAME)
+
+
 def _served(options: Sequence[Option], targets: Sequence[str]) -> list[schema.ServedRecord]:
     """Options whose own precision is not among the targets."""
     records = []
@@ -329,7 +350,7 @@ def _calibration_record(
     names = {STATIC: "static", **dict(enumerate(loaded.network.options.names))}
     return schema.CalibrationRecord(
         method=method,
-        data=None if data is None else data.name,
+        data=None if data is None else _name(data.name),
         samples=0 if data is None else len(data.images),
         seed=seed,
         weight_bits=weight_bits,
@@ -350,7 +371,7 @@ def _calibration_record(
 
 def _accuracy_record(comparison: Comparison, static: dict[Precision, float], data: Dataset) -> schema.AccuracyRecord:
     return schema.AccuracyRecord(
-        data=data.name,
+        data=_name(data.name),
         samples=comparison.samples,
         top1_reference=comparison.top1_reference,
         top1_bundle=comparison.top1_bundle,
