@@ -61,7 +61,7 @@ _PLAIN_NAME = re.compile(r"(?:\w[\w.-]*(?<!\.)/)*\w[\w.-]*(?<!\.)", re.ASCII)
 _DEVICES = re.compile(r"(?:^|/)(?:con|prn|aux|nul|(?:com|lpt)[0-9])(?:\.[^/]*)?(?:/|$)", re.IGNORECASE)
 """Names that are devices on Windows, with any suffix."""
 
-_POINTER = b"version https://git-lfs"
+_POINTER, _POINTER_BYTES = b"version https://git-lfs", 1024
 _NAMED_FOREIGN = 5
 
 
@@ -153,7 +153,7 @@ class Bundle:
         try:
             for part in (*reversed(file.relative_to(self.path).parents[:-1]), Path(name)):
                 _check_no_link(self.path, part, DigestError)
-            data = read_file(file, record.size, follow=False)
+            data = read_file(file, max(record.size, _POINTER_BYTES), follow=False)
         except FileNotFoundError as error:
             raise DigestError(f"{self.path}: {name} is missing; copy or export the bundle again") from error
         except UnfitFileError as error:

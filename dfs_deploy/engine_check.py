@@ -226,13 +226,17 @@ def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
 
 
 def _check_fields(model: Message) -> None:
+    for node in model.graph.node:
+        if node.domain or node.op_type not in _OPERATORS:
+            name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+            raise _UnfitError(f"has the operator {name!r}")
     for tensor in model.graph.initializer:
         if tensor.external_data or tensor.data_location:
             raise _UnfitError("keeps weights in a file of its own")
     # What is not listed in onnx_messages (functions, subgraphs, sparse tensors, training) is unknown to the parser.
     size = model.ByteSize()
     model.DiscardUnknownFields()
-    if model.ByteSize() != size:
+    if model.ByteSize() != size or model.graph.value_info:
         raise _UnfitError("has fields beside graph, nodes and weights (subgraphs, functions or the like)")
     for opset in model.opset_import:
         if opset.domain or opset.version not in OPSETS:
@@ -251,10 +255,7 @@ def _check_graph(graph: Message, use: EngineUse) -> None:
         raise _UnfitError("has an input with a value of its own")
     shapes.update(inputs)
     for node in graph.node:
-        operator = None if node.domain else _OPERATORS.get(node.op_type)
-        if operator is None:
-            name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-            raise _UnfitError(f"has the operator {name!r}")
+        operator = _OPERATORS[node.op_type]
         missing = [name for name in node.input if name not in shapes]
         if missing or len(node.input) not in operator.inputs or len(node.output) != 1 or node.output[0] in shapes:
             raise _UnfitError(f"has a node {node.op_type} with other inputs or outputs than it has in an export")

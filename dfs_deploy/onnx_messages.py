@@ -31,6 +31,8 @@ _FIELDS: dict[str, dict[str, tuple[int, int, int | str]]] = {
     "Model": {
         "ir_version": (1, _ONE, _INT64),
         "producer_name": (2, _ONE, _STRING),
+        "producer_version": (3, _ONE, _STRING),
+        "doc_string": (6, _ONE, _STRING),
         "graph": (7, _ONE, "Graph"),
         "opset_import": (8, _MANY, "OperatorSet"),
     },
