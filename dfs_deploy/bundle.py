@@ -13,6 +13,7 @@ import io
 import logging
 import os
 import re
+import shlex
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
@@ -314,7 +315,7 @@ def _check_no_link(path: Path, name: Path, refusal: type[BundleError]) -> None:
         raise refusal(f"{path}: {name} is a link to {entry.readlink()}, which is not there; fetch that file first")
     raise refusal(
         f"{path}: {name} is a link, as hub caches and DVC make them, and nothing outside a bundle is read; copy what"
-        f" the links lead to, as in: cp -rL {path} COPY{SUFFIX}"
+        f" the links lead to, as in: cp -rL {shlex.quote(str(path))} COPY{SUFFIX}"
     )
 
 

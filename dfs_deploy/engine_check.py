@@ -226,13 +226,13 @@ def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
 
 
 def _check_fields(model: Message) -> None:
+    for tensor in model.graph.initializer:
+        if tensor.external_data or tensor.data_location:
+            raise _UnfitError("keeps weights in a file of its own")
     for node in model.graph.node:
         if node.domain or node.op_type not in _OPERATORS:
             name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
             raise _UnfitError(f"has the operator {name!r}")
-    for tensor in model.graph.initializer:
-        if tensor.external_data or tensor.data_location:
-            raise _UnfitError("keeps weights in a file of its own")
     # What is not listed in onnx_messages (functions, subgraphs, sparse tensors, training) is unknown to the parser.
     size = model.ByteSize()
     model.DiscardUnknownFields()
@@ -365,6 +365,11 @@ def _alike(call: _Call) -> Shape:
     return call.shapes[0]
 
 
+def _cast(call: _Call) -> Shape:
+    call.unless(call.attributes.get("to") in (FLOAT, FLOAT16))
+    return call.shapes[0]
+
+
 def _convolution(call: _Call) -> Shape:
     x, weight = call.shapes[:2]
     strides = call.attributes.get("strides")
@@ -434,7 +439,7 @@ _OPERATORS = {
     **dict.fromkeys(("Add", "Mul"), _Operator(range(2, 3), _alike)),
     **dict.fromkeys(("DequantizeLinear", "QuantizeLinear"), _Operator(range(3, 4), _same, frozenset({"axis"}))),
     "ArgMax": _Operator(range(1, 2), _greatest, frozenset({"axis", "keepdims", "select_last_index"})),
-    "Cast": _Operator(range(1, 2), _same, frozenset({"to"})),
+    "Cast": _Operator(range(1, 2), _cast, frozenset({"to"})),
     "Clip": _Operator(range(3, 4), _same),
     "Conv": _Operator(range(3, 4), _convolution, frozenset({"kernel_shape", "pads", "strides"})),
     "Flatten": _Operator(range(1, 2), _flat),

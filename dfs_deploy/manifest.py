@@ -35,6 +35,9 @@ MAX_FILE = 1 << 30
 MAX_BUNDLE = 16 << 30
 """Most bytes of all files of a bundle."""
 
+MAX_BLOCKS = 1000
+"""Most residual blocks of a network."""
+
 MAX_MAP = 1 << 26
 """Most values of an image or feature map: 256 MiB in float32."""
 
@@ -95,7 +98,7 @@ class BlockEngines(_Record, frozen=True, kw_only=True):
 
     index: Positive
     skip: Engine | None
-    options: dict[Name, list[Engine]]
+    options: dict[Name, Annotated[list[Engine], Meta(max_length=8)]]
 
 
 class RuntimeEngines(_Record, frozen=True, kw_only=True):
@@ -369,6 +372,9 @@ def contradictions(manifest: Manifest, options: Options, architecture: Architect
         yield "input shape and architecture disagree"
     if manifest.input.class_names and len(manifest.input.class_names) != architecture.classes:
         yield f"{len(manifest.input.class_names)} class names for {architecture.classes} classes"
+    if sum(architecture.groups) > MAX_BLOCKS:
+        yield f"{sum(architecture.groups):,} blocks, at most {MAX_BLOCKS:,} can be run"
+        return  # what follows goes through all of them
     largest = max(math.prod(architecture.image_shape), *(_values(shape) for shape in architecture.block_shapes()))
     if largest > MAX_MAP:
         yield f"an image or feature map of {largest:,} values, at most {MAX_MAP:,} can be run"

@@ -533,6 +533,7 @@ INCONSISTENT: dict[str, Edit] = {
     "a budget twice": lambda m: m["budgets"].append(dict(m["budgets"][1])),
     "a bias that rises with the budget": set_to("budgets", 1, "bias", value=4.0),
     "engines for no runtime": set_to("runtimes", value={}),
+    "ten thousand blocks": set_to("architecture", "groups", value=[1000] * 10),
     "images of a terabyte": lambda m: (
         set_to("architecture", "image_shape", value=[3, 1 << 16, 1 << 16])(m),
         set_to("input", "shape", value=[3, 1 << 16, 1 << 16])(m),

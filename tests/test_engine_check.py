@@ -216,6 +216,7 @@ HOSTILE: dict[str, tuple[Build, str]] = {
     "a convolution in groups": (lambda: convolution(group=4), "Conv"),
     "a convolution that pads itself": (lambda: convolution(auto_pad="SAME_UPPER"), "fields"),
     "a convolution of stride 0": (lambda: convolution(strides=[0, 0]), "Conv"),
+    "numbers as texts": (lambda: model([node("Cast", "features", to=TensorProto.STRING)]), "Cast"),
     "a large kernel": (
         lambda: convolution(np.zeros((4, 4, 63, 63), np.float32), kernel_shape=[63] * 2, pads=[31] * 4),
         "Conv",
