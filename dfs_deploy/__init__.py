@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dfs_deploy import errors
     from dfs_deploy.bundle import Bundle
+    from dfs_deploy.checkpoints import CheckpointFacts
     from dfs_deploy.datasets import Dataset, load_dataset, load_image
     from dfs_deploy.exporters import Exported, export
     from dfs_deploy.options import Option, Options
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Bundle",
+    "CheckpointFacts",
     "Dataset",
     "Exported",
     "Option",
@@ -42,6 +44,7 @@ __all__ = [
 
 _HOMES = {
     "Bundle": "bundle",
+    "CheckpointFacts": "checkpoints",
     "Dataset": "datasets",
     "Exported": "exporters",
     "Option": "options",
@@ -61,7 +64,7 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'dfs_deploy' has no attribute {name!r}")
-    if home == "exporters":
+    if home in ("checkpoints", "exporters"):
         from dfs_deploy.extras import required
 
         with required():

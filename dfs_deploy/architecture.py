@@ -7,6 +7,14 @@ from dataclasses import dataclass
 
 from dfs_deploy.errors import UsageError
 
+MAX_BLOCKS = 1000
+"""Most residual blocks of a network; ResNet-1202 has 600."""
+
+MAX_SIDE = 1024
+"""Most pixels of an image's height or width."""
+
+_MAX_NUMBER = 1 << 20
+
 
 @dataclass(frozen=True)
 class BlockShape:
@@ -60,8 +68,19 @@ class Architecture:
 
     def __post_init__(self) -> None:
         numbers = (*self.groups, *self.widths, self.classes, *self.image_shape, self.gate_embedding, self.gate_hidden)
-        if not self.groups or len(self.groups) != len(self.widths) or min(numbers) < 1 or len(self.image_shape) != 3:
-            raise UsageError(f"impossible architecture {self}; every number must be positive, with one width a group")
+        sound = all(type(number) is int and 0 < number <= _MAX_NUMBER for number in numbers)
+        if not sound or not self.groups or len(self.groups) != len(self.widths) or len(self.image_shape) != 3:
+            raise UsageError(
+                f"impossible architecture {self}; every number must be positive and at most {_MAX_NUMBER:,}, with one"
+                " width per group"
+            )
+        if sum(self.groups) > MAX_BLOCKS:
+            raise UsageError(f"architecture of {sum(self.groups)} blocks, expected {MAX_BLOCKS} at most")
+        if max(self.image_shape[1:]) > MAX_SIDE:
+            height, width = self.image_shape[1:]
+            raise UsageError(
+                f"images of {height}x{width} pixels, expected at most {MAX_SIDE} on each side; resize them"
+            )
 
     @property
     def name(self) -> str:

@@ -14,16 +14,15 @@ import logging
 import os
 import re
 import shlex
-import zipfile
-import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
+from dfs_deploy.arrays import Arrays, ArraysError
 from dfs_deploy.decoding import MAX_JSON, MalformedError, read_json
 from dfs_deploy.engine_check import check_engine, engine_uses
 from dfs_deploy.errors import BundleError, DigestError, UsageError
@@ -64,6 +63,9 @@ _DEVICES = re.compile(r"(?:^|/)(?:con|prn|aux|nul|(?:com|lpt)[0-9])(?:\.[^/]*)?(
 
 _POINTER, _POINTER_BYTES = b"version https://git-lfs", 1024
 _NAMED_FOREIGN = 5
+
+MAX_SAMPLES = 4096
+"""Most inputs that a bundle may carry; export puts in 64."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class Bundle:
         self._unchecked = engine_uses(self.manifest, self.architecture)
         self.foreign = tuple(sorted(_foreign(self.path, self.manifest.files, within=False)))
         if self.foreign:
-            _LOG.warning("%s", one_line(f"{self.path}: {_listed(self.foreign)} not in its manifest, passed over"))
+            level = logging.INFO if all(map(_is_litter, self.foreign)) else logging.WARNING
+            _LOG.log(level, "%s", one_line(f"{self.path}: {_listed(self.foreign)} not in its manifest, passed over"))
 
     @property
     def name(self) -> str:
@@ -178,28 +181,35 @@ class Bundle:
         return None if names is None else np.array([self.options.names.index(name) for name in names], np.uint8)
 
     def samples(self) -> Samples | None:
-        """The inputs that the bundle carries, or ``None``."""
-        if self.manifest.samples is None:
+        """The inputs that the bundle carries, or ``None``.
+
+        Raises:
+            BundleError: they are damaged, or of other shapes or types than the manifest says; that is found before
+                anything of them is inflated.
+        """
+        name = self.manifest.samples
+        if name is None:
             return None
+        (channels, height, width), classes = self.input.shape, self.architecture.classes
         try:
-            with np.load(io.BytesIO(self.read(self.manifest.samples)), allow_pickle=False) as archive:
-                samples = Samples(archive["images"], archive["labels"], archive["logits"], archive["path"])
-        except (KeyError, ValueError, TypeError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
-            raise BundleError(f"{self.path}: {self.manifest.samples} cannot be read ({error}); export again") from error
-        count, (channels, height, width) = len(samples.images), self.input.shape
-        expected = {
-            "images": ((count, height, width, channels), np.uint8),
-            "labels": ((count,), np.int64),
-            "logits": ((count, self.architecture.classes), np.float32),
-            "path": ((count, self.architecture.gated_blocks), np.uint8),
-        }
-        for name, (shape, dtype) in expected.items():
-            array = getattr(samples, name)
-            if array.shape != shape or array.dtype != dtype:
-                seen = f"{name} of shape {array.shape} {array.dtype}, expected {shape} {np.dtype(dtype)}"
-                raise BundleError(f"{self.path}: {self.manifest.samples} has {seen}; export again")
+            with Arrays(io.BytesIO(self.read(name))) as archive:
+                shown = archive.header("images").shape
+                count = min(shown[0], MAX_SAMPLES) if shown else 0
+                expected: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
+                    "images": ((count, height, width, channels), np.uint8),
+                    "labels": ((count,), np.int64),
+                    "logits": ((count, classes), np.float32),
+                    "path": ((count, self.architecture.gated_blocks), np.uint8),
+                }
+                for array, (shape, dtype) in expected.items():
+                    archive.check(array, shape, dtype)
+                samples = Samples(**{array: archive.read(array) for array in expected})
+        except (ArraysError, MemoryError) as error:
+            raise BundleError(f"{self.path}: {name} cannot be read ({first_line(error)}); export again") from error
         if samples.path.size and samples.path.max() >= len(self.options):
-            raise BundleError(f"{self.path}: {self.manifest.samples} has a path with no such option; export again")
+            raise BundleError(f"{self.path}: {name} has a path with no such option; export again")
+        if samples.labels.size and not -1 <= samples.labels.min() <= samples.labels.max() < classes:
+            raise BundleError(f"{self.path}: {name} has a label of no class; export again")
         return samples
 
 
@@ -255,7 +265,7 @@ def check_writable(path: Path) -> None:
         raise UsageError(f"{path} exists and is no bundle; give another path with --out, or remove it")
     if head is not None:
         for entry in _foreign(path, head.listed, within=True):
-            if not any(map(is_litter, Path(entry).parts)):
+            if not _is_litter(entry):
                 raise UsageError(
                     f"{path} holds {entry}, which is no file of the bundle and would be lost; move it away, or give"
                     " another --out"
@@ -325,6 +335,11 @@ def _head(path: Path) -> Head | None:
         return read_json(path / MANIFEST, Head, follow=False)
     except (OSError, MalformedError):
         return None
+
+
+def _is_litter(entry: str) -> bool:
+    """Whether an entry, or a folder that it is in, is what a system or an editor leaves."""
+    return any(map(is_litter, Path(entry).parts))
 
 
 def _check_names(path: Path, names: Collection[str]) -> None:

@@ -39,7 +39,7 @@ _LITTER = (
         ".spotlight-v100",
         ".trashes",
     ),  # macOS
-    *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin"),  # Windows
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),  # Windows
     *(".nfs*", ".fuse_hidden*", ".trash-*", ".directory", "lost+found", "@eadir"),  # file systems and desktops
     *("*~", ".*.sw[a-p]", ".#*", "#*#", ".goutputstream-*"),  # editors
 )

@@ -243,13 +243,20 @@ class ServedRecord(_Record, frozen=True, kw_only=True):
     reason: Sentence
 
 
-class SourceRecord(_Record, frozen=True, kw_only=True):
-    """The checkpoint that the bundle was made from."""
+class SourceRecord(_Record, frozen=True, kw_only=True, omit_defaults=True):
+    """The checkpoint that the bundle was made from.
+
+    Attributes:
+        assumptions: what it does not say and was taken for granted, a line each.
+        weights_key: which of several weights in it were taken; ``None`` if there is one: then the key is not
+            written, and a manifest is as it was before there was such a key.
+    """
 
     file: Name
     format: Name
     sha256: Digest
     assumptions: Annotated[list[Sentence], Meta(max_length=256)]
+    weights_key: Name | None = None
 
 
 class Manifest(_Record, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ with its weights and activations quantised (Section 3 of "Fractional Skipping", 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, overload
@@ -41,7 +42,7 @@ class Option:
     bits: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or not (self.bits == 0 or 2 <= self.bits <= FULL_BITS):
+        if type(self.bits) is not int or not (self.bits == 0 or 2 <= self.bits <= FULL_BITS):
             raise OptionError(
                 f"option of {self.bits!r} bits, expected 0 (skip) or 2 to {FULL_BITS}; mend the option list"
             )
@@ -78,7 +79,8 @@ class Options(Sequence[Option]):
     """
 
     def __init__(self, bits: Iterable[int]) -> None:
-        self._options = tuple(Option(b) for b in bits)
+        # No more than one beyond the number of bitwidths, one of which is then there twice.
+        self._options = tuple(Option(b) for b in itertools.islice(bits, FULL_BITS + 1))
         if len(self._options) < 2:
             raise OptionError(f"{len(self._options)} option(s), expected at least 2, as in 'skip,8,16,full'")
         if len(set(self._options)) != len(self._options):
@@ -153,10 +155,11 @@ def parse_policy(names: Sequence[str], options: Options) -> tuple[int, ...]:
     Raises:
         OptionError: a name that is not among the options.
     """
-    unknown = [name for name in names if name not in options.names]
-    if unknown:
-        raise OptionError(f"policy with option {unknown[0]!r}, expected one of {options} for each gated block")
-    return tuple(options.names.index(name) for name in names)
+    known = options.names
+    for name in names:
+        if name not in known:
+            raise OptionError(f"policy with option {name!r}, expected one of {options} for each gated block")
+    return tuple(known.index(name) for name in names)
 
 
 def parse_targets(text: str) -> tuple[Precision, ...]:

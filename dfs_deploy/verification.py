@@ -84,7 +84,10 @@ class Verification(_Record, frozen=True, kw_only=True):
         computation_percentage_reference: mean over the samples.
         computation_percentage_bundle: likewise.
         max_abs_logit_error: greatest difference of a logit; ``None`` where one is not finite.
+        per_block: the error of each engine, or ``None`` if it was not asked for.
+        notes: what was assumed about the data, and what hints at a mistake, a line each.
         per_block: the error of each engine, or ``None`` where it was not asked for.
+        assumptions: what was assumed about the checkpoint, a line each.
     """
 
     schema: Literal["dfs-deploy/verify"] = SCHEMA
@@ -106,6 +109,8 @@ class Verification(_Record, frozen=True, kw_only=True):
     computation_percentage_bundle: Percentage
     max_abs_logit_error: float | None
     per_block: list[EngineError] | None
+    notes: list[str] = []
+    assumptions: list[str] = []
 
     def as_json(self) -> dict[str, Any]:
         """Every key, as plain values."""

@@ -15,7 +15,7 @@ from dfs_deploy.bench.intervals import Interval
 from dfs_deploy.bench.machine import Machine, describe_machine
 from dfs_deploy.bench.results import SCHEMA_VERSION, BenchResult
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.datasets import Dataset
+from dfs_deploy.datasets import Dataset, ImageFolder
 from dfs_deploy.decoding import MAX_JSON, MalformedError, decode_json
 from dfs_deploy.errors import ArtefactError, CheckFailedError, UsageError
 from dfs_deploy.files import read_file, write_whole
@@ -187,7 +187,14 @@ class Conditions:
 
 
 def conditions_before(
-    bundle: Bundle, data: Dataset | None, *, device: str, batch: int, threads: int, budget: float | None, seed: int
+    bundle: Bundle,
+    data: Dataset | ImageFolder | None,
+    *,
+    device: str,
+    batch: int,
+    threads: int,
+    budget: float | None,
+    seed: int,
 ) -> Conditions:
     """The conditions of a run that is yet to be made; the arguments are those of ``run_bench``.
 

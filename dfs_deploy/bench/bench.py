@@ -29,7 +29,7 @@ from dfs_deploy.bench.state import Watch, read_state
 from dfs_deploy.bench.validity import find_problems
 from dfs_deploy.bench.verdict import MAX_TOP1_DROP, decide
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.datasets import Dataset
+from dfs_deploy.datasets import Dataset, ImageFolder
 from dfs_deploy.errors import UsageError
 from dfs_deploy.options import computation_percentage
 from dfs_deploy.runtimes import Runtime
@@ -42,7 +42,7 @@ _PATH_SHARE = 1 / 3
 
 def run_bench(
     bundle: Bundle,
-    data: Dataset | None = None,
+    data: Dataset | ImageFolder | None = None,
     *,
     device: str = "cpu",
     batch: int = 1,

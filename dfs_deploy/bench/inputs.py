@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.datasets import Dataset
+from dfs_deploy.datasets import Dataset, ImageFolder
 from dfs_deploy.digits import DIGITS_CLASSES, DIGITS_SIZE, load_digits
 from dfs_deploy.errors import MissingExtraError, UsageError
 
@@ -30,7 +30,7 @@ class Inputs:
     name: str
 
 
-def draw_inputs(bundle: Bundle, data: Dataset | None, seed: int) -> Inputs:
+def draw_inputs(bundle: Bundle, data: Dataset | ImageFolder | None, seed: int) -> Inputs:
     """Draws at most 1024 images, in an order that the seed decides.
 
     Args:
@@ -51,7 +51,7 @@ def draw_inputs(bundle: Bundle, data: Dataset | None, seed: int) -> Inputs:
         except MissingExtraError as error:
             why = str(error)
     if data is not None:
-        drawn = data.subset(MAX_INPUTS, seed)
+        drawn = data.subset(MAX_INPUTS, seed).load()
         return Inputs(drawn.images, drawn.labels, drawn.name)
     samples = bundle.samples()
     if samples is None:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, Final, Literal
 
 from dfs_deploy.bench.energy import EnergySampler, PolledSampler
-from dfs_deploy.extras import EXTRA_OF
 
 SOURCE = "nvml"
 INTERVAL_S = 0.1
@@ -31,7 +30,7 @@ def find(index: int = 0) -> EnergySampler | str:
     try:
         import pynvml
     except ModuleNotFoundError:
-        return f'nvidia-ml-py is not installed; pip install "dfs-deploy[{EXTRA_OF["pynvml"]}]"'
+        return "nvidia-ml-py is not installed; pip install nvidia-ml-py"
     try:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)

@@ -8,15 +8,23 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor
 
 from dfs_deploy.architecture import Architecture, BlockShape
-from dfs_deploy.checkpoints.reading import TensorReader
+from dfs_deploy.checkpoints.tensors import COUNTER, TensorReader
 from dfs_deploy.errors import CheckpointError, UsageError
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
-_BLOCK = re.compile(r"group(\d+)_layer(\d+)\.conv1\.weight")
+_BLOCK = re.compile(r"group(\d{1,6})_layer(\d{1,6})\.conv1\.weight")
+
+SHARED = {f"group{group}_ds0.": f"group{group}_layer0.downsample." for group in (2, 3)}
+"""Names that both formats give their projections' tensors besides, by the beginnings of keys."""
 
 
-def read_architecture(keys: Iterable[str], reader: TensorReader) -> Architecture:
+def read_architecture(keys: Iterable[str], reader: TensorReader, size: tuple[int, int]) -> Architecture:
     """Derives the shape from which blocks there are and from the shapes of a few tensors.
+
+    Args:
+        keys: of all tensors.
+        reader: the checkpoint's tensors.
+        size: height and width of images, which no tensor tells.
 
     Raises:
         CheckpointError: blocks are missing, groups are not three, or images are not of three channels.
@@ -24,19 +32,20 @@ def read_architecture(keys: Iterable[str], reader: TensorReader) -> Architecture
     found = {(int(m[1]), int(m[2])) for key in keys if (m := _BLOCK.fullmatch(key))}
     counts = tuple(sum(1 for group, _ in found if group == g) for g in (1, 2, 3))
     if found != {(g + 1, i) for g, count in enumerate(counts) for i in range(count)} or 0 in counts:
-        raise CheckpointError(f"a checkpoint with blocks {sorted(found)}, expected groups 1 to 3 with blocks from 0 on")
-    channels = reader.take("conv1.weight", (None, 3, 3, 3)).shape[0]
+        some = ", ".join(f"group{group}_layer{place}" for group, place in sorted(found)[:40])
+        raise CheckpointError(f"a checkpoint with blocks {some}, expected groups 1 to 3 with blocks from 0 on")
+    channels = reader.shape("conv1.weight", (None, 3, 3, 3))[0]
     try:
         return Architecture(
             groups=counts,
             widths=(channels, 2 * channels, 4 * channels),
-            classes=reader.take("fc.weight", (None, 4 * channels)).shape[0],
-            image_shape=(3, 32, 32),
-            gate_embedding=reader.take("group1_gate0.1.weight", (None, channels, 1, 1)).shape[0],
-            gate_hidden=reader.take("control.proj.weight", (None, None)).shape[1],
+            classes=reader.shape("fc.weight", (None, 4 * channels))[0],
+            image_shape=(3, *size),
+            gate_embedding=reader.shape("group1_gate0.1.weight", (None, channels, 1, 1))[0],
+            gate_hidden=reader.shape("control.proj.weight", (None, None))[1],
         )
     except UsageError as error:
-        raise CheckpointError(f"a checkpoint with an empty tensor, hence an {error}") from error
+        raise CheckpointError(f"a checkpoint of an {error}") from error
 
 
 def numbered_blocks(architecture: Architecture) -> Iterator[tuple[BlockShape, int, int]]:
@@ -62,7 +71,7 @@ class GroupsReader:
         self._quantized = quantized
 
     def conv(self, ours: str, theirs: str, shape: tuple[int, int, int, int]) -> None:
-        """Copies a convolution, with its input range where it has one."""
+        """Copies a convolution, with its input range if it has one."""
         self.state[f"{ours}.weight"] = self.reader.take(f"{theirs}.weight", shape)
         for bound, name in (("low", "min"), ("high", "max")):
             key = f"{theirs}.quantize_input.running_{name}"
@@ -81,7 +90,7 @@ class GroupsReader:
         Args:
             lstm: prefix of the LSTM's tensors.
             projection_conv: name, within a stride block, of its projection's convolution.
-            projection_norm: likewise, of its normalisation.
+            projection_norm: name of its normalisation there.
         """
         first, last_width = self.architecture.widths[0], self.architecture.widths[-1]
         embedding, hidden = self.architecture.gate_embedding, self.architecture.gate_hidden
@@ -112,4 +121,4 @@ class GroupsReader:
         # The gate after the last block is computed there and never used.
         groups = self.architecture.groups
         last = f"group{len(groups)}_gate{groups[-1] - 1}."
-        self.reader.skip(lambda key: key.endswith(".num_batches_tracked") or key.startswith(last))
+        self.reader.skip(lambda key: key.endswith(COUNTER) or key.startswith(last))

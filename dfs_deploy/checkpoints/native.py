@@ -5,23 +5,31 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dfs_deploy.architecture import Architecture
-from dfs_deploy.checkpoints.reading import METADATA_KEY, RawCheckpoint
+from dfs_deploy.checkpoints.facts import CheckpointFacts, check_class_names, corrected_input
+from dfs_deploy.checkpoints.reading import METADATA_KEY
 from dfs_deploy.checkpoints.registry import Checkpoint, recognizer
+from dfs_deploy.checkpoints.tensors import COUNTER, TensorReader, fill, without_values
+from dfs_deploy.checkpoints.weights import RawCheckpoint
 from dfs_deploy.errors import CheckpointError
 from dfs_deploy.files import write_whole
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Options, parse_policy
 from dfs_deploy.preprocessing import InputContract
+from dfs_deploy.text import first_line
 
 FORMAT = "dfs-deploy"
 VERSION = 2
 """Version 2 added ``policy``; files of version 1, which have a gate, are read as before."""
+
+_TENSORS_OF_A_BLOCK = 12
+"""Least number of a block's tensors: two convolutions with weight and range, two normalisations with three or more."""
 
 
 def save_checkpoint(path: str | Path, network: DFSNetwork, contract: InputContract) -> None:
@@ -55,32 +63,54 @@ def save_checkpoint(path: str | Path, network: DFSNetwork, contract: InputContra
 
 
 @recognizer(FORMAT, lambda raw: raw.values.get("format") == FORMAT)
-def load_native(raw: RawCheckpoint, options: Options | None) -> Checkpoint:
-    """Reads what :func:`save_checkpoint` wrote."""
+def load_native(raw: RawCheckpoint, options: Options | None, facts: CheckpointFacts) -> Checkpoint:
+    """Reads what :func:`save_checkpoint` wrote.
+
+    Raises:
+        CheckpointError: of another version, values that cannot be, or tensors that are not those of the network that
+            the values describe.
+    """
     version = raw.values.get("version")
     if version not in (1, VERSION):
         raise CheckpointError(f"dfs-deploy checkpoint of version {version!r}, expected {VERSION}; update dfs-deploy")
+    reader = TensorReader(raw.tensors, "dfs-deploy")
     try:
-        architecture = Architecture(**_tuples(raw.values["architecture"]))
-        contract = InputContract(**_tuples(raw.values["input"]))
-        saved = Options(raw.values["options"])
-        if contract.shape != architecture.image_shape:
-            raise ValueError(f"input of shape {contract.shape} for a network of {architecture.image_shape}")
-        names = raw.values.get("policy")
-        policy = None if names is None else parse_policy(list(names), saved)
-        network = DFSNetwork(architecture, saved, policy)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"dfs-deploy checkpoint with malformed values ({error}); save it again") from error
+        architecture, recorded, saved, policy = _described(raw.values)
+        if facts.class_names is None:
+            check_class_names(recorded.class_names, architecture.classes)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        seen = f"no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise CheckpointError(f"dfs-deploy checkpoint with malformed values ({seen}); save it again") from error
     if options is not None and options != saved:
         raise CheckpointError(f"the checkpoint's options are {saved}, not {options}; leave --options out")
-    try:
-        network.load_state_dict(dict(raw.tensors))
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise CheckpointError(f"dfs-deploy checkpoint whose tensors are not {architecture.name}'s: {first}") from error
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values()):
-        raise CheckpointError("dfs-deploy checkpoint with NaN or infinity in it; training diverged: use an earlier one")
-    return Checkpoint(network, contract, FORMAT)
+    contract, corrections = corrected_input(recorded, facts)
+    # What the values describe is built only if there are tensors for it.
+    if _TENSORS_OF_A_BLOCK * sum(architecture.groups) > len(reader):
+        raise CheckpointError(
+            f"dfs-deploy checkpoint of a {architecture.name} with {len(reader)} tensors, too few for it; save it again"
+        )
+    network = without_values(dataclasses.replace(architecture, image_shape=contract.shape), saved, policy)
+    state = {
+        key: reader.take_counter(key) if key.endswith(COUNTER) else reader.take(key, tuple(tensor.shape))
+        for key, tensor in network.state_dict().items()
+    }
+    reader.finish()
+    return Checkpoint(fill(network, state), contract, FORMAT, corrections)
+
+
+def _described(values: Mapping[str, Any]) -> tuple[Architecture, InputContract, Options, tuple[int, ...] | None]:
+    """The network that plain values describe, with its input, options and policy."""
+    architecture = Architecture(**_tuples(values["architecture"]))
+    contract = InputContract(**_tuples(values["input"]))
+    options = Options(values["options"])
+    if contract.shape != architecture.image_shape:
+        raise ValueError(f"input of shape {contract.shape} for a network of {architecture.image_shape}")
+    names = values.get("policy")
+    if names is None:
+        return architecture, contract, options, None
+    if len(names) != architecture.gated_blocks:
+        raise ValueError(f"a policy of {len(names)} options for {architecture.gated_blocks} gated blocks")
+    return architecture, contract, options, parse_policy(list(names), options)
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,201 +1,142 @@
-"""Reading a checkpoint file without running anything in it."""
+"""Reading a checkpoint file without running anything in it, and without believing what it says of sizes."""
 
 from __future__ import annotations
 
-import json
-import pickle
-import pickletools
-import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from dfs_deploy.checkpoints.archives import check_archive
+from dfs_deploy.checkpoints.pickled import (
+    MAX_TENSORS,
+    ForbiddenNameError,
+    NotDenseError,
+    OversizedPickleError,
+    PickleRefusedError,
+)
+from dfs_deploy.decoding import MalformedError, decode_json
 from dfs_deploy.errors import CheckpointError, UnsafeCheckpointError
+from dfs_deploy.files import check_file
+from dfs_deploy.kinds import given_instead
+from dfs_deploy.text import first_line
 
 METADATA_KEY = "dfs_deploy"
 """Key of a ``.safetensors`` header under which our own format keeps its plain values, as JSON."""
 
-_CALLS = frozenset({"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "REDUCE"})
-"""Instructions of a pickle that name or call something."""
+MAX_CHECKPOINT = 16 << 30
+"""Most bytes of a checkpoint file."""
 
-_PREFIXES = ("module.", "_orig_mod.")
+_EXPECTED = "a checkpoint (.pt, .pth, .pth.tar or .safetensors)"
+_MAX_HEADER = 16 << 20
+_LENGTH_BYTES = 8
+_SAVE_AGAIN = "save model.state_dict() alone, by torch.save"
 
 
 @dataclass(frozen=True)
-class RawCheckpoint:
-    """What a file holds, before anyone has recognised it.
+class FileContent:
+    """What a checkpoint file holds.
 
     Attributes:
-        tensors: by key, with wrapper prefixes (``module.``, ``_orig_mod.``) stripped where all keys carry them.
-        values: what stood beside the tensors: plain values only.
+        path: the file.
+        size: its bytes.
+        content: tensors, plain values and dicts of them, as they were saved; of a ``.safetensors`` file, its tensors.
+        values: plain values beside the tensors.
     """
 
-    tensors: Mapping[str, Tensor]
+    path: Path
+    size: int
+    content: Mapping[Any, Any]
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_checkpoint_file(path: Path) -> RawCheckpoint:
-    """Reads a ``.safetensors`` file or a ``torch.save`` archive of tensors and plain values.
+def read_checkpoint_file(path: Path) -> FileContent:
+    """Reads a ``.safetensors`` file or one of ``torch.save`` that holds dense tensors and plain values.
+
+    Which of them a file is, its first bytes tell.
 
     Raises:
-        CheckpointError: the file is missing, truncated, or no dict.
+        CheckpointError: the file is missing, damaged, no checkpoint, or holds other sizes than it says.
         UnsafeCheckpointError: loading it would run code; nothing of it was run.
     """
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}; give the path of a .pt, .pth, .pth.tar or .safetensors file")
-    raw = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    return RawCheckpoint(_strip_prefixes(raw.tensors), raw.values)
+    try:
+        size = check_file(path, MAX_CHECKPOINT)
+        with path.open("rb") as stream:
+            head = stream.read(_LENGTH_BYTES + 1)
+            header = int.from_bytes(head[:_LENGTH_BYTES], "little")
+            # Looked for first: the length may begin like the mark of any other kind of file.
+            if head.endswith(b"{") and len(head) > _LENGTH_BYTES and header <= size - _LENGTH_BYTES:
+                return _read_safetensors(path, size, header)
+            instead = given_instead(path, _EXPECTED, "checkpoint")
+            if instead is not None:
+                raise CheckpointError(instead)
+            stream.seek(0)
+            return _read_torch(path, stream, size)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no checkpoint at {path}; give the path of {_EXPECTED}") from error
+    except OSError as error:
+        instead = given_instead(path, _EXPECTED, "checkpoint") if path.is_dir() else None
+        raise CheckpointError(instead or f"{path}: {first_line(error)}; give the path of {_EXPECTED}") from error
 
 
-def _read_safetensors(path: Path) -> RawCheckpoint:
+def _read_safetensors(path: Path, size: int, header: int) -> FileContent:
     import safetensors
 
+    if header > _MAX_HEADER:
+        raise CheckpointError(
+            f"{path} has a header of {header:,} bytes, expected {_MAX_HEADER:,} at most; copy it again"
+        )
     try:
         with safetensors.safe_open(path, framework="pt") as archive:
             metadata = archive.metadata() or {}
-            tensors = {key: archive.get_tensor(key) for key in archive.keys()}  # noqa: SIM118 (no mapping)
-        values = json.loads(metadata.get(METADATA_KEY, "{}"))
-    except Exception as error:  # a damaged header raises whatever the parsers meet in it
+            names = list(archive.keys())
+            if len(names) > MAX_TENSORS:
+                raise CheckpointError(f"{path} holds more than {MAX_TENSORS:,} tensors; {_SAVE_AGAIN}")
+            tensors = {name: archive.get_tensor(name) for name in names}
+        values = decode_json(metadata.get(METADATA_KEY, "{}").encode(), dict[str, Any])
+    except MalformedError as error:
+        raise CheckpointError(f"{path} has malformed {METADATA_KEY} metadata ({error}); save it again") from error
+    # A damaged header raises whatever the parser meets in it; there is no common base to name.
+    except (safetensors.SafetensorError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(
-            f"{path} is not a readable .safetensors file ({_one_line(error)}); copy it again"
+            f"{path} is not a readable .safetensors file ({first_line(error)}); copy it again"
         ) from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} carries {METADATA_KEY} metadata that is no JSON object; save it again")
-    return RawCheckpoint(tensors, values)
+    for dropped, kept in metadata.items():
+        # safetensors' save_model keeps one name of tensors that are one, and notes under the other which.
+        if kept in tensors and dropped not in tensors:
+            tensors[dropped] = tensors[kept]
+    return FileContent(path, size, tensors, values)
 
 
-def _read_pickle(path: Path) -> RawCheckpoint:
+def _read_torch(path: Path, stream: BinaryIO, size: int) -> FileContent:
     try:
+        check_archive(stream, size)
+        stream.seek(0)
         with warnings.catch_warnings():
-            # About the pickle's protocol; whether it can be read is said below.
             warnings.simplefilter("ignore", UserWarning)
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if _would_run_code(error, path):
-            named = re.search(r"GLOBAL (\S+)", str(error))
-            raise UnsafeCheckpointError(
-                f"{path} holds pickled objects{f' ({named[1]})' if named else ''} beside tensors and plain values; it"
-                " was not loaded, since that would run code; save a state dict, or convert it to .safetensors where you"
-                " trust it"
-            ) from error
-        raise _unreadable(path) from error
-    # torch.load lets whatever its readers meet in a damaged archive through; there is no common base to name.
+            content = torch.load(stream, map_location="cpu", weights_only=True)
+    except ForbiddenNameError as error:
+        raise UnsafeCheckpointError(
+            f"{path} holds pickled objects ({error}) beside tensors and plain values; it was not loaded, since that"
+            " would run code; save a state dict, or convert it to .safetensors if you trust it"
+        ) from error
+    except NotDenseError as error:
+        raise CheckpointError(f"{path} holds {error}, expected dense tensors on the CPU; {_SAVE_AGAIN}") from error
+    except OversizedPickleError as error:
+        raise CheckpointError(f"{path} holds {error}, which no network that is read here has; {_SAVE_AGAIN}") from error
+    except PickleRefusedError as error:
+        raise CheckpointError(
+            f"{path} is not a readable checkpoint ({error}); it may be truncated: copy it again, or {_SAVE_AGAIN}"
+        ) from error
+    # What passed the check and is damaged all the same raises whatever torch.load's readers meet in it.
     except Exception as error:
-        raise _unreadable(path) from error
+        raise CheckpointError(f"{path} is not a readable checkpoint; it may be truncated: copy it again") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(
             f"{path} holds a {type(content).__name__}, expected a dict; save model.state_dict() in it"
         )
-    nested = content.get("state_dict", content)
-    if not isinstance(nested, Mapping):
-        raise CheckpointError(f"{path} has a state_dict of type {type(nested).__name__}, expected a dict")
-    tensors = {key: value for key, value in nested.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    values = {key: value for key, value in content.items() if not isinstance(value, Tensor) and value is not nested}
-    return RawCheckpoint(tensors, values)
-
-
-def _would_run_code(error: pickle.UnpicklingError, path: Path) -> bool:
-    """Whether torch.load refused a pickle for what it would call, rather than for damage."""
-    named = any(mark in str(error) for mark in ("GLOBAL", "unrecognized function", "allowlist", "must be imported"))
-    calls = False
-    with path.open("rb") as stream:
-        head = stream.peek(2)[:2]
-        marked = head[:1] == pickle.PROTO
-        if named and (marked or head == b"PK"):
-            return True
-        # torch.load knows few instructions of the pickles that torch.save did not write: look what else is in this one.
-        try:
-            for instruction, _, _ in pickletools.genops(stream):
-                calls = calls or instruction.name in _CALLS
-        except Exception:  # a damaged pickle raises whatever the parser meets in it
-            # Text may begin like a pickle of the first protocols, which bear no mark; it hardly ends like one.
-            return marked and calls
-    return calls
-
-
-def _unreadable(path: Path) -> CheckpointError:
-    return CheckpointError(f"{path} is not a readable checkpoint; it may be truncated: copy it again")
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-
-
-def _strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    result = dict(tensors)
-    while result and (prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in result)), None)):
-        result = {key.removeprefix(prefix): value for key, value in result.items()}
-    return result
-
-
-class TensorReader:
-    """Takes tensors by key, checks their shapes, and knows which were never asked for."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], kind: str) -> None:
-        self._tensors = tensors
-        self._kind = kind
-        self._taken: set[str] = set()
-
-    def take(self, key: str, shape: tuple[int | None, ...]) -> Tensor:
-        """Returns the tensor under ``key``, in float32 unless it counts.
-
-        Args:
-            key: its name.
-            shape: what it must be; ``None`` for an extent that may be any.
-
-        Raises:
-            CheckpointError: it is missing, of another shape, or not finite.
-        """
-        if key not in self._tensors:
-            raise CheckpointError(f"{self._kind} checkpoint lacks {key}; it was cut or renamed: save it again")
-        tensor = self._tensors[key]
-        if tensor.ndim != len(shape) or any(w not in (None, n) for n, w in zip(tensor.shape, shape, strict=True)):
-            wanted = ", ".join("any" if extent is None else str(extent) for extent in shape)
-            raise CheckpointError(
-                f"{self._kind} checkpoint has {key} of shape {tuple(tensor.shape)}, expected ({wanted}); it is of"
-                " another network"
-            )
-        self._taken.add(key)
-        if not tensor.dtype.is_floating_point:
-            return tensor
-        tensor = tensor.float()
-        if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(
-                f"{self._kind} checkpoint has NaN or infinity in {key}; training diverged: use an earlier one"
-            )
-        return tensor
-
-    def take_alias(self, alias: str, key: str) -> None:
-        """Marks a second copy of a tensor as taken, and checks that both agree where it is there.
-
-        Raises:
-            CheckpointError: the copies differ, or there is only one.
-        """
-        if alias in self._tensors:
-            self._taken.add(alias)
-            if key not in self._tensors:
-                raise CheckpointError(
-                    f"{self._kind} checkpoint has {alias} and lacks {key}, expected both; save it again"
-                )
-            if not torch.equal(self._tensors[alias], self._tensors[key]):
-                raise CheckpointError(
-                    f"{self._kind} checkpoint has {alias} and {key} differ, expected copies of one tensor"
-                )
-
-    def skip(self, unused: Callable[[str], bool]) -> None:
-        """Marks tensors that the network holds and never computes with."""
-        self._taken.update(key for key in self._tensors if unused(key))
-
-    def finish(self) -> None:
-        """Raises CheckpointError where a tensor was never asked for: a network with more in it is another network."""
-        foreign = sorted(set(self._tensors) - self._taken)
-        if foreign:
-            raise CheckpointError(
-                f"{self._kind} checkpoint has {len(foreign)} key(s) that such a network does not, {foreign[0]} for one;"
-                " it is of another network"
-            )
+    return FileContent(path, size, content, {k: v for k, v in content.items() if not isinstance(v, Tensor)})

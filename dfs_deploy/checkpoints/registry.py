@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dfs_deploy.checkpoints.reading import RawCheckpoint, read_checkpoint_file
+from dfs_deploy.checkpoints.facts import CheckpointFacts, check_class_names
+from dfs_deploy.checkpoints.reading import read_checkpoint_file
 from dfs_deploy.checkpoints.rejected import reject
+from dfs_deploy.checkpoints.weights import RawCheckpoint, choose_weights
 from dfs_deploy.errors import CheckpointError, UnknownCheckpointError
 from dfs_deploy.models import DFSNetwork, QuantizedConv2d
 from dfs_deploy.options import Options
@@ -22,16 +24,19 @@ class Checkpoint:
         network: the reference model, in evaluation mode.
         input: how pixels become its input.
         format: name of the recogniser that read it.
-        assumptions: what the file does not say and the recogniser took for granted, a line each.
+        assumptions: what the file does not say and was taken for granted, what was chosen or left out, and where the
+            caller's word went before the file's, a line each.
+        weights_key: name of these weights in the file, if there are several; else ``None``.
     """
 
     network: DFSNetwork
     input: InputContract
     format: str
     assumptions: tuple[str, ...] = ()
+    weights_key: str | None = None
 
 
-Loader = Callable[[RawCheckpoint, "Options | None"], Checkpoint]
+Loader = Callable[[RawCheckpoint, "Options | None", CheckpointFacts], Checkpoint]
 
 
 @dataclass(frozen=True)
@@ -56,14 +61,21 @@ def recognizer(name: str, matches: Callable[[RawCheckpoint], bool]) -> Callable[
     return register
 
 
-def load_checkpoint(path: str | Path, options: Options | None = None, deployable: bool = True) -> Checkpoint:
+def load_checkpoint(
+    path: str | Path,
+    options: Options | None = None,
+    facts: CheckpointFacts | None = None,
+    *,
+    deployable: bool = True,
+) -> Checkpoint:
     """Reads a trained network of any known format.
 
-    Nothing in the file is executed.
+    Nothing in the file is executed, and no more memory is taken than its tensors need.
 
     Args:
         path: a ``torch.save`` archive or a ``.safetensors`` file.
-        options: what the gate chooses from, where the file does not say; ``None`` for the format's default.
+        options: what the gate chooses from, if the file does not say; ``None`` for the format's default.
+        facts: what else the caller knows of it; ``None`` for nothing.
         deployable: whether each block must have run quantised already, as far as it has such options. Training begins
             with networks that have not.
 
@@ -71,16 +83,17 @@ def load_checkpoint(path: str | Path, options: Options | None = None, deployable
         CheckpointError: the file cannot be read, or lacks something.
         UnsafeCheckpointError: loading it would run code.
         UnknownCheckpointError: no recogniser knows it, or one knows that it cannot be deployed.
+        UsageError: facts that no network, or not this one, can have.
     """
-    path = Path(path)
-    raw = read_checkpoint_file(path)
+    path, facts = Path(path), facts or CheckpointFacts()
+    raw = choose_weights(read_checkpoint_file(path), facts.weights_key)
     for candidate in _RECOGNIZERS:
         if candidate.matches(raw):
-            checkpoint = candidate.load(raw, options)
+            checkpoint = candidate.load(raw, options, facts)
+            check_class_names(checkpoint.input.class_names, checkpoint.network.architecture.classes)
             if deployable:
                 check_ranges(checkpoint.network)
-            checkpoint.network.eval()
-            return checkpoint
+            return replace(checkpoint, assumptions=(*raw.notes, *checkpoint.assumptions), weights_key=raw.weights)
     reject(raw, path)
     if not raw.tensors:
         raise CheckpointError(f"{path} holds no tensors, expected a state dict; save model.state_dict() in it")
@@ -92,7 +105,7 @@ def load_checkpoint(path: str | Path, options: Options | None = None, deployable
 
 
 def check_ranges(network: DFSNetwork) -> None:
-    """Raises CheckpointError where a gated block may run quantised and has no range to quantise over."""
+    """Raises CheckpointError if a gated block may run quantised and has no range to quantise over."""
     missing = [
         block.shape.index
         for block in network.blocks[1:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dfs_deploy.checkpoints.reading import RawCheckpoint
+from dfs_deploy.checkpoints.weights import RawCheckpoint
 from dfs_deploy.errors import UnknownCheckpointError
 
 Test = Callable[[RawCheckpoint], bool]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from dfs_deploy.checkpoints.cifar_groups import GroupsReader, numbered_blocks, read_architecture
-from dfs_deploy.checkpoints.reading import RawCheckpoint, TensorReader
+from dfs_deploy.checkpoints.cifar_groups import SHARED, GroupsReader, read_architecture
+from dfs_deploy.checkpoints.facts import CheckpointFacts, assumed_input
 from dfs_deploy.checkpoints.registry import Checkpoint, recognizer
+from dfs_deploy.checkpoints.tensors import TensorReader, fill, without_values
+from dfs_deploy.checkpoints.weights import RawCheckpoint
 from dfs_deploy.errors import CheckpointError
-from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Options
-from dfs_deploy.preprocessing import CIFAR10_CLASSES, InputContract
 
 FORMAT = "skipnet"
 
@@ -32,7 +32,7 @@ def is_skipnet(raw: RawCheckpoint) -> bool:
 
 
 @recognizer(FORMAT, is_skipnet)
-def load_skipnet(raw: RawCheckpoint, options: Options | None) -> Checkpoint:
+def load_skipnet(raw: RawCheckpoint, options: Options | None, facts: CheckpointFacts) -> Checkpoint:
     """Reads a SkipNet; its one sigmoid score becomes two, zero for skip and the score for full.
 
     A sigmoid above one half is a score above zero, and a score of exactly zero skips in both.
@@ -44,8 +44,9 @@ def load_skipnet(raw: RawCheckpoint, options: Options | None) -> Checkpoint:
         raise CheckpointError(
             f"a SkipNet checkpoint, whose gate chooses between {OPTIONS}, not {options}; leave them out"
         )
-    reader = TensorReader(raw.tensors, "SkipNet")
-    architecture = read_architecture(raw.tensors, reader)
+    reader = TensorReader(raw.tensors, "SkipNet", SHARED)
+    contract, assumptions = assumed_input(3, facts, "SkipNet's")
+    architecture = read_architecture(raw.tensors, reader, contract.shape[1:])
     groups = GroupsReader(reader, architecture, quantized=False)
     groups.common("control.rnn", "downsample.0", "downsample.1")
     score, bias = (
@@ -54,21 +55,5 @@ def load_skipnet(raw: RawCheckpoint, options: Options | None) -> Checkpoint:
     )
     groups.state["gate.projection.weight"] = torch.cat([torch.zeros_like(score), score])
     groups.state["gate.projection.bias"] = torch.cat([torch.zeros_like(bias), bias])
-    for shape, group, place in numbered_blocks(architecture):
-        if shape.projects:
-            alias = f"group{group}_ds{place}."
-            for key in [
-                key for key in raw.tensors if key.startswith(alias) and not key.endswith(".num_batches_tracked")
-            ]:
-                reader.take_alias(key, f"group{group}_layer{place}.downsample.{key.removeprefix(alias)}")
     reader.finish()
-
-    network = DFSNetwork(architecture, OPTIONS)
-    network.load_state_dict(groups.state, strict=False)
-    names = CIFAR10_CLASSES if architecture.classes == len(CIFAR10_CLASSES) else ()
-    return Checkpoint(
-        network,
-        InputContract(architecture.image_shape, class_names=names),
-        FORMAT,
-        ("pixels are normalised with CIFAR-10's mean and standard deviation, as in SkipNet's scripts",),
-    )
+    return Checkpoint(fill(without_values(architecture, OPTIONS), groups.state), contract, FORMAT, assumptions)

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from dfs_deploy.errors import BundleError, UsageError
+from dfs_deploy.text import first_line
+
 BundleArgument = Annotated[
     Path | None,
     typer.Argument(metavar="[BUNDLE]", help="A NAME.dfs directory; the one in the current directory when left out."),
@@ -25,11 +28,97 @@ BudgetOption = Annotated[
     typer.Option("--budget", help="Computation to hold, 0 to 1, as calibrated at export.", show_default="as trained"),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every draw.")]
+WeightsKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Which weights in the checkpoint to take, if there are several, as in state_dict_ema.",
+        show_default="not the averaged ones",
+    ),
+]
+MeanOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Mean of each channel that pixels were normalised with, 0 to 1, as in 0.49,0.48,0.45.",
+        show_default="the file's, else CIFAR-10's",
+    ),
+]
+StdOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Standard deviation of each channel, in the same way.", show_default="the file's, else CIFAR-10's"
+    ),
+]
+ClassNamesOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A file with a class name per line, or names separated by commas, in the order of the outputs; or none.",
+        show_default="the file's, else none",
+    ),
+]
+InputSizeOption = Annotated[
+    str | None,
+    typer.Option(help="Height and width of the images, as in 32x32.", show_default="the file's, else 32x32"),
+]
 DataHelp = "An .npz with x and y, a folder of images by class, or a CIFAR archive's folder."
 
 
 def bundle_path(given: Path | None) -> Path:
-    """The bundle that was named, or the one in the current directory."""
-    from dfs_deploy.bundle import find_bundle
+    """The bundle that was named, or the one in the current directory.
 
-    return given or find_bundle()
+    Raises:
+        BundleError: something else was named; the message says what it is and which argument takes it.
+        UsageError: none was named, and none or several are in the current directory.
+    """
+    from dfs_deploy.bundle import find_bundle
+    from dfs_deploy.kinds import given_instead
+
+    if given is None:
+        return find_bundle()
+    other = given_instead(given, "a bundle (a NAME.dfs folder)", "bundle")
+    if other is not None:
+        raise BundleError(other)
+    return given
+
+
+_MOST_NAMES_BYTES = 8 << 20
+
+
+def parse_numbers(flag: str, text: str) -> tuple[float, ...]:
+    """Reads numbers separated by commas; raises UsageError for anything else."""
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{flag} {text!r}, expected a number per channel, as in 0.49,0.48,0.45") from error
+
+
+def parse_size(flag: str, text: str) -> tuple[int, int]:
+    """Reads height and width in pixels, as in ``32x32``; raises UsageError for anything else."""
+    height, _, width = text.partition("x")
+    if not all(part.isascii() and part.isdecimal() and len(part) <= 6 for part in (height, width)):
+        raise UsageError(f"{flag} {text!r}, expected height and width in pixels, as in 32x32")
+    return int(height), int(width)
+
+
+def parse_class_names(text: str) -> tuple[str, ...]:
+    """Reads names separated by commas, a file with a name per line, or the word ``none``.
+
+    Raises:
+        UsageError: neither, or the file cannot be read as UTF-8.
+    """
+    from dfs_deploy.files import read_file
+
+    if text == "none":
+        return ()
+    if "," in text:
+        return tuple(name.strip() for name in text.split(","))
+    expected = "expected a file with a class name per line, names separated by commas, or none"
+    try:
+        lines = read_file(Path(text), _MOST_NAMES_BYTES).decode("utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--class-names {text!r} cannot be read ({first_line(error)}), {expected}") from error
+    names = [line.strip() for line in lines]
+    while names and not names[-1]:
+        names.pop()
+    if not names:
+        raise UsageError(f"--class-names {text!r} is an empty file, {expected}")
+    return tuple(names)

@@ -80,7 +80,7 @@ def bench(
     from dfs_deploy.bench.csv_file import write_csv
     from dfs_deploy.bundle import Bundle
     from dfs_deploy.costs import save_costs as write_costs
-    from dfs_deploy.datasets import load_dataset
+    from dfs_deploy.datasets import open_dataset
     from dfs_deploy.runtimes.onnxruntime import plan as plans
     from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, whole_prepared
 
@@ -97,7 +97,7 @@ def bench(
     opened = Bundle(bundle_path(bundle))
     drawn = None
     if data is not None:
-        loaded = load_dataset(data, split="test", size=opened.input.shape[1:])
+        loaded = open_dataset(data, size=opened.input.shape[1:])
         drawn = loaded.labelled_for(opened.architecture.classes, opened.input.class_names)
     if earlier is not None:
         check_conditions(

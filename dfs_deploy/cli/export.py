@@ -8,7 +8,19 @@ from typing import Annotated, Literal, cast
 
 import typer
 
-from dfs_deploy.cli.arguments import DataHelp, JsonOption, SeedOption
+from dfs_deploy.cli.arguments import (
+    ClassNamesOption,
+    DataHelp,
+    InputSizeOption,
+    JsonOption,
+    MeanOption,
+    SeedOption,
+    StdOption,
+    WeightsKeyOption,
+    parse_class_names,
+    parse_numbers,
+    parse_size,
+)
 from dfs_deploy.cli.budgets import parse_budgets, show_budgets
 from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
 from dfs_deploy.extras import required
@@ -28,6 +40,11 @@ def export(
     ] = None,
     calibration_samples: Annotated[int, typer.Option(min=1, help="Images to draw from the data.")] = 1024,
     options: Annotated[str | None, typer.Option(help="What the gate chooses from, as in skip,8,16,full.")] = None,
+    weights_key: WeightsKeyOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    class_names: ClassNamesOption = None,
+    input_size: InputSizeOption = None,
     budgets: Annotated[
         str | None,
         typer.Option(help="Computation to be able to hold at run time, as in 0.1,0.2,0.4.", show_default="none"),
@@ -45,7 +62,15 @@ def export(
 
     with required():
         from dfs_deploy import exporters
+        from dfs_deploy.checkpoints import CheckpointFacts
 
+    facts = CheckpointFacts(
+        weights_key=weights_key,
+        mean=None if mean is None else parse_numbers("--mean", mean),
+        std=None if std is None else parse_numbers("--std", std),
+        class_names=None if class_names is None else parse_class_names(class_names),
+        input_size=None if input_size is None else parse_size("--input-size", input_size),
+    )
     with progress(quiet=json) as report:
         exported = exporters.export(
             checkpoint,
@@ -53,6 +78,7 @@ def export(
             targets=parse_targets(targets),
             runtimes=[name.strip() for name in runtime.split(",")],
             options=None if options is None else Options.parse(options),
+            facts=facts,
             calibration_data=calibration_data,
             calibration_method=calibration_method,
             calibration_samples=calibration_samples,
@@ -69,6 +95,7 @@ def export(
         for precision in manifest.targets
     }
     served = {record.option: record.served_by for record in manifest.substitutions}
+    suspicions = () if exported.comparison is None else exported.comparison.suspicions
     if json:
         print_json(
             {
@@ -79,6 +106,7 @@ def export(
                 "options": list(bundle.options.names),
                 "substitutions": {record.option: record.served_by for record in manifest.substitutions},
                 "assumptions": list(exported.assumptions),
+                "notes": [*exported.notes, *suspicions],
                 "engines_validated": len(engines),
                 "worst_error": worst,
                 "paths_validated": exported.validation.paths,
@@ -93,6 +121,8 @@ def export(
     console.print(f"{manifest.architecture.name} ({manifest.source.format}), options {bundle.options}")
     for assumption in exported.assumptions:
         console.print(f"assumed: {assumption}")
+    for note in exported.notes:
+        console.print(f"note: {note}")
     for option, precision in served.items():
         console.print(f"option {option} is served by {precision}: its own precision is not among the targets")
     if manifest.calibration is not None:
@@ -119,6 +149,8 @@ def export(
             f" (reference {percent(c.top1_reference)}), route agreement {percent(c.route_agreement)},"
             f" computation {c.computation_percentage_bundle:.2f} %"
         )
+    for suspicion in suspicions:
+        console.print(f"warning: {suspicion}")
     if manifest.budgets:
         show_budgets(manifest.budgets)
     if exported.single_file is not None:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import dfs_deploy
-from dfs_deploy.cli.arguments import DataHelp, JsonOption, PlanOption, PreparedOption, SeedOption, ThreadsOption
+from dfs_deploy.cli.arguments import (
+    DataHelp,
+    JsonOption,
+    PlanOption,
+    PreparedOption,
+    SeedOption,
+    ThreadsOption,
+    bundle_path,
+)
 from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
 from dfs_deploy.cli.outputs import check_writable
 from dfs_deploy.errors import UsageError
@@ -50,8 +58,8 @@ def report(
     json: JsonOption = False,
 ) -> None:
     """Write one page on accuracy, latency, decisions and errors of bundles; or the figures of training runs."""
-    from dfs_deploy.bundle import Bundle, find_bundle
-    from dfs_deploy.datasets import load_dataset
+    from dfs_deploy.bundle import Bundle
+    from dfs_deploy.datasets import open_dataset
     from dfs_deploy.report import Report, as_json, report_bundle
     from dfs_deploy.report.bench_file import load_bench, match_benches
     from dfs_deploy.report.build import distinct_names
@@ -72,11 +80,11 @@ def report(
     if html is not None:
         with required():
             from dfs_deploy.report import render_page
-    opened = [Bundle(path) for path in bundles or [find_bundle()]]
+    opened = [Bundle(path) for path in map(bundle_path, bundles)] or [Bundle(bundle_path(None))]
     benches = match_benches([bundle.digest for bundle in opened], [(path, load_bench(path)) for path in bench or []])
     drawn = []
     for bundle in opened:
-        loaded = None if data is None else load_dataset(data, split="test", size=bundle.input.shape[1:])
+        loaded = None if data is None else open_dataset(data, size=bundle.input.shape[1:])
         drawn.append(
             None if loaded is None else loaded.labelled_for(bundle.architecture.classes, bundle.input.class_names)
         )

@@ -17,6 +17,7 @@ from dfs_deploy.cli.console import errors, output, percent, print_json, show_tab
 from dfs_deploy.errors import UsageError
 from dfs_deploy.extras import required
 from dfs_deploy.options import Options
+from dfs_deploy.text import one_line
 
 if TYPE_CHECKING:
     from dfs_deploy.training import Observer, Recipe, Trained
@@ -232,7 +233,7 @@ def _progress(quiet: bool) -> Iterator[Observer]:
     if quiet:
         yield lambda record: None
     elif not console.is_terminal:
-        yield lambda record: console.print(_describe(record)) if record["event"] == "evaluation" else None
+        yield lambda record: console.print(_describe(record)) if record["event"] in ("evaluation", "note") else None
     else:
         steps: dict[str, int] = {}
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -249,13 +250,15 @@ def _progress(quiet: bool) -> Iterator[Observer]:
                         f"  computation {record['percentage']:5.1f} %"
                     )
                     bar.update(task, description=text, completed=record["step"], total=steps.get(record["stage"]))
-                elif record["event"] == "evaluation":
+                elif record["event"] in ("evaluation", "note"):
                     console.print(_describe(record))
 
             yield show
 
 
 def _describe(record: Mapping[str, Any]) -> str:
+    if record["event"] == "note":
+        return one_line(record["text"])
     return (
         f"{record['stage']} step {record['step']}: top-1 {percent(record['top1'])} of {record['images']}"
         f" {record['split']} images at {record['percentage']:.2f} % computation, {record['paths']} path(s)"

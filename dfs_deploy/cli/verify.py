@@ -19,12 +19,14 @@ from dfs_deploy.cli.arguments import (
     PreparedOption,
     SeedOption,
     ThreadsOption,
+    WeightsKeyOption,
     bundle_path,
 )
 from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
 from dfs_deploy.cli.outputs import check_writable
 from dfs_deploy.errors import CheckpointError, SavedResultError, UsageError, VerificationError
 from dfs_deploy.extras import required
+from dfs_deploy.text import one_line
 
 if TYPE_CHECKING:
     from dfs_deploy.bundle import Bundle
@@ -99,6 +101,7 @@ def verify(
         Path | None,
         typer.Option(help="Judge a kept result by the bars, without running anything.", show_default="none"),
     ] = None,
+    weights_key: WeightsKeyOption = None,
     budget: BudgetOption = None,
     threads: ThreadsOption = 1,
     plan: PlanOption = True,
@@ -111,7 +114,14 @@ def verify(
     _check_bar("--min-route-agreement", min_route_agreement, 1, "a share")
     _check_bar("--max-computation-change", max_computation_change, 100, "points")
     if result is not None:
-        given = {"--checkpoint": checkpoint, "--data": data, "--samples": samples, "--save": save, "--budget": budget}
+        given: dict[str, object] = {
+            "--checkpoint": checkpoint,
+            "--data": data,
+            "--weights-key": weights_key,
+            "--samples": samples,
+            "--save": save,
+            "--budget": budget,
+        }
         for name in (name for name, value in given.items() if value is not None):
             raise UsageError(f"{name} beside --result, which runs nothing; leave one of them out")
         found = _kept(result, bundle)
@@ -124,6 +134,7 @@ def verify(
             bundle_path(bundle),
             checkpoint,
             data,
+            weights_key=weights_key,
             samples=samples,
             per_block=per_block,
             budget=budget,
@@ -156,6 +167,7 @@ def _compared(
     checkpoint: Path,
     data: Path,
     *,
+    weights_key: str | None,
     samples: int | None,
     per_block: bool,
     budget: float | None,
@@ -167,11 +179,11 @@ def _compared(
 ) -> Verification:
     """Runs bundle and reference on the same images."""
     with required():
-        from dfs_deploy.checkpoints import load_checkpoint
+        from dfs_deploy.checkpoints import CheckpointFacts, load_checkpoint
         from dfs_deploy.exporters import compare
         from dfs_deploy.exporters.validation import compare_engines
     import dfs_deploy
-    from dfs_deploy.datasets import load_dataset
+    from dfs_deploy.datasets import open_dataset
     from dfs_deploy.files import sha256_file
     from dfs_deploy.runtimes import Runtime
     from dfs_deploy.text import one_line
@@ -179,17 +191,24 @@ def _compared(
 
     opened = Runtime(path, threads=threads, plan=plan, prepared=prepared, budget=budget)
     with opened as runtime, progress(quiet=quiet) as report:
-        loaded = load_checkpoint(checkpoint, runtime.options)
+        source, taken = runtime.bundle.manifest.source, runtime.input
+        facts = CheckpointFacts(
+            weights_key=weights_key or source.weights_key,
+            mean=taken.mean,
+            std=taken.std,
+            class_names=taken.class_names,
+            input_size=taken.shape[1:],
+        )
+        loaded = load_checkpoint(checkpoint, runtime.options, facts)
         if loaded.network.architecture != runtime.bundle.architecture:
             raise CheckpointError(
                 f"{checkpoint} is another network than {runtime.bundle.path} was made from:"
                 f" {loaded.network.architecture.beside(runtime.bundle.architecture)}; give the bundle's own"
             )
         _check_policy(checkpoint, loaded.network, runtime.bundle)
-        drawn = load_dataset(data, split="test", size=runtime.input.shape[1:])
-        drawn = drawn.labelled_for(runtime.bundle.architecture.classes, runtime.input.class_names)
-        if samples is not None:
-            drawn = drawn.subset(samples, seed)
+        images_of = open_dataset(data, size=runtime.input.shape[1:])
+        images_of = images_of.labelled_for(runtime.bundle.architecture.classes, runtime.input.class_names)
+        drawn = images_of.load() if samples is None else images_of.subset(samples, seed).load()
         result = compare(runtime, loaded.network, drawn.images, drawn.labels, partial(report, "comparing"))
         deviations = None
         if per_block:
@@ -214,6 +233,8 @@ def _compared(
             computation_percentage_bundle=result.computation_percentage_bundle,
             max_abs_logit_error=finite(result.max_abs_logit_error),
             per_block=None if deviations is None else list(_engine_errors(deviations)),
+            notes=[*drawn.notes, *result.suspicions],
+            assumptions=list(dict.fromkeys((*source.assumptions, *loaded.assumptions))),
         )
 
 
@@ -253,7 +274,7 @@ def _kept(result: Path, bundle: Path | None) -> Verification:
     if bundle is not None:
         from dfs_deploy.bundle import Bundle
 
-        digest = Bundle(bundle).digest
+        digest = Bundle(bundle_path(bundle)).digest
         if digest != found.bundle_digest:
             raise SavedResultError(
                 f"{result} is of a bundle with digest {found.bundle_digest[:12]}, {bundle} has {digest[:12]};"
@@ -275,6 +296,8 @@ def _contract(found: Verification, passed: bool) -> dict[str, Any]:
         "passed": passed,
         "bundle_digest": found.bundle_digest,
         "checkpoint_sha256": found.checkpoint_sha256,
+        "notes": found.notes,
+        "assumptions": found.assumptions,
     }
     if found.per_block is not None:
         value["per_block"] = found.as_json()["per_block"]
@@ -283,6 +306,8 @@ def _contract(found: Verification, passed: bool) -> dict[str, Any]:
 
 def _show(found: Verification, failures: Sequence[str]) -> None:
     """Prints a result as a person reads it."""
+    for assumption in found.assumptions:
+        output().print(f"assumed: {one_line(assumption)}")
     show_table(
         f"{found.data}, {found.samples} images" + ("" if found.budget is None else f", budget {found.budget:g}"),
         ["", "reference", "bundle"],
@@ -306,6 +331,8 @@ def _show(found: Verification, failures: Sequence[str]) -> None:
     console.print(
         f"bundle {found.bundle} {found.bundle_digest[:12]}, {found.checkpoint} {found.checkpoint_sha256[:12]}"
     )
+    for note in found.notes:
+        console.print(f"warning: {one_line(note)}")
     console.print("PASSED" if not failures else f"FAILED: {'; '.join(failures)}")
 
 

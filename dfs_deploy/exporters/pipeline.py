@@ -6,11 +6,12 @@ import functools
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 import msgspec
+import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
@@ -26,8 +27,8 @@ from dfs_deploy.calibration import (
     calibrate_static,
     from_checkpoint,
 )
-from dfs_deploy.checkpoints import Checkpoint, load_checkpoint
-from dfs_deploy.datasets import Dataset, load_dataset
+from dfs_deploy.checkpoints import Checkpoint, CheckpointFacts, load_checkpoint
+from dfs_deploy.datasets import Dataset, ImageFolder, open_dataset
 from dfs_deploy.errors import CheckpointError, UsageError
 from dfs_deploy.exporters.budgets import calibrate_budgets, check_budgets
 from dfs_deploy.exporters.comparison import Comparison, compare, static_top1
@@ -40,6 +41,7 @@ from dfs_deploy.exporters.writing import EngineWriter
 from dfs_deploy.files import check_folder, sha256_file, temporary_folder, write_whole
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_precision, parse_targets
+from dfs_deploy.ort import onnxruntime
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.text import first_line, one_line
@@ -62,6 +64,7 @@ class Exported:
         validation: how far each engine is from the reference.
         comparison: what was measured on the calibration data, or ``None`` without data.
         assumptions: what the checkpoint does not say and was taken for granted.
+        notes: what was assumed or noticed about the calibration data, a line each.
         single_file: where the whole network was written as one ONNX file, or ``None``.
     """
 
@@ -70,6 +73,7 @@ class Exported:
     comparison: Comparison | None
     assumptions: tuple[str, ...]
     single_file: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
 def export(
@@ -79,7 +83,8 @@ def export(
     targets: Sequence[str] | None = None,
     runtimes: Sequence[str] | None = None,
     options: Options | None = None,
-    calibration_data: str | Path | Dataset | None = None,
+    facts: CheckpointFacts | None = None,
+    calibration_data: str | Path | Dataset | ImageFolder | None = None,
     calibration_method: str | None = None,
     calibration_samples: int | None = None,
     weight_bits: Literal[7, 8] | None = None,
@@ -95,9 +100,11 @@ def export(
         out: directory to write; ``None`` for ``./<checkpoint stem>.dfs``.
         targets: engine precisions to make, among ``int8``, ``fp16`` and ``fp32``; ``None`` for all three.
         runtimes: runtimes to make engines for, ``onnxruntime`` and ``tensorrt``; ``None`` for the first alone.
-        options: what the gate chooses from, where the checkpoint does not say.
-        calibration_data: a :class:`~dfs_deploy.datasets.Dataset`, or where to load one from (its training split);
-            ``None`` uses the ranges that the checkpoint carries.
+        options: what the gate chooses from, if the checkpoint does not say.
+        facts: what else the caller knows of the checkpoint: which weights in it, its normalisation, class names and
+            image size; ``None`` for nothing. What is neither in the file nor given is assumed, and said.
+        calibration_data: a :class:`~dfs_deploy.datasets.Dataset`, or where to load one from (its training split; of a
+            folder, only the images drawn are decoded); ``None`` uses the ranges that the checkpoint carries.
         calibration_method: ``checkpoint``, ``minmax``, ``percentile``, ``entropy`` or ``mse``; ``None`` for ``minmax``
             with data and ``checkpoint`` without.
         calibration_samples: images to draw from the data; ``None`` for 1,024, or all where there are fewer.
@@ -125,7 +132,7 @@ def export(
     made_for = _check_runtimes(RUNTIMES[:1] if runtimes is None else runtimes)
     single = None if single_file is None else _check_single_path(Path(single_file), out, made_for)
     check_writable(out)
-    loaded = load_checkpoint(source, options)
+    loaded = load_checkpoint(source, options, facts)
     network, taken = loaded.network, _input_record(source, loaded.input)
     data = _load_data(calibration_data, loaded, calibration_samples, seed)
     if budgets is not None:
@@ -151,6 +158,7 @@ def export(
             format=loaded.format,
             sha256=sha256_file(source),
             assumptions=[one_line(assumption) for assumption in loaded.assumptions],
+            weights_key=loaded.weights_key,
         ),
         architecture=_architecture_record(loaded),
         options=[schema.OptionRecord(name=o.name, bits=o.bits, cost=o.cost) for o in network.options],
@@ -185,7 +193,8 @@ def export(
     bundle = write_bundle(out, msgspec.structs.replace(manifest, accuracy=accuracy, budgets=points), files)
     if single is not None:
         write_whole(single, model)
-    return Exported(bundle, validation, comparison, loaded.assumptions, single)
+    notes = () if data is None else data.notes
+    return Exported(bundle, validation, comparison, loaded.assumptions, single, notes=notes)
 
 
 def checkpoint_stem(path: Path) -> str:
@@ -231,7 +240,7 @@ def _check_budgets(
 
 
 def _load_data(
-    source: str | Path | Dataset | None, loaded: Checkpoint, samples: int | None, seed: int
+    source: str | Path | Dataset | ImageFolder | None, loaded: Checkpoint, samples: int | None, seed: int
 ) -> Dataset | None:
     if source is None:
         return None
@@ -239,13 +248,14 @@ def _load_data(
     if samples < 1:
         raise UsageError(f"{samples} calibration samples, expected at least 1")
     size = loaded.input.shape[1:]
-    data = source if isinstance(source, Dataset) else load_dataset(source, split="train", size=size)
-    if data.images.shape[1:] != (*size, loaded.input.shape[0]):
-        raise UsageError(
-            f"{data.name} has images of {data.images.shape[1:]}, the network takes {(*size, loaded.input.shape[0])}"
-        )
+    data = source if isinstance(source, Dataset | ImageFolder) else open_dataset(source, split="train", size=size)
     names = loaded.input.class_names
-    return data.labelled_for(loaded.network.architecture.classes, names).subset(samples, seed)
+    drawn = data.labelled_for(loaded.network.architecture.classes, names).subset(samples, seed).load()
+    if drawn.images.shape[1:] != (*size, loaded.input.shape[0]):
+        raise UsageError(
+            f"{drawn.name} has images of {drawn.images.shape[1:]}, the network takes {(*size, loaded.input.shape[0])}"
+        )
+    return drawn
 
 
 def _check_method(method: str | None, data: Dataset | None, loaded: Checkpoint, needed: bool) -> str:
@@ -284,7 +294,8 @@ def _calibrate(
 
 
 def _producer() -> dict[str, str]:
-    versions = {name: metadata.version(name) for name in ("torch", "onnx", "onnxruntime", "numpy")}
+    # Of the modules: distributions have other names, as onnxruntime-gpu and the wheels of boards' makers do.
+    versions = {module.__name__: str(module.__version__) for module in (torch, onnx, onnxruntime, np)}
     return {"name": "dfs-deploy", "version": dfs_deploy.__version__, "python": platform.python_version(), **versions}
 
 

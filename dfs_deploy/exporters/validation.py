@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,6 +22,7 @@ from dfs_deploy.exporters.quantized import UINT8_STEPS
 from dfs_deploy.manifest import Engine
 from dfs_deploy.models import DFSNetwork, run_option
 from dfs_deploy.options import PRECISIONS, Option, Precision
+from dfs_deploy.ort import onnxruntime as ort
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime.binding import open_session, session_options
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bench import run_bench
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.datasets import Dataset
+from dfs_deploy.datasets import Dataset, ImageFolder
 from dfs_deploy.errors import BundleError, UsageError
 from dfs_deploy.report.bench_file import BenchFigures, RuntimeFacts, bench_figures
 from dfs_deploy.report.engines import engine_figures
@@ -37,7 +37,7 @@ Progress = Callable[[str, float], None]
 
 def report_bundle(
     bundle: Bundle,
-    data: Dataset | None = None,
+    data: Dataset | ImageFolder | None = None,
     bench: BenchFigures | None = None,
     *,
     samples: int | None = SAMPLES,
@@ -148,10 +148,10 @@ def distinct_names(reports: tuple[BundleReport, ...]) -> tuple[BundleReport, ...
 
 
 def _inputs(
-    bundle: Bundle, data: Dataset | None, count: int | None, seed: int
+    bundle: Bundle, data: Dataset | ImageFolder | None, count: int | None, seed: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None, str]:
     if data is not None:
-        drawn = data.subset(count, seed)
+        drawn = data.subset(count, seed).load()
         return drawn.images, drawn.labels, drawn.name
     carried = bundle.samples()
     if carried is None:

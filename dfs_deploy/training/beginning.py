@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dfs_deploy.architecture import Architecture
 from dfs_deploy.checkpoints import load_checkpoint
 from dfs_deploy.errors import CheckpointError
@@ -16,16 +18,24 @@ def new_architecture(recipe: Recipe, splits: Splits) -> Architecture:
     return Architecture(groups, classes=splits.classes, image_shape=splits.contract().shape)
 
 
-def begin_with(path: str, architecture: Architecture) -> DFSNetwork:
+def begin_with(path: str, architecture: Architecture, say: Callable[[str], object] = lambda line: None) -> DFSNetwork:
     """Reads a trained network to begin with.
+
+    Args:
+        path: its checkpoint.
+        architecture: of the network that is trained.
+        say: called with each line on what was assumed about the checkpoint.
 
     Raises:
         CheckpointError: it cannot be read, or is of another architecture.
     """
-    network = load_checkpoint(path, deployable=False).network
+    checkpoint = load_checkpoint(path, deployable=False)
+    network = checkpoint.network
     if network.architecture != architecture:
         raise CheckpointError(
             f"{path} is another network than this job's: {network.architecture.beside(architecture)}; give a checkpoint"
             " of the same blocks, classes and image size"
         )
+    for line in checkpoint.assumptions:
+        say(f"assumed of {path}: {line}")
     return network

@@ -43,7 +43,7 @@ _STEP_VALUES = ("loss", "accuracy", "cost", "percentage", "alpha")
 _FULL_TOLERANCE = 1e-3
 
 Observer = Callable[[Record], None]
-"""Called with each record of the metrics log when it is written."""
+"""Called with each record of the metrics log when it is written, and with notes (``note``: a ``text``), not in it."""
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,10 @@ class _Trainer:
         torch.manual_seed(self._job.seed)
         network = DFSNetwork(architecture, self._recipe.options, self._recipe.policy_indices())
         if self._job.backbone is not None:
-            given = begin_with(self._job.backbone, architecture)
+            given = begin_with(self._job.backbone, architecture, self._note)
             network.backbone.load_state_dict(given.backbone.state_dict())
         if self._job.start is not None:
-            given = begin_with(self._job.start, architecture)
+            given = begin_with(self._job.start, architecture, self._note)
             if given.options != network.options:
                 raise CheckpointError(
                     f"{self._job.start} has the options {given.options}, expected {network.options}; give --options"
@@ -170,6 +170,10 @@ class _Trainer:
                 )
             network.load_state_dict(given.state_dict())
         return network
+
+    def _note(self, text: str) -> None:
+        if self._processes.first:
+            self._observer({"event": "note", "text": text})
 
     def run(self, state: State | None) -> Trained:
         """Runs all stages, from a saved state or the beginning."""

@@ -93,7 +93,7 @@ def test_a_gpu_that_falls_off_the_bus(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("driver", "words"),
     [
-        (None, ["nvidia-ml-py is not installed", 'pip install "dfs-deploy[nvml]"']),
+        (None, ["nvidia-ml-py is not installed", "pip install nvidia-ml-py"]),
         (Driver(gpus=0), ["Driver Not Loaded", "nvidia-smi"]),
         (Driver(counts_energy=False, tells_power=False), ["NVIDIA Test", "neither energy nor power"]),
     ],

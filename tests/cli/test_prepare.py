@@ -79,7 +79,7 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path, tmp_path_factor
 def test_what_cannot_be_prepared(mixed: Made, floats: Made) -> None:
     run("prepare", mixed.path, "--runtime", "abacus", "--json").failed(2, "abacus")
     run("prepare", mixed.path, "--batch", "2", "--json").failed(2, "--runtime tensorrt")
-    run("prepare", mixed.path, "--runtime", "tensorrt", "--json").failed(3, 'pip install "dfs-deploy[tensorrt]"')
+    run("prepare", mixed.path, "--runtime", "tensorrt", "--json").failed(3, "pip install -e", '[tensorrt]"')
     with machine():
         run("prepare", floats.path, "--runtime", "tensorrt", "--json").failed(4, "--runtime tensorrt")
 
@@ -87,4 +87,4 @@ def test_what_cannot_be_prepared(mixed: Made, floats: Made) -> None:
 def test_inspect_says_what_tensorrt_lacks_here(mixed: Made) -> None:
     ran = run("inspect", mixed.path)
     assert ran.code == 0
-    assert 'not here     tensorrt: pycuda is not installed and this needs it; run: pip install "dfs-deploy' in ran.out
+    assert "not here     tensorrt: pycuda is not installed and this needs it; run: pip install -e" in ran.out

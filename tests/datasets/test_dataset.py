@@ -69,7 +69,7 @@ def test_labels_count_as_the_network_does() -> None:
     assert matched.labels.tolist() == [1, 3, 3]
     assert data.labelled_for(2, ("cat", "dog")).labels.tolist() == [0, 1, 1]
     assert data.labelled_for(2, ()).labels.tolist() == [0, 1, 1]
-    with refuses(DataError, "'dog'", "cat, car"):
+    with refuses(DataError, ": dog;", "cat, car"):
         data.labelled_for(2, ("cat", "car"))
     unnamed = Dataset(images, np.array([0, 1, 14]), (), "shifted")
     with refuses(DataError, "label 14", "10 classes"):

@@ -87,7 +87,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
         ({**GOOD, "x": GOOD["x"][..., 0]}, "grey"),
         ({**GOOD, "x": np.uint8(3)}, "expected (N, H, W, 3) uint8"),
         ({"x": GOOD["x"][:0], "y": GOOD["y"][:0]}, "N at least 1"),
-        ({**GOOD, "y": np.array([0, 1, 1])}, "one an image"),
+        ({**GOOD, "y": np.array([0, 1, 1])}, "one for each image"),
         ({**GOOD, "y": np.array([0, -3])}, "-3 for image 1"),
         ({**GOOD, "y": np.array([0.0, 1.0])}, "float64"),
         ({**GOOD, "y": np.array([True, False])}, "bool"),
@@ -109,7 +109,7 @@ def test_an_npz_of_objects_is_refused_and_nothing_runs(tmp_path: Path, name: str
     marker = tmp_path / "marker"
     arrays = {**GOOD, name: np.array([MakesFolder(marker), 1], object)}
     np.savez(tmp_path / "data.npz", **arrays, allow_pickle=True)
-    with refuses(DataError, f"{name} of", "pickle"):
+    with refuses(DataError, f"{name} cannot be read", "pickle"):
         load_dataset(tmp_path / "data.npz")
     assert not marker.exists()
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dfs_deploy.architecture import Architecture
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.ort import onnxruntime as ort
 from dfs_deploy.runtimes.base import Backend, Substitution
 from dfs_deploy.runtimes.gate_choice import gate_for
 from dfs_deploy.runtimes.onnxruntime.batch import BatchDispatch

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dfs_deploy.errors import BundleError, EngineError
 from dfs_deploy.manifest import Form
+from dfs_deploy.ort import onnxruntime as ort
 
 Call = Callable[[], None]
 

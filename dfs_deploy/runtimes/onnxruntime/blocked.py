@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from dfs_deploy.errors import BundleError
 from dfs_deploy.manifest import Form
@@ -31,6 +30,7 @@ from dfs_deploy.onnx_messages import (
     set_nodes,
     sizes,
 )
+from dfs_deploy.ort import onnxruntime as ort
 from dfs_deploy.runtimes.onnxruntime.binding import open_session, session_options
 
 DOMAIN = "com.microsoft.nchwc"

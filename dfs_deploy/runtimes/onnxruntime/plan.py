@@ -14,7 +14,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
@@ -24,6 +23,7 @@ from dfs_deploy.errors import BundleError
 from dfs_deploy.files import sha256, write_whole
 from dfs_deploy.manifest import Engine, Form
 from dfs_deploy.options import PRECISIONS, Precision
+from dfs_deploy.ort import onnxruntime as ort
 from dfs_deploy.runtimes.onnxruntime.binding import (
     Call,
     aligned_buffer,

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
@@ -26,6 +25,7 @@ from dfs_deploy.decoding import UNREADABLE
 from dfs_deploy.errors import BundleError, DfsDeployError
 from dfs_deploy.files import put_folder, sha256
 from dfs_deploy.manifest import Engine, Form
+from dfs_deploy.ort import onnxruntime as ort
 from dfs_deploy.runtimes.onnxruntime.binding import laid_out, open_session, run_once, session_options
 from dfs_deploy.runtimes.onnxruntime.blocked import block_size, blocked_files, blocked_head, blocked_stem
 

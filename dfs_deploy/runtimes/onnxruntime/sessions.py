@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import onnxruntime as ort
-
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.cpu import has_fast_float16
 from dfs_deploy.errors import BundleError
 from dfs_deploy.files import sha256
 from dfs_deploy.manifest import Engine, Form
+from dfs_deploy.ort import onnxruntime as ort
 from dfs_deploy.runtimes.base import Substitution
 from dfs_deploy.runtimes.gate import GateWeights
 from dfs_deploy.runtimes.gate_weights import gate_weights

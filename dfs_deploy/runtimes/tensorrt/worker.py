@@ -16,6 +16,7 @@ import msgspec
 
 from dfs_deploy.errors import DfsDeployError, EnvironmentLacksError
 from dfs_deploy.files import write_whole
+from dfs_deploy.parent import end_with_parent
 from dfs_deploy.runtimes.tensorrt.library import STRONG_SINCE, Log, libraries, numbers
 from dfs_deploy.runtimes.tensorrt.plan import read_plain
 
@@ -180,6 +181,7 @@ def _monitor(report: Callable[[float], None]) -> trt.IProgressMonitor:
 
 def main() -> None:
     """Reads a request, builds, and says how it went."""
+    end_with_parent()
     # What TensorRT's libraries print goes to standard error: the pipe holds messages alone.
     channel = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)

@@ -1,0 +1,105 @@
+"""What a checkpoint's file may not say, and somebody has to: from the caller, or assumed and said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dfs_deploy.errors import UsageError
+from dfs_deploy.preprocessing import InputContract
+
+CIFAR_SIZE = (32, 32)
+"""Height and width of CIFAR's images, in pixels."""
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """What the caller knows of a checkpoint; each of them goes before what the file says, and before any assumption.
+
+    Attributes:
+        weights_key: which of several weights in the file, as messages name them, such as ``state_dict_ema``.
+        mean: mean of each channel that pixels were normalised with, scaled to 0..1.
+        std: standard deviation of each channel, scaled in the same way.
+        class_names: a name per class, in the order of the network's outputs; empty for none.
+        input_size: height and width of the images, in pixels.
+    """
+
+    weights_key: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    class_names: tuple[str, ...] | None = None
+    input_size: tuple[int, int] | None = None
+
+
+def assumed_input(channels: int, facts: CheckpointFacts, scripts: str) -> tuple[InputContract, tuple[str, ...]]:
+    """The input contract of a network whose file says nothing of its input.
+
+    Args:
+        channels: of an image.
+        facts: what the caller knows.
+        scripts: whose training is taken for granted, as in ``SkipNet's``.
+
+    Returns:
+        The contract, and a line for each assumption in it.
+
+    Raises:
+        InputError: facts that cannot be.
+    """
+    assumptions = []
+    usual = InputContract()
+    unsaid = [f"--{name}" for name in ("mean", "std") if getattr(facts, name) is None]
+    if unsaid:
+        values = " and ".join(f"{flag[2:]} {getattr(usual, flag[2:])}" for flag in unsaid)
+        assumptions.append(
+            f"pixels are normalised with CIFAR-10's {values}, as in {scripts} scripts; else give {' and '.join(unsaid)}"
+        )
+    if facts.input_size is None:
+        assumptions.append("images are of 32x32 pixels, as CIFAR's; else give --input-size")
+    if facts.class_names is None:
+        assumptions.append("class names are not in the file, so that classes are numbers; give them with --class-names")
+    contract = InputContract(
+        shape=(channels, *(facts.input_size or CIFAR_SIZE)),
+        mean=usual.mean if facts.mean is None else facts.mean,
+        std=usual.std if facts.std is None else facts.std,
+        class_names=facts.class_names or (),
+    )
+    return contract, tuple(assumptions)
+
+
+def corrected_input(recorded: InputContract, facts: CheckpointFacts) -> tuple[InputContract, tuple[str, ...]]:
+    """The input contract that a file records, where the caller does not know better.
+
+    Returns:
+        The contract, and a line for each value that differs from the file's.
+
+    Raises:
+        InputError: facts that cannot be.
+    """
+    size = recorded.shape[1:] if facts.input_size is None else facts.input_size
+    contract = InputContract(
+        shape=(recorded.shape[0], *size),
+        mean=recorded.mean if facts.mean is None else facts.mean,
+        std=recorded.std if facts.std is None else facts.std,
+        class_names=recorded.class_names if facts.class_names is None else facts.class_names,
+    )
+    names = f"{len(contract.class_names)} class names" if contract.class_names else "no class names"
+    told = {
+        "shape": f"images of {size[0]}x{size[1]} pixels",
+        "mean": f"mean {contract.mean}",
+        "std": f"std {contract.std}",
+        "class_names": names,
+    }
+    changed = [noun for key, noun in told.items() if getattr(contract, key) != getattr(recorded, key)]
+    return contract, tuple(f"{noun}, as given, in place of the file's" for noun in changed)
+
+
+def check_class_names(names: Sequence[object], classes: int) -> None:
+    """Raises UsageError unless there is a name per class that a file can hold as UTF-8, or none at all."""
+    if names and len(names) != classes:
+        raise UsageError(
+            f"{len(names)} class names for a network of {classes} classes; give one per class in the order of its"
+            " outputs, or none: --class-names"
+        )
+    for name in names:
+        if not isinstance(name, str) or any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise UsageError(f"class name {name!r}, expected text that UTF-8 can hold; give others: --class-names")
