@@ -18,7 +18,15 @@ from dfs_deploy.architecture import Architecture, BlockShape
 from dfs_deploy.decoding import MalformedError, decode_json
 from dfs_deploy.errors import BundleError, SchemaVersionError
 from dfs_deploy.options import Option, Options, Precision
-from dfs_deploy.preprocessing import InputContract
+from dfs_deploy.preprocessing import (
+    MAX_CLASSES,
+    MAX_INPUT_VALUES,
+    MAX_MEAN,
+    MAX_NAME,
+    MAX_STD,
+    MIN_STD,
+    InputContract,
+)
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
@@ -38,14 +46,16 @@ MAX_BUNDLE = 16 << 30
 MAX_BLOCKS = 1000
 """Most residual blocks of a network."""
 
-MAX_MAP = 1 << 26
+MAX_MAP = MAX_INPUT_VALUES
 """Most values of an image or feature map: 256 MiB in float32."""
 
 # Numbers and lengths are bounded, so that no manifest makes a reader take memory or time without end.
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 LONGEST_NAME = 256
 Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
-"""Of a class, an option, a data set, a file or a version."""
+"""Of an option, a data set, a file or a version."""
+
+ClassName = Annotated[str, Meta(max_length=MAX_NAME)]
 
 Sentence = Annotated[str, Meta(max_length=4096)]
 Positive = Annotated[int, Meta(ge=1, le=1 << 16)]
@@ -57,9 +67,8 @@ Value = Annotated[float, Meta(ge=-3.5e38, le=3.5e38)]
 Scale = Annotated[float, Meta(ge=1e-38, le=1e38)]
 """Within what float32 holds."""
 
-PixelMean = Annotated[float, Meta(ge=-1e6, le=1e6)]
-PixelDeviation = Annotated[float, Meta(ge=1e-6, le=1e6)]
-"""With these no pixel is normalised to infinity."""
+PixelMean = Annotated[float, Meta(ge=-MAX_MEAN, le=MAX_MEAN)]
+PixelDeviation = Annotated[float, Meta(ge=MIN_STD, le=MAX_STD)]
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -147,7 +156,7 @@ class InputRecord(_Record, frozen=True, kw_only=True):
     shape: tuple[Positive, Positive, Positive]
     mean: list[PixelMean]
     std: list[PixelDeviation]
-    class_names: Annotated[list[Name], Meta(max_length=1 << 16)]
+    class_names: Annotated[list[ClassName], Meta(max_length=MAX_CLASSES)]
 
 
 class RangeRecord(_Record, frozen=True, kw_only=True):

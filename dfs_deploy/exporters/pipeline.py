@@ -29,7 +29,7 @@ from dfs_deploy.calibration import (
 )
 from dfs_deploy.checkpoints import Checkpoint, CheckpointFacts, load_checkpoint
 from dfs_deploy.datasets import Dataset, ImageFolder, open_dataset
-from dfs_deploy.errors import CheckpointError, UsageError
+from dfs_deploy.errors import UsageError
 from dfs_deploy.exporters.budgets import calibrate_budgets, check_budgets
 from dfs_deploy.exporters.comparison import Comparison, compare, static_top1
 from dfs_deploy.exporters.probes import make_probes, pack_samples, pick_samples
@@ -42,9 +42,8 @@ from dfs_deploy.files import check_folder, sha256_file, temporary_folder, write_
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_precision, parse_targets
 from dfs_deploy.ort import onnxruntime
-from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.runtimes import Runtime
-from dfs_deploy.text import first_line, one_line
+from dfs_deploy.text import one_line
 
 RUNTIMES = ("onnxruntime", "tensorrt")
 CALIBRATION_METHODS = ("checkpoint", *METHODS)
@@ -133,7 +132,7 @@ def export(
     single = None if single_file is None else _check_single_path(Path(single_file), out, made_for)
     check_writable(out)
     loaded = load_checkpoint(source, options, facts)
-    network, taken = loaded.network, _input_record(source, loaded.input)
+    network = loaded.network
     data = _load_data(calibration_data, loaded, calibration_samples, seed)
     if budgets is not None:
         budgets = _check_budgets(budgets, network, data, made_for)
@@ -165,7 +164,12 @@ def export(
         policy=None if network.policy is None else [network.options[choice].name for choice in network.policy],
         budgets=[],
         targets=list(wanted),
-        input=taken,
+        input=schema.InputRecord(
+            shape=loaded.input.shape,
+            mean=list(loaded.input.mean),
+            std=list(loaded.input.std),
+            class_names=list(loaded.input.class_names),
+        ),
         runtimes=engines,
         calibration=_calibration_record(loaded, ranges, data, method, seed, weight_bits or 8) if ranges else None,
         accuracy=None,
@@ -310,26 +314,6 @@ def _architecture_record(loaded: Checkpoint) -> schema.ArchitectureRecord:
         gate_embedding=architecture.gate_embedding,
         gate_hidden=architecture.gate_hidden,
     )
-
-
-def _input_record(source: Path, contract: InputContract) -> schema.InputRecord:
-    """How pixels become the network's input, as a manifest can hold it: found out before there is work to lose.
-
-    Raises:
-        CheckpointError: it cannot hold it.
-    """
-    values = {
-        "shape": contract.shape,
-        "mean": contract.mean,
-        "std": contract.std,
-        "class_names": contract.class_names,
-    }
-    try:
-        return msgspec.json.decode(msgspec.json.encode(values), type=schema.InputRecord)
-    except (msgspec.MsgspecError, UnicodeEncodeError) as error:
-        raise CheckpointError(
-            f"{source}: a bundle cannot hold its class names, mean or std ({first_line(error)}); give it others"
-        ) from error
 
 
 def _name(text: str) -> str:
