@@ -43,6 +43,7 @@ from dfs_deploy.manifest import (
     FileRecord,
     Head,
     Manifest,
+    SourceRecord,
     architecture_of,
     contradictions,
     input_of,
@@ -68,7 +69,7 @@ MAX_SAMPLES = 4096
 """Most inputs that a bundle may carry; export puts in 64."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Samples:
     """A few inputs that a bundle carries, with what the PyTorch reference made of them.
 
@@ -284,6 +285,12 @@ def check_writable(path: Path) -> None:
             f"{path} exists, and the file system cannot rename folders, so it cannot be replaced whole; remove it, or"
             " give another --out"
         )
+
+
+def source_of(path: Path) -> SourceRecord | None:
+    """Checkpoint that a bundle, whole or damaged, was made from; ``None`` without a bundle, or if it does not say."""
+    head = _head(path)
+    return None if head is None else head.made_from
 
 
 def _read_manifest(path: Path) -> bytes:

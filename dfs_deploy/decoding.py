@@ -14,8 +14,8 @@ from dfs_deploy.text import first_line
 MAX_JSON = 32 << 20
 """Most bytes of a JSON file: a manifest of a thousand blocks with all its engines and ranges takes about 3 MB."""
 
-MAX_LOG = 1 << 28
-"""Most bytes of a log of a JSON object a line: a line a step, a million steps."""
+MAX_LOG = 1 << 30
+"""Most bytes of a log with a JSON object on each line: one of 200,000 steps has 50 MB."""
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for JSON that is malformed, of other types, not in UTF-8, or nested without end."""

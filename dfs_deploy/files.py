@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 if sys.platform == "win32":
     fcntl = None
@@ -53,6 +54,8 @@ _UNSUPPORTED = frozenset((errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF
 _NO_RENAMES = frozenset((errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV, errno.EINVAL, errno.EMFILE))
 """What file systems answer that cannot rename a folder with files in it, as object stores cannot."""
 
+_PIECE = 1 << 20
+
 _ABANDONED_S = 24 * 3600.0
 """Age of a leftover after which it is removed, on file systems without locks."""
 
@@ -75,7 +78,7 @@ def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's content, which is read in pieces."""
     with path.open("rb") as stream:
         digest = hashlib.sha256()
-        while piece := stream.read(1 << 20):
+        while piece := stream.read(_PIECE):
             digest.update(piece)
     return digest.hexdigest()
 
@@ -115,10 +118,10 @@ def read_file(path: Path, limit: int, *, follow: bool = True) -> bytes:
     handle = os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0))
     with os.fdopen(handle, "rb") as stream:
         size = _checked(os.fstat(handle), path, limit)
-        content = stream.read(size + 1)  # takes memory for what it is asked for, not for what is there
-        if len(content) > size:  # it grew, or says another size than it has, as files of /proc do
-            content += stream.read(limit + 1 - len(content))
-    if len(content) > limit:
+        content = stream.read(size + 1)  # as much is allocated as is asked for
+        while len(content) > size and len(content) <= limit and (more := stream.read(_PIECE)):
+            content += more
+    if len(content) > limit:  # it grew, or says another size than it has, as files of /proc do
         raise UnfitFileError(errno.EFBIG, f"holds more than {limit:,} bytes, the most for such a file", str(path))
     return content
 
@@ -169,6 +172,31 @@ def temporary_folder(path: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def sole_use(folder: Path) -> Iterator[None]:
+    """Keeps a folder for this process: nobody else who asks for the same gets it until the end, or until a crash.
+
+    No file is left for that. A file system without locks lets everybody pass.
+
+    Args:
+        folder: one that is there; it may be read-only.
+
+    Raises:
+        BlockingIOError: another process has it.
+        OSError: it is not there, or cannot be opened.
+    """
+    if fcntl is None:
+        yield  # Windows opens no folders
+        return
+    handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        if _lock(handle, wait=False) is False:
+            raise BlockingIOError(errno.EWOULDBLOCK, "in use by another process", str(folder))
+        yield
+    finally:
         os.close(handle)
 
 
@@ -250,6 +278,32 @@ def _lock(handle: int, wait: bool) -> bool | None:
     except OSError:
         return None
     return True
+
+
+def lock_folder(folder: Path) -> int | None:
+    """Locks a folder against other processes and threads that lock it, until the handle is closed.
+
+    Returns:
+        A handle to close with ``os.close``, also on a file system without locks; ``None`` if another holds the lock.
+
+    Raises:
+        OSError: it is not there, or cannot be opened.
+    """
+    handle = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    if _lock(handle, wait=False) is False:
+        os.close(handle)
+        return None
+    return handle
+
+
+def nameless_file() -> IO[bytes]:
+    """A file for reading and writing that has no name and is gone when it is closed: in memory on Linux.
+
+    Other processes can be given its handle. Elsewhere it lies where temporary files do.
+    """
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("dfs-deploy"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def check_folder(folder: Path) -> None:

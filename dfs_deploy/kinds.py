@@ -13,8 +13,9 @@ from typing import Literal
 
 from dfs_deploy.text import one_line
 
-Role = Literal["bundle", "checkpoint", "data", "image", "video", "model", "part", "other"]
-"""What something can be used as; ``model`` is a network of another tool, ``part`` what lies in or beside a bundle."""
+Role = Literal["bundle", "checkpoint", "data", "image", "video", "model", "part", "record", "other"]
+"""What something can be used as: ``model`` is a network of another tool, ``part`` lies in or beside a bundle, and
+``record`` is what a run wrote: JSON, or the folder of a training run."""
 
 _HEAD = 4096
 """Bytes of a file that are looked at."""
@@ -90,11 +91,9 @@ def kind_of(path: str | Path) -> Kind | None:
             return _folder(path)
         if not stat.S_ISREG(status.st_mode):
             return Kind("no regular file", "other", "give a file or a folder")
-        with path.open("rb") as stream:
-            head = stream.read(_HEAD)
+        return _file(path, _head(path), status.st_size)
     except (OSError, ValueError):  # ValueError: a path with a zero byte in it
         return None
-    return _file(path, head, status.st_size)
 
 
 def given_instead(path: str | Path, expected: str, role: Role) -> str | None:
@@ -115,14 +114,21 @@ def given_instead(path: str | Path, expected: str, role: Role) -> str | None:
     return f"{path} is {kind.name}, expected {expected}; {kind.remedy.replace('PATH', shlex.quote(one_line(path)))}"
 
 
+def _head(path: Path) -> bytes:
+    """First bytes of a regular file; none of anything else, which is not waited for."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    with os.fdopen(handle, "rb") as stream:
+        return stream.read(_HEAD) if stat.S_ISREG(os.fstat(handle).st_mode) else b""
+
+
 def _folder(path: Path) -> Kind | None:
-    if os.path.lexists(path / _MANIFEST):
+    if os.path.lexists(path / _MANIFEST) and (path.suffix == ".dfs" or b'"schema_version"' in _head(path / _MANIFEST)):
         return Kind("a bundle", "bundle", _BUNDLE)
     if path.name.endswith(".dfs.cache"):
         bundle = one_line(path.name.removesuffix(".cache"))
         return Kind("the cache of a bundle", "part", f"give the bundle beside it, {bundle}")
     if (path / "checkpoint.pt").is_file():
-        return Kind("the folder of a training run", "other", "give the checkpoint.pt in it")
+        return Kind("the folder of a training run", "record", "give the checkpoint.pt in it")
     return None
 
 
@@ -140,7 +146,7 @@ def _file(path: Path, head: bytes, size: int) -> Kind | None:
     if head.lstrip()[:1] in (b"{", b"["):
         if path.name == _MANIFEST:
             return Kind("the manifest of a bundle", "part", f"give the folder that it is in: {path.parent}")
-        return Kind("a JSON file", "other", _OTHER)
+        return Kind("a JSON file", "record", _OTHER)
     return None
 
 

@@ -311,6 +311,7 @@ class Head(msgspec.Struct):
 
     schema_version: int
     producer: msgspec.Raw = msgspec.Raw(b"{}")
+    source: msgspec.Raw = msgspec.Raw(b"null")
     files: msgspec.Raw = msgspec.Raw(b"{}")
 
     @property
@@ -328,6 +329,14 @@ class Head(msgspec.Struct):
             return frozenset(decode_json(bytes(self.files), dict[str, msgspec.Raw]))
         except MalformedError:
             return frozenset()
+
+    @property
+    def made_from(self) -> SourceRecord | None:
+        """The checkpoint that it says it was made from; ``None`` if it does not say, or cannot be read."""
+        try:
+            return decode_json(bytes(self.source), SourceRecord)
+        except MalformedError:
+            return None
 
 
 class _Producer(msgspec.Struct):

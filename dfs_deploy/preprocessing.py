@@ -71,11 +71,12 @@ class InputContract:
         scaled = (images.astype(np.float32) / np.float32(255) - mean) / std
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
-    def prepare(self, images: NDArray[Any]) -> NDArray[np.float32]:
+    def prepare(self, images: NDArray[Any], first: int = 0) -> NDArray[np.float32]:
         """Checks an input and normalises it where it is uint8.
 
         Args:
             images: (N, C, H, W) float32, normalised; or (N, H, W, C) uint8.
+            first: index of the first of them in the batch that they are a part of, for messages.
 
         Returns:
             (N, C, H, W) float32, contiguous. The array itself where it is that already.
@@ -107,7 +108,7 @@ class InputContract:
         with np.errstate(over="ignore", invalid="ignore"):
             squares = np.dot(flat, flat)
         if not math.isfinite(squares) and not np.isfinite(images).all():
-            bad = int(np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))[0])
+            bad = first + int(np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))[0])
             raise InputError(f"NaN or infinity in image {bad} of the batch, expected finite values; check what made it")
         if squares > self._reach * flat.size:
             self._doubt_normalisation(math.sqrt(squares / flat.size))

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tracemalloc
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +23,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import inspect
 
+from dfs_deploy.arrays import Arrays
 from dfs_deploy.bundle import Bundle, check_writable, find_bundle, write_bundle
 from dfs_deploy.errors import ArtefactError, BundleError, DigestError, SchemaVersionError, UsageError
 from dfs_deploy.files import sha256
 from dfs_deploy.manifest import MANIFEST, SCHEMA_VERSION, Manifest, parse_manifest
 from tests.checks import MakesFolder, refuses
+from tests.test_arrays import mutated
 
 GOLDEN = Path(__file__).parent / "golden" / "manifest-v2.json"
 """A manifest as this version writes it; each of its files holds its own name."""
@@ -797,6 +800,14 @@ WRONG_SAMPLES = {
     "a path of another length": {"path": np.zeros((2, 5), np.uint8)},
     "a path with options that are none": {"path": np.full((2, 1), 9, np.uint8)},
     "logits of other classes": {"logits": np.ones((2, 3), np.float32)},
+    "a label of no class": {"labels": np.array([1, 10])},
+    "a negative label": {"labels": np.array([1, -2])},
+    "more than a bundle may carry": {
+        "images": np.zeros((4097, 8, 8, 3), np.uint8),
+        "labels": np.zeros(4097, np.int64),
+        "logits": np.zeros((4097, 10), np.float32),
+        "path": np.zeros((4097, 1), np.uint8),
+    },
 }
 
 
@@ -805,6 +816,35 @@ def test_samples_that_are_not_what_the_manifest_says(made: Path, what: str) -> N
     put(made, "samples.npz", archive(**{**SAMPLES, **WRONG_SAMPLES[what]}))
     with refuses(BundleError, "samples.npz"):
         Bundle(made).samples()
+
+
+def test_samples_of_wrong_shapes_are_refused_unread(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their headers: a hostile bundle would otherwise take gigabytes before it is found out."""
+    put(made, "samples.npz", archive(**{**SAMPLES, "images": np.zeros((2, 9, 8, 3), np.uint8)}))
+    monkeypatch.setattr(Arrays, "read", lambda *_: pytest.fail("read before it was checked"))
+    with refuses(BundleError, "samples.npz", "images of shape (2, 9, 8, 3)"):
+        Bundle(made).samples()
+
+
+def test_changed_samples_are_the_same_or_refused_by_one_error(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, whole, random, refused = Bundle(made), archive(**SAMPLES), np.random.default_rng(3), 0
+    manifest = msgspec.structs.replace(bundle.manifest, samples="samples.npz")
+    monkeypatch.setattr(bundle, "manifest", manifest)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(2000):
+            data = mutated(whole, random)
+            monkeypatch.setattr(bundle, "read", lambda name, data=data: data)
+            try:
+                samples = bundle.samples()
+            except BundleError as error:
+                assert "samples.npz" in str(error)
+                refused += 1
+                continue
+            assert samples is not None
+            for name, expected in SAMPLES.items():
+                assert np.array_equal(getattr(samples, name), expected)
+    assert refused > 1000
 
 
 def test_a_bundle_goes_by_its_name_however_it_is_reached(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -894,6 +934,7 @@ CUT_OFF = """
 import os, sys
 from pathlib import Path
 from dfs_deploy import files
+from dfs_deploy.arrays import Arrays
 from dfs_deploy.bundle import Bundle, write_bundle
 
 path, rename = Path(sys.argv[1]), Path.rename

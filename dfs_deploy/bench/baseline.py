@@ -10,10 +10,12 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from dfs_deploy.bench.devices import RUNTIME_OF
 from dfs_deploy.bench.inputs import draw_inputs
 from dfs_deploy.bench.intervals import Interval
 from dfs_deploy.bench.machine import Machine, describe_machine
 from dfs_deploy.bench.results import SCHEMA_VERSION, BenchResult
+from dfs_deploy.bench.validity import MAX_UNCERTAINTY, unsteady
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.datasets import Dataset, ImageFolder
 from dfs_deploy.decoding import MAX_JSON, MalformedError, decode_json
@@ -48,6 +50,11 @@ class _Ratio(_Record, frozen=True):
     over: Name
     mean: _Interval
 
+    @property
+    def uncertainty(self) -> float:
+        """Of the mean; see ``Interval``."""
+        return Interval(self.mean.value, self.mean.low, self.mean.high).uncertainty
+
 
 class _Latency(_Record, frozen=True):
     p50: Positive
@@ -72,6 +79,7 @@ class _Machine(_Record, frozen=True):
     cores: int
     system: Name
     int8: Name
+    quota: float | None = None
 
 
 class Baseline(_Record, frozen=True):
@@ -80,7 +88,7 @@ class Baseline(_Record, frozen=True):
     schema_version: int
     bundle: _Bundle
     device: Name
-    threads: int
+    threads: int | None
     seed: int
     budget: float | None
     data: Name
@@ -133,10 +141,10 @@ def save_baseline(result: BenchResult, file: Path) -> None:
     """Writes a bench, whole, as the object of ``bench --json``: any such file is a baseline.
 
     Raises:
-        CheckFailedError: the run is INVALID, and nothing could be compared with it.
+        CheckFailedError: the run is INVALID, or its mean ratios are hardly known: nothing could be compared with it.
     """
-    if not result.valid:
-        problem = result.problems[0]
+    problem = next(iter(result.problems), unsteady(result.cases))
+    if problem is not None:
         raise CheckFailedError(
             f"an INVALID run is no baseline: {problem.what}; {problem.remedy}; {file} was not written"
         )
@@ -148,7 +156,7 @@ def load_baseline(file: Path) -> Baseline:
 
     Raises:
         UsageError: there is no such file.
-        ArtefactError: it is no bench, one of another schema, or an INVALID one.
+        ArtefactError: it is no bench, one of another schema, an INVALID one, or one of ratios hardly known.
     """
     try:
         content = read_file(file, MAX_JSON)
@@ -167,6 +175,12 @@ def load_baseline(file: Path) -> Baseline:
         raise ArtefactError(f"{file} is no saved bench ({error}); make one with bench --save-baseline") from error
     if not baseline.valid:
         raise ArtefactError(f"{file} is of an INVALID run, expected a VALID one; make it again with --save-baseline")
+    for case in baseline.cases:
+        if case.ratio is not None and case.ratio.uncertainty > MAX_UNCERTAINTY:
+            raise ArtefactError(
+                f"{file} knows the mean ratio of {case.name} only to ±{100 * case.ratio.uncertainty:.1f} %, expected"
+                f" ±{100 * MAX_UNCERTAINTY:.0f} % or better; make it again with --save-baseline"
+            )
     return baseline
 
 
@@ -178,7 +192,7 @@ class Conditions:
     architecture: str
     device: str
     machine: Machine
-    threads: int
+    threads: int | None
     batches: frozenset[int]
     data: str
     inputs: int
@@ -192,7 +206,7 @@ def conditions_before(
     *,
     device: str,
     batch: int,
-    threads: int,
+    threads: int | None,
     budget: float | None,
     seed: int,
 ) -> Conditions:
@@ -207,7 +221,7 @@ def conditions_before(
         architecture=bundle.architecture.name,
         device=device,
         machine=describe_machine(),
-        threads=threads,
+        threads=(threads or 1) if RUNTIME_OF[device] == "onnxruntime" else None,
         batches=frozenset([batch]),
         data=inputs.name,
         inputs=len(inputs.images) // batch * batch,
@@ -229,6 +243,7 @@ def check_conditions(now: Conditions, baseline: Baseline) -> None:
         "device": (baseline.device, now.device),
         "CPU": (baseline.machine.cpu, now.machine.cpu),
         "cores": (baseline.machine.cores, now.machine.cores),
+        "CPU quota": (baseline.machine.quota, now.machine.quota),
         "set of 8-bit instructions": (baseline.machine.int8, now.machine.int8),
         "system": (baseline.machine.system, now.machine.system),
         "threads": (baseline.threads, now.threads),
@@ -318,8 +333,9 @@ def compare_with_baseline(result: BenchResult, baseline: Baseline, noise_band: f
     if base is not None and base.name in (earlier_names := {case.name: case for case in baseline.cases}):
         speed = base.timing.p50 / earlier_names[base.name].latency_ms.p50
         notes.append(f"{base.name} itself took {speed:.2f}x its time in the baseline, which is not judged")
-    if not result.valid:
-        failures.append(f"this run is INVALID: {result.problems[0].what}; {result.problems[0].remedy}")
+    problem = next(iter(result.problems), unsteady(result.cases))
+    if problem is not None:
+        failures.append(f"this run is INVALID: {problem.what}; {problem.remedy}")
     elif not changes:
         raise ArtefactError("the baseline has no ratio in common with this run; make a new one with --save-baseline")
     failures += [

@@ -23,11 +23,13 @@ class Inputs:
         images: (N, H, W, C) uint8, in the order in which they are run.
         labels: (N,) int64, or ``None`` where accuracy cannot be told.
         name: what reports call them.
+        notes: what was assumed or noticed while they were read, a line each.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64] | None
     name: str
+    notes: tuple[str, ...] = ()
 
 
 def draw_inputs(bundle: Bundle, data: Dataset | ImageFolder | None, seed: int) -> Inputs:
@@ -52,7 +54,7 @@ def draw_inputs(bundle: Bundle, data: Dataset | ImageFolder | None, seed: int) -
             why = str(error)
     if data is not None:
         drawn = data.subset(MAX_INPUTS, seed).load()
-        return Inputs(drawn.images, drawn.labels, drawn.name)
+        return Inputs(drawn.images, drawn.labels, drawn.name, drawn.notes)
     samples = bundle.samples()
     if samples is None:
         raise UsageError(f"{bundle.path} carries no images and {why}; give some with --data")

@@ -11,7 +11,7 @@ from torch import Tensor
 BINS = 2048
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Histogram:
     """How often a tensor took which values.
 

@@ -17,6 +17,7 @@ from dfs_deploy.cpu import cpu_limits
 from dfs_deploy.errors import DependencyError, EnvironmentLacksError
 from dfs_deploy.extras import CORE, EXTRA_OF, find_library
 from dfs_deploy.installed import install_line
+from dfs_deploy.target_cpu import is_x86
 from dfs_deploy.text import first_line
 
 
@@ -54,7 +55,7 @@ def doctor(json: JsonOption = False) -> None:
         "cpu": machine.cpu,
         "cores": str(machine.cores),
         "CPU quota": _quota(),
-        "8-bit products": machine.int8 or ("none: export with --weight-bits 7" if _is_x86() else "none"),
+        "8-bit products": machine.int8 or ("none: export gives INT8 weights 7 bits here" if is_x86() else "none"),
         "float16 arithmetic": "yes" if machine.float16 else "no: the FP16 option runs the FP32 engine",
         "gate": _gate(),
         "feature layout": _layout(),
@@ -110,10 +111,6 @@ def _telemetry() -> str:
     except DependencyError:
         return "none: ONNX Runtime cannot be used"
     return f"{telemetry()}; dfs-deploy itself has none"
-
-
-def _is_x86() -> bool:
-    return platform.machine().lower() in ("x86_64", "amd64", "i686", "i386")
 
 
 def _energy(device: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dfs_deploy.cli.arguments import BundleArgument, JsonOption, bundle_path
+from dfs_deploy.cli.arguments import BundleArgument, CacheOption, JsonOption, bundle_path
 from dfs_deploy.cli.budgets import show_budgets
 from dfs_deploy.cli.console import output, percent, print_json, show_table
 from dfs_deploy.errors import EnvironmentLacksError
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dfs_deploy.bundle import Bundle
 
 
-def inspect(bundle: BundleArgument = None, json: JsonOption = False) -> None:
+def inspect(bundle: BundleArgument = None, cache_dir: CacheOption = None, json: JsonOption = False) -> None:
     """Check a bundle's digests and show its engines, its calibration and what was measured at export."""
     import msgspec
 

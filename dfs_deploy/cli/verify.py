@@ -13,12 +13,13 @@ import typer
 from dfs_deploy.cli.arguments import (
     BudgetOption,
     BundleArgument,
+    CacheOption,
     DataHelp,
     JsonOption,
     PlanOption,
     PreparedOption,
     SeedOption,
-    ThreadsOption,
+    TorchThreadsOption,
     WeightsKeyOption,
     bundle_path,
 )
@@ -27,6 +28,11 @@ from dfs_deploy.cli.outputs import check_writable
 from dfs_deploy.errors import CheckpointError, SavedResultError, UsageError, VerificationError
 from dfs_deploy.extras import required
 from dfs_deploy.text import one_line
+from dfs_deploy.thresholds import (
+    VERIFY_MAX_COMPUTATION_CHANGE,
+    VERIFY_MAX_TOP1_DROP,
+    VERIFY_MIN_ROUTE_AGREEMENT,
+)
 
 if TYPE_CHECKING:
     from dfs_deploy.bundle import Bundle
@@ -35,17 +41,14 @@ if TYPE_CHECKING:
     from dfs_deploy.models import DFSNetwork
     from dfs_deploy.verification import EngineError, Verification
 
-MAX_TOP1_DROP = 0.003
-MIN_ROUTE_AGREEMENT = 0.98
-MAX_COMPUTATION_CHANGE = 1.0
 _ROUNDING = 1e-9
 
 
 def missed_bars(
     result: Comparison | Verification,
-    max_top1_drop: float = MAX_TOP1_DROP,
-    min_route_agreement: float = MIN_ROUTE_AGREEMENT,
-    max_computation_change: float = MAX_COMPUTATION_CHANGE,
+    max_top1_drop: float = VERIFY_MAX_TOP1_DROP,
+    min_route_agreement: float = VERIFY_MIN_ROUTE_AGREEMENT,
+    max_computation_change: float = VERIFY_MAX_COMPUTATION_CHANGE,
 ) -> list[str]:
     """What a bundle misses, a line each; just reaching a bar is enough.
 
@@ -84,13 +87,13 @@ def verify(
     samples: Annotated[int | None, typer.Option(min=1, help="Images to draw.", show_default="all")] = None,
     max_top1_drop: Annotated[
         float, typer.Option(help="Bar: share of right answers that may be lost; 0.003 is 0.3 points.")
-    ] = MAX_TOP1_DROP,
+    ] = VERIFY_MAX_TOP1_DROP,
     min_route_agreement: Annotated[
         float, typer.Option(help="Bar: share of block decisions that must agree.")
-    ] = MIN_ROUTE_AGREEMENT,
+    ] = VERIFY_MIN_ROUTE_AGREEMENT,
     max_computation_change: Annotated[
         float, typer.Option(help="Bar: change of the computation percentage, in points.")
-    ] = MAX_COMPUTATION_CHANGE,
+    ] = VERIFY_MAX_COMPUTATION_CHANGE,
     per_block: Annotated[
         bool, typer.Option("--per-block", help="Tell the error of each engine as well, by block and option.")
     ] = False,
@@ -103,10 +106,11 @@ def verify(
     ] = None,
     weights_key: WeightsKeyOption = None,
     budget: BudgetOption = None,
-    threads: ThreadsOption = 1,
+    threads: TorchThreadsOption = None,
     plan: PlanOption = True,
     prepared: PreparedOption = True,
     seed: SeedOption = 0,
+    cache_dir: CacheOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure accuracy and routing against the PyTorch reference; fail below the bars."""
@@ -171,7 +175,7 @@ def _compared(
     samples: int | None,
     per_block: bool,
     budget: float | None,
-    threads: int,
+    threads: int | None,
     plan: bool,
     prepared: bool,
     seed: int,
@@ -182,6 +186,7 @@ def _compared(
         from dfs_deploy.checkpoints import CheckpointFacts, load_checkpoint
         from dfs_deploy.exporters import compare
         from dfs_deploy.exporters.validation import compare_engines
+        from dfs_deploy.models.threads import torch_threads
     import dfs_deploy
     from dfs_deploy.datasets import open_dataset
     from dfs_deploy.files import sha256_file
@@ -190,7 +195,7 @@ def _compared(
     from dfs_deploy.verification import LONGEST_NAME, Verification, finite
 
     opened = Runtime(path, threads=threads, plan=plan, prepared=prepared, budget=budget)
-    with opened as runtime, progress(quiet=quiet) as report:
+    with opened as runtime, torch_threads(threads), progress(quiet=quiet) as report:
         source, taken = runtime.bundle.manifest.source, runtime.input
         facts = CheckpointFacts(
             weights_key=weights_key or source.weights_key,

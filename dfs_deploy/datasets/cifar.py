@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.datasets.dataset import Dataset, Split
+from dfs_deploy.datasets.links import checked_entry
 from dfs_deploy.datasets.messages import describe
 from dfs_deploy.datasets.restricted_pickle import PickledArray, load_restricted_pickle
 from dfs_deploy.errors import DataError
@@ -51,7 +52,8 @@ class CifarArchive:
     def files(self, entries: Iterable[os.DirEntry[str]], split: Split) -> list[Path]:
         """The files of a split, in the archive's order; none for a split that such an archive never has."""
         pattern = {"train": self.train, "test": self.test}.get(split)
-        found = [Path(entry.path) for entry in entries if pattern and pattern.fullmatch(entry.name) and entry.is_file()]
+        named = [Path(entry.path) for entry in entries if pattern and pattern.fullmatch(entry.name)]
+        found = [checked_entry(file, file.parent) for file in named if file.is_file()]
         return sorted(found, key=lambda file: (len(file.name), file.name))
 
     def matches(self, entries: Sequence[os.DirEntry[str]]) -> bool:
@@ -168,6 +170,7 @@ def _class_names(archive: CifarArchive, folder: Path) -> tuple[str, ...]:
     file = folder / archive.names
     if not file.is_file():
         return ()
+    checked_entry(file, folder)
     if archive.binary:
         lines = read_file(file, _MAX_NAMES_BYTES).decode("utf-8", "replace").splitlines()
         names = [line.strip() for line in lines if line.strip()]

@@ -16,6 +16,7 @@ from dfs_deploy.datasets.links import entries_of
 from dfs_deploy.datasets.messages import os_errors_as_data_errors
 from dfs_deploy.datasets.npz import load_npz
 from dfs_deploy.errors import DataError
+from dfs_deploy.kinds import given_instead
 
 
 def load_dataset(
@@ -81,6 +82,16 @@ def open_dataset(
     path = Path(path)
     chosen = _split(split)
     check_size(size)
+    try:
+        return _opened(path, chosen, size)
+    except DataError as error:
+        other = given_instead(path, "a data set (an .npz with x and y, or a folder of images by class)", "data")
+        if other is None:
+            raise
+        raise DataError(other) from error
+
+
+def _opened(path: Path, chosen: Split | None, size: tuple[int, int] | None) -> Dataset | ImageFolder:
     if path.is_file():
         return _resized(load_npz(path, chosen), size)
     if not path.is_dir():

@@ -138,17 +138,20 @@ def summarize(
     )
 
 
-def static_top1(bundle: Bundle, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> dict[Precision, float]:
+def static_top1(
+    bundle: Bundle, images: NDArray[np.uint8], labels: NDArray[np.int64], threads: int | None = None
+) -> dict[Precision, float]:
     """Share of right answers, 0 to 1, of each static baseline in a bundle.
 
     Args:
         bundle: with engines for ONNX Runtime.
         images: (N, H, W, C) uint8.
         labels: (N,) int64.
+        threads: CPU threads of an engine; ``None`` for one.
     """
     shares: dict[Precision, float] = {}
     for precision in bundle.manifest.runtimes["onnxruntime"].static:
-        with StaticEngine(bundle, precision) as engine:
+        with StaticEngine(bundle, precision, threads) as engine:
             right = sum(
                 int(np.sum(engine(bundle.input.normalize(images[s : s + BATCH])).argmax(1) == labels[s : s + BATCH]))
                 for s in range(0, len(images), BATCH)

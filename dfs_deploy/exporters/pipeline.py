@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import platform
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 
 import dfs_deploy
 from dfs_deploy import manifest as schema
-from dfs_deploy.bundle import SUFFIX, Bundle, check_writable, write_bundle
+from dfs_deploy.bundle import SUFFIX, Bundle, check_writable, source_of, write_bundle
 from dfs_deploy.calibration import (
     METHODS,
     STATIC,
@@ -40,15 +40,20 @@ from dfs_deploy.exporters.validation import Validation, validate
 from dfs_deploy.exporters.writing import EngineWriter
 from dfs_deploy.files import check_folder, sha256_file, temporary_folder, write_whole
 from dfs_deploy.models import DFSNetwork
+from dfs_deploy.models.threads import in_torch_threads
 from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_precision, parse_targets
 from dfs_deploy.ort import onnxruntime
 from dfs_deploy.runtimes import Runtime
+from dfs_deploy.target_cpu import WEIGHT_BITS, WeightBits, target_named
 from dfs_deploy.text import one_line
 
 RUNTIMES = ("onnxruntime", "tensorrt")
 CALIBRATION_METHODS = ("checkpoint", *METHODS)
 DEFAULT_SAMPLES = 1024
 _BATCH = 64
+_JOB_FILE = "job.json"
+_OF_A_RUN = {"checkpoint": "", "backbone": "-backbone"}
+"""Stems of the checkpoints that a training run leaves beside its job, and what its name gets for each."""
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and how far it is, 0 to 1."""
@@ -65,6 +70,7 @@ class Exported:
         assumptions: what the checkpoint does not say and was taken for granted.
         notes: what was assumed or noticed about the calibration data, a line each.
         single_file: where the whole network was written as one ONNX file, or ``None``.
+        replaced: name of another checkpoint, whose bundle stood in this one's place; ``None`` if there was none.
     """
 
     bundle: Bundle
@@ -73,8 +79,10 @@ class Exported:
     assumptions: tuple[str, ...]
     single_file: Path | None = None
     notes: tuple[str, ...] = ()
+    replaced: str | None = None
 
 
+@in_torch_threads
 def export(
     checkpoint: str | Path,
     out: str | Path | None = None,
@@ -86,17 +94,20 @@ def export(
     calibration_data: str | Path | Dataset | ImageFolder | None = None,
     calibration_method: str | None = None,
     calibration_samples: int | None = None,
-    weight_bits: Literal[7, 8] | None = None,
+    target_cpu: str | None = None,
+    weight_bits: WeightBits | None = None,
     seed: int = 0,
     budgets: Sequence[float] | None = None,
     single_file: str | Path | None = None,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Splits a checkpoint, writes an engine for every block and option, and proves that they compute the same.
 
     Args:
         checkpoint: a trained network of a known format.
-        out: directory to write; ``None`` for ``./<checkpoint stem>.dfs``.
+        out: directory to write; ``None`` for ``./<checkpoint stem>.dfs``, or ``./<run>.dfs`` for the checkpoint of a
+            training run. A bundle that was made from another checkpoint is replaced only if it is named here.
         targets: engine precisions to make, among ``int8``, ``fp16`` and ``fp32``; ``None`` for all three.
         runtimes: runtimes to make engines for, ``onnxruntime`` and ``tensorrt``; ``None`` for the first alone.
         options: what the gate chooses from, if the checkpoint does not say.
@@ -107,30 +118,38 @@ def export(
         calibration_method: ``checkpoint``, ``minmax``, ``percentile``, ``entropy`` or ``mse``; ``None`` for ``minmax``
             with data and ``checkpoint`` without.
         calibration_samples: images to draw from the data; ``None`` for 1,024, or all where there are fewer.
-        weight_bits: 8, or 7 for x86 CPUs without VNNI, which compute exact 8-bit products slowly; ``None`` for 8.
+        target_cpu: kind of CPU that is to run the INT8 engines of ONNX Runtime, ``vnni`` (x86 with VNNI), ``avx2`` (x86
+            without) or ``arm``, which decides the bits of their weights; ``auto`` and ``None``
+            for the kind of this machine's CPU.
+        weight_bits: 8 or 7, whatever the CPU; ``None`` for those that suit ``target_cpu``.
         seed: of the draw.
         budgets: shares of running every gated block in full precision that the bundle shall be able to hold at run
             time, calibrated on the data; ``None`` for none.
         single_file: where to write, besides the bundle, the whole network as one ONNX file with ``If`` operators;
             ``None`` for nowhere.
+        threads: CPU threads of PyTorch, and of an engine when the bundle is measured; ``None`` for what affinity and
+            the container's CPU quota allow PyTorch, and one for an engine.
         progress: called as the work goes on.
 
     Raises:
         ArtefactError: the checkpoint cannot be used.
-        UsageError: a choice that cannot be, or data that cannot be read.
+        UsageError: a choice that cannot be, fewer than one thread, or data that cannot be read.
         ExportMismatchError: an engine, or the whole, disagrees with the reference, or the single file with the runtime;
             nothing is written then.
         GraphRuleError: likewise, where a graph for TensorRT breaks one of its rules.
     """
     report = progress or (lambda what, share: None)
+    bits = weight_bits or WEIGHT_BITS[target_named(target_cpu)]
     if not 0 <= seed < 1 << 63:
         raise UsageError(f"seed {seed}, expected 0 to {(1 << 63) - 1}")
     source = Path(checkpoint)
-    out = Path(f"{checkpoint_stem(source)}{SUFFIX}") if out is None else Path(out)
+    named = out is not None
+    out = Path(f"{bundle_stem(source)}{SUFFIX}") if out is None else Path(out)
     wanted = parse_targets(",".join(PRECISIONS if targets is None else targets))
     made_for = _check_runtimes(RUNTIMES[:1] if runtimes is None else runtimes)
     single = None if single_file is None else _check_single_path(Path(single_file), out, made_for)
     check_writable(out)
+    replaced = _check_replaced(out, source, named)
     loaded = load_checkpoint(source, options, facts)
     network = loaded.network
     data = _load_data(calibration_data, loaded, calibration_samples, seed)
@@ -141,7 +160,7 @@ def export(
     method = _check_method(calibration_method, data, loaded, bool(rounded))
     ranges = _calibrate(loaded, rounded, data, method, report) if "int8" in wanted else {}
 
-    writer = EngineWriter(network, ranges, wanted, weight_bits or 8)
+    writer = EngineWriter(network, ranges, wanted, bits)
     engines = {}
     for name in made_for:
         report(f"writing engines for {name}", 0.0)
@@ -171,7 +190,7 @@ def export(
             class_names=list(loaded.input.class_names),
         ),
         runtimes=engines,
-        calibration=_calibration_record(loaded, ranges, data, method, seed, weight_bits or 8) if ranges else None,
+        calibration=_calibration_record(loaded, ranges, data, method, seed, bits) if ranges else None,
         accuracy=None,
         substitutions=_served([network.options[i] for i in possible], wanted),
         samples="samples.npz",
@@ -184,21 +203,21 @@ def export(
         validation = validate(draft, network, loaded.input.normalize(samples.images))
         comparison, static, points, model = None, {}, [], b""
         if data is not None and "onnxruntime" in made_for:
-            with Runtime(draft, plan=False, prepared=False) as runtime:
+            with Runtime(draft, threads=threads, plan=False, prepared=False) as runtime:
                 comparison = compare(runtime, network, data.images, data.labels, functools.partial(report, "measuring"))
                 if budgets is not None:
                     points = calibrate_budgets(runtime, budgets, data, functools.partial(report, "calibrating budgets"))
-            static = static_top1(draft, data.images, data.labels)
+            static = static_top1(draft, data.images, data.labels, threads)
         if single is not None:
             report("writing the single file", 0.0)
-            model = write_single_file(network, loaded.input, ranges, wanted, weight_bits or 8)
+            model = write_single_file(network, loaded.input, ranges, wanted, bits)
             check_single_file(model, draft, loaded.input.normalize(samples.images))
     accuracy = None if comparison is None or data is None else _accuracy_record(comparison, static, data)
     bundle = write_bundle(out, msgspec.structs.replace(manifest, accuracy=accuracy, budgets=points), files)
     if single is not None:
         write_whole(single, model)
     notes = () if data is None else data.notes
-    return Exported(bundle, validation, comparison, loaded.assumptions, single, notes=notes)
+    return Exported(bundle, validation, comparison, loaded.assumptions, single, notes, replaced)
 
 
 def checkpoint_stem(path: Path) -> str:
@@ -207,6 +226,30 @@ def checkpoint_stem(path: Path) -> str:
     while (suffix := Path(name).suffix) in (".tar", ".pt", ".pth", ".safetensors", ".ckpt"):
         name = name.removesuffix(suffix)
     return name
+
+
+def bundle_stem(path: Path) -> str:
+    """The name of a bundle that is given none: the checkpoint's, or the run's for what a training run left.
+
+    Every run calls its checkpoint alike, so that one run's bundle would stand in the place of another's.
+    """
+    stem, run = checkpoint_stem(path), path.resolve().parent
+    if stem not in _OF_A_RUN or not run.name or not (run / _JOB_FILE).is_file():
+        return stem
+    return run.name + _OF_A_RUN[stem]
+
+
+def _check_replaced(out: Path, source: Path, named: bool) -> str | None:
+    """Name of the other checkpoint of which the bundle was made that stands at ``out``, if that may be replaced."""
+    before = source_of(out)
+    if before is None or not source.is_file() or before.sha256 == sha256_file(source):
+        return None
+    if not named:
+        raise UsageError(
+            f"{out} was made from another checkpoint ({before.file}, SHA-256 {before.sha256[:12]}...); name it with"
+            f" --out {shlex.quote(str(out))} to replace it, or give another name"
+        )
+    return before.file
 
 
 def _check_runtimes(runtimes: Sequence[str]) -> tuple[str, ...]:
@@ -340,7 +383,7 @@ def _calibration_record(
     data: Dataset | None,
     method: str,
     seed: int,
-    weight_bits: Literal[7, 8],
+    weight_bits: WeightBits,
 ) -> schema.CalibrationRecord:
     names = {STATIC: "static", **dict(enumerate(loaded.network.options.names))}
     return schema.CalibrationRecord(

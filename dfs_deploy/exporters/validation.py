@@ -170,7 +170,7 @@ def compare_engines(bundle: Bundle, network: DFSNetwork, images: NDArray[np.floa
         return tuple(_compare_engines(bundle, network, torch.from_numpy(images)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Case:
     """An engine, the features to feed it, and what should come out for features that may have been rounded."""
 

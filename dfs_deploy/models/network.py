@@ -24,7 +24,7 @@ from dfs_deploy.models.gate import Gate, decide
 from dfs_deploy.options import Option, Options
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NetworkOutput:
     """What one forward computed.
 

@@ -27,6 +27,14 @@ class Latency(msgspec.Struct, frozen=True):
     cov: float | None = None
 
 
+class IntervalFigures(msgspec.Struct, frozen=True):
+    """An estimate and where the true value lies with 95 % confidence."""
+
+    value: float
+    low: float
+    high: float
+
+
 class CaseFigures(msgspec.Struct, frozen=True):
     """One case, under the keys of ``bench --json``."""
 
@@ -41,6 +49,7 @@ class CaseFigures(msgspec.Struct, frozen=True):
     gate_us: float | None = None
     gate_share: float | None = None
     dispatch_efficiency: float | None = None
+    dispatch_efficiency_interval: IntervalFigures | None = None
     joules_per_image: float | None = None
 
 
@@ -51,6 +60,7 @@ class MachineFacts(msgspec.Struct, frozen=True):
     cores: int
     system: str
     int8: str = ""
+    quota: float | None = None
 
 
 class RuntimeFacts(msgspec.Struct, frozen=True):
@@ -91,7 +101,7 @@ class BenchFigures(msgspec.Struct, frozen=True):
     """A bench, under the keys of ``bench --json``."""
 
     device: str
-    threads: int
+    threads: int | None
     seed: int
     data: str
     inputs: int

@@ -10,17 +10,17 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from PIL import Image
 
 from dfs_deploy.architecture import Architecture
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import load_checkpoint, save_checkpoint
-from dfs_deploy.datasets import Dataset, save_npz
-from dfs_deploy.errors import CheckpointError, UsageError
+from dfs_deploy.datasets import Dataset, ImageFolder, open_dataset, save_npz
+from dfs_deploy.errors import CheckpointError, DataError, UsageError
 from dfs_deploy.exporters import CALIBRATION_METHODS, checkpoint_stem, export
 from dfs_deploy.manifest import SCHEMA_VERSION, RuntimeEngines
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import PRECISIONS, Options, computation_percentage
-from dfs_deploy.preprocessing import CIFAR10_CLASSES
 from dfs_deploy.runtimes import Runtime
 from tests.builders import release_state_dict, save_release, skipnet_state_dict
 from tests.bundles import CONTRACT, Made, labelled, pixels, settled_network
@@ -63,7 +63,7 @@ def test_a_checkpoint_of_the_release(tmp_path: Path, count: int) -> None:
     assert manifest.source.assumptions == list(exported.assumptions)
     assert any("options" in line for line in exported.assumptions)
     assert exported.bundle.options.bits == {4: (0, 8, 16, 32), 7: (0, 8, 10, 12, 14, 16, 32)}[count]
-    assert manifest.input.class_names == list(CIFAR10_CLASSES)
+    assert manifest.input.class_names == [], "the checkpoint does not say, and ten classes may be any"
     assert exported.comparison is not None
     assert exported.comparison.route_agreement > 0.9
     with Runtime(exported.bundle) as runtime:
@@ -319,6 +319,25 @@ def test_images_of_another_size_are_refused_and_files_are_resized(mixed: Made, t
     assert exported.comparison.samples == 8
 
 
+def test_only_the_calibration_images_that_are_drawn_are_decoded(mixed: Made, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for index, (image, label) in enumerate(zip(mixed.data.images, mixed.data.labels, strict=True)):
+        path = folder / CONTRACT.class_names[label] / f"{index:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).resize((16, 16), Image.Resampling.NEAREST).save(path)
+    drawn = open_dataset(folder).subset(6, 0)
+    assert isinstance(drawn, ImageFolder)
+    for path in folder.glob("*/*.png"):
+        if str(path.relative_to(folder)) not in drawn.files:
+            path.write_bytes(b"damaged")
+    exported = export(mixed.checkpoint, tmp_path / "net.dfs", calibration_data=folder, calibration_samples=6)
+    assert exported.comparison is not None
+    assert exported.comparison.samples == 6
+    assert exported.notes[-1] == "6 of 6 images were resized to 8x8: they are of 16x16"
+    with refuses(DataError, "photos/", "no image of a known kind"):
+        export(mixed.checkpoint, tmp_path / "all.dfs", calibration_data=folder)
+
+
 @pytest.mark.parametrize(
     ("choices", "word"),
     [
@@ -426,6 +445,55 @@ def test_a_bundle_is_named_after_its_checkpoint(mixed: Made, tmp_path: Path, mon
     exported = export(mixed.checkpoint, targets=["fp32"])
     assert exported.bundle.path == Path("mixed.dfs")
     assert [path.name for path in tmp_path.iterdir()] == ["mixed.dfs"]
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("checkpoint.pt", "dfs-30.dfs"),
+        ("checkpoint.safetensors", "dfs-30.dfs"),
+        ("backbone.pt", "dfs-30-backbone.dfs"),
+        ("net.pt", "net.dfs"),
+    ],
+)
+def test_a_bundle_of_a_training_run_is_named_after_the_run(
+    mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, made: str
+) -> None:
+    run = tmp_path / "dfs-30"
+    run.mkdir()
+    (run / "job.json").write_text("{}")
+    loaded = load_checkpoint(mixed.checkpoint)
+    save_checkpoint(run / name, loaded.network, loaded.input)
+    monkeypatch.chdir(tmp_path)
+    assert export(f"dfs-30/{name}", targets=["fp32"]).bundle.path == Path(made)
+    monkeypatch.chdir(run)
+    assert export(name, targets=["fp32"]).bundle.path == Path(made)
+
+
+def test_a_checkpoint_of_that_name_elsewhere_names_its_bundle(
+    mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(mixed.checkpoint.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert export("checkpoint.pt", targets=["fp32"]).bundle.path == Path("checkpoint.dfs")
+
+
+def test_a_bundle_of_another_checkpoint_is_replaced_only_by_name(
+    mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export(mixed.checkpoint, targets=["fp32"])
+    before = contents(tmp_path / "mixed.dfs")
+    other = tmp_path / "other" / "mixed.pt"
+    other.parent.mkdir()
+    save_checkpoint(other, settled_network(seed=5), CONTRACT)
+    with refuses(UsageError, "mixed.dfs was made from another checkpoint", "mixed.pt", "--out mixed.dfs"):
+        export(other, targets=["fp32"])
+    assert contents(tmp_path / "mixed.dfs") == before
+    assert export(mixed.checkpoint, targets=["fp32"]).replaced is None
+    exported = export(other, "mixed.dfs", targets=["fp32"])
+    assert exported.replaced == mixed.checkpoint.name
+    assert exported.bundle.manifest.source.sha256 == hashlib.sha256(other.read_bytes()).hexdigest()
 
 
 def test_a_bundle_that_is_there_is_replaced(mixed: Made, tmp_path: Path) -> None:

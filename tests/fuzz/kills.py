@@ -42,11 +42,21 @@ from tests.fuzz.reader import fingerprint
 from tests.training.small import SIZE, colour_patches
 
 ROOT = Path(__file__).parents[2]
-_WAIT_S = 120.0
+NAMES = ("export", "export-over", "prepare", "train")
 
 _CHANGES = frozenset(
     (
-        *("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.utime"),
+        *(
+            "os.mkdir",
+            "os.rename",
+            "os.remove",
+            "os.rmdir",
+            "os.link",
+            "os.symlink",
+            "os.truncate",
+            "os.chmod",
+            "os.utime",
+        ),
         *("shutil.rmtree", "ctypes.dlsym"),
     )
 )
@@ -78,7 +88,7 @@ class Export(Work):
     """A bundle, where there is none or where there is another."""
 
     def __init__(self, folder: Path, old: Path | None) -> None:
-        self.name = "export" if old is None else "export over another"
+        self.name = "export" if old is None else "export-over"
         self._old = old
         self._checkpoint = folder / f"{self.name}.pt"
         network = settled_network("skip,16,full", widths=(4, 8), seed=7)
@@ -134,7 +144,13 @@ class Train(Work):
 
         self._data = folder / "patches.npz"
         images = colour_patches(48)
-        np.savez(self._data, train_x=images.images[:32], train_y=images.labels[:32], test_x=images.images[32:], test_y=images.labels[32:])
+        np.savez(
+            self._data,
+            train_x=images.images[:32],
+            train_y=images.labels[:32],
+            test_x=images.images[32:],
+            test_y=images.labels[32:],
+        )
 
     def begin(self, folder: Path) -> None:
         shutil.copy(self._data, folder / "patches.npz")
@@ -351,7 +367,7 @@ def _count_changes(roots: tuple[str, ...], kill_before: int | None) -> Callable[
             return
         else:
             path = words[0]
-        text = os.path.join(os.getcwd(), os.fsdecode(path)) if not isinstance(path, int) else roots[0]
+        text = roots[0] if isinstance(path, int) else str(Path.cwd() / os.fsdecode(path))
         if text.startswith(roots):
             change()
 
@@ -394,7 +410,7 @@ def run(
             Train(folder),
         ]
         chosen = [work for work in works if not names or work.name in names]
-        draw = random.Random(seed)
+        draw = random.Random(seed)  # noqa: S311 (no secret)
         tallies = []
         for i, work in enumerate(chosen):
             place = folder / str(i)
@@ -419,7 +435,7 @@ def run(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("works", nargs="*", help="commands; all if none is named")
+    parser.add_argument("works", nargs="*", metavar="WORK", help=f"of {', '.join(NAMES)}; all if none is named")
     parser.add_argument("--random", type=int, default=100, help="moments, shared among the commands")
     parser.add_argument("--every", type=int, default=1, help="changes of the file system from one kill to the next")
     parser.add_argument("--seed", type=int, default=0)

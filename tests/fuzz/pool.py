@@ -7,6 +7,7 @@ it is: when it dies, that one is to blame. Another child goes on with the rest.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -40,6 +41,7 @@ _WALL = 120.0
 
 _BATCH = 250
 _MIB = 1 << 20
+_PR_SET_PDEATHSIG = 1
 
 EQUAL, OTHER, REFUSED = "equal", "other", "refused"
 MESSAGE, WRONG, TRACEBACK, HANG, OVER_MEMORY, CRASH = (
@@ -180,10 +182,11 @@ class _Pool:
             code = 1
             try:
                 os.close(reading)
+                ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no child outlives its parent
                 _Runner(self._reader, self._seed, work, writing, self._keep).run(cases)
                 code = 0
             except BaseException:
-                traceback.print_exc()
+                os.write(2, traceback.format_exc().encode())  # the log by now; sys.stderr may be another's
             finally:
                 os._exit(code)
         os.close(writing)
@@ -281,7 +284,10 @@ class _Runner:
             seed = draw.choice(self._reader.seeds)
             sound = self._sound_result(seed)
             self._fresh(seed)
-            fate = self._reader.mutate(draw, seed, self._case)
+            try:
+                fate = self._reader.mutate(draw, seed, self._case)
+            except Exception as error:
+                raise RuntimeError(f"case {case} of {self._reader.name} cannot be made: {draw.notes}") from error
             self._say("begin", case, seed, draw.notes)
             kind, detail = self._read(fate, sound)
             if _peak() - baseline > MEMORY:
@@ -397,5 +403,5 @@ def _keep(case: Path, target: Path) -> None:
 def shuffled(cases: int, seed: int) -> list[int]:
     """Case numbers in an order of no meaning, so that children get a mixture."""
     numbers = list(range(cases))
-    random.Random(seed).shuffle(numbers)
+    random.Random(seed).shuffle(numbers)  # noqa: S311 (no secret)
     return numbers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import unicodedata
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -72,7 +73,9 @@ def link_tree(source: Path, target: Path) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Puts a new file in the place of one, which may have other names."""
+    """Puts a new file in the place of one, which may have other names, or of what stands there instead."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
     path.unlink(missing_ok=True)
     path.write_bytes(content)
 

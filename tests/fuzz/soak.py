@@ -1,7 +1,7 @@
 """Runs a network for long: ``python -m tests.fuzz.soak [--scale 0.01]``.
 
-One million single images, 20,000 batches of random sizes, 1,000 times opened and closed, and 8 clones in 8 threads, each
-in a process of its own. After a warm-up memory must stay within 2 MiB, the files and threads that are open must stay
+One million single images, 20,000 batches of random sizes, 1,000 times opened and closed, and 8 clones in 8 threads,
+each in a process of its own. After a warm-up memory must stay within 2 MiB, the files and threads that are open must stay
 the same, and every result must equal the first one of its image, bit by bit. Prints a table; the exit code is 1 if a
 bar is missed.
 """
@@ -64,7 +64,12 @@ class Soaked:
     @property
     def sound(self) -> bool:
         """Whether every bar is met."""
-        return self.grown <= FLAT and self.files[0] == self.files[1] and self.tasks[0] == self.tasks[1] and not self.unequal
+        return (
+            self.grown <= FLAT
+            and self.files[0] == self.files[1]
+            and self.tasks[0] == self.tasks[1]
+            and not self.unequal
+        )
 
 
 class Watch:
@@ -97,7 +102,8 @@ def state() -> tuple[int, int, int]:
     """Bytes of resident memory, open handles, threads."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+    files, tasks = (len(list(Path("/proc/self", kind).iterdir())) for kind in ("fd", "task"))
+    return pages * os.sysconf("SC_PAGE_SIZE"), files, tasks
 
 
 Images = NDArray[np.uint8]
@@ -253,7 +259,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
     def show(result: Soaked) -> None:
-        files, tasks = (f"{before}" if before == after else f"{before} to {after}" for before, after in (result.files, result.tasks))
+        files, tasks = (
+            f"{before}" if before == after else f"{before} to {after}" for before, after in (result.files, result.tasks)
+        )
         words = "ok" if result.sound else "MISSED"
         sys.stdout.write(
             f"| {result.name} | {result.count:,} | {result.grown / (1 << 20):+.2f} | {files} | {tasks} | {result.unequal} |"
@@ -261,7 +269,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         sys.stdout.flush()
 
-    sys.stdout.write("| use | count | MiB grown | files | threads | unequal | s | |\n|---|--:|--:|--:|--:|--:|--:|---|\n")
+    sys.stdout.write(
+        "| use | count | MiB grown | files | threads | unequal | s | |\n|---|--:|--:|--:|--:|--:|--:|---|\n"
+    )
     with digits() as folder:
         results = soak(folder, options.scale, options.seed, show)
     return 0 if all(result.sound for result in results) else 1

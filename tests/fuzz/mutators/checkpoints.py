@@ -117,7 +117,7 @@ def _odd_tensor(draw: Draw, tensor: Tensor, kind: str) -> Tensor:
     if kind == "shape":
         flat = tensor.reshape(-1)
         return draw.choice(
-            (flat, tensor[None], tensor[..., :0], flat[:1], torch.cat([flat, flat]), torch.zeros(()), flat[:0])
+            (flat, tensor[None], flat[None, :0], flat[:1], torch.cat([flat, flat]), torch.zeros(()), flat[:0])
         )
     if kind == "type":
         types = (

@@ -49,6 +49,10 @@ class CacheReader(Reader):
     damaged: Fate = "works"
     """What a damaged cache may lead to."""
 
+    def sound(self, file: Path) -> bytes:
+        """What stood in a file of the cache before anything was changed."""
+        return (self._folder / self.seeds[0] / CACHE / file.parent.name / file.name).read_bytes()
+
     def files(self, folder: Path) -> Iterator[Path]:
         """What the cache holds."""
         yield from sorted(path for path in (folder / CACHE).rglob("*") if path.is_file())
@@ -98,14 +102,13 @@ class PreparedReader(CacheReader):
             pass
 
     def change(self, draw: Draw, file: Path) -> Fate:
-        index = file.with_name("index.json")
-        if file.suffix == ".json" or not draw.chance(0.4) or not index.is_file():
+        if file.suffix == ".json" or not draw.chance(0.4):
             super().change(draw, file)
             # An index may name other engines than those that are there, in an order of its own: all with digests.
             return "any" if file.suffix == ".json" else self.damaged
         content, _ = mutate_model(draw, file.read_bytes())
-        digest = sha256(content)
-        values = json.loads(index.read_bytes())
+        digest, index = sha256(content), file.with_name("index.json")
+        values = json.loads(self.sound(index))
         for name, kept in values["files"].items():
             if kept == file.stem:
                 values["files"][name] = digest
@@ -154,7 +157,7 @@ class TensorRTReader(CacheReader):
         if file.suffix == ".plan" and draw.chance(0.3):
             record = file.with_suffix(".json")
             content = mutate_bytes(draw, file.read_bytes())
-            values = json.loads(record.read_bytes())
+            values = json.loads(self.sound(record))
             replace(file, content)
             replace(record, json.dumps({**values, "sha256": sha256(content)}).encode())
             return "any"

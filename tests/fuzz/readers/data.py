@@ -170,7 +170,7 @@ def change_folder(draw: Draw, root: Path, images: list[Path]) -> None:
             elif kind == "odd" and files:
                 odd_file(draw, draw.choice(files))
             elif kind == "name" and files:
-                name = draw.text().replace("/", "_").replace("\0", "")[:200]
+                name = draw.text().replace("/", "_").replace("\0", "").replace("\ud800", "\udc80")[:60]
                 target = folder / (name + draw.choice((".png", ".PNG", "", ".mp4")))
                 if not target.exists():
                     draw.choice([*files, *folders[1:]]).rename(target)
