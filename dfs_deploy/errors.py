@@ -11,8 +11,9 @@
     │   ├── DataError                 a data set or image that cannot be read
     │   └── InputError                an array that the network cannot take
     ├── EnvironmentLacksError     this machine misses something         exit 3
-    │   └── DependencyError           a library (ImportError)
-    │       └── MissingExtraError         that an extra brings
+    │   ├── DependencyError           a library (ImportError)
+    │   │   └── MissingExtraError         that an extra brings
+    │   └── OutOfMemoryError          memory (MemoryError)
     ├── ArtefactError             the file does not fit here            exit 4
     │   ├── CheckpointError           a checkpoint that cannot be read or split
     │   │   ├── UnsafeCheckpointError     a pickle that would run code
@@ -130,6 +131,10 @@ class MissingExtraError(DependencyError):
     def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
         # An exception is otherwise rebuilt from its message, which is not what this one takes.
         return type(self), (self.module, self.extra)
+
+
+class OutOfMemoryError(EnvironmentLacksError, MemoryError):
+    """Memory ran out, or a limit of this process's was reached."""
 
 
 class ArtefactError(DfsDeployError):

@@ -23,6 +23,10 @@ MAX_NAME = 500
 MAX_INPUT_VALUES = 1 << 26
 """Most values of one input: channels x height x width."""
 
+MAX_MEAN = MAX_STD = 1e6
+MIN_STD = 1e-6
+"""Bounds of the mean, either way, and of the standard deviation: no pixel is normalised to infinity within them."""
+
 _log = logging.getLogger("dfs_deploy")
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -54,13 +58,11 @@ class InputContract:
         if problem := class_names_problem(self.class_names):
             raise InputError(problem)
         channels = self.shape[0]
-        numbers = np.asarray((*self.mean, *self.std), np.float64)
-        # NaN is neither greater than zero nor finite.
-        sound = bool(np.isfinite(numbers).all()) and all(value > 0.0 for value in self.std)
+        sound = all(abs(mean) <= MAX_MEAN for mean in self.mean) and all(MIN_STD <= s <= MAX_STD for s in self.std)
         if len(self.mean) != channels or len(self.std) != channels or not sound:
             raise InputError(
                 f"mean {self.mean} and std {self.std} for {channels} channel(s), expected one of each per channel,"
-                " finite, std positive"
+                f" finite, mean at most {MAX_MEAN:g} either way, std positive, {MIN_STD:g} to {MAX_STD:g}"
             )
 
     def normalize(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -69,11 +71,12 @@ class InputContract:
         scaled = (images.astype(np.float32) / np.float32(255) - mean) / std
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
-    def prepare(self, images: NDArray[Any]) -> NDArray[np.float32]:
+    def prepare(self, images: NDArray[Any], first: int = 0) -> NDArray[np.float32]:
         """Checks an input and normalises it where it is uint8.
 
         Args:
             images: (N, C, H, W) float32, normalised; or (N, H, W, C) uint8.
+            first: index of the first of them in the batch that they are a part of, for messages.
 
         Returns:
             (N, C, H, W) float32, contiguous. The array itself where it is that already.
@@ -105,7 +108,7 @@ class InputContract:
         with np.errstate(over="ignore", invalid="ignore"):
             squares = np.dot(flat, flat)
         if not math.isfinite(squares) and not np.isfinite(images).all():
-            bad = int(np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))[0])
+            bad = first + int(np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))[0])
             raise InputError(f"NaN or infinity in image {bad} of the batch, expected finite values; check what made it")
         if squares > self._reach * flat.size:
             self._doubt_normalisation(math.sqrt(squares / flat.size))

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dfs_deploy.cache import PLACE
 from dfs_deploy.errors import BundleError, UsageError
 from dfs_deploy.text import first_line
+
+
+def _use_cache(context: typer.Context, folder: Path | None) -> Path | None:
+    """Names the folder of the caches for this verb, and for the processes that it starts."""
+    if folder is not None:
+        before = os.environ.get(PLACE)
+        os.environ[PLACE] = str(folder.absolute())
+        context.call_on_close(lambda: _name_cache(before))
+    return folder
+
+
+def _name_cache(folder: str | None) -> None:
+    if folder is None:
+        os.environ.pop(PLACE, None)
+    else:
+        os.environ[PLACE] = folder
+
 
 BundleArgument = Annotated[
     Path | None,
@@ -35,6 +54,16 @@ PreparedOption = Annotated[
 BudgetOption = Annotated[
     float | None,
     typer.Option("--budget", help="Computation to hold, 0 to 1, as calibrated at export.", show_default="as trained"),
+]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-dir",
+        metavar="DIR",
+        callback=_use_cache,
+        help="Folder for what is made once on a machine; else $DFS_DEPLOY_CACHE, else beside the bundle.",
+        show_default=False,
+    ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every draw.")]
 WeightsKeyOption = Annotated[

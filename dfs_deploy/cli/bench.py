@@ -15,6 +15,7 @@ from dfs_deploy.cli.arguments import (
     AgainstOption,
     BudgetOption,
     BundleArgument,
+    CacheOption,
     DataHelp,
     JsonOption,
     PlanOption,
@@ -91,6 +92,7 @@ def bench(
         typer.Option(help="Measure what each option costs at each block here, and keep that in a file for train."),
     ] = None,
     seed: SeedOption = 0,
+    cache_dir: CacheOption = None,
     json: JsonOption = False,
 ) -> None:
     """Time the network against static ones, interleaved, on the same inputs."""
@@ -207,20 +209,23 @@ class _Plan:
     """
 
     def __init__(self, bundle: Bundle, threads: int, prepared: bool) -> None:
-        from dfs_deploy.runtimes.onnxruntime.plan import plan_key, plan_path
+        from dfs_deploy.cache import Cache
+        from dfs_deploy.runtimes.onnxruntime.plan import plan_file, plan_key
         from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, whole_prepared
 
-        self._bundle, self._threads = bundle, threads
-        self._engines = whole_prepared(bundle)[0] if prepared else PLAIN
-        self.file = plan_path(bundle, plan_key(bundle, threads, self._engines.together))
-        self._before = self.file.read_bytes() if self.file.is_file() else None
+        self._bundle, self._threads, self._cache = bundle, threads, Cache(bundle)
+        self._engines = whole_prepared(bundle, None, self._cache)[0] if prepared else PLAIN
+        name = plan_file(plan_key(bundle, threads, self._engines.together))
+        self.file = self._cache.folder / name
+        self._before = self._cache.read(name)
 
     def measure(self, report: Callable[[float], None]) -> None:
         """Measures a plan and puts it in place."""
         from dfs_deploy.runtimes.onnxruntime.plan import measure_plan, save_plan
 
         report(0.0)
-        save_plan(self._bundle, measure_plan(self._bundle, self._threads, report, self._engines))
+        measured = measure_plan(self._bundle, self._threads, report, self._engines)
+        self.file = save_plan(self._bundle, measured, self._cache)
 
     def take_back(self) -> None:
         """Puts in place what was there before."""

@@ -11,6 +11,7 @@ import typer
 import dfs_deploy
 from dfs_deploy.cli.arguments import (
     AgainstOption,
+    CacheOption,
     DataHelp,
     JsonOption,
     PlanOption,
@@ -66,6 +67,7 @@ def report(
     plan: PlanOption = True,
     prepared: PreparedOption = True,
     seed: SeedOption = 0,
+    cache_dir: CacheOption = None,
     json: JsonOption = False,
 ) -> None:
     """Write one page on accuracy, latency, decisions and errors of bundles; or the figures of training runs."""

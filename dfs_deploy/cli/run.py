@@ -12,6 +12,7 @@ from rich.text import Text
 
 from dfs_deploy.cli.arguments import (
     BudgetOption,
+    CacheOption,
     JsonOption,
     PlanOption,
     PreparedOption,
@@ -49,6 +50,7 @@ def run(
     threads: ThreadsOption = 1,
     plan: PlanOption = True,
     prepared: PreparedOption = True,
+    cache_dir: CacheOption = None,
     json: JsonOption = False,
 ) -> None:
     """Classify images, and show what each block did for each of them."""

@@ -13,8 +13,9 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from dfs_deploy.decoding import UNREADABLE
+from dfs_deploy.decoding import MalformedError, read_json
 from dfs_deploy.errors import DataError, UsageError
+from dfs_deploy.text import first_line
 
 Positive = Annotated[float, Meta(ge=1e-9, le=1e9)]
 """A time in milliseconds, so bounded that no quotient of two overflows."""
@@ -137,10 +138,10 @@ def load_bench(path: Path) -> BenchFigures:
         DataError: it cannot be read, or is no such object.
     """
     try:
-        figures = msgspec.json.decode(path.read_bytes(), type=BenchFigures)
+        figures = read_json(path, BenchFigures)
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); make it with dfs-deploy bench --json") from error
-    except UNREADABLE as error:
+        raise DataError(f"{path} cannot be read ({first_line(error)}); make it with dfs-deploy bench --json") from error
+    except MalformedError as error:
         raise DataError(f"{path} is no bench result ({error}); make it with dfs-deploy bench --json") from error
     if figures.case("dfs") is None:
         raise DataError(f"{path} has no case named dfs; make it with dfs-deploy bench --json")

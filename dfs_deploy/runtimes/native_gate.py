@@ -165,7 +165,7 @@ class NativeGate(Gate):
         self._compiled.write_state(hidden, cell)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Packed:
     """Weights as kernel.h describes them: an input's weights next to each other, hidden units and options padded."""
 

@@ -31,7 +31,7 @@ _BATCH = 128
 _TOLERANCE = 1e-9
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sensitivity:
     """What each option of each gated block does to the loss, all other blocks in full precision.
 
