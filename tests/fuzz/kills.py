@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -275,14 +277,15 @@ class Harness:
                 tally.breaches.append(f"{tally.name}, killed {moment}: the next run gives something else")
         except Exception as error:
             tally.breaches.append(f"{tally.name}, killed {moment}: the next run fails: {error}"[:300])
-        orphans = sorted(self._listed() - self._names)
+        orphans = sorted((self._listed() - self._names).elements())
         if orphans:
             tally.breaches.append(f"{tally.name}, killed {moment}: orphans {', '.join(orphans[:4])}")
 
-    def _listed(self) -> set[str]:
-        """Every name in the folder, the parts of it that differ from run to run left out, and of temporary files."""
-        names = {str(path.relative_to(self._home)) for path in self._home.rglob("*")}
-        return names | {f"TMPDIR/{path.relative_to(self._temporary)}" for path in self._temporary.rglob("*")}
+    def _listed(self) -> Counter[str]:
+        """Every name in the folder and among temporary files; how many, if content names them."""
+        found = [path.relative_to(self._home) for path in self._home.rglob("*")]
+        found += [Path("TMPDIR", path.relative_to(self._temporary)) for path in self._temporary.rglob("*")]
+        return Counter(re.sub("[0-9a-f]{64}", "DIGEST", str(path)) for path in found)
 
     def _real(self, seconds: float | None) -> None:
         environment = {**os.environ, "TMPDIR": str(self._temporary), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 
-for module in ("torch", "onnx", "sklearn", "fastapi", "uvicorn", "prometheus_client"):
-    pytest.importorskip(module)
-
 from tests.fuzz.pool import GOOD
 from tests.fuzz.readers import READERS
 

@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("onnx")
-
 from tests.fuzz import kills
 from tests.fuzz.kills import Harness, Work
 
