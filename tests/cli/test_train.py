@@ -433,7 +433,8 @@ def test_the_printed_next_command_makes_a_bundle_named_after_the_run(
         line = ran.out.splitlines()[-1]
         assert line.startswith("next: dfs-deploy export ")
         program, *arguments = shlex.split(line.removeprefix("next: "))
-        assert (program, arguments) == ("dfs-deploy", ["export", f"{name}/{words[0]}"])
+        calibrated = ["--calibration-data", str(data)]
+        assert (program, arguments) == ("dfs-deploy", ["export", f"{name}/{words[0]}", *calibrated])
         assert run(*arguments, "--targets", "fp32").code == 0
     digests = {name: Bundle(tmp_path / f"{name}.dfs").manifest.source.sha256 for name in ("run one", "other")}
     assert len(set(digests.values())) == 2
