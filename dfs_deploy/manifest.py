@@ -216,7 +216,7 @@ class ServedRecord(_Record, frozen=True, kw_only=True):
     reason: str
 
 
-class SourceRecord(_Record, frozen=True, kw_only=True):
+class SourceRecord(_Record, frozen=True, kw_only=True, omit_defaults=True):
     """The checkpoint that the bundle was made from.
 
     Attributes:

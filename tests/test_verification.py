@@ -74,12 +74,18 @@ def test_what_is_malformed_is_named(tmp_path: Path, change: dict[str, Any], word
         load_verification(written(tmp_path, RESULT.as_json() | change))
 
 
-@pytest.mark.parametrize("key", sorted(set(RESULT.as_json()) - {"schema", "schema_version"}))
+@pytest.mark.parametrize("key", sorted(set(RESULT.as_json()) - {"schema", "schema_version", "assumptions"}))
 def test_every_key_must_be_there(tmp_path: Path, key: str) -> None:
     values = RESULT.as_json()
     del values[key]
     with refuses(SavedResultError, key):
         load_verification(written(tmp_path, values))
+
+
+def test_a_result_that_was_kept_before_assumptions_were_is_read(tmp_path: Path) -> None:
+    values = RESULT.as_json()
+    del values["assumptions"]
+    assert load_verification(written(tmp_path, values)).assumptions == []
 
 
 def test_what_is_no_result(tmp_path: Path) -> None:

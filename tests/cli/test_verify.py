@@ -26,6 +26,7 @@ KEYS = [
     "passed",
     "bundle_digest",
     "checkpoint_sha256",
+    "assumptions",
 ]
 
 
