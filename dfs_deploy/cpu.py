@@ -1,11 +1,14 @@
-"""Which CPU this is and what it computes fast, as Linux tells in ``/proc/cpuinfo``."""
+"""Which CPU this is, what it computes fast, and how much of it this process may use, as Linux tells."""
 
 from __future__ import annotations
 
 import itertools
+import os
 import platform
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 _INT8 = (
     ("avx512_vnni", "AVX-512 VNNI"),
@@ -15,6 +18,9 @@ _INT8 = (
 )
 _KEY_FACTS = ("model name", "CPU implementer", "CPU part", "CPU variant", "CPU revision", "Features")
 _X86_VECTORS = ("avx", "amx")
+_ROOT = Path("/")
+_OCTAL = re.compile(r"\\([0-7]{3})")
+"""A space or the like in a path of ``/proc/self/mountinfo``."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Cpu:
     key: str
 
 
-def describe_cpu(root: Path = Path("/")) -> Cpu:
+def describe_cpu(root: Path = _ROOT) -> Cpu:
     """Looks at the CPU.
 
     Args:
@@ -61,7 +67,7 @@ def has_fast_float16() -> bool:
     return describe_cpu().float16
 
 
-def cpu_facts(root: Path = Path("/")) -> dict[str, str]:
+def cpu_facts(root: Path = _ROOT) -> dict[str, str]:
     """What ``/proc/cpuinfo`` says of the first CPU, by its own names; empty where there is no such file.
 
     Args:
@@ -74,3 +80,99 @@ def cpu_facts(root: Path = Path("/")) -> dict[str, str]:
         # The kernel writes an entry as it is read, and machines of hundreds of cores have long files.
         pairs = [line.partition(":") for line in itertools.takewhile(str.strip, stream)]
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+@dataclass(frozen=True)
+class CpuLimits:
+    """How much CPU time this process may use.
+
+    Attributes:
+        affinity: logical CPUs that this process may run on, in order.
+        quota: CPU seconds per second that its control groups grant (``docker run --cpus``, a Kubernetes limit), the
+            least of them; ``None`` for no limit. A process that needs more is stopped until the next period begins,
+            every 100 ms as a rule.
+        throttled_periods: periods in which a group with a quota was stopped, from the group's start until now;
+            ``None`` without a quota, or if the kernel does not count them. Take the difference of two readings.
+    """
+
+    affinity: tuple[int, ...]
+    quota: float | None
+    throttled_periods: int | None
+
+    @property
+    def cores(self) -> int:
+        """Threads that can truly run at once: logical CPUs, or what the quota keeps busy if that is fewer, at least 1.
+
+        A started CPU counts whole: a quota of 1.5 keeps 2 threads busy three quarters of the time.
+        """
+        count = len(self.affinity)
+        return count if self.quota is None else max(1, min(count, -int(-self.quota // 1)))
+
+
+def cpu_limits(root: Path = _ROOT) -> CpuLimits:
+    """Reads affinity and control groups, of version 2 and version 1; files that the kernel does not have are no limit.
+
+    Args:
+        root: folder of the file system's root.
+    """
+    affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    quotas: list[float] = []
+    throttled: list[int] = []
+    for group in _cpu_groups(root):
+        quota = _quota(group)
+        if quota is not None:
+            quotas.append(quota)
+            counts = re.search(r"^nr_throttled (\d+)$", _kernel_text(group / "cpu.stat"), re.MULTILINE)
+            throttled += [int(counts[1])] if counts else []
+    return CpuLimits(
+        affinity=tuple(affinity),
+        quota=min(quotas, default=None),
+        throttled_periods=sum(throttled) if throttled else None,
+    )
+
+
+def _quota(group: Path) -> float | None:
+    """CPU seconds per second that one control group grants."""
+    limit, _, period = _kernel_text(group / "cpu.max").strip().partition(" ")  # version 2: "max 100000"
+    if not limit:
+        limit = _kernel_text(group / "cpu.cfs_quota_us").strip()  # version 1: -1 is no limit
+        period = _kernel_text(group / "cpu.cfs_period_us").strip()
+    return int(limit) / int(period) if limit.isdecimal() and period.isdecimal() and int(period) else None
+
+
+def _cpu_groups(root: Path) -> Iterator[Path]:
+    """Folders of the control groups that this process is in, its own first, then those around it up to the mount."""
+    for number, kind, place, mount in _group_mounts(root):
+        for line in _kernel_text(root / "proc/self/cgroup").splitlines():
+            found, _, rest = line.partition(":")
+            controllers, _, path = rest.partition(":")
+            if (kind == "cgroup2" and found == "0") or (number and number in controllers.split(",")):
+                within = PurePosixPath(path)
+                # In a container without a namespace of its own, the path is the host's and the mount shows a part.
+                inner = within.relative_to(place) if within.is_relative_to(place) else PurePosixPath()
+                if ".." in inner.parts:  # of a process that was moved out of its namespace
+                    inner = PurePosixPath()
+                folder = root / str(mount).lstrip("/")
+                yield from (folder / each for each in (inner, *inner.parents))
+
+
+def _group_mounts(root: Path) -> Iterator[tuple[str, str, PurePosixPath, PurePosixPath]]:
+    """Mounts of control groups that limit CPU time: controller, kind, which part is mounted, and where."""
+    for line in _kernel_text(root / "proc/self/mountinfo").splitlines():
+        before, _, after = line.partition(" - ")  # proc_pid_mountinfo(5)
+        fields, said = before.split(), after.split()
+        if len(fields) < 5 or len(said) < 3:
+            continue
+        place, mount = (PurePosixPath(_OCTAL.sub(lambda code: chr(int(code[1], 8)), part)) for part in fields[3:5])
+        if said[0] == "cgroup2":
+            yield "", "cgroup2", place, mount
+        elif said[0] == "cgroup" and "cpu" in said[2].split(","):
+            yield "cpu", "cgroup", place, mount
+
+
+def _kernel_text(file: Path) -> str:
+    """Content of a small file of the kernel; nothing if there is none, or if this process may not see it."""
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""

@@ -11,7 +11,9 @@
     │   ├── DataError                 a data set or image that cannot be read
     │   └── InputError                an array that the network cannot take
     ├── EnvironmentLacksError     this machine misses something         exit 3
-    │   └── MissingExtraError         an optional dependency (ImportError)
+    │   ├── DependencyError           a library (ImportError)
+    │   │   └── MissingExtraError         that an extra brings
+    │   └── OutOfMemoryError          memory (MemoryError)
     ├── ArtefactError             the file does not fit here            exit 4
     │   ├── CheckpointError           a checkpoint that cannot be read or split
     │   │   ├── UnsafeCheckpointError     a pickle that would run code
@@ -96,22 +98,43 @@ class EnvironmentLacksError(DfsDeployError):
     exit_code = 3
 
 
-class MissingExtraError(EnvironmentLacksError, ImportError):
+class DependencyError(EnvironmentLacksError, ImportError):
+    """A library that the call needs is not installed, too old, or cannot be imported; the message says which and why.
+
+    Attributes:
+        module: name of the module.
+    """
+
+    def __init__(self, message: str, module: str) -> None:
+        super().__init__(message)
+        self.module = module
+
+    def __reduce__(self) -> tuple[type[DependencyError], tuple[str, str]]:
+        # An exception is otherwise rebuilt from its message alone.
+        return type(self), (str(self), self.module)
+
+
+class MissingExtraError(DependencyError):
     """An optional dependency is not installed.
 
     Attributes:
-        module: what could not be imported.
-        extra: the extra of ``dfs-deploy`` that brings it.
+        module: name of the module that could not be imported.
+        extra: extra of ``dfs-deploy`` that brings it.
     """
 
     def __init__(self, module: str, extra: str) -> None:
-        super().__init__(f'{module} is not installed and this needs it; run: pip install "dfs-deploy[{extra}]"')
-        self.module = module
+        from dfs_deploy.installed import install_line
+
+        super().__init__(f"{module} is not installed and this needs it; run: {install_line(extra)}", module)
         self.extra = extra
 
     def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
         # An exception is otherwise rebuilt from its message, which is not what this one takes.
         return type(self), (self.module, self.extra)
+
+
+class OutOfMemoryError(EnvironmentLacksError, MemoryError):
+    """Memory ran out, or a limit of this process's was reached."""
 
 
 class ArtefactError(DfsDeployError):

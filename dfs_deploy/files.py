@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fnmatch
 import hashlib
 import os
 import secrets
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 if sys.platform == "win32":
     fcntl = None
@@ -27,10 +29,32 @@ ASIDE = ".replaced"
 TEMPORARY = ".tmp"
 """Suffix of a file or folder that is still being written: ``.NAME.<random>.tmp``, beside ``NAME``."""
 
+_LITTER = (
+    *(
+        ".ds_store",
+        "._*",
+        "__macosx",
+        ".appledouble",
+        ".localized",
+        ".fseventsd",
+        ".spotlight-v100",
+        ".trashes",
+    ),  # macOS
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),  # Windows
+    *(".nfs*", ".fuse_hidden*", ".trash-*", ".directory", "lost+found", "@eadir"),  # file systems and desktops
+    *("*~", ".*.sw[a-p]", ".#*", "#*#", ".goutputstream-*"),  # editors
+)
+"""Names, in small letters, of what systems and programs leave in any folder."""
+
 _SYNCS_AT_ONCE = 8  # a file system commits several together: hundreds of small files take a tenth of the time
 
 _UNSUPPORTED = frozenset((errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM))
 """What network file systems answer to fsync if they have none, for folders above all (EIO is not among them)."""
+
+_NO_RENAMES = frozenset((errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV, errno.EINVAL, errno.EMFILE))
+"""What file systems answer that cannot rename a folder with files in it, as object stores cannot."""
+
+_PIECE = 1 << 20
 
 _ABANDONED_S = 24 * 3600.0
 """Age of a leftover after which it is removed, on file systems without locks."""
@@ -38,6 +62,11 @@ _ABANDONED_S = 24 * 3600.0
 
 class UnfitFileError(OSError):
     """A path that is no regular file, or a file that is too large for what it is read as; nothing of it was read."""
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder is, by its name, what a system or an editor leaves anywhere, and nobody's content."""
+    return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in _LITTER)
 
 
 def sha256(data: bytes) -> str:
@@ -49,7 +78,7 @@ def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's content, which is read in pieces."""
     with path.open("rb") as stream:
         digest = hashlib.sha256()
-        while piece := stream.read(1 << 20):
+        while piece := stream.read(_PIECE):
             digest.update(piece)
     return digest.hexdigest()
 
@@ -88,8 +117,10 @@ def read_file(path: Path, limit: int, *, follow: bool = True) -> bytes:
     check_file(path, limit, follow=follow)  # opening a device can already do something
     handle = os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0))
     with os.fdopen(handle, "rb") as stream:
-        _checked(os.fstat(handle), path, limit)
-        content = stream.read(limit + 1)
+        size = _checked(os.fstat(handle), path, limit)
+        content = stream.read(size + 1)  # as much is allocated as is asked for
+        while len(content) > size and len(content) <= limit and (more := stream.read(_PIECE)):
+            content += more
     if len(content) > limit:  # it grew, or says another size than it has, as files of /proc do
         raise UnfitFileError(errno.EFBIG, f"holds more than {limit:,} bytes, the most for such a file", str(path))
     return content
@@ -141,6 +172,31 @@ def temporary_folder(path: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def sole_use(folder: Path) -> Iterator[None]:
+    """Keeps a folder for this process: nobody else who asks for the same gets it until the end, or until a crash.
+
+    No file is left for that. A file system without locks lets everybody pass.
+
+    Args:
+        folder: one that is there; it may be read-only.
+
+    Raises:
+        BlockingIOError: another process has it.
+        OSError: it is not there, or cannot be opened.
+    """
+    if fcntl is None:
+        yield  # Windows opens no folders
+        return
+    handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        if _lock(handle, wait=False) is False:
+            raise BlockingIOError(errno.EWOULDBLOCK, "in use by another process", str(folder))
+        yield
+    finally:
         os.close(handle)
 
 
@@ -224,6 +280,32 @@ def _lock(handle: int, wait: bool) -> bool | None:
     return True
 
 
+def lock_folder(folder: Path) -> int | None:
+    """Locks a folder against other processes and threads that lock it, until the handle is closed.
+
+    Returns:
+        A handle to close with ``os.close``, also on a file system without locks; ``None`` if another holds the lock.
+
+    Raises:
+        OSError: it is not there, or cannot be opened.
+    """
+    handle = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    if _lock(handle, wait=False) is False:
+        os.close(handle)
+        return None
+    return handle
+
+
+def nameless_file() -> IO[bytes]:
+    """A file for reading and writing that has no name and is gone when it is closed: in memory on Linux.
+
+    Other processes can be given its handle. Elsewhere it lies where temporary files do.
+    """
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("dfs-deploy"), "w+b")
+    return tempfile.TemporaryFile()
+
+
 def check_folder(folder: Path) -> None:
     """Makes sure that files can be made in a folder or, if it is not there yet, in the nearest one above it.
 
@@ -284,14 +366,17 @@ def put_folder(made: Path, path: Path) -> None:
     On Linux and macOS the two change places in one step, so that at any moment, also after a crash, one of them stands
     at ``path``. Where the system or the file system cannot, the old one is first moved to ``made`` with
     ``ASIDE`` behind it, then the new one takes its place: after a crash between these, both are there, whole, under
-    the other names.
+    the other names. A file system that cannot rename a folder is given a copy, if nothing stands at ``path``.
 
     Args:
         made: on the file system of ``path``, and on the disk (:func:`sync_tree_to_disk`).
         path: nothing, or a folder.
+
+    Raises:
+        OSError: it cannot be put there; what stood there before still does.
     """
-    if not path.exists():
-        made.rename(path)
+    if not path.exists() and _put_first(made, path):
+        pass
     elif not _exchange(made, path):
         aside = made.with_name(made.name + ASIDE)
         path.rename(aside)
@@ -302,6 +387,49 @@ def put_folder(made: Path, path: Path) -> None:
             raise
         aside.rename(made)
     sync_to_disk(path.parent)
+
+
+def _put_first(made: Path, path: Path) -> bool:
+    """Puts a folder where nothing stands; ``False`` if another process was first."""
+    try:
+        made.rename(path)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            return False
+        if error.errno not in _NO_RENAMES:
+            raise
+        _copy(made, path)
+    return True
+
+
+def _copy(made: Path, path: Path) -> None:
+    """Copies a folder's files, and neither modes nor times, which such a file system may not have."""
+    path.mkdir()
+    try:
+        for entry in sorted(made.rglob("*")):
+            target = path / entry.relative_to(made)
+            if entry.is_dir():
+                target.mkdir()
+            else:
+                shutil.copyfile(entry, target)
+        sync_tree_to_disk(path)
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def can_rename_folders(folder: Path) -> bool:
+    """Whether a folder with something in it can be renamed here; one of the same name could then be replaced."""
+    with temporary_folder(folder / "renamed") as temporary:
+        (temporary / "old").mkdir()
+        (temporary / "old" / "file").touch()
+        try:
+            (temporary / "old").rename(temporary / "new")
+        except OSError as error:
+            if error.errno not in _NO_RENAMES:
+                raise
+            return False
+    return True
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -13,8 +13,9 @@ from typing import Literal
 
 from dfs_deploy.text import one_line
 
-Role = Literal["bundle", "checkpoint", "data", "image", "video", "model", "cache", "other"]
-"""What something can be used as; ``model`` is a network of another tool, ``cache`` what is made beside a bundle."""
+Role = Literal["bundle", "checkpoint", "data", "image", "video", "model", "part", "record", "other"]
+"""What something can be used as: ``model`` is a network of another tool, ``part`` lies in or beside a bundle, and
+``record`` is what a run wrote: JSON, or the folder of a training run."""
 
 _HEAD = 4096
 """Bytes of a file that are looked at."""
@@ -41,6 +42,7 @@ _BUNDLE = "it is exported already: give it as BUNDLE, as in dfs-deploy run PATH 
 _CHECKPOINT = "dfs-deploy export PATH makes a bundle of it; verify takes it as --checkpoint"
 _DATA = "labelled images are given as --data or --calibration-data"
 _IMAGE = "images are given after the bundle, as in dfs-deploy run BUNDLE PATH"
+_VIDEO = "videos are given after the bundle, by a name with their own ending, such as .mp4"
 _MODEL = "bundles are made of checkpoints: give the checkpoint that it was made from to dfs-deploy export"
 _ARCHIVE = "unpack it, and give what was in it"
 _OTHER = "check the path"
@@ -58,9 +60,9 @@ _MAGIC: tuple[tuple[bytes, int, str, Role, str], ...] = (
     (b"ORTM", 4, "an ONNX Runtime model (.ort)", "model", _MODEL),
     (b"TFL3", 4, "a TensorFlow Lite model", "model", _MODEL),
     (b"\x89HDF\r\n\x1a\n", 0, "an HDF5 file", "model", _MODEL),
-    (b"AVI ", 8, "an AVI video", "video", _IMAGE),
-    (b"ftyp", 4, "an MP4 or QuickTime video", "video", _IMAGE),
-    (b"\x1aE\xdf\xa3", 0, "a Matroska or WebM video", "video", _IMAGE),
+    (b"AVI ", 8, "an AVI video", "video", _VIDEO),
+    (b"ftyp", 4, "an MP4 or QuickTime video", "video", _VIDEO),
+    (b"\x1aE\xdf\xa3", 0, "a Matroska or WebM video", "video", _VIDEO),
     (b"%PDF-", 0, "a PDF document", "other", _OTHER),
     (b"version https://git-lfs.github.com/spec/", 0, "a Git LFS pointer", "other", "fetch its content: git lfs pull"),
     (b"\x1f\x8b", 0, "a compressed archive (gzip)", "other", _ARCHIVE),
@@ -89,11 +91,9 @@ def kind_of(path: str | Path) -> Kind | None:
             return _folder(path)
         if not stat.S_ISREG(status.st_mode):
             return Kind("no regular file", "other", "give a file or a folder")
-        with path.open("rb") as stream:
-            head = stream.read(_HEAD)
+        return _file(path, _head(path), status.st_size)
     except (OSError, ValueError):  # ValueError: a path with a zero byte in it
         return None
-    return _file(path, head, status.st_size)
 
 
 def given_instead(path: str | Path, expected: str, role: Role) -> str | None:
@@ -114,14 +114,21 @@ def given_instead(path: str | Path, expected: str, role: Role) -> str | None:
     return f"{path} is {kind.name}, expected {expected}; {kind.remedy.replace('PATH', shlex.quote(one_line(path)))}"
 
 
+def _head(path: Path) -> bytes:
+    """First bytes of a regular file; none of anything else, which is not waited for."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    with os.fdopen(handle, "rb") as stream:
+        return stream.read(_HEAD) if stat.S_ISREG(os.fstat(handle).st_mode) else b""
+
+
 def _folder(path: Path) -> Kind | None:
-    if os.path.lexists(path / _MANIFEST):
+    if os.path.lexists(path / _MANIFEST) and (path.suffix == ".dfs" or b'"schema_version"' in _head(path / _MANIFEST)):
         return Kind("a bundle", "bundle", _BUNDLE)
     if path.name.endswith(".dfs.cache"):
         bundle = one_line(path.name.removesuffix(".cache"))
-        return Kind("the cache of a bundle", "cache", f"give the bundle beside it, {bundle}")
+        return Kind("the cache of a bundle", "part", f"give the bundle beside it, {bundle}")
     if (path / "checkpoint.pt").is_file():
-        return Kind("the folder of a training run", "other", "give the checkpoint.pt in it")
+        return Kind("the folder of a training run", "record", "give the checkpoint.pt in it")
     return None
 
 
@@ -138,8 +145,8 @@ def _file(path: Path, head: bytes, size: int) -> Kind | None:
             return kind
     if head.lstrip()[:1] in (b"{", b"["):
         if path.name == _MANIFEST:
-            return Kind("the manifest of a bundle", "other", f"give the folder that it is in: {path.parent}")
-        return Kind("a JSON file", "other", _OTHER)
+            return Kind("the manifest of a bundle", "part", f"give the folder that it is in: {path.parent}")
+        return Kind("a JSON file", "record", _OTHER)
     return None
 
 
@@ -172,6 +179,6 @@ _SIGNS: tuple[tuple[Callable[[bytes, int], object], Kind], ...] = (
     (_is_onnx, Kind("an ONNX model", "model", _MODEL)),
     (lambda head, size: re.match(rb"\x80[\x02-\x05]", head), Kind("a Python pickle", "checkpoint", _CHECKPOINT)),
     (lambda head, size: re.match(rb"P[1-7]\s", head), Kind("a PPM image", "image", _IMAGE)),
-    (lambda head, size: re.match(rb"\0\0\x01[\xb3\xba]", head), Kind("an MPEG video", "video", _IMAGE)),
+    (lambda head, size: re.match(rb"\0\0\x01[\xb3\xba]", head), Kind("an MPEG video", "video", _VIDEO)),
     (lambda head, size: re.match(rb"(?i)\s*<(!doctype html|html)", head), Kind("a web page", "other", _OTHER)),
 )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.errors import InputError
+
+MAX_CLASSES = 1 << 16
+"""Most class names of a network or of a data set."""
+
+MAX_NAME = 500
+"""Most letters of a class name."""
+
+MAX_INPUT_VALUES = 1 << 26
+"""Most values of one input: channels x height x width."""
+
+MAX_MEAN = MAX_STD = 1e6
+MIN_STD = 1e-6
+"""Bounds of the mean, either way, and of the standard deviation: no pixel is normalised to infinity within them."""
+
+_log = logging.getLogger("dfs_deploy")
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -23,8 +41,8 @@ class InputContract:
     Attributes:
         shape: channels, height and width.
         mean: mean of each channel, of pixels scaled to 0..1.
-        std: standard deviation of each channel, likewise.
-        class_names: a name a class, or empty where none are known.
+        std: standard deviation of each channel, of the same.
+        class_names: name of each class, or empty if none are known.
     """
 
     shape: tuple[int, int, int] = (3, 32, 32)
@@ -35,14 +53,16 @@ class InputContract:
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise InputError(f"input shape {self.shape}, expected channels, height and width, each at least 1")
+        if math.prod(self.shape) > MAX_INPUT_VALUES:
+            raise InputError(f"input shape {self.shape}, expected at most {MAX_INPUT_VALUES:,} values")
+        if problem := class_names_problem(self.class_names):
+            raise InputError(problem)
         channels = self.shape[0]
-        numbers = np.asarray((*self.mean, *self.std), np.float64)
-        # NaN is neither greater than zero nor finite.
-        sound = bool(np.isfinite(numbers).all()) and all(value > 0.0 for value in self.std)
+        sound = all(abs(mean) <= MAX_MEAN for mean in self.mean) and all(MIN_STD <= s <= MAX_STD for s in self.std)
         if len(self.mean) != channels or len(self.std) != channels or not sound:
             raise InputError(
-                f"mean {self.mean} and std {self.std} for {channels} channel(s), expected one of each a channel,"
-                " finite, std positive"
+                f"mean {self.mean} and std {self.std} for {channels} channel(s), expected one of each per channel,"
+                f" finite, mean at most {MAX_MEAN:g} either way, std positive, {MIN_STD:g} to {MAX_STD:g}"
             )
 
     def normalize(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -51,11 +71,12 @@ class InputContract:
         scaled = (images.astype(np.float32) / np.float32(255) - mean) / std
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
-    def prepare(self, images: NDArray[Any]) -> NDArray[np.float32]:
+    def prepare(self, images: NDArray[Any], first: int = 0) -> NDArray[np.float32]:
         """Checks an input and normalises it where it is uint8.
 
         Args:
             images: (N, C, H, W) float32, normalised; or (N, H, W, C) uint8.
+            first: index of the first of them in the batch that they are a part of, for messages.
 
         Returns:
             (N, C, H, W) float32, contiguous. The array itself where it is that already.
@@ -87,10 +108,50 @@ class InputContract:
         with np.errstate(over="ignore", invalid="ignore"):
             squares = np.dot(flat, flat)
         if not math.isfinite(squares) and not np.isfinite(images).all():
-            bad = int(np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))[0])
+            bad = first + int(np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))[0])
             raise InputError(f"NaN or infinity in image {bad} of the batch, expected finite values; check what made it")
+        if squares > self._reach * flat.size:
+            self._doubt_normalisation(math.sqrt(squares / flat.size))
         return images
+
+    @functools.cached_property
+    def _reach(self) -> float:
+        """Mean square of a normalised image above which it is none: four times what the brightest pixels come to."""
+        reach = max(max(abs(mean), abs(1.0 - mean)) / std for mean, std in zip(self.mean, self.std, strict=True))
+        return 4.0 * reach**2
+
+    def _doubt_normalisation(self, seen: float) -> None:
+        if "doubted" not in self.__dict__:  # said once for each contract
+            self.__dict__["doubted"] = True
+            _log.warning(
+                "float32 input of root mean square %.3g, and pixels cannot come to more than %.3g after normalisation:"
+                " it is taken as normalised already; give uint8 pixels (N, H, W, C) to have them normalised",
+                seen,
+                math.sqrt(self._reach / 4.0),
+            )
 
     def _wanted(self) -> str:
         channels, height, width = self.shape
         return f"(N, {channels}, {height}, {width}) float32 or (N, {height}, {width}, {channels}) uint8"
+
+
+def class_names_problem(names: Sequence[str]) -> str | None:
+    """Says why class names cannot be kept in a file; ``None`` if they can. Two classes may have one name.
+
+    Args:
+        names: name of each class, or empty.
+    """
+    if len(names) > MAX_CLASSES:
+        return f"{len(names):,} class names, expected at most {MAX_CLASSES:,}"
+    for index, name in enumerate(names):
+        if not isinstance(name, str):
+            return f"class {index} has a name of type {type(name).__name__}, expected text"
+        if not name.strip() or len(name) > MAX_NAME:
+            return (
+                f"class {index} has a name of {len(name):,} letters, expected 1 to {MAX_NAME} and no blank; rename it"
+            )
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            return f"class {index} has the name {name}, which is not UTF-8 and cannot be stored; rename it"
+    return None

@@ -151,16 +151,17 @@ class Made:
 _MADE: dict[str, Made] = {}
 
 
-def _make(name: str, factory: pytest.TempPathFactory, network: Callable[[], DFSNetwork], **choices: Any) -> Made:
+def made(name: str, factory: pytest.TempPathFactory, network: Callable[[], DFSNetwork], **choices: Any) -> Made:
+    """A bundle of a name, made once; ``choices`` are those of ``export``."""
     if name not in _MADE:
         folder = factory.mktemp(name)
-        made = network()
-        data = labelled(made)
+        reference = network()
+        data = labelled(reference)
         checkpoint = folder / f"{name}.pt"
-        save_checkpoint(checkpoint, made, CONTRACT)
+        save_checkpoint(checkpoint, reference, CONTRACT)
         save_npz(folder / "data.npz", data)
         exported = export(checkpoint, folder / f"{name}.dfs", calibration_data=data, **choices)
-        _MADE[name] = Made(exported.bundle.path, checkpoint, made, data, folder / "data.npz")
+        _MADE[name] = Made(exported.bundle.path, checkpoint, reference, data, folder / "data.npz")
     return _MADE[name]
 
 
@@ -180,7 +181,7 @@ def float_network() -> DFSNetwork:
 
 def mixed_bundle(factory: pytest.TempPathFactory) -> Made:
     """INT8, FP16 and FP32 engines for both runtimes."""
-    return _make("mixed", factory, mixed_network, runtimes=["onnxruntime", "tensorrt"])
+    return made("mixed", factory, mixed_network, runtimes=["onnxruntime", "tensorrt"])
 
 
 def wide_network() -> DFSNetwork:
@@ -192,17 +193,17 @@ def wide_network() -> DFSNetwork:
 
 def wide_bundle(factory: pytest.TempPathFactory) -> Made:
     """INT8, FP16 and FP32 engines that fit ONNX Runtime's blocked layout."""
-    return _make("wide", factory, wide_network)
+    return made("wide", factory, wide_network)
 
 
 def float_bundle(factory: pytest.TempPathFactory) -> Made:
     """FP32 engines alone, so that every path is the reference's."""
-    return _make("floats", factory, float_network, targets=["fp32"])
+    return made("floats", factory, float_network, targets=["fp32"])
 
 
 def static_bundle(factory: pytest.TempPathFactory) -> Made:
     """The policy 8, skip, 16 instead of a gate, for both runtimes."""
-    return _make(
+    return made(
         "static", factory, lambda: settled_network().with_policy([1, 0, 2]), runtimes=["onnxruntime", "tensorrt"]
     )
 

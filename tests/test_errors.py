@@ -56,13 +56,15 @@ def test_a_missing_extra_says_what_to_install() -> None:
     error = errors.MissingExtraError("onnx", "export")
     assert (error.module, error.extra) == ("onnx", "export")
     assert "onnx is not installed" in str(error)
-    assert 'pip install "dfs-deploy[export]"' in str(error)
+    assert "pip install -e" in str(error)
+    assert '[export]"' in str(error)
 
 
 @pytest.mark.parametrize(
     "error",
     [
         errors.MissingExtraError("onnx", "export"),
+        errors.DependencyError("onnxruntime is too old", "onnxruntime"),
         errors.ExportMismatchError("2 engines differ", ["block 1", "block 2"]),
         errors.DataError("no data set"),
     ],

@@ -23,6 +23,7 @@ from dfs_deploy.files import (
     read_file,
     remove_leftovers,
     sha256,
+    sole_use,
     temporary_folder,
     whole_file,
     write_whole,
@@ -303,3 +304,35 @@ def test_writing_never_touches_the_umask(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.undo()
         os.umask(previous)
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+
+
+# ------------------------------------------------------------------------------------------------------------ sole use
+
+
+def test_a_folder_in_sole_use_is_refused_to_others_and_free_after_it(tmp_path: Path) -> None:
+    with sole_use(tmp_path):
+        with pytest.raises(BlockingIOError), sole_use(tmp_path):
+            pass
+        assert list(tmp_path.iterdir()) == []
+    with sole_use(tmp_path):
+        pass
+    with pytest.raises(FileNotFoundError), sole_use(tmp_path / "nothing"):
+        pass
+
+
+def test_a_folder_in_sole_use_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from dfs_deploy.files import sole_use\n"
+        "with sole_use(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(BlockingIOError), sole_use(tmp_path):
+        pass
+    holder.kill()
+    holder.communicate()
+    with sole_use(tmp_path):
+        pass

@@ -52,11 +52,11 @@ MADE: list[tuple[str, Callable[[Path], object], Role, str]] = [
     ("a.gif", picture, "image", "GIF"),
     ("a.mp4", lambda path: path.write_bytes(b"\0\0\0\x20ftypisom" + bytes(20)), "video", "MP4"),
     ("a.pdf", lambda path: path.write_bytes(b"%PDF-1.7\n"), "other", "PDF"),
-    ("a.json", lambda path: path.write_text(json.dumps({"a": 1})), "other", "JSON"),
+    ("a.json", lambda path: path.write_text(json.dumps({"a": 1})), "record", "JSON"),
     ("pointer.pt", lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "other", "Git LFS"),
     ("nothing", lambda path: path.touch(), "other", "empty"),
     ("fifo", os.mkfifo, "other", "no regular file"),
-    ("net.dfs.cache", lambda path: path.mkdir(), "cache", "cache"),
+    ("net.dfs.cache", lambda path: path.mkdir(), "part", "cache"),
 ]
 
 
@@ -73,13 +73,24 @@ def test_a_path_is_told_by_its_content(
 
 
 def test_a_bundle_is_told_by_its_manifest(tmp_path: Path) -> None:
-    folder = tmp_path / "net"
-    folder.mkdir()
-    assert kind_of(folder) is None
-    (folder / "manifest.json").symlink_to("elsewhere")  # as the caches of downloads keep files
-    kind = kind_of(folder)
-    assert kind is not None
-    assert kind.role == "bundle"
+    for name in ("net", "net.dfs"):
+        folder = tmp_path / name
+        folder.mkdir()
+        assert kind_of(folder) is None
+        manifest = folder / "manifest.json"
+        if name == "net":
+            manifest.write_text('{"files": []}')
+            assert kind_of(folder) is None, "manifests of others have that name too"
+            manifest.write_text('{"schema_version": 2}')
+        else:
+            manifest.symlink_to("elsewhere")  # as the caches of downloads keep files
+        kind = kind_of(folder)
+        assert kind is not None
+        assert kind.role == "bundle"
+    manifest = tmp_path / "net" / "manifest.json"
+    manifest.unlink()
+    os.mkfifo(manifest)
+    assert kind_of(tmp_path / "net") is None, "a FIFO is not waited for"
 
 
 @pytest.mark.parametrize("content", [b"hello", b"\x08", b"PK", b"\x02\0\0\0\0\0\0\0{}"[:9], bytes(5000)])

@@ -100,18 +100,52 @@ def test_a_sum_beyond_float32_is_no_error() -> None:
         {"std": (0.2, -0.1, 0.2)},
         {"std": (0.2, float("nan"), 0.2)},
         {"std": (0.2, float("inf"), 0.2)},
+        {"std": (0.2, 1e-30, 0.2)},
+        {"std": (0.2, 1e30, 0.2)},
+        {"mean": (0.2, 1e200, 0.2)},
         {"mean": (0.5, float("nan"), 0.5)},
         {"shape": (1, 32, 32)},
         {"shape": (3, 32)},
         {"shape": ()},
         {"shape": (3, 0, 32)},
+        {"shape": (3, 10**5, 10**5)},
+        {"class_names": ("cat", "caf\udce9")},
+        {"class_names": ("cat", "")},
+        {"class_names": ("cat", "a" * 501)},
+        {"class_names": ("a",) * 65_537},
+        {"class_names": ("cat", 7)},
     ],
 )
 def test_impossible_contracts_are_refused(values: dict[str, Any]) -> None:
-    with refuses(InputError, "expected"):
+    with refuses(InputError):
         InputContract(**values)
 
 
 def test_one_channel_is_possible() -> None:
     contract = InputContract((1, 2, 2), (0.5,), (0.5,))
     np.testing.assert_array_equal(contract.prepare(np.full((1, 2, 2, 1), 255, np.uint8)), np.ones((1, 1, 2, 2)))
+
+
+def test_a_name_that_no_file_can_hold_is_shown_escaped() -> None:
+    with refuses(InputError, "class 1", r"caf\xe9", "not UTF-8", "rename"):
+        InputContract(class_names=("cat", "caf\udce9"))
+    assert InputContract(class_names=("caf\xe9", "caf\xe9", "\x1b[0m")).class_names[0] == "caf\xe9"
+
+
+def test_pixels_that_were_not_normalised_are_doubted_once(caplog: pytest.LogCaptureFixture) -> None:
+    contract = InputContract(shape=(3, 4, 5))
+    contract.prepare(contract.normalize(np.full((2, 4, 5, 3), 255, np.uint8)))
+    contract.prepare(np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32))
+    assert not caplog.records
+    raw = pixels(2).transpose(0, 3, 1, 2).astype(np.float32)
+    for _ in range(3):
+        assert contract.prepare(np.ascontiguousarray(raw)).dtype == np.float32
+    (record,) = caplog.records
+    assert record.name == "dfs_deploy"
+    assert "taken as normalised already" in record.getMessage()
+
+
+def test_a_network_of_raw_pixels_doubts_none(caplog: pytest.LogCaptureFixture) -> None:
+    contract = InputContract((3, 4, 5), (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
+    contract.prepare(np.full((2, 3, 4, 5), 255, np.float32))
+    assert not caplog.records

@@ -74,7 +74,7 @@ def test_what_is_malformed_is_named(tmp_path: Path, change: dict[str, Any], word
         load_verification(written(tmp_path, RESULT.as_json() | change))
 
 
-@pytest.mark.parametrize("key", sorted(set(RESULT.as_json()) - {"schema", "schema_version", "assumptions"}))
+@pytest.mark.parametrize("key", sorted(set(RESULT.as_json()) - {"schema", "schema_version", "notes", "assumptions"}))
 def test_every_key_must_be_there(tmp_path: Path, key: str) -> None:
     values = RESULT.as_json()
     del values[key]
@@ -82,10 +82,11 @@ def test_every_key_must_be_there(tmp_path: Path, key: str) -> None:
         load_verification(written(tmp_path, values))
 
 
-def test_a_result_that_was_kept_before_assumptions_were_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["notes", "assumptions"])
+def test_a_result_that_was_kept_before_these_were_is_read(tmp_path: Path, key: str) -> None:
     values = RESULT.as_json()
-    del values["assumptions"]
-    assert load_verification(written(tmp_path, values)).assumptions == []
+    del values[key]
+    assert getattr(load_verification(written(tmp_path, values)), key) == []
 
 
 def test_what_is_no_result(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Engines and gate steps timed by themselves: what a path costs before anything is dispatched."""
+"""Engines and gate steps by themselves: what a path costs before anything is dispatched."""
 
 from __future__ import annotations
 
@@ -7,6 +7,51 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bench.clock import median_alone
 from dfs_deploy.runtimes import Runtime
+
+
+class EnginesAlone:
+    """Runs the engines of an input's path one after another, without gates and dispatch, at batch 1.
+
+    Args:
+        runtime: runtime whose engines they are.
+        paths: (N, gated blocks) option indices.
+    """
+
+    def __init__(self, runtime: Runtime, paths: NDArray[np.uint8]) -> None:
+        calls = {row.tobytes(): runtime.engine_calls(row) for row in np.unique(paths, axis=0)}
+        self._by_input = [calls[row.tobytes()] for row in np.ascontiguousarray(paths)]
+
+    def __call__(self, index: int) -> None:
+        """Runs those of an input, by its index."""
+        for call in self._by_input[index]:
+            call()
+
+    def forget(self) -> None:
+        """Lets go of the engines, which must not outlive their runtime on a device."""
+        self._by_input.clear()
+
+
+class GatesAlone:
+    """Makes every gate step of one image, at batch 1.
+
+    Args:
+        runtime: runtime whose gate it is.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._steps = list(runtime.gate_calls())
+
+    def __bool__(self) -> bool:
+        return bool(self._steps)
+
+    def __call__(self, index: int) -> None:
+        """Makes the steps; they do not depend on the input."""
+        for step in self._steps:
+            step()
+
+    def forget(self) -> None:
+        """Lets go of the gate."""
+        self._steps.clear()
 
 
 class EngineTimes:
@@ -20,7 +65,6 @@ class EngineTimes:
         self._runtime = runtime
         self._medians: dict[int, float] = {}
         self._paths: dict[bytes, float] = {}
-        self._gates = [median_alone(call) for call in runtime.gate_calls()]
 
     def path_ms(self, path: NDArray[np.uint8]) -> float:
         """Sum of the medians of the engines that a path runs, in milliseconds.
@@ -36,21 +80,3 @@ class EngineTimes:
                     self._medians[id(call)] = median_alone(call)
             self._paths[key] = sum(self._medians[id(call)] for call in calls)
         return self._paths[key]
-
-    def mean_ms(self, paths: NDArray[np.uint8]) -> float:
-        """Mean over inputs of :meth:`path_ms`.
-
-        Args:
-            paths: (N, gated blocks) option indices.
-        """
-        return float(np.mean([self.path_ms(row) for row in paths]))
-
-    @property
-    def gate_us(self) -> float:
-        """Median over the gated blocks of a gate step, in microseconds; 0 where there is none."""
-        return 1e3 * float(np.median(self._gates)) if self._gates else 0.0
-
-    @property
-    def gates_ms(self) -> float:
-        """Sum of the gate steps of one image, in milliseconds."""
-        return float(sum(self._gates))

@@ -10,20 +10,26 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from dfs_deploy.bench.devices import RUNTIME_OF
 from dfs_deploy.bench.inputs import draw_inputs
 from dfs_deploy.bench.intervals import Interval
 from dfs_deploy.bench.machine import Machine, describe_machine
 from dfs_deploy.bench.results import SCHEMA_VERSION, BenchResult
+from dfs_deploy.bench.validity import MAX_UNCERTAINTY, unsteady
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.datasets import Dataset
-from dfs_deploy.decoding import UNREADABLE
+from dfs_deploy.datasets import Dataset, ImageFolder
+from dfs_deploy.decoding import MAX_JSON, MalformedError, decode_json
 from dfs_deploy.errors import ArtefactError, CheckFailedError, UsageError
-from dfs_deploy.files import write_whole
+from dfs_deploy.files import read_file, write_whole
+from dfs_deploy.text import first_line, one_line
 
 NOISE_BAND = 0.05
 """Change of a ratio that two runs of the same thing may show: each agrees with another to this (docs/bench.md)."""
 
-Positive = Annotated[float, Meta(gt=0)]
+Positive = Annotated[float, Meta(ge=1e-9, le=1e9)]
+"""A time in milliseconds or a ratio of two: so bounded that no quotient of them overflows."""
+
+Name = Annotated[str, Meta(max_length=256)]
 
 
 class _Record(msgspec.Struct, frozen=True):
@@ -35,10 +41,19 @@ class _Interval(_Record, frozen=True):
     low: Positive
     high: Positive
 
+    def __post_init__(self) -> None:
+        if not self.low <= self.high:
+            raise ValueError(f"an interval from {self.low:g} to {self.high:g}")
+
 
 class _Ratio(_Record, frozen=True):
-    over: str
+    over: Name
     mean: _Interval
+
+    @property
+    def uncertainty(self) -> float:
+        """Of the mean; see ``Interval``."""
+        return Interval(self.mean.value, self.mean.low, self.mean.high).uncertainty
 
 
 class _Latency(_Record, frozen=True):
@@ -46,7 +61,7 @@ class _Latency(_Record, frozen=True):
 
 
 class _Case(_Record, frozen=True):
-    name: str
+    name: Name
     batch: Annotated[int, Meta(ge=1)]
     latency_ms: _Latency
     ratio: _Ratio | None
@@ -54,16 +69,17 @@ class _Case(_Record, frozen=True):
 
 
 class _Bundle(_Record, frozen=True):
-    digest: str
-    checkpoint: str
-    architecture: str
+    digest: Name
+    checkpoint: Name
+    architecture: Name
 
 
 class _Machine(_Record, frozen=True):
-    cpu: str
+    cpu: Name
     cores: int
-    system: str
-    int8: str
+    system: Name
+    int8: Name
+    quota: float | None = None
 
 
 class Baseline(_Record, frozen=True):
@@ -71,11 +87,11 @@ class Baseline(_Record, frozen=True):
 
     schema_version: int
     bundle: _Bundle
-    device: str
-    threads: int
+    device: Name
+    threads: int | None
     seed: int
     budget: float | None
-    data: str
+    data: Name
     inputs: int
     machine: _Machine
     runtime: dict[str, Any]
@@ -125,10 +141,10 @@ def save_baseline(result: BenchResult, file: Path) -> None:
     """Writes a bench, whole, as the object of ``bench --json``: any such file is a baseline.
 
     Raises:
-        CheckFailedError: the run is INVALID, and nothing could be compared with it.
+        CheckFailedError: the run is INVALID, or its mean ratios are hardly known: nothing could be compared with it.
     """
-    if not result.valid:
-        problem = result.problems[0]
+    problem = next(iter(result.problems), unsteady(result.cases))
+    if problem is not None:
         raise CheckFailedError(
             f"an INVALID run is no baseline: {problem.what}; {problem.remedy}; {file} was not written"
         )
@@ -140,25 +156,31 @@ def load_baseline(file: Path) -> Baseline:
 
     Raises:
         UsageError: there is no such file.
-        ArtefactError: it is no bench, one of another schema, or an INVALID one.
+        ArtefactError: it is no bench, one of another schema, an INVALID one, or one of ratios hardly known.
     """
     try:
-        content = file.read_bytes()
+        content = read_file(file, MAX_JSON)
     except OSError as error:
         raise UsageError(
-            f"no baseline at {file} ({error.strerror}), expected a file of bench --save-baseline; make one first"
+            f"no baseline at {file} ({first_line(error)}), expected a file of bench --save-baseline; make one first"
         ) from error
     try:
-        version = msgspec.json.decode(content, type=_Head).schema_version
+        version = decode_json(content, _Head).schema_version
         if version != SCHEMA_VERSION:
             raise ArtefactError(
                 f"{file} has schema version {version}, expected {SCHEMA_VERSION}; make it again with --save-baseline"
             )
-        baseline = msgspec.json.decode(content, type=Baseline)
-    except UNREADABLE as error:
+        baseline = decode_json(content, Baseline)
+    except MalformedError as error:
         raise ArtefactError(f"{file} is no saved bench ({error}); make one with bench --save-baseline") from error
     if not baseline.valid:
         raise ArtefactError(f"{file} is of an INVALID run, expected a VALID one; make it again with --save-baseline")
+    for case in baseline.cases:
+        if case.ratio is not None and case.ratio.uncertainty > MAX_UNCERTAINTY:
+            raise ArtefactError(
+                f"{file} knows the mean ratio of {case.name} only to ±{100 * case.ratio.uncertainty:.1f} %, expected"
+                f" ±{100 * MAX_UNCERTAINTY:.0f} % or better; make it again with --save-baseline"
+            )
     return baseline
 
 
@@ -170,7 +192,7 @@ class Conditions:
     architecture: str
     device: str
     machine: Machine
-    threads: int
+    threads: int | None
     batches: frozenset[int]
     data: str
     inputs: int
@@ -179,7 +201,14 @@ class Conditions:
 
 
 def conditions_before(
-    bundle: Bundle, data: Dataset | None, *, device: str, batch: int, threads: int, budget: float | None, seed: int
+    bundle: Bundle,
+    data: Dataset | ImageFolder | None,
+    *,
+    device: str,
+    batch: int,
+    threads: int | None,
+    budget: float | None,
+    seed: int,
 ) -> Conditions:
     """The conditions of a run that is yet to be made; the arguments are those of ``run_bench``.
 
@@ -192,7 +221,7 @@ def conditions_before(
         architecture=bundle.architecture.name,
         device=device,
         machine=describe_machine(),
-        threads=threads,
+        threads=(threads or 1) if RUNTIME_OF[device] == "onnxruntime" else None,
         batches=frozenset([batch]),
         data=inputs.name,
         inputs=len(inputs.images) // batch * batch,
@@ -214,6 +243,7 @@ def check_conditions(now: Conditions, baseline: Baseline) -> None:
         "device": (baseline.device, now.device),
         "CPU": (baseline.machine.cpu, now.machine.cpu),
         "cores": (baseline.machine.cores, now.machine.cores),
+        "CPU quota": (baseline.machine.quota, now.machine.quota),
         "set of 8-bit instructions": (baseline.machine.int8, now.machine.int8),
         "system": (baseline.machine.system, now.machine.system),
         "threads": (baseline.threads, now.threads),
@@ -259,7 +289,7 @@ def check_comparable(result: BenchResult, baseline: Baseline) -> tuple[str, ...]
     before, now = baseline.runtime, result.runtime
     again = ["the bundle was exported anew from the same checkpoint"] if baseline.bundle.digest != bundle.digest else []
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    return (*again, *(f"{key}: {before.get(key)} in the baseline, {now.get(key)} now" for key in changed))
+    return (*again, *(one_line(f"{key}: {before.get(key)} in the baseline, {now.get(key)} now") for key in changed))
 
 
 def compare_with_baseline(result: BenchResult, baseline: Baseline, noise_band: float = NOISE_BAND) -> BenchComparison:
@@ -303,8 +333,9 @@ def compare_with_baseline(result: BenchResult, baseline: Baseline, noise_band: f
     if base is not None and base.name in (earlier_names := {case.name: case for case in baseline.cases}):
         speed = base.timing.p50 / earlier_names[base.name].latency_ms.p50
         notes.append(f"{base.name} itself took {speed:.2f}x its time in the baseline, which is not judged")
-    if not result.valid:
-        failures.append(f"this run is INVALID: {result.problems[0].what}; {result.problems[0].remedy}")
+    problem = next(iter(result.problems), unsteady(result.cases))
+    if problem is not None:
+        failures.append(f"this run is INVALID: {problem.what}; {problem.remedy}")
     elif not changes:
         raise ArtefactError("the baseline has no ratio in common with this run; make a new one with --save-baseline")
     failures += [

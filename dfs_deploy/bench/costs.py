@@ -2,93 +2,152 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dfs_deploy.bench.clock import median_alone
+from dfs_deploy.bench.devices import RUNTIME_OF
+from dfs_deploy.bench.intervals import median_interval
 from dfs_deploy.bench.machine import describe_machine
+from dfs_deploy.bench.validity import MAX_UNCERTAINTY
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.costs import SCHEMA_VERSION, LatencyTable, OptionCost
-from dfs_deploy.errors import UsageError
+from dfs_deploy.costs import FULL, SCHEMA_VERSION, LatencyTable, OptionCost
+from dfs_deploy.errors import CheckFailedError, UsageError
 from dfs_deploy.options import Precision
 from dfs_deploy.runtimes import Runtime
 
 _ROUNDS = 7
+_MOST_ROUNDS = 4 * _ROUNDS
 _REPEATS = 31
+
+Key = tuple[int, str]
+"""Index of a block and name of an option."""
 
 
 def measure_costs(
     bundle: Bundle,
-    threads: int = 1,
+    threads: int | None = None,
     plan: bool = True,
     progress: Callable[[float], None] | None = None,
     prepared: bool = True,
+    device: str = "cpu",
 ) -> LatencyTable:
-    """Times the engine that serves each option of each gated block here, and the gate.
+    """Times the engine that serves each option of each gated block on a device, and the gate.
 
     An engine is timed by itself at batch 1, on the path that takes its option everywhere, so that its features arrive
     in the form in which that option leaves them. All engines take turns, in several rounds, and an entry is the median
-    of its rounds: a change of the machine meets them all.
+    of its rounds: a change of the machine meets them all. There are more rounds while what an option costs beside full
+    precision is not known to ±5 %.
 
     Args:
-        bundle: with a gate, and engines for ONNX Runtime.
-        threads: that one engine may use.
+        bundle: bundle with a gate, and engines for the device's runtime.
+        threads: threads that one engine may use; ``None`` for one, and on a device whose runtime has none.
         plan: whether a plan measured here decides which engine serves an option.
         prepared: whether engines prepared for this machine run.
         progress: called with how far it is, 0 to 1.
+        device: device that the engines are to run on; check it with
+            :func:`~dfs_deploy.bench.devices.check_device` first.
 
     Raises:
-        UsageError: the bundle has a static policy, hence one option a block.
+        UsageError: the bundle has a static policy, which leaves one option per block.
+        CheckFailedError: the rounds differ by so much that the table would say nothing.
     """
     if bundle.manifest.policy is not None:
-        raise UsageError(f"{bundle.path} has a static policy, hence one option a block; measure a bundle with a gate")
-    with Runtime(bundle, threads=threads, plan=plan, prepared=prepared) as runtime:
-        calls: dict[tuple[int, str], Callable[[], object]] = {}
-        for position, option in enumerate(bundle.options):
-            path = np.full(bundle.architecture.gated_blocks, position, np.uint8)
-            _, *served, _ = runtime.engine_calls(path)
-            runs = [b for b in bundle.manifest.runtimes["onnxruntime"].blocks if not option.skips or b.skip is not None]
-            calls.update(
-                {(block.index, option.name): call for block, call in zip(runs, served, strict=True)},
-            )
-        gates = runtime.gate_calls()
-        rounds: dict[tuple[int, str], list[float]] = {key: [] for key in calls}
-        steps = []
-        for turn in range(_ROUNDS):
-            for key, call in calls.items():
-                rounds[key].append(1e3 * median_alone(call, _REPEATS))
-            steps += [1e3 * median_alone(call, _REPEATS) for call in gates]
-            if progress is not None:
-                progress((turn + 1) / _ROUNDS)
+        raise UsageError(f"{bundle.path} has a static policy, so one option per block; measure a bundle with a gate")
+    name = RUNTIME_OF[device]
+    if name == "onnxruntime":
+        threads = threads or 1
+    with Runtime(bundle, name, threads=threads, plan=plan, prepared=prepared) as runtime:
+        rounds, steps = _rounds(runtime, name, progress)
         substituted = {
             (block, substitution.option): substitution.served_by
             for substitution in runtime.substitutions
             for block in substitution.blocks
         }
         facts = runtime.description
+    doubt = hardly_known(rounds)
+    if doubt is not None:
+        raise CheckFailedError(f"the costs are INVALID: {doubt}; stop what else runs here, and measure again")
     entries = []
-    for block in bundle.manifest.runtimes["onnxruntime"].blocks:
+    for block in bundle.manifest.runtimes[name].blocks:
         for option in bundle.options:
             key = (block.index, option.name)
             precision: Precision | None = None
-            if key in calls:
+            if key in rounds:
                 own = "fp32" if option.skips else block.options[option.name][0].precision
                 precision = cast(Precision, substituted.get(key, own))
-            engine_us = float(np.median(rounds[key])) if key in calls else 0.0
+            engine_us = float(np.median(rounds[key])) if key in rounds else 0.0
             entries.append(OptionCost(block=block.index, option=option.name, engine_us=engine_us, precision=precision))
     machine = describe_machine()
     return LatencyTable(
         schema_version=SCHEMA_VERSION,
         kind="dfs-deploy latency table",
         bundle=bundle.digest,
-        machine=f"{machine.cpu}, {machine.system}",
+        machine=f"{facts.get('device', machine.cpu)}, {machine.system}",
         runtime=f"{facts['runtime']} {facts['version']}",
-        threads=threads,
+        threads=threads or 1,
         groups=list(bundle.architecture.groups),
         widths=list(bundle.architecture.widths),
         image_shape=bundle.architecture.image_shape,
         gate_us=float(np.median(steps)) if steps else 0.0,
         entries=entries,
     )
+
+
+def _rounds(
+    runtime: Runtime, name: str, progress: Callable[[float], None] | None
+) -> tuple[dict[Key, list[float]], list[float]]:
+    """Times every engine and every gate step, round by round, in microseconds.
+
+    A function of its own, so that no call outlives its runtime: on a device an engine has to be freed first.
+    """
+    bundle = runtime.bundle
+    calls: dict[Key, Callable[[], object]] = {}
+    for position, option in enumerate(bundle.options):
+        path = np.full(bundle.architecture.gated_blocks, position, np.uint8)
+        _, *served, _ = runtime.engine_calls(path)
+        runs = [b for b in bundle.manifest.runtimes[name].blocks if not option.skips or b.skip is not None]
+        calls.update({(block.index, option.name): call for block, call in zip(runs, served, strict=True)})
+    gates = runtime.gate_calls()
+    rounds: dict[Key, list[float]] = {key: [] for key in calls}
+    steps: list[float] = []
+    for turn in range(_MOST_ROUNDS):
+        if turn >= _ROUNDS and hardly_known(rounds) is None:
+            break
+        for key, call in calls.items():
+            rounds[key].append(1e3 * median_alone(call, _REPEATS))
+        steps += [1e3 * median_alone(step, _REPEATS) for step in gates]
+        if progress is not None:
+            progress(min(1.0, (turn + 1) / _ROUNDS))
+    return rounds, steps
+
+
+def hardly_known(rounds: Mapping[Key, Sequence[float]]) -> str | None:
+    """Says which option's time, beside that of full precision in the same round, is not known to ±5 %.
+
+    That ratio, summed over the blocks, is what training aims by: a machine that is slower in one round is slower for
+    both.
+
+    Args:
+        rounds: microseconds of each round, by block and option; at least six rounds.
+
+    Returns:
+        What is known, and what was expected; ``None`` if all is known well enough.
+    """
+    by_option: dict[str, NDArray[np.float64]] = {}
+    for (_, option), taken in rounds.items():
+        by_option[option] = by_option.get(option, 0.0) + np.asarray(taken, np.float64)
+    full = by_option.get(FULL)
+    if full is None:
+        return None
+    for option, total in by_option.items():
+        known = median_interval(total / full)
+        if known is not None and known.uncertainty > MAX_UNCERTAINTY:
+            return (
+                f"the time of option {option} beside full precision is known only to ±{100 * known.uncertainty:.1f} %,"
+                f" expected ±{100 * MAX_UNCERTAINTY:.0f} % or better"
+            )
+    return None

@@ -9,6 +9,21 @@ from pathlib import Path
 from dfs_deploy.bench.case_result import CaseResult
 from dfs_deploy.bench.results import BenchResult
 from dfs_deploy.files import write_whole
+from dfs_deploy.text import one_line
+
+_FORMULA = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\t",
+    "\r",
+    "\N{FULLWIDTH EQUALS SIGN}",
+    "\N{FULLWIDTH PLUS SIGN}",
+    "\N{FULLWIDTH HYPHEN-MINUS}",
+    "\N{FULLWIDTH COMMERCIAL AT}",
+)
+"""What a cell begins with that a spreadsheet computes (OWASP, CSV injection)."""
 
 
 def write_csv(result: BenchResult, file: Path) -> None:
@@ -17,8 +32,20 @@ def write_csv(result: BenchResult, file: Path) -> None:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
     write_whole(file, text.getvalue().encode())
+
+
+def cell(value: str | float | None) -> str | float | None:
+    """A value as it stands in the file: text that a spreadsheet would take for a formula begins with an apostrophe.
+
+    Args:
+        value: number, or text that may come from outside; numbers stay as they are.
+    """
+    if not isinstance(value, str):
+        return value
+    shown = one_line(value)
+    return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown
 
 
 def _row(result: BenchResult, case: CaseResult) -> dict[str, str | int | float | None]:
@@ -28,6 +55,7 @@ def _row(result: BenchResult, case: CaseResult) -> dict[str, str | int | float |
         "digest": result.bundle.digest,
         "device": result.device,
         "cpu": result.machine.cpu,
+        "quota": result.machine.quota,
         "threads": result.threads,
         "data": result.data,
         "seed": result.seed,
@@ -57,5 +85,7 @@ def _row(result: BenchResult, case: CaseResult) -> dict[str, str | int | float |
         "gate_us": case.gate_us,
         "gate_share": case.gate_share,
         "dispatch_efficiency": case.dispatch_efficiency,
+        "dispatch_efficiency_low": None if case.efficiency is None else case.efficiency.low,
+        "dispatch_efficiency_high": None if case.efficiency is None else case.efficiency.high,
         "joules_per_image": case.joules_per_image,
     }

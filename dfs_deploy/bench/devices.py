@@ -9,6 +9,7 @@ from dfs_deploy.bench.energy import ROOT
 from dfs_deploy.bench.jetson import APT_TENSORRT, MODEL, RELEASE, is_jetson
 from dfs_deploy.errors import EnvironmentLacksError, UsageError
 from dfs_deploy.extras import EXTRA_OF
+from dfs_deploy.installed import install_line
 
 RUNTIME_OF = {"cpu": "onnxruntime", "cuda": "tensorrt", "jetson": "tensorrt"}
 """The runtime that serves each device."""
@@ -47,7 +48,7 @@ def check_device(device: str, root: Path = ROOT) -> None:
     for module in ("tensorrt", "pycuda"):
         if util.find_spec(module) is None:
             apt = board and module == "tensorrt"
-            remedy = APT_TENSORRT if apt else f'pip install "dfs-deploy[{EXTRA_OF[module]}]"'
+            remedy = APT_TENSORRT if apt else install_line(EXTRA_OF[module])
             raise EnvironmentLacksError(f"{module} is not installed and --device {device} needs it; {remedy}")
 
 

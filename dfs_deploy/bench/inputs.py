@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.datasets import Dataset
+from dfs_deploy.datasets import Dataset, ImageFolder
 from dfs_deploy.digits import DIGITS_CLASSES, DIGITS_SIZE, load_digits
 from dfs_deploy.errors import MissingExtraError, UsageError
 
@@ -23,14 +23,16 @@ class Inputs:
         images: (N, H, W, C) uint8, in the order in which they are run.
         labels: (N,) int64, or ``None`` where accuracy cannot be told.
         name: what reports call them.
+        notes: what was assumed or noticed while they were read, a line each.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64] | None
     name: str
+    notes: tuple[str, ...] = ()
 
 
-def draw_inputs(bundle: Bundle, data: Dataset | None, seed: int) -> Inputs:
+def draw_inputs(bundle: Bundle, data: Dataset | ImageFolder | None, seed: int) -> Inputs:
     """Draws at most 1024 images, in an order that the seed decides.
 
     Args:
@@ -51,8 +53,8 @@ def draw_inputs(bundle: Bundle, data: Dataset | None, seed: int) -> Inputs:
         except MissingExtraError as error:
             why = str(error)
     if data is not None:
-        drawn = data.subset(MAX_INPUTS, seed)
-        return Inputs(drawn.images, drawn.labels, drawn.name)
+        drawn = data.subset(MAX_INPUTS, seed).load()
+        return Inputs(drawn.images, drawn.labels, drawn.name, drawn.notes)
     samples = bundle.samples()
     if samples is None:
         raise UsageError(f"{bundle.path} carries no images and {why}; give some with --data")

@@ -94,13 +94,26 @@ def paired_ratios(case: NDArray[np.int64], base: NDArray[np.int64], over: str) -
     p50 = _over_segments(len(by_turn), 1, lambda rows: float(np.median(case[rows])) / float(np.median(base[rows])))
     if mean is None or p50 is None:
         return None
-    tail_turns = math.ceil(TAIL / 0.05 / case.shape[1])
     p95 = _over_segments(
         len(by_turn),
-        tail_turns,
+        _tail_turns(case.shape[1]),
         lambda rows: float(np.percentile(case[rows], 95)) / float(np.percentile(base[rows], 95)),
     )
     return Ratios(over, mean, p50, p95)
+
+
+def calls_for_tail(measured: int) -> int:
+    """The fewest calls of a case that give an interval of a ratio at the 95th percentile.
+
+    Args:
+        measured: calls of a case in a turn.
+    """
+    return MIN_SEGMENTS * _tail_turns(measured) * measured
+
+
+def _tail_turns(measured: int) -> int:
+    """The fewest turns of so many calls in which enough lie beyond the 95th percentile."""
+    return math.ceil(TAIL / 0.05 / measured)
 
 
 def share_difference(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> Interval:

@@ -6,7 +6,7 @@ import os
 import platform
 from dataclasses import dataclass
 
-from dfs_deploy.cpu import describe_cpu
+from dfs_deploy.cpu import cpu_limits, describe_cpu
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Machine:
         int8: the instructions for 8-bit products that the CPU has, or an empty string.
         float16: whether the CPU computes in float16 and ONNX Runtime has kernels for it: 64-bit Arm with FEAT_FP16.
         load: mean of runnable processes over the last minute, or ``None`` where the system does not say.
+        quota: CPU seconds per second that a container's limit grants this process, or ``None`` without one.
     """
 
     cpu: str
@@ -28,17 +29,18 @@ class Machine:
     int8: str
     float16: bool
     load: float | None
+    quota: float | None = None
 
 
 def describe_machine() -> Machine:
-    """Looks at the machine; reads ``/proc`` and nothing else."""
-    cpu = describe_cpu()
-    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    """Looks at the machine; reads ``/proc`` and the control groups of this process."""
+    cpu, limits = describe_cpu(), cpu_limits()
     return Machine(
         cpu=cpu.model,
-        cores=len(affinity),
+        cores=len(limits.affinity),
         system=f"{platform.system()} {platform.machine()}",
         int8=cpu.int8,
         float16=cpu.float16,
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        quota=limits.quota,
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from dfs_deploy.bench.candidates import DYNAMIC
+from dfs_deploy.bench.candidates import BUDGET, DYNAMIC
 from dfs_deploy.bench.case_result import CaseResult
 from dfs_deploy.bench.clock import NOISY, TAIL, Turn
 from dfs_deploy.bench.energy_cases import EnergyReport
@@ -55,22 +55,27 @@ class BenchResult:
     """A whole bench.
 
     Attributes:
-        bundle: what was run.
-        device: as asked for.
-        threads: that one engine may use.
+        bundle: bundle that was run.
+        against: bundles of the static networks that it was compared with besides its own.
+        device: device as asked for.
+        threads: threads that one engine may use; ``None`` on a device whose runtime has none.
         seed: of the order of inputs.
         budget: that the dynamic network was to hold, 0 to 1; ``None`` for the gate as trained.
         data: name of the inputs.
         inputs: how many different images were run.
+        notes: what was assumed or noticed while they were read, a line each.
         machine: where.
         state: of the machine, before.
         disturbance: of the timing, by others.
         turn: calls of a case before the next one's.
+        looks: how often the times were looked at: above one if the run was extended.
         runtime: provider, version, gate.
         cases: in the order in which they were asked for.
         over_static: the dynamic network's latency over that of each static engine.
         option_share: for each gated block, the share of inputs that took each option.
-        problems: why the run is INVALID; empty where it is VALID.
+        rival: latency of the dynamic network over that of the static case that the verdict compares it with; ``None``
+            if accuracy alone decides, or if there is none.
+        problems: why the run is INVALID; empty if it is VALID.
         verdict: what to ship.
         paths: the fastest, the commonest and the slowest; empty with batches.
         forced: forced paths against their traces; empty where none were asked for.
@@ -82,7 +87,7 @@ class BenchResult:
 
     bundle: BundleFacts
     device: str
-    threads: int
+    threads: int | None
     seed: int
     budget: float | None
     data: str
@@ -97,6 +102,10 @@ class BenchResult:
     option_share: tuple[tuple[float, ...], ...]
     problems: tuple[Problem, ...]
     verdict: Verdict
+    against: tuple[BundleFacts, ...] = ()
+    notes: tuple[str, ...] = ()
+    looks: int = 1
+    rival: Ratios | None = None
     paths: tuple[PathLatency, ...] = ()
     forced: tuple[ForcedPath, ...] = ()
     start_up: tuple[StartUp, ...] = ()
@@ -111,8 +120,13 @@ class BenchResult:
 
     @property
     def statics(self) -> tuple[CaseResult, ...]:
-        """The cases of static engines, from the most precise on."""
+        """The static cases: the bundle's own from the most precise on, then those of other bundles."""
         return tuple(case for case in self.cases if case.static)
+
+    @property
+    def budgets(self) -> tuple[CaseResult, ...]:
+        """The cases of the dynamic network at budgets, in the order in which they were asked for."""
+        return tuple(case for case in self.cases if case.name.startswith(BUDGET))
 
     @property
     def normaliser(self) -> CaseResult | None:
@@ -121,7 +135,7 @@ class BenchResult:
 
     @property
     def valid(self) -> bool:
-        """Whether its ratios can be relied on."""
+        """Whether what the verdict reads can be relied on."""
         return not self.problems
 
     @property
@@ -141,18 +155,21 @@ class BenchResult:
         document: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "bundle": self.bundle,
+            "against": self.against,
             "device": self.device,
             "threads": self.threads,
             "seed": self.seed,
             "budget": self.budget,
             "data": self.data,
             "inputs": self.inputs,
+            "notes": self.notes,
             "machine": self.machine,
             "state": self.state,
             "disturbance": self.disturbance,
             "runtime": self.runtime,
             "clock": CLOCK,
             "turn": self.turn,
+            "looks": self.looks,
             "valid": self.valid,
             "problems": self.problems,
             "noisy": self.noisy,
@@ -163,6 +180,7 @@ class BenchResult:
             "jetson": self.jetson,
             "cases": [case.as_json() for case in self.cases],
             "over_static": self.over_static,
+            "rival": self.rival,
             "paths": [path.as_json() for path in self.paths],
             "forced": self.forced,
             "start_up": [{**msgspec.to_builtins(start), "total_ms": start.total_ms} for start in self.start_up],

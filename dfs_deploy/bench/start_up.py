@@ -86,7 +86,14 @@ def measure_start_up(
     Raises:
         EnvironmentLacksError: a process did not end well.
     """
-    wanted = {"bundle": str(bundle), "threads": threads, "plan": plan, "prepared": prepared, "budget": budget}
+    wanted = {
+        "parent": os.getpid(),
+        "bundle": str(bundle),
+        "threads": threads,
+        "plan": plan,
+        "prepared": prepared,
+        "budget": budget,
+    }
     starts: dict[str, list[_Start]] = {case: [] for case in cases}
     for turn in range(processes):
         for i, case in enumerate(cases):

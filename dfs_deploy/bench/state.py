@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfs_deploy.cpu import cpu_facts
+from dfs_deploy.cpu import cpu_facts, cpu_limits
 
 _ROOT = Path("/")
 _STEAL = 7
@@ -43,10 +43,13 @@ class Disturbance:
     Attributes:
         preemptions_per_s: times a second that the system gave this process's CPU to another.
         steal: share of CPU time, 0 to 1, that the hypervisor gave to other guests.
+        throttled_periods: periods in which the quota of a container's control group stopped its processes; ``None``
+            without a quota as well.
     """
 
     preemptions_per_s: float | None
     steal: float | None
+    throttled_periods: int | None = None
 
 
 def read_state(root: Path = _ROOT) -> MachineState:
@@ -55,14 +58,14 @@ def read_state(root: Path = _ROOT) -> MachineState:
     Args:
         root: of the file system.
     """
-    affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    affinity = cpu_limits(root).affinity
     facts = cpu_facts(root)
     folders = [root / f"sys/devices/system/cpu/cpu{cpu}/cpufreq" for cpu in affinity]
     governors = {text for folder in folders if (text := _text(folder / "scaling_governor"))}
     kilohertz = [float(text) for folder in folders if (text := _text(folder / "scaling_cur_freq"))]
     said = facts.get("cpu MHz")
     return MachineState(
-        affinity=tuple(affinity),
+        affinity=affinity,
         governor=", ".join(sorted(governors)) or None,
         frequency_mhz=sum(kilohertz) / len(kilohertz) / 1e3 if kilohertz else float(said) if said else None,
         turbo=_turbo(root),
@@ -84,17 +87,36 @@ class Watch:
 
     def stop(self) -> Disturbance:
         """What was taken since the start."""
-        (then, switches, ticks), (now, switches_now, ticks_now) = self._begin, self._look()
-        passed = [after - before for before, after in zip(ticks, ticks_now, strict=True)]
+        begin, end = self._begin, self._look()
+        passed = [after - before for before, after in zip(begin.ticks, end.ticks, strict=True)]
+        seconds = end.seconds - begin.seconds
         return Disturbance(
-            preemptions_per_s=(switches_now - switches) / (now - then) if now > then else None,
+            preemptions_per_s=(end.switches - begin.switches) / seconds if seconds > 0.0 else None,
             steal=passed[_STEAL] / sum(passed) if len(passed) > _STEAL and sum(passed) > 0 else None,
+            throttled_periods=None
+            if begin.throttled is None or end.throttled is None
+            else end.throttled - begin.throttled,
         )
 
-    def _look(self) -> tuple[float, int, list[int]]:
+    def _look(self) -> _Look:
         line = (_text(self._root / "proc/stat") or "").partition("\n")[0].split()
-        # The last two figures, of guests, are counted in the first two as well (proc_stat(5)).
-        return time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw, [int(x) for x in line[1:9]]
+        return _Look(
+            seconds=time.monotonic(),
+            switches=resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw,
+            # The last two figures, of guests, are counted in the first two as well (proc_stat(5)).
+            ticks=[int(x) for x in line[1:9]],
+            throttled=cpu_limits(self._root).throttled_periods,
+        )
+
+
+@dataclass(frozen=True)
+class _Look:
+    """Counters at one moment."""
+
+    seconds: float
+    switches: int
+    ticks: list[int]
+    throttled: int | None
 
 
 def _turbo(root: Path) -> bool | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 BINS = 2048
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Histogram:
     """How often a tensor took which values.
 
@@ -45,8 +45,8 @@ class Extent:
 
     def add(self, x: Tensor) -> None:
         """Takes in a batch, (N, ...)."""
-        self.low = min(self.low, float(x.amin()))
-        self.high = max(self.high, float(x.amax()))
+        self.low = float(np.minimum(self.low, float(x.amin())))  # keeps NaN, which min and max lose
+        self.high = float(np.maximum(self.high, float(x.amax())))
         self.samples += x.shape[0]
 
 

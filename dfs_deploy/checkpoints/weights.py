@@ -39,7 +39,7 @@ _MAX_DICTS = 256
 _MAX_LABEL = 48
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RawCheckpoint:
     """A network's weights and what stood beside them, before anyone has recognised them.
 
@@ -56,7 +56,7 @@ class RawCheckpoint:
     weights: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Weights:
     """A dict of tensors and the prefix under which a network stands in it."""
 

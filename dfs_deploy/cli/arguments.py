@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dfs_deploy.errors import UsageError
+from dfs_deploy.cache import PLACE
+from dfs_deploy.errors import BundleError, UsageError
 from dfs_deploy.text import first_line
+
+
+def _use_cache(context: typer.Context, folder: Path | None) -> Path | None:
+    """Names the folder of the caches for this verb, and for the processes that it starts."""
+    if folder is not None:
+        before = os.environ.get(PLACE)
+        os.environ[PLACE] = str(folder.absolute())
+        context.call_on_close(lambda: _name_cache(before))
+    return folder
+
+
+def _name_cache(folder: str | None) -> None:
+    if folder is None:
+        os.environ.pop(PLACE, None)
+    else:
+        os.environ[PLACE] = folder
+
 
 BundleArgument = Annotated[
     Path | None,
@@ -16,6 +35,15 @@ BundleArgument = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads that one engine may use.")]
+TorchThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        help="CPU threads of PyTorch and of an engine.",
+        show_default="as the machine grants PyTorch, 1 for an engine",
+    ),
+]
 PlanOption = Annotated[
     bool, typer.Option("--plan/--no-plan", help="Use the plan that bench --save-plan measured on this machine.")
 ]
@@ -26,6 +54,16 @@ PreparedOption = Annotated[
 BudgetOption = Annotated[
     float | None,
     typer.Option("--budget", help="Computation to hold, 0 to 1, as calibrated at export.", show_default="as trained"),
+]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-dir",
+        metavar="DIR",
+        callback=_use_cache,
+        help="Folder for what is made once on a machine; else $DFS_DEPLOY_CACHE, else beside the bundle.",
+        show_default=False,
+    ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every draw.")]
 WeightsKeyOption = Annotated[
@@ -62,11 +100,50 @@ InputSizeOption = Annotated[
 DataHelp = "An .npz with x and y, a folder of images by class, or a CIFAR archive's folder."
 
 
-def bundle_path(given: Path | None) -> Path:
-    """The bundle that was named, or the one in the current directory."""
-    from dfs_deploy.bundle import find_bundle
+AgainstOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--against",
+        help="A bundle of a network that was trained to be static, which the verdict takes in; may be given again.",
+        show_default="none",
+    ),
+]
 
-    return given or find_bundle()
+
+def refuse_given(context: typer.Context, why: str, *names: str) -> None:
+    """Refuses options that would change nothing, so that nobody believes they did.
+
+    Args:
+        context: context of the verb.
+        why: what they mean nothing with or without, and what to do.
+        names: names of the verb's parameters.
+
+    Raises:
+        UsageError: one of them was given on the command line.
+    """
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            flag = next(option.opts[0] for option in context.command.params if option.name == name)
+            raise UsageError(f"{flag} {why}")
+
+
+def bundle_path(given: Path | None) -> Path:
+    """The bundle that was named, or the one in the current directory.
+
+    Raises:
+        BundleError: something else was named; the message says what it is and which argument takes it.
+        UsageError: none was named, and none or several are in the current directory.
+    """
+    from dfs_deploy.bundle import find_bundle
+    from dfs_deploy.kinds import given_instead
+
+    if given is None:
+        return find_bundle()
+    other = given_instead(given, "a bundle (a NAME.dfs folder)", "bundle")
+    if other is not None:
+        raise BundleError(other)
+    return given
 
 
 _MOST_NAMES_BYTES = 8 << 20

@@ -69,10 +69,12 @@ def _where(result: BenchResult) -> Iterator[str]:
     machine, state, facts = result.machine, result.state, result.runtime
     bundle = result.bundle
     yield f"{bundle.name}, {bundle.architecture}: {result.inputs} inputs ({result.data}), seed {result.seed}"
-    yield f"{machine.cpu}, {machine.cores} core(s), {machine.int8 or 'no 8-bit product instructions'}"
+    quota = "" if machine.quota is None else f", CPU quota {machine.quota:g}"
+    yield f"{machine.cpu}, {machine.cores} core(s){quota}, {machine.int8 or 'no 8-bit product instructions'}"
     gate = f"{facts['gate']} gate, plan: {facts.get('plan') or 'none'}"
     layout = f", layout: {facts['layout']}" if facts.get("layout") else ""
-    yield f"{facts['runtime']} {facts['version']}, {result.threads} thread(s), {gate}{layout}"
+    threads = "" if result.threads is None else f", {result.threads} thread(s)"
+    yield f"{facts['runtime']} {facts['version']}{threads}, {gate}{layout}"
     clock = [
         f"governor {state.governor or 'unknown'}",
         "frequency unknown" if state.frequency_mhz is None else f"{state.frequency_mhz:,.0f} MHz",
@@ -95,7 +97,7 @@ def _show_cases(result: BenchResult) -> None:
     columns = ["case", "p50 ms", "p95 ms", "p99 ms", "CoV", "images/s", "top-1"]
     columns += [] if base is None else ["ratio"]
     rows: list[list[str | Text]] = []
-    for case in (result.dynamic, *result.statics):
+    for case in (result.dynamic, *result.budgets, *result.statics):
         timing = case.timing
         cov = Text(f"{100 * timing.cov:.0f} %", "yellow" if case.name in result.noisy else "")
         row: list[str | Text] = [
@@ -207,13 +209,15 @@ def _show_energy(result: BenchResult) -> None:
 
 
 def _notes(result: BenchResult) -> Iterator[str]:
+    yield from (f"note: {note}" for note in result.notes)
     dfs = result.dynamic
     if dfs.computation_percentage is not None:
         yield f"computation {dfs.computation_percentage:.1f} % of every gated block in full precision"
     if dfs.engine_ms is not None and dfs.gate_us is not None and dfs.gate_share is not None:
+        within = "" if dfs.efficiency is None else f" ({dfs.efficiency.low:.2f} to {dfs.efficiency.high:.2f})"
         yield (
-            f"dispatch efficiency {dfs.dispatch_efficiency:.2f}: the engines alone {dfs.engine_ms:.3f} ms of"
-            f" {dfs.timing.p50:.3f}; gate {dfs.gate_us:.1f} us a step, {percent(dfs.gate_share, 1)} of the time"
+            f"dispatch efficiency {dfs.dispatch_efficiency:.2f}{within}: the engines alone {dfs.engine_ms:.3f} ms of"
+            f" {dfs.timing.p50:.3f}; gate {dfs.gate_us:.1f} us per step, {percent(dfs.gate_share, 1)} of the time"
         )
     if result.energy is None:
         yield f"no energy: {result.no_energy}"
@@ -222,10 +226,15 @@ def _notes(result: BenchResult) -> Iterator[str]:
 
 
 def _steadiness(result: BenchResult) -> str:
-    known = [case.ratios.mean.uncertainty for case in result.cases if case.ratios is not None]
-    said = f"ratios known to {100 * max(known):.1f} % or better" if known else "no ratios"
+    against = result.rival
+    if against is None:
+        said = "accuracy decides without a clock" if result.verdict.choice else "the verdict reads no ratio"
+    else:
+        ends = f"{against.p50.low:.2f} to {against.p50.high:.2f}"
+        said = f"the median of dfs over that of {against.over} lies within {ends} with 95 % confidence"
+    longer = "" if result.looks == 1 else f", after {result.looks - 1} extension(s)"
     taken = result.disturbance.preemptions_per_s
-    return said if taken is None else f"{said}, interrupted {taken:.0f} times a second"
+    return said + longer + ("" if taken is None else f", interrupted {taken:.0f} times a second")
 
 
 def _celsius(state: PowerState) -> str:

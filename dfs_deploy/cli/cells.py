@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.console import Group
 from rich.text import Text
 
 from dfs_deploy.options import Option
@@ -14,16 +15,23 @@ _SHADES = ((0, "white on grey30"), (8, "black on green3"), (16, "black on gold1"
 _LEAST_CELLS = 8
 
 
-def cells(path: Sequence[Option], per_line: int | None = None) -> Text:
-    """A cell for each option of a path, in order.
+def cells(path: Sequence[Option]) -> Text:
+    """A cell for each option of a path, in order, on one line.
 
     Args:
         path: what each gated block ran.
-        per_line: cells a line; ``None`` for a single line.
     """
-    step = per_line or max(len(path), 1)
-    lines = [path[start : start + step] for start in range(0, len(path), step)]
-    return Text("\n", justify="left").join(Text(" ").join(_cell(option) for option in line) for line in lines)
+    return Text(" ", justify="left").join(_cell(option) for option in path)
+
+
+def wrapped_cells(path: Sequence[Option], per_line: int) -> Group:
+    """The same on several lines.
+
+    Args:
+        path: what each gated block ran.
+        per_line: most cells of a line.
+    """
+    return Group(*(cells(path[start : start + per_line]) for start in range(0, max(len(path), 1), per_line)))
 
 
 def cells_per_line(columns: int) -> int:

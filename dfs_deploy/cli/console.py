@@ -9,18 +9,19 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from dfs_deploy.errors import DfsDeployError, EnvironmentLacksError, ExportMismatchError
-
-CORE = ("numpy", "onnxruntime", "msgspec", "PIL")
-"""Modules that every install has, by import name."""
+from dfs_deploy.cli.process import Stopped
+from dfs_deploy.errors import DfsDeployError, EnvironmentLacksError, ExportMismatchError, InternalError
+from dfs_deploy.extras import CORE, broken
+from dfs_deploy.text import one_line
 
 INTERRUPTED = 130
 CLOSED_PIPE = 141
@@ -28,6 +29,8 @@ CLOSED_PIPE = 141
 
 _PIPE_WIDTH = 160
 _ENDLESS = 100_000
+_LONGEST = 8192
+"""Most characters of one line or one cell; a path may have 4,096."""
 
 Report = Callable[[str, float], None]
 
@@ -37,10 +40,32 @@ class ClosedPipeError(Exception):
 
 
 class _Console(Console):
+    """A console on which every string and every Text is one line that moves no cursor, whoever wrote what is in it.
+
+    What is of several lines is printed as several, or as a group of them.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(one_line(text, _LONGEST), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        return super().render(_clean(renderable) if isinstance(renderable, Text) else renderable, options)
+
     def on_broken_pipe(self) -> None:
         """Called by Rich while it handles the BrokenPipeError of a write."""
         self.quiet = True
         raise ClosedPipeError
+
+
+def _clean(text: Text) -> Text:
+    """Text whose invisible characters are escapes; the styles of what is visible stay."""
+    if text.plain.isprintable():
+        return text
+    cleaned = text.blank_copy()
+    hidden = [i for i, character in enumerate(text.plain) if not character.isprintable()]
+    for part in text.divide(sorted({edge for i in hidden for edge in (i, i + 1)})):
+        cleaned.append_text(part if part.plain.isprintable() else Text(one_line(part.plain)))
+    return cleaned
 
 
 def output() -> Console:
@@ -76,7 +101,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text | Group]]) -> None:
     """Prints a table; columns after the first are aligned to the right. A pipe gets every row on one line."""
     table = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
     for i, column in enumerate(columns):
@@ -100,7 +125,12 @@ def progress(quiet: bool = False) -> Iterator[Report]:
     if quiet:
         yield lambda what, share: None
     elif console.is_terminal:
-        columns = (TextColumn("{task.description:<32}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description:<32}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+        )
         with Progress(*columns, console=console, transient=True) as bar:
             tasks: dict[str, Any] = {}
 
@@ -123,41 +153,82 @@ def progress(quiet: bool = False) -> Iterator[Report]:
 
 @contextlib.contextmanager
 def exit_codes(debug: bool) -> Iterator[None]:
-    """Turns an error into one line on standard error and the exit code that its class carries."""
+    """Turns an error into one line on standard error and the exit code that its class carries.
+
+    Args:
+        debug: whether the traceback is shown as well.
+    """
     try:
         yield
+        sys.stdout.flush()  # now rather than at the interpreter's end, which prints several lines if it fails
     except DfsDeployError as error:
-        if debug:
-            traceback.print_exc()
-        console = errors()
-        console.print(Text.assemble(("error: ", "bold red"), str(error)))
-        if isinstance(error, ExportMismatchError):
-            for line in error.mismatches:
-                console.print(Text(f"  {line}"))
-        sys.exit(error.exit_code)
-    except ModuleNotFoundError as error:
-        if debug or error.name not in CORE:
-            raise
-        errors().print(f"error: {error.name} is not installed and dfs-deploy needs it; run: pip install dfs-deploy")
-        sys.exit(EnvironmentLacksError.exit_code)
+        mismatches = error.mismatches if isinstance(error, ExportMismatchError) else ()
+        _end(error.exit_code, str(error), *(f"  {line}" for line in mismatches), trace=debug)
+    except ImportError as error:
+        module = (error.name or "").partition(".")[0]
+        if module == "dfs_deploy":
+            _end_by_fault(error)
+        elif not isinstance(error, ModuleNotFoundError):
+            _end(EnvironmentLacksError.exit_code, str(broken(error)), trace=debug)
+        else:
+            from dfs_deploy.installed import install_line
+
+            remedy = f"pip install {CORE[module]}" if module in CORE else install_line()
+            seen = f"{module} is not installed and dfs-deploy needs it; run: {remedy}"
+            _end(EnvironmentLacksError.exit_code, seen, trace=debug)
+    except MemoryError:
+        seen = "not enough memory for this; free some, raise the limit of this process, or give it less at once"
+        _end(EnvironmentLacksError.exit_code, seen, trace=debug)
     except (ClosedPipeError, BrokenPipeError):
-        _discard_output()
+        _discard(sys.stdout, sys.stderr)
         sys.exit(CLOSED_PIPE)
     except OSError as error:
-        if debug:
-            raise
         what = f"{error.filename}: " if error.filename else ""
-        errors().print(f"error: {what}{error.strerror or error}; check the path, its permissions and the space left")
-        sys.exit(EnvironmentLacksError.exit_code)
+        seen = f"{what}{error.strerror or error}; check the path, its permissions and the space left"
+        _end(EnvironmentLacksError.exit_code, seen, trace=debug)
+    except Stopped as stop:
+        _end(stop.code, f"stopped by {stop.name}", head="")
     except KeyboardInterrupt:
-        errors().print("interrupted")
-        sys.exit(INTERRUPTED)
+        _end(INTERRUPTED, "interrupted", head="")
+    except Exception as error:
+        _end_by_fault(error)
 
 
-def _discard_output() -> None:
+def _end_by_fault(error: Exception) -> NoReturn:
+    """Ends with the traceback of an error that nobody foresaw, made fit for a terminal as everything else is."""
+    seen = f"{type(error).__name__}: {one_line(error)}; this is a fault of dfs-deploy: please report it"
+    _end(InternalError.exit_code, seen, trace=True)
+
+
+def _end(code: Any, *lines: str, head: str = "error: ", trace: bool = False) -> NoReturn:
+    """Prints lines on standard error and ends the program; with the same code if they cannot be printed."""
+    shown = traceback.format_exc().splitlines() if trace else []
+    try:
+        console = errors()
+        for line in shown:
+            console.print(line)
+        console.print(Text.assemble((head, "bold red"), lines[0]))
+        for line in lines[1:]:
+            console.print(line)
+    except (OSError, ClosedPipeError):
+        _discard(sys.stderr)  # there is nowhere left to say it; the exit code does
+    _flush(sys.stdout)
+    _flush(sys.stderr)
+    sys.exit(code)
+
+
+def _flush(stream: TextIO) -> None:
+    """Writes what is buffered; if that cannot be, lets it go, since the interpreter would try again as it ends."""
+    try:
+        stream.flush()
+    except OSError:
+        _discard(stream)
+
+
+def _discard(*streams: TextIO) -> None:
     """Lets what is still buffered go nowhere: Python flushes as it ends, and would complain of the closed pipe."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in streams:
         os.dup2(nowhere, stream.fileno())
 
 

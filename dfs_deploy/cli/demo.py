@@ -11,6 +11,7 @@ import dfs_deploy
 from dfs_deploy.cli.arguments import JsonOption
 from dfs_deploy.cli.bench_report import show_bench
 from dfs_deploy.cli.console import output, percent, print_json, progress
+from dfs_deploy.cli.next_step import command
 from dfs_deploy.cli.verify import missed_bars
 from dfs_deploy.errors import EnvironmentLacksError, VerificationError
 from dfs_deploy.extras import required
@@ -19,7 +20,9 @@ CHECKPOINT = "digits.pt"
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Directory to write the bundle to.")] = Path("digits.dfs"),
+    out: Annotated[
+        Path | None, typer.Option(help="Directory to write the bundle to.", show_default="digits.dfs")
+    ] = None,
     min_seconds: Annotated[float, typer.Option(min=0.01, help="Measured seconds a case, on average.")] = 2.0,
     json: JsonOption = False,
 ) -> None:
@@ -68,7 +71,7 @@ def demo(
     show_bench(result)
     if failures:
         raise VerificationError("; ".join(failures))
-    console.print(f"next: dfs-deploy inspect {exported.bundle.path}")
+    console.print(f"next: {command('inspect', exported.bundle.path)}")
 
 
 def find_checkpoint() -> Path:

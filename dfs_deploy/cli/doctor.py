@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from dataclasses import asdict, dataclass
-from importlib import metadata
 
 from rich.text import Text
 
@@ -14,11 +13,12 @@ from dfs_deploy.bench.jetson import APT_TENSORRT, is_jetson, problems, read_jets
 from dfs_deploy.bench.machine import describe_machine
 from dfs_deploy.cli.arguments import JsonOption
 from dfs_deploy.cli.console import output, print_json
-from dfs_deploy.errors import EnvironmentLacksError
-from dfs_deploy.extras import EXTRA_OF
-
-_CORE = ("numpy", "onnxruntime", "msgspec", "typer", "rich", "pillow")
-_DISTRIBUTION = {"sklearn": "scikit-learn", "pynvml": "nvidia-ml-py", "vl_convert": "vl-convert-python"}
+from dfs_deploy.cpu import cpu_limits
+from dfs_deploy.errors import DependencyError, EnvironmentLacksError
+from dfs_deploy.extras import CORE, EXTRA_OF, find_library
+from dfs_deploy.installed import install_line
+from dfs_deploy.target_cpu import is_x86
+from dfs_deploy.text import first_line
 
 
 @dataclass(frozen=True)
@@ -26,27 +26,27 @@ class Check:
     """One thing that was looked for.
 
     Attributes:
-        name: what.
-        found: a version or a fact; empty where it is missing.
+        name: distribution, or module of an extra.
+        found: version; empty if it is missing or cannot be used.
         needed: whether running a bundle needs it.
-        remedy: what to do where it is missing.
+        remedy: instruction for one who misses it.
+        problem: reason why it cannot be used although it is installed; empty if there is none.
     """
 
     name: str
     found: str
     needed: bool
     remedy: str = ""
+    problem: str = ""
 
 
 def doctor(json: JsonOption = False) -> None:
     """Check what running, exporting and training need here."""
     machine, board = describe_machine(), is_jetson()
-    checks = [Check(name, _version(name), True, f"pip install {name}") for name in _CORE]
+    checks = [_check(module, name, True, f"pip install {name}") for module, name in CORE.items()]
     for module, extra in EXTRA_OF.items():
-        remedy = f'pip install "dfs-deploy[{extra}]"'
-        if module == "tensorrt" and board:
-            remedy = APT_TENSORRT
-        checks.append(Check(module, _version(_DISTRIBUTION.get(module, module)), False, remedy))
+        remedy = APT_TENSORRT if module == "tensorrt" and board else install_line(extra)
+        checks.append(_check(module, module, False, remedy))
     missing = [check for check in checks if check.needed and not check.found]
     facts = {
         "dfs-deploy": dfs_deploy.__version__,
@@ -54,10 +54,12 @@ def doctor(json: JsonOption = False) -> None:
         "system": machine.system,
         "cpu": machine.cpu,
         "cores": str(machine.cores),
-        "8-bit products": machine.int8 or ("none: export with --weight-bits 7" if _is_x86() else "none"),
+        "CPU quota": _quota(),
+        "8-bit products": machine.int8 or ("none: export gives INT8 weights 7 bits here" if is_x86() else "none"),
         "float16 arithmetic": "yes" if machine.float16 else "no: the FP16 option runs the FP32 engine",
         "gate": _gate(),
         "feature layout": _layout(),
+        "telemetry": _telemetry(),
         "energy": _energy("jetson" if board else "cpu"),
         "jetson": "yes" if board else "no",
         **(_jetson_facts() if board else {}),
@@ -73,19 +75,42 @@ def doctor(json: JsonOption = False) -> None:
             console.print(f"{name:<20} {value}")
         for check in checks:
             mark, style = ("ok", "green") if check.found else ("missing", "red") if check.needed else ("-", "grey50")
-            what = check.found or f"not installed: {check.remedy}"
+            if check.problem:
+                mark, style = "broken", "red"
+            what = check.found or check.problem or f"not installed: {check.remedy}"
             console.print(Text.assemble((f"{mark:<8}", style), f"{check.name:<12}{what}"))
         for problem in known:
             console.print(Text.assemble(("known     ", "yellow"), problem))
-        console.print("PASSED" if not missing else f"FAILED: {', '.join(check.name for check in missing)} missing")
+        lacking = ", ".join(f"{check.name} {'cannot be used' if check.problem else 'missing'}" for check in missing)
+        console.print(f"FAILED: {lacking}" if missing else "PASSED")
     if missing:
-        raise EnvironmentLacksError(
-            f"{missing[0].name} is not installed and running a bundle needs it; {missing[0].remedy}"
-        )
+        first = missing[0]
+        what = first.problem or f"not installed and running a bundle needs it; {first.remedy}"
+        raise EnvironmentLacksError(what if what.startswith(first.name) else f"{first.name} is {what}")
 
 
-def _is_x86() -> bool:
-    return platform.machine().lower() in ("x86_64", "amd64", "i686", "i386")
+def _check(module: str, name: str, needed: bool, remedy: str) -> Check:
+    library = find_library(module)
+    return Check(name, library.version, needed, remedy, library.problem)
+
+
+def _quota() -> str:
+    limits = cpu_limits()
+    if limits.quota is None:
+        return "none"
+    periods = limits.throttled_periods
+    stopped = "" if periods is None else f", which stopped it in {periods} period(s) so far"
+    return (
+        f"{limits.quota:g} CPU(s) by the control group{stopped}: more than {limits.cores} thread(s) wait for each other"
+    )
+
+
+def _telemetry() -> str:
+    try:
+        from dfs_deploy.ort import telemetry
+    except DependencyError:
+        return "none: ONNX Runtime cannot be used"
+    return f"{telemetry()}; dfs-deploy itself has none"
 
 
 def _energy(device: str) -> str:
@@ -109,28 +134,23 @@ def _jetson_facts() -> dict[str, str]:
     return {name: value or "not found" for name, value in facts.items()}
 
 
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
 def _gate() -> str:
     try:
         from dfs_deploy.runtimes.native_gate import native_available, native_variants
-    except ModuleNotFoundError as error:
-        return f"unknown: {error.name} is missing"
+    except ImportError as error:
+        return f"unknown: {first_line(error)}"
     if native_available():
         return f"native ({native_variants()[0]})"
-    return "numpy: install a C compiler and reinstall dfs-deploy for the native one"
+    return (
+        f"numpy: for the native one install a C compiler, then build it: {install_line()} --force-reinstall --no-deps"
+    )
 
 
 def _layout() -> str:
     try:
         from dfs_deploy.runtimes.onnxruntime.blocked import block_size
-    except ModuleNotFoundError as error:
-        return f"unknown: {error.name} is missing"
+    except ImportError as error:
+        return f"unknown: {first_line(error)}"
     together = block_size()
     if together > 1:
         return f"blocked by {together}, for networks whose channels are multiples of it"

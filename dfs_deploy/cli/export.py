@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, cast
 
 import typer
 
@@ -16,6 +16,7 @@ from dfs_deploy.cli.arguments import (
     MeanOption,
     SeedOption,
     StdOption,
+    TorchThreadsOption,
     WeightsKeyOption,
     parse_class_names,
     parse_numbers,
@@ -25,7 +26,7 @@ from dfs_deploy.cli.budgets import parse_budgets, show_budgets
 from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
 from dfs_deploy.extras import required
 from dfs_deploy.options import Options, parse_targets
-from dfs_deploy.text import one_line
+from dfs_deploy.target_cpu import AUTO, WEIGHT_BITS, WORDS, WeightBits, target_named
 
 
 def export(
@@ -50,11 +51,21 @@ def export(
         str | None,
         typer.Option(help="Computation to be able to hold at run time, as in 0.1,0.2,0.4.", show_default="none"),
     ] = None,
-    weight_bits: Annotated[int, typer.Option(min=7, max=8, help="7 for speed on x86 CPUs without VNNI.")] = 8,
-    out: Annotated[Path | None, typer.Option(help="Directory to write.", show_default="<checkpoint stem>.dfs")] = None,
+    target_cpu: Annotated[
+        str,
+        typer.Option(help="CPU that is to run INT8: vnni or avx2 (x86 with or without VNNI), arm; auto: this one's."),
+    ] = AUTO,
+    weight_bits: Annotated[
+        int | None,
+        typer.Option(min=7, max=8, help="Bits of INT8 weights.", show_default="7 for avx2, 8 for others"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory to write.", show_default="<checkpoint or run>.dfs")
+    ] = None,
     single_file: Annotated[
         Path | None, typer.Option(help="Write the whole network as one ONNX file too, with If operators.")
     ] = None,
+    threads: TorchThreadsOption = None,
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
@@ -83,10 +94,12 @@ def export(
             calibration_data=calibration_data,
             calibration_method=calibration_method,
             calibration_samples=calibration_samples,
-            weight_bits=cast(Literal[7, 8], weight_bits),
+            target_cpu=target_cpu,
+            weight_bits=cast("WeightBits | None", weight_bits),
             seed=seed,
             budgets=None if budgets is None else parse_budgets(budgets),
             single_file=single_file,
+            threads=threads,
             progress=report,
         )
     bundle, manifest = exported.bundle, exported.bundle.manifest
@@ -96,6 +109,7 @@ def export(
         for precision in manifest.targets
     }
     served = {record.option: record.served_by for record in manifest.substitutions}
+    suspicions = () if exported.comparison is None else exported.comparison.suspicions
     if json:
         print_json(
             {
@@ -106,12 +120,15 @@ def export(
                 "options": list(bundle.options.names),
                 "substitutions": {record.option: record.served_by for record in manifest.substitutions},
                 "assumptions": list(exported.assumptions),
+                "weight_bits": None if manifest.calibration is None else manifest.calibration.weight_bits,
+                "notes": [*exported.notes, *suspicions],
                 "engines_validated": len(engines),
                 "worst_error": worst,
                 "paths_validated": exported.validation.paths,
                 "budgets": msgspec.to_builtins(manifest.budgets),
                 "single_file": None if exported.single_file is None else str(exported.single_file),
                 "accuracy": None if exported.comparison is None else asdict(exported.comparison),
+                "replaced": exported.replaced,
                 "passed": True,
             }
         )
@@ -119,7 +136,9 @@ def export(
     console = output()
     console.print(f"{manifest.architecture.name} ({manifest.source.format}), options {bundle.options}")
     for assumption in exported.assumptions:
-        console.print(f"assumed: {one_line(assumption)}")
+        console.print(f"assumed: {assumption}")
+    for note in exported.notes:
+        console.print(f"note: {note}")
     for option, precision in served.items():
         console.print(f"option {option} is served by {precision}: its own precision is not among the targets")
     if manifest.calibration is not None:
@@ -131,6 +150,8 @@ def export(
             console.print(f"calibrated by {record.method} on {record.samples} images ({record.data})")
         else:
             console.print("ranges from the checkpoint, no data")
+        if "onnxruntime" in manifest.runtimes:
+            console.print(_weights(record.weight_bits, target_cpu))
         for block, option in unrouted:
             console.print(
                 f"  block {block}, option {option}: the gate sent nothing, so all that reached it was measured"
@@ -146,9 +167,22 @@ def export(
             f" (reference {percent(c.top1_reference)}), route agreement {percent(c.route_agreement)},"
             f" computation {c.computation_percentage_bundle:.2f} %"
         )
+    for suspicion in suspicions:
+        console.print(f"warning: {suspicion}")
     if manifest.budgets:
         show_budgets(manifest.budgets)
     if exported.single_file is not None:
         size = exported.single_file.stat().st_size
         console.print(f"single file: {exported.single_file} ({size / 1e6:.1f} MB), the same paths as the runtime")
+    if exported.replaced is not None:
+        console.print(f"replaced: the bundle that stood there was made from another checkpoint, {exported.replaced}")
     console.print(f"PASSED: {len(manifest.files)} files, {bundle.size / 1e6:.1f} MB -> {bundle.path}")
+
+
+def _weights(bits: WeightBits, asked: str) -> str:
+    """What the weights of INT8 engines were made for."""
+    target = target_named(asked)
+    if bits != WEIGHT_BITS[target]:
+        return f"INT8 weights of {bits} bits, as asked for; {WORDS[target]} wants {WEIGHT_BITS[target]}"
+    known = "the kind of this CPU; --target-cpu names another" if asked == AUTO else "as asked for"
+    return f"INT8 weights of {bits} bits, for {WORDS[target]} ({known})"

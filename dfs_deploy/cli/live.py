@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Group
 from rich.live import Live
-from rich.text import Text
 
 from dfs_deploy.cli.cells import cells
 from dfs_deploy.cli.classified import Classified, classify
@@ -105,7 +105,7 @@ def watch(
     console = errors()
     shown: AbstractContextManager[object] = nullcontext()
     if not quiet and console.is_terminal:
-        shown = Live(console=console, get_renderable=lambda: _line(tally), transient=True, refresh_per_second=8)
+        shown = Live(console=console, get_renderable=lambda: _lines(tally), transient=True, refresh_per_second=8)
     elif not quiet:
         console.print(f"watching camera {name} ..." if endless else f"classifying {name} ...")
     start = time.perf_counter()
@@ -121,11 +121,11 @@ def watch(
     return tally
 
 
-def _line(tally: Tally) -> Text:
+def _lines(tally: Tally) -> Group:
     if tally.last is None:
-        return Text(f"{tally.file}: waiting for a frame")
-    return Text.assemble(
+        return Group(f"{tally.file}: waiting for a frame")
+    return Group(
         f"{tally.file}: {tally.frames} frames  {tally.recent_frames_per_s:.1f}/s"
-        f"  computation {tally.computation_percentage:.1f} %  {tally.last.label} ({tally.last.probability:.2f})\n",
+        f"  computation {tally.computation_percentage:.1f} %  {tally.last.label} ({tally.last.probability:.2f})",
         cells(tally.last.path),
     )

@@ -1,4 +1,4 @@
-"""``dfs-deploy prepare``: what a runtime makes of a bundle once on each machine, kept beside the bundle."""
+"""``dfs-deploy prepare``: what a runtime makes of a bundle once on each machine, kept in its cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dfs_deploy.cli.arguments import BundleArgument, JsonOption, bundle_path
+from dfs_deploy.cli.arguments import BundleArgument, CacheOption, JsonOption, bundle_path
 from dfs_deploy.cli.console import output, print_json, progress
 from dfs_deploy.errors import EngineError, EnvironmentLacksError, UsageError
 
@@ -29,12 +29,14 @@ def prepare(
         int | None,
         typer.Option(min=1, help="tensorrt: the largest batch that engines take at once; else 1.", show_default=False),
     ] = None,
+    cache_dir: CacheOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Make what a runtime wants once on each machine, and keep it beside the bundle.
+    """Make what a runtime wants once on each machine, and keep it.
 
     ONNX Runtime: engines in its blocked layout for this CPU. TensorRT: engines for this GPU, built one at a time.
-    What is there already and fits is kept.
+    What is there already and fits is kept. It lies beside the bundle, unless that cannot be written or --cache-dir says
+    otherwise.
     """
     from dfs_deploy.bundle import Bundle
 
@@ -50,7 +52,7 @@ def prepare(
 
 
 def _prepare_onnxruntime(opened: Bundle, json: bool) -> None:
-    from dfs_deploy.runtimes.onnxruntime.prepared import prepared_path, whole_prepared
+    from dfs_deploy.runtimes.onnxruntime.prepared import whole_prepared
 
     with progress(quiet=json) as report:
         made, whole = whole_prepared(opened, partial(report, "preparing"))
@@ -58,8 +60,8 @@ def _prepare_onnxruntime(opened: Bundle, json: bool) -> None:
         raise EngineError(f"engines could not be prepared, so the bundle's own run: {made.reason}; use --no-prepared")
     if made.together > 1 and made.folder is None:
         raise EnvironmentLacksError(
-            f"the prepared engines cannot be kept in {prepared_path(opened)} ({made.reason}); make the folder writable,"
-            " or leave them to each start, which holds them in memory"
+            f"the prepared engines cannot be kept ({made.reason}); make the folder writable, name another with"
+            " --cache-dir, or leave them to each start, which holds them in memory"
         )
     if json:
         folder = None if made.folder is None else str(made.folder)

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import dfs_deploy
-from dfs_deploy.cli.arguments import DataHelp, JsonOption, PlanOption, PreparedOption, SeedOption, ThreadsOption
+from dfs_deploy.cli.arguments import (
+    AgainstOption,
+    CacheOption,
+    DataHelp,
+    JsonOption,
+    PlanOption,
+    PreparedOption,
+    SeedOption,
+    ThreadsOption,
+    bundle_path,
+    refuse_given,
+)
 from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
 from dfs_deploy.cli.outputs import check_writable
 from dfs_deploy.errors import UsageError
@@ -19,7 +30,15 @@ if TYPE_CHECKING:
     from dfs_deploy.report import BundleReport
 
 
+_PAGES = (".html", ".htm")
+
+_OF_A_BENCH = ("against", "min_seconds", "min_iterations")
+_OF_BUNDLES = ("html", "data", "bench", "samples", "examples", "threads", "plan", "prepared", "seed", *_OF_A_BENCH)
+"""Options that mean nothing where only training runs are named."""
+
+
 def report(
+    context: typer.Context,
     bundles: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -37,32 +56,40 @@ def report(
         list[Path] | None,
         typer.Option(help="A file of bench --json for a bundle, instead of timing it now.", show_default="none"),
     ] = None,
+    against: AgainstOption = None,
     samples: Annotated[int, typer.Option(min=1, help="Images to draw from the data.")] = 1024,
     examples: Annotated[
         int, typer.Option(min=0, max=64, help="Inputs to show at the easy and the hard end; 0 keeps pictures out.")
     ] = 6,
-    min_seconds: Annotated[float, typer.Option(min=0.01, help="Of the bench: measured seconds a case.")] = 2.0,
-    min_iterations: Annotated[int, typer.Option(min=1, help="Of the bench: calls a case, at least.")] = 200,
+    min_seconds: Annotated[float, typer.Option(min=0.01, help="Of the bench: measured seconds per case.")] = 2.0,
+    min_iterations: Annotated[int, typer.Option(min=1, help="Of the bench: calls of a case, at least.")] = 200,
     threads: ThreadsOption = 1,
     plan: PlanOption = True,
     prepared: PreparedOption = True,
     seed: SeedOption = 0,
+    cache_dir: CacheOption = None,
     json: JsonOption = False,
 ) -> None:
     """Write one page on accuracy, latency, decisions and errors of bundles; or the figures of training runs."""
-    from dfs_deploy.bundle import Bundle, find_bundle
-    from dfs_deploy.datasets import load_dataset
+    from dfs_deploy.bench.candidates import check_rivals
+    from dfs_deploy.bundle import Bundle
+    from dfs_deploy.datasets import open_dataset
     from dfs_deploy.report import Report, as_json, report_bundle
     from dfs_deploy.report.bench_file import load_bench, match_benches
     from dfs_deploy.report.build import distinct_names
     from dfs_deploy.report.runs import is_run
 
-    runs = [path for path in bundles or () if is_run(path)]
+    if html is not None and html.suffix.lower() not in _PAGES:
+        raise UsageError(
+            f"{html} ends in {html.suffix or 'nothing'!r}, expected {' or '.join(_PAGES)}: a page is HTML, and a"
+            " browser prints it as PDF; name it so"
+        )
+    runs = [path for path in bundles or () if is_run(path) and _is_record(path)]
     bundles = [path for path in bundles or () if path not in runs]
+    if runs and not bundles:
+        refuse_given(context, "with training runs alone, expected a bundle, which it is about; name one", *_OF_BUNDLES)
     drawn_runs = _draw(runs, figures, json)
     if runs and not bundles:
-        if html is not None:
-            raise UsageError("--html with training runs alone, expected a bundle, which the page is about; name one")
         if json:
             print_json(drawn_runs)
         return
@@ -72,11 +99,16 @@ def report(
     if html is not None:
         with required():
             from dfs_deploy.report import render_page
-    opened = [Bundle(path) for path in bundles or [find_bundle()]]
+    opened = [Bundle(path) for path in map(bundle_path, bundles)] or [Bundle(bundle_path(None))]
+    rivals = [Bundle(bundle_path(path)) for path in against or []]
+    for bundle in opened:
+        check_rivals(bundle, rivals)
     benches = match_benches([bundle.digest for bundle in opened], [(path, load_bench(path)) for path in bench or []])
+    if None not in benches:
+        refuse_given(context, "with a --bench of every bundle: nothing is timed; leave it out", *_OF_A_BENCH)
     drawn = []
     for bundle in opened:
-        loaded = None if data is None else load_dataset(data, split="test", size=bundle.input.shape[1:])
+        loaded = None if data is None else open_dataset(data, size=bundle.input.shape[1:])
         drawn.append(
             None if loaded is None else loaded.labelled_for(bundle.architecture.classes, bundle.input.class_names)
         )
@@ -86,6 +118,7 @@ def report(
                 bundle,
                 dataset,
                 timed,
+                against=rivals,
                 samples=samples,
                 examples=examples,
                 threads=threads,
@@ -119,6 +152,8 @@ def _show(made: BundleReport) -> None:
         f"{made.facts.name}: top-1 {percent(outcome.top1)}, computation {outcome.computation_percentage:.1f} % on"
         f" {outcome.inputs} inputs ({outcome.data})"
     )
+    for note in made.notes:
+        console.print(f"  note: {note}")
     if bench is None:
         return
     console.print(f"  bench: median {made.frontier[0].p50_ms:.3f} ms on {bench.inputs} inputs ({bench.data})")
@@ -126,8 +161,18 @@ def _show(made: BundleReport) -> None:
         console.print(f"  note: {line}")
     for problem in bench.problems:
         console.print(f"  INVALID: {problem.what}" + (f"; {problem.remedy}" if problem.remedy else ""))
+    for caveat in bench.verdict.caveats if bench.verdict is not None else ():
+        console.print(f"  note: {caveat}")
     if bench.verdict is not None:
         console.print(f"  verdict: {bench.verdict.words}")
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a path may be a run by its content; what is something else is refused as a bundle, by its kind."""
+    from dfs_deploy.kinds import kind_of
+
+    kind = kind_of(path)
+    return kind is None or kind.role == "record"
 
 
 def _draw(runs: list[Path], folder: Path | None, quiet: bool) -> dict[str, Any]:

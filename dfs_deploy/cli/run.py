@@ -7,16 +7,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Group
 from rich.text import Text
 
-from dfs_deploy.cli.arguments import BudgetOption, JsonOption, PlanOption, PreparedOption, ThreadsOption
-from dfs_deploy.cli.cells import cells, cells_per_line, legend
+from dfs_deploy.cli.arguments import (
+    BudgetOption,
+    CacheOption,
+    JsonOption,
+    PlanOption,
+    PreparedOption,
+    ThreadsOption,
+    bundle_path,
+)
+from dfs_deploy.cli.cells import cells, cells_per_line, legend, wrapped_cells
 from dfs_deploy.cli.console import errors, output, print_json, progress, show_table
 from dfs_deploy.errors import CheckFailedError, DataError, UsageError
 
 if TYPE_CHECKING:
     from dfs_deploy.cli.classified import Classified
     from dfs_deploy.cli.live import Tally
+    from dfs_deploy.options import Option
     from dfs_deploy.runtimes import Runtime
 
 _OTHER_COLUMNS = 24
@@ -40,25 +50,22 @@ def run(
     threads: ThreadsOption = 1,
     plan: PlanOption = True,
     prepared: PreparedOption = True,
+    cache_dir: CacheOption = None,
     json: JsonOption = False,
 ) -> None:
     """Classify images, and show what each block did for each of them."""
-    from dfs_deploy.bundle import SUFFIX, find_bundle
     from dfs_deploy.cli.live import watch
-    from dfs_deploy.datasets import VIDEO_SUFFIXES, list_images, read_camera, read_video
-    from dfs_deploy.manifest import MANIFEST
+    from dfs_deploy.datasets import read_camera, read_video
     from dfs_deploy.runtimes import Runtime
 
     given = inputs or []
-    named = bool(given) and (given[0].suffix == SUFFIX or (given[0] / MANIFEST).is_file())
-    bundle, wanted = (given[0], given[1:]) if named else (find_bundle(), given)
+    named = bool(given) and _is_meant_as_bundle(given[0])
+    bundle, wanted = bundle_path(given[0] if named else None), given[1:] if named else given
     if not wanted and camera is None:
         raise UsageError("no input given; name images, folders or videos after the bundle, or a --camera")
-    videos = [path for path in wanted if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
-    for path in videos:
-        if not path.is_file():
-            raise DataError(f"no video at {path}; check the path")
-    files = [file for path in wanted if path not in videos for file in list_images(path)]
+    files, videos, unlisted = _listed(wanted)
+    if unlisted and not files and not videos and camera is None:
+        raise DataError(unlisted[0][1])
     with Runtime(bundle, threads=threads, plan=plan, prepared=prepared, budget=budget) as runtime:
         size = (runtime.input.shape[1], runtime.input.shape[2])
         results, bad = _classify_files(runtime, files, quiet=json or len(files) < 2)
@@ -68,15 +75,16 @@ def run(
         if camera is not None:
             tallies.append(watch(runtime, read_camera(camera, size), camera, frames, quiet=json, endless=True))
         options = list(runtime.options)
-    bad += [(tally.file, tally.error) for tally in tallies if tally.error is not None]
+    count = len(files) + len(tallies) + len(unlisted)
+    bad = unlisted + bad + [(tally.file, tally.error) for tally in tallies if tally.error is not None]
     if json:
         print_json(
             {
                 "bundle": str(bundle),
                 "budget": budget,
-                "results": [{"file": str(file), **result.as_json()} for file, result in results],
-                "videos": [tally.as_json() for tally in tallies],
-                "errors": [{"file": name, "message": message} for name, message in bad],
+                "results": [{**_named(str(file)), **result.as_json()} for file, result in results],
+                "videos": [{**_named(tally.file), **tally.as_json()} for tally in tallies],
+                "errors": [{**_named(name), "message": message} for name, message in bad],
             }
         )
     else:
@@ -90,8 +98,59 @@ def run(
         for _, message in bad:
             errors().print(f"unread: {message}")
     if bad:
-        count = len(files) + len(tallies)
-        raise CheckFailedError(f"{len(bad)} of {count} input(s) could not be read, as {bad[0][0]}; mend or remove them")
+        raise CheckFailedError(
+            f"{len(bad)} of {count} input(s) could not be read, as {bad[0][0]}; repair or remove them"
+        )
+
+
+def _is_meant_as_bundle(path: Path) -> bool:
+    """Whether the first argument is a bundle, or what cannot be run and was given as one."""
+    from dfs_deploy.bundle import SUFFIX
+    from dfs_deploy.kinds import kind_of
+
+    kind = kind_of(path)
+    return path.suffix == SUFFIX or (
+        kind is not None and kind.role in ("bundle", "checkpoint", "data", "model", "part")
+    )
+
+
+def _listed(wanted: Sequence[Path]) -> tuple[list[Path], list[Path], list[tuple[str, str]]]:
+    """Images and videos among the inputs; and of what is there and cannot be listed, its name and why.
+
+    Raises:
+        DataError: an input is not there, or is a folder without images: a wrong call, of which nothing is run.
+    """
+    from dfs_deploy.datasets import VIDEO_SUFFIXES, list_images
+
+    files: list[Path] = []
+    videos: list[Path] = []
+    unlisted: list[tuple[str, str]] = []
+    for path in wanted:
+        if path.is_symlink() and not path.exists():  # named by a shell's pattern rather than by a person
+            unlisted.append((str(path), f"{path} is a link to nothing; remove it"))
+        elif path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir():
+            if not path.is_file():
+                raise DataError(f"no video at {path}; check the path")
+            videos.append(path)
+        else:
+            files += list_images(path, lambda entry, error: unlisted.append((str(entry), str(error))))
+    return files, videos, unlisted
+
+
+def _why(path: Path, error: DataError) -> str:
+    """Why an input cannot be run: that it is something else, if its content tells so."""
+    from dfs_deploy.kinds import given_instead
+
+    return given_instead(path, "an image, a folder of images or a video", "image") or str(error)
+
+
+def _named(file: str) -> dict[str, str]:
+    """Keys that name a file in ``run --json``; a URI stands beside a name that is no Unicode text."""
+    try:
+        file.encode()
+    except UnicodeEncodeError:
+        return {"file": file, "file_uri": Path(file).absolute().as_uri()}
+    return {"file": file}
 
 
 def _classify_files(
@@ -108,7 +167,7 @@ def _classify_files(
             try:
                 image = load_image(file, size=runtime.input.shape[1:])
             except DataError as error:
-                bad.append((str(file), str(error)))
+                bad.append((str(file), _why(file, error)))
             else:
                 results.append((file, classify(runtime, image)))
     return results, bad
@@ -116,12 +175,12 @@ def _classify_files(
 
 def _show_images(title: str, results: Sequence[tuple[Path, Classified]]) -> None:
     per_line = _cells_per_line(max(len(str(file)) + len(result.label) for file, result in results))
-    rows: list[list[str | Text]] = [
+    rows: list[list[str | Text | Group]] = [
         [
             str(file),
             result.label,
             f"{result.probability:.3f}",
-            cells(result.path, per_line),
+            _cells(result.path, per_line),
             f"{result.computation_percentage:.1f} %",
         ]
         for file, result in results
@@ -130,7 +189,7 @@ def _show_images(title: str, results: Sequence[tuple[Path, Classified]]) -> None
 
 
 def _show_videos(title: str, tallies: Sequence[Tally]) -> None:
-    rows: list[list[str | Text]] = []
+    rows: list[list[str | Text | Group]] = []
     for tally in tallies:
         if tally.last is not None:
             common = [f"{name} {100 * n / tally.frames:.0f} %" for name, n in tally.classes.most_common(_CLASSES_SHOWN)]
@@ -142,11 +201,15 @@ def _show_videos(title: str, tallies: Sequence[Tally]) -> None:
                     f"{tally.frames_per_s:.1f}",
                     f"{tally.computation_percentage:.1f} %",
                     ", ".join(common),
-                    cells(tally.last.path, per_line),
+                    _cells(tally.last.path, per_line),
                 ]
             )
     columns = ["video", "frames", "frames/s", "computation", "classes", "last path"]
     show_table(f"{title}; frames/s: decoding, resizing and classifying", columns, rows)
+
+
+def _cells(path: Sequence[Option], per_line: int | None) -> Text | Group:
+    return cells(path) if per_line is None else wrapped_cells(path, per_line)
 
 
 def _cells_per_line(others: int) -> int | None:

@@ -13,12 +13,13 @@ import typer
 from dfs_deploy.cli.arguments import (
     BudgetOption,
     BundleArgument,
+    CacheOption,
     DataHelp,
     JsonOption,
     PlanOption,
     PreparedOption,
     SeedOption,
-    ThreadsOption,
+    TorchThreadsOption,
     WeightsKeyOption,
     bundle_path,
 )
@@ -27,6 +28,11 @@ from dfs_deploy.cli.outputs import check_writable
 from dfs_deploy.errors import CheckpointError, SavedResultError, UsageError, VerificationError
 from dfs_deploy.extras import required
 from dfs_deploy.text import one_line
+from dfs_deploy.thresholds import (
+    VERIFY_MAX_COMPUTATION_CHANGE,
+    VERIFY_MAX_TOP1_DROP,
+    VERIFY_MIN_ROUTE_AGREEMENT,
+)
 
 if TYPE_CHECKING:
     from dfs_deploy.bundle import Bundle
@@ -35,17 +41,14 @@ if TYPE_CHECKING:
     from dfs_deploy.models import DFSNetwork
     from dfs_deploy.verification import EngineError, Verification
 
-MAX_TOP1_DROP = 0.003
-MIN_ROUTE_AGREEMENT = 0.98
-MAX_COMPUTATION_CHANGE = 1.0
 _ROUNDING = 1e-9
 
 
 def missed_bars(
     result: Comparison | Verification,
-    max_top1_drop: float = MAX_TOP1_DROP,
-    min_route_agreement: float = MIN_ROUTE_AGREEMENT,
-    max_computation_change: float = MAX_COMPUTATION_CHANGE,
+    max_top1_drop: float = VERIFY_MAX_TOP1_DROP,
+    min_route_agreement: float = VERIFY_MIN_ROUTE_AGREEMENT,
+    max_computation_change: float = VERIFY_MAX_COMPUTATION_CHANGE,
 ) -> list[str]:
     """What a bundle misses, a line each; just reaching a bar is enough.
 
@@ -84,13 +87,13 @@ def verify(
     samples: Annotated[int | None, typer.Option(min=1, help="Images to draw.", show_default="all")] = None,
     max_top1_drop: Annotated[
         float, typer.Option(help="Bar: share of right answers that may be lost; 0.003 is 0.3 points.")
-    ] = MAX_TOP1_DROP,
+    ] = VERIFY_MAX_TOP1_DROP,
     min_route_agreement: Annotated[
         float, typer.Option(help="Bar: share of block decisions that must agree.")
-    ] = MIN_ROUTE_AGREEMENT,
+    ] = VERIFY_MIN_ROUTE_AGREEMENT,
     max_computation_change: Annotated[
         float, typer.Option(help="Bar: change of the computation percentage, in points.")
-    ] = MAX_COMPUTATION_CHANGE,
+    ] = VERIFY_MAX_COMPUTATION_CHANGE,
     per_block: Annotated[
         bool, typer.Option("--per-block", help="Tell the error of each engine as well, by block and option.")
     ] = False,
@@ -103,10 +106,11 @@ def verify(
     ] = None,
     weights_key: WeightsKeyOption = None,
     budget: BudgetOption = None,
-    threads: ThreadsOption = 1,
+    threads: TorchThreadsOption = None,
     plan: PlanOption = True,
     prepared: PreparedOption = True,
     seed: SeedOption = 0,
+    cache_dir: CacheOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure accuracy and routing against the PyTorch reference; fail below the bars."""
@@ -171,7 +175,7 @@ def _compared(
     samples: int | None,
     per_block: bool,
     budget: float | None,
-    threads: int,
+    threads: int | None,
     plan: bool,
     prepared: bool,
     seed: int,
@@ -182,14 +186,16 @@ def _compared(
         from dfs_deploy.checkpoints import CheckpointFacts, load_checkpoint
         from dfs_deploy.exporters import compare
         from dfs_deploy.exporters.validation import compare_engines
+        from dfs_deploy.models.threads import torch_threads
     import dfs_deploy
-    from dfs_deploy.datasets import load_dataset
-    from dfs_deploy.files import sha256
+    from dfs_deploy.datasets import open_dataset
+    from dfs_deploy.files import sha256_file
     from dfs_deploy.runtimes import Runtime
-    from dfs_deploy.verification import Verification, finite
+    from dfs_deploy.text import one_line
+    from dfs_deploy.verification import LONGEST_NAME, Verification, finite
 
     opened = Runtime(path, threads=threads, plan=plan, prepared=prepared, budget=budget)
-    with opened as runtime, progress(quiet=quiet) as report:
+    with opened as runtime, torch_threads(threads), progress(quiet=quiet) as report:
         source = runtime.bundle.manifest.source
         # What the file does not say was settled at export; only which network in it is compared matters here.
         facts = CheckpointFacts(weights_key or source.weights_key, input_size=runtime.input.shape[1:])
@@ -200,10 +206,9 @@ def _compared(
                 f" {loaded.network.architecture.beside(runtime.bundle.architecture)}; give the bundle's own"
             )
         _check_policy(checkpoint, loaded.network, runtime.bundle)
-        drawn = load_dataset(data, split="test", size=runtime.input.shape[1:])
-        drawn = drawn.labelled_for(runtime.bundle.architecture.classes, runtime.input.class_names)
-        if samples is not None:
-            drawn = drawn.subset(samples, seed)
+        images_of = open_dataset(data, size=runtime.input.shape[1:])
+        images_of = images_of.labelled_for(runtime.bundle.architecture.classes, runtime.input.class_names)
+        drawn = images_of.load() if samples is None else images_of.subset(samples, seed).load()
         result = compare(runtime, loaded.network, drawn.images, drawn.labels, partial(report, "comparing"))
         deviations = None
         if per_block:
@@ -212,11 +217,11 @@ def _compared(
             deviations = compare_engines(runtime.bundle, loaded.network, images)
         return Verification(
             version=dfs_deploy.__version__,
-            bundle=runtime.bundle.name,
+            bundle=one_line(runtime.bundle.name, LONGEST_NAME),
             bundle_digest=runtime.bundle.digest,
-            checkpoint=checkpoint.name,
-            checkpoint_sha256=sha256(checkpoint.read_bytes()),
-            data=drawn.name,
+            checkpoint=one_line(checkpoint.name, LONGEST_NAME),
+            checkpoint_sha256=sha256_file(checkpoint),
+            data=one_line(drawn.name, LONGEST_NAME),
             seed=seed,
             budget=budget,
             samples=result.samples,
@@ -228,6 +233,7 @@ def _compared(
             computation_percentage_bundle=result.computation_percentage_bundle,
             max_abs_logit_error=finite(result.max_abs_logit_error),
             per_block=None if deviations is None else list(_engine_errors(deviations)),
+            notes=[*drawn.notes, *result.suspicions],
             assumptions=list(dict.fromkeys((*source.assumptions, *loaded.notes))),
         )
 
@@ -268,7 +274,7 @@ def _kept(result: Path, bundle: Path | None) -> Verification:
     if bundle is not None:
         from dfs_deploy.bundle import Bundle
 
-        digest = Bundle(bundle).digest
+        digest = Bundle(bundle_path(bundle)).digest
         if digest != found.bundle_digest:
             raise SavedResultError(
                 f"{result} is of a bundle with digest {found.bundle_digest[:12]}, {bundle} has {digest[:12]};"
@@ -290,6 +296,7 @@ def _contract(found: Verification, passed: bool) -> dict[str, Any]:
         "passed": passed,
         "bundle_digest": found.bundle_digest,
         "checkpoint_sha256": found.checkpoint_sha256,
+        "notes": found.notes,
         "assumptions": found.assumptions,
     }
     if found.per_block is not None:
@@ -324,6 +331,8 @@ def _show(found: Verification, failures: Sequence[str]) -> None:
     console.print(
         f"bundle {found.bundle} {found.bundle_digest[:12]}, {found.checkpoint} {found.checkpoint_sha256[:12]}"
     )
+    for note in found.notes:
+        console.print(f"warning: {one_line(note)}")
     console.print("PASSED" if not failures else f"FAILED: {'; '.join(failures)}")
 
 

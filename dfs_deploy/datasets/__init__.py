@@ -5,23 +5,27 @@ unpacked CIFAR-10 or CIFAR-100 archive (python or binary version). Nothing in a 
 refused, and the pickles of CIFAR's python version are read with inert stand-ins for the few NumPy names they use.
 """
 
-from dfs_deploy.datasets.dataset import Dataset, Split
+from dfs_deploy.datasets.dataset import Dataset, ImageFolder, Split
 from dfs_deploy.datasets.folders import IMAGE_SUFFIXES, list_images
 from dfs_deploy.datasets.images import decode_image, load_image
-from dfs_deploy.datasets.loading import load_dataset
+from dfs_deploy.datasets.loading import load_dataset, open_dataset
 from dfs_deploy.datasets.npz import save_npz
+from dfs_deploy.datasets.splits import splits_of
 from dfs_deploy.datasets.video import VIDEO_SUFFIXES, read_camera, read_video
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "VIDEO_SUFFIXES",
     "Dataset",
+    "ImageFolder",
     "Split",
     "decode_image",
     "list_images",
     "load_dataset",
     "load_image",
+    "open_dataset",
     "read_camera",
     "read_video",
     "save_npz",
+    "splits_of",
 ]

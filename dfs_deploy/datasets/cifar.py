@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from collections.abc import Iterable, Sequence
@@ -12,12 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.datasets.dataset import Dataset, Split
+from dfs_deploy.datasets.links import checked_entry
 from dfs_deploy.datasets.messages import describe
 from dfs_deploy.datasets.restricted_pickle import PickledArray, load_restricted_pickle
 from dfs_deploy.errors import DataError
+from dfs_deploy.files import check_file, read_file
+from dfs_deploy.preprocessing import class_names_problem
+from dfs_deploy.text import one_line
 
 _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE
+
+MAX_BATCH_BYTES = 1 << 28
+"""Most bytes of a file of images; the largest of the published archives has 155 MB."""
+
+MAX_ARCHIVE_BYTES = 1 << 32
+"""Most bytes of all files of a split."""
+
+_MAX_NAMES_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -36,13 +49,14 @@ class CifarArchive:
     label_key: str = "labels"
     names_key: str = "label_names"
 
-    def files(self, entries: Iterable[Path], split: Split) -> list[Path]:
-        """The files of a split, in the archive's order."""
-        pattern = self.train if split == "train" else self.test
-        found = [entry for entry in entries if pattern.fullmatch(entry.name) and entry.is_file()]
+    def files(self, entries: Iterable[os.DirEntry[str]], split: Split) -> list[Path]:
+        """The files of a split, in the archive's order; none for a split that such an archive never has."""
+        pattern = {"train": self.train, "test": self.test}.get(split)
+        named = [Path(entry.path) for entry in entries if pattern and pattern.fullmatch(entry.name)]
+        found = [checked_entry(file, file.parent) for file in named if file.is_file()]
         return sorted(found, key=lambda file: (len(file.name), file.name))
 
-    def matches(self, entries: Sequence[Path]) -> bool:
+    def matches(self, entries: Sequence[os.DirEntry[str]]) -> bool:
         """Whether a folder holds such files; of pickles, the first byte is looked at too."""
         files = self.files(entries, "train") + self.files(entries, "test")
         return any(self.binary or _first_byte(file) == pickle.PROTO for file in files)
@@ -52,7 +66,7 @@ CIFAR_ARCHIVES = (
     CifarArchive(
         kind="CIFAR-10 (binary)",
         classes=10,
-        train=re.compile(r"data_batch_\d+\.bin"),
+        train=re.compile(r"data_batch_[0-9]+\.bin"),
         test=re.compile(r"test_batch\.bin"),
         names="batches.meta.txt",
         binary=True,
@@ -60,7 +74,7 @@ CIFAR_ARCHIVES = (
     CifarArchive(
         kind="CIFAR-10 (python)",
         classes=10,
-        train=re.compile(r"data_batch_\d+"),
+        train=re.compile(r"data_batch_[0-9]+"),
         test=re.compile(r"test_batch"),
         names="batches.meta",
         binary=False,
@@ -88,28 +102,32 @@ CIFAR_ARCHIVES = (
 """Every archive known, in the order in which a folder is tried."""
 
 
-def load_cifar(archive: CifarArchive, folder: Path, entries: Sequence[Path], split: Split) -> Dataset:
+def load_cifar(archive: CifarArchive, folder: Path, entries: Sequence[os.DirEntry[str]], split: Split) -> Dataset:
     """Reads one split of an archive, given the entries of its folder."""
     files = archive.files(entries, split)
     if not files:
         raise DataError(f"{folder} is a {archive.kind} archive without its {split} files; unpack it again")
-    numbers = [int(number) for file in files for number in re.findall(r"\d+", file.name)]
+    numbers = [int(number) for file in files for number in re.findall(r"[0-9]+", file.name)]
     if numbers != list(range(1, len(numbers) + 1)):
         raise DataError(
             f"{folder} holds batches {', '.join(map(str, numbers))}, expected all from 1 on ({archive.kind}); unpack"
             " the archive again"
         )
+    total = sum(check_file(file, MAX_BATCH_BYTES) for file in files)
+    if total > MAX_ARCHIVE_BYTES:
+        raise DataError(f"{folder} holds {total:,} bytes of images, expected at most {MAX_ARCHIVE_BYTES:,}")
     read = _read_binary if archive.binary else _read_pickle
     parts = [read(archive, file) for file in files]
     planes = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, _SIDE, _SIDE)
     labels = np.concatenate([labels for _, labels in parts])
     images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
-    return Dataset(images, labels, _class_names(archive, folder), f"{folder.resolve().name}-{split}")
+    name = one_line(folder.resolve().name, 200)
+    return Dataset(images, labels, _class_names(archive, folder), f"{name}-{split}")
 
 
 def _read_binary(archive: CifarArchive, file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     record = archive.label_bytes + _PIXELS
-    content = np.frombuffer(file.read_bytes(), np.uint8)
+    content = np.frombuffer(read_file(file, MAX_BATCH_BYTES), np.uint8)
     if not content.size or content.size % record:
         raise DataError(
             f"{file} has {content.size} bytes, expected a multiple of {record} ({archive.kind}); it may be truncated:"
@@ -122,7 +140,7 @@ def _read_binary(archive: CifarArchive, file: Path) -> tuple[NDArray[np.uint8], 
 
 
 def _read_pickle(archive: CifarArchive, file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    content = load_restricted_pickle(file)
+    content = load_restricted_pickle(file, MAX_BATCH_BYTES)
     holder, labels = content.get("data"), content.get(archive.label_key)
     pixels = holder.array if isinstance(holder, PickledArray) else None
     if pixels is None or pixels.ndim != 2 or pixels.shape[1] != _PIXELS or not len(pixels):
@@ -152,17 +170,20 @@ def _class_names(archive: CifarArchive, folder: Path) -> tuple[str, ...]:
     file = folder / archive.names
     if not file.is_file():
         return ()
+    checked_entry(file, folder)
     if archive.binary:
-        lines = file.read_bytes().decode("utf-8", "replace").splitlines()
+        lines = read_file(file, _MAX_NAMES_BYTES).decode("utf-8", "replace").splitlines()
         names = [line.strip() for line in lines if line.strip()]
     else:
-        listed = load_restricted_pickle(file).get(archive.names_key)
+        listed = load_restricted_pickle(file, _MAX_NAMES_BYTES).get(archive.names_key)
         listed = listed if isinstance(listed, list) else []
         names = [name.decode("latin1") if isinstance(name, bytes) else str(name) for name in listed]
     if len(names) != archive.classes:
         raise DataError(
             f"{file} names {len(names)} classes, expected {archive.classes} ({archive.kind}); unpack the archive again"
         )
+    if problem := class_names_problem(names):
+        raise DataError(f"{file}: {problem}")
     return tuple(names)
 
 

@@ -1,34 +1,48 @@
-"""Folders of images: one a class, or any to be listed."""
+"""Folders of images: by class, or any to be listed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dfs_deploy.datasets.dataset import SPLITS, Dataset, Split
-from dfs_deploy.datasets.images import load_image
-from dfs_deploy.datasets.messages import cause, os_errors_as_data_errors
+from dfs_deploy.datasets.dataset import SPLITS, ImageFolder, Split
+from dfs_deploy.datasets.labels import class_order, is_number
+from dfs_deploy.datasets.links import checked_entry, entries_of, is_folder
+from dfs_deploy.datasets.messages import os_errors_as_data_errors, unreadable
 from dfs_deploy.errors import DataError
+from dfs_deploy.text import one_line
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 """Endings, in any case, of the files that a folder is searched for."""
 
+SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "val": ("val", "valid", "validation"),
+    "test": ("test",),
+}
+"""Names of the folder of each split."""
+
+_NAME_LENGTH = 200
+
 
 @os_errors_as_data_errors
-def list_images(path: str | Path) -> list[Path]:
-    """Lists the images of a folder and all folders in it.
+def list_images(path: str | Path, on_error: Callable[[Path, DataError], None] | None = None) -> list[Path]:
+    """Lists the images of a folder and of all folders in it.
 
-    Hidden entries are left out, and links to folders are not followed. A link to a file outside the folder is refused,
-    as in :func:`~dfs_deploy.datasets.load_dataset`.
+    Hidden entries and what systems leave in folders are passed over, and links to folders are not followed. A link to a
+    file outside the folder is refused, as in :func:`~dfs_deploy.datasets.load_dataset`.
 
     Args:
         path: a folder; or a file, of any ending, which is then the only one.
+        on_error: called with an entry of the folder that cannot be listed, and why; the others are listed all the
+            same. ``None`` raises the error.
 
     Returns:
-        The paths, sorted; each begins with ``path``.
+        The paths, sorted; each begins with ``path``. None at all if every entry was given to ``on_error``.
 
     Raises:
         DataError: nothing is there, or no image is in it.
@@ -39,94 +53,95 @@ def list_images(path: str | Path) -> list[Path]:
     if not path.is_dir():
         raise DataError(f"nothing at {path}, expected an image or a folder of images")
     found: list[Path] = []
-    pending = [path]
+    failed = False
+    pending = entries_of(path)
     while pending:
-        for entry in entries_of(pending.pop()):
-            if entry.is_dir():
+        entry = pending.pop()
+        try:
+            if is_folder(entry):
                 if not entry.is_symlink():
-                    pending.append(entry)
-            elif entry.suffix.lower() in IMAGE_SUFFIXES:
-                found.append(checked_entry(entry, path))
-    if not found:
+                    pending += entries_of(Path(entry.path))
+            elif _is_image(entry):
+                found.append(checked_entry(Path(entry.path), path))
+        except (DataError, OSError) as error:
+            if on_error is None:
+                raise
+            failed = True
+            on_error(Path(entry.path), error if isinstance(error, DataError) else unreadable(error))
+    if not found and not failed:
         raise DataError(f"no image in {path}, expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     return sorted(found)
 
 
-def load_folder(path: Path, entries: Sequence[Path], split: Split, size: tuple[int, int] | None) -> Dataset:
-    """Reads a folder of images by class, given its entries; see :func:`~dfs_deploy.datasets.load_dataset`."""
-    root, name = path, path.resolve().name
-    # A folder train/ may also be a class, of trains: it is a split where there are folders in it.
-    splits = {
-        entry.name: entry
-        for entry in entries
-        if entry.name in SPLITS and entry.is_dir() and any(child.is_dir() for child in entries_of(entry))
-    }
+def open_folder(
+    path: Path, entries: Sequence[os.DirEntry[str]], split: Split | None, size: tuple[int, int] | None
+) -> ImageFolder:
+    """Lists a folder of images by class, given its entries; see :func:`~dfs_deploy.datasets.open_dataset`."""
+    root, name = path, one_line(path.resolve().name, _NAME_LENGTH)
+    splits = split_folders(entries)
     if splits:
-        if split not in splits:
-            raise DataError(f"{path} holds {', '.join(sorted(splits))}/ and no {split}/; choose a split that is there")
-        path, name = checked_entry(splits[split], root), f"{name}-{split}"
+        chosen = split or ("val" if "val" in splits and "test" not in splits else "test")
+        if chosen not in splits:
+            raise DataError(f"{path} holds {', '.join(splits)}/ and no {chosen}/; choose a split that is there")
+        path, name = checked_entry(splits[chosen], root), f"{name}-{chosen}"
         entries = entries_of(path)
-    classes = [entry for entry in entries if entry.is_dir()]
+    classes = [entry for entry in entries if is_folder(entry)]
     if len(classes) < 2:
         raise DataError(
-            f"{path} holds {len(classes)} folder(s), expected one a class and at least 2, as in cat/1.png, dog/2.png;"
-            " or an unpacked CIFAR archive"
+            f"{path} holds {len(classes)} folder(s), expected one for each class and at least 2, as in cat/1.png,"
+            " dog/2.png; or an unpacked CIFAR archive"
         )
-    files = [_class_images(folder, root) for folder in classes]
-    images = _load_all([file for group in files for file in group], size)
-    labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(group) for group in files])
-    return Dataset(images, labels, tuple(folder.name for folder in classes), name)
+    if all(is_number(entry.name) for entry in classes):
+        classes.sort(key=lambda entry: class_order(entry.name))
+        for one, other in itertools.pairwise(classes):
+            if int(one.name) == int(other.name):
+                raise DataError(f"{path} holds {one.name}/ and {other.name}/, one number twice; put them together")
+    files = [_class_images(Path(entry.path), root) for entry in classes]
+    return ImageFolder(
+        root=root,
+        files=tuple(file for group in files for file in group),
+        labels=np.repeat(np.arange(len(classes), dtype=np.int64), [len(group) for group in files]),
+        class_names=tuple(entry.name for entry in classes),
+        name=name,
+        size=size,
+    )
 
 
-def _class_images(folder: Path, root: Path) -> list[Path]:
+def split_folders(entries: Sequence[os.DirEntry[str]]) -> dict[Split, Path]:
+    """The folders of splits among the entries of a folder, by split.
+
+    A folder ``train/`` may also be a class, of trains: it is a split if there are folders in it.
+
+    Raises:
+        DataError: two folders of one split.
+    """
+    found: dict[Split, Path] = {}
+    for split in SPLITS:
+        for entry in entries:
+            if entry.name not in SPLIT_FOLDERS[split] or not is_folder(entry):
+                continue
+            if any(is_folder(child) for child in entries_of(Path(entry.path))):
+                if split in found:
+                    raise DataError(f"{found[split]} and {entry.path} are one split; keep one of them there")
+                found[split] = Path(entry.path)
+    return found
+
+
+def _class_images(folder: Path, root: Path) -> list[str]:
+    """Paths below the root of the images of a class; links in it are followed only when an image is decoded."""
     images = []
     for entry in entries_of(checked_entry(folder, root)):
-        if entry.is_dir():
-            raise DataError(f"folder {entry} inside a class, expected images right in {folder}; move them there")
-        if entry.suffix.lower() in IMAGE_SUFFIXES:
-            images.append(checked_entry(entry, root))
+        if is_folder(entry):
+            raise DataError(f"folder {entry.path} inside a class, expected images right in {folder}; move them there")
+        if _is_image(entry):
+            images.append(entry.path)
     if not images:
         raise DataError(
             f"no image in class folder {folder}, expected files ending in {', '.join(IMAGE_SUFFIXES)}; add them, or"
             " remove the class"
         )
-    return images
+    return [os.path.relpath(image, root) for image in images]
 
 
-def _load_all(files: Sequence[Path], size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    first = load_image(files[0], size)
-    images = np.empty((len(files), *first.shape), np.uint8)
-    images[0] = first
-    for index, file in enumerate(files[1:], start=1):
-        image = load_image(file, size)
-        if image.shape != first.shape:
-            raise DataError(
-                f"{file} is {_pixels(image)} and {files[0]} {_pixels(first)}, expected one size; give the size to"
-                " resize to"
-            )
-        images[index] = image
-    return images
-
-
-def entries_of(folder: Path) -> list[Path]:
-    """What lies in a folder and is not hidden, sorted."""
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-
-
-def checked_entry(entry: Path, root: Path) -> Path:
-    """Returns an entry below ``root`` that exists and leads nowhere else; raises DataError otherwise."""
-    try:
-        # The parents were checked on the way down, so only the entry itself can lead outside.
-        inside = not entry.is_symlink() or entry.resolve(strict=True).is_relative_to(root.resolve())
-        regular = entry.is_file() or entry.is_dir()
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
-        raise DataError(f"{entry} is a link to nothing ({cause(error)}); remove it") from error
-    if not inside:
-        raise DataError(f"{entry} is a link that leads outside {root}; copy what it points to into the folder")
-    if not regular:
-        raise DataError(f"{entry} is neither a file nor a folder; remove it")
-    return entry
-
-
-def _pixels(image: NDArray[np.uint8]) -> str:
-    return f"{image.shape[0]}x{image.shape[1]}"
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    return entry.name.lower().endswith(IMAGE_SUFFIXES)

@@ -2,49 +2,96 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from dfs_deploy.datasets.cifar import CIFAR_ARCHIVES, load_cifar
-from dfs_deploy.datasets.dataset import SPLITS, Dataset, Split
-from dfs_deploy.datasets.folders import entries_of, load_folder
+from dfs_deploy.datasets.dataset import SPLITS, Dataset, ImageFolder, Split, content_notes, resize_note
+from dfs_deploy.datasets.folders import open_folder
 from dfs_deploy.datasets.images import check_size, resize
+from dfs_deploy.datasets.links import entries_of
 from dfs_deploy.datasets.messages import os_errors_as_data_errors
 from dfs_deploy.datasets.npz import load_npz
 from dfs_deploy.errors import DataError
+from dfs_deploy.kinds import given_instead
 
 
-@os_errors_as_data_errors
-def load_dataset(path: str | Path, split: str | None = None, size: tuple[int, int] | None = None) -> Dataset:
-    """Reads labelled images, telling by content what kind of data set the path holds.
+def load_dataset(
+    path: str | Path,
+    split: str | None = None,
+    size: tuple[int, int] | None = None,
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Reads labelled images into memory, telling by content what kind of data set the path holds.
 
     One of:
 
-    - An ``.npz`` with ``x`` (N, H, W, 3) uint8 and ``y`` (N,) integer, where ``split`` does not matter; or with
-      ``train_x``, ``train_y``, ``test_x`` and ``test_y``. ``class_names``, where present, names the classes.
-    - A folder of images by class, ``CLASS/*.png`` and the like, classes numbered by sorted name; also with such folders
-      under ``train/`` and ``test/``. Files of other kinds and hidden entries are ignored. A symbolic link that
-      leads outside the folder is refused, so that an unpacked archive cannot read what was not in it.
+    - An ``.npz`` with ``x`` (N, H, W, 3) uint8 and ``y`` (N,) integer, whatever the split; or with ``train_x``,
+      ``train_y``, ``val_x``, ``val_y``, ``test_x`` and ``test_y``, or some of them. ``class_names``, if it is there,
+      names the classes.
+    - A folder of images by class, ``CLASS/*.png`` and the like, also with such folders under ``train/``, ``val/`` (or
+      ``valid/``, ``validation/``) and ``test/``. Classes are in the order of their names; if all are numbers, in the
+      order of these. Files of other kinds, hidden entries and what systems leave in folders are passed over. A symbolic
+      link that leads outside the folder is refused, so that an unpacked archive cannot read what was not in it.
     - The folder of a CIFAR-10 or CIFAR-100 archive, python or binary version. CIFAR-100 gives its 100 fine labels.
 
     Args:
         path: a file or folder.
-        split: ``train`` or ``test``, where there are both; ``None`` for ``test``.
-        size: height and width in pixels; images of another size are resized, bilinearly. ``None`` for their own, which
-            must then be the same for all.
+        split: ``train``, ``val`` or ``test``, if there are several; ``None`` for the images to evaluate on: ``test``,
+            or ``val`` if there is no ``test``.
+        size: height and width in pixels; images of another size are resized, bilinearly, and the data set's notes say
+            so. ``None`` for their own, which must then be the same for all.
+        samples: images to draw at random, as :meth:`Dataset.subset` does; ``None`` for all, in their order. Of a
+            folder, only what was drawn is decoded.
+        seed: of the draw.
 
     Returns:
-        The images, in the order of the file; in a folder by class, then by file name.
+        The images, in the order of the file; in a folder by class, then by file name; or as they were drawn.
 
     Raises:
         DataError: nothing of these is there, or it is malformed; the message says where and what to do.
     """
+    opened = open_dataset(path, split, size)
+    return opened.load() if samples is None else opened.subset(samples, seed).load()
+
+
+@os_errors_as_data_errors
+def open_dataset(
+    path: str | Path, split: str | None = None, size: tuple[int, int] | None = None
+) -> Dataset | ImageFolder:
+    """Opens a data set without decoding what lies in files of its own: labels are known, images are not yet.
+
+    Both kinds of result can be drawn from (``subset``), relabelled (``labelled_for``) and loaded (``load``).
+
+    Args:
+        path: as in :func:`load_dataset`.
+        split: as there.
+        size: as there.
+
+    Returns:
+        The files of a folder; for an ``.npz`` and a CIFAR archive, images in memory.
+
+    Raises:
+        DataError: as there.
+    """
     path = Path(path)
-    if split is not None and split not in SPLITS:
-        raise DataError(f"split {split!r}, expected 'train' or 'test'")
+    chosen = _split(split)
     check_size(size)
-    chosen: Split = "train" if split == "train" else "test"
+    try:
+        return _opened(path, chosen, size)
+    except DataError as error:
+        other = given_instead(path, "a data set (an .npz with x and y, or a folder of images by class)", "data")
+        if other is None:
+            raise
+        raise DataError(other) from error
+
+
+def _opened(path: Path, chosen: Split | None, size: tuple[int, int] | None) -> Dataset | ImageFolder:
     if path.is_file():
         return _resized(load_npz(path, chosen), size)
     if not path.is_dir():
@@ -54,12 +101,26 @@ def load_dataset(path: str | Path, split: str | None = None, size: tuple[int, in
     entries = entries_of(path)
     for archive in CIFAR_ARCHIVES:
         if archive.matches(entries):
-            return _resized(load_cifar(archive, path, entries, chosen), size)
-    return load_folder(path, entries, chosen, size)
+            return _resized(load_cifar(archive, path, entries, chosen or "test"), size)
+    return open_folder(path, entries, chosen, size)
+
+
+def _split(name: str | None) -> Split | None:
+    if name is None:
+        return None
+    for split in SPLITS:
+        if split == name:
+            return split
+    raise DataError(f"split {name!r}, expected one of {', '.join(SPLITS)}")
 
 
 def _resized(dataset: Dataset, size: tuple[int, int] | None) -> Dataset:
-    if size is None or dataset.images.shape[1:3] == tuple(size):
-        return dataset
-    images = np.stack([resize(image, size) for image in dataset.images])
-    return Dataset(images, dataset.labels, dataset.class_names, dataset.name)
+    notes = [*dataset.notes, *content_notes(dataset.images)]
+    images = dataset.images
+    own = (images.shape[1], images.shape[2])
+    if size is not None and own != tuple(size):
+        notes += resize_note(Counter({own: len(images)}), size)
+        images = np.empty((len(images), *size, 3), np.uint8)
+        for row, image in zip(images, dataset.images, strict=True):
+            row[:] = resize(image, size)
+    return replace(dataset, images=images, notes=tuple(notes))

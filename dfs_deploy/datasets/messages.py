@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
-from numpy.typing import NDArray
+import numpy as np
 
 from dfs_deploy.errors import DataError
+from dfs_deploy.text import first_line
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def describe(array: NDArray[Any]) -> str:
+class ShapeAndType(Protocol):
+    """What an array is said to be, whether or not it was read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its lengths."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of its elements."""
+
+
+def describe(array: ShapeAndType) -> str:
     """Shape and dtype."""
     return f"{array.shape} {array.dtype}"
 
 
 def cause(error: BaseException) -> str:
     """What an error says, in one short line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+    return first_line(error, 120)
 
 
 def os_errors_as_data_errors(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -34,7 +45,12 @@ def os_errors_as_data_errors(function: Callable[_P, _R]) -> Callable[_P, _R]:
         try:
             return function(*args, **kwargs)
         except OSError as error:
-            where = error.filename or "a file"
-            raise DataError(f"cannot read {where} ({cause(error)}); check that it is there and may be read") from error
+            raise unreadable(error) from error
 
     return wrapped
+
+
+def unreadable(error: OSError) -> DataError:
+    """What is said of a file or folder that the file system does not give."""
+    where = error.filename or "a file"
+    return DataError(f"cannot read {where} ({cause(error)}); check that it is there and may be read")

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.datasets.dataset import Dataset, Split
+from dfs_deploy.arrays import MAX_ARRAY_BYTES, ArrayHeader, Arrays, ArraysError
+from dfs_deploy.datasets.dataset import Dataset, Split, check_images
 from dfs_deploy.datasets.messages import cause, describe
 from dfs_deploy.errors import DataError
-from dfs_deploy.files import whole_file
+from dfs_deploy.files import check_file, whole_file
+from dfs_deploy.preprocessing import MAX_CLASSES, MAX_NAME, class_names_problem
+from dfs_deploy.text import one_line
+
+_MAX_FILE = 2 * MAX_ARRAY_BYTES
 
 
 def save_npz(path: str | Path, dataset: Dataset) -> None:
     """Writes a data set whole, as an ``.npz`` that :func:`~dfs_deploy.datasets.load_dataset` reads.
 
     Args:
-        path: the file; its folder is made where it is missing.
+        path: the file; its folder is made if it is missing.
         dataset: images, labels and class names; the name is that of the file from then on.
 
     Raises:
-        DataError: the file cannot be written.
+        DataError: the file cannot be written, or a class name cannot be stored.
     """
     path = Path(path)
+    if problem := class_names_problem(dataset.class_names):
+        raise DataError(f"cannot write {path}: {problem}")
     try:
         # A stream, since NumPy adds .npz to a path that does not end so.
         with whole_file(path) as temporary, temporary.open("wb") as stream:
@@ -36,50 +45,71 @@ def save_npz(path: str | Path, dataset: Dataset) -> None:
         raise DataError(f"cannot write {path} ({cause(error)}); choose another place") from error
 
 
-def load_npz(path: Path, split: Split) -> Dataset:
+@contextmanager
+def opened_npz(path: Path) -> Iterator[Arrays]:
+    """Opens an ``.npz``, and names it in what is raised about it."""
+    check_file(path, _MAX_FILE)
+    with path.open("rb") as stream:
+        if not zipfile.is_zipfile(stream):
+            raise DataError(
+                f"{path} is not an .npz archive, or no readable .npz since it was cut; give an .npz with x and y, or a"
+                " folder (unpack other archives first)"
+            )
+        try:
+            with Arrays(stream) as archive:
+                yield archive
+        except ArraysError as error:
+            raise DataError(f"{path}: {error}; save it again, or copy it") from error
+        except MemoryError as error:
+            raise DataError(f"{path} takes more memory than there is; split it, or give fewer images") from error
+
+
+def load_npz(path: Path, split: Split | None) -> Dataset:
     """Reads an ``.npz``; see :func:`~dfs_deploy.datasets.load_dataset`."""
-    if not zipfile.is_zipfile(path):
+    with opened_npz(path) as archive:
+        plain = {"x", "y"} <= archive.names
+        chosen = split or next((name for name in ("test", "val") if f"{name}_x" in archive.names), "test")
+        x_name, y_name = ("x", "y") if plain else (f"{chosen}_x", f"{chosen}_y")
+        if not {x_name, y_name} <= archive.names:
+            there = ", ".join(one_line(name, 40) for name in sorted(archive.names)[:6]) or "nothing"
+            raise DataError(
+                f"{path} holds {there}; expected x (N, H, W, 3) uint8 and y (N,) integer, or {chosen}_x and {chosen}_y"
+            )
+        name = one_line(path.stem if plain else f"{path.stem}-{chosen}", 200)
+        # By their headers, before anything large is read.
+        check_images(archive.header(x_name), name)
+        _check_labels(archive.header(y_name), f"{y_name} of {path}")
+        class_names = _class_names(archive, path) if "class_names" in archive.names else ()
+        labels = _int_labels(archive.read(y_name), f"{y_name} of {path}")
+        return Dataset(archive.read(x_name), labels, class_names, name)
+
+
+def _class_names(archive: Arrays, path: Path) -> tuple[str, ...]:
+    header = archive.header("class_names")
+    if header.dtype.kind != "U" or header.ndim != 1:
+        raise DataError(f"class_names of {path}: {describe(header)}, expected (classes,) text; save it again")
+    if header.shape[0] > MAX_CLASSES or header.dtype.itemsize > 4 * MAX_NAME:
         raise DataError(
-            f"{path} is not an .npz archive, or a truncated one; give an .npz with x and y, or a folder (unpack"
-            " other archives first)"
+            f"class_names of {path}: {describe(header)}, expected at most {MAX_CLASSES:,} names of {MAX_NAME} letters"
         )
     try:
-        archive = np.load(path, allow_pickle=False)
-    except Exception as error:  # a damaged archive raises whatever zipfile and NumPy meet in it
-        raise DataError(f"{path} is not a readable .npz archive ({cause(error)}); copy it again") from error
-    with archive:
-        names = set(archive.files)
-        plain = {"x", "y"} <= names
-        x_name, y_name = ("x", "y") if plain else (f"{split}_x", f"{split}_y")
-        if not {x_name, y_name} <= names:
-            raise DataError(
-                f"{path} holds {', '.join(sorted(names)[:6]) or 'nothing'}; expected x (N, H, W, 3) uint8 and y (N,)"
-                f" integer, or {split}_x and {split}_y"
-            )
-        images, labels = _npz_member(archive, x_name, path), _npz_member(archive, y_name, path)
-        class_names = _npz_member(archive, "class_names", path) if "class_names" in names else np.zeros(0, np.str_)
-    if class_names.dtype.kind != "U" or class_names.ndim != 1:
-        raise DataError(f"class_names of {path}: {describe(class_names)}, expected (classes,) text; save it again")
-    name = path.stem if plain else f"{path.stem}-{split}"
-    return Dataset(images, _int_labels(labels, f"{y_name} of {path}"), tuple(class_names.tolist()), name)
+        names = tuple(map(str, archive.read("class_names").tolist()))
+    except ValueError as error:  # letters that there are not
+        raise DataError(f"class_names of {path} are no text ({cause(error)}); save them again") from error
+    if problem := class_names_problem(names):
+        raise DataError(f"class_names of {path}: {problem}")
+    return names
 
 
-def _npz_member(archive: Any, name: str, path: Path) -> NDArray[Any]:
-    try:
-        member = archive[name]
-    except Exception as error:  # as above; ValueError among them, for an array of pickled objects
-        raise DataError(f"{name} of {path} cannot be read ({cause(error)}); save it again") from error
-    if not isinstance(member, np.ndarray):
-        raise DataError(f"{name} of {path} is no array; save it again with numpy.savez")
-    return member
-
-
-def _int_labels(labels: NDArray[Any], what: str) -> NDArray[np.int64]:
+def _check_labels(labels: ArrayHeader, what: str) -> None:
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise DataError(
             f"{what}: {describe(labels)}, expected (N,) integer; give the index of each image's class, cast and"
             " flattened"
         )
+
+
+def _int_labels(labels: NDArray[Any], what: str) -> NDArray[np.int64]:
     if labels.dtype == np.uint64 and labels.size and labels.max() > np.iinfo(np.int64).max:
         raise DataError(f"{what}: {labels.max()}, expected class indices from 0 on")
     return labels.astype(np.int64)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,27 @@ from numpy.typing import NDArray
 
 from dfs_deploy.datasets.messages import cause
 from dfs_deploy.errors import DataError
+from dfs_deploy.files import read_file
+
+_STORES = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
+_FETCHES = frozenset(("GET", "BINGET", "LONG_BINGET"))
+_TUPLES = frozenset(("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE"))
+_OPCODES = (
+    _STORES
+    | _FETCHES
+    | _TUPLES
+    | frozenset(
+        (
+            *("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE"),
+            *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT"),
+            *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+            *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+            *("EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS"),
+            *("GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
+        )
+    )
+)
+"""What a pickle of dicts, lists, text, bytes, numbers and arrays is made of."""
 
 
 class _ForbiddenNameError(pickle.UnpicklingError):
@@ -98,15 +121,21 @@ class _RestrictedUnpickler(pickle.Unpickler):
         raise _ForbiddenNameError(f"{module}.{name}")
 
 
-def load_restricted_pickle(file: Path) -> dict[str, object]:
+def load_restricted_pickle(file: Path, limit: int) -> dict[str, object]:
     """Reads the dict of a CIFAR file, its keys as text and its arrays as :class:`PickledArray`.
+
+    Args:
+        file: the pickle.
+        limit: most bytes that it may have.
 
     Raises:
         DataError: it is damaged, no dict, or names what arrays of uint8 do not need; nothing of that is run.
+        OSError: it is larger, or cannot be read.
     """
+    data = read_file(file, limit)
     try:
-        with file.open("rb") as stream:
-            content = _RestrictedUnpickler(stream, encoding="latin1").load()
+        _check_opcodes(data)
+        content = _RestrictedUnpickler(io.BytesIO(data), encoding="latin1").load()
     except _ForbiddenNameError as error:
         raise DataError(
             f"{file} wants {cause(error)}, expected arrays of uint8, lists and text only; nothing was run: get the"
@@ -117,3 +146,29 @@ def load_restricted_pickle(file: Path) -> dict[str, object]:
     if not isinstance(content, dict):
         raise DataError(f"{file} holds a {type(content).__name__}, expected a dict; unpack the archive again")
     return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in content.items()}
+
+
+def _check_opcodes(data: bytes) -> None:
+    """Refuses a pickle that would make the unpickler take more memory or time than its size warrants.
+
+    The unpickler makes room for any index of its memo, and the hash of a tuple that holds another one twice, which
+    holds another one twice, never ends. So indices must not run ahead, and no tuple is used again.
+    """
+    tuples: set[int] = set()
+    stored, before = 0, ""
+    for opcode, argument, _ in pickletools.genops(data):
+        name = opcode.name
+        if name not in _OPCODES:
+            raise pickle.UnpicklingError(f"opcode {name}")
+        if name in _STORES:
+            index = stored if argument is None else argument
+            stored += 1
+            if index > stored:
+                raise pickle.UnpicklingError(f"memo index {index} after {stored} of them")
+            if before in _TUPLES:
+                tuples.add(index)
+            else:
+                tuples.discard(index)
+        elif name in _FETCHES and argument in tuples:
+            raise pickle.UnpicklingError("a tuple that is used twice")
+        before = name

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from dfs_deploy.datasets.image_headers import MAX_HEAVY_PIXELS
 from dfs_deploy.datasets.images import check_size, resize
+from dfs_deploy.datasets.messages import cause
 from dfs_deploy.errors import DataError, EnvironmentLacksError
 from dfs_deploy.extras import required
 
@@ -23,20 +25,24 @@ VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts"
 # file may open no other.
 _ONE_FILE = {"protocol_whitelist": "file", "format_whitelist": "avi,matroska,webm,mov,mp4,mpeg,mpegts"}
 
+MAX_FRAME_PIXELS = MAX_HEAVY_PIXELS
+"""Most pixels of a frame: more than 8K (7680 x 4320). Decoders keep up to 17 frames, at 1.5 bytes per pixel."""
+
 
 def read_video(path: str | Path, size: tuple[int, int] | None = None) -> Iterator[NDArray[np.uint8]]:
     """Decodes the first video stream of a file, upright, as the file says that it was held.
 
     Args:
-        path: an AVI, Matroska, MP4, QuickTime, MPEG or WebM file.
+        path: an AVI, Matroska, MP4, QuickTime, MPEG or WebM file, with frames of at most ``MAX_FRAME_PIXELS``.
         size: height and width in pixels to resize to, as :func:`~dfs_deploy.datasets.load_image` does; ``None`` for the
             video's own.
 
     Yields:
-        (H, W, 3) uint8, RGB, a frame each.
+        (H, W, 3) uint8, RGB: one frame.
 
     Raises:
-        DataError: the file is missing, of another kind, damaged (after the frames before the damage), or has no frame.
+        DataError: the file is missing, no regular file, of another kind, damaged (after the frames before the damage),
+            or has no frame or too large ones.
         MissingExtraError: PyAV is not installed.
     """
     path = Path(path)
@@ -47,12 +53,15 @@ def read_video(path: str | Path, size: tuple[int, int] | None = None) -> Iterato
 
     frames = 0
     try:
-        with av.open(f"file:{path}", options=dict(_ONE_FILE)) as container:
+        options = _ONE_FILE | {"max_pixels": str(MAX_FRAME_PIXELS)}
+        with av.open(f"file:{path}", options=options, metadata_errors="backslashreplace") as container:
             for frame in _frames(container, str(path), size):
                 yield frame
                 frames += 1
-    except av.FFmpegError as error:
-        seen = f"{error.strerror or type(error).__name__}" + (f", after {frames} frames" if frames else "")
+    except DataError:
+        raise
+    except (av.FFmpegError, ValueError, OverflowError, MemoryError) as error:
+        seen = cause(error) + (f", after {frames} frames" if frames else "")
         raise DataError(f"{path} is a damaged video, or none ({seen}); convert it or remove it") from error
     if frames == 0:
         raise DataError(f"{path} has no frame; remove it")
@@ -66,7 +75,7 @@ def read_camera(device: str, size: tuple[int, int] | None = None) -> Iterator[ND
         size: as in :func:`read_video`.
 
     Yields:
-        (H, W, 3) uint8, RGB, a frame each.
+        (H, W, 3) uint8, RGB: one frame.
 
     Raises:
         EnvironmentLacksError: there is no such camera, or it gives no frames.
@@ -89,6 +98,12 @@ def _frames(container: InputContainer, name: str, size: tuple[int, int] | None) 
     check_size(size)
     if not container.streams.video:
         raise DataError(f"{name} has no video stream; give a video")
+    codec = container.streams.video[0].codec_context
+    if codec is None:
+        raise DataError(f"{name} has video of an unknown codec; convert it")
+    if codec.width * codec.height > MAX_FRAME_PIXELS:
+        seen = f"{name} has frames of {codec.width}x{codec.height} pixels"
+        raise DataError(f"{seen}, expected at most {MAX_FRAME_PIXELS:,}; shrink it first")
     for frame in container.decode(container.streams.video[0]):
         pixels = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
         quarters = round(frame.rotation / 90)  # counterclockwise, as the display matrix says

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from dfs_deploy.options import Precision, computation_percentage
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.budgets import score_offset
 from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
+from dfs_deploy.suspicion import suspicions
 
 BATCH = 128
 
@@ -34,6 +35,7 @@ class Comparison:
         max_abs_logit_error: greatest difference of a logit.
         option_share: (gated blocks, options) share of samples that took each option, in the bundle, 0 to 1.
         block_agreement: (gated blocks,) route agreement at each block.
+        suspicions: what hints at a mistake rather than at a weak network, a line each.
     """
 
     samples: int
@@ -45,6 +47,7 @@ class Comparison:
     max_abs_logit_error: float
     option_share: tuple[tuple[float, ...], ...]
     block_agreement: tuple[float, ...]
+    suspicions: tuple[str, ...] = ()
 
 
 def compare(
@@ -82,6 +85,7 @@ def compare(
         np.concatenate(reference_path),
         labels,
         runtime.options.costs,
+        runtime.input.class_names,
     )
 
 
@@ -109,6 +113,7 @@ def summarize(
     reference_path: NDArray[np.uint8],
     labels: NDArray[np.int64] | None,
     costs: tuple[float, ...],
+    class_names: Sequence[str] = (),
 ) -> Comparison:
     """Makes the figures of a comparison from both sides' logits (N, classes) and paths (N, gated blocks)."""
     agreement = path == reference_path
@@ -129,20 +134,24 @@ def summarize(
             for block in range(path.shape[1])
         ),
         block_agreement=tuple(float(share) for share in agreement.mean(0)),
+        suspicions=suspicions(labels, logits.argmax(1), logits.shape[1], class_names),
     )
 
 
-def static_top1(bundle: Bundle, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> dict[Precision, float]:
+def static_top1(
+    bundle: Bundle, images: NDArray[np.uint8], labels: NDArray[np.int64], threads: int | None = None
+) -> dict[Precision, float]:
     """Share of right answers, 0 to 1, of each static baseline in a bundle.
 
     Args:
         bundle: with engines for ONNX Runtime.
         images: (N, H, W, C) uint8.
         labels: (N,) int64.
+        threads: CPU threads of an engine; ``None`` for one.
     """
     shares: dict[Precision, float] = {}
     for precision in bundle.manifest.runtimes["onnxruntime"].static:
-        with StaticEngine(bundle, precision) as engine:
+        with StaticEngine(bundle, precision, threads) as engine:
             right = sum(
                 int(np.sum(engine(bundle.input.normalize(images[s : s + BATCH])).argmax(1) == labels[s : s + BATCH]))
                 for s in range(0, len(images), BATCH)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import functools
 import platform
-import tempfile
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 import msgspec
+import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
 import dfs_deploy
 from dfs_deploy import manifest as schema
-from dfs_deploy.bundle import SUFFIX, Bundle, check_writable, write_bundle
+from dfs_deploy.bundle import SUFFIX, Bundle, check_writable, source_of, write_bundle
 from dfs_deploy.calibration import (
     METHODS,
     STATIC,
@@ -28,7 +28,7 @@ from dfs_deploy.calibration import (
     from_checkpoint,
 )
 from dfs_deploy.checkpoints import Checkpoint, CheckpointFacts, load_checkpoint
-from dfs_deploy.datasets import Dataset, load_dataset
+from dfs_deploy.datasets import Dataset, ImageFolder, open_dataset
 from dfs_deploy.errors import UsageError
 from dfs_deploy.exporters.budgets import calibrate_budgets, check_budgets
 from dfs_deploy.exporters.comparison import Comparison, compare, static_top1
@@ -38,15 +38,22 @@ from dfs_deploy.exporters.single_file import single_file as write_single_file
 from dfs_deploy.exporters.tensorrt_lint import check_graphs
 from dfs_deploy.exporters.validation import Validation, validate
 from dfs_deploy.exporters.writing import EngineWriter
-from dfs_deploy.files import check_folder, sha256, write_whole
+from dfs_deploy.files import check_folder, sha256_file, temporary_folder, write_whole
 from dfs_deploy.models import DFSNetwork
+from dfs_deploy.models.threads import in_torch_threads
 from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_precision, parse_targets
+from dfs_deploy.ort import onnxruntime
 from dfs_deploy.runtimes import Runtime
+from dfs_deploy.target_cpu import WEIGHT_BITS, WeightBits, target_named
+from dfs_deploy.text import one_line
 
 RUNTIMES = ("onnxruntime", "tensorrt")
 CALIBRATION_METHODS = ("checkpoint", *METHODS)
 DEFAULT_SAMPLES = 1024
 _BATCH = 64
+_JOB_FILE = "job.json"
+_OF_A_RUN = {"checkpoint": "", "backbone": "-backbone"}
+"""Stems of the checkpoints that a training run leaves beside its job, and what its name gets for each."""
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and how far it is, 0 to 1."""
@@ -61,7 +68,9 @@ class Exported:
         validation: how far each engine is from the reference.
         comparison: what was measured on the calibration data, or ``None`` without data.
         assumptions: what the checkpoint does not say and was taken for granted.
+        notes: what was assumed or noticed about the calibration data, a line each.
         single_file: where the whole network was written as one ONNX file, or ``None``.
+        replaced: name of another checkpoint, whose bundle stood in this one's place; ``None`` if there was none.
     """
 
     bundle: Bundle
@@ -69,8 +78,11 @@ class Exported:
     comparison: Comparison | None
     assumptions: tuple[str, ...]
     single_file: Path | None = None
+    notes: tuple[str, ...] = ()
+    replaced: str | None = None
 
 
+@in_torch_threads
 def export(
     checkpoint: str | Path,
     out: str | Path | None = None,
@@ -79,54 +91,65 @@ def export(
     runtimes: Sequence[str] | None = None,
     options: Options | None = None,
     facts: CheckpointFacts | None = None,
-    calibration_data: str | Path | Dataset | None = None,
+    calibration_data: str | Path | Dataset | ImageFolder | None = None,
     calibration_method: str | None = None,
     calibration_samples: int | None = None,
-    weight_bits: Literal[7, 8] | None = None,
+    target_cpu: str | None = None,
+    weight_bits: WeightBits | None = None,
     seed: int = 0,
     budgets: Sequence[float] | None = None,
     single_file: str | Path | None = None,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Splits a checkpoint, writes an engine for every block and option, and proves that they compute the same.
 
     Args:
         checkpoint: a trained network of a known format.
-        out: directory to write; ``None`` for ``./<checkpoint stem>.dfs``.
+        out: directory to write; ``None`` for ``./<checkpoint stem>.dfs``, or ``./<run>.dfs`` for the checkpoint of a
+            training run. A bundle that was made from another checkpoint is replaced only if it is named here.
         targets: engine precisions to make, among ``int8``, ``fp16`` and ``fp32``; ``None`` for all three.
         runtimes: runtimes to make engines for, ``onnxruntime`` and ``tensorrt``; ``None`` for the first alone.
         options: what the gate chooses from, if the checkpoint does not say.
         facts: what else the caller knows of the checkpoint: which weights in it, its normalisation, class names and
             image size; ``None`` for nothing. What is neither in the file nor given is assumed, and said.
-        calibration_data: a :class:`~dfs_deploy.datasets.Dataset`, or where to load one from (its training split);
-            ``None`` uses the ranges that the checkpoint carries.
+        calibration_data: a :class:`~dfs_deploy.datasets.Dataset`, or where to load one from (its training split; of a
+            folder, only the images drawn are decoded); ``None`` uses the ranges that the checkpoint carries.
         calibration_method: ``checkpoint``, ``minmax``, ``percentile``, ``entropy`` or ``mse``; ``None`` for ``minmax``
             with data and ``checkpoint`` without.
         calibration_samples: images to draw from the data; ``None`` for 1,024, or all where there are fewer.
-        weight_bits: 8, or 7 for x86 CPUs without VNNI, which compute exact 8-bit products slowly; ``None`` for 8.
+        target_cpu: kind of CPU that is to run the INT8 engines of ONNX Runtime, ``vnni`` (x86 with VNNI), ``avx2`` (x86
+            without) or ``arm``, which decides the bits of their weights; ``auto`` and ``None``
+            for the kind of this machine's CPU.
+        weight_bits: 8 or 7, whatever the CPU; ``None`` for those that suit ``target_cpu``.
         seed: of the draw.
         budgets: shares of running every gated block in full precision that the bundle shall be able to hold at run
             time, calibrated on the data; ``None`` for none.
         single_file: where to write, besides the bundle, the whole network as one ONNX file with ``If`` operators;
             ``None`` for nowhere.
+        threads: CPU threads of PyTorch, and of an engine when the bundle is measured; ``None`` for what affinity and
+            the container's CPU quota allow PyTorch, and one for an engine.
         progress: called as the work goes on.
 
     Raises:
         ArtefactError: the checkpoint cannot be used.
-        UsageError: a choice that cannot be, or data that cannot be read.
+        UsageError: a choice that cannot be, fewer than one thread, or data that cannot be read.
         ExportMismatchError: an engine, or the whole, disagrees with the reference, or the single file with the runtime;
             nothing is written then.
         GraphRuleError: likewise, where a graph for TensorRT breaks one of its rules.
     """
     report = progress or (lambda what, share: None)
-    if seed < 0:
-        raise UsageError(f"seed {seed}, expected 0 or more")
+    bits = weight_bits or WEIGHT_BITS[target_named(target_cpu)]
+    if not 0 <= seed < 1 << 63:
+        raise UsageError(f"seed {seed}, expected 0 to {(1 << 63) - 1}")
     source = Path(checkpoint)
-    out = Path(f"{checkpoint_stem(source)}{SUFFIX}") if out is None else Path(out)
+    named = out is not None
+    out = Path(f"{bundle_stem(source)}{SUFFIX}") if out is None else Path(out)
     wanted = parse_targets(",".join(PRECISIONS if targets is None else targets))
     made_for = _check_runtimes(RUNTIMES[:1] if runtimes is None else runtimes)
     single = None if single_file is None else _check_single_path(Path(single_file), out, made_for)
     check_writable(out)
+    replaced = _check_replaced(out, source, named)
     loaded = load_checkpoint(source, options, facts)
     network = loaded.network
     data = _load_data(calibration_data, loaded, calibration_samples, seed)
@@ -137,7 +160,7 @@ def export(
     method = _check_method(calibration_method, data, loaded, bool(rounded))
     ranges = _calibrate(loaded, rounded, data, method, report) if "int8" in wanted else {}
 
-    writer = EngineWriter(network, ranges, wanted, weight_bits or 8)
+    writer = EngineWriter(network, ranges, wanted, bits)
     engines = {}
     for name in made_for:
         report(f"writing engines for {name}", 0.0)
@@ -149,10 +172,10 @@ def export(
         schema_version=schema.SCHEMA_VERSION,
         producer=_producer(),
         source=schema.SourceRecord(
-            file=source.name,
+            file=_name(source.name),
             format=loaded.format,
-            sha256=sha256(source.read_bytes()),
-            assumptions=list(loaded.assumptions),
+            sha256=sha256_file(source),
+            assumptions=[one_line(assumption) for assumption in loaded.assumptions],
             weights_key=loaded.weights_key,
         ),
         architecture=_architecture_record(loaded),
@@ -167,33 +190,34 @@ def export(
             class_names=list(loaded.input.class_names),
         ),
         runtimes=engines,
-        calibration=_calibration_record(loaded, ranges, data, method, seed, weight_bits or 8) if ranges else None,
+        calibration=_calibration_record(loaded, ranges, data, method, seed, bits) if ranges else None,
         accuracy=None,
         substitutions=_served([network.options[i] for i in possible], wanted),
         samples="samples.npz",
         files={},
     )
     files = {**writer.files, "samples.npz": pack_samples(samples)}
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as folder:
-        draft = write_bundle(Path(folder) / f"draft{SUFFIX}", manifest, files)
+    with temporary_folder(out) as folder:
+        draft = write_bundle(folder / f"draft{SUFFIX}", manifest, files)
         report("validating", 0.0)
         validation = validate(draft, network, loaded.input.normalize(samples.images))
         comparison, static, points, model = None, {}, [], b""
         if data is not None and "onnxruntime" in made_for:
-            with Runtime(draft, plan=False, prepared=False) as runtime:
+            with Runtime(draft, threads=threads, plan=False, prepared=False) as runtime:
                 comparison = compare(runtime, network, data.images, data.labels, functools.partial(report, "measuring"))
                 if budgets is not None:
                     points = calibrate_budgets(runtime, budgets, data, functools.partial(report, "calibrating budgets"))
-            static = static_top1(draft, data.images, data.labels)
+            static = static_top1(draft, data.images, data.labels, threads)
         if single is not None:
             report("writing the single file", 0.0)
-            model = write_single_file(network, loaded.input, ranges, wanted, weight_bits or 8)
+            model = write_single_file(network, loaded.input, ranges, wanted, bits)
             check_single_file(model, draft, loaded.input.normalize(samples.images))
     accuracy = None if comparison is None or data is None else _accuracy_record(comparison, static, data)
     bundle = write_bundle(out, msgspec.structs.replace(manifest, accuracy=accuracy, budgets=points), files)
     if single is not None:
         write_whole(single, model)
-    return Exported(bundle, validation, comparison, loaded.assumptions, single)
+    notes = () if data is None else data.notes
+    return Exported(bundle, validation, comparison, loaded.assumptions, single, notes, replaced)
 
 
 def checkpoint_stem(path: Path) -> str:
@@ -202,6 +226,30 @@ def checkpoint_stem(path: Path) -> str:
     while (suffix := Path(name).suffix) in (".tar", ".pt", ".pth", ".safetensors", ".ckpt"):
         name = name.removesuffix(suffix)
     return name
+
+
+def bundle_stem(path: Path) -> str:
+    """The name of a bundle that is given none: the checkpoint's, or the run's for what a training run left.
+
+    Every run calls its checkpoint alike, so that one run's bundle would stand in the place of another's.
+    """
+    stem, run = checkpoint_stem(path), path.resolve().parent
+    if stem not in _OF_A_RUN or not run.name or not (run / _JOB_FILE).is_file():
+        return stem
+    return run.name + _OF_A_RUN[stem]
+
+
+def _check_replaced(out: Path, source: Path, named: bool) -> str | None:
+    """Name of the other checkpoint of which the bundle was made that stands at ``out``, if that may be replaced."""
+    before = source_of(out)
+    if before is None or not source.is_file() or before.sha256 == sha256_file(source):
+        return None
+    if not named:
+        raise UsageError(
+            f"{out} was made from another checkpoint ({before.file}, SHA-256 {before.sha256[:12]}...); name it with"
+            f" --out {shlex.quote(str(out))} to replace it, or give another name"
+        )
+    return before.file
 
 
 def _check_runtimes(runtimes: Sequence[str]) -> tuple[str, ...]:
@@ -239,7 +287,7 @@ def _check_budgets(
 
 
 def _load_data(
-    source: str | Path | Dataset | None, loaded: Checkpoint, samples: int | None, seed: int
+    source: str | Path | Dataset | ImageFolder | None, loaded: Checkpoint, samples: int | None, seed: int
 ) -> Dataset | None:
     if source is None:
         return None
@@ -247,13 +295,14 @@ def _load_data(
     if samples < 1:
         raise UsageError(f"{samples} calibration samples, expected at least 1")
     size = loaded.input.shape[1:]
-    data = source if isinstance(source, Dataset) else load_dataset(source, split="train", size=size)
-    if data.images.shape[1:] != (*size, loaded.input.shape[0]):
-        raise UsageError(
-            f"{data.name} has images of {data.images.shape[1:]}, the network takes {(*size, loaded.input.shape[0])}"
-        )
+    data = source if isinstance(source, Dataset | ImageFolder) else open_dataset(source, split="train", size=size)
     names = loaded.input.class_names
-    return data.labelled_for(loaded.network.architecture.classes, names).subset(samples, seed)
+    drawn = data.labelled_for(loaded.network.architecture.classes, names).subset(samples, seed).load()
+    if drawn.images.shape[1:] != (*size, loaded.input.shape[0]):
+        raise UsageError(
+            f"{drawn.name} has images of {drawn.images.shape[1:]}, the network takes {(*size, loaded.input.shape[0])}"
+        )
+    return drawn
 
 
 def _check_method(method: str | None, data: Dataset | None, loaded: Checkpoint, needed: bool) -> str:
@@ -292,7 +341,8 @@ def _calibrate(
 
 
 def _producer() -> dict[str, str]:
-    versions = {name: metadata.version(name) for name in ("torch", "onnx", "onnxruntime", "numpy")}
+    # Of the modules: distributions have other names, as onnxruntime-gpu and the wheels of boards' makers do.
+    versions = {module.__name__: str(module.__version__) for module in (torch, onnx, onnxruntime, np)}
     return {"name": "dfs-deploy", "version": dfs_deploy.__version__, "python": platform.python_version(), **versions}
 
 
@@ -307,6 +357,11 @@ def _architecture_record(loaded: Checkpoint) -> schema.ArchitectureRecord:
         gate_embedding=architecture.gate_embedding,
         gate_hidden=architecture.gate_hidden,
     )
+
+
+def _name(text: str) -> str:
+    """A name of a file or of data as a manifest holds it: on one line, and not without end."""
+    return one_line(text, schema.LONGEST_NAME)
 
 
 def _served(options: Sequence[Option], targets: Sequence[str]) -> list[schema.ServedRecord]:
@@ -328,12 +383,12 @@ def _calibration_record(
     data: Dataset | None,
     method: str,
     seed: int,
-    weight_bits: Literal[7, 8],
+    weight_bits: WeightBits,
 ) -> schema.CalibrationRecord:
     names = {STATIC: "static", **dict(enumerate(loaded.network.options.names))}
     return schema.CalibrationRecord(
         method=method,
-        data=None if data is None else data.name,
+        data=None if data is None else _name(data.name),
         samples=0 if data is None else len(data.images),
         seed=seed,
         weight_bits=weight_bits,
@@ -354,7 +409,7 @@ def _calibration_record(
 
 def _accuracy_record(comparison: Comparison, static: dict[Precision, float], data: Dataset) -> schema.AccuracyRecord:
     return schema.AccuracyRecord(
-        data=data.name,
+        data=_name(data.name),
         samples=comparison.samples,
         top1_reference=comparison.top1_reference,
         top1_bundle=comparison.top1_bundle,

@@ -32,7 +32,7 @@ class Range:
         return Range(min(self.low, 0.0), max(self.high, 0.0))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ConvPart:
     """A convolution with its normalisation folded in.
 
@@ -64,7 +64,7 @@ class BlockPart:
     projection: ConvPart | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GatePart:
     """The gates' weights, the embedding folded into the LSTM's input weights.
 
@@ -86,7 +86,7 @@ class GatePart:
     projection_bias: Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HeadPart:
     """The classifier: ``weight @ mean(features) + bias``; (classes, channels) and (classes,) float32."""
 

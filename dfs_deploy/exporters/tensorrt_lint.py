@@ -101,7 +101,7 @@ def lint(model: bytes) -> list[Finding]:
     return found + [finding for rule in _RULES for finding in rule(graph)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Graph:
     """A graph with what its rules ask: who makes a value, who reads it, its type, its shape, its constant."""
 

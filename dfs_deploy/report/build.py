@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.bench import run_bench
+from dfs_deploy.bench.candidates import BUDGET, DYNAMIC, STATIC
+from dfs_deploy.bench.inputs import Inputs
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.datasets import Dataset
+from dfs_deploy.datasets import Dataset, ImageFolder
 from dfs_deploy.errors import BundleError, UsageError
 from dfs_deploy.report.bench_file import BenchFigures, RuntimeFacts, bench_figures
 from dfs_deploy.report.engines import engine_figures
@@ -20,6 +22,7 @@ from dfs_deploy.report.results import (
     BudgetPoint,
     BundleFacts,
     BundleReport,
+    Kind,
     OptionFacts,
     Outcome,
     Point,
@@ -27,6 +30,8 @@ from dfs_deploy.report.results import (
 )
 from dfs_deploy.report.routes import decisions, group_of_block, hot_paths, path_tree
 from dfs_deploy.runtimes import Result, Runtime
+from dfs_deploy.suspicion import suspicions
+from dfs_deploy.target_cpu import made_for_another_cpu
 
 SAMPLES = 1024
 EXAMPLES = 6
@@ -37,9 +42,10 @@ Progress = Callable[[str, float], None]
 
 def report_bundle(
     bundle: Bundle,
-    data: Dataset | None = None,
+    data: Dataset | ImageFolder | None = None,
     bench: BenchFigures | None = None,
     *,
+    against: Sequence[Bundle] = (),
     samples: int | None = SAMPLES,
     examples: int = EXAMPLES,
     threads: int = 1,
@@ -55,7 +61,8 @@ def report_bundle(
     Args:
         bundle: with engines for ONNX Runtime.
         data: inputs to run; ``None`` for the images that the bundle carries.
-        bench: made before; ``None`` to make one now.
+        bench: figures of a bench made before; ``None`` to make one now.
+        against: bundles of networks that were trained to be static, which a bench made now compares with as well.
         samples: inputs to draw from the data; ``None`` for all.
         examples: inputs to show at each end; 0 keeps pictures out of the report.
         threads: that one engine may use.
@@ -73,7 +80,8 @@ def report_bundle(
     tell = progress or (lambda what, share: None)
     if "onnxruntime" not in bundle.manifest.runtimes:
         raise BundleError(f"{bundle.path} has no engines for onnxruntime; export with --runtime onnxruntime")
-    images, labels, name = _inputs(bundle, data, samples, seed)
+    inputs = _inputs(bundle, data, samples, seed)
+    images, labels = inputs.images, inputs.labels
     groups = group_of_block(bundle.architecture)
     with Runtime(bundle, threads=threads, plan=plan, prepared=prepared) as runtime:
         here = msgspec.convert(runtime.description, RuntimeFacts)
@@ -93,6 +101,8 @@ def report_bundle(
         made = run_bench(
             bundle,
             data,
+            against=against,
+            budgets=[point.budget for point in bundle.manifest.budgets],
             threads=threads,
             plan=plan,
             prepared=prepared,
@@ -112,16 +122,17 @@ def report_bundle(
             SubstitutionFacts(s.option, s.wanted, s.served_by, s.reason, len(s.blocks)) for s in substitutions
         ),
         outcome=Outcome(
-            data=name,
+            data=inputs.name,
             inputs=len(images),
             labelled=labels is not None,
             top1=None if right is None else float(right.mean()),
             computation_percentage=float(result.computation_percentage.mean(dtype=np.float64)),
             distinct_paths=len(np.unique(result.path, axis=0)),
         ),
+        notes=tuple(_notes(bundle, inputs, result, bench)),
         bench=bench,
         bench_differs=tuple(_differences(bench.runtime, here)),
-        frontier=tuple(_frontier(bundle, bench, budgets)),
+        frontier=tuple(_frontier(bundle, bench)),
         decisions=decisions(result.path, bundle.options, groups),
         paths=hottest,
         paths_listed=len(hottest),
@@ -147,17 +158,27 @@ def distinct_names(reports: tuple[BundleReport, ...]) -> tuple[BundleReport, ...
     return tuple(named(report) for report in reports)
 
 
-def _inputs(
-    bundle: Bundle, data: Dataset | None, count: int | None, seed: int
-) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None, str]:
+def _inputs(bundle: Bundle, data: Dataset | ImageFolder | None, count: int | None, seed: int) -> Inputs:
     if data is not None:
-        drawn = data.subset(count, seed)
-        return drawn.images, drawn.labels, drawn.name
+        drawn = data.subset(count, seed).load()
+        return Inputs(drawn.images, drawn.labels, drawn.name, drawn.notes)
     carried = bundle.samples()
     if carried is None:
         raise UsageError(f"{bundle.path} carries no images; give some with --data")
     # No labels: they were chosen for different paths, so their top-1 would say nothing about any data.
-    return carried.images, None, "images carried by the bundle, chosen for different paths"
+    return Inputs(carried.images, None, "images carried by the bundle, chosen for different paths")
+
+
+def _notes(bundle: Bundle, inputs: Inputs, result: Result, bench: BenchFigures) -> Iterator[str]:
+    """What weakens the figures, a line each, unless the bench says it beside its verdict."""
+    said = bench.verdict.caveats if bench.verdict is not None else []
+    another = made_for_another_cpu(bundle.manifest)
+    yield from inputs.notes
+    for line in suspicions(inputs.labels, result.classes, bundle.architecture.classes, bundle.input.class_names):
+        if f"{DYNAMIC}: {line}" not in said:
+            yield line
+    if another is not None and not any(another in line for line in said):
+        yield f"{bundle.name} was {another}"
 
 
 def _run(runtime: Runtime, images: NDArray[np.uint8], progress: Callable[[float], None]) -> Result:
@@ -195,16 +216,17 @@ def _differences(timed: RuntimeFacts, here: RuntimeFacts) -> Iterator[str]:
             yield f"{name}: {then} in the bench, {now} now"
 
 
-def _frontier(bundle: Bundle, bench: BenchFigures, budgets: tuple[BudgetPoint, ...]) -> Iterator[Point]:
-    trained = bench.case("dfs")
+def _frontier(bundle: Bundle, bench: BenchFigures) -> Iterator[Point]:
+    trained = bench.case(DYNAMIC)
     p50, top1 = (None, None) if trained is None else (trained.latency_ms.p50, trained.top1)
     for case in bench.cases:
-        if case.name != "dfs" and not case.name.startswith("static-"):
+        kind = _kind(case.name)
+        if kind is None:
             continue  # forced paths answer another question
         yield Point(
             bundle=bundle.name,
             name=case.name,
-            kind="dynamic" if case.name == "dfs" else "static",
+            kind=kind,
             p50_ms=case.latency_ms.p50,
             p95_ms=case.latency_ms.p95,
             top1=case.top1,
@@ -212,23 +234,19 @@ def _frontier(bundle: Bundle, bench: BenchFigures, budgets: tuple[BudgetPoint, .
             latency_ratio=None if p50 is None else case.latency_ms.p50 / p50,
             top1_change=None if case.top1 is None or top1 is None else case.top1 - top1,
         )
-    for budget in budgets:
-        if budget.latency_ms is not None:
-            yield Point(
-                bundle=bundle.name,
-                name=f"budget {budget.budget_percentage:g} %",
-                kind="budget",
-                p50_ms=budget.latency_ms,
-                p95_ms=None,
-                top1=budget.top1,
-                computation_percentage=budget.computation_percentage,
-                latency_ratio=None,  # measured at export, perhaps elsewhere
-                top1_change=None,
-            )
+
+
+def _kind(case: str) -> Kind | None:
+    """What a case of a bench is on the frontier; ``None`` if it has no place there."""
+    if case == DYNAMIC:
+        return "dynamic"
+    if case.startswith(BUDGET):
+        return "budget"
+    return "static" if case.startswith(STATIC) else None
 
 
 def _budgets(bundle: Bundle) -> tuple[BudgetPoint, ...]:
     return tuple(
         BudgetPoint(100.0 * b.budget, b.bias, b.computation_percentage, b.top1, b.latency_ms, b.samples)
-        for b in getattr(bundle.manifest, "budgets", ())
+        for b in bundle.manifest.budgets
     )

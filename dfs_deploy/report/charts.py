@@ -9,12 +9,15 @@ Vega-Lite: https://vega.github.io/vega-lite/docs/.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import vl_convert
 
+from dfs_deploy.bench.candidates import DYNAMIC, RIVAL
 from dfs_deploy.report.results import BundleReport, Point, Report
 
 Spec = dict[str, Any]
@@ -26,8 +29,8 @@ BUNDLE_COLORS = 6
 """Colours that bundles are told apart by; after that they repeat."""
 
 _TAIL_ROOM = 1.5
-"""Range of latencies over the greatest median: a busy machine's tail would press the medians together, so it ends at
-the edge; the tables tell it."""
+"""Range of latencies over the greatest median: a busy machine's tail would press the medians together, so an arrow at
+the edge stands for it; the tables tell it."""
 
 _KINDS = ("dynamic", "budget", "static")
 
@@ -54,6 +57,7 @@ _CONFIG: Spec = {
         "symbolFillColor": "var(--muted)",
         "labelFontSize": 11,
         "orient": "top",
+        "symbolOpacity": 1,
     },
 }
 
@@ -113,12 +117,47 @@ def _share(title: str) -> Spec:
     return {"type": "quantitative", "axis": {"format": ".0%", "title": title, "tickCount": 5}}
 
 
+def axis_end(points: Sequence[Point]) -> float:
+    """Where the axis of latencies ends, in milliseconds; what lies beyond it has an arrow there."""
+    return _TAIL_ROOM * max(point.p50_ms for point in points)
+
+
+def _latency_axis(points: Sequence[Point]) -> Spec:
+    return {
+        "type": "quantitative",
+        "scale": {"domain": [0.0, axis_end(points)], "nice": False},
+        "axis": {
+            "title": "latency of a call, ms",
+            "tickCount": 8,
+            "labelFlush": 24,
+            "labelSeparation": 6,
+            "labelOverlap": True,
+        },
+    }
+
+
+def _beyond(points: Sequence[Point], tooltip: list[Spec]) -> list[Spec]:
+    """An arrow at the end of the axis for each 95th percentile beyond it; a layer without marks has no name to read."""
+    end = axis_end(points)
+    if not any(point.p95_ms is not None and point.p95_ms > end for point in points):
+        return []
+    return [
+        {
+            "mark": {"type": "point", "shape": "triangle-right", "filled": True, "size": 70, "xOffset": -5},
+            "transform": [{"filter": f"datum.p95_ms > {end!r}"}, {"calculate": "true", "as": "beyond"}],
+            "encoding": {"x": {"datum": end, **_latency_axis(points)}, "tooltip": tooltip},
+        }
+    ]
+
+
 def frontier(points: Sequence[Point]) -> Spec:
-    """Top-1 against median latency: up and to the left is better."""
+    """Top-1 against median latency: up and to the left is better.
+
+    Points of one bundle have a colour per case, those of several a colour per bundle. Static networks are hollow and of
+    sizes that fit into each other: on a CPU without float16, FP16 lies where FP32 does.
+    """
+    points = [point for point in points if point.top1 is not None] or points
     bundles = list(dict.fromkeys(point.bundle for point in points))
-    colors = [f"var(--bundle-{i % BUNDLE_COLORS})" for i in range(len(bundles))]
-    color: Spec = {"field": "bundle", "type": "nominal", "scale": {"domain": bundles, "range": colors}}
-    color["legend"] = None  # the page names bundles beside their colours once, where it lets them be left out
     known = [point.top1 for point in points if point.top1 is not None] or [0.0]
     margin = max(0.005, 0.15 * (max(known) - min(known)))
     top1 = {
@@ -127,82 +166,127 @@ def frontier(points: Sequence[Point]) -> Spec:
         "scale": {"domain": [max(0.0, min(known) - margin), max(known) + margin], "nice": False},
         "axis": {"format": ".1%", "title": "top-1", "tickCount": 5},
     }
-    p50 = {
-        "field": "p50_ms",
-        "type": "quantitative",
-        "scale": {"domain": [0.0, _TAIL_ROOM * max(point.p50_ms for point in points)], "nice": False},
-        "axis": {"title": "latency of a call, ms", "tickCount": 8, "labelFlush": True},
-    }
-    cases = list(dict.fromkeys(_case(point) for point in points))
-    marks = {name: mark for name, mark in _CASE_SHAPES.items() if name in cases}
-    shape = {
-        "field": "case",
-        "type": "nominal",
-        "scale": {"domain": list(marks), "range": list(marks.values())},
-        "legend": {"title": None, "columns": 3},
-    }
+    looks = {name: _look(name) for name in sorted(dict.fromkeys(map(_case, points)), key=_rank)}
+
+    def by_case(values: Sequence[Any], **rest: Any) -> Spec:
+        return {"field": "case", "type": "nominal", "scale": {"domain": list(looks), "range": list(values)}, **rest}
+
+    legend = {"legend": {"title": None, "columns": 2}}
+    shape = by_case([look.shape for look in looks.values()], **legend)
+    size = by_case([look.size for look in looks.values()], legend=None)
+    color = by_case(_case_colors(looks), **legend)
+    if len(bundles) > 1:
+        colors = [f"var(--bundle-{i % BUNDLE_COLORS})" for i in range(len(bundles))]
+        # The page names bundles beside their colours once, where it lets them be left out.
+        color = {"field": "bundle", "type": "nominal", "scale": {"domain": bundles, "range": colors}, "legend": None}
     tooltip = _tooltip("bundle", "name", "p50_ms", "p95_ms", "top1", "computation_percentage")
+    budgets = {
+        "mark": {"type": "line", "strokeDash": [4, 3], "strokeWidth": 1.5},
+        "transform": [{"filter": "datum.kind !== 'static'"}],
+        "encoding": {
+            "order": {"field": "computation_percentage", "type": "quantitative"},
+            "detail": {"field": "bundle"},
+            "color": {"value": "var(--muted)"} if len(bundles) == 1 else color,
+        },
+    }
+    marks = {"shape": shape, "size": size, "tooltip": tooltip}
     return _chart(
-        "Accuracy against latency of the dynamic network and the static engines of the same backbone",
+        "Accuracy against latency of the dynamic network and of static networks",
         300,
         [
             {
-                "mark": {"type": "rule", "opacity": 0.35, "strokeWidth": 2, "clip": True},
+                "mark": {"type": "rule", "opacity": 0.5, "strokeWidth": 2, "clip": True},
                 "encoding": {"x2": {"field": "p95_ms"}},
             },
+            *([budgets] if any(point.kind == "budget" for point in points) else []),
+            *(
+                [
+                    {
+                        "mark": {"type": "point", "filled": False, "strokeWidth": 2, "opacity": 1},
+                        "transform": [{"filter": "datum.kind === 'static'"}],
+                        "encoding": marks,
+                    }
+                ]
+                if any(point.kind == "static" for point in points)
+                else []
+            ),
             {
-                "mark": {"type": "line", "strokeDash": [4, 3], "strokeWidth": 1.5},
-                "transform": [{"filter": "datum.kind === 'budget'"}],
-                "encoding": {"order": {"field": "computation_percentage", "type": "quantitative"}},
+                "mark": {"type": "point", "filled": True, "opacity": 1, "stroke": "var(--page)"},
+                "transform": [{"filter": "datum.kind !== 'static'"}],
+                "encoding": marks,
             },
-            {
-                "mark": {"type": "point", "filled": True, "size": 170, "opacity": 0.85, "stroke": "var(--page)"},
-                "encoding": {"shape": shape, "tooltip": tooltip},
-            },
+            *_beyond(points, tooltip),
         ],
-        transform=[
-            {"filter": "isValid(datum.top1)"},
-            {"calculate": "datum.kind === 'budget' ? 'dfs at a budget' : datum.name", "as": "case"},
-        ],
-        encoding={"x": p50, "y": top1, "color": color},
+        transform=[{"filter": "isValid(datum.top1)"}, {"calculate": _CASE_OF, "as": "case"}],
+        encoding={"x": {"field": "p50_ms", **_latency_axis(points)}, "y": top1, "color": color},
     )
+
+
+_CASE_OF = "datum.kind === 'budget' ? 'dfs at a budget' : datum.name"
 
 
 def _case(point: Point) -> str:
     return "dfs at a budget" if point.kind == "budget" else point.name
 
 
-_CASE_SHAPES = {
-    "dfs": "circle",
-    "dfs at a budget": "diamond",
-    "static-fp32": "square",
-    "static-fp16": "triangle-up",
-    "static-int8": "triangle-down",
+@dataclass(frozen=True)
+class _Look:
+    """Shape and size of the points of a case; static ones are hollow, and a smaller one shows within a larger."""
+
+    shape: str
+    size: int
+
+
+_LOOKS = {
+    "dfs": _Look("circle", 130),
+    "dfs at a budget": _Look("diamond", 90),
+    "static-fp32": _Look("square", 330),
+    "static-fp16": _Look("triangle-up", 140),
+    "static-int8": _Look("triangle-down", 320),
+    "static-policy": _Look("cross", 360),
 }
+
+
+_OTHER = _Look("wedge", 200)
+"""Of a case that a newer version named."""
+
+
+def _look(case: str) -> _Look:
+    return _LOOKS.get(case.partition(RIVAL)[0], _OTHER)
+
+
+def _rank(case: str) -> tuple[str, int]:
+    """The bundle's own cases first, then those of other bundles, each in the order of the looks."""
+    kind, _, bundle = case.partition(RIVAL)
+    return bundle, list(_LOOKS).index(kind) if kind in _LOOKS else len(_LOOKS)
+
+
+def _case_colors(cases: Iterable[str]) -> list[str]:
+    """The dynamic network in the accent's colour at any budget, and each static network in one of its own."""
+    others = itertools.cycle(range(1, BUNDLE_COLORS))
+    return ["var(--bundle-0)" if case.startswith(DYNAMIC) else f"var(--bundle-{next(others)})" for case in cases]
 
 
 def latency(points: Sequence[Point]) -> Spec:
     """Latency by case, for where no accuracy is known."""
     names = [point.name for point in points]
     y = {"field": "name", "type": "nominal", "sort": names, "axis": {"title": None, "labelLimit": 220}}
-    x = {
-        "type": "quantitative",
-        "scale": {"domain": [0.0, _TAIL_ROOM * max(point.p50_ms for point in points)], "nice": False},
-        "axis": {"title": "latency of a call, ms", "tickCount": 8, "labelFlush": True},
-    }
+    x = _latency_axis(points)
     kinds = {"domain": list(_KINDS), "range": ["var(--accent)", "var(--accent)", "var(--bar)"]}
+    tooltip = _tooltip("name", "p50_ms", "p95_ms")
     return _chart(
-        "Median latency of the dynamic network and of the static engines of the same backbone",
+        "Median latency of the dynamic network and of static networks",
         28 * len(points) + 10,
         [
             {
                 "mark": {"type": "bar", "cornerRadiusEnd": 3, "height": {"band": 0.6}},
-                "encoding": {"x": {"field": "p50_ms", **x}, "tooltip": _tooltip("name", "p50_ms", "p95_ms")},
+                "encoding": {"x": {"field": "p50_ms", **x}, "tooltip": tooltip},
             },
             {
                 "mark": {"type": "tick", "thickness": 2, "clip": True},
                 "encoding": {"x": {"field": "p95_ms", **x}, "color": {"value": "var(--text)"}},
             },
+            *_beyond(points, tooltip),
         ],
         encoding={"y": y, "color": {"field": "kind", "type": "nominal", "scale": kinds, "legend": None}},
     )

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from dfs_deploy.report.bench_file import BenchFigures
+from dfs_deploy.text import one_line
 
 SCHEMA = "dfs-deploy/report"
 SCHEMA_VERSION = 1
@@ -91,14 +92,18 @@ class Outcome:
     distinct_paths: int
 
 
+Kind = Literal["dynamic", "static", "budget"]
+"""The network at its trained point, a static network, or the network at a budget."""
+
+
 @dataclass(frozen=True)
 class Point:
     """A point of the accuracy-latency frontier.
 
     Attributes:
         bundle: name of the bundle.
-        name: as in ``bench``: ``dfs``, ``static-int8`` and the like, or ``budget 0.2``.
-        kind: the network at its trained point, at a budget, or a static engine of the same backbone.
+        name: name of the case in the bench: ``dfs``, ``static-int8``, ``static-int8@other``, ``dfs-budget-20``.
+        kind: what it is; all points of a bundle were timed in the same turns, on the same inputs.
         p50_ms: median latency of a call.
         p95_ms: 95th percentile, or ``None``.
         top1: share of right answers on the bench's own inputs, or ``None`` where none is known.
@@ -110,7 +115,7 @@ class Point:
 
     bundle: str
     name: str
-    kind: Literal["dynamic", "static", "budget"]
+    kind: Kind
     p50_ms: float
     p95_ms: float | None
     top1: float | None
@@ -261,7 +266,8 @@ class BundleReport:
         facts: what it is.
         options: of the gate, in its order.
         substitutions: engines that stand in for others here.
-        outcome: of the inputs.
+        outcome: what the network made of the inputs.
+        notes: what was assumed or looks like a mistake, a line each.
         bench: of this machine, or from a file; ``None`` where none was made.
         bench_differs: what ran otherwise when the bench was made than it does now, a line each.
         frontier: accuracy against latency.
@@ -279,6 +285,7 @@ class BundleReport:
     options: tuple[OptionFacts, ...]
     substitutions: tuple[SubstitutionFacts, ...]
     outcome: Outcome
+    notes: tuple[str, ...]
     bench: BenchFigures | None
     bench_differs: tuple[str, ...]
     frontier: tuple[Point, ...]
@@ -312,6 +319,18 @@ class Report:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """The report as plain values: the object of ``report --json``, and what the page embeds."""
-    value: dict[str, Any] = msgspec.to_builtins(report)
+    """The report as plain values: the object of ``report --json``, and what the page embeds.
+
+    Names are another's text, and a page shows them in places that no template escapes, such as a chart's tooltip: what
+    is no visible character stands in them as an escape.
+    """
+    value: dict[str, Any] = _visible(msgspec.to_builtins(report))
     return value
+
+
+def _visible(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: item if key == "image" else _visible(item) for key, item in value.items()}  # no name: our PNG
+    if isinstance(value, list | tuple):
+        return [_visible(item) for item in value]
+    return one_line(value) if isinstance(value, str) else value

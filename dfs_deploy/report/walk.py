@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.manifest import BlockEngines, Engine, Form
+from dfs_deploy.ort import onnxruntime as ort
 from dfs_deploy.runtimes.base import Substitution, serving
 from dfs_deploy.runtimes.onnxruntime.binding import open_session, run_once, session_options
 from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, PreparedEngines

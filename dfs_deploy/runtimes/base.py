@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
+import logging
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dfs_deploy.architecture import Architecture
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.errors import BundleError, InputError, RuntimeClosedError, UsageError
+from dfs_deploy.cache import Cache
+from dfs_deploy.errors import (
+    BundleError,
+    EngineError,
+    InputError,
+    OutOfMemoryError,
+    UsageError,
+)
 from dfs_deploy.manifest import BlockEngines, BudgetRecord, Engine
 from dfs_deploy.options import Options, computation_percentage
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.runtimes.budgets import bias_for, score_offset
+from dfs_deploy.runtimes.life import Living
+from dfs_deploy.target_cpu import made_for_another_cpu
+from dfs_deploy.text import one_line
+
+_LOG = logging.getLogger(__name__)
+
+PART_BYTES = 32 << 20
+"""Most memory of the images and of the widest features of what runs at once; a longer batch runs in parts."""
+
+_LEAST_PART = 16
+
+_FEW = 64
+"""Logits up to this many are added up in Python, which takes less than one call of NumPy."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
-    """What a network made of a batch.
+    """What a network made of a batch. Results are equal if all that is in them is, value for value.
 
     Attributes:
         logits: (N, classes) float32.
@@ -44,6 +66,18 @@ class Result:
     def classes(self) -> NDArray[np.int64]:
         """(N,) int64, the class with the greatest logit."""
         return np.asarray(self.logits.argmax(1), np.int64)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Result):
+            return NotImplemented
+        return (
+            self.costs == other.costs
+            and np.array_equal(self.path, other.path)
+            and np.array_equal(self.logits, other.logits)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.logits.shape, self.path.shape, self.costs))  # what does not change if an array is written to
 
 
 @dataclass(frozen=True)
@@ -77,6 +111,9 @@ class Backend(ABC):
     """Runs a bundle's engines for one thread."""
 
     name: str
+
+    batch = 1
+    """Images that its engines take at once, if they were made for a number of them."""
 
     @abstractmethod
     def infer(
@@ -123,38 +160,49 @@ class Backend(ABC):
         """Plain facts for reports: provider and version, threads, gate."""
 
 
-BackendFactory = Callable[..., Backend]
+@dataclass(frozen=True)
+class Choices:
+    """How a runtime was asked to run its bundle; see :class:`Runtime`."""
+
+    runtime: str = "onnxruntime"
+    threads: int | None = None
+    gate: str | None = None
+    plan: bool = True
+    prepared: bool = True
+    speculate: bool = False
+    cache_dir: str | None = None
 
 
-def _onnxruntime(
-    bundle: Bundle, threads: int | None, gate: str | None, plan: bool, prepared: bool, speculate: bool
-) -> Backend:
+BackendFactory = Callable[[Bundle, Choices], Backend]
+
+
+def _onnxruntime(bundle: Bundle, choices: Choices) -> Backend:
     from dfs_deploy.runtimes.onnxruntime import OnnxRuntimeBackend
 
-    if speculate:
+    if choices.speculate:
         raise UsageError("the runtime onnxruntime has nothing to gain from speculation; use tensorrt, or leave it out")
-    return OnnxRuntimeBackend(bundle, threads, gate, plan, prepared)
+    cache = Cache(bundle, choices.cache_dir)
+    return OnnxRuntimeBackend(bundle, choices.threads, choices.gate, choices.plan, choices.prepared, cache)
 
 
-def _tensorrt(
-    bundle: Bundle, threads: int | None, gate: str | None, plan: bool, prepared: bool, speculate: bool
-) -> Backend:
+def _tensorrt(bundle: Bundle, choices: Choices) -> Backend:
     from dfs_deploy.runtimes.tensorrt import TensorRTBackend
 
-    if threads is not None:
-        raise UsageError(f"{threads} threads for the runtime tensorrt, which has none; leave threads out")
-    return TensorRTBackend(bundle, gate, speculate)
+    if choices.threads is not None:
+        raise UsageError(f"{choices.threads} threads for the runtime tensorrt, which has none; leave threads out")
+    return TensorRTBackend(bundle, choices.gate, choices.speculate, Cache(bundle, choices.cache_dir))
 
 
 BACKENDS: dict[str, BackendFactory] = {"onnxruntime": _onnxruntime, "tensorrt": _tensorrt}
 """Runtimes by name; each is imported when it is asked for."""
 
 
-class Runtime:
+class Runtime(Living[Backend]):
     """Runs a bundle: for each input the gate decides, block by block, what is computed.
 
     One ``Runtime`` is one thread's; :meth:`clone` gives another thread its own. Use it as a context manager, or call
-    :meth:`close`.
+    :meth:`close`. A runtime can be pickled: it is opened again, by its path, where it is unpickled. After a fork, one
+    made before it refuses in the child.
 
     Args:
         bundle: path of a ``NAME.dfs`` directory, or an opened :class:`~dfs_deploy.bundle.Bundle`.
@@ -168,11 +216,14 @@ class Runtime:
         budget: see :meth:`set_budget`; ``None`` for the gate as trained.
         speculate: on ``tensorrt``, whether single images run ahead of the gate on the paths that most inputs took: the
             results are the same. ``description`` tells how many guesses were right.
+        cache_dir: folder in which what is made once on a machine is kept; ``None`` for the one that the environment
+            variable ``DFS_DEPLOY_CACHE`` names, else beside the bundle; see :class:`~dfs_deploy.cache.Cache`.
 
     Raises:
         BundleError: the bundle cannot be read, or holds no engines for this runtime.
         UsageError: an unknown runtime, less than one thread, a budget outside what was calibrated, or a choice that
             this runtime does not have.
+        EnvironmentLacksError: this machine has not the memory, the threads or the libraries that it takes.
     """
 
     def __init__(
@@ -186,32 +237,50 @@ class Runtime:
         prepared: bool = True,
         budget: float | None = None,
         speculate: bool = False,
+        cache_dir: str | Path | None = None,
     ) -> None:
         name = runtime or "onnxruntime"
         if name not in BACKENDS:
             raise UsageError(f"unknown runtime {name!r}, expected {' or '.join(BACKENDS)}")
         if threads is not None and threads < 1:
             raise UsageError(f"{threads} threads, expected at least 1")
-        self._bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+        place = None if cache_dir is None else str(Path(cache_dir).absolute())  # also for a process elsewhere
+        self._choices = Choices(name, threads, gate, plan, prepared, speculate, place)
+        self._bundle = bundle if isinstance(bundle, Bundle) else _opened(bundle)
         if name not in self._bundle.manifest.runtimes:
             made = ", ".join(self._bundle.manifest.runtimes) or "none"
             raise BundleError(
                 f"{self._bundle.path} has no engines for {name} (made for: {made}); export with --runtime {name}"
             )
         bias = None if budget is None else bias_for(budget, self._bundle)
-        self._backend: Backend | None = BACKENDS[name](self._bundle, threads, gate, plan, prepared, speculate)
-        self._costs = self._bundle.options.costs
-        self._gated_blocks = self._bundle.architecture.gated_blocks
-        self._policy = self._bundle.policy
-        self._in_use = threading.Lock()
+        if name == "onnxruntime" and not isinstance(bundle, Bundle):  # who opened it before can ask for themselves
+            note = made_for_another_cpu(self._bundle.manifest)
+            if note is not None:
+                _LOG.warning("%s: %s", one_line(self._bundle.path), note)
         self._budget: float | None = None
         self._cost_bias = 0.0
+        self._take_over(lambda: BACKENDS[name](self._bundle, self._choices))
         if bias is not None:
             self.set_cost_bias(bias)
             self._budget = budget
 
+    def _take_over(self, make: Callable[[], Backend]) -> None:
+        """Makes the backend and opens this runtime for use."""
+        self._costs = self._bundle.options.costs
+        self._gated_blocks = self._bundle.architecture.gated_blocks
+        self._policy = self._bundle.policy
+        self._begin()
+        try:
+            with _memory_for(self._bundle.path):
+                backend = make()
+        except BaseException:
+            self._leave()
+            raise
+        self._most = _most_at_once(self._bundle.architecture, backend.batch)
+        self._hold(backend)
+
     def __call__(self, images: NDArray[Any], *, path: NDArray[Any] | None = None) -> Result:
-        """Classifies a batch.
+        """Classifies a batch. A long one runs in parts of bounded memory, with the same results.
 
         Args:
             images: (N, C, H, W) float32, normalised already; or (N, H, W, C) uint8, which it normalises itself.
@@ -222,20 +291,70 @@ class Runtime:
             The result; its arrays belong to the caller.
 
         Raises:
-            InputError: an empty batch, another shape or dtype, NaN or infinity, an impossible path.
-            EngineError: an engine failed.
-            RuntimeClosedError: it was closed.
+            InputError: an empty batch, another shape or dtype, NaN or infinity, values so large that they end in
+                logits that are not finite, an impossible path.
+            EngineError: an engine failed, or made logits that are not finite of pixels.
+            OutOfMemoryError: memory ran out; the runtime can be used again.
+            RuntimeClosedError: it was closed, made before a fork, or the interpreter ends.
             UsageError: two threads use it at once.
         """
-        backend = self._open_backend()
-        prepared = self._bundle.input.prepare(images)
-        forced = self._policy_path(len(prepared)) if path is None else self._check_path(path, len(prepared))
-        self._claim()
+        if self._held is None:
+            self._refuse()
         try:
-            logits, taken = backend.infer(prepared, forced)
-        finally:
-            self._in_use.release()
+            if isinstance(images, np.ndarray) and images.ndim and len(images) > self._most:
+                return self._in_parts(images, path)
+            prepared = self._bundle.input.prepare(images)
+            forced = self._policy_path(len(prepared)) if path is None else self._check_path(path, len(prepared))
+            backend = self._claim()
+            try:
+                logits, taken = backend.infer(prepared, forced)
+            finally:
+                self._leave()
+            if not _are_finite(logits):
+                self._refuse_logits(logits, images, 0)
+        except OutOfMemoryError:
+            raise
+        except MemoryError as error:
+            raise OutOfMemoryError(
+                f"memory ran out in a call of {len(images):,} image(s); give it fewer a call, or free some"
+            ) from error
         return Result(logits, taken, self._costs)
+
+    def _in_parts(self, images: NDArray[Any], path: NDArray[Any] | None) -> Result:
+        """The same for a batch that is too long to run at once."""
+        count, most = len(images), self._most
+        self._bundle.input.prepare(images[:1])  # refuses another shape or dtype before anything is run
+        forced = self._policy_path(count) if path is None else self._check_path(path, count)
+        logits = np.empty((count, self._bundle.architecture.classes), np.float32)
+        taken = np.empty((count, self._gated_blocks), np.uint8)
+        backend: Backend | None = self._claim()
+        try:
+            for start in range(0, count, most):
+                part = slice(start, start + most)
+                prepared = self._bundle.input.prepare(images[part], first=start)
+                backend = self._held
+                if backend is None:  # closed meanwhile
+                    break
+                logits[part], taken[part] = backend.infer(prepared, None if forced is None else forced[part])
+                if not _are_finite(logits[part]):
+                    self._refuse_logits(logits[part], images, start)
+        finally:
+            self._leave()
+        if backend is None:
+            self._refuse()
+        return Result(logits, taken, self._costs)
+
+    def _refuse_logits(self, logits: NDArray[np.float32], images: NDArray[Any], first: int) -> NoReturn:
+        """Raises since some logits are not finite, naming the first image that they are of."""
+        image = first + int(np.flatnonzero(~np.isfinite(logits).all(1))[0])
+        seen = f"image {image} of the batch ends in logits that are not finite"
+        if images.dtype == np.uint8:
+            raise EngineError(f"{seen}; check the bundle with dfs-deploy verify, or export it again")
+        least, greatest = float(images[image].min()), float(images[image].max())
+        raise InputError(
+            f"{seen}: its values, {least:.3g} to {greatest:.3g}, are more than this network computes with, or an engine"
+            " is at fault; check how it was normalised, and the bundle with dfs-deploy verify"
+        )
 
     @property
     def bundle(self) -> Bundle:
@@ -295,23 +414,24 @@ class Runtime:
             UsageError: it is not finite or beyond what scores can bear.
             RuntimeClosedError: it was closed.
         """
-        backend, offset = self._open_backend(), score_offset(bias, self._costs)
-        self._claim()
+        self._open()
+        offset = score_offset(bias, self._costs)
+        backend = self._claim()
         try:
             backend.set_score_offset(offset)
         finally:
-            self._in_use.release()
+            self._leave()
         self._budget, self._cost_bias = None, bias
 
     @property
     def substitutions(self) -> tuple[Substitution, ...]:
         """Options that an engine of another precision serves here, decided at load."""
-        return self._open_backend().substitutions
+        return self._open().substitutions
 
     @property
     def description(self) -> dict[str, Any]:
         """Plain facts for reports: provider and version, threads, gate."""
-        return self._open_backend().description
+        return self._open().description
 
     def engine_calls(self, path: NDArray[np.uint8]) -> tuple[Callable[[], None], ...]:
         """The engine calls that a path makes at batch 1, in order, without the gates between: for a bench.
@@ -321,7 +441,7 @@ class Runtime:
         Args:
             path: (gated blocks,) option indices.
         """
-        return self._open_backend().engine_calls(self._check_path(np.asarray(path)[None], 1)[0])
+        return self._open().engine_calls(self._check_path(np.asarray(path)[None], 1)[0])
 
     def gate_calls(self) -> tuple[Callable[[], object], ...]:
         """A gate step a gated block, at batch 1: for a bench. The gate forgets the batch before.
@@ -330,47 +450,37 @@ class Runtime:
             RuntimeClosedError: it was closed.
             UsageError: another thread uses it now.
         """
-        backend = self._open_backend()
-        self._claim()
+        self._open()
+        backend = self._claim()
         try:
             return backend.gate_calls()
         finally:
-            self._in_use.release()
+            self._leave()
 
     def clone(self) -> Runtime:
         """A runtime for another thread: the same engines, its own buffers."""
+        backend = self._open()
         other = object.__new__(Runtime)
-        other._bundle, other._costs, other._gated_blocks = self._bundle, self._costs, self._gated_blocks
-        other._policy = self._policy
-        other._backend = self._open_backend().clone()
-        other._in_use = threading.Lock()
+        other._bundle, other._choices = self._bundle, self._choices
         other._budget, other._cost_bias = self._budget, self._cost_bias
+        other._take_over(backend.clone)
         return other
 
-    def close(self) -> None:
-        """Frees everything that no clone holds; closing twice is fine."""
-        backend, self._backend = self._backend, None
-        if backend is not None:
-            backend.close()
+    def __copy__(self) -> Runtime:
+        return self.clone()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Runtime:
+        return self.clone()
+
+    def __reduce__(self) -> tuple[Callable[..., Runtime], tuple[Any, ...]]:
+        """What a pickle holds: the bundle's path and digest, and how it is run; no engine."""
+        self._open()
+        path = str(self._bundle.path.absolute())
+        return _opened_again, (path, self._bundle.digest, asdict(self._choices), self._budget, self._cost_bias)
 
     def __enter__(self) -> Runtime:
-        self._open_backend()
+        self._open()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _claim(self) -> None:
-        """Takes the runtime for this thread, which releases it; a context manager would cost a batch of one 2 %."""
-        if not self._in_use.acquire(blocking=False):
-            raise UsageError("this Runtime is in use by another thread; give each thread its own with clone()")
-
-    def _open_backend(self) -> Backend:
-        if self._backend is None:
-            raise RuntimeClosedError("this Runtime was closed; make a new one, or use it inside its with block")
-        return self._backend
 
     def _check_path(self, path: NDArray[Any], samples: int) -> NDArray[np.uint8]:
         path = np.asarray(path)
@@ -390,3 +500,47 @@ class Runtime:
 
     def _policy_path(self, samples: int) -> NDArray[np.uint8] | None:
         return None if self._policy is None else np.repeat(self._policy[None], samples, 0)
+
+
+def _opened(path: str | Path) -> Bundle:
+    with _memory_for(path):
+        return Bundle(path)
+
+
+@contextlib.contextmanager
+def _memory_for(path: str | Path) -> Iterator[None]:
+    """Makes an error of ours of memory that ran out while a bundle was loaded."""
+    try:
+        yield
+    except OutOfMemoryError:
+        raise
+    except (MemoryError, ImportError) as error:  # a library that cannot be mapped is an ImportError
+        if isinstance(error, ImportError) and "failed to map" not in str(error):
+            raise
+        raise OutOfMemoryError(f"memory ran out while {path} was loaded; free some, or raise its limit") from error
+
+
+def _opened_again(path: str, digest: str, choices: dict[str, Any], budget: float | None, bias: float) -> Runtime:
+    """Opens what a pickle names, if it is still the same bundle."""
+    bundle = Bundle(path)
+    if bundle.digest != digest:
+        raise BundleError(f"{path} is another bundle than when the Runtime was pickled; make a new Runtime of it")
+    runtime = Runtime(bundle, **choices)
+    if bias:
+        runtime.set_cost_bias(bias)
+    runtime._budget = budget
+    return runtime
+
+
+def _most_at_once(architecture: Architecture, batch: int) -> int:
+    """Images that run at once, at most; as many times a backend's own batch as fit."""
+    widest = max(shape.out_channels * math.prod(shape.out_size) for shape in architecture.block_shapes())
+    bytes_each = 4 * (math.prod(architecture.image_shape) + widest)
+    return max(PART_BYTES // bytes_each, _LEAST_PART, batch) // batch * batch
+
+
+def _are_finite(logits: NDArray[np.float32]) -> bool:
+    if logits.size > _FEW:
+        return bool(np.isfinite(logits).all())
+    first, *others = logits.tolist()  # sums in double precision, where none overflows
+    return math.isfinite(sum(first) + sum(map(sum, others)) if others else sum(first))

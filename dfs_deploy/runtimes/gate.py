@@ -18,7 +18,7 @@ Features = NDArray[np.float32] | NDArray[np.uint8]
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GateWeights:
     """What the gate multiplies by; see the outputs of the bundle's ``gate.onnx``.
 

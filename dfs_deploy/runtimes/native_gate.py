@@ -66,9 +66,11 @@ class NativeGate(Gate):
     def __init__(self, weights: GateWeights, variant: str | None = None, together: int = 1) -> None:
         super().__init__(weights, together)
         if native.lacks is not None:
+            from dfs_deploy.installed import install_line
+
             raise EnvironmentLacksError(
-                f"the native gate is missing here ({native.lacks}); install a C compiler, then run: pip install"
-                " --force-reinstall --no-deps --no-binary dfs-deploy dfs-deploy; or use the gate numpy"
+                f"the native gate is missing here ({native.lacks}); install a C compiler, then build it:"
+                f" {install_line()} --force-reinstall --no-deps; or use the gate numpy"
             )
         if variant is not None and variant not in native_variants():
             raise EnvironmentLacksError(
@@ -163,7 +165,7 @@ class NativeGate(Gate):
         self._compiled.write_state(hidden, cell)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Packed:
     """Weights as kernel.h describes them: an input's weights next to each other, hidden units and options padded."""
 

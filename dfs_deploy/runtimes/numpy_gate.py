@@ -112,7 +112,7 @@ class _Bound:
         return int(self._step.run().argmax())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Matrices:
     """Weights as the steps below use them.
 

@@ -7,18 +7,20 @@ resumed at a step, or split over several processes, sees what a run that never s
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dfs_deploy.datasets import Dataset, load_dataset
+from dfs_deploy.datasets import Dataset, ImageFolder, open_dataset, splits_of
+from dfs_deploy.datasets.images import resize
 from dfs_deploy.digits import load_digits
 from dfs_deploy.errors import DataError
-from dfs_deploy.preprocessing import CIFAR10_CLASSES, InputContract
+from dfs_deploy.preprocessing import CIFAR10_CLASSES, InputContract, class_names_problem
 from dfs_deploy.training.processes import Processes
 from dfs_deploy.training.recipe import Augmentation
 
@@ -31,8 +33,67 @@ HELD_OUT = "held-out"
 HELD_OUT_SHARE = 0.1
 """Of the training images, where a data set has no test split of its own."""
 
+_EVALUATED = ("test", "val")
+"""Splits to evaluate on if nothing is asked for, the first that is there."""
+
 SHIFT = 4
 """Most pixels by which an image is moved, each way; what comes in is black."""
+
+
+@dataclass(frozen=True)
+class SplitChoice:
+    """What to train on and what to evaluate on, said before an image is decoded.
+
+    Attributes:
+        data: ``digits``, or the path of a data set.
+        there: names of the splits that the data have; empty for data without any.
+        evaluation: name of the split to evaluate on; ``None`` for images held out of the training split.
+        held_out: number of those; ``None`` for a tenth.
+    """
+
+    data: str
+    there: tuple[str, ...]
+    evaluation: str | None
+    held_out: int | None
+
+    def __str__(self) -> str:
+        train = f"split train of {self.data}" if self.there else f"all images of {self.data}"
+        if self.evaluation is not None:
+            others = [name for name in self.there if name not in ("train", self.evaluation)]
+            beside = f" (also there: {', '.join(others)}; --evaluate-on {others[0]})" if others else ""
+            return f"training on {train}, evaluating on split {self.evaluation}{beside}"
+        held_out = "a tenth of the images" if self.held_out is None else f"{self.held_out} images"
+        return f"training on {train}, evaluating on {held_out} held out of them"
+
+
+def choose_splits(data: str, held_out: int | None = None, evaluate_on: str | None = None) -> SplitChoice:
+    """Chooses what to train on and what to evaluate on. No image is decoded.
+
+    Args:
+        data: ``digits``, or a path that :func:`dfs_deploy.load_dataset` reads.
+        held_out: number of training images, drawn and taken out, to evaluate on; ``None`` for a split of its own, or a
+            tenth of the images if the data have none.
+        evaluate_on: name of that split; ``None`` for ``test``, else ``val``.
+
+    Raises:
+        DataError: nothing is there, or not the splits that are asked for.
+    """
+    there: tuple[str, ...] = ("train", "test") if is_digits(data) else splits_of(data)
+    if there and "train" not in there:
+        raise DataError(f"{data} holds {', '.join(there)} and no train; give the data that are to be trained on")
+    others = [name for name in there if name != "train"]
+    if evaluate_on is not None and evaluate_on not in others:
+        seen = f"no split {evaluate_on!r} to evaluate on in {data}"
+        remedy = f"it has {', '.join(others)}" if others else "it has no other than the one to train on: use --held-out"
+        raise DataError(f"{seen}, {remedy}")
+    if held_out is not None:
+        return SplitChoice(data, there, None, held_out)
+    return SplitChoice(data, there, evaluate_on or next((name for name in _EVALUATED if name in others), None), None)
+
+
+def is_digits(data: str) -> bool:
+    """Whether the word for scikit-learn's digits is meant, and not a file or folder of that name."""
+    return data == DIGITS and not Path(data).exists()
 
 
 @dataclass(frozen=True)
@@ -42,20 +103,44 @@ class Splits:
     Attributes:
         train: the training images.
         evaluation: other images.
-        evaluation_name: ``test``, or ``held-out`` for images taken out of the training split.
+        evaluation_name: ``test`` or ``val``, or ``held-out`` for images taken out of the training split.
+        classes: number that the network must know.
     """
 
     train: Dataset
     evaluation: Dataset
     evaluation_name: str
+    classes: int
 
     @property
-    def classes(self) -> int:
-        """How many classes the network must know."""
-        return len(self.train.class_names) or int(self.train.labels.max()) + 1
+    def notes(self) -> tuple[str, ...]:
+        """What was assumed or looks wrong about the data and may be meant, a line each."""
+        notes = [*self.train.notes, *self.evaluation.notes]
+        empty = np.flatnonzero(np.bincount(self.train.labels, minlength=self.classes) == 0)
+        if len(empty):
+            names = self.train.class_names
+            some = [names[index] if names else str(index) for index in empty[:3]] + ["..."] * (len(empty) > 3)
+            notes.append(
+                f"{len(empty)} of {self.classes} classes have no training image ({', '.join(some)}); the network cannot"
+                " learn them"
+            )
+        return tuple(dict.fromkeys(notes))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells these data from others, the same on every machine: pixels are left out, as decoders differ."""
+        labels = hashlib.sha256(self.train.labels.tobytes() + self.evaluation.labels.tobytes())
+        return {
+            "class names": list(self.train.class_names),
+            "classes": self.classes,
+            "image size": list(self.train.images.shape[1:3]),
+            "training images": len(self.train),
+            f"{self.evaluation_name} images": len(self.evaluation),
+            "labels": labels.hexdigest()[:16],
+        }
 
     def contract(self) -> InputContract:
-        """The normalisation that the training split asks for; CIFAR-10's usual one where its classes are CIFAR-10's."""
+        """The normalisation that the training split asks for; CIFAR-10's usual one if its classes are CIFAR-10's."""
         names = self.train.class_names
         shape = (3, *self.train.images.shape[1:3])
         if names == CIFAR10_CLASSES:
@@ -66,43 +151,70 @@ class Splits:
         return InputContract(shape, tuple(mean.round(4).tolist()), tuple(std.round(4).tolist()), names)
 
 
-def load_splits(data: str, size: tuple[int, int] | None = None, held_out: int | None = None, seed: int = 0) -> Splits:
+def load_splits(
+    data: str,
+    size: tuple[int, int] | None = None,
+    held_out: int | None = None,
+    seed: int = 0,
+    evaluate_on: str | None = None,
+) -> Splits:
     """Loads what to train on and what to evaluate on.
 
     Args:
         data: ``digits``, or a path that :func:`dfs_deploy.load_dataset` reads.
         size: height and width to resize images to; ``None`` for their own.
-        held_out: evaluate on so many training images, drawn and taken out, instead of on the test split; ``None`` for
-            the test split, or a tenth of the images where the data set has none.
-        seed: of that draw.
+        held_out: as in :func:`choose_splits`.
+        seed: of the draw of images that are held out.
+        evaluate_on: as in :func:`choose_splits`.
 
     Raises:
-        DataError: the data cannot be read, is of one class, or has too few images.
+        DataError: the data cannot be read, are of one class, have too few images, or splits that do not fit together.
     """
-    train = _load(data, "train", size)
+    choice = choose_splits(data, held_out, evaluate_on)
+    train = _open(data, "train", size)
     if len(set(train.labels.tolist())) < 2:
         raise DataError(f"{train.name} has images of one class only, expected at least 2; add the other classes")
+    if problem := class_names_problem(train.class_names):
+        raise DataError(f"{train.name}: {problem}")
+    classes = len(train.class_names) or int(train.labels.max()) + 1
+    if not train.class_names and classes > len(train):
+        raise DataError(
+            f"{train.name} has label {classes - 1} and {len(train)} images, expected labels from 0 on with images of"
+            " every class; number the classes without gaps"
+        )
+    if choice.evaluation is not None:
+        # Of a folder, nothing was decoded until here.
+        opened = _open(data, choice.evaluation, size).labelled_for(classes, train.class_names)
+        images, test = train.load(), opened.load()
+        if test.images.shape[1:] != images.images.shape[1:]:
+            raise DataError(
+                f"{test.name} has images of {_pixels(test)}, {images.name} of {_pixels(images)}, expected one size;"
+                f" give the size to resize to, as in --size {_pixels(images)}"
+            )
+        return Splits(images, test, choice.evaluation, classes)
     if held_out is None:
-        test = _load(data, "test", size)
-        # A data set without splits gives the same images for either.
-        if test.name != train.name:
-            classes = len(train.class_names) or int(train.labels.max()) + 1
-            return Splits(train, test.labelled_for(classes, train.class_names), "test")
         held_out = max(1, int(len(train) * HELD_OUT_SHARE))
     if not 0 < held_out < len(train):
         raise DataError(f"{held_out} of {len(train)} images held out, expected at least 1, and some left to train on")
-    shuffled = train.subset(None, seed)
+    shuffled = train.load().subset(None, seed)
     parts = [
-        Dataset(shuffled.images[rows], shuffled.labels[rows], shuffled.class_names, shuffled.name)
+        replace(shuffled, images=shuffled.images[rows], labels=shuffled.labels[rows])
         for rows in (slice(held_out, None), slice(None, held_out))
     ]
-    return Splits(parts[0], parts[1], HELD_OUT)
+    return Splits(parts[0], parts[1], HELD_OUT, classes)
 
 
-def _load(data: str, split: str, size: tuple[int, int] | None) -> Dataset:
-    if data == DIGITS and not Path(data).exists():
-        return load_digits("train" if split == "train" else "test")
-    return load_dataset(data, split, size)
+def _open(data: str, split: str, size: tuple[int, int] | None) -> Dataset | ImageFolder:
+    if not is_digits(data):
+        return open_dataset(data, split, size)
+    digits = load_digits("train" if split == "train" else "test")
+    if size is None:
+        return digits
+    return replace(digits, images=np.stack([resize(image, size) for image in digits.images]))
+
+
+def _pixels(dataset: Dataset) -> str:
+    return "x".join(map(str, dataset.images.shape[1:3]))
 
 
 class Images:
@@ -117,6 +229,7 @@ class Images:
     def __init__(self, dataset: Dataset, contract: InputContract, device: torch.device) -> None:
         self._pixels = torch.from_numpy(np.ascontiguousarray(dataset.images.transpose(0, 3, 1, 2))).to(device)
         self._labels = torch.from_numpy(dataset.labels).to(device)
+        self.class_names = dataset.class_names
         self._mean = torch.tensor(contract.mean, device=device).view(1, -1, 1, 1)
         self._std = torch.tensor(contract.std, device=device).view(1, -1, 1, 1)
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dfs_deploy.models import DFSNetwork
+from dfs_deploy.suspicion import suspicions
 from dfs_deploy.training.data import Images
 from dfs_deploy.training.processes import Processes
 
 _BATCH = 250
 
-_Part = tuple[int, dict[tuple[int, ...], int]]
-"""Of one process: images classified correctly, and how many took each path."""
+_Part = tuple[list[NDArray[np.int64]], dict[tuple[int, ...], int]]
+"""Of one process: true and predicted class of each image, (2, n) a batch; and how many images took each path."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Evaluation:
         percentage: mean computation percentage (Section 4, Metrics).
         option_share: for each gated block, the share of images that took each option; empty for the backbone alone.
         paths: how many different sequences of options were taken.
+        suspicions: what hints at a mistake rather than at a weak network, a line each.
     """
 
     images: int
@@ -34,6 +38,7 @@ class Evaluation:
     percentage: float
     option_share: tuple[tuple[float, ...], ...]
     paths: int
+    suspicions: tuple[str, ...] = ()
 
 
 @torch.no_grad()
@@ -47,7 +52,7 @@ def evaluate(
     """Evaluates a network, in evaluation mode; every process takes a share and gets the whole result.
 
     Args:
-        network: its mode is restored afterwards.
+        network: its mode is restored afterwards, also after an error.
         images: to classify.
         processes: that share the work.
         gated: whether the gate or policy chooses; otherwise every block runs in full precision.
@@ -55,33 +60,39 @@ def evaluate(
     """
     processes = processes or Processes()
     modes = [(module, module.training) for module in network.modules()]
-    network.eval()
     share = processes.share(len(images))
-    right = 0
+    answers = []
     paths: dict[tuple[int, ...], int] = {}
-    for start in range(share.start, share.stop, _BATCH):
-        pixels, labels = images.take(slice(start, min(start + _BATCH, share.stop)))
-        x = images.normalize(pixels)
-        if gated:
-            output = network.route(x)
-            logits = output.logits
-            for path in map(tuple, output.path.tolist()):
-                paths[path] = paths.get(path, 0) + 1
-        else:
-            logits = network.backbone(x)
-        right += int((logits.argmax(1) == labels).sum())
-    for module, mode in modes:
-        module.training = mode
+    try:
+        network.eval()
+        for start in range(share.start, share.stop, _BATCH):
+            pixels, labels = images.take(slice(start, min(start + _BATCH, share.stop)))
+            x = images.normalize(pixels)
+            if gated:
+                output = network.route(x)
+                logits = output.logits
+                for path in map(tuple, output.path.tolist()):
+                    paths[path] = paths.get(path, 0) + 1
+            else:
+                logits = network.backbone(x)
+            answers.append(torch.stack([labels, logits.argmax(1)]).cpu().numpy())
+    finally:
+        for module, mode in modes:
+            module.training = mode
     rows = costs or [network.options.costs] * network.architecture.gated_blocks
-    return _summarize(rows, len(images), processes.gather((right, paths)), gated)
+    parts = processes.gather((answers, paths))
+    labels, predictions = np.concatenate([batch for some, _ in parts for batch in some], axis=1)
+    found = _summarize(rows, int((labels == predictions).sum()), len(images), parts, gated)
+    classes = network.architecture.classes
+    return replace(found, suspicions=suspicions(labels, predictions, classes, images.class_names))
 
 
-def _summarize(costs: Sequence[Sequence[float]], images: int, parts: list[_Part], gated: bool) -> Evaluation:
+def _summarize(
+    costs: Sequence[Sequence[float]], right: int, images: int, parts: list[_Part], gated: bool
+) -> Evaluation:
     counts = [[0] * len(row) for row in costs]
-    right = 0
     distinct: set[tuple[int, ...]] = set()
-    for some, paths in parts:
-        right += some
+    for _, paths in parts:
         distinct.update(paths)
         for path, count in paths.items():
             for block, option in enumerate(path):

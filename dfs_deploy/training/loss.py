@@ -14,7 +14,7 @@ from dfs_deploy.training.processes import Processes
 from dfs_deploy.training.recipe import AlphaSign
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Loss:
     """The loss of a batch and its terms; all are scalars, over the batches of all processes but for ``total``.
 

@@ -19,13 +19,18 @@ writes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dfs_deploy.decoding import MAX_LOG, MalformedError, decode_json
+from dfs_deploy.errors import CheckpointError, DataError
 from dfs_deploy.extras import required
+from dfs_deploy.files import UnfitFileError, check_file, read_file
+from dfs_deploy.text import first_line
 
 SCHEMA = 1
 
@@ -41,19 +46,29 @@ class MetricsLog:
         tensorboard: folder for TensorBoard's events; ``None`` for none.
 
     Raises:
+        CheckpointError: fewer bytes are there than are to stand, or no regular file.
         MissingExtraError: TensorBoard is wanted and not installed.
     """
 
     def __init__(self, path: Path, keep: int, tensorboard: Path | None = None) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                check_file(path, MAX_LOG, follow=False)
+            except UnfitFileError as error:  # opening a FIFO would wait, and a link may lead anywhere
+                raise CheckpointError(f"{path} {first_line(error)}; move it away and begin a new run") from error
         self._stream = path.open("ab")
+        there = os.fstat(self._stream.fileno()).st_size
+        if there < keep:  # truncating would fill it up with zeros
+            self._stream.close()
+            raise CheckpointError(
+                f"{path} holds {there} bytes, expected at least the {keep} that the saved state counts on; put it back,"
+                " or begin a new run"
+            )
         self._stream.truncate(keep)
         self._stream.seek(0, os.SEEK_END)
         self._writer: Any = None
         if tensorboard is not None:
-            with required():
-                from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(tensorboard))
+            self._writer = _summary_writer()(str(tensorboard))
 
     def write(self, records: Iterable[Record]) -> None:
         """Appends records, and hands them to the system."""
@@ -82,6 +97,17 @@ class MetricsLog:
                 self._writer.add_scalar(f"{record['stage']}/{record['event']}/{key}", value, record["step"])
 
 
+def check_tensorboard() -> None:
+    """Raises MissingExtraError if TensorBoard is not installed."""
+    _summary_writer()
+
+
+def _summary_writer() -> Any:
+    with required():
+        from torch.utils.tensorboard import SummaryWriter
+    return SummaryWriter
+
+
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Reads a metrics log; a last line that was cut off by a stop is left out.
 
@@ -90,6 +116,15 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
     Returns:
         The records, in order.
+
+    Raises:
+        DataError: it cannot be read, or a line is no JSON object.
     """
-    lines = Path(path).read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines[:-1]]
+    path = Path(path)
+    try:
+        lines = read_file(path, MAX_LOG).split(b"\n")
+        return [decode_json(line, dict[str, Any]) for line in lines[:-1]]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({first_line(error)}); give the metrics.jsonl of a run") from error
+    except MalformedError as error:
+        raise DataError(f"{path} is no metrics log ({error}); give the metrics.jsonl of a run") from error

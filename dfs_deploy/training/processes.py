@@ -16,9 +16,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed
 
-from dfs_deploy.errors import UsageError
+from dfs_deploy.errors import EnvironmentLacksError, UsageError
+from dfs_deploy.text import first_line
 
 _T = TypeVar("_T")
+
+_RENDEZVOUS = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+_MOST_DIGITS = 9  # int() itself refuses thousands of them
 
 
 @dataclass(frozen=True)
@@ -73,29 +77,68 @@ class Processes:
             distributed.barrier()
 
 
+def started_by_torchrun() -> int:
+    """How many processes ``torchrun`` started for this run; 1 without it.
+
+    Raises:
+        UsageError: ``WORLD_SIZE`` says that there are others, and what is needed to reach them is not set: batch
+            systems set some of these variables for every job.
+    """
+    count = _whole("WORLD_SIZE", 1, least=1)
+    missing = [name for name in _RENDEZVOUS if not os.environ.get(name)]
+    if count > 1 and missing:
+        raise UsageError(
+            f"WORLD_SIZE is {count} and {', '.join(missing)} not set, expected all that torchrun sets; start with"
+            " torchrun -m dfs_deploy train, or unset WORLD_SIZE to train in one process"
+        )
+    return count
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks to the user, before the processes have met."""
+    return started_by_torchrun() == 1 or _whole("RANK", 0, least=0) == 0
+
+
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[Processes]:
     """Joins the processes that ``torchrun`` started; alone without it.
 
     Args:
         device: on which the network is; decides how processes speak, by NCCL or by Gloo.
+
+    Raises:
+        UsageError: see :func:`started_by_torchrun`.
+        EnvironmentLacksError: the others cannot be reached.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
+    if started_by_torchrun() == 1:
         yield Processes()
         return
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except (RuntimeError, ValueError) as error:
+        raise EnvironmentLacksError(
+            f"the processes of this run do not reach each other ({first_line(error)}); start them with torchrun"
+        ) from error
     try:
         yield Processes(distributed.get_rank(), distributed.get_world_size())
     finally:
         distributed.destroy_process_group()
 
 
+def _whole(variable: str, default: int, least: int) -> int:
+    text = os.environ.get(variable) or str(default)
+    if not (text.isdecimal() and len(text) < _MOST_DIGITS and int(text) >= least):
+        raise UsageError(
+            f"{variable} is {text!r} in the environment, expected an integer of at least {least}; unset it"
+        )
+    return int(text)
+
+
 def local_device(name: str | None) -> torch.device:
     """The device that this process computes on.
 
     Args:
-        name: ``cpu``, ``cuda``, ``cuda:1`` and the like; ``None`` for a GPU where there is one.
+        name: ``cpu``, ``cuda``, ``cuda:1`` and the like; ``None`` for a GPU if there is one.
 
     Raises:
         UsageError: no such device here.
@@ -104,9 +147,9 @@ def local_device(name: str | None) -> torch.device:
     try:
         device = torch.device(kind)
         if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.empty(0, device=device)
+            device = torch.device("cuda", _whole("LOCAL_RANK", 0, least=0))
+        float(torch.zeros(1, device=device))  # some devices take tensors and compute nothing
     except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
-        cause = str(error).splitlines()[0]
+        cause = first_line(error)
         raise UsageError(f"device {kind!r} cannot be used here ({cause}); leave --device out, or give cpu") from error
     return device

@@ -25,6 +25,33 @@ STAGES: tuple[StageName, ...] = get_args(StageName)
 STEERED: tuple[StageName, ...] = ("joint", "deploy")
 """The stages that aim for the target."""
 
+_MOST_STEPS = 10**9
+_WHOLE = {
+    "blocks_per_group": (1, 333),  # a thousand blocks: a network of this kind beyond that cannot be deployed here
+    "batch": (1, 10**6),
+    "backbone_steps": (0, _MOST_STEPS),
+    "gate_steps": (0, _MOST_STEPS),
+    "joint_steps": (0, _MOST_STEPS),
+    "gate_patience": (0, _MOST_STEPS),
+    "deploy_steps": (0, _MOST_STEPS),
+}
+"""Least and most of each value that is an integer."""
+
+_AT_LEAST_0 = (
+    "backbone_lr",
+    "gate_lr",
+    "joint_lr",
+    "joint_gate_lr",
+    "deploy_rate",
+    "weight_decay",
+    "clip",
+    "alpha",
+)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -102,40 +129,45 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self._check_choices()
-        whole = ("blocks_per_group", "batch")
-        for name in (*whole, "backbone_steps", "gate_steps", "joint_steps", "gate_patience", "deploy_steps"):
+        for name, (least, most) in _WHOLE.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < (name in whole):
-                raise UsageError(f"{name} is {value!r}, expected an integer of at least {int(name in whole)}")
-        for name in (
-            "backbone_lr",
-            "gate_lr",
-            "joint_lr",
-            "joint_gate_lr",
-            "deploy_rate",
-            "momentum",
-            "weight_decay",
-            "clip",
-            "alpha",
-        ):
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise UsageError(f"{name} is {value!r}, expected an integer of {least} to {most:,}")
+        for name in _AT_LEAST_0:
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0.0):
+            if not (_is_number(value) and value >= 0.0):
                 raise UsageError(f"{name} is {value!r}, expected a number of at least 0")
-        if not 0.0 <= self.settle_share <= 1.0:
+        if not (_is_number(self.settle_share) and 0.0 <= self.settle_share <= 1.0):
             raise UsageError(f"settle_share is {self.settle_share!r}, expected 0 to 1")
-        if self.costs is not None and [len(row) for row in self.costs] != [len(self.options)] * self.gated_blocks:
+        if not (_is_number(self.momentum) and 0.0 <= self.momentum < 1.0):
+            raise UsageError(f"momentum is {self.momentum!r}, expected 0 to less than 1")
+        if self.nesterov and not self.momentum:
+            raise UsageError("nesterov without momentum, which it needs; set nesterov to false, or give a momentum")
+        self._check_costs()
+        if self.policy is not None:
+            self.policy_indices()
+        low, high = (100.0 * sum(map(edge, self.cost_rows)) / len(self.cost_rows) for edge in (min, max))
+        # A policy costs what it costs, so nothing is steered to the target; it must be a percentage all the same.
+        if not _is_number(self.target) or (self.policy is None and not low <= self.target <= high):
+            raise UsageError(
+                f"target {self.target} %, expected {low:.4g} to {high:.4g}, what the options '{self.options}' reach;"
+                " choose another target or other options"
+            )
+
+    def _check_costs(self) -> None:
+        if (self.costs is None) != (self.cost == FLOPS):
+            raise UsageError(
+                f"cost {self.cost!r} {'without' if self.costs is None else 'with'} a table of costs, expected {FLOPS!r}"
+                " without one, and the table's name with one"
+            )
+        if self.costs is None:
+            return
+        if [len(row) for row in self.costs] != [len(self.options)] * self.gated_blocks:
             raise UsageError(
                 f"costs of {len(self.costs)} blocks, expected a cost for each option at each of {self.gated_blocks}"
             )
-        if self.policy is not None:
-            self.policy_indices()
-            return
-        low, high = (100.0 * sum(map(edge, self.cost_rows)) / len(self.cost_rows) for edge in (min, max))
-        if not low <= self.target <= high:
-            raise UsageError(
-                f"target {self.target:g} %, expected {low:.4g} to {high:.4g}, what the options '{self.options}' reach;"
-                " choose another target or other options"
-            )
+        if not all(_is_number(cost) and cost >= 0.0 for row in self.costs for cost in row):
+            raise UsageError("a cost is negative or no finite number, expected each to be at least 0; measure again")
 
     def _check_choices(self) -> None:
         for name, kind in (
@@ -146,6 +178,9 @@ class Recipe:
         ):
             if getattr(self, name) not in get_args(kind):
                 raise UsageError(f"{name} {getattr(self, name)!r}, expected {' or '.join(get_args(kind))}")
+        for name in ("nesterov", "standardize_gate"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name} is {getattr(self, name)!r}, expected true or false")
 
     @property
     def gated_blocks(self) -> int:
@@ -239,9 +274,13 @@ def preset(name: str, **changes: object) -> Recipe:
         changes: by attribute; ``None`` keeps the preset's value.
 
     Raises:
-        UsageError: no such preset, or a value that cannot be.
+        UsageError: no such preset, no such attribute, or a value that cannot be.
     """
     if name not in PRESETS:
         raise UsageError(f"preset {name!r}, expected {' or '.join(PRESETS)}")
     given = {key: value for key, value in changes.items() if value is not None}
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    for key in given:
+        if key not in known:
+            raise UsageError(f"no value {key!r} in a recipe, expected one of {', '.join(known)}")
     return dataclasses.replace(PRESETS[name], **given)  # type: ignore[arg-type]

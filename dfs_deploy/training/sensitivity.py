@@ -20,7 +20,7 @@ from dfs_deploy.errors import UsageError
 from dfs_deploy.models import DFSNetwork, QuantizedConv2d, run_option
 from dfs_deploy.options import FULL_BITS, Options
 from dfs_deploy.training.beginning import begin_with, new_architecture
-from dfs_deploy.training.data import HELD_OUT, Images, load_splits
+from dfs_deploy.training.data import HELD_OUT, Images, Splits, load_splits
 from dfs_deploy.training.job import Job
 from dfs_deploy.training.processes import local_device
 
@@ -31,7 +31,7 @@ _BATCH = 128
 _TOLERANCE = 1e-9
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sensitivity:
     """What each option of each gated block does to the loss, all other blocks in full precision.
 
@@ -166,7 +166,7 @@ class PolicySearch:
     sensitivity: Sensitivity
 
 
-def search_policy(job: Job) -> PolicySearch:
+def search_policy(job: Job, splits: Splits | None = None) -> PolicySearch:
     """Chooses a policy for a job: the best for its target, by the sensitivity of its backbone.
 
     Measured on images held out of the training split where the job holds some out, which a backbone trained with the
@@ -174,6 +174,7 @@ def search_policy(job: Job) -> PolicySearch:
 
     Args:
         job: with a backbone; its recipe gives the options, the costs and the target.
+        splits: its data if they are loaded already; ``None`` loads them.
 
     Raises:
         UsageError: no backbone, or a target that the options do not reach.
@@ -184,7 +185,7 @@ def search_policy(job: Job) -> PolicySearch:
         raise UsageError("a policy is searched for a trained backbone and none is given; train one, then --backbone it")
     recipe = job.recipe
     device = local_device(job.device)
-    splits = load_splits(job.data, job.size, job.held_out, job.seed)
+    splits = splits or load_splits(job.data, job.size, job.held_out, job.seed, job.evaluate_on)
     held_out = splits.evaluation_name == HELD_OUT
     measured = splits.evaluation if held_out else splits.train.subset(SEARCH_IMAGES, job.seed)
     network = begin_with(job.backbone, new_architecture(recipe, splits)).to(device)

@@ -44,7 +44,7 @@ def _sgd(module: nn.Module, rate: float, recipe: Recipe) -> torch.optim.Optimize
         rate,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
-        nesterov=recipe.nesterov and recipe.momentum > 0.0,
+        nesterov=recipe.nesterov,
     )
 
 

@@ -17,9 +17,11 @@ from torch import Tensor
 import dfs_deploy
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.errors import CheckFailedError, CheckpointError, EnvironmentLacksError, UsageError
+from dfs_deploy.files import check_folder, remove_leftovers, sole_use
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import FULL_BITS, Options
 from dfs_deploy.preprocessing import InputContract
+from dfs_deploy.text import first_line
 from dfs_deploy.training.beginning import begin_with, new_architecture
 from dfs_deploy.training.data import Batches, Images, Splits, load_splits
 from dfs_deploy.training.deployed import Ranges, calibrate_deployed, plain_ranges, read_ranges, widest_ranges
@@ -27,11 +29,11 @@ from dfs_deploy.training.evaluation import Evaluation, evaluate
 from dfs_deploy.training.job import JOB_FILE, Job, load_job, save_job
 from dfs_deploy.training.loss import joint_loss, with_costs
 from dfs_deploy.training.metrics import SCHEMA as METRICS_SCHEMA
-from dfs_deploy.training.metrics import MetricsLog, Record
+from dfs_deploy.training.metrics import MetricsLog, Record, check_tensorboard
 from dfs_deploy.training.processes import Processes, joined, local_device
 from dfs_deploy.training.recipe import STEERED, StageName
 from dfs_deploy.training.stages import Forward, learning, set_modes, stage_forward, stage_optimizers, standardize_gate
-from dfs_deploy.training.state import State, load_state, save_state, saving
+from dfs_deploy.training.state import STATE_FILE, State, load_state, save_state, saving
 
 CHECKPOINT_FILE = "checkpoint.pt"
 BACKBONE_FILE = "backbone.pt"
@@ -41,9 +43,18 @@ _FLUSH_EVERY = 10
 _CALIBRATION_BATCHES = 8
 _STEP_VALUES = ("loss", "accuracy", "cost", "percentage", "alpha")
 _FULL_TOLERANCE = 1e-3
+_GATHERED = {"SGD": {"momentum_buffer": True}, "Adam": {"step": False, "exp_avg": True, "exp_avg_sq": True}}
+"""What each optimizer gathers of a parameter, and whether it has the parameter's shape."""
+
+TARGET_TOLERANCE = 2.0
+"""Points of computation percentage by which a run may end beside its target."""
 
 Observer = Callable[[Record], None]
-"""Called with each record of the metrics log when it is written, and with notes (``note``: a ``text``), not in it."""
+"""Called with each record of the metrics log when it is written, and with two kinds that are not in the log.
+
+A ``run`` comes before all records of the log, also if a run is resumed; a ``note`` has a ``text``: what was assumed, or
+looks wrong and may be meant.
+"""
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,8 @@ class Trained:
         network: in evaluation mode.
         contract: how pixels become its input.
         evaluation: of the last stage.
-        split: what was evaluated on: ``test``, or ``held-out`` training images.
+        split: what was evaluated on: ``test`` or ``val``, or ``held-out`` training images.
+        target: computation percentage that the last stage was steered to; ``None`` if nothing steered it.
         first: whether this process is the one that wrote it; true where there is only one.
         finished_before: whether it was resumed with nothing left to do.
     """
@@ -67,11 +79,17 @@ class Trained:
     contract: InputContract
     evaluation: Evaluation
     split: str
+    target: float | None = None
     first: bool = True
     finished_before: bool = False
 
+    @property
+    def target_missed(self) -> bool:
+        """Whether the computation ended more than :data:`TARGET_TOLERANCE` beside the target."""
+        return self.target is not None and abs(self.evaluation.percentage - self.target) > TARGET_TOLERANCE
 
-def train(job: Job, out: str | Path, observer: Observer | None = None) -> Trained:
+
+def train(job: Job, out: str | Path, observer: Observer | None = None, *, splits: Splits | None = None) -> Trained:
     """Runs a job from its beginning.
 
     Args:
@@ -79,18 +97,39 @@ def train(job: Job, out: str | Path, observer: Observer | None = None) -> Traine
         out: folder for ``job.json``, ``metrics.jsonl``, ``state.pt``, ``backbone.pt`` and ``checkpoint.pt``; new, or
             without a run in it.
         observer: is told every record of the metrics log.
+        splits: the job's data if they are loaded already; ``None`` loads them.
 
     Raises:
-        UsageError: a run is there already, or the job cannot be.
-        DataError: the data cannot be read, or is of one class.
+        UsageError: a run is there already, another process trains there, or the job cannot be.
+        DataError: the data cannot be read, or are of one class.
         CheckpointError: a checkpoint to begin with cannot be read, or is of another architecture.
-        EnvironmentLacksError: the folder cannot be created, or the disk is full; what was saved stays.
+        EnvironmentLacksError: the folder cannot be created, the disk is full, or memory is too small; what was saved
+            stays.
         CheckFailedError: the loss became NaN or infinite; what was saved stays.
     """
     folder = Path(out)
+    check_new(folder)
+    return _run(job, folder, observer, splits, new=True)
+
+
+def check_new(folder: Path) -> None:
+    """Makes sure that a run can begin in a folder; writes nothing.
+
+    Raises:
+        UsageError: a run is there already, or something that is no folder.
+        EnvironmentLacksError: nothing can be written there.
+    """
     if (folder / JOB_FILE).exists():
         raise UsageError(f"{folder} has a training run already, expected a new folder; choose another, or --resume it")
-    return _run(job, folder, observer, new=True)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is no folder, expected a new one for the run; choose another with --out")
+    try:
+        check_folder(folder)
+    except OSError as error:
+        raise EnvironmentLacksError(
+            f"the folder {folder} cannot be {'written to' if folder.exists() else 'created'} ({first_line(error)});"
+            " choose another for the run"
+        ) from error
 
 
 def resume(out: str | Path, observer: Observer | None = None) -> Trained:
@@ -103,27 +142,72 @@ def resume(out: str | Path, observer: Observer | None = None) -> Trained:
         observer: is told every record that is written from now on.
 
     Raises:
-        CheckpointError: no run is there, or it is damaged.
+        CheckpointError: no run is there, it is damaged, or its job was changed.
+        UsageError: another process trains there.
+        DataError: the data cannot be read, or are not those that the run was begun with.
+        EnvironmentLacksError: the disk is full, or memory is too small.
+        CheckFailedError: the loss became NaN or infinite.
     """
     folder = Path(out)
-    return _run(load_job(folder), folder, observer, new=False)
+    return _run(load_job(folder), folder, observer, None, new=False)
 
 
-def _run(job: Job, folder: Path, observer: Observer | None, new: bool) -> Trained:
+def _run(job: Job, folder: Path, observer: Observer | None, splits: Splits | None, new: bool) -> Trained:
     if job.threads is not None:
         torch.set_num_threads(job.threads)
+    if job.tensorboard:
+        check_tensorboard()
     device = local_device(job.device)
-    with joined(device) as processes:
+    with contextlib.ExitStack() as stack:
+        processes = stack.enter_context(joined(device))
         processes.check_batch(job.recipe.batch)
-        splits = load_splits(job.data, job.size, job.held_out, job.seed)
-        trainer = _Trainer(job, folder, splits, device, processes, observer or (lambda record: None))
+        stack.enter_context(_memory())
+        if not new and processes.first:
+            stack.enter_context(_only_one(folder))
+        state = None if new else load_state(folder)
+        splits = splits or load_splits(job.data, job.size, job.held_out, job.seed, job.evaluate_on)
+        if state is not None:
+            state.check(folder, job, splits.identity)
+        trainer = _Trainer(job, folder, splits, device, processes, observer or (lambda record: None), state)
         # Only now, that everything given has proved sound, is something written.
         if new and processes.first:
             _make(folder)
+            stack.enter_context(_only_one(folder))
+            check_new(folder)  # another process may have begun one meanwhile
             with saving(folder):
                 save_job(folder, job)
         processes.wait()
-        return trainer.run(None if new else load_state(folder))
+        return trainer.run()
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Keeps a run's folder for this process, and removes what a killed one left half written there."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(sole_use(folder))
+        except BlockingIOError as error:
+            raise UsageError(
+                f"another process trains in {folder}; wait until it ends, or choose another folder with --out"
+            ) from error
+        for name in (JOB_FILE, STATE_FILE, BACKBONE_FILE, CHECKPOINT_FILE):
+            remove_leftovers(folder / name)
+        yield
+
+
+@contextlib.contextmanager
+def _memory() -> Iterator[None]:
+    """Says in one line that memory ran out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch has a class of its own for GPUs alone; on a CPU it is a RuntimeError like any other.
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise EnvironmentLacksError(
+            f"memory is too small for this run ({first_line(error, 120)}); lower --batch or --size; what was saved"
+            " before is whole"
+        ) from error
 
 
 class _Trainer:
@@ -135,8 +219,10 @@ class _Trainer:
         device: torch.device,
         processes: Processes,
         observer: Observer,
+        state: State | None,
     ) -> None:
         self._job = job
+        self._state = state
         self._recipe = job.recipe
         self._folder = folder
         self._device = device
@@ -158,6 +244,9 @@ class _Trainer:
         architecture = new_architecture(self._recipe, self._splits)
         torch.manual_seed(self._job.seed)
         network = DFSNetwork(architecture, self._recipe.options, self._recipe.policy_indices())
+        if self._state is not None:
+            _restore(network, self._state, self._folder)
+            return network
         if self._job.backbone is not None:
             given = begin_with(self._job.backbone, architecture, self._note)
             network.backbone.load_state_dict(given.backbone.state_dict())
@@ -175,19 +264,18 @@ class _Trainer:
         if self._processes.first:
             self._observer({"event": "note", "text": text})
 
-    def run(self, state: State | None) -> Trained:
-        """Runs all stages, from a saved state or the beginning."""
-        stages = self._job.stages
+    def run(self) -> Trained:
+        """Runs all stages, from the saved state or the beginning."""
+        stages, state = self._job.stages, self._state
         first = 0
         if state is not None:
             first = stages.index(state.stage) if state.stage is not None else len(stages)
-            _restore(self._network, state, self._folder)
-        with self._logging(state.log_bytes if state else 0):
-            if state is None:
-                self._write([self._header()])
-            for index, stage in enumerate(stages[first:], start=first):
-                self._run_stage(stage, state if index == first else None)
-                self._save(State(stages[index + 1] if index + 1 < len(stages) else None, 0, 0))
+        if first < len(stages):
+            with self._logging(state.log_bytes if state else 0):
+                self._begin(state)
+                for index, stage in enumerate(stages[first:], start=first):
+                    self._run_stage(stage, state if index == first else None)
+                    self._save(State(stages[index + 1] if index + 1 < len(stages) else None, 0, 0))
         gated = stages[-1] != "backbone"
         return Trained(
             folder=self._folder,
@@ -197,9 +285,18 @@ class _Trainer:
             evaluation=self._last
             or evaluate(self._network, self._evaluation_images, self._processes, gated, self._costs_of(stages[-1])),
             split=self._splits.evaluation_name,
+            target=self._job.target,
             first=self._processes.first,
             finished_before=first == len(stages),
         )
+
+    def _begin(self, state: State | None) -> None:
+        if state is None:
+            self._write([self._header()])
+        elif self._processes.first:
+            self._observer(self._header())
+        for note in self._splits.notes:
+            self._note(note)
 
     def _run_stage(self, stage: StageName, state: State | None) -> None:
         job, recipe, network = self._job, self._recipe, self._network
@@ -209,8 +306,7 @@ class _Trainer:
         begin = streak = 0
         if state is not None and state.optimizers:
             begin, streak = state.step, state.streak
-            for optimizer, saved in zip(optimizers, state.optimizers, strict=True):
-                optimizer.load_state_dict(saved)
+            _restore_optimizers(optimizers, state, self._folder)
         elif stage == "gate" and recipe.standardize_gate:
             standardize_gate(network, self._batches.take(stage, 0, plain=True)[0])
             self._processes.average(list(network.parameters()))
@@ -302,7 +398,9 @@ class _Trainer:
         result = evaluate(self._network, self._evaluation_images, self._processes, gated, self._costs_of(stage))
         self._last = result
         where = {"event": "evaluation", "stage": stage, "step": step, "split": self._splits.evaluation_name}
-        self._write([{**where, **dataclasses.asdict(result)}])
+        measured = dataclasses.asdict(result)
+        del measured["suspicions"]
+        self._write([{**where, **measured}])
         if self._processes.first and stage != "gate":
             name = CHECKPOINT_FILE if gated else BACKBONE_FILE
             network = self._network if gated else _in_full_precision(self._network)
@@ -334,8 +432,14 @@ class _Trainer:
         if self._log is None:
             return
         with saving(self._folder):
-            network = {key: value.cpu() for key, value in self._network.state_dict().items()}
-            save_state(self._folder, dataclasses.replace(state, log_bytes=self._log.sync(), network=network))
+            whole = dataclasses.replace(
+                state,
+                log_bytes=self._log.sync(),
+                network={key: value.cpu() for key, value in self._network.state_dict().items()},
+                job=self._job.as_json(),
+                data=self._splits.identity,
+            )
+            save_state(self._folder, whole)
 
     def _write(self, records: Sequence[Record]) -> None:
         if self._log is not None:
@@ -379,7 +483,7 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentLacksError(
-            f"the folder {folder} cannot be created ({error.strerror or error}); choose another for the run"
+            f"the folder {folder} cannot be created ({first_line(error)}); choose another for the run"
         ) from error
 
 
@@ -391,8 +495,41 @@ def _in_full_precision(network: DFSNetwork) -> DFSNetwork:
 def _restore(network: DFSNetwork, state: State, folder: Path) -> None:
     try:
         network.load_state_dict(state.network)
-    except RuntimeError as error:
+        sound = all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values())
+    except (AttributeError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"the state in {folder} is of another network than its job's; start again") from error
+    if not sound:
+        raise CheckpointError(f"the state in {folder} holds NaN or infinity; start again")
+
+
+def _restore_optimizers(optimizers: Sequence[torch.optim.Optimizer], state: State, folder: Path) -> None:
+    try:
+        for optimizer, saved in zip(optimizers, state.optimizers, strict=True):
+            # Rates and the like are the recipe's; what an optimizer has gathered of each parameter is the state's.
+            own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+            optimizer.load_state_dict(saved)
+            for group, values in zip(optimizer.param_groups, own, strict=True):
+                parameters = group["params"]
+                group.clear()
+                group.update(values, params=parameters)
+                for parameter in parameters:
+                    _check_gathered(optimizer, parameter)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the state in {folder} does not fit the stage {state.stage} ({first_line(error, 120)}); start again"
+        ) from error
+
+
+def _check_gathered(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
+    """Raises ValueError if an optimizer's state of a parameter is not what such an optimizer makes."""
+    gathered = optimizer.state.get(parameter, {})
+    shapes = _GATHERED[type(optimizer).__name__]
+    if gathered and set(gathered) != set(shapes):
+        raise ValueError(f"{type(optimizer).__name__} with {', '.join(map(str, gathered))}")
+    for key, value in gathered.items():
+        wanted = parameter.shape if shapes[key] else torch.Size()
+        if not isinstance(value, Tensor) or value.shape != wanted or not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{key} of another shape, or not finite")
 
 
 def _parameters(optimizers: Sequence[torch.optim.Optimizer]) -> list[Tensor]:

@@ -14,7 +14,7 @@ from dfs_deploy.bench.intervals import Interval, Ratios, paired_ratios
 from dfs_deploy.bench.machine import Machine
 from dfs_deploy.bench.results import BenchResult, BundleFacts
 from dfs_deploy.bench.state import Disturbance, MachineState
-from dfs_deploy.bench.validity import find_problems
+from dfs_deploy.bench.validity import find_problems, rival_ratios
 from dfs_deploy.bench.verdict import decide
 
 FACTS = BundleFacts("net", "d" * 64, "c" * 64, "ResNet-14", ("skip", "full"))
@@ -85,7 +85,7 @@ def made_bench(
         for name, taken in times.items()
         if name.startswith("static") and (found := paired_ratios(times["dfs"], taken, name)) is not None
     ]
-    problems = find_problems(cases, Turn(16), inputs)
+    problems = find_problems(cases, over, Turn(16), inputs)
     fields: dict[str, Any] = {
         "bundle": FACTS,
         "device": "cpu",
@@ -104,5 +104,6 @@ def made_bench(
         "option_share": ((0.25, 0.75), (1.0, 0.0)),
         "problems": problems,
         "verdict": decide(cases, over, problems),
+        "rival": rival_ratios(cases, over),
     }
     return BenchResult(**(fields | changes))

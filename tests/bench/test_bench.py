@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,14 @@ import numpy as np
 import pytest
 
 from dfs_deploy.architecture import Architecture
-from dfs_deploy.bench import BenchResult, bench, energy_cases, run_bench
+from dfs_deploy.bench import BenchResult, bench, energy_cases, run_bench, state
+from dfs_deploy.bench.alone import EnginesAlone
+from dfs_deploy.bench.clock import time_interleaved
 from dfs_deploy.bench.energy import EnergyReading, EnergySampler
 from dfs_deploy.bench.jetson import Jetson, PowerState
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
+from dfs_deploy.cpu import CpuLimits
 from dfs_deploy.datasets import Dataset
 from dfs_deploy.errors import UsageError
 from dfs_deploy.exporters import export
@@ -71,6 +76,7 @@ def test_figures_follow_from_each_other(result: BenchResult) -> None:
         assert case["throughput_per_s"] == pytest.approx(1e3 / latency["mean"])
         if case["name"].startswith("dfs"):
             assert case["dispatch_efficiency"] == pytest.approx(case["engine_ms"] / latency["p50"])
+            assert case["dispatch_efficiency_interval"] is None, "too few turns to know it"
             assert case["engine_ms"] > 0
             assert case["gate_us"] > 0
             assert case["gate_share"] > 0
@@ -200,6 +206,161 @@ def test_a_budget_is_held_by_the_dynamic_network_alone(mixed: Made, tmp_path: Pa
         run_bench(Bundle(bundle), mixed.data, budget=0.95, **QUICK)
 
 
+def test_engines_alone_are_timed_in_the_turns_of_what_they_are_compared_with(
+    mixed: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a machine that slows down between two phases of a bench changes no efficiency."""
+    timed: list[list[str]] = []
+
+    def seen(cases: Any, *args: Any, **kwargs: Any) -> dict[str, list[int]]:
+        timed.append([case.name for case in cases])
+        return time_interleaved(cases, *args, **kwargs)
+
+    monkeypatch.setattr(bench, "time_interleaved", seen)
+    result = run_bench(Bundle(mixed.path), mixed.data, min_s=0.0, min_iterations=1600, warm_up_s=0.0)
+    assert len(timed) == 1
+    assert {"dfs", "dfs engines", "gates", "static-fp32"} <= set(timed[0])
+    assert [case.name for case in result.cases] == ["dfs", "static-fp32", "static-fp16", "static-int8"]
+    efficiency = result.dynamic.efficiency
+    assert efficiency is not None
+    assert 0.0 < efficiency.low <= efficiency.value <= efficiency.high
+    assert result.dynamic.engine_ms is not None
+
+
+def test_the_engines_alone_are_those_of_each_inputs_path(mixed: Made) -> None:
+    with Runtime(mixed.path) as runtime:
+        images = runtime.input.normalize(mixed.data.images[:8])
+        paths = np.concatenate([runtime(image[None]).path for image in images])
+        ran: list[Any] = []
+
+        class Counted(Runtime):
+            def engine_calls(self, path: Any) -> Any:
+                return tuple(lambda call=call: ran.append(call) for call in runtime.engine_calls(path))
+
+        counted = object.__new__(Counted)
+        engines = EnginesAlone(counted, paths)
+        for index, path in enumerate(paths):
+            ran.clear()
+            engines(index)
+            assert ran == list(runtime.engine_calls(path))
+
+
+# Networks that were trained to be static
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backbone with the policy full everywhere, as training to be static leaves it, and another normalisation."""
+    folder = tmp_path_factory.mktemp("plain")
+    network = settled_network(seed=3).with_policy([3, 3, 3])
+    contract = replace(CONTRACT, mean=(0.4,) * 3)
+    save_checkpoint(folder / "plain.pt", network, contract)
+    return export(folder / "plain.pt", folder / "plain.dfs", calibration_data=labelled(network)).bundle.path
+
+
+def test_a_network_of_another_bundle_is_timed_and_judged_beside_the_own(mixed: Made, plain: Path) -> None:
+    result = run_bench(Bundle(mixed.path), mixed.data, against=[Bundle(plain)], **QUICK)
+    names = [case.name for case in result.statics]
+    assert names == [
+        *("static-fp32", "static-fp16", "static-int8"),
+        *("static-fp32@plain", "static-fp16@plain", "static-int8@plain"),
+    ]
+    assert result.normaliser is not None
+    assert result.normaliser.name == "static-fp32", "ratios stay over the bundle's own"
+    assert [ratios["name"] for ratios in result.as_json()["against"]] == ["plain"]
+    other = Bundle(plain)
+    with Runtime(other) as runtime:
+        mine = float(np.mean(runtime(mixed.data.images).classes == mixed.data.labels))
+    assert result.case("static-fp32@plain").top1 == mine, "each network takes images as it was trained on"
+
+
+def test_a_policy_of_several_precisions_runs_as_it_was_trained(mixed: Made, tmp_path: Path) -> None:
+    network = settled_network(seed=3).with_policy([1, 0, 2])
+    save_checkpoint(tmp_path / "net.pt", network, CONTRACT)
+    bundle = export(tmp_path / "net.pt", tmp_path / "mixed.dfs", calibration_data=labelled(network)).bundle
+    result = run_bench(Bundle(mixed.path), mixed.data, against=[bundle], **QUICK)
+    (rival,) = [case.name for case in result.statics if case.rival]
+    assert rival == f"static-policy@mixed-{bundle.digest[:8]}", "no static engine of it skips a block, and names differ"
+
+
+def test_a_network_that_cannot_be_compared_is_refused_before_anything_is_timed(
+    mixed: Made, floats: Made, tmp_path: Path
+) -> None:
+    bundle = Bundle(mixed.path)
+    with refuses(UsageError, str(mixed.path), "the bundle that is run"):
+        run_bench(bundle, mixed.data, against=[bundle], **QUICK)
+    with refuses(UsageError, str(floats.path), "has a gate", "trained to be static"):
+        run_bench(bundle, mixed.data, against=[Bundle(floats.path)], **QUICK)
+    for names, words in ((tuple("abcd"), "4 classes"), (tuple("zbcdefghij"), "'z' where the bundle has 'a'")):
+        network = settled_network(classes=len(names)).with_policy([3, 3, 3])
+        save_checkpoint(tmp_path / "net.pt", network, replace(CONTRACT, class_names=names))
+        other = export(tmp_path / "net.pt", tmp_path / "net.dfs", targets=["fp32"]).bundle
+        with refuses(UsageError, str(other.path), words):
+            run_bench(bundle, mixed.data, against=[other], **QUICK)
+
+
+# Budgets, extension, and what is said with a verdict
+
+
+def test_budgets_are_timed_in_the_same_turns(mixed: Made, tmp_path: Path) -> None:
+    bundle = copied(mixed, tmp_path)
+    point = {"computation_percentage": 10.0, "top1": None, "latency_ms": None, "samples": 9}
+    records = [{"budget": 0.01, "bias": 400.0, **point}, {"budget": 0.9, "bias": -400.0, **point}]
+    write_manifest(bundle, {**manifest_of(bundle), "budgets": records})
+    result = run_bench(Bundle(bundle), mixed.data, budgets=[0.01, 0.9], **QUICK)
+    frugal, lavish = result.budgets
+    assert (frugal.name, lavish.name) == ("dfs-budget-1", "dfs-budget-90")
+    assert (frugal.computation_percentage, lavish.computation_percentage) == (0.0, 100.0)
+    assert result.dynamic.computation_percentage not in (0.0, 100.0), "the network as trained is not changed by it"
+    assert frugal.top1 is not None
+    assert frugal.timing.iterations == result.dynamic.timing.iterations
+    assert frugal.engine_ms is not None
+
+
+def test_a_run_goes_on_until_what_the_verdict_reads_is_known_or_the_limit_is_reached(
+    mixed: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    for wanted, limit, looks in ((1, 9.0, 1), (3, 9.0, 3), (99, 0.03, 3), (99, 0.01, 1)):
+        seen: list[int] = []
+
+        def more(problems: Any, cases: Any, *_: Any, seen: list[int] = seen, wanted: int = wanted) -> bool:
+            seen.append(cases[0].timing.iterations)
+            return len(seen) < wanted
+
+        monkeypatch.setattr(bench, "wants_more", more)
+        result = run_bench(
+            Bundle(mixed.path),
+            mixed.data,
+            min_s=0.01,
+            max_s=limit,
+            min_iterations=1,
+            warm_up_s=0.0,
+            progress=lambda what, share: told.append(what),
+        )
+        assert result.looks == looks == len(seen)
+        assert seen == sorted(set(seen)), "later looks see earlier calls too"
+        assert result.dynamic.timing.iterations == seen[-1]
+    assert "timing for longer, to be sure" in told
+
+
+def test_a_bundle_for_another_cpu_and_a_throttled_run_are_caveats(mixed: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "made_for_another_cpu", lambda manifest: "made for another CPU: a toaster")
+    periods = itertools.count()
+    monkeypatch.setattr(state, "cpu_limits", lambda root=None: CpuLimits((0, 1), 0.5, next(periods)))
+    result = run_bench(Bundle(mixed.path), mixed.data, **QUICK)
+    assert result.disturbance.throttled_periods is not None
+    assert result.disturbance.throttled_periods > 0
+    first, second = result.verdict.caveats[:2]
+    assert first == "mixed was made for another CPU: a toaster"
+    assert "stopped this process in" in second
+
+
+def test_threads_are_for_a_runtime_that_has_some(mixed: Made) -> None:
+    with refuses(UsageError, "2 threads on cuda"):
+        run_bench(Bundle(mixed.path), mixed.data, device="cuda", threads=2, **QUICK)
+
+
 def test_a_planted_slowdown_shows_in_the_ratios(mixed: Made) -> None:
     """Four times the time, so that no noise of a busy machine hides it."""
 
@@ -295,8 +456,9 @@ def test_on_a_jetson_tensorrt_runs_and_the_board_is_reported(mixed: Made, monkey
 def test_the_tensorrt_runtime_is_timed_on_its_double(mixed: Made, tmp_path: Path, batch: int, forced: bool) -> None:
     bundle = Bundle(copied(mixed, tmp_path))
     with machine(), building_here():
-        result = run_bench(bundle, mixed.data, device="cuda", batch=batch, threads=2, forced=forced, **QUICK)
+        result = run_bench(bundle, mixed.data, device="cuda", batch=batch, forced=forced, **QUICK)
     assert result.runtime["runtime"] == "tensorrt"
+    assert result.as_json()["threads"] is None, "it has none"
     assert result.dynamic.computation_percentage is not None
     assert (len(result.cases) > 1) == forced
     assert all(case.name.startswith("dfs") for case in result.cases), "the others would run on the CPU"

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
-from dfs_deploy.bench.costs import measure_costs
+import math
+
+import pytest
+
+from dfs_deploy.bench.costs import hardly_known, measure_costs
 from dfs_deploy.bundle import Bundle
 from tests.bundles import Made
 
 
-def test_every_option_of_every_block_is_timed(mixed: Made) -> None:
+def test_every_option_of_every_block_is_timed(mixed: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfs_deploy.bench.costs.MAX_UNCERTAINTY", math.inf)  # however busy this machine is
     bundle = Bundle(mixed.path)
     told: list[float] = []
     table = measure_costs(bundle, plan=False, progress=told.append)
@@ -21,3 +26,20 @@ def test_every_option_of_every_block_is_timed(mixed: Made) -> None:
     costs = table.costs(bundle.architecture, bundle.options)
     assert costs.shape == (3, 4)
     assert costs.min() > 0.0
+
+
+def test_a_machine_that_slows_down_for_a_round_changes_no_cost() -> None:
+    """What training aims by is the time beside full precision, in the same round."""
+    pace = [1.0, 1.0, 3.0, 1.0, 2.0, 1.0, 1.0]
+    rounds = {(block, name): [us * p for p in pace] for block in (1, 2) for name, us in (("8", 40.0), ("full", 100.0))}
+    assert hardly_known(rounds) is None
+    rounds[2, "8"] = [40.0, 80.0, 20.0, 40.0, 90.0, 40.0, 40.0]
+    doubt = hardly_known(rounds)
+    assert doubt is not None
+    assert "option 8 beside full precision" in doubt
+    assert "±5 %" in doubt
+
+
+def test_an_option_that_runs_nothing_is_no_reason_to_doubt() -> None:
+    assert hardly_known({(1, "full"): [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}) is None
+    assert hardly_known({}) is None

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from dfs_deploy.bench.csv_file import write_csv
-from tests.bench.made import made_bench
+from dfs_deploy.bench.csv_file import cell, write_csv
+from tests.bench.made import FACTS, made_bench
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -36,3 +37,26 @@ def test_the_columns_do_not_depend_on_what_is_known(tmp_path: Path, turns: int) 
     assert found[0].keys() == rows(tmp_path / "full.csv")[0].keys()
     assert found[0]["top1"] == ""
     assert (found[0]["ratio_mean"] == "") == (turns == 2)
+
+
+@pytest.mark.parametrize(
+    "name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", " =1", "\uff1d1", "\x1b[31m=1"]
+)
+def test_a_name_is_no_formula_and_moves_no_cursor(tmp_path: Path, name: str) -> None:
+    """Spreadsheets compute what begins like a formula: a bundle's or a data set's name is another's text."""
+    result = replace(made_bench(), bundle=replace(FACTS, name=name), data=name)
+    write_csv(result, tmp_path / "bench.csv")
+    found = rows(tmp_path / "bench.csv")
+    assert len(found) == len(result.cases)
+    for row in found:
+        for column in ("bundle", "data"):
+            assert row[column][0] not in "=+-@\t\r\n\uff1d \x1b"
+            assert row[column].isprintable()
+            assert "1" in row[column], "the name can still be read"
+
+
+def test_numbers_and_names_as_usual_stay_as_they_are() -> None:
+    assert cell(-0.5) == -0.5
+    assert cell(None) is None
+    assert cell("dfs-forced-25-int8") == "dfs-forced-25-int8"
+    assert cell("a = b") == "a = b"

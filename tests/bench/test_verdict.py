@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytest
 from hypothesis import given
@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from dfs_deploy.bench.case_result import CaseResult
 from dfs_deploy.bench.clock import summarize
 from dfs_deploy.bench.intervals import Interval
-from dfs_deploy.bench.validity import Problem
-from dfs_deploy.bench.verdict import TIE, Verdict, compare, decide, times
+from dfs_deploy.bench.validity import MAX_UNCERTAINTY, Problem, compare
+from dfs_deploy.bench.verdict import Verdict, decide, times, title
+from dfs_deploy.thresholds import TIE
 from tests.bench.made import exactly, made_bench, ratios_of
 
 SURE = {"dfs": 0.95, "static-fp32": 0.95, "static-fp16": 0.95, "static-int8": 0.95}
@@ -22,8 +23,11 @@ def verdict(
     top1: Mapping[str, float] | None = SURE,
     width: float = 0.005,
     drop: float = 0.01,
+    tail_width: float | None = None,
+    problems: Sequence[Problem] = (),
 ) -> Verdict:
-    """Of cases that take so many ms at the median and at p95."""
+    """Of cases that take so many ms at the median and at p95, whose ratios are known to a share of themselves."""
+    tail_width = width if tail_width is None else tail_width
     p95 = p50 if p95 is None else p95
     cases = [
         CaseResult(
@@ -31,16 +35,15 @@ def verdict(
             1,
             summarize([round(1e6 * ms)] * 300),
             top1=None if top1 is None else top1[name],
-            top1_change=None if top1 is None else Interval(*[top1[name] - top1["static-fp32"]] * 3),
         )
         for name, ms in p50.items()
     ]
     over = [
-        ratios_of(name, exactly(p50["dfs"] / p50[name], width), exactly(p95["dfs"] / p95[name], width))
+        ratios_of(name, exactly(p50["dfs"] / p50[name], width), exactly(p95["dfs"] / p95[name], tail_width))
         for name in p50
         if name != "dfs"
     ]
-    return decide(cases, over, [], drop)
+    return decide(cases, over, problems, drop)
 
 
 def test_the_dynamic_network_is_shipped_where_it_is_fastest_and_accurate() -> None:
@@ -109,11 +112,87 @@ def test_without_labels_only_what_is_slower_than_the_reference_can_be_told() -> 
     assert "1.25x slower" in found.words
 
 
-def test_an_invalid_run_decides_nothing() -> None:
-    cases = made_bench().cases
-    found = decide(cases, [], [Problem("it rained", "wait")])
+def test_an_invalid_run_decides_nothing_about_latency() -> None:
+    p50 = {"dfs": 1.0, "static-fp32": 3.0, "static-int8": 1.4}
+    assert verdict(p50).choice == "dfs"
+    for top1 in (SURE, None):
+        found = verdict(p50, top1=top1, problems=[Problem("it rained", "wait")])
+        assert found.choice is None
+        assert "INVALID" in found.words
+
+
+def test_accuracy_decides_without_a_clock() -> None:
+    """What loses too much is out however the times lie, unless there are too few images to tell."""
+    p50, top1 = {"dfs": 1.0, "static-fp32": 3.0}, {**SURE, "dfs": 0.90}
+    found = verdict(p50, top1=top1, problems=[Problem("it rained", "wait")])
+    assert found.choice == "static-fp32"
+    assert "DFS loses 5.00 points" in found.words
+    assert verdict(p50, top1=top1, problems=[Problem("two images", "more", "inputs")]).choice is None
+
+
+def test_a_static_engine_that_nobody_would_ship_is_no_rival() -> None:
+    """The backbone of a network whose blocks are skipped as a rule is worth nothing with every block run."""
+    p50, top1 = {"dfs": 1.0, "static-fp32": 1.9, "static-int8": 1.77}, {"dfs": 0.583, "static-fp32": 0.1562}
+    found = verdict(p50, top1={**top1, "static-int8": 0.1601})
     assert found.choice is None
-    assert "INVALID" in found.words
+    for word in ("none: ", "static INT8 has a top-1 of 16.01 %", "58.30 % of DFS", "nobody would ship", "--against"):
+        assert word in found.words, word
+    assert verdict(p50, top1={**top1, "static-fp32": 0.574, "static-int8": 0.1}).choice == "dfs", "within the drop"
+
+
+@pytest.mark.parametrize(("rival_ms", "choice"), [(0.5, "static-int8@plain"), (1.5, "dfs")])
+def test_a_network_that_was_trained_to_be_static_is_a_rival(rival_ms: float, choice: str) -> None:
+    p50 = {"dfs": 1.0, "static-fp32": 1.9, "static-fp32@plain": 2.0, "static-int8@plain": rival_ms}
+    top1 = {"dfs": 0.76, "static-fp32": 0.16, "static-fp32@plain": 0.766, "static-int8@plain": 0.765}
+    found = verdict(p50, top1=top1)
+    assert found.choice == choice
+    assert "static INT8 of plain" in found.words
+
+
+def test_a_rival_that_is_more_accurate_decides_without_a_clock() -> None:
+    p50 = {"dfs": 1.0, "static-fp32": 1.9, "static-fp32@plain": 2.0}
+    found = verdict(p50, top1={"dfs": 0.583, "static-fp32": 0.16, "static-fp32@plain": 0.766})
+    assert found.choice == "static-fp32@plain"
+    assert "DFS loses 18.30 points of top-1 against static FP32 of plain" in found.words
+
+
+def test_a_dynamic_network_that_no_rival_comes_near_is_shipped_and_its_time_is_told() -> None:
+    p50 = {"dfs": 3.0, "static-fp32": 1.9, "static-fp32@plain": 2.0}
+    found = verdict(p50, top1={"dfs": 0.80, "static-fp32": 0.16, "static-fp32@plain": 0.766})
+    assert found.choice == "dfs"
+    for word in ("no static network comes within 1.00 points", "static FP32 of plain", "76.60 %", "1.50x its time"):
+        assert word in found.words, word
+
+
+def test_of_static_engines_that_are_as_fast_the_most_precise_is_shipped() -> None:
+    p50 = {"dfs": 1.3, "static-fp32": 1.001, "static-fp16": 1.0, "static-int8": 1.5}
+    assert verdict(p50).choice == "static-fp32"
+    assert verdict({**p50, "static-fp32": 1.05}).choice == "static-fp16"
+
+
+def test_a_tail_that_is_not_known_leaves_the_choice_to_the_median_and_is_a_caveat() -> None:
+    p50 = {"dfs": 1.0, "static-fp32": 3.0, "static-int8": 1.4}
+    found = verdict(p50, {**p50, "dfs": 1.5}, tail_width=0.4)
+    assert found.choice == "dfs"
+    assert "p95" not in found.words
+    (caveat,) = found.caveats
+    for word in ("p95 is not known", "between 0.64x and 1.50x", "--max-seconds"):
+        assert word in caveat, word
+
+
+def test_what_is_known_beforehand_is_a_caveat_of_every_verdict() -> None:
+    for result in (made_bench(), made_bench({"dfs": 1.0}), made_bench(turns=2)):
+        assert decide(result.cases, result.over_static, result.problems, caveats=["it rained"]).caveats == (
+            "it rained",
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("dfs", "DFS"), ("static-int8", "static INT8"), ("static-fp16@a net", "static FP16 of a net")],
+)
+def test_cases_in_words(name: str, words: str) -> None:
+    assert title(CaseResult(name, 1, summarize([1]))) == words
 
 
 def test_without_a_static_engine_there_is_nothing_to_compare_with() -> None:
@@ -139,8 +218,8 @@ def test_too_few_calls_for_a_tail_are_a_caveat() -> None:
 def test_an_accuracy_that_the_images_cannot_tell_is_a_caveat() -> None:
     timing = summarize([1_000_000] * 300)
     cases = [
-        CaseResult("dfs", 1, timing, top1=0.945, top1_change=Interval(-0.005, -0.02, 0.01)),
-        CaseResult("static-fp32", 1, timing, top1=0.95, top1_change=Interval(0.0, 0.0, 0.0)),
+        CaseResult("dfs", 1, timing, top1=0.945, top1_below_best=Interval(-0.005, -0.02, 0.01)),
+        CaseResult("static-fp32", 1, timing, top1=0.95, top1_below_best=Interval(0.0, 0.0, 0.0)),
     ]
     found = decide(cases, [ratios_of("static-fp32", exactly(0.5), exactly(0.5))], [])
     assert found.choice == "dfs"
@@ -161,7 +240,13 @@ def test_a_difference_counts_where_it_is_known_and_more_than_a_tie(value: float,
     found = compare(ratio)
     assert (found == "faster") == (ratio.high < 1.0 and value <= 1.0 - TIE)
     assert (found == "slower") == (ratio.low > 1.0 and value >= 1.0 + TIE)
-    assert {"faster": "faster", "slower": "slower", "tie": "as fast"}[found] in times(ratio)
+    assert (found == "unknown") == (not clear(ratio) and ratio.uncertainty > MAX_UNCERTAINTY)
+    words = {"faster": "faster", "slower": "slower", "tie": "as fast", "unknown": "between"}
+    assert words[found] in times(ratio)
+
+
+def clear(ratio: Interval) -> bool:
+    return (ratio.high < 1.0 and ratio.value <= 1.0 - TIE) or (ratio.low > 1.0 and ratio.value >= 1.0 + TIE)
 
 
 @pytest.mark.parametrize(("value", "words"), [(0.5, "2.00x faster"), (2.0, "2.00x slower"), (1.0, "as fast")])

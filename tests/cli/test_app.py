@@ -193,3 +193,52 @@ def test_progress_in_a_pipe_is_a_line_a_task(capsys: pytest.CaptureFixture[str])
 )
 def test_a_share_in_percent(share: float | None, shown: str) -> None:
     assert console.percent(share) == shown
+
+
+def arguments_with(path: Path, made: Made, place: str) -> list[Path | str]:
+    """A call in which a path stands where something else belongs."""
+    return {
+        "inspect": ["inspect", path],
+        "prepare": ["prepare", path],
+        "bench": ["bench", path],
+        "report": ["report", path, "--json"],
+        "run": ["run", path, "photo.png"],
+        "verify": ["verify", path, "--checkpoint", made.checkpoint, "--data", made.data_file],
+        "export": ["export", path],
+        "verify --checkpoint": ["verify", made.path, "--checkpoint", path, "--data", made.data_file],
+        "bench --data": ["bench", made.path, "--data", path],
+        "verify --data": ["verify", made.path, "--checkpoint", made.checkpoint, "--data", path],
+        "export --calibration-data": ["export", made.checkpoint, "--calibration-data", path],
+        "train --data": ["train", "--data", path],
+    }[place]
+
+
+BUNDLES = ["inspect", "prepare", "bench", "report", "run", "verify"]
+CHECKPOINTS = ["export", "verify --checkpoint"]
+DATA = ["bench --data", "verify --data", "export --calibration-data", "train --data"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "places", "words"),
+    [
+        ("checkpoint", BUNDLES, ["is a PyTorch checkpoint, expected a bundle", "dfs-deploy export"]),
+        ("checkpoint", DATA, ["is a PyTorch checkpoint, expected a data set"]),
+        ("data", BUNDLES, ["is an .npz archive of arrays, expected a bundle", "--data"]),
+        ("data", CHECKPOINTS, ["is an .npz archive of arrays, expected a checkpoint", "--calibration-data"]),
+        ("bundle", CHECKPOINTS, ["is a bundle, expected a checkpoint", "exported already"]),
+        ("bundle", DATA, ["is a bundle, expected a data set"]),
+    ],
+)
+def test_what_was_given_in_place_of_another_is_named(
+    mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, places: list[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = {"checkpoint": mixed.checkpoint, "data": mixed.data_file, "bundle": mixed.path}[kind]
+    for place in places:
+        ran = run(*arguments_with(path, mixed, place))
+        assert ran.code == (2 if place in DATA else 4), ran
+        said = ran.err.splitlines()[-1]  # train says before it what it assumes
+        assert said.startswith(f"error: {path}"), ran
+        assert all(word in said for word in words), ran
+        assert "Traceback" not in ran.err
+        assert not list(tmp_path.iterdir())

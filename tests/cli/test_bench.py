@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from dfs_deploy.bench.jetson import is_jetson
 from dfs_deploy.costs import load_costs
-from tests.bundles import Made, copied
+from tests.bundles import Made, copied, manifest_of, static_bundle, write_manifest
 from tests.cli.program import run
+from tests.runtimes.tensorrt.machine import building_here, machine
 
 QUICK = ["--min-seconds", "0.01", "--min-iterations", "2", "--energy-seconds", "0", "--start-ups", "0"]
 
@@ -60,11 +62,18 @@ def test_figures_go_to_a_file_of_comma_separated_values(floats: Made, tmp_path: 
 
 
 @pytest.fixture(scope="module")
+def static(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return static_bundle(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
 def baseline(floats: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a run whose ratios count as known, however long the calls of this machine take."""
     file = tmp_path_factory.mktemp("baseline") / "base.json"
     ran = run("bench", floats.path, "--data", floats.data_file, *STEADY, "--json")
     values = ran.json | {"valid": True}
+    for case in values["cases"]:
+        case["ratio"]["mean"] |= {"low": case["ratio"]["mean"]["value"], "high": case["ratio"]["mean"]["value"]}
     file.write_text(json.dumps(values))
     return file
 
@@ -96,7 +105,7 @@ def test_a_baseline_of_another_kind_is_refused_before_anything_is_timed(
         raise AssertionError("timed before the baseline was looked at")
 
     monkeypatch.setattr("dfs_deploy.bench.bench.time_interleaved", timed)
-    like = ["--data", floats.data_file, *QUICK, "--compare", baseline]
+    like: list[str | Path] = ["--data", floats.data_file, *QUICK, "--compare", baseline]
     run("bench", floats.path, *like, "--budget", "0.5").failed(4, "another budget: as trained", "0.5")
     run("bench", floats.path, *like, "--batch", "2").failed(4, "another batch")
     run("bench", mixed.path, *like).failed(4, "another checkpoint")
@@ -126,6 +135,8 @@ def test_this_is_no_jetson(mixed: Made) -> None:
 
 def test_a_wrong_call(mixed: Made, tmp_path: Path) -> None:
     run("bench", mixed.path, "--device", "tpu", "--json").failed(2, "tpu")
+    run("bench", mixed.path, "--noise-band", "0.1").failed(2, "--noise-band", "--compare")
+    run("bench", mixed.path, "--min-seconds", "2", "--max-seconds", "1").failed(2, "--max-seconds 1", "2")
     run("bench", mixed.path, "--batch", "5000", *QUICK, "--json").failed(2, "5000")
     run("bench", mixed.path, "--data", tmp_path / "missing.npz", "--json").failed(2, "missing.npz")
     run("bench", tmp_path / "missing.dfs", "--json").failed(4, "missing.dfs")
@@ -139,8 +150,100 @@ def test_without_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     run("bench", "--json").failed(2, "no *.dfs bundle")
 
 
-def test_costs_are_measured_and_kept(mixed: Made, tmp_path: Path) -> None:
-    ran = run("bench", mixed.path, "--save-costs", tmp_path / "latency.json", *QUICK)
-    assert ran.code == 0
+@pytest.fixture
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy this machine is: what is judged counts as known."""
+    monkeypatch.setattr("dfs_deploy.bench.validity.MAX_UNCERTAINTY", math.inf)
+    monkeypatch.setattr("dfs_deploy.bench.costs.MAX_UNCERTAINTY", math.inf)
+
+
+@pytest.mark.usefixtures("steady")
+def test_what_is_kept_is_named(mixed: Made, tmp_path: Path) -> None:
+    bundle = copied(mixed, tmp_path)
+    files = [tmp_path / name for name in ("bench.csv", "latency.json", "base.json")]
+    csv, costs, base = files
+    kept: list[str | Path] = ["--save-plan", "--csv", csv, "--save-costs", costs, "--save-baseline", base]
+    ran = run("bench", bundle, "--data", mixed.data_file, *STEADY, *kept)
+    assert ran.code == 0, ran.err
+    (plan,) = bundle.with_name("mixed.dfs.cache").glob("plan-*.json")
+    for file in (*files, plan):
+        assert f"wrote {file}" in ran.out.splitlines()
+        assert file.is_file()
     table = load_costs(tmp_path / "latency.json")
     assert {entry.option for entry in table.entries} == {"skip", "8", "16", "full"}
+
+
+def test_an_invalid_run_leaves_nothing_behind(mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfs_deploy.bench.costs.MAX_UNCERTAINTY", math.inf)
+    bundle = copied(mixed, tmp_path)
+    costs, cache = tmp_path / "latency.json", bundle.with_name("mixed.dfs.cache")
+    ran = run("bench", bundle, "--save-costs", costs, "--save-plan", *QUICK, "--json")
+    ran.failed(1, "an INVALID run is no plan and no table of costs", "--min-iterations", str(costs))
+    assert not ran.json["valid"]
+    assert not costs.exists()
+    assert not list(cache.glob("plan-*")), "a plan of an unsteady machine would be used by every later start"
+    kept = run("bench", bundle, "--save-plan", "--data", mixed.data_file, *STEADY)
+    before = {file: file.read_bytes() for file in cache.glob("plan-*")}
+    if kept.code == 0:  # a busy machine may leave this one INVALID as well
+        assert before
+    run("bench", bundle, "--save-plan", *QUICK, "--json")
+    assert {file: file.read_bytes() for file in cache.glob("plan-*")} == before, "the earlier plan is back"
+
+
+def test_costs_whose_rounds_differ_are_refused(mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfs_deploy.bench.costs.MAX_UNCERTAINTY", 0.0)
+    ran = run("bench", mixed.path, "--save-costs", tmp_path / "latency.json", *QUICK, "--json")
+    ran.failed(1, "the costs are INVALID", "beside full precision")
+    assert not (tmp_path / "latency.json").exists()
+
+
+# Other devices, on the doubles of TensorRT
+
+
+@pytest.mark.usefixtures("steady")
+def test_costs_are_those_of_the_device(mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfs_deploy.bench.devices.has_gpu", lambda root=None: True)
+    bundle, costs = copied(mixed, tmp_path), tmp_path / "latency.json"
+    with machine(), building_here():
+        ran = run("bench", bundle, "--device", "cuda", "--save-costs", costs, *STEADY)
+    assert ran.code == 0, ran.err
+    table = load_costs(costs)
+    assert table.runtime.startswith("tensorrt ")
+    assert "Double" in table.machine, "the GPU is named, not the CPU"
+    assert f"wrote {costs}" in ran.out
+
+
+@pytest.mark.parametrize(
+    "flags", [["--threads", "2"], ["--no-plan"], ["--no-prepared"], ["--save-plan"], ["--start-ups", "1"]]
+)
+def test_what_means_nothing_on_a_device_is_refused(
+    mixed: Made, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dfs_deploy.bench.devices.has_gpu", lambda root=None: True)
+    with machine():
+        run("bench", mixed.path, "--device", "cuda", *flags).failed(2, flags[0].replace("--no-", "--"), "--device cuda")
+
+
+# Networks that were trained to be static, and budgets
+
+
+def test_a_static_network_of_another_bundle_is_compared_with(mixed: Made, static: Made) -> None:
+    data: list[str | Path] = ["--data", mixed.data_file]
+    ran = run("bench", mixed.path, *data, "--against", static.path, *QUICK, "--json")
+    assert ran.code == 0, ran.err
+    assert [case["name"] for case in ran.json["cases"]][-1] == "static-policy@static"
+    assert [bundle["name"] for bundle in ran.json["against"]] == ["static"]
+    assert "static-policy@static" in run("bench", mixed.path, *data, "--against", static.path, *QUICK).out
+    run("bench", mixed.path, *data, "--against", mixed.path, *QUICK).failed(2, "the bundle that is run")
+
+
+def test_budgets_are_timed_where_some_were_calibrated(mixed: Made, tmp_path: Path) -> None:
+    run("bench", mixed.path, "--all-budgets", *QUICK).failed(2, "calibrated for no budget", "--all-budgets")
+    bundle = copied(mixed, tmp_path)
+    point = {"computation_percentage": 10.0, "top1": None, "latency_ms": None, "samples": 9}
+    records = [{"budget": 0.1, "bias": 400.0, **point}, {"budget": 0.9, "bias": -400.0, **point}]
+    write_manifest(bundle, {**manifest_of(bundle), "budgets": records})
+    ran = run("bench", bundle, "--all-budgets", *QUICK)
+    assert ran.code == 0, ran.err
+    for name in ("dfs-budget-10", "dfs-budget-90"):
+        assert name in ran.out

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.text import Text
 
-from dfs_deploy.cli.cells import cells, cells_per_line, legend
+from dfs_deploy.cli.cells import cells, cells_per_line, legend, wrapped_cells
 from dfs_deploy.options import Option, Options
 
 SIGNS = {0: "·", 4: "4", 8: "8", 16: "16", 31: "31", 32: "F"}
@@ -11,15 +12,21 @@ SIGNS = {0: "·", 4: "4", 8: "8", 16: "16", 31: "31", 32: "F"}
 paths = st.lists(st.sampled_from(sorted(SIGNS)).map(Option), max_size=60)
 
 
-@given(paths, st.integers(8, 30) | st.none())
-def test_every_block_has_its_cell_in_order(path: list[Option], per_line: int | None) -> None:
-    text = cells(path, per_line)
+@given(paths)
+def test_every_block_has_its_cell_in_order(path: list[Option]) -> None:
+    text = cells(path)
     assert text.plain.split() == [SIGNS[option.bits] for option in path]
     assert len(text.spans) == len(path), "each has a colour of its own"
-    if per_line is None:
-        assert "\n" not in text.plain
-    else:
-        assert max(len(line.split()) for line in text.plain.split("\n")) <= per_line
+    assert "\n" not in text.plain
+
+
+@given(paths, st.integers(8, 30))
+def test_a_long_path_takes_several_lines(path: list[Option], per_line: int) -> None:
+    lines = wrapped_cells(path, per_line).renderables
+    words = [line.plain.split() for line in lines if isinstance(line, Text)]
+    assert len(words) == len(lines) == max(1, -(-len(path) // per_line))
+    assert [word for line in words for word in line] == [SIGNS[option.bits] for option in path]
+    assert max(map(len, words)) <= per_line
 
 
 @given(st.integers(-100, 400))

@@ -1,20 +1,24 @@
 from __future__ import annotations
 
+import re
+import sys
 from functools import partial
 from importlib import metadata, util
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 import dfs_deploy
 from dfs_deploy.bench import jetson
 from dfs_deploy.cli import doctor
+from dfs_deploy.cpu import CpuLimits
 from dfs_deploy.extras import EXTRA_OF
 from dfs_deploy.runtimes.onnxruntime import blocked
 from tests.bench.boards import jetson_tree
 from tests.cli.program import run
 
-CORE = {"numpy", "onnxruntime", "msgspec", "typer", "rich", "pillow"}
+CORE = {"numpy", "onnxruntime", "protobuf", "msgspec", "typer", "rich", "pillow"}
 
 
 def test_json_says_what_is_there() -> None:
@@ -57,35 +61,66 @@ def test_the_layout_is_what_onnx_runtime_has() -> None:
 
 
 def test_what_running_needs_and_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = metadata.version
-
-    def version(name: str) -> str:
-        if name == "pillow":
-            raise metadata.PackageNotFoundError(name)
-        return real(name)
-
-    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setitem(sys.modules, "PIL", None)
     ran = run("doctor", "--json")
-    ran.failed(3, "pillow", "pip install")
+    ran.failed(3, "pillow is not installed", "pip install pillow")
     assert ran.json["passed"] is False
     ran = run("doctor")
     assert ran.code == 3
     assert "FAILED: pillow missing" in ran.out
 
 
-def test_an_extra_that_is_not_there_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = metadata.version
+def test_the_module_is_asked_and_not_the_name_that_it_was_installed_under(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime comes as onnxruntime-gpu, -openvino and in wheels of boards' makers as well."""
 
     def version(name: str) -> str:
-        if name in ("torch", "scikit-learn"):
-            raise metadata.PackageNotFoundError(name)
-        return real(name)
+        raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", version)
+    ran = run("doctor", "--json")
+    assert ran.code == 0
+    checks = {check["name"]: check for check in ran.json["checks"]}
+    assert checks["onnxruntime"]["found"] == onnxruntime.__version__
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, folder: Path, module: str, code: str) -> None:
+    """Lets the import of a module run other code."""
+    (folder / f"{module}.py").write_text(code)
+    monkeypatch.syspath_prepend(folder)
+    for name in [name for name in sys.modules if name.partition(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_what_is_installed_and_cannot_be_imported_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lacks = "/usr/lib/libstdc++.so.6: version `GLIBCXX_3.4.32' not found"
+    broken(monkeypatch, tmp_path, "msgspec", f"raise ImportError({lacks!r} + chr(10) + 'more')")
+    broken(monkeypatch, tmp_path, "onnx", "raise RuntimeError('of another protobuf')")
+    ran = run("doctor")
+    assert ran.code == 3
+    assert re.search(r"broken +msgspec +cannot be imported: ImportError: .*GLIBCXX_3.4.32' not found", ran.out)
+    assert re.search(r"broken +onnx +cannot be imported: RuntimeError: of another protobuf", ran.out)
+    assert "FAILED: msgspec cannot be used" in ran.out
+    assert ran.err.count("\n") == 1
+    assert "GLIBCXX_3.4.32" in ran.err
+
+
+def test_the_quota_stands_beside_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = list(run("doctor", "--json").json["facts"])
+    assert names[names.index("cores") + 1] == "CPU quota"
+    monkeypatch.setattr(doctor, "cpu_limits", lambda: CpuLimits((0, 1, 2, 3), 1.5, 7))
+    said = run("doctor", "--json").json["facts"]["CPU quota"]
+    assert "1.5 CPU" in said
+    assert "7 period" in said
+    assert "2 thread" in said
+
+
+def test_an_extra_that_is_not_there_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("torch", "sklearn"):
+        monkeypatch.setitem(sys.modules, module, None)
     ran = run("doctor")
     assert ran.code == 0
-    assert 'pip install "dfs-deploy[export]"' in ran.out
-    assert 'pip install "dfs-deploy[train]"' in ran.out
+    assert '[export]"' in ran.out
+    assert '[train]"' in ran.out
 
 
 def on_board(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:

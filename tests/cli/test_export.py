@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.cpu import Cpu, cpu_limits
 from dfs_deploy.datasets import Dataset, save_npz
+from dfs_deploy.exporters import pipeline
+from dfs_deploy.runtimes import Runtime
+from dfs_deploy.target_cpu import WORDS, TargetCpu
 from tests.builders import release_state_dict, save_release, skipnet_state_dict
 from tests.bundles import Made, pixels
 from tests.cli.program import run, run_apart
@@ -69,6 +74,59 @@ def test_flags_reach_the_exporter(mixed: Made, tmp_path: Path) -> None:
     assert (manifest.calibration.method, manifest.calibration.samples) == ("mse", 40)
     assert (manifest.calibration.weight_bits, manifest.calibration.seed) == (7, 4)
     assert manifest.targets == ["int8", "fp32"]
+
+
+@pytest.mark.parametrize(("target", "bits"), [("vnni", 8), ("avx2", 7), ("arm", 8)])
+def test_weights_have_the_bits_that_suit_the_cpu(mixed: Made, tmp_path: Path, target: TargetCpu, bits: int) -> None:
+    flags = ["--calibration-data", mixed.data_file, "--targets", "fp32,int8", "--out", tmp_path / "net.dfs"]
+    ran = run("export", mixed.checkpoint, *flags, "--target-cpu", target)
+    assert ran.code == 0, ran.err
+    assert f"INT8 weights of {bits} bits, for {WORDS[target]} (as asked for)" in ran.out
+    calibration = Bundle(tmp_path / "net.dfs").manifest.calibration
+    assert calibration is not None
+    assert calibration.weight_bits == bits
+    ran = run("export", mixed.checkpoint, *flags, "--target-cpu", target, "--weight-bits", str(15 - bits), "--json")
+    assert ran.json["weight_bits"] == 15 - bits
+
+
+def test_weights_suit_this_cpu_unless_another_is_named(
+    mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On x86 without VNNI, eight bits would handicap the static INT8 engine that DFS is compared with."""
+    old = Cpu("An old one", frozenset(("avx2",)), "", False, "old")
+    monkeypatch.setattr("dfs_deploy.target_cpu.describe_cpu", lambda: old)
+    monkeypatch.setattr("dfs_deploy.target_cpu.is_x86", lambda: True)
+    flags = ["--calibration-data", mixed.data_file, "--targets", "fp32,int8", "--out", tmp_path / "net.dfs"]
+    ran = run("export", mixed.checkpoint, *flags)
+    assert "INT8 weights of 7 bits, for x86 without VNNI (the kind of this CPU; --target-cpu names another)" in ran.out
+    assert run("export", mixed.checkpoint, *flags, "--target-cpu", "auto", "--json").json["weight_bits"] == 7
+    run("export", mixed.checkpoint, *flags, "--target-cpu", "sse").failed(2, "'sse'", "avx2")
+
+
+def test_threads_reach_pytorch_and_the_engines(mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    real = pipeline.validate
+
+    def validate(*arguments: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return real(*arguments)
+
+    opened: list[int | None] = []
+
+    class Opened(Runtime):
+        def __init__(self, *arguments: Any, threads: int | None = None, **choices: Any) -> None:
+            opened.append(threads)
+            super().__init__(*arguments, threads=threads, **choices)
+
+    monkeypatch.setattr(pipeline, "validate", validate)
+    monkeypatch.setattr(pipeline, "Runtime", Opened)
+    flags = ["--calibration-data", mixed.data_file, "--targets", "fp32", "--out", tmp_path / "net.dfs", "--json"]
+    before = torch.get_num_threads()
+    assert run("export", mixed.checkpoint, *flags, "--threads", "3").code == 0
+    assert (seen, opened) == ([3], [3])
+    assert torch.get_num_threads() == before
+    assert run("export", mixed.checkpoint, *flags).code == 0
+    assert (seen[1] <= cpu_limits().cores, opened[1]) == (True, None)
 
 
 def test_budgets_are_calibrated_kept_and_shown(mixed: Made, tmp_path: Path) -> None:

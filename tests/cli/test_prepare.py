@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.cache import Cache
 from dfs_deploy.runtimes.onnxruntime import prepared
 from dfs_deploy.runtimes.onnxruntime.blocked import block_size
-from dfs_deploy.runtimes.onnxruntime.prepared import prepared_path
 from tests.bundles import Made, copied, wide_bundle
 from tests.cli.program import run
 from tests.runtimes.tensorrt.machine import building_here, machine
@@ -64,22 +64,30 @@ def test_what_cannot_be_prepared_fails_and_looking_prepares_nothing(
 ) -> None:
     bundle = copied(wide_bundle(tmp_path_factory), tmp_path)
     assert "not prepared yet" in run("inspect", bundle).out
-    assert not prepared_path(Bundle(bundle)).parent.exists()
+    assert not Cache(Bundle(bundle)).folder.exists()
     monkeypatch.setattr(prepared, "TOLERANCE", -1.0)
     run("prepare", bundle, "--json").failed(4, "could not be prepared", "--no-prepared")
 
 
 @pytest.mark.skipif(block_size() == 1, reason="ONNX Runtime has no blocked layout for this CPU")
-def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_folder_that_cannot_be_written_is_said(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle = copied(wide_bundle(tmp_path_factory), tmp_path)
     bundle.with_name(f"{bundle.name}.cache").write_text("in the way")
+    elsewhere = run("prepare", bundle, "--cache-dir", tmp_path / "place", "--json").json
+    assert Path(elsewhere["folder"]).is_relative_to(tmp_path / "place")
+    assert "kept" in run("inspect", bundle, "--cache-dir", tmp_path / "place").out
+    assert "not prepared yet" in run("inspect", bundle).out, "the flag is of one call"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
     run("prepare", bundle, "--json").failed(3, "cannot be kept", "writable")
 
 
 def test_what_cannot_be_prepared(mixed: Made, floats: Made) -> None:
     run("prepare", mixed.path, "--runtime", "abacus", "--json").failed(2, "abacus")
     run("prepare", mixed.path, "--batch", "2", "--json").failed(2, "--runtime tensorrt")
-    run("prepare", mixed.path, "--runtime", "tensorrt", "--json").failed(3, 'pip install "dfs-deploy[tensorrt]"')
+    run("prepare", mixed.path, "--runtime", "tensorrt", "--json").failed(3, "pip install -e", '[tensorrt]"')
     with machine():
         run("prepare", floats.path, "--runtime", "tensorrt", "--json").failed(4, "--runtime tensorrt")
 
@@ -87,4 +95,4 @@ def test_what_cannot_be_prepared(mixed: Made, floats: Made) -> None:
 def test_inspect_says_what_tensorrt_lacks_here(mixed: Made) -> None:
     ran = run("inspect", mixed.path)
     assert ran.code == 0
-    assert 'not here     tensorrt: pycuda is not installed and this needs it; run: pip install "dfs-deploy' in ran.out
+    assert "not here     tensorrt: pycuda is not installed and this needs it; run: pip install -e" in ran.out

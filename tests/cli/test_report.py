@@ -25,7 +25,10 @@ def test_the_page_embeds_what_json_prints(mixed: Made, tmp_path: Path) -> None:
     assert json.loads(embedded) == ran.json
 
 
-def test_a_person_reads_what_was_made(mixed: Made, floats: Made, tmp_path: Path) -> None:
+def test_a_person_reads_what_was_made(
+    mixed: Made, floats: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dfs_deploy.bench.validity.MIN_INPUTS", 1 << 20)
     page = tmp_path / "within" / "out.html"
     ran = run("report", mixed.path, floats.path, "--html", page, "--examples", "0", *QUICK)
     assert ran.code == 0
@@ -38,6 +41,8 @@ def test_a_saved_bench_is_used(mixed: Made, tmp_path: Path) -> None:
     saved = tmp_path / "bench.json"
     saved.write_text(run("bench", mixed.path, "--data", mixed.data_file, *QUICK, "--start-ups", "0", "--json").out)
     ran = run("report", mixed.path, "--bench", saved, "--json")
+    refused = run("report", mixed.path, "--bench", saved, "--min-seconds", "9", "--json")
+    refused.failed(2, "--min-seconds", "--bench", "nothing is timed")
     cases = json.loads(saved.read_text())["cases"]
     shown = ran.json["bundles"][0]["bench"]["cases"]
     assert [case["latency_ms"]["p50"] for case in shown] == [case["latency_ms"]["p50"] for case in cases]
@@ -45,6 +50,10 @@ def test_a_saved_bench_is_used(mixed: Made, tmp_path: Path) -> None:
 
 def test_a_wrong_call(mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("report", mixed.path).failed(2, "--html", "--json")
+    run("report", mixed.path, "--html", tmp_path / "r.pdf").failed(2, "r.pdf", "'.pdf'", ".html", "browser")
+    run("report", mixed.path, "--html", tmp_path / "r").failed(2, "'nothing'", ".html")
+    run("report", mixed.path, "--against", mixed.path, "--json").failed(2, "the bundle that is run")
+    assert not list(tmp_path.iterdir())
     run("report", tmp_path / "missing.dfs", "--json").failed(4, "missing.dfs")
     run("report", mixed.path, "--data", tmp_path / "missing.npz", "--json").failed(2, "missing.npz")
     run("report", mixed.path, "--bench", tmp_path / "missing.json", "--json").failed(2, "missing.json")
@@ -81,6 +90,7 @@ def test_bundles_and_training_runs_go_together(floats: Made, tmp_path: Path) -> 
 def test_a_wrong_call_about_training_runs(floats: Made, tmp_path: Path) -> None:
     folder = write_log(tmp_path / "dfs", records())
     run("report", folder).failed(2, "--figures")
+    run("report", folder, "--figures", tmp_path / "f", "--data", tmp_path).failed(2, "--data", "training runs alone")
     run("report", folder, "--html", tmp_path / "out.html", "--figures", tmp_path / "f").failed(2, "--html", "bundle")
     run("report", floats.path, "--figures", tmp_path / "f", "--json").failed(2, "training run")
     (tmp_path / "other.json").write_text("{}\n")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -140,8 +142,8 @@ def test_a_terminal_gets_a_live_counter(mixed: Made, clip: Path, monkeypatch: py
 
 def test_a_video_without_its_extra(mixed: Made, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    run("run", mixed.path, clip, "--json").failed(3, 'pip install "dfs-deploy[video]"')
-    run("run", mixed.path, "--camera", "0", "--json").failed(3, 'pip install "dfs-deploy[video]"')
+    run("run", mixed.path, clip, "--json").failed(3, "pip install -e", '[video]"')
+    run("run", mixed.path, "--camera", "0", "--json").failed(3, "pip install -e", '[video]"')
 
 
 def test_the_bundle_in_the_directory_is_meant(
@@ -203,3 +205,64 @@ def test_a_damaged_bundle(mixed: Made, pictures: Path, tmp_path: Path) -> None:
 def test_a_bundle_that_is_not_there_is_named(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run("run", tmp_path / "missing.dfs", pictures / "a.png").failed(4, "missing.dfs")
+
+
+# Inputs that cannot be read
+
+
+def test_a_folder_goes_on_past_what_cannot_be_listed(mixed: Made, pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    (folder / "within").mkdir(parents=True)
+    for name in ("a.png", "within/c.png"):
+        (folder / name).write_bytes((pictures / name).read_bytes())
+    (folder / "gone.png").symlink_to("/nowhere.png")
+    (folder / "within" / "loop.png").symlink_to("loop.png")
+    (folder / "outside.png").symlink_to(pictures / "b.png")
+    (folder / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    ran = run("run", mixed.path, folder, "--json")
+    ran.failed(1, "4 of 6")
+    assert [Path(entry["file"]).name for entry in ran.json["results"]] == ["a.png", "c.png"]
+    named = {Path(entry["file"]).name: entry["message"] for entry in ran.json["errors"]}
+    assert named.keys() == {"gone.png", "loop.png", "outside.png", "damaged.png"}
+    assert "link" in named["gone.png"]
+    shown = run("run", mixed.path, folder)
+    assert shown.err.count("unread: ") == 4
+    assert "c.png" in shown.out
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    mixed: Made, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shut").mkdir()
+    (tmp_path / "a.png").write_bytes((pictures / "a.png").read_bytes())
+    real = os.scandir
+
+    def scandir(path: str | Path) -> object:
+        if Path(path).name == "shut":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))  # modes bind no superuser
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    ran = run("run", mixed.path, tmp_path, "--json")
+    ran.failed(1, "1 of 2", "shut")
+    assert len(ran.json["results"]) == 1
+
+
+def test_a_link_to_nothing_among_the_arguments_is_as_one_in_a_folder(
+    mixed: Made, pictures: Path, tmp_path: Path
+) -> None:
+    """A shell's pattern names it."""
+    (tmp_path / "gone.png").symlink_to("/nowhere.png")
+    ran = run("run", mixed.path, tmp_path / "gone.png", pictures / "a.png", "--json")
+    ran.failed(1, "1 of 2", "gone.png")
+    assert len(ran.json["results"]) == 1
+    run("run", mixed.path, tmp_path / "gone.png").failed(2, "gone.png", "link to nothing")
+
+
+def test_an_input_of_another_kind_is_named_as_what_it_is(mixed: Made, pictures: Path) -> None:
+    ran = run("run", mixed.path, pictures / "a.png", mixed.data_file, mixed.checkpoint, "--json")
+    ran.failed(1, "2 of 3")
+    assert len(ran.json["results"]) == 1
+    messages = [entry["message"] for entry in ran.json["errors"]]
+    assert "is an .npz archive of arrays, expected an image" in messages[0]
+    assert "is a PyTorch checkpoint, expected an image" in messages[1]

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
-from dfs_deploy.datasets import Dataset, save_npz
+from dfs_deploy.datasets import Dataset, ImageFolder, open_dataset, save_npz
 from dfs_deploy.files import sha256
 from tests.builders import small_network
 from tests.bundles import CONTRACT, Made, copied, labelled, manifest_of, rewritten, settled_network
@@ -26,6 +27,7 @@ KEYS = [
     "passed",
     "bundle_digest",
     "checkpoint_sha256",
+    "notes",
     "assumptions",
 ]
 
@@ -251,3 +253,39 @@ def test_a_result_that_is_not_finite_is_kept_as_such(floats: Made, tmp_path: Pat
     kept = tmp_path / "kept.json"
     run("verify", bundle, "--checkpoint", floats.checkpoint, "--data", floats.data_file, "--save", kept)
     run("verify", "--result", kept, "--max-top1-drop", "1", "--json").failed(1, "NaN or infinite")
+
+
+def test_what_is_suspicious_is_said_beside_passed(floats: Made, tmp_path: Path) -> None:
+    """Two sides that are wrong alike pass every bar."""
+    blank = np.full((60, 12, 12, 3), 90, np.uint8)
+    save_npz(tmp_path / "blank.npz", Dataset(blank, np.arange(60) % 3, (), "blank"))
+    arguments = ["verify", floats.path, "--checkpoint", floats.checkpoint, "--data", tmp_path / "blank.npz"]
+    shown = run(*arguments)
+    assert shown.code == 0
+    assert "PASSED" in shown.out
+    warned = [line.removeprefix("warning: ") for line in shown.out.splitlines() if line.startswith("warning: ")]
+    for word in (
+        "of one colour each",
+        "60 of 60 images were resized to 8x8",
+        "every one of 60 images is classified as",
+    ):
+        assert any(word in line for line in warned), warned
+    assert run(*arguments, "--json").json["notes"] == warned
+    kept = tmp_path / "kept.json"
+    run(*arguments, "--save", kept)
+    assert run("verify", "--result", kept, "--json").json["notes"] == warned
+
+
+def test_only_the_samples_that_are_drawn_are_decoded(floats: Made, tmp_path: Path) -> None:
+    for index, image in enumerate(floats.data.images):
+        path = tmp_path / CONTRACT.class_names[floats.data.labels[index]] / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path)
+    drawn = open_dataset(tmp_path).subset(4, 5)
+    assert isinstance(drawn, ImageFolder)
+    for path in tmp_path.glob("*/*.png"):
+        if str(path.relative_to(tmp_path)) not in drawn.files:
+            path.write_bytes(b"damaged")
+    arguments = ["verify", floats.path, "--checkpoint", floats.checkpoint, "--data", tmp_path, "--seed", "5", "--json"]
+    assert run(*arguments, "--samples", "4").json["samples"] == 4
+    run(*arguments).failed(2, "no image of a known kind")

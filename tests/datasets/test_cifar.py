@@ -158,3 +158,24 @@ def test_malformed_batches_are_refused(tmp_path: Path, content: Any, word: str) 
     (folder / "test_batch").write_bytes(pickle.dumps(content, 4))
     with refuses(DataError, "test_batch", word):
         load_dataset(folder)
+
+
+@pytest.mark.parametrize("make", [cifar10_python, cifar10_binary, cifar100_python, cifar100_binary])
+def test_files_may_not_be_links_to_outside(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    folder = make(tmp_path / "cifar")
+    for file in list(folder.iterdir()):
+        if file.name == "readme.html":
+            continue
+        content = file.read_bytes()
+        (tmp_path / "outside").write_bytes(content)
+        file.unlink()
+        file.symlink_to(tmp_path / "outside")
+        with refuses(DataError, file.name, "leads outside"):
+            load_dataset(folder)
+            load_dataset(folder, "train")
+        file.unlink()
+        (folder / "elsewhere").write_bytes(content)
+        file.symlink_to("elsewhere")
+        assert len(load_dataset(folder)) == 3
+        file.unlink()
+        file.write_bytes(content)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfs_deploy.datasets import Dataset
+from dfs_deploy.datasets import Dataset, load_dataset, save_npz
 from dfs_deploy.errors import DataError
 from tests.checks import refuses
 from tests.datasets.pictures import dataset
@@ -69,8 +70,33 @@ def test_labels_count_as_the_network_does() -> None:
     assert matched.labels.tolist() == [1, 3, 3]
     assert data.labelled_for(2, ("cat", "dog")).labels.tolist() == [0, 1, 1]
     assert data.labelled_for(2, ()).labels.tolist() == [0, 1, 1]
-    with refuses(DataError, "'dog'", "cat, car"):
+    with refuses(DataError, ": dog;", "cat, car"):
         data.labelled_for(2, ("cat", "car"))
     unnamed = Dataset(images, np.array([0, 1, 14]), (), "shifted")
     with refuses(DataError, "label 14", "10 classes"):
         unnamed.labelled_for(10, ("cat",) * 10)
+
+
+@pytest.mark.parametrize(
+    ("images", "word"),
+    [
+        (np.zeros((8, 4, 4, 3)), "one colour each"),
+        (np.full((8, 4, 4, 3), 255), "one colour each"),
+        (np.arange(8)[:, None, None, None] * np.ones((1, 4, 4, 3)), "one colour each"),
+        (np.random.default_rng(0).integers(0, 2, (8, 4, 4, 3)), "scaled to 0..1"),
+        (np.tile(np.arange(48).reshape(1, 4, 4, 3), (8, 1, 1, 1)), "are the same"),
+    ],
+)
+def test_images_that_are_probably_none_are_noticed(tmp_path: Path, images: Any, word: str) -> None:
+    np.savez(tmp_path / "data.npz", x=images.astype(np.uint8), y=np.arange(8))
+    (note,) = load_dataset(tmp_path / "data.npz").notes
+    assert word in note
+
+
+def test_notes_go_along(tmp_path: Path) -> None:
+    save_npz(tmp_path / "data.npz", dataset(40))
+    read = load_dataset(tmp_path / "data.npz", size=(2, 2))
+    assert read.notes == ("40 of 40 images were resized to 2x2: they are of 4x5",)
+    assert read.subset(3, 0).labelled_for(3, ("a", "b", "c")).load().notes == read.notes
+    assert read.labelled_for(3, ()).notes[0] == read.notes[0]
+    assert "taken in their own order: 0 = a, 1 = b, 2 = c" in read.labelled_for(3, ()).notes[1]

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dfs_deploy.datasets import list_images, load_dataset
+from dfs_deploy.datasets import ImageFolder, list_images, load_dataset, open_dataset
 from dfs_deploy.errors import DataError
 from tests.checks import refuses
 from tests.datasets.pictures import class_folder, pixels, save_image
@@ -186,3 +188,154 @@ def test_nothing_to_list_is_refused(tmp_path: Path) -> None:
         list_images(tmp_path)
     with refuses(DataError, "nothing at"):
         list_images(tmp_path / "none")
+
+
+def test_what_cannot_be_listed_is_told_and_the_rest_goes_on(tmp_path: Path) -> None:
+    root = class_folder(tmp_path / "data")
+    secret = save_image(tmp_path / "secret.png", pixels(4, 4, 3))
+    links = {"1.png": tmp_path / "nothing.png", "2.png": secret, "3.png": root / "cat" / "3.png"}
+    for name, target in links.items():
+        (root / "cat" / name).unlink(missing_ok=True)
+        (root / "cat" / name).symlink_to(target)
+    os.mkfifo(root / "cat" / "4.png")
+    told: dict[str, str] = {}
+    found = list_images(root, lambda entry, error: told.update({entry.name: str(error)}))
+    assert [path.name for path in found] == ["0.png", "0.png", "1.png"]
+    assert set(told) == {*links, "4.png"}
+    assert "link to nothing" in told["1.png"]
+    assert "outside" in told["2.png"]
+    assert "neither a file nor a folder" in told["4.png"]
+
+
+# Classes
+
+
+def test_classes_that_are_numbers_are_in_the_order_of_these(tmp_path: Path) -> None:
+    for number in (0, 1, 2, 10, 11):
+        save_image(tmp_path / str(number) / "a.png", np.full((4, 4, 3), number, np.uint8))
+    read = load_dataset(tmp_path)
+    assert read.class_names == ("0", "1", "2", "10", "11")
+    assert read.images[:, 0, 0, 0].tolist() == [0, 1, 2, 10, 11]
+    labelled = read.labelled_for(12, ())
+    assert labelled.labels.tolist() == [0, 1, 2, 10, 11]
+    assert labelled.class_names == ()
+    with refuses(DataError, "class 11", "0 to 10"):
+        read.labelled_for(11, ())
+
+
+def test_one_number_in_two_spellings_is_refused(tmp_path: Path) -> None:
+    class_folder(tmp_path, 1, ("1", "01", "2"))
+    with refuses(DataError, "01/ and", "1/", "one number twice"):
+        load_dataset(tmp_path)
+
+
+def test_names_among_numbers_are_sorted_as_text(tmp_path: Path) -> None:
+    class_folder(tmp_path, 1, ("10", "2", "other"))
+    assert load_dataset(tmp_path).class_names == ("10", "2", "other")
+
+
+def test_names_that_are_not_utf8_are_read_and_shown_escaped(tmp_path: Path) -> None:
+    strange = os.fsdecode(b"caf\xe9")
+    class_folder(tmp_path / strange, 1, (strange, "tea"))
+    (tmp_path / strange / "tea" / "0.png").rename(tmp_path / strange / "tea" / f"{strange}.png")
+    read = load_dataset(tmp_path / strange)
+    assert read.class_names == (strange, "tea")
+    assert read.name == r"caf\xe9"
+    labelled = read.labelled_for(2, ())
+    assert r"0 = caf\xe9" in labelled.notes[-1]
+    "".join(labelled.notes).encode()
+    with refuses(DataError, r"caf\xe9"):
+        read.labelled_for(2, ("coffee", "tea"))
+    (tmp_path / strange / "tea" / f"{strange}.png").write_bytes(b"damaged")
+    with refuses(DataError, r"tea/caf\xe9.png"):
+        load_dataset(tmp_path / strange)
+
+
+# Listed, drawn, decoded
+
+
+def test_only_what_was_drawn_is_decoded(tmp_path: Path) -> None:
+    class_folder(tmp_path, 20)
+    whole = load_dataset(tmp_path)
+    opened = open_dataset(tmp_path)
+    assert isinstance(opened, ImageFolder)
+    assert len(opened) == 40
+    np.testing.assert_array_equal(opened.labels, whole.labels)
+    np.testing.assert_array_equal(opened.image(7), whole.images[7])
+    drawn = opened.subset(5, seed=3)
+    expected = whole.subset(5, seed=3)
+    for index in set(range(40)) - {opened.files.index(file) for file in drawn.files}:
+        (tmp_path / opened.files[index]).write_bytes(b"damaged")
+    for read in (drawn.load(), load_dataset(tmp_path, samples=5, seed=3)):
+        np.testing.assert_array_equal(read.images, expected.images)
+        np.testing.assert_array_equal(read.labels, expected.labels)
+        assert read.class_names == expected.class_names
+    with refuses(DataError, "no image of a known kind"):
+        load_dataset(tmp_path, samples=40)
+
+
+def test_a_damaged_image_that_was_drawn_is_named(tmp_path: Path) -> None:
+    class_folder(tmp_path, 20)
+    drawn = open_dataset(tmp_path).subset(5, seed=3)
+    assert isinstance(drawn, ImageFolder)
+    (tmp_path / drawn.files[4]).write_bytes(b"damaged")
+    with refuses(DataError, drawn.files[4], "no image of a known kind"):
+        drawn.load()
+    (tmp_path / drawn.files[4]).unlink()
+    with refuses(DataError, drawn.files[4]):
+        drawn.load()
+
+
+def test_labels_are_matched_and_refused_before_an_image_is_decoded(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(b"damaged")
+    opened = open_dataset(tmp_path)
+    assert opened.labelled_for(3, ("dog", "bird", "cat")).labels.tolist() == [2, 0]
+    with refuses(DataError, "does not know: cat"):
+        opened.labelled_for(2, ("dog", "bird"))
+
+
+# What does not belong to the data
+
+
+def test_what_systems_leave_in_folders_is_passed_over_and_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class_folder(tmp_path)
+    class_folder(tmp_path / "__MACOSX", names=("cat", "dog"))
+    for place in (tmp_path, tmp_path / "cat"):
+        for name in (".DS_Store", "Thumbs.db", "desktop.ini", ".nfs0000001", "._0.png", ".hidden.png"):
+            (place / name).write_bytes(b"left by a system")
+        for name in (".ipynb_checkpoints", "@eaDir", "__MACOSX"):
+            class_folder(place / name, 1, ("cat",))
+    with caplog.at_level(logging.INFO, "dfs_deploy"):
+        read = load_dataset(tmp_path)
+        assert len(list_images(tmp_path)) == 4
+    assert read.class_names == ("cat", "dog")
+    assert len(read) == 4
+    logged = "\n".join(record.getMessage() for record in caplog.records)
+    for name in (".DS_Store", "Thumbs.db", "__MACOSX", ".nfs0000001", "._0.png", ".ipynb_checkpoints", "@eaDir"):
+        assert name in logged
+
+
+# What is noticed
+
+
+def test_images_of_another_size_are_said(tmp_path: Path) -> None:
+    class_folder(tmp_path, 2, size=8)
+    assert load_dataset(tmp_path, size=(8, 8)).notes == ()
+    assert load_dataset(tmp_path).notes == ()
+    assert load_dataset(tmp_path, size=(4, 4)).notes == ("4 of 4 images were resized to 4x4: they are of 8x8",)
+    save_image(tmp_path / "cat" / "7.png", pixels(6, 4, 3))
+    save_image(tmp_path / "cat" / "8.png", pixels(4, 4, 3))
+    (note,) = load_dataset(tmp_path, size=(4, 4)).notes
+    assert note == "5 of 6 images were resized to 4x4: they are of 8x8 and 1 other size"
+
+
+def test_exif_data_that_cannot_be_read_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class_folder(tmp_path, 2)
+    save_image(tmp_path / "cat" / "7.png", pixels(4, 4, 3), exif=b"Exif\0\0nothing")
+    (note,) = load_dataset(tmp_path).notes
+    assert note.startswith("1 of 5 images have EXIF data that cannot be read")
+    assert not caplog.records

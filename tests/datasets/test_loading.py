@@ -33,8 +33,8 @@ def test_impossible_sizes_are_refused(tmp_path: Path, size: Any) -> None:
 
 
 def test_another_split_is_refused(tmp_path: Path) -> None:
-    with refuses(DataError, "'val'", "'train' or 'test'"):
-        load_dataset(class_folder(tmp_path), "val")
+    with refuses(DataError, "'dev'", "train, val, test"):
+        load_dataset(class_folder(tmp_path), "dev")
 
 
 def test_a_path_longer_than_any_is_refused() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dfs_deploy.arrays import Arrays
 from dfs_deploy.datasets import Dataset, load_dataset, save_npz
 from dfs_deploy.errors import DataError
 from tests.checks import MakesFolder, refuses
@@ -87,7 +89,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
         ({**GOOD, "x": GOOD["x"][..., 0]}, "grey"),
         ({**GOOD, "x": np.uint8(3)}, "expected (N, H, W, 3) uint8"),
         ({"x": GOOD["x"][:0], "y": GOOD["y"][:0]}, "N at least 1"),
-        ({**GOOD, "y": np.array([0, 1, 1])}, "one an image"),
+        ({**GOOD, "y": np.array([0, 1, 1])}, "one for each image"),
         ({**GOOD, "y": np.array([0, -3])}, "-3 for image 1"),
         ({**GOOD, "y": np.array([0.0, 1.0])}, "float64"),
         ({**GOOD, "y": np.array([True, False])}, "bool"),
@@ -96,6 +98,11 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
         ({**GOOD, "y": np.array(["cat", "dog"])}, "expected (N,) integer"),
         ({**GOOD, "class_names": np.array(["only"])}, "number of class names"),
         ({**GOOD, "class_names": np.array([1, 2])}, "expected (classes,) text"),
+        ({**GOOD, "class_names": np.array(["cat", ""])}, "class 1 has a name of 0 letters"),
+        ({**GOOD, "class_names": np.array(["cat", " "])}, "class 1 has a name of 1 letters"),
+        ({**GOOD, "class_names": np.array(["cat", "d" * 501])}, "of 500 letters"),
+        ({**GOOD, "class_names": np.array(["cat", "\udce9"])}, "not UTF-8"),
+        ({**GOOD, "class_names": np.full(65_537, "a")}, "at most 65,536 names"),
     ],
 )
 def test_a_malformed_npz_is_refused(tmp_path: Path, arrays: dict[str, Any], word: str) -> None:
@@ -109,7 +116,7 @@ def test_an_npz_of_objects_is_refused_and_nothing_runs(tmp_path: Path, name: str
     marker = tmp_path / "marker"
     arrays = {**GOOD, name: np.array([MakesFolder(marker), 1], object)}
     np.savez(tmp_path / "data.npz", **arrays, allow_pickle=True)
-    with refuses(DataError, f"{name} of", "pickle"):
+    with refuses(DataError, f"{name} cannot be read", "pickle"):
         load_dataset(tmp_path / "data.npz")
     assert not marker.exists()
 
@@ -149,10 +156,34 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("x", b"text")
         archive.writestr("y.npy", b"text")
-    with refuses(DataError, "other.zip", "no array"):
+    with refuses(DataError, "other.zip", "is a ZIP archive", "expected a data set"):
         load_dataset(tmp_path / "other.zip")
     with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
         archive.writestr("x.npy", b"text")
         archive.writestr("y.npy", b"text")
     with refuses(DataError, "text.npz"):
         load_dataset(tmp_path / "text.npz")
+
+
+def test_a_class_name_that_cannot_be_stored_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    data = Dataset(GOOD["x"], GOOD["y"], ("cat", "caf\udce9"), "some")
+    with refuses(DataError, "data.npz", "class 1", r"caf\xe9", "not UTF-8"):
+        save_npz(tmp_path / "data.npz", data)
+    assert not list(tmp_path.iterdir())
+
+
+def test_shapes_are_refused_before_the_pixels_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "data.npz", x=GOOD["x"].astype(np.float64), y=GOOD["y"])
+    monkeypatch.setattr(Arrays, "read", lambda *_: pytest.fail("read before it was checked"))
+    with refuses(DataError, "float64", "cast"):
+        load_dataset(tmp_path / "data.npz")
+
+
+def test_an_npz_without_end_or_that_is_no_file(tmp_path: Path) -> None:
+    with (tmp_path / "sparse.npz").open("wb") as stream:
+        stream.truncate(100 << 30)
+    with refuses(DataError, "sparse.npz", "107,374,182,400 bytes"):
+        load_dataset(tmp_path / "sparse.npz")
+    os.mkfifo(tmp_path / "fifo.npz")
+    with refuses(DataError, "fifo.npz", "no regular file"):
+        load_dataset(tmp_path / "fifo.npz")

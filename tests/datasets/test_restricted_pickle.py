@@ -66,6 +66,14 @@ ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b
         b"U\x01aQ.",  # a persistent id
         b"(.",
         b"}U\x01a.",
+        b"Nr\xff\xff\xff\x7f.",  # the unpickler would make room for 2**31 memo entries
+        b"\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.",  # bytes without end
+        b"\x95\xff\xff\xff\xff\xff\xff\xff\x7f.",  # a frame without end
+        b"]" * 100_000 + b".",
+        b"(" * 100_000 + b".",
+        b")" + b"q\x00h\x00\x86" * 50 + b".",
+        b"\x8f.",  # a set, which hashes what is in it
+        b"N2.",  # a second reference
     ],
 )
 def test_forged_pickles_are_refused(tmp_path: Path, code: bytes) -> None:
@@ -92,3 +100,25 @@ def test_damaged_batches_are_read_or_refused_and_never_anything_else(tmp_path: P
             assert "\n" not in str(error)
             refused += 1
     assert refused > 200
+
+
+def test_a_key_whose_hash_never_ends_is_refused(tmp_path: Path) -> None:
+    """A tuple that holds another one twice, which holds another one twice: 2**60 steps."""
+    folder = cifar10_python(tmp_path / "cifar")
+    nested = b"K\x01\x85q\x00"
+    for index in range(60):
+        nested += b"h" + bytes([index]) + b"h" + bytes([index]) + b"\x86q" + bytes([index + 1])
+    (folder / "test_batch").write_bytes(b"\x80\x02}" + nested + b"K\x01s.")
+    with refuses(DataError, "test_batch", "a tuple that is used twice"):
+        load_dataset(folder)
+
+
+def test_files_of_endless_size_are_refused_unread(tmp_path: Path) -> None:
+    folder = cifar10_python(tmp_path / "cifar")
+    for name, size in (("test_batch", 1 << 36), ("batches.meta", 1 << 36)):
+        before = (folder / name).read_bytes()
+        with (folder / name).open("r+b") as stream:
+            stream.truncate(size)
+        with refuses(DataError, name, "68,719,476,736 bytes"):
+            load_dataset(folder)
+        (folder / name).write_bytes(before)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfs_deploy.datasets import read_camera, read_video
+from dfs_deploy.datasets import read_camera, read_video, video
 from dfs_deploy.datasets.images import resize
 from dfs_deploy.errors import DataError, EnvironmentLacksError, MissingExtraError
 from tests.checks import refuses
@@ -121,5 +122,54 @@ def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     path = save_clip(tmp_path / "clip.mkv", pixels(1, 8, 8, 3))
     monkeypatch.setitem(sys.modules, "av", None)
     for frames in (read_video(path), read_camera("0")):
-        with pytest.raises(MissingExtraError, match=r"dfs-deploy\[video\]"):
+        with pytest.raises(MissingExtraError, match=r"\[video\]"):
             list(frames)
+
+
+def test_frames_beyond_the_limit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_clip(tmp_path / "clip.mkv", pixels(2, 12, 16, 3))
+    monkeypatch.setattr(video, "MAX_FRAME_PIXELS", 12 * 16 - 1)
+    with refuses(DataError, "clip.mkv"):
+        list(read_video(path))
+    monkeypatch.setattr(video, "MAX_FRAME_PIXELS", 12 * 16)
+    assert len(list(read_video(path))) == 2
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "clip.mp4")
+    with refuses(DataError, "no video at"):
+        list(read_video(tmp_path / "clip.mp4"))
+
+
+def test_a_name_that_is_not_utf8_is_read(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.mkv")
+    save_clip(tmp_path / "clip.mkv", pixels(2, 8, 8, 3)).rename(path)
+    assert len(list(read_video(path))) == 2
+
+
+def test_a_damaged_video_is_read_or_refused_and_never_anything_else(tmp_path: Path) -> None:
+    path, random = tmp_path / "clip.mkv", np.random.default_rng(0)
+    for suffix, codec in ((".mp4", "mpeg4"), (".ts", "mpeg2video"), (".avi", None)):
+        whole = encode(tmp_path / f"clip{suffix}", codec)
+        for _ in range(150):
+            damaged = bytearray(whole)
+            for _ in range(int(random.integers(1, 5))):
+                damaged[int(random.integers(min(len(whole), 600)))] = int(random.integers(256))
+            path.write_bytes(damaged)
+            try:
+                list(read_video(path, (4, 4)))
+            except DataError as error:
+                assert "\n" not in str(error)
+
+
+def encode(path: Path, codec: str | None) -> bytes:
+    frames = pixels(4, 32, 48, 3)
+    if codec is None:
+        return save_clip(path, frames).read_bytes()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path.read_bytes()

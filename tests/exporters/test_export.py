@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from PIL import Image
 
 from dfs_deploy.architecture import Architecture
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import load_checkpoint, save_checkpoint
-from dfs_deploy.datasets import Dataset, save_npz
-from dfs_deploy.errors import CheckpointError, UsageError
+from dfs_deploy.datasets import Dataset, ImageFolder, open_dataset, save_npz
+from dfs_deploy.errors import CheckpointError, DataError, UsageError
 from dfs_deploy.exporters import CALIBRATION_METHODS, checkpoint_stem, export
 from dfs_deploy.manifest import SCHEMA_VERSION, RuntimeEngines
 from dfs_deploy.models import DFSNetwork
@@ -61,7 +63,7 @@ def test_a_checkpoint_of_the_release(tmp_path: Path, count: int) -> None:
     assert manifest.source.assumptions == list(exported.assumptions)
     assert any("options" in line for line in exported.assumptions)
     assert exported.bundle.options.bits == {4: (0, 8, 16, 32), 7: (0, 8, 10, 12, 14, 16, 32)}[count]
-    assert manifest.input.class_names == []
+    assert manifest.input.class_names == [], "the checkpoint does not say, and ten classes may be any"
     assert exported.comparison is not None
     assert exported.comparison.route_agreement > 0.9
     with Runtime(exported.bundle) as runtime:
@@ -317,6 +319,25 @@ def test_images_of_another_size_are_refused_and_files_are_resized(mixed: Made, t
     assert exported.comparison.samples == 8
 
 
+def test_only_the_calibration_images_that_are_drawn_are_decoded(mixed: Made, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for index, (image, label) in enumerate(zip(mixed.data.images, mixed.data.labels, strict=True)):
+        path = folder / CONTRACT.class_names[label] / f"{index:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).resize((16, 16), Image.Resampling.NEAREST).save(path)
+    drawn = open_dataset(folder).subset(6, 0)
+    assert isinstance(drawn, ImageFolder)
+    for path in folder.glob("*/*.png"):
+        if str(path.relative_to(folder)) not in drawn.files:
+            path.write_bytes(b"damaged")
+    exported = export(mixed.checkpoint, tmp_path / "net.dfs", calibration_data=folder, calibration_samples=6)
+    assert exported.comparison is not None
+    assert exported.comparison.samples == 6
+    assert exported.notes[-1] == "6 of 6 images were resized to 8x8: they are of 16x16"
+    with refuses(DataError, "photos/", "no image of a known kind"):
+        export(mixed.checkpoint, tmp_path / "all.dfs", calibration_data=folder)
+
+
 @pytest.mark.parametrize(
     ("choices", "word"),
     [
@@ -426,6 +447,55 @@ def test_a_bundle_is_named_after_its_checkpoint(mixed: Made, tmp_path: Path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["mixed.dfs"]
 
 
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("checkpoint.pt", "dfs-30.dfs"),
+        ("checkpoint.safetensors", "dfs-30.dfs"),
+        ("backbone.pt", "dfs-30-backbone.dfs"),
+        ("net.pt", "net.dfs"),
+    ],
+)
+def test_a_bundle_of_a_training_run_is_named_after_the_run(
+    mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, made: str
+) -> None:
+    run = tmp_path / "dfs-30"
+    run.mkdir()
+    (run / "job.json").write_text("{}")
+    loaded = load_checkpoint(mixed.checkpoint)
+    save_checkpoint(run / name, loaded.network, loaded.input)
+    monkeypatch.chdir(tmp_path)
+    assert export(f"dfs-30/{name}", targets=["fp32"]).bundle.path == Path(made)
+    monkeypatch.chdir(run)
+    assert export(name, targets=["fp32"]).bundle.path == Path(made)
+
+
+def test_a_checkpoint_of_that_name_elsewhere_names_its_bundle(
+    mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(mixed.checkpoint.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert export("checkpoint.pt", targets=["fp32"]).bundle.path == Path("checkpoint.dfs")
+
+
+def test_a_bundle_of_another_checkpoint_is_replaced_only_by_name(
+    mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export(mixed.checkpoint, targets=["fp32"])
+    before = contents(tmp_path / "mixed.dfs")
+    other = tmp_path / "other" / "mixed.pt"
+    other.parent.mkdir()
+    save_checkpoint(other, settled_network(seed=5), CONTRACT)
+    with refuses(UsageError, "mixed.dfs was made from another checkpoint", "mixed.pt", "--out mixed.dfs"):
+        export(other, targets=["fp32"])
+    assert contents(tmp_path / "mixed.dfs") == before
+    assert export(mixed.checkpoint, targets=["fp32"]).replaced is None
+    exported = export(other, "mixed.dfs", targets=["fp32"])
+    assert exported.replaced == mixed.checkpoint.name
+    assert exported.bundle.manifest.source.sha256 == hashlib.sha256(other.read_bytes()).hexdigest()
+
+
 def test_a_bundle_that_is_there_is_replaced(mixed: Made, tmp_path: Path) -> None:
     out = tmp_path / "net.dfs"
     export(mixed.checkpoint, out, calibration_data=mixed.data)
@@ -450,6 +520,33 @@ def test_what_is_no_bundle_is_left_alone(mixed: Made, tmp_path: Path, kind: str)
     with refuses(UsageError, "no bundle", "--out"):
         export(mixed.checkpoint, out, targets=["fp32"])
     assert (contents(tmp_path), sorted(path.name for path in tmp_path.iterdir())) == before
+
+
+def test_names_of_files_and_data_are_stored_on_one_line(tmp_path: Path) -> None:
+    network = settled_network()
+    checkpoint = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9\n\x1b[2J.pt"))
+    save_checkpoint(tmp_path / "net.pt", network, CONTRACT)
+    (tmp_path / "net.pt").rename(checkpoint)
+    data = labelled(network, name="images\n" + "x" * 1000)
+    bundle = export(checkpoint, tmp_path / "net.dfs", calibration_data=data).bundle
+    assert bundle.manifest.source.file == r"caf\xe9\n\x1b[2J.pt"
+    assert bundle.manifest.calibration is not None
+    assert bundle.manifest.calibration.data is not None
+    assert bundle.manifest.calibration.data.startswith(r"images\nxxx")
+    assert len(bundle.manifest.calibration.data) == 256
+    assert Bundle(bundle.path).digest == bundle.digest
+
+
+@pytest.mark.parametrize("method", CALIBRATION_METHODS[1:])
+def test_features_that_overflow_are_named_while_calibrating(tmp_path: Path, method: str) -> None:
+    network = settled_network()
+    data = labelled(network)
+    checkpoint = tmp_path / "net.pt"
+    network.backbone.stem_norm.weight.data *= 1e38
+    save_checkpoint(checkpoint, network, CONTRACT)
+    with pytest.raises(CheckpointError) as caught:
+        export(checkpoint, tmp_path / "net.dfs", calibration_data=data, calibration_method=method)
+    assert "finite" in str(caught.value)
 
 
 def test_an_export_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from axe_core_python.selenium import Axe
 from selenium.webdriver.common.keys import Keys
 
-from dfs_deploy.report import Report, as_json, render_page
+from dfs_deploy.report import BundleReport, Report, as_json, render_page
 from dfs_deploy.report.page import FORMATS
 from tests.report.browser import Browser, browser, missing
 from tests.report.test_page import at
@@ -124,12 +125,44 @@ def test_bars_are_as_high_as_the_shares(page: Browser) -> None:
 
 
 def test_points_lie_where_the_figures_say(page: Browser) -> None:
-    points = marks(page, "frontier", "symbol")
+    points = [mark for mark in marks(page, "frontier", "symbol") if not mark.get("beyond")]
     assert {point["name"] for point in points} >= {"dfs", "static-fp32", "static-int8"}
     for first in points:
         for second in points:
             assert (first["p50_ms"] - second["p50_ms"]) * (first["x"] - second["x"]) >= 0, "further right is slower"
             assert (first["top1"] - second["top1"]) * (first["y"] - second["y"]) <= 0, "higher is more accurate"
+
+
+def test_a_tail_beyond_the_axis_has_an_arrow_at_its_end(chromium: Browser, told: BundleReport, tmp_path: Path) -> None:
+    first, second, *rest = told.frontier
+    points = (replace(first, p95_ms=99 * first.p50_ms), replace(second, p95_ms=second.p50_ms), *rest)
+    file = tmp_path / "tail.html"
+    file.write_text(render_page(Report("0", "now", (replace(told, frontier=points),))), "utf-8")
+    chromium.open(file)
+    drawn = marks(chromium, "frontier", "symbol")
+    wide = chromium("return document.querySelector('figure[data-chart=frontier]').view.width()")
+    arrows = [mark for mark in drawn if mark.get("beyond")]
+    assert first.name in {arrow["name"] for arrow in arrows}
+    assert second.name not in {arrow["name"] for arrow in arrows}
+    assert all(wide - 12 < arrow["x"] <= wide for arrow in arrows)
+    assert "Arrow at the edge" in chromium("return document.querySelector('figcaption').textContent")
+
+
+def test_points_that_lie_on_each_other_can_all_be_seen(chromium: Browser, told: BundleReport, tmp_path: Path) -> None:
+    """FP16 runs as FP32 on a CPU without it: the same accuracy and the same time."""
+    dfs, fp32, fp16, int8 = told.frontier
+    same = tuple(replace(point, p50_ms=1.0, p95_ms=1.1, top1=0.9) for point in (fp32, fp16, int8))
+    file = tmp_path / "same.html"
+    file.write_text(render_page(Report("0", "now", (replace(told, frontier=(dfs, *same)),))), "utf-8")
+    chromium.open(file)
+    drawn = chromium(
+        "return [...document.querySelectorAll('figure[data-chart=frontier] .mark-symbol.role-mark path')]"
+        ".map(path => [getComputedStyle(path).fill, getComputedStyle(path).stroke, path.getBBox().width])"
+    )
+    hollow = [(stroke, wide) for fill, stroke, wide in drawn if fill in ("none", "rgba(0, 0, 0, 0)")]
+    assert len(hollow) == 3
+    assert len({stroke for stroke, _ in hollow}) == 3, "each in a colour of its own"
+    assert len({round(wide) for _, wide in hollow}) == 3, "none covers another"
 
 
 def choose(page: Browser, field: str, value: str) -> None:
@@ -263,18 +296,55 @@ def test_on_a_narrow_screen_only_tables_scroll(chromium: Browser, file: Path, wi
     assert max(tall) < 30, "a path is one row of cells"
 
 
-@pytest.mark.parametrize("width", [400, 1200])
-def test_no_word_of_a_chart_is_cut_off(chromium: Browser, file: Path, width: int) -> None:
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_a_caption_is_read_without_scrolling(chromium: Browser, file: Path, width: int) -> None:
     chromium.open(file, width=width)
-    cut = chromium(
-        """
+    chromium("for (const details of document.querySelectorAll('details')) details.open = true;")
+    script = (
+        "return [...document.querySelectorAll('.scroll caption span')].map(e => [e.getBoundingClientRect().left,"
+        " e.getBoundingClientRect().right, e.scrollWidth > e.clientWidth + 1])"
+    )
+    for scrolled in (0, 10_000):
+        chromium(f"for (const e of document.querySelectorAll('.scroll')) e.scrollLeft = {scrolled};")
+        for left, right, cut in chromium(script):
+            assert left >= 0
+            assert right <= width
+            assert not cut
+
+
+@pytest.mark.parametrize(("width", "stays"), [(390, False), (1280, True)])
+def test_the_filters_stay_in_sight_where_there_is_room(chromium: Browser, file: Path, width: int, stays: bool) -> None:
+    chromium.open(file, width=width)
+    chromium("document.querySelector('#bundle-0 h3:last-of-type').scrollIntoView({behavior: 'instant'})")
+    top = chromium("return document.querySelector('#bundle-0 form.filters').getBoundingClientRect().bottom")
+    assert (top > 0) == stays
+
+
+CUT = """
         return [...document.querySelectorAll("figure svg text")].filter((text) => {
           const [inner, outer] = [text, text.closest("svg")].map((e) => e.getBoundingClientRect());
           return text.textContent && (inner.left < outer.left - 1 || inner.right > outer.right + 1);
         }).map((text) => text.textContent);
         """
-    )
-    assert cut == []
+"""Words of charts that the edge of their chart cuts."""
+
+
+@pytest.mark.parametrize("width", [400, 1200])
+def test_no_word_of_a_chart_is_cut_off(chromium: Browser, file: Path, width: int) -> None:
+    chromium.open(file, width=width)
+    assert chromium(CUT) == []
+
+
+def test_no_label_of_an_axis_is_cut_off_whatever_its_end(chromium: Browser, told: BundleReport, tmp_path: Path) -> None:
+    for slowest in (0.0037, 0.037, 0.121, 0.3333, 1.0, 4.7, 37.0, 1234.0):
+        frontier = tuple(
+            replace(point, p50_ms=slowest * share, p95_ms=None)
+            for point, share in zip(told.frontier, (1.0, 0.7, 0.5, 0.9), strict=True)
+        )
+        file = tmp_path / "axis.html"
+        file.write_text(render_page(Report("0", "now", (replace(told, frontier=frontier),))), "utf-8")
+        chromium.open(file, width=400)
+        assert chromium(CUT) == [], slowest
 
 
 def test_without_a_browser_it_is_skipped_and_in_ci_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,33 @@ def test_the_frontier_has_the_network_first_and_each_static_engine(told: BundleR
         assert point.top1_change == point.top1 - dfs.top1
 
 
+def test_budgets_are_points_of_the_bench_itself(mixed: Made, tmp_path: Path) -> None:
+    """On the same images, in the same turns, on this machine: whatever export measured elsewhere."""
+    bundle = copied(mixed, tmp_path)
+    point = {"computation_percentage": 10.0, "top1": 0.123, "latency_ms": 77.0, "samples": 9}
+    records = [{"budget": 0.1, "bias": 400.0, **point}, {"budget": 0.9, "bias": -400.0, **point}]
+    write_manifest(bundle, {**manifest_of(bundle), "budgets": records})
+    made = report_bundle(Bundle(bundle), mixed.data, samples=8, examples=0, **QUICK)
+    assert made.bench is not None
+    points = [point for point in made.frontier if point.kind == "budget"]
+    assert [point.name for point in points] == ["dfs-budget-10", "dfs-budget-90"]
+    for found in points:
+        case = made.bench.case(found.name)
+        assert case is not None
+        assert (found.p50_ms, found.top1) == (case.latency_ms.p50, case.top1)
+        assert found.latency_ratio is not None
+    assert [budget.latency_ms for budget in made.budgets] == [77.0, 77.0], "what export measured stands apart"
+    again = report_bundle(Bundle(bundle), mixed.data, told_bench(made), samples=8, examples=0)
+    assert [point.name for point in again.frontier] == ["dfs", "static-fp32"], "an older file has none"
+
+
+def told_bench(made: BundleReport) -> Any:
+    """The bench of a report as a file without budgets holds it."""
+    assert made.bench is not None
+    cases = [case for case in made.bench.cases if case.name in ("dfs", "static-fp32")]
+    return msgspec.structs.replace(made.bench, cases=cases)
+
+
 def test_without_data_the_carried_images_are_run_and_no_accuracy_is_told(told_without_labels: BundleReport) -> None:
     outcome = told_without_labels.outcome
     assert (outcome.labelled, outcome.top1) == (False, None)

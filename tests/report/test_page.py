@@ -11,7 +11,8 @@ from msgspec.structs import replace as replace_struct
 
 from dfs_deploy.report import BundleReport, Report, as_json, render_page
 from dfs_deploy.report.bench_file import ProblemFacts
-from dfs_deploy.report.page import FORMATS
+from dfs_deploy.report.charts import frontier
+from dfs_deploy.report.page import FORMATS, frontier_caption, latency_caption
 
 HOSTILE = '</script><script>alert(1)</script><!--<img src=x onerror="alert(2)">'
 
@@ -140,6 +141,95 @@ def test_names_cannot_change_the_page(told: BundleReport) -> None:
     assert page.tags.count("script") == Page(sound).tags.count("script")
     assert page.script("report")["bundles"][0]["facts"]["name"] == HOSTILE
     assert any(HOSTILE in text for text in page.text)
+
+
+MOVING = "a\x1b[31m\u202ecat\nerror: forged\x00\udce9"
+
+
+def test_what_is_no_visible_character_reaches_neither_page_nor_json(told: BundleReport) -> None:
+    """Charts show names in tooltips and on axes, which no template escapes."""
+    assert told.bench is not None
+    assert told.bench.verdict is not None
+    bench = replace_struct(
+        told.bench, data=MOVING, verdict=replace_struct(told.bench.verdict, words=MOVING, caveats=[MOVING])
+    )
+    hostile = replace(
+        told,
+        facts=replace(told.facts, name=MOVING, checkpoint=MOVING),
+        frontier=tuple(replace(point, bundle=MOVING) for point in told.frontier),
+        examples=tuple(replace(example, label=MOVING, answer=MOVING) for example in told.examples),
+        outcome=replace(told.outcome, data=MOVING),
+        bench=bench,
+    )
+    report = Report("0", "now", (hostile,))
+    assert all(text.isprintable() for text in strings(as_json(report)))
+    html = render_page(report)
+    html.encode()
+    shown = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
+    assert "a\\x1b[31m\\u202ecat\\nerror: forged\\x00\\xe9" in shown
+    assert not {"\x1b", "\u202e", "\x00", "\udce9"} & set(html)
+    assert [example.image for example in told.examples] == [
+        example["image"] for example in as_json(report)["bundles"][0]["examples"]
+    ], "a picture is not cut"
+
+
+@pytest.mark.parametrize("name", ["</script>", "<!--<script>", "\u2028"])
+def test_the_json_in_the_page_cannot_end_its_element(told: BundleReport, name: str) -> None:
+    hostile = replace(told, facts=replace(told.facts, name=name, checkpoint=name))
+    page = Page(render_page(Report("0", "now", (hostile,))))
+    shown = page.script("report")["bundles"][0]["facts"]["checkpoint"]
+    assert shown == (name if name.isprintable() else "\\u2028")
+    assert page.tags.count("script") == Page(render_page(Report("0", "now", (told,)))).tags.count("script")
+
+
+# What the captions say
+
+
+def test_a_caption_tells_what_the_chart_shows_and_nothing_else(told: BundleReport) -> None:
+    dfs, fp32, *_ = told.frontier
+    plain = [replace(point, p50_ms=1.0, p95_ms=1.1) for point in (dfs, fp32)]
+    assert "budget" not in frontier_caption(plain)
+    assert "Hollow" in frontier_caption(plain)
+    assert "Arrow" not in frontier_caption(plain) + latency_caption(plain)
+    budget = replace(dfs, kind="budget", name="dfs-budget-20", p50_ms=1.0, p95_ms=1.1)
+    assert "budgets, timed in the same turns" in frontier_caption([*plain, budget])
+    assert "budget" not in frontier_caption([*plain, replace(budget, top1=None)]), "it is not drawn"
+    far = replace(fp32, p50_ms=1.0, p95_ms=9.0)
+    assert "Arrow at the edge" in frontier_caption([dfs, far])
+    assert "Arrow at the edge" in latency_caption([far])
+    assert "Hollow" not in frontier_caption([dfs])
+
+
+def test_points_of_one_bundle_differ_in_colour_shape_and_size(told: BundleReport) -> None:
+    (layer,) = [
+        layer
+        for layer in frontier(told.frontier)["layer"]
+        if layer["mark"]["type"] == "point" and layer["mark"]["filled"] is False
+    ]
+    encoding = frontier(told.frontier)["encoding"] | layer["encoding"]
+    for channel in ("color", "shape", "size"):
+        scale = encoding[channel]["scale"]
+        assert scale["domain"] == ["dfs", "static-fp32", "static-fp16", "static-int8"]
+        assert len(set(scale["range"])) == 4, channel
+
+
+def test_cases_of_other_bundles_and_of_newer_versions_are_drawn(told: BundleReport) -> None:
+    dfs, fp32, *_ = told.frontier
+    points = [dfs, fp32, replace(fp32, name="static-fp32@plain"), replace(fp32, name="static-int4")]
+    domain = frontier(points)["encoding"]["color"]["scale"]["domain"]
+    assert domain == ["dfs", "static-fp32", "static-int4", "static-fp32@plain"]
+
+
+def test_an_invalid_bench_may_have_a_verdict_by_accuracy_alone(told: BundleReport) -> None:
+    assert told.bench is not None
+    assert told.bench.verdict is not None
+    verdict = replace_struct(told.bench.verdict, choice="static-fp32", words="ship static FP32: DFS loses")
+    bench = replace_struct(told.bench, valid=False, problems=[ProblemFacts("shaky", "wait")], verdict=verdict)
+    text = " ".join(Page(render_page(Report("0", "now", (replace(told, bench=bench),)))).text)
+    assert "is INVALID, so no ratio of it is told" in text
+    assert "told and there is no verdict" not in text
+    assert "ship static FP32: DFS loses" in text
+    assert "the time of the dynamic network" not in text
 
 
 def test_the_policy_lets_the_pages_own_scripts_run_and_nothing_else(report: Report) -> None:

@@ -9,12 +9,21 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
 import dfs_deploy
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.errors import BundleError, DigestError, InputError, RuntimeClosedError, UsageError
+from dfs_deploy.errors import (
+    BundleError,
+    DigestError,
+    EngineError,
+    InputError,
+    OutOfMemoryError,
+    RuntimeClosedError,
+    UsageError,
+)
 from dfs_deploy.options import computation_percentage
 from dfs_deploy.runtimes import BACKENDS, Result, Runtime
 from dfs_deploy.runtimes.onnxruntime import OnnxRuntimeBackend
@@ -313,7 +322,7 @@ def test_a_failed_call_does_not_block_the_next(runtime: Runtime, monkeypatch: py
         raise MemoryError
 
     monkeypatch.setattr(OnnxRuntimeBackend, "infer", fail)
-    with pytest.raises(MemoryError):
+    with refuses(OutOfMemoryError, "1 image(s)"):
         runtime(pixels(1))
     monkeypatch.undo()
     runtime(pixels(1))
@@ -374,3 +383,178 @@ print(Runtime(sys.argv[1])(np.zeros((1, 8, 8, 3), np.uint8)).logits.shape)
     ran = subprocess.run([sys.executable, "-c", script, str(mixed.path)], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert "(1, 10)" in ran.stdout
+
+
+# Long batches, and numbers that are none
+
+
+@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize("count", [7, 8, 15, 22])
+def test_a_long_batch_runs_in_parts_with_the_same_results(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, count: int, forced: bool
+) -> None:
+    images = pixels(count)
+    path = np.random.default_rng(3).integers(0, 4, (count, 3)) if forced else None
+    whole = runtime(images, path=path)
+    monkeypatch.setattr(runtime, "_most", 7)
+    assert runtime(images, path=path) == whole
+    assert runtime(runtime.input.normalize(images), path=path) == whole
+    assert (
+        runtime(images[::-1], path=None if path is None else path[::-1]).logits.tolist() == whole.logits[::-1].tolist()
+    )
+
+
+def test_parts_are_of_bounded_size_whatever_the_batch(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def infer(self: OnnxRuntimeBackend, images: Any, forced: Any) -> Any:
+        seen.append(images.nbytes)
+        return np.zeros((len(images), 10), np.float32), np.zeros((len(images), 3), np.uint8)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "infer", infer)
+    shared = np.broadcast_to(np.zeros((1, *PIXELS), np.uint8), (200_000, *PIXELS))
+    assert runtime(shared).logits.shape == (200_000, 10)
+    assert sum(seen) == 200_000 * 4 * 3 * 8 * 8
+    assert max(seen) <= 32 << 20
+
+
+@pytest.mark.parametrize("what", [name for name in BAD if name not in ("a list", "nothing", "text", "a scalar")])
+def test_a_long_batch_is_refused_as_a_short_one(runtime: Runtime, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    images, word = BAD[what]
+    many = np.concatenate([images, images[:1], images]) if images.ndim and len(images) else images
+    monkeypatch.setattr(runtime, "_most", 1)
+    with refuses(InputError, *([word] if "image" in word else []), "expected"):
+        runtime(many)
+
+
+def overflowing(count: int, index: int) -> NDArray[np.float32]:
+    """Finite images, the one at an index of values that overflow on the way."""
+    images = np.zeros((count, *FLOATS), np.float32)
+    images[index] = np.where(np.arange(64).reshape(8, 8) % 2, 3e38, -3e38)
+    return images
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+@pytest.mark.parametrize(("count", "index", "most"), [(1, 0, 99), (5, 3, 99), (20, 13, 99), (20, 13, 6)])
+def test_finite_values_that_end_in_no_number_are_refused(
+    floats: Made, monkeypatch: pytest.MonkeyPatch, count: int, index: int, most: int
+) -> None:
+    with Runtime(floats.path) as runtime:
+        monkeypatch.setattr(runtime, "_most", most)
+        full = np.full((count, 3), 2)
+        with refuses(InputError, f"image {index} of the batch", "not finite", "-3e+38 to 3e+38", "normalised"):
+            runtime(overflowing(count, index), path=full)
+        assert np.isfinite(runtime(pixels(count)).logits).all(), "and it can be used again"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("classes", [10, 1000])
+def test_pixels_that_end_in_no_number_are_the_engines_fault(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, value: float, classes: int
+) -> None:
+    logits = np.zeros((3, classes), np.float32)
+    logits[1, 7] = value
+    monkeypatch.setattr(OnnxRuntimeBackend, "infer", lambda *_: (logits, np.zeros((3, 3), np.uint8)))
+    with refuses(EngineError, "image 1 of the batch", "not finite", "dfs-deploy verify"):
+        runtime(pixels(3))
+
+
+def test_logits_may_be_as_large_as_numbers_get(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = np.full((2, 10), np.finfo(np.float32).max)
+    monkeypatch.setattr(OnnxRuntimeBackend, "infer", lambda *_: (logits, np.zeros((2, 3), np.uint8)))
+    assert np.array_equal(runtime(pixels(2)).logits, logits)
+
+
+# Memory and threads that run out
+
+
+LIMITED = """
+import resource, sys
+import numpy as np
+import dfs_deploy.runtimes.onnxruntime
+from dfs_deploy import Runtime
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+net = Runtime(sys.argv[1], prepared=False) if sys.argv[2] == "call" else None
+resource.setrlimit(resource.RLIMIT_AS, (used + (int(sys.argv[3]) << 20), resource.RLIM_INFINITY))
+try:
+    if net is None:
+        Runtime(sys.argv[1], threads=int(sys.argv[4]))
+    else:
+        net(np.broadcast_to(np.zeros((1, 8, 8, 3), np.uint8), (int(sys.argv[4]), 8, 8, 3)))
+except Exception as error:
+    print(type(error).__name__, error.exit_code, str(error))
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+with net or Runtime(sys.argv[1]) as again:
+    print(again(np.zeros((2, 8, 8, 3), np.uint8)).logits.shape)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+@pytest.mark.parametrize(
+    ("kind", "mib", "count", "name", "words"),
+    [
+        ("call", 16, 30_000_000, "OutOfMemoryError", "30,000,000 image(s)"),
+        ("load", 1, 1, "OutOfMemoryError", "mixed.dfs"),
+        ("load", 64, 8, "EnvironmentLacksError", "--threads 1"),
+    ],
+)
+def test_what_runs_out_is_named_and_the_process_goes_on(
+    mixed: Made, kind: str, mib: int, count: int, name: str, words: str
+) -> None:
+    command = [sys.executable, "-c", LIMITED, str(mixed.path), kind, str(mib), str(count)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    said, again = ran.stdout.splitlines()
+    assert said.startswith(f"{name} 3 ")
+    assert words in said
+    assert again == "(2, 10)"
+
+
+def test_threads_are_bounded_and_what_was_not_given_is_said(mixed: Made) -> None:
+    script = """
+import os, sys
+import numpy as np
+from dfs_deploy import Runtime
+tasks = lambda: len(os.listdir("/proc/self/task"))
+images = np.arange(20 * 8 * 8 * 3, dtype=np.uint8).reshape(20, 8, 8, 3)
+Runtime(sys.argv[1]).close()  # what libraries start once
+results, before = [], tasks()
+for threads in (1, 2, 100):
+    with Runtime(sys.argv[1], threads=threads) as net:
+        results.append(net(images))
+        print(tasks() - before, net.description["threads"], net.description["pools"])
+print(results[0] == results[1] == results[2], tasks() - before)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script, str(mixed.path)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    one, two, many, last = ran.stdout.splitlines()
+    assert one == "0 1 none: the calling thread alone"
+    assert two.split()[1] == "2"
+    extra, given, *_ = many.split()
+    assert 0 < int(extra) <= 384
+    assert 1 < int(given) < 100
+    assert "100 threads an engine would be too many" in many
+    assert last == "True 0"
+
+
+@pytest.mark.skipif(
+    not hasattr(onnxruntime, "set_global_thread_pool_sizes"), reason="this ONNX Runtime has no such pool"
+)
+def test_one_pool_that_the_application_chose_is_used(mixed: Made) -> None:
+    script = """
+import os, sys
+import numpy as np
+import onnxruntime
+onnxruntime.set_global_thread_pool_sizes(3, 1)
+from dfs_deploy import Runtime
+with Runtime(sys.argv[1], threads=2) as net, Runtime(sys.argv[1]) as other:
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    print(net.description["pools"], net(images) == other(images))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script, str(mixed.path)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout == "one for the process, as the application chose True\n"

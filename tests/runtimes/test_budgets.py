@@ -199,14 +199,14 @@ def test_a_closed_runtime_has_no_budget_to_set(budgeted: Path) -> None:
 
 def test_another_threads_batch_is_not_disturbed(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     inside, leave = threading.Event(), threading.Event()
-    infer = runtime._open_backend().infer
+    infer = runtime._open().infer
 
     def wait(*arguments: object) -> object:
         inside.set()
         leave.wait(10)
         return infer(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(runtime._open_backend(), "infer", wait)
+    monkeypatch.setattr(runtime._open(), "infer", wait)
     thread = threading.Thread(target=runtime, args=(pixels(1),))
     thread.start()
     try:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.cache import Cache
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime import plan as plans
 from tests.bundles import copied, mixed_bundle, pixels
@@ -45,7 +46,7 @@ def test_a_saved_plan_decides_and_is_shown(bundle: Bundle) -> None:
     assert 0.0 < np.std(by_fp32 - by_int8) < 0.2 * np.std(by_int8)
 
 
-@pytest.mark.parametrize("key", ["bundle", "cpu", "threads", "onnxruntime"])
+@pytest.mark.parametrize("key", ["bundle", "cpu", "threads", "onnxruntime", "dfs_deploy"])
 def test_a_plan_of_another_key_is_never_loaded(bundle: Bundle, key: str) -> None:
     path = plans.save_plan(bundle, plans.Plan(plans.VERSION, plans.plan_key(bundle, 1), []))
     assert plans.load_plan(bundle, 1) is not None
@@ -61,7 +62,7 @@ def test_plans_of_other_threads_lie_elsewhere(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"version": 1}', b"[]"])
 def test_a_damaged_plan_is_as_none(bundle: Bundle, content: bytes) -> None:
-    path = plans.plan_path(bundle, plans.plan_key(bundle, 1))
+    path = Cache(bundle).folder / plans.plan_file(plans.plan_key(bundle, 1))
     path.parent.mkdir()
     path.write_bytes(content)
     assert plans.load_plan(bundle, 1) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,12 +13,19 @@ import pytest
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.errors import BundleError
+from dfs_deploy.errors import BundleError, OutOfMemoryError
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime import blocked, prepared
 from tests.bundles import copied, mixed_bundle, pixels, relative, rewritten, wide_bundle
 
 _HAS_BLOCKS = blocked.block_size() > 1
+
+
+def prepared_folder(bundle: Bundle) -> Path:
+    """Where engines prepared for this machine lie, beside the bundle."""
+    return bundle.path.with_name(f"{bundle.path.name}.cache") / prepared.prepared_name(bundle)
+
+
 needs_blocks = pytest.mark.skipif(not _HAS_BLOCKS, reason="ONNX Runtime has no blocked layout for this CPU")
 
 
@@ -62,7 +70,7 @@ def test_batch_and_single_agree(bundle: Bundle) -> None:
 @needs_blocks
 def test_they_are_kept_beside_the_bundle(bundle: Bundle) -> None:
     made = prepared.obtain_prepared(bundle)
-    assert made.folder == prepared.prepared_path(bundle)
+    assert made.folder == prepared_folder(bundle)
     assert made.folder.parent.name == f"{bundle.path.name}.cache"
     times = {file: file.stat().st_mtime_ns for file in made.folder.iterdir()}
     with Runtime(bundle) as runtime:
@@ -77,7 +85,7 @@ def test_a_damaged_engine_is_made_anew(bundle: Bundle) -> None:
     images = pixels(6)
     with Runtime(bundle) as runtime:
         expected = runtime(images).logits
-    folder = prepared.prepared_path(bundle)
+    folder = prepared_folder(bundle)
     for file in folder.glob("*.onnx"):
         whole = file.read_bytes()
         file.write_bytes(whole[:-1])
@@ -90,7 +98,7 @@ def test_a_damaged_engine_is_made_anew(bundle: Bundle) -> None:
 
 
 @needs_blocks
-@pytest.mark.parametrize("key", ["bundle", "cpu", "onnxruntime"])
+@pytest.mark.parametrize("key", ["bundle", "cpu", "onnxruntime", "dfs_deploy"])
 def test_engines_of_another_key_are_never_loaded(bundle: Bundle, key: str) -> None:
     made = prepared.prepare_engines(bundle)
     assert made.folder is not None
@@ -153,7 +161,7 @@ def test_many_may_prepare_at_once(bundle: Bundle) -> None:
     with ThreadPoolExecutor(4) as pool:
         logits = list(pool.map(start, range(8)))
     assert all(np.array_equal(one, logits[0]) for one in logits)
-    folder = prepared.prepared_path(bundle)
+    folder = prepared_folder(bundle)
     assert [file.name for file in folder.parent.iterdir()] == [folder.name]
 
 
@@ -191,16 +199,37 @@ def test_a_malformed_engine_is_refused_as_without_preparing(bundle: Bundle, cont
 
 
 @needs_blocks
-def test_without_a_place_for_temporary_files_the_plain_engines_run(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="files in memory")
+def test_no_place_for_temporary_files_is_needed(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(bundle.path / "nowhere"))
+    monkeypatch.setenv("TMPDIR", str(bundle.path / "nowhere"))
     with Runtime(bundle) as runtime:
-        assert runtime.description["layout"].startswith("plain: FileNotFoundError")
+        assert runtime.description["layout"].endswith(", kept")
 
 
 @needs_blocks
-def test_where_nothing_can_be_kept_they_are_held_in_memory(bundle: Bundle) -> None:
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), OutOfMemoryError("memory ran out"), MemoryError()]
+)
+def test_what_a_machine_is_short_of_now_is_not_remembered(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*arguments: object) -> bytes:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(prepared, "blocked_stem", fail)
+        with Runtime(bundle) as runtime:
+            assert runtime.description["layout"].startswith("plain: ")
+    assert prepared.load_prepared(bundle) is None
+    with Runtime(bundle) as runtime:
+        assert runtime.description["layout"].endswith(", kept")
+
+
+@needs_blocks
+def test_where_nothing_can_be_kept_they_are_held_in_memory(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
     bundle.path.with_name(f"{bundle.path.name}.cache").write_text("in the way")
     with Runtime(bundle) as runtime:
         assert ", not kept: " in runtime.description["layout"]
@@ -249,7 +278,7 @@ def test_narrow_networks_run_as_they_are(tmp_path: Path, tmp_path_factory: pytes
     assert made.together == 1
     assert made.reason
     assert made.read("common/stem.onnx") is None
-    assert not prepared.prepared_path(narrow).exists()
+    assert not prepared_folder(narrow).exists()
     with Runtime(narrow) as runtime:
         assert runtime.description["layout"].startswith("plain: ")
 

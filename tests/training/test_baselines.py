@@ -113,9 +113,9 @@ def test_stage_1_goes_up_to_full_bitwidth_whatever_that_costs(folder: Path, tmp_
 def test_a_target_out_of_the_measured_reach_is_refused(folder: Path) -> None:
     costs = ((0.1, 1.0, 1.0, 1.0), (0.2, 1.0, 1.0, 1.0))
     with refuses(UsageError, "expected 15 to 100"):
-        dataclasses.replace(RECIPE, costs=costs, target=10.0)
+        dataclasses.replace(RECIPE, costs=costs, cost="latency.json", target=10.0)
     with refuses(UsageError, "costs of 1 blocks"):
-        dataclasses.replace(RECIPE, costs=costs[:1])
+        dataclasses.replace(RECIPE, costs=costs[:1], cost="latency.json")
 
 
 def test_the_last_stage_trains_in_the_engines_arithmetic(folder: Path, tmp_path: Path, backbone: Path) -> None:

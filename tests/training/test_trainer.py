@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -7,6 +8,7 @@ import random
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +18,15 @@ import pytest
 import torch
 
 from dfs_deploy.checkpoints import load_checkpoint, save_checkpoint
+from dfs_deploy.datasets import Dataset, save_npz
 from dfs_deploy.errors import CheckFailedError, CheckpointError, DataError, EnvironmentLacksError, UsageError
 from dfs_deploy.options import Options
 from dfs_deploy.training import Job, read_metrics, resume, train
 from dfs_deploy.training.job import load_job
 from tests.builders import small_network
 from tests.bundles import CONTRACT
-from tests.training.small import small_job, small_recipe
+from tests.checks import refuses
+from tests.training.small import colour_patches, small_job, small_recipe
 
 FORK = multiprocessing.get_context("fork")
 
@@ -211,6 +215,207 @@ def test_a_full_disk_is_one_line_and_loses_nothing(folder: Path) -> None:
     assert lines(out)[1:] == lines(folder / "roomy")[1:]
 
 
+class StoppedError(Exception):
+    pass
+
+
+def stopped(job: Job, out: Path, stage: str = "joint", step: int = 8) -> None:
+    """Begins a run and stops it at a step."""
+
+    def stop(record: Any) -> None:
+        if record["event"] == "step" and record["stage"] == stage and record["step"] >= step:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train(job, out, stop)
+
+
+def test_what_a_killed_process_left_half_written_is_removed_by_the_next(folder: Path) -> None:
+    out = folder / "leftovers"
+    stopped(small_job(folder), out)
+    for name in ("job.json", "state.pt", "backbone.pt", "checkpoint.pt"):
+        (out / f".{name}.0123abcd.tmp").write_bytes(b"half")
+    resume(out)
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+    # Also by one that finds nothing left to do, and would write none of these files again.
+    (out / ".backbone.pt.0123abcd.tmp").write_bytes(b"half")
+    resume(out)
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_a_run_goes_on_without_what_it_began_with(folder: Path, whole: Path, tmp_path: Path) -> None:
+    """The state holds the weights: the checkpoint that they were taken from may be gone."""
+    start = tmp_path / "start.pt"
+    start.write_bytes((whole / "checkpoint.pt").read_bytes())
+    job = small_job(folder, start=str(start))
+    train(job, tmp_path / "whole")
+    stopped(job, tmp_path / "run")
+    start.unlink()
+    resume(tmp_path / "run")
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+
+
+def test_an_observer_is_told_the_job_and_the_records_that_follow(folder: Path) -> None:
+    out, told = folder / "observed", []
+    stopped(small_job(folder, save_every=5), out, "backbone", 10)
+    resume(out, told.append)
+    assert [record["event"] for record in told[:2]] == ["run", "step"]
+    assert (told[1]["step"], told[0]["job"]) == (6, load_job(out).as_json())
+    assert json.loads(json.dumps([record for record in told[1:] if record["event"] != "time"])) == lines(out)[6:]
+    assert [record["event"] for record in lines(out)].count("run") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"recipe": {"joint_lr": 0.5}}, ["recipe.joint_lr is 0.5"]),
+        ({"recipe": {"joint_steps": 7}}, ["recipe.joint_steps is 7, was 12"]),
+        ({"recipe": {"options": "skip,full"}}, ["skip,full"]),
+        ({"seed": 9}, ["seed is 9, was 1"]),
+        ({"until": "gate"}, ["stage joint", "backbone, gate alone"]),
+        ({"held_out": 9}, ["held_out"]),
+    ],
+)
+def test_a_run_whose_job_was_changed_is_refused(
+    folder: Path, tmp_path: Path, change: dict[str, Any], words: list[str]
+) -> None:
+    stopped(small_job(folder), tmp_path)
+    content = json.loads((tmp_path / "job.json").read_text())
+    recipe = {**content["job"]["recipe"], **change.get("recipe", {})}
+    changed = {**content, "job": {**content["job"], **change, "recipe": recipe}}
+    (tmp_path / "job.json").write_text(json.dumps(changed))
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with refuses(CheckpointError, "job.json", *words):
+        resume(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_data_of_a_run_may_move_and_may_not_change(folder: Path, whole: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.npz"
+    patches = colour_patches()
+    save_npz(data, patches)
+    out = tmp_path / "run"
+    stopped(dataclasses.replace(small_job(folder, evaluate_every=6), data=str(data)), out)
+    for labels, names, words in (
+        (patches.labels, ("red", "green", "cyan"), "class names"),
+        ((patches.labels + 1) % 3, patches.class_names, "labels"),
+    ):
+        save_npz(data, Dataset(patches.images, labels, names, "patches"))
+        with refuses(DataError, str(data), words, "begun with"):
+            resume(out)
+    save_npz(data, Dataset(patches.images[:90], patches.labels[:90], patches.class_names, "patches"))
+    with refuses(DataError, "training images"):
+        resume(out)
+    save_npz(tmp_path / "moved.npz", patches)
+    content = json.loads((out / "job.json").read_text())
+    content["job"]["data"] = str(tmp_path / "moved.npz")
+    (out / "job.json").write_text(json.dumps(content))
+    resume(out)
+    assert lines(out)[1:] == lines(whole)[1:]
+
+
+def test_a_log_that_lost_its_end_is_refused_and_not_filled_up(folder: Path, tmp_path: Path) -> None:
+    stopped(small_job(folder), tmp_path)
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(log.read_bytes()[:100])
+    with refuses(CheckpointError, "metrics.jsonl holds 100 bytes"):
+        resume(tmp_path)
+    assert log.stat().st_size == 100
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "link"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "state.pt", "job.json"])
+def test_what_is_no_file_of_a_run_is_refused_and_neither_waited_for_nor_followed(
+    folder: Path, tmp_path: Path, name: str, kind: str
+) -> None:
+    run = tmp_path / "run"
+    stopped(small_job(folder), run)
+    (run / name).rename(tmp_path / "outside")
+    before = (tmp_path / "outside").read_bytes()
+    if kind == "FIFO":
+        os.mkfifo(run / name)
+    else:
+        (run / name).symlink_to(tmp_path / "outside")
+    with refuses(CheckpointError, name, kind):
+        resume(run)
+    assert (tmp_path / "outside").read_bytes() == before
+
+
+def changed_state(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = torch.load(folder / "state.pt", weights_only=True)
+    change(content)
+    torch.save(content, folder / "state.pt")
+
+
+def put(content: dict[str, Any], optimizer: int, key: str, value: Any) -> None:
+    content["optimizers"][optimizer]["state"][0][key] = value
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda content: put(content, 0, "momentum_buffer", torch.zeros(3)), "momentum_buffer"),
+        (lambda content: put(content, 0, "momentum_buffer", 1.0), "momentum_buffer"),
+        (lambda content: put(content, 0, "speed", torch.zeros(3)), "speed"),
+        (lambda content: put(content, 1, "exp_avg", torch.zeros(3)), "exp_avg"),
+        (lambda content: put(content, 1, "step", torch.tensor(float("nan"))), "step"),
+        (lambda content: content["optimizers"].pop(), "stage joint"),
+        (lambda content: content["optimizers"].__setitem__(0, {"state": 3}), "stage joint"),
+        (lambda content: content["network"]["backbone.stem_conv.weight"].fill_(torch.nan), "NaN"),
+        (lambda content: content["network"].pop("backbone.stem_conv.weight"), "another network"),
+        (lambda content: content.update(stage="lunch"), "malformed"),
+        (lambda content: content.update(job=3), "malformed"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_one_line(
+    folder: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    stopped(small_job(folder), tmp_path)
+    changed_state(tmp_path, change)
+    with refuses(CheckpointError, words):
+        resume(tmp_path)
+
+
+def test_rates_are_those_of_the_recipe_whatever_the_state_says(folder: Path, whole: Path, tmp_path: Path) -> None:
+    stopped(small_job(folder, evaluate_every=6), tmp_path)
+
+    def change(content: dict[str, Any]) -> None:
+        content["optimizers"][0]["param_groups"][0].update(momentum=0.1, weight_decay="much", initial_lr=7.0)
+
+    changed_state(tmp_path, change)
+    resume(tmp_path)
+    assert lines(tmp_path)[1:] == lines(whole)[1:]
+
+
+def test_a_state_of_an_older_version_goes_on(folder: Path, whole: Path, tmp_path: Path) -> None:
+    """It says neither of which job nor of which data it is."""
+    stopped(small_job(folder, evaluate_every=6), tmp_path)
+    content = torch.load(tmp_path / "state.pt", weights_only=True)
+    del content["job"], content["data"]
+    torch.save(content, tmp_path / "state.pt")
+    resume(tmp_path)
+    assert lines(tmp_path)[1:] == lines(whole)[1:]
+
+
+def test_tensorboard_that_is_missing_is_said_before_anything_is_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError):
+        train(small_job(folder, tensorboard=True), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_memory_that_runs_out_is_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*args: Any, **kwargs: Any) -> Any:
+        torch.empty(1 << 62, dtype=torch.uint8)
+
+    monkeypatch.setattr("dfs_deploy.training.trainer.joint_loss", no_memory)
+    with refuses(EnvironmentLacksError, "memory is too small", "--batch"):
+        train(small_job(folder), tmp_path / "run")
+
+
 # ----------------------------------------------------------------------------------------------------------- processes
 
 
@@ -299,6 +504,9 @@ def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
         ("job.json", b'{"schema": 1, "job": {"data": 3}}'),
         ("job.json", b'{"schema": 1, "job": {"data": "digits", "recipe": {"options": "skip,99"}}}'),
         ("job.json", b'{"schema": 1, "job": {"data": "digits", "recipe": {"target": 200}}}'),
+        ("job.json", b'{"schema": 1, "job": {"data": "digits", "recipe": {"options": 8}}}'),
+        ("job.json", b"\xff"),
+        ("job.json", b"[" * 100_000),
         ("state.pt", b"no archive"),
     ],
 )

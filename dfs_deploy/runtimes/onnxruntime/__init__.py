@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dfs_deploy.architecture import Architecture
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.cache import Cache
+from dfs_deploy.errors import RuntimeClosedError
+from dfs_deploy.ort import onnxruntime as ort
 from dfs_deploy.runtimes.base import Backend, Substitution
 from dfs_deploy.runtimes.gate_choice import gate_for
 from dfs_deploy.runtimes.onnxruntime.batch import BatchDispatch
@@ -23,7 +25,7 @@ from dfs_deploy.runtimes.onnxruntime.prepared import (
     obtain_prepared,
     prepare_engines,
 )
-from dfs_deploy.runtimes.onnxruntime.sessions import LoadedEngines, load_engines
+from dfs_deploy.runtimes.onnxruntime.sessions import LoadedEngines, check_memory, load_engines
 from dfs_deploy.runtimes.onnxruntime.single import SingleDispatch
 
 __all__ = ["OnnxRuntimeBackend"]
@@ -41,6 +43,7 @@ class OnnxRuntimeBackend(Backend):
         gate: ``native`` or ``numpy``; ``None`` for the first where it was compiled.
         plan: whether a plan that was measured here decides which engine serves an option.
         prepared: whether engines prepared for this machine run, made now where there are none; else the bundle's own.
+        cache: where those and plans are kept; ``None`` for the bundle's usual cache.
     """
 
     name = "onnxruntime"
@@ -52,11 +55,20 @@ class OnnxRuntimeBackend(Backend):
         gate: str | None = None,
         plan: bool = True,
         prepared: bool = True,
+        cache: Cache | None = None,
     ) -> None:
+        check_memory(bundle)
+        kept = cache or Cache(bundle)
+
+        def load(engines: PreparedEngines) -> tuple[LoadedEngines, bool]:
+            """The engines, and whether a plan that was measured in their layout decided which."""
+            measured = load_plan(bundle, threads or 1, engines.together, kept) if plan else None
+            return load_engines(bundle, threads or 1, measured, engines), measured is not None
+
         try:
-            engines, self._planned = _load(bundle, threads or 1, plan, obtain_prepared(bundle) if prepared else PLAIN)
+            engines, self._planned = load(obtain_prepared(bundle, kept) if prepared else PLAIN)
         except DamagedError:
-            engines, self._planned = _load(bundle, threads or 1, plan, prepare_engines(bundle))
+            engines, self._planned = load(prepare_engines(bundle, None, kept))
         self._setup(engines, bundle.architecture, gate, bundle.policy)
 
     def _setup(
@@ -80,29 +92,31 @@ class OnnxRuntimeBackend(Backend):
     def infer(
         self, images: NDArray[np.float32], forced: NDArray[np.uint8] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        assert self._single is not None and self._batch is not None  # noqa: S101 (Runtime refuses after close)
-        if len(images) > SMALL_BATCH:
-            return self._batch.run(images, forced)
+        single, batch = self._single, self._batch
+        if single is None or batch is None:
+            raise _closed()
         if len(images) == 1:
-            return self._single.run(images, forced)
+            return single.run(images, forced)
+        if len(images) > SMALL_BATCH:
+            return batch.run(images, forced)
         results = [
-            self._single.run(images[i : i + 1], None if forced is None else forced[i : i + 1])
-            for i in range(len(images))
+            single.run(images[i : i + 1], None if forced is None else forced[i : i + 1]) for i in range(len(images))
         ]
         return np.concatenate([logits for logits, _ in results]), np.concatenate([path for _, path in results])
 
     def engine_calls(self, path: NDArray[np.uint8]) -> tuple[Call, ...]:
-        assert self._single is not None  # noqa: S101 (Runtime refuses after close)
+        if self._single is None:
+            raise _closed()
         return self._single.engine_calls(path)
 
     def gate_calls(self) -> tuple[Callable[[], int], ...]:
-        assert self._single is not None  # noqa: S101 (Runtime refuses after close)
+        if self._single is None:
+            raise _closed()
         return self._single.gate_calls()
 
     def clone(self) -> OnnxRuntimeBackend:
-        assert self._engines is not None  # noqa: S101 (Runtime refuses after close)
         other = object.__new__(OnnxRuntimeBackend)
-        other._setup(self._engines, self._architecture, None if self._gate is None else self._gate.name, self._policy)
+        other._setup(self._loaded(), self._architecture, None if self._gate is None else self._gate.name, self._policy)
         other.set_score_offset(self._offset)
         other._planned = self._planned
         return other
@@ -112,24 +126,27 @@ class OnnxRuntimeBackend(Backend):
 
     @property
     def substitutions(self) -> tuple[Substitution, ...]:
-        assert self._engines is not None  # noqa: S101 (Runtime refuses after close)
-        return self._engines.substitutions
+        return self._loaded().substitutions
 
     @property
     def description(self) -> dict[str, Any]:
-        assert self._engines is not None  # noqa: S101 (Runtime refuses after close)
+        engines = self._loaded()
         return {
             "runtime": self.name,
             "version": ort.__version__,
             "provider": "CPUExecutionProvider",
-            "threads": self._engines.threads,
+            "threads": engines.threads,
+            "pools": engines.pools or "none: the calling thread alone",
             "gate": "none: a static policy" if self._gate is None else self._gate.name,
             "plan": "measured here" if self._planned else "none",
-            "layout": self._engines.prepared.description,
+            "layout": engines.prepared.description,
         }
 
+    def _loaded(self) -> LoadedEngines:
+        if self._engines is None:
+            raise _closed()
+        return self._engines
 
-def _load(bundle: Bundle, threads: int, plan: bool, prepared: PreparedEngines) -> tuple[LoadedEngines, bool]:
-    """The engines, and whether a plan that was measured in their layout decided which."""
-    measured = load_plan(bundle, threads, prepared.together) if plan else None
-    return load_engines(bundle, threads, measured, prepared), measured is not None
+
+def _closed() -> RuntimeClosedError:
+    return RuntimeClosedError("this Runtime was closed by another thread; make a new one")

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dfs_deploy.manifest import Form
+from dfs_deploy.ort import onnxruntime as ort
 from dfs_deploy.runtimes.gate import Gate
 from dfs_deploy.runtimes.onnxruntime.binding import Rebinding
 from dfs_deploy.runtimes.onnxruntime.chunks import Buffers, Chunks

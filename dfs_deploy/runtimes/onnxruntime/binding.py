@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from dfs_deploy.errors import BundleError, EngineError
+from dfs_deploy.errors import BundleError, EngineError, OutOfMemoryError
 from dfs_deploy.manifest import Form
+from dfs_deploy.ort import onnxruntime as ort
+from dfs_deploy.text import first_line
 
 Call = Callable[[], None]
 
 _ALIGNMENT = 64
 _AS_REQUESTED = 1  # kSameAsRequested: grow by what is asked for, where the default doubles
+_global_pool = False
+_GLOBAL_POOL = "use_per_session_threads must be false"
+_NO_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory", "Cannot allocate memory")
 _EXTERNAL_DATA = b"location"
 """The key that names a tensor's file (onnx.proto, TensorProto.external_data); no exported engine holds these bytes."""
 
@@ -28,13 +33,15 @@ def session_options(threads: int) -> ort.SessionOptions:
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.intra_op_num_threads = threads  # one: the calling thread, and no pool
     if threads > 1:
-        # Each session then has a pool: ONNX Runtime's one for all would bind every session of the process, also the
-        # application's, and cannot be resized. Pools that do not spin while they wait keep out of each other's way.
+        # Each session then has a pool (see sessions.py); those that do not spin while they wait keep out of each
+        # other's way.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.inter_op_num_threads = 1
     # One block of memory for a whole run, planned by shape, is written through anew each time: at a batch of 64 an INT8
     # block takes 1.5 times as long with it, and at a batch of one the same (docs/performance.md).
     options.enable_mem_pattern = False
+    # Its own format is read without checks, and would be recognised by its first bytes.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     options.log_severity_level = 4  # its errors are raised as well, and its warnings speak of the machine's sysfs
     # Where an x86 CPU has no VNNI, sums of two 8-bit products saturate in 16 bits; with this they are exact there, and
     # slower, unless the weights have 7 bits. It changes nothing elsewhere.
@@ -42,14 +49,25 @@ def session_options(threads: int) -> ort.SessionOptions:
     return options
 
 
-@functools.cache
+_allocator_lock = threading.Lock()
+_allocator_shared = False
+
+
 def _share_allocator() -> None:
     """Gives ONNX Runtime one arena for all sessions of the process, which lives as long as the process.
 
     Sessions that each own an arena push one another's buffers out of the cache (docs/performance.md).
     """
-    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": _AS_REQUESTED}))
+    global _allocator_shared
+    with _allocator_lock:
+        if not _allocator_shared:
+            memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+            try:
+                ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": _AS_REQUESTED}))
+            except RuntimeError as error:  # in older versions: the application shares one already, which serves as well
+                if "already been registered" not in str(error):
+                    raise
+            _allocator_shared = True
 
 
 def open_session(data: bytes, name: str, options: ort.SessionOptions) -> ort.InferenceSession:
@@ -57,14 +75,44 @@ def open_session(data: bytes, name: str, options: ort.SessionOptions) -> ort.Inf
 
     Raises:
         BundleError: the model keeps weights outside itself, or ONNX Runtime does not take it.
+        OutOfMemoryError: there is not the memory for it.
     """
     if _EXTERNAL_DATA in data:
         raise BundleError(f"{name} keeps weights in a file of its own, which no exported engine does; do not use it")
     try:
-        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        return _open(data, options)
     except Exception as error:  # its exceptions share no base but Exception
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BundleError(f"ONNX Runtime {ort.__version__} does not take {name} ({first}); export it again") from error
+        if is_memory_error(error):
+            raise OutOfMemoryError(f"memory ran out while {name} was loaded; free some, or raise its limit") from error
+        raise BundleError(
+            f"ONNX Runtime {ort.__version__} does not take {name} ({first_line(error)}); export it again"
+        ) from error
+
+
+def _open(data: bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+    global _global_pool
+    # Without its fallback, which would try the same provider again, and print.
+    make = functools.partial(ort.InferenceSession, data, options, ["CPUExecutionProvider"], enable_fallback=0)
+    if not _global_pool:
+        try:
+            return make()
+        except RuntimeError as error:
+            if _GLOBAL_POOL not in str(error):
+                raise
+        _global_pool = True
+    options.use_per_session_threads = False
+    options.intra_op_num_threads = options.inter_op_num_threads = 0  # the pool's own
+    return make()
+
+
+def has_global_pool() -> bool:
+    """Whether the application gave all sessions of the process one pool; known once a session was opened."""
+    return _global_pool
+
+
+def is_memory_error(error: Exception) -> bool:
+    """Whether ONNX Runtime failed since it could not get memory."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def laid_out(size: tuple[int, ...], form: Form) -> tuple[int, ...]:
@@ -156,12 +204,13 @@ def _binders(binding: ort.IOBinding, source: str, target: str) -> tuple[Callable
     return functools.partial(inner.bind_input, source, device), functools.partial(inner.bind_output, target, device)
 
 
-def engine_failed(label: str, error: Exception) -> EngineError:
+def engine_failed(label: str, error: Exception) -> EngineError | OutOfMemoryError:
     """What to raise where an engine failed."""
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if is_memory_error(error):
+        return OutOfMemoryError(f"memory ran out in {label}; give it fewer images a call, or free some")
     return EngineError(
-        f"{label} failed in ONNX Runtime {ort.__version__}: {first}; give it fewer images a call if memory ran"
-        " out, else check the bundle with dfs-deploy inspect, or export it again"
+        f"{label} failed in ONNX Runtime {ort.__version__}: {first_line(error)}; check the bundle with dfs-deploy"
+        " inspect, or export it again"
     )
 
 

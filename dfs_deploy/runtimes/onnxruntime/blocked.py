@@ -9,18 +9,15 @@ between the blocked tensors is kept. Such a model fits the CPU and the version i
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
-from dfs_deploy.errors import BundleError
+from dfs_deploy.errors import BundleError, OutOfMemoryError
+from dfs_deploy.files import nameless_file
 from dfs_deploy.manifest import Form
-from dfs_deploy.runtimes.onnxruntime.binding import open_session, session_options
-from dfs_deploy.runtimes.onnxruntime.model_messages import (
+from dfs_deploy.onnx_messages import (
     FLOAT,
     UINT8,
     Message,
@@ -32,6 +29,8 @@ from dfs_deploy.runtimes.onnxruntime.model_messages import (
     set_nodes,
     sizes,
 )
+from dfs_deploy.ort import onnxruntime as ort
+from dfs_deploy.runtimes.onnxruntime.binding import open_session, session_options
 
 DOMAIN = "com.microsoft.nchwc"
 """Of the operators of ONNX Runtime's blocked layout."""
@@ -55,6 +54,8 @@ def block_size() -> int:
     try:
         session = open_session(model.SerializeToString(), "the probe of the blocked layout", session_options(1))
         blocked = np.asarray(session.run(None, {"plain": plain})[0]).reshape(-1)
+    except OutOfMemoryError:
+        raise
     except Exception:  # an ONNX Runtime built without these operators, in whichever way it says so
         return 1
     for together in (4, 8, 16, 32):
@@ -101,11 +102,11 @@ def blocked_files(files: Mapping[Form, bytes], output: Form, name: str) -> dict[
 def _optimised(model: Message) -> Message:
     """What ONNX Runtime makes of a model for this CPU."""
     options = session_options(1)
-    with tempfile.TemporaryDirectory(prefix="dfs-deploy-") as folder:
-        file = Path(folder) / "optimised.onnx"
-        options.optimized_model_filepath = str(file)
+    with nameless_file() as file:
+        options.optimized_model_filepath = f"/dev/fd/{file.fileno()}"  # it writes to a path alone
         open_session(model.SerializeToString(), "a model to optimise", options)
-        return parse_model(file.read_bytes(), "an optimised model")
+        file.seek(0)
+        return parse_model(file.read(), "an optimised model")
 
 
 def _from_blocked(data: bytes, name: str) -> Message:
@@ -128,7 +129,7 @@ def _from_blocked(data: bytes, name: str) -> Message:
     reordered = users.only_of("outside", "ReorderInput")
     first = None if reordered is None else users.only_of(reordered.output[0], "Conv")
     if reordered is None or first is None or taken not in users.made:
-        raise UnfitModelError(name)
+        raise _unfit(name)
     graph.input[0].name = first.output[0]
     del graph.output[1:]
     set_nodes(graph, [node for node in graph.node if node.output[0] not in (reordered.output[0], first.output[0])])
@@ -153,7 +154,7 @@ def _from_uint8(model: Message, plain: Message, name: str) -> bytes:
     constants = {tensor.name: tensor for tensor in plain.graph.initializer}
     first = next((node for node in plain.graph.node if node.op_type == "DequantizeLinear"), None)
     if first is None or any(constant not in constants for constant in first.input[1:]):
-        raise UnfitModelError(name)
+        raise _unfit(name)
     made = type(model).FromString(model.SerializeToString())
     graph = made.graph
     blocked, (channels, height, width) = graph.input[0].name, sizes(graph.input[0])
@@ -237,10 +238,11 @@ class _Users:
 
 
 class UnfitModelError(BundleError):
-    """An engine whose optimised form is not what is expected here."""
+    """An engine that cannot run in the blocked layout here, whenever it is tried."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(
-            f"{name}: ONNX Runtime {ort.__version__} optimises it in another way than its blocked layout needs;"
-            " it runs in the plain layout"
-        )
+
+def _unfit(name: str) -> UnfitModelError:
+    return UnfitModelError(
+        f"{name}: ONNX Runtime {ort.__version__} optimises it in another way than its blocked layout needs; it runs in"
+        " the plain layout"
+    )

@@ -1,8 +1,8 @@
 """Which engine serves an option here, by measurement: a less precise engine that is slower is of no use to anyone.
 
-A plan is measured once on a machine and kept beside the bundle, in ``NAME.dfs.cache/``, under a key of everything that
-it depends on: the bundle's digest, the CPU, the threads, the layout of features and ONNX Runtime's version. One of
-another key is never read.
+A plan is measured once on a machine and kept in the bundle's cache (:mod:`dfs_deploy.cache`), under a key of all that
+it depends on: the bundle's digest, the CPU, the threads, the layout of features and the versions of ONNX Runtime and of
+dfs-deploy. One of another key is never read.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.cache import Cache, cache_key
 from dfs_deploy.cpu import describe_cpu
-from dfs_deploy.decoding import UNREADABLE
+from dfs_deploy.decoding import MAX_JSON, MalformedError, decode_json
 from dfs_deploy.errors import BundleError
-from dfs_deploy.files import sha256, write_whole
+from dfs_deploy.files import sha256
 from dfs_deploy.manifest import Engine, Form
 from dfs_deploy.options import PRECISIONS, Precision
+from dfs_deploy.ort import onnxruntime as ort
 from dfs_deploy.runtimes.onnxruntime.binding import (
     Call,
     aligned_buffer,
@@ -84,37 +85,41 @@ def plan_key(bundle: Bundle, threads: int, together: int = 1) -> dict[str, str]:
         threads: that one engine may use.
         together: channels that lie together in float32 features; see ``prepared.py``.
     """
-    return {
-        "bundle": bundle.digest,
-        "cpu": describe_cpu().key,
-        "threads": str(threads),
-        "together": str(together),
-        "onnxruntime": ort.__version__,
-    }
+    return cache_key(
+        bundle=bundle.digest,
+        cpu=describe_cpu().key,
+        threads=str(threads),
+        together=str(together),
+        onnxruntime=ort.__version__,
+    )
 
 
-def plan_path(bundle: Bundle, key: dict[str, str]) -> Path:
-    """Where the plan of a key lies, beside the bundle."""
-    text = msgspec.json.encode(key, order="sorted")
-    return bundle.path.with_name(f"{bundle.path.name}.cache") / f"plan-{sha256(text)[:16]}.json"
+def plan_file(key: dict[str, str]) -> str:
+    """Name of the file in the cache that holds the plan of a key."""
+    return f"plan-{sha256(msgspec.json.encode(key, order='sorted'))[:16]}.json"
 
 
-def load_plan(bundle: Bundle, threads: int, together: int = 1) -> Plan | None:
+def load_plan(bundle: Bundle, threads: int, together: int = 1, cache: Cache | None = None) -> Plan | None:
     """The plan for this machine, or ``None`` where none was saved, or what lies there is no such plan."""
     key = plan_key(bundle, threads, together)
-    path = plan_path(bundle, key)
+    content = (cache or Cache(bundle)).read(plan_file(key), MAX_JSON)
+    if content is None:
+        return None
     try:
-        plan = msgspec.json.decode(path.read_bytes(), type=Plan)
-    except (OSError, *UNREADABLE):
-        return None  # none was kept, or, since this is a cache, one that cannot be read
+        plan = decode_json(content, Plan)
+    except MalformedError:
+        return None  # of a cache: what cannot be read is as none
     return plan if plan.version == VERSION and plan.key == key else None
 
 
-def save_plan(bundle: Bundle, plan: Plan) -> Path:
-    """Writes a plan, whole, and returns where."""
-    path = plan_path(bundle, plan.key)
-    write_whole(path, msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n")
-    return path
+def save_plan(bundle: Bundle, plan: Plan, cache: Cache | None = None) -> Path:
+    """Writes a plan, whole, and returns where.
+
+    Raises:
+        OSError: it cannot be kept.
+    """
+    content = msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n"
+    return (cache or Cache(bundle)).write(plan_file(plan.key), content)
 
 
 def measure_plan(

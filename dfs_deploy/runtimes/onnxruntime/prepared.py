@@ -1,41 +1,46 @@
-"""Engines in ONNX Runtime's blocked layout: made on the machine that runs them, and kept beside the bundle.
+"""Engines in ONNX Runtime's blocked layout: made on the machine that runs them, and kept in the bundle's cache.
 
-They lie in ``NAME.dfs.cache/prepared-KEY/``, one file an engine and an index of their digests, under a key of all
-that they depend on: the bundle's digest, the CPU and ONNX Runtime's version. What was made for another key is never
-read; what does not match its digest is made anew. The bundle itself stays portable.
+They lie in ``prepared-KEY/`` of the cache (:mod:`dfs_deploy.cache`), one file per engine and an index of their digests,
+under a key of all that they depend on: the bundle's digest, the CPU and the versions of ONNX Runtime and of dfs-deploy.
+What was made for another key is never read; what does not match its digest is made anew. The bundle itself stays
+portable. Processes that start at once prepare once: one of them does, and the others wait for it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import secrets
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
-import onnxruntime as ort
+from google.protobuf.message import Error as ProtobufError
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.cache import MAX_FILE, Cache, UnkeptError, cache_key, mark_used
 from dfs_deploy.cpu import describe_cpu
-from dfs_deploy.decoding import UNREADABLE
+from dfs_deploy.decoding import MalformedError, read_json
 from dfs_deploy.errors import BundleError, DfsDeployError
-from dfs_deploy.files import put_folder, sha256
+from dfs_deploy.files import put_folder, read_file, sha256, temporary_folder
 from dfs_deploy.manifest import Engine, Form
+from dfs_deploy.ort import onnxruntime as ort
 from dfs_deploy.runtimes.onnxruntime.binding import laid_out, open_session, run_once, session_options
-from dfs_deploy.runtimes.onnxruntime.blocked import block_size, blocked_files, blocked_head, blocked_stem
+from dfs_deploy.runtimes.onnxruntime.blocked import (
+    UnfitModelError,
+    block_size,
+    blocked_files,
+    blocked_head,
+    blocked_stem,
+)
+from dfs_deploy.text import first_line
 
 VERSION = 1
 TOLERANCE = 1e-4
 """Greatest difference from the plain engine, relative to its greatest output: sums are added in another order."""
 
 _INDEX = "index.json"
-_TEMPORARY = ".tmp"
-_ABANDONED_S = 3600.0
 
 
 class PreparedIndex(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,7 +51,7 @@ class PreparedIndex(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         key: what they were made for; see :func:`prepared_key`.
         together: channels that lie together in their float32 features.
         files: by the bundle's name of an engine, the SHA-256 of the model to run instead, which names its file too.
-        failure: why none could be made; else empty.
+        failure: why none can be made, if that is for good; else empty.
     """
 
     version: int
@@ -68,12 +73,14 @@ class PreparedEngines:
         together: channels that lie together in float32 features; 1 where the bundle's own engines run.
         reason: why they run, or why nothing was kept; empty where all is as it should be.
         failed: whether they run because preparing others failed.
+        lasting: whether it would fail again here.
         folder: where the engines are kept; ``None`` where they are not.
     """
 
     together: int = 1
     reason: str = ""
     failed: bool = False
+    lasting: bool = False
     folder: Path | None = None
     _digests: Mapping[str, str] = field(default_factory=dict, repr=False)
     _models: Mapping[str, bytes] = field(default_factory=dict, repr=False)
@@ -90,12 +97,16 @@ class PreparedEngines:
             return None
         path = self.folder / _file_name(self._digests[file])
         try:
-            data = b"" if path.is_symlink() else path.read_bytes()
+            data = read_file(path, MAX_FILE, follow=False)
         except OSError as error:
-            raise DamagedError(f"{path} cannot be read ({error.strerror}); run dfs-deploy prepare") from error
+            raise DamagedError(f"{path} cannot be read ({first_line(error)}); run dfs-deploy prepare") from error
         if sha256(data) != self._digests[file]:
             raise DamagedError(f"{path} is not what was kept; run dfs-deploy prepare")
         return data
+
+    def digest(self, file: str) -> str | None:
+        """SHA-256 of the model to run instead of a bundle's file; ``None`` if that file itself runs."""
+        return self._digests.get(file)
 
     def loaded(self) -> PreparedEngines:
         """The same without what is held to be read: the sessions have it now."""
@@ -123,29 +134,30 @@ PLAIN = PreparedEngines(reason="not asked for")
 
 def prepared_key(bundle: Bundle) -> dict[str, str]:
     """Everything that a prepared engine depends on."""
-    return {"bundle": bundle.digest, "cpu": describe_cpu().key, "onnxruntime": ort.__version__}
+    return cache_key(bundle=bundle.digest, cpu=describe_cpu().key, onnxruntime=ort.__version__)
 
 
-def prepared_path(bundle: Bundle) -> Path:
-    """Where the engines prepared for this machine lie, beside the bundle."""
-    key = msgspec.json.encode(prepared_key(bundle), order="sorted")
-    return bundle.path.with_name(f"{bundle.path.name}.cache") / f"prepared-{sha256(key)[:16]}"
+def prepared_name(bundle: Bundle) -> str:
+    """Name of the folder in the cache that holds the engines prepared for this machine."""
+    return f"prepared-{sha256(msgspec.json.encode(prepared_key(bundle), order='sorted'))[:16]}"
 
 
-def obtain_prepared(bundle: Bundle) -> PreparedEngines:
+def obtain_prepared(bundle: Bundle, cache: Cache | None = None) -> PreparedEngines:
     """The engines prepared for this machine, made now where there are none."""
-    return load_prepared(bundle) or prepare_engines(bundle)
+    return load_prepared(bundle, cache) or prepare_engines(bundle, None, cache)
 
 
-def whole_prepared(bundle: Bundle, progress: Callable[[float], None] | None = None) -> tuple[PreparedEngines, bool]:
+def whole_prepared(
+    bundle: Bundle, progress: Callable[[float], None] | None = None, cache: Cache | None = None
+) -> tuple[PreparedEngines, bool]:
     """The same, every kept engine checked, and whether they were there already."""
-    found = load_prepared(bundle)
+    found = load_prepared(bundle, cache)
     if found is not None and found.is_whole():
         return found, True
-    return prepare_engines(bundle, progress), False
+    return prepare_engines(bundle, progress, cache), False
 
 
-def load_prepared(bundle: Bundle) -> PreparedEngines | None:
+def load_prepared(bundle: Bundle, cache: Cache | None = None) -> PreparedEngines | None:
     """The engines prepared for this machine; the bundle's own where no others are of use here.
 
     ``None`` where none are kept, or what lies there is something else.
@@ -153,12 +165,15 @@ def load_prepared(bundle: Bundle) -> PreparedEngines | None:
     together = block_size()
     if needless := _why_plain(bundle, together):
         return PreparedEngines(reason=needless)
-    folder = prepared_path(bundle)
-    if folder.is_symlink() or folder.parent.is_symlink():
-        return None  # no link is followed out of the cache
+    folders = (cache or Cache(bundle)).folders(prepared_name(bundle))
+    found = (_load(bundle, folder, together) for folder in folders)
+    return next((kept for kept in found if kept is not None), None)
+
+
+def _load(bundle: Bundle, folder: Path, together: int) -> PreparedEngines | None:
     try:
-        index = msgspec.json.decode((folder / _INDEX).read_bytes(), type=PreparedIndex)
-    except (OSError, *UNREADABLE):
+        index = read_json(folder / _INDEX, PreparedIndex, follow=False)
+    except (OSError, MalformedError):
         return None  # none was kept, or, since this is a cache, one that cannot be read
     if (index.version, index.key) != (VERSION, prepared_key(bundle)):
         return None
@@ -169,15 +184,21 @@ def load_prepared(bundle: Bundle) -> PreparedEngines | None:
         return None
     if index.together != together:
         return None
+    mark_used(folder)
     return PreparedEngines(index.together, folder=folder, _digests=index.files)
 
 
-def prepare_engines(bundle: Bundle, progress: Callable[[float], None] | None = None) -> PreparedEngines:
+def prepare_engines(
+    bundle: Bundle, progress: Callable[[float], None] | None = None, cache: Cache | None = None
+) -> PreparedEngines:
     """Makes a bundle's engines for the blocked layout, holds each against its plain form, and keeps them.
+
+    Where another process is at it, that is waited for, and what it made is given.
 
     Args:
         bundle: with engines for ONNX Runtime.
         progress: called with how far it is, 0 to 1.
+        cache: of the bundle; ``None`` for the usual one.
 
     Returns:
         The engines, held in memory too until they are loaded. Where this CPU or the network's channels have no such
@@ -191,6 +212,33 @@ def prepare_engines(bundle: Bundle, progress: Callable[[float], None] | None = N
     together = block_size()
     if needless := _why_plain(bundle, together):
         return PreparedEngines(reason=needless)
+    made: PreparedEngines | None = None
+    try:
+        with (cache or Cache(bundle)).writing() as place:
+            folder = place / prepared_name(bundle)
+            found = None if folder.is_symlink() else _load(bundle, folder, together)
+            if found is not None and found.is_whole():
+                return found
+            made = _made(bundle, together, progress)
+            if made.failed and not made.lasting:
+                return made
+            _keep(bundle, made, folder)
+            _remove_outdated(bundle, folder)
+            return made if made.failed else replace(made, folder=folder)
+    except OSError as error:  # nothing can be kept
+        if made is None:
+            made = _made(bundle, together, progress)
+        return made if made.failed else replace(made, reason=_said(error))
+
+
+def _said(error: OSError) -> str:
+    if isinstance(error, UnkeptError):
+        return str(error)
+    return f"{error.filename}: {first_line(error)}" if error.filename else first_line(error)
+
+
+def _made(bundle: Bundle, together: int, progress: Callable[[float], None] | None) -> PreparedEngines:
+    """The engines, held in memory; the bundle's own, with the reason, if one could not be made."""
     models: dict[str, bytes] = {}
     parts = list(_parts(bundle))
     try:
@@ -200,12 +248,14 @@ def prepare_engines(bundle: Bundle, progress: Callable[[float], None] | None = N
             models.update({part.engine.files[form]: data for form, data in made.items()})
             if progress is not None:
                 progress((i + 1) / len(parts))
-    except (DfsDeployError, LookupError, ValueError, OSError) as error:
-        # An engine of an unexpected form, or no place for temporary files: the plain engines run, and this is said.
-        first = (str(error).strip().splitlines() or [""])[0]
-        failure = first if isinstance(error, DfsDeployError) else f"{type(error).__name__}: {first}"
-        return replace(_keep(bundle, 1, {}, failure), together=1, reason=failure, failed=True, folder=None)
-    return _keep(bundle, together, models)
+    except (DfsDeployError, LookupError, ValueError, OSError, MemoryError, ProtobufError) as error:
+        # The plain engines run, and this is said. An engine of an unexpected form stays so; what a machine is short of
+        # now, the next start may have.
+        reason = str(error) if isinstance(error, DfsDeployError) else f"{type(error).__name__}: {first_line(error)}"
+        lasting = isinstance(error, UnfitModelError | LookupError | ValueError)
+        return PreparedEngines(reason=reason, failed=True, lasting=lasting)
+    digests = {file: sha256(data) for file, data in models.items()}
+    return PreparedEngines(together, _digests=digests, _models=models)
 
 
 def _why_plain(bundle: Bundle, together: int) -> str:
@@ -273,7 +323,7 @@ def _compare(bundle: Bundle, part: _Part, made: Mapping[Form, bytes], together: 
         worst = float(np.abs(got.astype(np.float64) - expected).max())
         bound = TOLERANCE * float(np.abs(expected).max()) if part.engine.output == "float32" else 0.0
         if not worst <= bound:  # also where it is no number
-            raise BundleError(f"{file} gives other features in the blocked layout, by {worst:.3g}")
+            raise UnfitModelError(f"{file} gives other features in the blocked layout, by {worst:.3g}")
 
 
 def _into_blocks(features: NDArray[np.float32] | NDArray[np.uint8], together: int) -> NDArray[np.float32]:
@@ -288,48 +338,27 @@ def _out_of_blocks(features: NDArray[np.float32], together: int) -> NDArray[np.f
     return features.reshape(n, c // together, h, w, together).transpose(0, 1, 4, 2, 3).reshape(features.shape)
 
 
-def _keep(bundle: Bundle, together: int, models: Mapping[str, bytes], failure: str = "") -> PreparedEngines:
-    """Writes the engines, whole or not at all; what another process kept meanwhile stays."""
-    folder = prepared_path(bundle)
-    digests = {file: sha256(data) for file, data in models.items()}
-    made = PreparedEngines(together, folder=folder, _digests=digests, _models=models)
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{_TEMPORARY}")
-    if folder.parent.is_symlink():
-        return replace(made, reason=f"{folder.parent} is a link, which is not followed", folder=None)
-    try:
-        temporary.mkdir(parents=True)
-        for file, data in models.items():
-            (temporary / _file_name(digests[file])).write_bytes(data)
-        index = PreparedIndex(VERSION, prepared_key(bundle), together, digests, failure)
-        (temporary / _INDEX).write_bytes(msgspec.json.format(msgspec.json.encode(index), indent=1) + b"\n")
-        found = load_prepared(bundle)
-        if found is None or not found.is_whole():
-            put_folder(temporary, folder)
-    except OSError as error:
-        if load_prepared(bundle) is not None:
-            return made  # another process was first
-        return replace(made, reason=f"{error.filename or folder}: {error.strerror or error}", folder=None)
-    finally:
-        # Where two changed places, this is what stood there before.
-        if temporary.is_symlink():
-            temporary.unlink()
-        shutil.rmtree(temporary, ignore_errors=True)
-    _remove_outdated(bundle, folder)
-    return made
+def _keep(bundle: Bundle, made: PreparedEngines, folder: Path) -> None:
+    """Writes the engines, whole or not at all; raises OSError where they cannot be kept."""
+    digests = dict(made._digests)
+    index = PreparedIndex(VERSION, prepared_key(bundle), made.together, digests, made.reason if made.failed else "")
+    with temporary_folder(folder) as temporary:
+        whole = temporary / folder.name
+        whole.mkdir()
+        for file, data in made._models.items():
+            (whole / _file_name(digests[file])).write_bytes(data)
+        (whole / _INDEX).write_bytes(msgspec.json.format(msgspec.json.encode(index), indent=1) + b"\n")
+        put_folder(whole, folder)  # not synced before: an engine that a power failure cut off misses its digest
 
 
 def _remove_outdated(bundle: Bundle, folder: Path) -> None:
-    """Removes what was prepared for another bundle that lay under this name, and what a stopped process left."""
-    for other in folder.parent.glob(f".prepared-*{_TEMPORARY}"):
-        with contextlib.suppress(OSError):  # gone meanwhile, or another user's
-            if time.time() - other.stat().st_mtime > _ABANDONED_S:
-                shutil.rmtree(other)
+    """Removes what was prepared for another bundle that lay under this name."""
     for other in folder.parent.glob("prepared-*"):
         try:
-            index = msgspec.json.decode((other / _INDEX).read_bytes(), type=PreparedIndex)
-        except (OSError, *UNREADABLE):
+            index = read_json(other / _INDEX, PreparedIndex, follow=False)
+        except (OSError, MalformedError):
             continue  # of another version, perhaps another machine's: not ours to remove
-        if index.key.get("bundle") != bundle.digest:
+        if index.key.get("bundle") != bundle.digest and not other.is_symlink():
             shutil.rmtree(other, ignore_errors=True)
 
 

@@ -1,24 +1,40 @@
-"""Loading a bundle's engines into ONNX Runtime: one session a file, and no thread pool that nobody asked for."""
+"""Loading a bundle's engines into ONNX Runtime: one session per file, and no thread pool that nobody asked for.
+
+With more than one thread each session has a pool of its own. ONNX Runtime can give all sessions one pool, but then it
+refuses any session of the process that wants its own, also the application's; that is the application's choice
+(``onnxruntime.set_global_thread_pool_sizes``), and is followed here. A deep network has hundreds of sessions, so how
+many threads an engine gets is bounded by what all pools together may take.
+"""
 
 from __future__ import annotations
 
+import mmap
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import onnxruntime as ort
-
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.cpu import has_fast_float16
-from dfs_deploy.errors import BundleError
+from dfs_deploy.errors import BundleError, EnvironmentLacksError, OutOfMemoryError
 from dfs_deploy.files import sha256
-from dfs_deploy.manifest import Engine, Form
+from dfs_deploy.manifest import BlockEngines, Engine, Form
+from dfs_deploy.ort import onnxruntime as ort
 from dfs_deploy.runtimes.base import Substitution
 from dfs_deploy.runtimes.gate import GateWeights
 from dfs_deploy.runtimes.gate_weights import gate_weights
-from dfs_deploy.runtimes.onnxruntime.binding import laid_out, open_session, session_options
+from dfs_deploy.runtimes.onnxruntime.binding import has_global_pool, laid_out, open_session, session_options
 from dfs_deploy.runtimes.onnxruntime.plan import Plan, PlanEntry
 from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, PreparedEngines
+
+MOST_POOLED = 384
+"""Most threads in the pools of one network's sessions, together."""
+
+_SPARE_THREADS = 16
+"""Threads that must be startable beside those of the pools: ONNX Runtime may hang where a pool cannot be filled."""
+
+
+_LEAST_MEMORY = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -48,7 +64,19 @@ class LoadedBlock:
 
 @dataclass(frozen=True)
 class LoadedEngines:
-    """All that the clones of a runtime share; nothing in it changes after loading."""
+    """All that the clones of a runtime share; nothing in it changes after loading.
+
+    Attributes:
+        stem: before the blocks.
+        blocks: the gated blocks.
+        head: after them.
+        gate: its weights; ``None`` with a static policy.
+        feature_scales: what one step of uint8 is worth, by block.
+        substitutions: decided here.
+        threads: that each engine has.
+        pools: whose threads they are, in words; empty if every engine runs in the calling thread.
+        prepared: engines that run instead of the bundle's.
+    """
 
     stem: LoadedEngine
     blocks: tuple[LoadedBlock, ...]
@@ -57,6 +85,7 @@ class LoadedEngines:
     feature_scales: tuple[float, ...]
     substitutions: tuple[Substitution, ...]
     threads: int
+    pools: str
     prepared: PreparedEngines
 
 
@@ -74,39 +103,114 @@ def load_engines(
     Raises:
         BundleError: a file is no model that ONNX Runtime takes.
         DamagedError: a prepared engine is not what was kept.
+        OutOfMemoryError: there is not the memory for them.
+        EnvironmentLacksError: so many threads cannot be started here.
     """
-    engines = bundle.manifest.runtimes["onnxruntime"]
+    engines, architecture = bundle.manifest.runtimes["onnxruntime"], bundle.architecture
+    first = engines.gate or engines.stem.files["float32"]
+    session = open_session(bundle.read(first), f"{bundle.path}: {first}", session_options(1))
+    gate = None if engines.gate is None else gate_weights(session, bundle)
+    threads, pools = (1, "") if threads == 1 else _affordable(bundle, threads, plan, prepared)
     loader = _Loader(bundle, threads, prepared)
-    shapes = list(bundle.architecture.block_shapes())
-    maps = [(shape.out_channels, *shape.out_size) for shape in shapes]
-    blocks, substituted, policy = [], _Substitutions(), bundle.manifest.policy
+    maps = [(shape.out_channels, *shape.out_size) for shape in architecture.block_shapes()]
+    substituted = _Substitutions()
+    blocks = []
     for block in engines.blocks:
         sizes = maps[block.index - 1 : block.index + 1]
         options: list[LoadedEngine | None] = []
         for option in bundle.options:
             label = f"block {block.index}, option {option.name}"
-            if policy is not None and policy[block.index - 1] != option.name:
+            if not _on_policy(bundle, block.index, option.name):
                 options.append(LoadedEngine(label, "float32", {}))
                 continue
             if option.skips:
                 options.append(None if block.skip is None else loader.engine(block.skip, label, *sizes))
                 continue
-            wanted, *fallbacks = block.options[option.name]
-            chosen, reason = _choose(wanted, fallbacks, None if plan is None else plan.chosen(block.index, option.name))
+            wanted, chosen, reason = _chosen(block, option.name, plan)
             if reason:
                 substituted.add(option.name, wanted.precision, chosen.precision, reason, block.index)
             options.append(loader.engine(chosen, f"{label} ({chosen.precision})", *sizes))
         blocks.append(LoadedBlock(tuple(options)))
     return LoadedEngines(
-        stem=loader.engine(engines.stem, "stem", bundle.architecture.image_shape, maps[0]),
+        stem=loader.engine(engines.stem, "stem", architecture.image_shape, maps[0]),
         blocks=tuple(blocks),
-        head=loader.engine(engines.head, "head", maps[-1], (bundle.architecture.classes,)),
-        gate=None if engines.gate is None else gate_weights(loader.session(engines.gate), bundle),
+        head=loader.engine(engines.head, "head", maps[-1], (architecture.classes,)),
+        gate=gate,
         feature_scales=tuple(engines.feature_scales),
         substitutions=substituted.collected(),
         threads=threads,
+        pools=pools,
         prepared=prepared.loaded(),
     )
+
+
+def check_memory(bundle: Bundle) -> None:
+    """Asks for less memory than any load takes: where even that is missing, ONNX Runtime may crash.
+
+    Raises:
+        OutOfMemoryError: it is missing.
+    """
+    try:
+        mmap.mmap(-1, _LEAST_MEMORY + bundle.size // 2).close()
+    except (OSError, MemoryError) as error:
+        raise OutOfMemoryError(
+            f"memory ran out before {bundle.path} was loaded; free some, or raise its limit"
+        ) from error
+
+
+def _on_policy(bundle: Bundle, block: int, option: str) -> bool:
+    policy = bundle.manifest.policy
+    return policy is None or policy[block - 1] == option
+
+
+def _affordable(bundle: Bundle, threads: int, plan: Plan | None, prepared: PreparedEngines) -> tuple[int, str]:
+    """Threads per engine, so that all pools together stay within bounds, and what is to be said of the pools.
+
+    Raises:
+        EnvironmentLacksError: so many threads cannot be started here.
+    """
+    if has_global_pool():
+        return threads, "one for the process, as the application chose"
+    engines = bundle.manifest.runtimes["onnxruntime"]
+    running = [engines.stem, engines.head]
+    for block in engines.blocks:
+        for option in bundle.options:
+            if _on_policy(bundle, block.index, option.name):
+                engine = block.skip if option.skips else _chosen(block, option.name, plan)[1]
+                running += [] if engine is None else [engine]
+    sessions = len({prepared.digest(f) or bundle.manifest.files[f].sha256 for e in running for f in e.files.values()})
+    given = min(threads, 1 + MOST_POOLED // sessions)
+    _check_startable(sessions * (given - 1), bundle)
+    pools = f"{sessions} engines, {given - 1} thread(s) each beside the calling one"
+    return given, pools if given == threads else f"{pools}; {threads} threads an engine would be too many"
+
+
+def _check_startable(count: int, bundle: Bundle) -> None:
+    """Starts as many threads as the pools will have, and ends them."""
+    if not count:
+        return
+    leave, started = threading.Event(), []
+    try:
+        for _ in range(count + _SPARE_THREADS):
+            thread = threading.Thread(target=leave.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except RuntimeError as error:
+        raise EnvironmentLacksError(
+            f"{bundle.path} takes pools of {count} threads here and only {len(started)} could be started: a limit on"
+            " processes or memory (ulimit -u, ulimit -v, a container's pids limit) is reached; give --threads 1, or"
+            " raise it"
+        ) from error
+    finally:
+        leave.set()
+        for thread in started:
+            thread.join()
+
+
+def _chosen(block: BlockEngines, option: str, plan: Plan | None) -> tuple[Engine, Engine, str]:
+    """An option's own engine, the one that serves it here, and why that is another."""
+    wanted, *fallbacks = block.options[option]
+    return wanted, *_choose(wanted, fallbacks, None if plan is None else plan.chosen(block.index, option))
 
 
 def _choose(wanted: Engine, fallbacks: list[Engine], planned: PlanEntry | None) -> tuple[Engine, str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from types import TracebackType
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import BundleError, RuntimeClosedError
 from dfs_deploy.options import Precision
+from dfs_deploy.ort import onnxruntime as ort
 from dfs_deploy.runtimes.onnxruntime.binding import (
     Call,
     aligned_buffer,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dfs_deploy.architecture import Architecture
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.cache import Cache
 from dfs_deploy.errors import DfsDeployError, EngineError, RuntimeClosedError
 from dfs_deploy.runtimes.base import Backend, Substitution
 from dfs_deploy.runtimes.gate_choice import gate_for
@@ -37,21 +38,30 @@ class TensorRTBackend(Backend):
         bundle: the bundle; plans that are missing or do not fit this machine are built first.
         gate: ``native`` or ``numpy``; ``None`` for the first where it was compiled.
         speculate: whether single images run ahead of the gate.
+        cache: where plans are kept; ``None`` for the bundle's usual cache.
     """
 
     name = "tensorrt"
 
-    def __init__(self, bundle: Bundle, gate: str | None = None, speculate: bool = False) -> None:
+    def __init__(
+        self, bundle: Bundle, gate: str | None = None, speculate: bool = False, cache: Cache | None = None
+    ) -> None:
         self._timed_calls: dict[Launch, Callable[[], None]] = {}
         with _named("loading"):
-            engines = LoadedEngines(bundle, read_gate_weights(bundle, "tensorrt"))
+            engines = LoadedEngines(bundle, read_gate_weights(bundle, "tensorrt"), cache or Cache(bundle))
         self._setup(engines, bundle.architecture, gate, speculate and engines.gate is not None)
 
     def _setup(self, engines: LoadedEngines, architecture: Architecture, kind: str | None, speculate: bool) -> None:
         """Takes over one use of the engines, and gives it back where anything fails."""
         self._engines: LoadedEngines | None = engines
         self._architecture, self._speculate = architecture, speculate
-        self._facts = {"version": engines.version, "device": engines.device.facts.name, "batch": engines.batch}
+        self.batch = engines.batch
+        self._facts = {
+            "version": engines.version,
+            "device": engines.device.facts.name,
+            "batch": engines.batch,
+            "plans": f"not kept: {engines.unkept}" if engines.unkept else "kept",
+        }
         self._lane: Lane | None = None
         self._launcher: Launcher | None = None
         self._single: SingleDispatch | None = None

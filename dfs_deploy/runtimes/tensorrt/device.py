@@ -186,7 +186,7 @@ class Mark:
         self._event.synchronize()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HostOutput:
     """What an engine writes and the host reads.
 

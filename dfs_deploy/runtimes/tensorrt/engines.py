@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.errors import BundleError, EngineError
+from dfs_deploy.cache import Cache
+from dfs_deploy.errors import BundleError, EngineError, RuntimeClosedError
 from dfs_deploy.runtimes.gate import GateWeights
 from dfs_deploy.runtimes.tensorrt.building import Plans
 from dfs_deploy.runtimes.tensorrt.device import Device
@@ -47,6 +48,10 @@ class LoadedEngines:
     Args:
         bundle: the bundle; a plan that is missing or does not fit is built now.
         gate: the gate's weights; ``None`` with a static policy.
+        cache: where plans are kept.
+
+    Attributes:
+        unkept: why plans that were built are held in memory alone; empty if they are kept.
 
     Raises:
         BundleError: a plan takes or gives something else than the manifest says.
@@ -54,22 +59,22 @@ class LoadedEngines:
         EngineError: a plan could not be built or loaded.
     """
 
-    def __init__(self, bundle: Bundle, gate: GateWeights | None) -> None:
+    def __init__(self, bundle: Bundle, gate: GateWeights | None, cache: Cache) -> None:
         self.gate = gate
         self.device = Device()
         self._users, self._lock = 1, threading.Lock()
         try:
-            self._load(bundle)
+            self._load(bundle, cache)
         except BaseException as error:
             forget_frames(error)
             self.release()
             raise
 
-    def _load(self, bundle: Bundle) -> None:
+    def _load(self, bundle: Bundle, cache: Cache) -> None:
         with libraries():
             import tensorrt as trt
 
-        plans = Plans(bundle, self.device.facts)
+        plans = Plans(bundle, self.device.facts, cache=cache)
         self.batch, self.version = plans.settings.batch, plans.version
         names = bundle.options.names
         blocks: list[list[LoadedEngine | None]] = [[None] * len(names) for _ in range(bundle.architecture.gated_blocks)]
@@ -93,6 +98,7 @@ class LoadedEngines:
         every = [self.stem, self.head, *(engine for block in blocks for engine in block if engine is not None)]
         self.scratch = max(engine.scratch for engine in every)
         self._runtime = runtime
+        self.unkept = plans.unkept
 
     def _deserialize(self, runtime: trt.Runtime, plan: bytes, label: str) -> trt.ICudaEngine:
         engine = runtime.deserialize_cuda_engine(plan)
@@ -101,8 +107,14 @@ class LoadedEngines:
         return engine
 
     def retain(self) -> LoadedEngines:
-        """Counts one more user, and returns itself."""
+        """Counts one more user, and returns itself.
+
+        Raises:
+            RuntimeClosedError: the last user has freed them.
+        """
         with self._lock:
+            if not self._users:
+                raise RuntimeClosedError("this Runtime was closed by another thread; make a new one")
             self._users += 1
         return self
 

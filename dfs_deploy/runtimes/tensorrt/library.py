@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfs_deploy.errors import EnvironmentLacksError
+from dfs_deploy.errors import DependencyError, EnvironmentLacksError, MissingExtraError
 from dfs_deploy.extras import required
 
 if TYPE_CHECKING:
@@ -35,14 +35,15 @@ def libraries() -> Iterator[None]:
     try:
         with required():
             yield
-    except ImportError as error:
-        module = (error.name or "").partition(".")[0] or "a library of CUDA or TensorRT"
-        if _TEGRA_RELEASE.is_file() and module in _APT:
-            raise EnvironmentLacksError(f"{module} is not installed and this needs it; run: {_APT[module]}") from error
-        if isinstance(error, EnvironmentLacksError):
-            raise
+    except MissingExtraError as error:
+        if _TEGRA_RELEASE.is_file() and error.module in _APT:
+            raise EnvironmentLacksError(
+                f"{error.module} is not installed and this needs it; run: {_APT[error.module]}"
+            ) from error
+        raise
+    except DependencyError as error:
         raise EnvironmentLacksError(
-            f"{module} cannot be loaded ({error}); install the NVIDIA driver, and TensorRT's and CUDA's libraries"
+            f"{error}: install the NVIDIA driver, and TensorRT's and CUDA's libraries"
         ) from error
 
 

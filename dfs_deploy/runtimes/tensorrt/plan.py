@@ -1,4 +1,4 @@
-"""TensorRT's plans on disk: a cache of the bundle's ONNX files, in ``NAME.dfs.cache/tensorrt/``.
+"""TensorRT's plans on disk, in ``tensorrt/`` of the bundle's cache (:mod:`dfs_deploy.cache`).
 
 A plan is of use to one version of TensorRT on one kind of GPU. Its key holds everything that it depends on, and names
 its file; one that does not fit, or was changed, is never given to TensorRT.
@@ -11,9 +11,11 @@ from pathlib import Path
 
 import msgspec
 
+from dfs_deploy import __version__
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.decoding import UNREADABLE
-from dfs_deploy.errors import EnvironmentLacksError, UsageError
+from dfs_deploy.cache import MAX_FILE, TENSORRT, Cache
+from dfs_deploy.decoding import MAX_JSON, MalformedError, decode_json
+from dfs_deploy.errors import UsageError
 from dfs_deploy.files import sha256, write_whole
 from dfs_deploy.runtimes.tensorrt.device import DeviceFacts
 from dfs_deploy.runtimes.tensorrt.library import numbers
@@ -66,6 +68,7 @@ class PlanKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     profiles: tuple[tuple[int, int, int], ...]
     workspace_mib: int | None
     flags: tuple[str, ...]
+    dfs_deploy: str
 
     @property
     def name(self) -> str:
@@ -109,22 +112,8 @@ def plan_key(bundle: Bundle, engine: WantedEngine, settings: Settings, facts: De
         profiles=settings.profiles,
         workspace_mib=settings.workspace_mib,
         flags=FLAGS,
+        dfs_deploy=__version__,
     )
-
-
-def cache_folder(bundle: Bundle) -> Path:
-    """Where the plans of a bundle lie, beside it.
-
-    Raises:
-        EnvironmentLacksError: a link leads out of there.
-    """
-    folder = bundle.path.with_name(f"{bundle.path.name}.cache") / "tensorrt"
-    for part in (folder.parent, folder):
-        if part.is_symlink():
-            raise EnvironmentLacksError(
-                f"{part} is a link, expected a folder: plans are not read or kept elsewhere; remove the link"
-            )
-    return folder
 
 
 def timing_cache(folder: Path, facts: DeviceFacts, version: str) -> Path:
@@ -133,14 +122,14 @@ def timing_cache(folder: Path, facts: DeviceFacts, version: str) -> Path:
     return folder / f"timing-{key[:16]}.cache"
 
 
-def load_settings(folder: Path) -> Settings:
+def load_settings(cache: Cache) -> Settings:
     """What plans were last made with, or the defaults."""
-    content = read_plain(folder / "settings.json")
+    content = cache.read(f"{TENSORRT}/settings.json", MAX_JSON)
     if content is None:
         return Settings()
     try:
-        return msgspec.json.decode(content, type=Settings)
-    except (*UNREADABLE, UsageError):
+        return decode_json(content, Settings)
+    except (MalformedError, UsageError):
         return Settings()  # a cache: what cannot be read is made anew
 
 
@@ -149,21 +138,23 @@ def save_settings(folder: Path, settings: Settings) -> None:
     write_whole(folder / "settings.json", msgspec.json.encode(settings) + b"\n")
 
 
-def load_plan(folder: Path, key: PlanKey) -> bytes | None:
+def load_plan(cache: Cache, key: PlanKey) -> bytes | None:
     """A plan, or ``None`` where none was made, it is of another key, was changed, or another TensorRT wrote it."""
-    content, plan = read_plain(folder / f"{key.name}.json"), read_plain(folder / f"{key.name}.plan")
+    content = cache.read(f"{TENSORRT}/{key.name}.json", MAX_JSON)
+    plan = cache.read(f"{TENSORRT}/{key.name}.plan", MAX_FILE)
     if content is None or plan is None:
         return None
     try:
-        record = msgspec.json.decode(content, type=PlanRecord)
-    except UNREADABLE:
+        record = decode_json(content, PlanRecord)
+    except MalformedError:
         return None
     fits = record.version == VERSION and record.key == key and record.sha256 == sha256(plan)
     return plan if fits and written_by(plan, key.tensorrt) else None
 
 
-def save_record(folder: Path, record: PlanRecord) -> None:
-    """Keeps what a plan is; the plan lies there already."""
+def save_plan(folder: Path, record: PlanRecord, plan: bytes) -> None:
+    """Keeps a plan, then what it is: a plan whose record is missing or of another is as none."""
+    write_whole(folder / f"{record.key.name}.plan", plan)
     write_whole(folder / f"{record.key.name}.json", msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
 
 
@@ -181,8 +172,3 @@ def written_by(plan: bytes, version: str) -> bool:
     if found is None or wanted < _HEADERS_SINCE:
         return found is not None
     return found[: len(wanted)] == wanted
-
-
-def read_plain(file: Path) -> bytes | None:
-    """Content of a plain file of the cache; ``None`` where there is none, or a link, which is not followed."""
-    return None if file.is_symlink() or not file.is_file() else file.read_bytes()

@@ -6,6 +6,7 @@ to standard output.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from dfs_deploy.cache import MAX_FILE
 from dfs_deploy.errors import DfsDeployError, EnvironmentLacksError
-from dfs_deploy.files import write_whole
+from dfs_deploy.files import read_file, write_whole
+from dfs_deploy.parent import end_with_parent
 from dfs_deploy.runtimes.tensorrt.library import STRONG_SINCE, Log, libraries, numbers
-from dfs_deploy.runtimes.tensorrt.plan import read_plain
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -32,8 +34,8 @@ class BuildRequest(msgspec.Struct, frozen=True):
         inputs: size of each input, without the batch.
         profiles: least, best and greatest batch of each optimisation profile.
         workspace: bytes that a layer may use while it runs; ``None`` for no limit.
-        plan: file to write.
-        timing_cache: file to read, where it is there and no link, and to write.
+        plan: handle of the file that the plan is written to.
+        timing_cache: file of measured times to read, where there is one, and to write; ``None`` if none is kept.
     """
 
     label: str
@@ -41,8 +43,8 @@ class BuildRequest(msgspec.Struct, frozen=True):
     inputs: dict[str, tuple[int, ...]]
     profiles: tuple[tuple[int, int, int], ...]
     workspace: int | None
-    plan: str
-    timing_cache: str
+    plan: int
+    timing_cache: str | None
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -52,13 +54,11 @@ class Message(msgspec.Struct, frozen=True):
         share: how far it is, 0 to 1.
         typing: at the end, how the network was typed: ``strong`` or ``weak``.
         error: at the end, why there is no plan.
-        files: whether that is a file that could not be read or written.
     """
 
     share: float = 0.0
     typing: str = ""
     error: str = ""
-    files: bool = False
 
 
 def build(request: BuildRequest, model: bytes, report: Callable[[float], None]) -> str:
@@ -87,7 +87,8 @@ def build(request: BuildRequest, model: bytes, report: Callable[[float], None]) 
     for typing in ways:
         plan = _build_once(builder, log, request, model, typing, report)
         if plan is not None:
-            Path(request.plan).write_bytes(plan)
+            with os.fdopen(request.plan, "wb", closefd=False) as file:
+                file.write(plan)
             return typing
         refusals.append(log.take() or "TensorRT gives no reason")
     raise DfsDeployError(f"TensorRT {trt.__version__} refused it ({' / '.join(refusals)})")
@@ -124,8 +125,8 @@ def _build_once(
             profile.set_shape(name, least, best, greatest)
         if config.add_optimization_profile(profile) < 0:
             return None
-    timing = Path(request.timing_cache)
-    cache = config.create_timing_cache(read_plain(timing) or b"")
+    timing = None if request.timing_cache is None else Path(request.timing_cache)
+    cache = config.create_timing_cache(_read(timing))
     if not config.set_timing_cache(cache, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)  # of another TensorRT or GPU: begin anew
     if hasattr(trt, "IProgressMonitor"):
@@ -134,9 +135,18 @@ def _build_once(
     if plan is None:
         return None
     measured = config.get_timing_cache()
-    if measured is not None:
-        write_whole(timing, bytes(memoryview(measured.serialize())))
+    if measured is not None and timing is not None:
+        with contextlib.suppress(OSError):  # a cache: without it the next build takes longer
+            write_whole(timing, bytes(memoryview(measured.serialize())))
     return memoryview(plan)
+
+
+def _read(timing: Path | None) -> bytes:
+    """The times that were measured before; none where they cannot be read, or a link lies there."""
+    if timing is not None:
+        with contextlib.suppress(OSError):  # a cache
+            return read_file(timing, MAX_FILE, follow=False)
+    return b""
 
 
 def _network_flags(typing: str) -> int:
@@ -180,6 +190,7 @@ def _monitor(report: Callable[[float], None]) -> trt.IProgressMonitor:
 
 def main() -> None:
     """Reads a request, builds, and says how it went."""
+    end_with_parent()
     # What TensorRT's libraries print goes to standard error: the pipe holds messages alone.
     channel = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
@@ -195,7 +206,7 @@ def main() -> None:
         say(Message(error=str(error)))
         sys.exit(error.exit_code)
     except OSError as error:
-        say(Message(error=f"{error.filename or request.plan}: {error.strerror or error}", files=True))
+        say(Message(error=f"{error.filename or 'the plan'}: {error.strerror or error}"))
         sys.exit(EnvironmentLacksError.exit_code)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.cache import Cache
 from dfs_deploy.errors import BundleError, DfsDeployError, EngineError, EnvironmentLacksError, UsageError
 from dfs_deploy.runtimes.base import Runtime
 from dfs_deploy.runtimes.tensorrt import building
@@ -23,7 +24,7 @@ from dfs_deploy.runtimes.tensorrt.plan import (
     Settings,
     load_settings,
     plan_version,
-    save_record,
+    save_plan,
     written_by,
 )
 from dfs_deploy.runtimes.tensorrt.wanted import wanted_engines
@@ -255,11 +256,12 @@ def test_a_runtime_builds_what_is_missing_with_the_settings_of_before(bundle: Pa
 
 
 def test_without_settings_plans_take_one_image(bundle: Path) -> None:
-    folder = bundle.with_name(f"{bundle.name}.cache") / "tensorrt"
-    assert load_settings(folder) == Settings()
+    cache = Cache(Bundle(bundle))
+    folder = cache.folder / "tensorrt"
+    assert load_settings(cache) == Settings()
     folder.mkdir(parents=True)
     (folder / "settings.json").write_bytes(b'{"batch": 0}')
-    assert load_settings(folder) == Settings()
+    assert load_settings(cache) == Settings()
 
 
 @pytest.mark.parametrize("wrong", [{"batch": 0}, {"batch": 5000}, {"workspace_mib": 0}])
@@ -283,13 +285,13 @@ def test_a_runtime_loads_what_it_built_whatever_another_process_puts_in_its_plac
         before = runtime(pixels(2))
     plan.unlink()
 
-    def after_the_other(folder: Path, record: PlanRecord) -> None:
-        plan.write_bytes(plan.read_bytes() + b"another build")
-        save_record(folder, record)
+    def before_the_other(folder: Path, record: PlanRecord, built: bytes) -> None:
+        save_plan(folder, record, built)
+        plan.write_bytes(built + b"another build")
 
     with machine(), building_here():
         with (
-            mock.patch.object(building, "save_record", after_the_other),
+            mock.patch.object(building, "save_plan", before_the_other),
             Runtime(built, "tensorrt") as runtime,
         ):
             after = runtime(pixels(2))
@@ -300,43 +302,70 @@ def test_a_runtime_loads_what_it_built_whatever_another_process_puts_in_its_plac
 # Folders and links
 
 
-@pytest.mark.parametrize("part", ["", "tensorrt"])
-def test_a_file_in_the_place_of_the_folder_is_not_the_gpus_fault(bundle: Path, tmp_path: Path, part: str) -> None:
-    place = copied_beside(bundle, tmp_path) / part
+def _in_the_way(place: Path, kind: str, elsewhere: Path) -> None:
     place.parent.mkdir(exist_ok=True)
-    place.write_bytes(b"")
+    if kind == "file":
+        place.write_bytes(b"")
+    else:
+        elsewhere.mkdir()
+        place.symlink_to(elsewhere, target_is_directory=True)
+
+
+@pytest.mark.parametrize("part", ["", "tensorrt"])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_where_nothing_can_be_kept_plans_are_held_in_memory_and_prepare_says_why(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, kind: str
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    place = copied_beside(bundle, tmp_path) / part
+    _in_the_way(place, kind, tmp_path / "elsewhere")
     bundle = tmp_path / bundle.name
-    for use in (lambda: prepare(Bundle(bundle), Settings()), lambda: Runtime(bundle, "tensorrt")):
-        with (
-            machine(),
-            building_here(),
-            refuses(EnvironmentLacksError, str(place), "cannot be built and kept", "make it a folder"),
-        ):
-            use()
-    assert place.read_bytes() == b""
+    images = pixels(2)
+    with machine(), building_here():
+        with refuses(EnvironmentLacksError, str(place), "cannot be kept", "--cache-dir"):
+            prepare(Bundle(bundle), Settings())
+        with Runtime(bundle, "tensorrt") as runtime:
+            assert runtime.description["plans"].startswith(f"not kept: {place}")
+            held = runtime(images)
+    with machine(), building_here(), Runtime(bundle, "tensorrt", cache_dir=tmp_path / "place") as runtime:
+        assert runtime.description["plans"] == "kept"
+        assert runtime(images) == held
+    assert place.is_symlink() == (kind == "link")
+    assert kind == "file" or list(place.iterdir()) == []
 
 
-def test_a_file_that_the_building_process_cannot_write_is_not_tensorrts_fault(built: Path) -> None:
+def test_beside_a_read_only_bundle_plans_are_kept_in_the_users_cache(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied_beside(bundle, tmp_path).write_bytes(b"")  # permissions bind no superuser
+    bundle = tmp_path / bundle.name
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    with machine(), building_here():
+        made = prepare(Bundle(bundle), Settings(batch=2))
+        assert made.folder.is_relative_to(tmp_path / "user" / "dfs-deploy")
+        assert prepare(Bundle(bundle)).built == ()
+
+
+def test_times_that_cannot_be_kept_stop_no_build(built: Path) -> None:
     plans(built)["the head"].unlink()
     (timing,) = next(iter(plans(built).values())).parent.glob("timing-*.cache")
     timing.unlink()
     timing.mkdir()
-    with machine(), refuses(EnvironmentLacksError, timing.name, "make it a folder"):
-        prepare(Bundle(built))
+    with machine(), building_here():
+        assert prepare(Bundle(built)).built == ("the head",)
 
 
-@pytest.mark.parametrize("part", ["", "tensorrt"])
-def test_a_linked_folder_is_not_followed(bundle: Path, tmp_path: Path, part: str) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    place = copied_beside(bundle, tmp_path) / part
-    place.parent.mkdir(exist_ok=True)
-    place.symlink_to(elsewhere, target_is_directory=True)
-    bundle = tmp_path / bundle.name
-    for use in (lambda: prepare(Bundle(bundle), Settings()), lambda: Runtime(bundle, "tensorrt")):
-        with machine(), building_here(), refuses(EnvironmentLacksError, str(place), "is a link", "remove"):
-            use()
-    assert list(elsewhere.iterdir()) == []
+@pytest.mark.parametrize("module", ["msgspec", "numpy", "sitecustomize", "dfs_deploy"])
+def test_nothing_in_the_current_folder_is_run(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    plans(built)["the head"].unlink()
+    (tmp_path / f"{module}.py").write_text("open('ran', 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    with machine():
+        assert prepare(Bundle(built)).built == ("the head",)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_linked_timing_cache_is_neither_read_nor_written(built: Path, tmp_path: Path) -> None:
@@ -366,7 +395,7 @@ def test_a_bundle_for_another_runtime(tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.mark.skipif("DOUBLE_TENSORRT" in os.environ, reason="within a double")
 def test_without_tensorrt_the_line_that_installs_it(bundle: Path) -> None:
-    with pytest.raises(EnvironmentLacksError, match=r'pip install "dfs-deploy\[tensorrt\]"'):
+    with pytest.raises(EnvironmentLacksError, match=r'pip install -e .*\[tensorrt\]"'):
         prepare(Bundle(bundle))
-    with pytest.raises(EnvironmentLacksError, match=r'pip install "dfs-deploy\[tensorrt\]"'):
+    with pytest.raises(EnvironmentLacksError, match=r'pip install -e .*\[tensorrt\]"'):
         Runtime(bundle, "tensorrt")

@@ -1,0 +1,26 @@
+"""A process that another one started for itself, and that must not outlive it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+def end_with_parent(parent: int | None = None) -> None:
+    """Lets the kernel end this process as soon as the one that started it ends, in whatever way; on Linux alone.
+
+    Call it in the new process, before its work.
+
+    Args:
+        parent: process that started this one. If it has ended meanwhile, this one ends at once. ``None`` leaves that
+            out.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        sys.exit(1)
