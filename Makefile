@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test lint format bench fuzz soak kill clean
 
 help:
 	@echo "make demo    export, verify and bench a small network on real digits"
 	@echo "make test    run the tests"
 	@echo "make lint    check style and types"
 	@echo "make bench   print the benchmarks of docs/performance.md"
+	@echo "make fuzz    give hostile files to every reader (READER=, CASES=, SEED=, CASE=)"
+	@echo "make soak    run a network a million times, and watch memory and results (SCALE=, SEED=)"
+	@echo "make kill    kill export, prepare and train in the middle (WORK=, RANDOM_KILLS=, EVERY=, SEED=)"
 
 $(INSTALLED): pyproject.toml $(wildcard setup.py)
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +40,21 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.dispatch
+
+SEED ?= 0
+CASES ?= 10000
+SCALE ?= 1
+RANDOM_KILLS ?= 100
+EVERY ?= 1
+
+fuzz: $(INSTALLED)
+	$(BIN)/python -m tests.fuzz $(READER) --cases $(CASES) --seed $(SEED) $(if $(CASE),--case $(CASE))
+
+soak: $(INSTALLED)
+	$(BIN)/python -m tests.fuzz.soak --scale $(SCALE) --seed $(SEED)
+
+kill: $(INSTALLED)
+	$(BIN)/python -m tests.fuzz.kills $(WORK) --random $(RANDOM_KILLS) --every $(EVERY) --seed $(SEED)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

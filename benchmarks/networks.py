@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +10,6 @@ import torch
 from dfs_deploy.architecture import Architecture
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
-from dfs_deploy.cpu import describe_cpu
 from dfs_deploy.datasets import Dataset
 from dfs_deploy.exporters import export
 from dfs_deploy.exporters.probes import make_probes
@@ -34,12 +31,6 @@ def random_network(blocks_per_group: int, options: str = "skip,8,16,full", seed:
     return network.eval()
 
 
-def fast_weight_bits() -> Literal[7, 8]:
-    """Bits of INT8 weights that this CPU computes fast: x86 needs VNNI for exact products with all 8."""
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return 7 if x86 and not describe_cpu().int8 else 8
-
-
 def random_bundle(blocks_per_group: int, folder: Path, options: str = "skip,8,16,full") -> Bundle:
     """Exports a random ResNet-(6n+2), calibrated on made images, and returns the bundle."""
     network = random_network(blocks_per_group, options)
@@ -49,5 +40,4 @@ def random_bundle(blocks_per_group: int, folder: Path, options: str = "skip,8,16
     images = make_probes(contract, 0)
     data = Dataset(images, np.arange(len(images)) % network.architecture.classes, (), "made images")
     out = folder / f"random-{blocks_per_group}.dfs"
-    bits = fast_weight_bits()
-    return export(checkpoint, out, calibration_data=data, calibration_samples=128, weight_bits=bits).bundle
+    return export(checkpoint, out, calibration_data=data, calibration_samples=128).bundle

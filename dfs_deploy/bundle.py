@@ -1,15 +1,20 @@
 """The artefact on disk: a directory ``NAME.dfs`` of ONNX files and the manifest that says what they are.
 
-Reading checks the schema, then the digest of every file; nothing in a bundle is executed, and nothing outside its
-directory is read.
+Opening checks the schema, then the digest of every file; what is read as an engine must be a graph as an export writes
+it (:mod:`dfs_deploy.engine_check`). Nothing in a bundle is executed, and nothing outside its directory is read, through
+links either. Files that the manifest does not list are never read; they are named in the log.
 """
 
 from __future__ import annotations
 
+import errno
 import glob
 import io
+import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+import shlex
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +23,23 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from dfs_deploy.arrays import Arrays, ArraysError
-from dfs_deploy.decoding import UNREADABLE
+from dfs_deploy.decoding import MAX_JSON, MalformedError, read_json
+from dfs_deploy.engine_check import check_engine, engine_uses
 from dfs_deploy.errors import BundleError, DigestError, UsageError
-from dfs_deploy.files import ASIDE, check_folder, put_folder, sha256, sync_tree_to_disk, temporary_folder
+from dfs_deploy.files import (
+    ASIDE,
+    UnfitFileError,
+    can_rename_folders,
+    check_folder,
+    is_litter,
+    put_folder,
+    read_file,
+    sha256,
+    sync_tree_to_disk,
+    temporary_folder,
+)
 from dfs_deploy.manifest import (
     MANIFEST,
-    PRODUCER,
     FileRecord,
     Head,
     Manifest,
@@ -34,9 +50,20 @@ from dfs_deploy.manifest import (
     parse_manifest,
 )
 from dfs_deploy.options import Options
-from dfs_deploy.text import first_line
+from dfs_deploy.text import first_line, one_line
 
 SUFFIX = ".dfs"
+
+_LOG = logging.getLogger("dfs_deploy")
+
+_PLAIN_NAME = re.compile(r"(?:\w[\w.-]*(?<!\.)/)*\w[\w.-]*(?<!\.)", re.ASCII)
+"""A name that is the same file on every system: no folder above, no drive, no letter that looks like another."""
+
+_DEVICES = re.compile(r"(?:^|/)(?:con|prn|aux|nul|(?:com|lpt)[0-9])(?:\.[^/]*)?(?:/|$)", re.IGNORECASE)
+"""Names that are devices on Windows, with any suffix."""
+
+_POINTER, _POINTER_BYTES = b"version https://git-lfs", 1024
+_NAMED_FOREIGN = 5
 
 MAX_SAMPLES = 4096
 """Most inputs that a bundle may carry; export puts in 64."""
@@ -68,7 +95,13 @@ class Bundle:
     Raises:
         BundleError: the directory or its manifest cannot be read.
         SchemaVersionError: another version wrote it.
-        DigestError: a file was changed, is missing, does not belong, or lies outside.
+        DigestError: a file was changed, is missing, is a link, or lies outside.
+
+    Attributes:
+        path: the directory.
+        manifest: what its files are.
+        digest: SHA-256 of the manifest.
+        foreign: files, links and folders that the manifest does not list, by their paths within: never read.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -85,9 +118,14 @@ class Bundle:
             raise BundleError(f"{self.path}: {MANIFEST} cannot be: {error}") from error
         for problem in contradictions(self.manifest, self.options, self.architecture):
             raise BundleError(f"{self.path}: {MANIFEST} contradicts itself: {problem}; export again")
-        _check_listing(self.path, self.manifest.files)
+        _check_names(self.path, self.manifest.files)
         for name in self.manifest.files:
-            self.read(name)
+            self._content(name)
+        self._unchecked = engine_uses(self.manifest, self.architecture)
+        self.foreign = tuple(sorted(_foreign(self.path, self.manifest.files, within=False)))
+        if self.foreign:
+            level = logging.INFO if all(map(_is_litter, self.foreign)) else logging.WARNING
+            _LOG.log(level, "%s", one_line(f"{self.path}: {_listed(self.foreign)} not in its manifest, passed over"))
 
     @property
     def name(self) -> str:
@@ -100,22 +138,38 @@ class Bundle:
         return sum(record.size for record in self.manifest.files.values())
 
     def read(self, name: str) -> bytes:
-        """Content of a file, checked against its digest each time it is read.
+        """Content of a file, checked against its digest each time it is read; an engine is also what an export writes.
 
         Raises:
             DigestError: it is missing, a link, or differs from its digest.
+            BundleError: it is an engine that does not compute within the sizes in the manifest.
         """
+        data = self._content(name)
+        for use in self._unchecked.get(name, ()):
+            check_engine(data, f"{self.path}: {name}", use)
+        self._unchecked.pop(name, None)  # its digest says that the next time it is the same
+        return data
+
+    def _content(self, name: str) -> bytes:
         record = self.manifest.files.get(name)
         if record is None:
             raise DigestError(f"{self.path}: {name} is not in the manifest; export the bundle again")
         file = self.path / name
         try:
-            if file.is_symlink() or not file.is_file():
-                raise DigestError(f"{self.path}: {name} is missing or no plain file; copy or export the bundle again")
-            data = file.read_bytes()
+            for part in (*reversed(file.relative_to(self.path).parents[:-1]), Path(name)):
+                _check_no_link(self.path, part, DigestError)
+            data = read_file(file, max(record.size, _POINTER_BYTES), follow=False)
+        except FileNotFoundError as error:
+            raise DigestError(f"{self.path}: {name} is missing; copy or export the bundle again") from error
+        except UnfitFileError as error:
+            if error.errno != errno.EFBIG:
+                raise DigestError(f"{self.path}: {name} {error.strerror}; copy or export the bundle again") from error
+            data = b""  # it is larger than it was
         except OSError as error:
-            raise DigestError(f"{self.path}: {name} cannot be read ({error.strerror}); copy it again") from error
+            raise DigestError(f"{self.path}: {name} cannot be read ({first_line(error)}); copy it again") from error
         if len(data) != record.size or sha256(data) != record.sha256:
+            if data.startswith(_POINTER):
+                raise DigestError(f"{self.path}: {name} is a pointer of Git LFS; fetch the files with git lfs pull")
             raise DigestError(
                 f"{self.path}: {name} was changed after export (its SHA-256 differs); copy or export it again"
             )
@@ -208,74 +262,128 @@ def check_writable(path: Path) -> None:
             would delete; or nothing can be written there.
     """
     head = _head(path)
-    if path.is_symlink() or (path.exists() and (head is None or head.producer.get("name") != PRODUCER)):
+    if path.is_symlink() or (path.exists() and (head is None or not head.is_ours)):
         raise UsageError(f"{path} exists and is no bundle; give another path with --out, or remove it")
     if head is not None:
-        listed = head.files if isinstance(head.files, dict) else {}
-        for entry in _foreign_entries(path, listed):
-            raise UsageError(
-                f"{path} holds {entry.relative_to(path)}, which is no file of the bundle and would be lost; move it"
-                " away, or give another --out"
-            )
+        for entry in _foreign(path, head.listed, within=True):
+            if not _is_litter(entry):
+                raise UsageError(
+                    f"{path} holds {entry}, which is no file of the bundle and would be lost; move it away, or give"
+                    " another --out"
+                )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"no folder can be made at {path.parent} ({error.strerror}); give another --out") from error
     try:
         check_folder(path.parent)
+        replaceable = not path.exists() or can_rename_folders(path.parent)
     except OSError as error:
         raise UsageError(f"nothing can be written in {path.parent} ({error.strerror}); give another --out") from error
+    if not replaceable:
+        raise UsageError(
+            f"{path} exists, and the file system cannot rename folders, so it cannot be replaced whole; remove it, or"
+            " give another --out"
+        )
 
 
 def source_of(path: Path) -> SourceRecord | None:
     """Checkpoint that a bundle, whole or damaged, was made from; ``None`` without a bundle, or if it does not say."""
     head = _head(path)
-    try:
-        return None if head is None else msgspec.convert(head.source, SourceRecord)
-    except msgspec.ValidationError:
-        return None
+    return None if head is None else head.made_from
 
 
 def _read_manifest(path: Path) -> bytes:
-    if not path.is_dir():
-        name = glob.escape(path.name)
-        for aside in path.parent.glob(f".{name}.*.tmp/{name}{ASIDE}"):
-            raise BundleError(
-                f"no bundle at {path}, since replacing it was cut off; {aside} is the old one: move it back"
-            )
-        raise BundleError(f"no bundle at {path}; give the path of a NAME{SUFFIX} directory that dfs-deploy export made")
     file = path / MANIFEST
-    if file.is_symlink() or not file.is_file():
-        raise BundleError(f"{path} has no {MANIFEST}, so it is no bundle; make one with dfs-deploy export")
     try:
-        return file.read_bytes()
+        if not path.is_dir():
+            raise _no_bundle(path)
+        _check_no_link(path, Path(MANIFEST), BundleError)
+        content = read_file(file, MAX_JSON, follow=False)
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} has no {MANIFEST}, so it is no bundle; make one with dfs-deploy export") from error
+    except UnfitFileError as error:
+        raise BundleError(f"{file} {error.strerror}; copy or export the bundle again") from error
     except OSError as error:
-        raise BundleError(f"{file} cannot be read ({error.strerror}); check its permissions") from error
+        raise BundleError(f"{file} cannot be read ({first_line(error)}); check its path and permissions") from error
+    if content.startswith(_POINTER):
+        raise BundleError(f"{file} is a pointer of Git LFS; fetch the files with git lfs pull")
+    return content
+
+
+def _no_bundle(path: Path) -> BundleError:
+    """What to raise if a path is no directory."""
+    name = glob.escape(path.name)
+    for aside in path.parent.glob(f".{name}.*.tmp/{name}{ASIDE}"):
+        return BundleError(f"no bundle at {path}, since replacing it was cut off; {aside} is the old one: move it back")
+    seen = f"{path} is a file, and no bundle" if path.exists() else f"no bundle at {path}"
+    return BundleError(f"{seen}; give the path of a NAME{SUFFIX} directory that dfs-deploy export made")
+
+
+def _check_no_link(path: Path, name: Path, refusal: type[BundleError]) -> None:
+    """Makes sure that an entry of a bundle is no link.
+
+    A link could be followed, since digests are checked; but then opening a stranger's bundle would open files anywhere.
+    """
+    entry = path / name
+    if not entry.is_symlink():
+        return
+    if not entry.exists():
+        raise refusal(f"{path}: {name} is a link to {entry.readlink()}, which is not there; fetch that file first")
+    raise refusal(
+        f"{path}: {name} is a link, as hub caches and DVC make them, and nothing outside a bundle is read; copy what"
+        f" the links lead to, as in: cp -rL {shlex.quote(str(path))} COPY{SUFFIX}"
+    )
 
 
 def _head(path: Path) -> Head | None:
     """What can be read of the manifest of a bundle of any version, whole or damaged; ``None`` where there is none."""
     try:
-        return msgspec.json.decode((path / MANIFEST).read_bytes(), type=Head)
-    except (OSError, *UNREADABLE):
+        return read_json(path / MANIFEST, Head, follow=False)
+    except (OSError, MalformedError):
         return None
 
 
-def _check_listing(path: Path, files: Mapping[str, FileRecord]) -> None:
-    for name in files:
-        parts = Path(name).parts
-        if not parts or Path(name).is_absolute() or ".." in parts or "\\" in name or "\0" in name:
-            raise DigestError(f"{path}: the manifest lists {name!r}, which leaves the bundle; do not use this bundle")
-    for entry in _foreign_entries(path, files):
-        seen = entry.relative_to(path)
-        if entry.is_dir():
-            raise DigestError(f"{path}: {seen} is a link; a bundle holds plain files: copy it again")
-        raise DigestError(f"{path}: {seen} does not belong to the bundle; remove that file")
+def _is_litter(entry: str) -> bool:
+    """Whether an entry, or a folder that it is in, is what a system or an editor leaves."""
+    return any(map(is_litter, Path(entry).parts))
 
 
-def _foreign_entries(path: Path, files: Iterable[str]) -> Iterator[Path]:
-    """Links to folders, and files that are neither the manifest nor among ``files``."""
-    listed = {path / name for name in files} | {path / MANIFEST}
-    for folder, folders, names in os.walk(path, followlinks=False):
-        yield from (Path(folder) / name for name in folders if (Path(folder) / name).is_symlink())
-        yield from (Path(folder) / name for name in names if Path(folder) / name not in listed)
+def _check_names(path: Path, names: Collection[str]) -> None:
+    seen: dict[str, str] = {MANIFEST: MANIFEST}
+    for name in names:
+        if not _PLAIN_NAME.fullmatch(name) or _DEVICES.search(name):
+            raise DigestError(
+                f"{path}: the manifest lists {name!r}, expected a name within the bundle such as common/stem.onnx; do"
+                " not use this bundle"
+            )
+        twin = seen.setdefault(name.lower(), name)
+        if twin != name or name == MANIFEST:
+            raise DigestError(f"{path}: the manifest lists {name!r} beside {twin!r}; do not use this bundle")
+
+
+def _foreign(path: Path, listed: Collection[str], *, within: bool) -> Iterator[str]:
+    """Entries of a bundle that are neither its manifest nor listed, by their paths in it.
+
+    Args:
+        path: the bundle.
+        listed: names of its files.
+        within: whether a foreign folder is looked into, and each file in it is named; else the folder itself is.
+    """
+    known = {path / name for name in listed} | {path / MANIFEST}
+    holding = {folder for file in known for folder in file.parents}
+    for name, folders, files in os.walk(path, followlinks=False):
+        folder = Path(name)
+        for entry in [folder / each for each in folders]:
+            if entry.is_symlink() or not (within or entry in holding):
+                folders.remove(entry.name)
+                yield f"{entry.relative_to(path)}/"
+        yield from (str((folder / each).relative_to(path)) for each in files if folder / each not in known)
+
+
+def _listed(names: Collection[str]) -> str:
+    """Names in words, at most a few of them, with their verb."""
+    shown = ", ".join(list(names)[:_NAMED_FOREIGN])
+    more = len(names) - _NAMED_FOREIGN
+    words = f"{shown} and {more} more" if more > 0 else shown
+    return f"{words} {'is' if len(names) == 1 else 'are'}"

@@ -13,10 +13,11 @@ import msgspec
 from msgspec import Meta
 
 from dfs_deploy.architecture import Architecture
-from dfs_deploy.decoding import UNREADABLE
+from dfs_deploy.decoding import MalformedError, read_json
 from dfs_deploy.errors import DataError
 from dfs_deploy.files import write_whole
 from dfs_deploy.options import Options, Precision
+from dfs_deploy.text import first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +28,9 @@ FULL = "full"
 
 _Count = Annotated[int, Meta(ge=1, le=1 << 16)]
 _Microseconds = Annotated[float, Meta(ge=0.0, le=1e9)]
+
+
+_Name = Annotated[str, Meta(max_length=256)]
 
 
 class OptionCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -40,7 +44,7 @@ class OptionCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """
 
     block: _Count
-    option: str
+    option: _Name
     engine_us: _Microseconds
     precision: Precision | None
 
@@ -64,12 +68,12 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     schema_version: int
     kind: Literal["dfs-deploy latency table"]
-    bundle: str
-    machine: str
-    runtime: str
+    bundle: _Name
+    machine: _Name
+    runtime: _Name
     threads: _Count
-    groups: list[_Count]
-    widths: list[_Count]
+    groups: Annotated[list[_Count], Meta(max_length=16)]
+    widths: Annotated[list[_Count], Meta(max_length=16)]
     image_shape: tuple[_Count, _Count, _Count]
     gate_us: _Microseconds
     entries: list[OptionCost]
@@ -121,13 +125,12 @@ def load_costs(path: str | Path) -> LatencyTable:
         DataError: the file cannot be read, or is no such table.
     """
     try:
-        content = Path(path).read_bytes()
-        table = msgspec.json.decode(content, type=LatencyTable)
+        table = read_json(Path(path), LatencyTable)
     except OSError as error:
         raise DataError(
-            f"latency table {path} cannot be read ({error.strerror}); write one with bench --save-costs"
+            f"latency table {path} cannot be read ({first_line(error)}); write one with bench --save-costs"
         ) from error
-    except UNREADABLE as error:
+    except MalformedError as error:
         raise DataError(
             f"{path} is no latency table ({error}); write one with dfs-deploy bench --save-costs"
         ) from error

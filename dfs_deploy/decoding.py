@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -12,6 +13,9 @@ from dfs_deploy.text import first_line
 
 MAX_JSON = 32 << 20
 """Most bytes of a JSON file: a manifest of a thousand blocks with all its engines and ranges takes about 3 MB."""
+
+MAX_LOG = 1 << 30
+"""Most bytes of a log with a JSON object on each line: one of 200,000 steps has 50 MB."""
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for JSON that is malformed, of other types, not in UTF-8, or nested without end."""
@@ -23,28 +27,38 @@ class MalformedError(ValueError):
     """JSON that is malformed, or of other types than expected; its text is one bounded line."""
 
 
-def decode_json(content: bytes, type: type[_T], *, strict: bool = True) -> _T:
+def decode_json(
+    content: bytes, type: type[_T], *, strict: bool = True, dec_hook: Callable[[type, Any], Any] | None = None
+) -> _T:
     """Decodes JSON to a type.
 
     Args:
         content: UTF-8 text.
         type: what is expected: a msgspec ``Struct`` or any other type that it knows.
         strict: whether numbers in quotes and the like are refused.
+        dec_hook: reads values of types that msgspec does not know; a ValueError of it is one of the JSON's.
 
     Raises:
         MalformedError: it is no JSON, or of other types.
     """
     try:
-        return msgspec.json.decode(content, type=type, strict=strict)
+        return msgspec.json.decode(content, type=type, strict=strict, dec_hook=dec_hook)
     except UNREADABLE as error:
         raise MalformedError(first_line(error)) from error
 
 
-def read_json(path: Path, type: type[_T], *, limit: int = MAX_JSON, follow: bool = True) -> _T:
+def read_json(
+    path: Path,
+    type: type[_T],
+    *,
+    limit: int = MAX_JSON,
+    follow: bool = True,
+    dec_hook: Callable[[type, Any], Any] | None = None,
+) -> _T:
     """Reads a JSON file; see :func:`decode_json` and :func:`dfs_deploy.files.read_file`.
 
     Raises:
         MalformedError: it is no JSON, or of other types.
         OSError: it is not there, no regular file, too large, or cannot be read.
     """
-    return decode_json(read_file(path, limit, follow=follow), type)
+    return decode_json(read_file(path, limit, follow=follow), type, dec_hook=dec_hook)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fnmatch
 import hashlib
 import os
 import secrets
@@ -28,10 +29,30 @@ ASIDE = ".replaced"
 TEMPORARY = ".tmp"
 """Suffix of a file or folder that is still being written: ``.NAME.<random>.tmp``, beside ``NAME``."""
 
+_LITTER = (
+    *(
+        ".ds_store",
+        "._*",
+        "__macosx",
+        ".appledouble",
+        ".localized",
+        ".fseventsd",
+        ".spotlight-v100",
+        ".trashes",
+    ),  # macOS
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),  # Windows
+    *(".nfs*", ".fuse_hidden*", ".trash-*", ".directory", "lost+found", "@eadir"),  # file systems and desktops
+    *("*~", ".*.sw[a-p]", ".#*", "#*#", ".goutputstream-*"),  # editors
+)
+"""Names, in small letters, of what systems and programs leave in any folder."""
+
 _SYNCS_AT_ONCE = 8  # a file system commits several together: hundreds of small files take a tenth of the time
 
 _UNSUPPORTED = frozenset((errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM))
 """What network file systems answer to fsync if they have none, for folders above all (EIO is not among them)."""
+
+_NO_RENAMES = frozenset((errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV, errno.EINVAL, errno.EMFILE))
+"""What file systems answer that cannot rename a folder with files in it, as object stores cannot."""
 
 _PIECE = 1 << 20
 
@@ -41,6 +62,11 @@ _ABANDONED_S = 24 * 3600.0
 
 class UnfitFileError(OSError):
     """A path that is no regular file, or a file that is too large for what it is read as; nothing of it was read."""
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder is, by its name, what a system or an editor leaves anywhere, and nobody's content."""
+    return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in _LITTER)
 
 
 def sha256(data: bytes) -> str:
@@ -340,14 +366,17 @@ def put_folder(made: Path, path: Path) -> None:
     On Linux and macOS the two change places in one step, so that at any moment, also after a crash, one of them stands
     at ``path``. Where the system or the file system cannot, the old one is first moved to ``made`` with
     ``ASIDE`` behind it, then the new one takes its place: after a crash between these, both are there, whole, under
-    the other names.
+    the other names. A file system that cannot rename a folder is given a copy, if nothing stands at ``path``.
 
     Args:
         made: on the file system of ``path``, and on the disk (:func:`sync_tree_to_disk`).
         path: nothing, or a folder.
+
+    Raises:
+        OSError: it cannot be put there; what stood there before still does.
     """
-    if not path.exists():
-        made.rename(path)
+    if not path.exists() and _put_first(made, path):
+        pass
     elif not _exchange(made, path):
         aside = made.with_name(made.name + ASIDE)
         path.rename(aside)
@@ -358,6 +387,49 @@ def put_folder(made: Path, path: Path) -> None:
             raise
         aside.rename(made)
     sync_to_disk(path.parent)
+
+
+def _put_first(made: Path, path: Path) -> bool:
+    """Puts a folder where nothing stands; ``False`` if another process was first."""
+    try:
+        made.rename(path)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            return False
+        if error.errno not in _NO_RENAMES:
+            raise
+        _copy(made, path)
+    return True
+
+
+def _copy(made: Path, path: Path) -> None:
+    """Copies a folder's files, and neither modes nor times, which such a file system may not have."""
+    path.mkdir()
+    try:
+        for entry in sorted(made.rglob("*")):
+            target = path / entry.relative_to(made)
+            if entry.is_dir():
+                target.mkdir()
+            else:
+                shutil.copyfile(entry, target)
+        sync_tree_to_disk(path)
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def can_rename_folders(folder: Path) -> bool:
+    """Whether a folder with something in it can be renamed here; one of the same name could then be replaced."""
+    with temporary_folder(folder / "renamed") as temporary:
+        (temporary / "old").mkdir()
+        (temporary / "old" / "file").touch()
+        try:
+            (temporary / "old").rename(temporary / "new")
+        except OSError as error:
+            if error.errno not in _NO_RENAMES:
+                raise
+            return False
+    return True
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -6,6 +6,7 @@ docs/bundle-format.md describes it for people.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,11 +14,19 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from dfs_deploy.architecture import Architecture
-from dfs_deploy.decoding import UNREADABLE
+from dfs_deploy.architecture import Architecture, BlockShape
+from dfs_deploy.decoding import MalformedError, decode_json
 from dfs_deploy.errors import BundleError, SchemaVersionError
 from dfs_deploy.options import Option, Options, Precision
-from dfs_deploy.preprocessing import InputContract
+from dfs_deploy.preprocessing import (
+    MAX_CLASSES,
+    MAX_INPUT_VALUES,
+    MAX_MEAN,
+    MAX_NAME,
+    MAX_STD,
+    MIN_STD,
+    InputContract,
+)
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
@@ -26,13 +35,40 @@ PRODUCER = "dfs-deploy"
 Form = Literal["float32", "uint8"]
 """How a feature map is kept: float32, or uint8 on the grid of its group."""
 
-Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-Positive = Annotated[int, Meta(ge=1, le=1 << 16)]
-"""Bounded, so that no manifest makes a reader take memory without end."""
+RuntimeName = Annotated[str, Meta(pattern=r"^(onnxruntime|tensorrt)\Z")]
 
-NotNegative = Annotated[int, Meta(ge=0)]
+MAX_FILE = 1 << 30
+"""Most bytes of a file of a bundle."""
+
+MAX_BUNDLE = 16 << 30
+"""Most bytes of all files of a bundle."""
+
+MAX_BLOCKS = 1000
+"""Most residual blocks of a network."""
+
+MAX_MAP = MAX_INPUT_VALUES
+"""Most values of an image or feature map: 256 MiB in float32."""
+
+# Numbers and lengths are bounded, so that no manifest makes a reader take memory or time without end.
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+LONGEST_NAME = 256
+Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
+"""Of an option, a data set, a file or a version."""
+
+ClassName = Annotated[str, Meta(max_length=MAX_NAME)]
+
+Sentence = Annotated[str, Meta(max_length=4096)]
+Positive = Annotated[int, Meta(ge=1, le=1 << 16)]
+GateSize = Annotated[int, Meta(ge=1, le=1 << 12)]
+NotNegative = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Percentage = Annotated[float, Meta(ge=0, le=100)]
+Value = Annotated[float, Meta(ge=-3.5e38, le=3.5e38)]
+Scale = Annotated[float, Meta(ge=1e-38, le=1e38)]
+"""Within what float32 holds."""
+
+PixelMean = Annotated[float, Meta(ge=-MAX_MEAN, le=MAX_MEAN)]
+PixelDeviation = Annotated[float, Meta(ge=MIN_STD, le=MAX_STD)]
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -43,7 +79,7 @@ class FileRecord(_Record, frozen=True, kw_only=True):
     """A file of the bundle: its SHA-256 and its size in bytes."""
 
     sha256: Digest
-    size: NotNegative
+    size: Annotated[int, Meta(ge=0, le=MAX_FILE)]
 
 
 class Engine(_Record, frozen=True, kw_only=True):
@@ -57,7 +93,7 @@ class Engine(_Record, frozen=True, kw_only=True):
 
     precision: Precision
     output: Form
-    files: dict[Form, str]
+    files: dict[Form, Name]
 
 
 class BlockEngines(_Record, frozen=True, kw_only=True):
@@ -71,7 +107,7 @@ class BlockEngines(_Record, frozen=True, kw_only=True):
 
     index: Positive
     skip: Engine | None
-    options: dict[str, list[Engine]]
+    options: dict[Name, Annotated[list[Engine], Meta(max_length=8)]]
 
 
 class RuntimeEngines(_Record, frozen=True, kw_only=True):
@@ -89,15 +125,15 @@ class RuntimeEngines(_Record, frozen=True, kw_only=True):
     stem: Engine
     blocks: list[BlockEngines]
     head: Engine
-    gate: str | None
-    feature_scales: list[float]
-    static: dict[Precision, str]
+    gate: Name | None
+    feature_scales: list[Scale]
+    static: dict[Precision, Name]
 
 
 class OptionRecord(_Record, frozen=True, kw_only=True):
     """An option and its cost relative to the full-precision block."""
 
-    name: str
+    name: Name
     bits: Annotated[int, Meta(ge=0, le=32)]
     cost: Annotated[float, Meta(ge=0, le=1)]
 
@@ -105,22 +141,22 @@ class OptionRecord(_Record, frozen=True, kw_only=True):
 class ArchitectureRecord(_Record, frozen=True, kw_only=True):
     """See :class:`dfs_deploy.architecture.Architecture`."""
 
-    name: str
+    name: Name
     groups: Annotated[list[Annotated[int, Meta(ge=1, le=1000)]], Meta(max_length=16)]
-    widths: list[Positive]
+    widths: Annotated[list[Positive], Meta(max_length=16)]
     classes: Positive
     image_shape: tuple[Positive, Positive, Positive]
-    gate_embedding: Positive
-    gate_hidden: Positive
+    gate_embedding: GateSize
+    gate_hidden: GateSize
 
 
 class InputRecord(_Record, frozen=True, kw_only=True):
     """See :class:`dfs_deploy.preprocessing.InputContract`."""
 
     shape: tuple[Positive, Positive, Positive]
-    mean: list[float]
-    std: list[float]
-    class_names: list[str]
+    mean: list[PixelMean]
+    std: list[PixelDeviation]
+    class_names: Annotated[list[ClassName], Meta(max_length=MAX_CLASSES)]
 
 
 class RangeRecord(_Record, frozen=True, kw_only=True):
@@ -139,10 +175,10 @@ class RangeRecord(_Record, frozen=True, kw_only=True):
     """
 
     block: NotNegative
-    option: str
+    option: Name
     tensor: Literal["images", "conv1", "conv2", "projection", "conv2_out", "projection_out", "shortcut", "output"]
-    low: float
-    high: float
+    low: Value
+    high: Value
     source: Literal["routed", "reached", "checkpoint", "statistics"]
     samples: NotNegative
 
@@ -150,10 +186,10 @@ class RangeRecord(_Record, frozen=True, kw_only=True):
 class CalibrationRecord(_Record, frozen=True, kw_only=True):
     """How the ranges of the INT8 engines came about."""
 
-    method: str
-    data: str | None
+    method: Name
+    data: Name | None
     samples: NotNegative
-    seed: int
+    seed: NotNegative
     weight_bits: Literal[7, 8]
     ranges: list[RangeRecord]
 
@@ -174,16 +210,16 @@ class AccuracyRecord(_Record, frozen=True, kw_only=True):
         option_share: for each gated block, the share of samples that took each option, in the bundle.
     """
 
-    data: str
+    data: Name
     samples: Annotated[int, Meta(ge=1)]
-    top1_reference: float | None
-    top1_bundle: float | None
-    top1_static: dict[Precision, float]
-    route_agreement: float
-    computation_percentage_reference: float
-    computation_percentage_bundle: float
-    max_abs_logit_error: float
-    option_share: list[list[float]]
+    top1_reference: Share | None
+    top1_bundle: Share | None
+    top1_static: dict[Precision, Share]
+    route_agreement: Share
+    computation_percentage_reference: Percentage
+    computation_percentage_bundle: Percentage
+    max_abs_logit_error: Annotated[float, Meta(ge=0)]
+    option_share: list[list[Share]]
 
 
 class BudgetRecord(_Record, frozen=True, kw_only=True):
@@ -210,25 +246,26 @@ class BudgetRecord(_Record, frozen=True, kw_only=True):
 class ServedRecord(_Record, frozen=True, kw_only=True):
     """An option that an engine of another precision than its own serves, decided at export."""
 
-    option: str
+    option: Name
     wanted: Precision
     served_by: Precision
-    reason: str
+    reason: Sentence
 
 
-class SourceRecord(_Record, frozen=True, kw_only=True):
+class SourceRecord(_Record, frozen=True, kw_only=True, omit_defaults=True):
     """The checkpoint that the bundle was made from.
 
     Attributes:
         assumptions: what it does not say and was taken for granted, a line each.
-        weights_key: which of several weights in it were taken; ``None`` if there is one.
+        weights_key: which of several weights in it were taken; ``None`` if there is one: then the key is not
+            written, and a manifest is as it was before there was such a key.
     """
 
-    file: str
-    format: str
+    file: Name
+    format: Name
     sha256: Digest
-    assumptions: list[str]
-    weights_key: str | None = None
+    assumptions: Annotated[list[Sentence], Meta(max_length=256)]
+    weights_key: Name | None = None
 
 
 class Manifest(_Record, frozen=True, kw_only=True):
@@ -240,29 +277,70 @@ class Manifest(_Record, frozen=True, kw_only=True):
     """
 
     schema_version: int
-    producer: dict[str, str]
+    producer: Annotated[dict[Name, Name], Meta(max_length=64)]
     source: SourceRecord
     architecture: ArchitectureRecord
     options: list[OptionRecord]
-    policy: list[str] | None
+    policy: list[Name] | None
     budgets: list[BudgetRecord]
     targets: list[Precision]
     input: InputRecord
-    runtimes: dict[str, RuntimeEngines]
+    runtimes: dict[RuntimeName, RuntimeEngines]
     calibration: CalibrationRecord | None
     accuracy: AccuracyRecord | None
     substitutions: list[ServedRecord]
-    samples: str | None
-    files: dict[str, FileRecord]
+    samples: Name | None
+    files: dict[Name, FileRecord]
+
+
+_ADDED: dict[str, Any] = {"policy": None, "budgets": []}
+"""What version 2 has and version 1 had not: the values of a version 1 manifest."""
+
+_First = msgspec.defstruct(
+    "_First",
+    [(field.name, field.type) for field in msgspec.structs.fields(Manifest) if field.name not in _ADDED],
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+)
+"""A manifest of version 1."""
 
 
 class Head(msgspec.Struct):
     """What can be read of a manifest of any version."""
 
     schema_version: int
-    producer: dict[str, Any] = {}
-    source: Any = None
-    files: Any = None
+    producer: msgspec.Raw = msgspec.Raw(b"{}")
+    source: msgspec.Raw = msgspec.Raw(b"null")
+    files: msgspec.Raw = msgspec.Raw(b"{}")
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it says that dfs-deploy wrote it."""
+        try:
+            return decode_json(bytes(self.producer), _Producer).name == PRODUCER
+        except MalformedError:
+            return False
+
+    @property
+    def listed(self) -> frozenset[str]:
+        """Names of its files; empty where they cannot be read."""
+        try:
+            return frozenset(decode_json(bytes(self.files), dict[str, msgspec.Raw]))
+        except MalformedError:
+            return frozenset()
+
+    @property
+    def made_from(self) -> SourceRecord | None:
+        """The checkpoint that it says it was made from; ``None`` if it does not say, or cannot be read."""
+        try:
+            return decode_json(bytes(self.source), SourceRecord)
+        except MalformedError:
+            return None
+
+
+class _Producer(msgspec.Struct):
+    name: str = ""
 
 
 def parse_manifest(content: bytes, path: Path) -> Manifest:
@@ -280,23 +358,16 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
         BundleError: it is not JSON, or a key is missing, unknown or of another type.
     """
     try:
-        version = msgspec.json.decode(content, type=Head).schema_version
+        version = decode_json(content, Head).schema_version
         if not 1 <= version <= SCHEMA_VERSION:
             known, remedy = f"1 to {SCHEMA_VERSION}", "update dfs-deploy" if version > 1 else "export it again"
             raise SchemaVersionError(f"{path} has schema version {version}, expected {known}; {remedy}")
         if version == 1:
-            return msgspec.convert(_upgraded(msgspec.json.decode(content)), Manifest)
-        return msgspec.json.decode(content, type=Manifest)
-    except UNREADABLE as error:
+            first = msgspec.structs.asdict(decode_json(content, _First))
+            return Manifest(**{**first, **_ADDED, "schema_version": SCHEMA_VERSION})
+        return decode_json(content, Manifest)
+    except MalformedError as error:
         raise BundleError(f"{path}: {MANIFEST} is malformed ({error}); copy or export the bundle again") from error
-
-
-def _upgraded(first: dict[str, Any]) -> dict[str, Any]:
-    """The values of a version 1 manifest as version 2 has them; a key that version 1 did not have is refused."""
-    added: dict[str, Any] = {"policy": None, "budgets": []}
-    for key in sorted(added.keys() & first.keys()):
-        raise msgspec.ValidationError(f"Object contains unknown field `{key}`")
-    return {**first, **added, "schema_version": 2}
 
 
 def architecture_of(manifest: Manifest) -> Architecture:
@@ -326,8 +397,21 @@ def contradictions(manifest: Manifest, options: Options, architecture: Architect
         yield "input shape and architecture disagree"
     if manifest.input.class_names and len(manifest.input.class_names) != architecture.classes:
         yield f"{len(manifest.input.class_names)} class names for {architecture.classes} classes"
+    if sum(architecture.groups) > MAX_BLOCKS:
+        yield f"{sum(architecture.groups):,} blocks, at most {MAX_BLOCKS:,} can be run"
+        return  # what follows goes through all of them
+    largest = max(math.prod(architecture.image_shape), *(_values(shape) for shape in architecture.block_shapes()))
+    if largest > MAX_MAP:
+        yield f"an image or feature map of {largest:,} values, at most {MAX_MAP:,} can be run"
+    size = sum(record.size for record in manifest.files.values())
+    if size > MAX_BUNDLE:
+        yield f"files of {size:,} bytes together, at most {MAX_BUNDLE:,} are read"
     if manifest.samples is not None and manifest.samples not in manifest.files:
         yield f"{manifest.samples} is not among its files"
+    if manifest.accuracy is not None:
+        shares = manifest.accuracy.option_share
+        if len(shares) != architecture.gated_blocks or any(len(row) != len(options) for row in shares):
+            yield "shares of options were measured for other blocks or options"
     points = manifest.budgets
     if any(low.budget >= high.budget or low.bias < high.bias for low, high in itertools.pairwise(points)):
         yield "budgets do not rise, or their biases do not fall"
@@ -335,7 +419,11 @@ def contradictions(manifest: Manifest, options: Options, architecture: Architect
         for problem in _policy_problems(manifest.policy, manifest, options, architecture):
             yield problem
             return  # what follows asks the policy about every block
+    if not manifest.runtimes:
+        yield "it has engines for no runtime"
     for name, engines in manifest.runtimes.items():
+        for problem in _forms(name, engines):
+            yield f"the {name} engines {problem}"
         for problem in _gaps(engines, manifest, options, architecture):
             yield f"the {name} engines {problem}"
 
@@ -349,6 +437,25 @@ def _policy_problems(
         yield f"the policy names option {name!r}, which is not among {options}"
     if manifest.budgets:
         yield "budgets for a network whose policy is static"
+
+
+def _values(shape: BlockShape) -> int:
+    """Values of a block's greater feature map."""
+    return max(shape.in_channels * math.prod(shape.in_size), shape.out_channels * math.prod(shape.out_size))
+
+
+def _forms(name: RuntimeName, engines: RuntimeEngines) -> Iterator[str]:
+    """A line for each engine that leaves or takes features in a form that its place does not have."""
+    for label, engine in (("the stem", engines.stem), ("the head", engines.head)):
+        if engine.output != "float32":
+            yield f"have {label} leave {engine.output}, expected float32"
+    for block in engines.blocks:
+        made = [engine for served in block.options.values() for engine in served]
+        made += [] if block.skip is None else [block.skip]
+        if not all(engine.files for engine in made):
+            yield f"have one without a file at block {block.index}"
+        if name == "tensorrt" and any(engine.output != "float32" for engine in made):
+            yield f"leave another form than float32 at block {block.index}"
 
 
 def _gaps(engines: RuntimeEngines, manifest: Manifest, options: Options, architecture: Architecture) -> Iterator[str]:

@@ -23,6 +23,10 @@ MAX_NAME = 500
 MAX_INPUT_VALUES = 1 << 26
 """Most values of one input: channels x height x width."""
 
+MAX_MEAN = MAX_STD = 1e6
+MIN_STD = 1e-6
+"""Bounds of the mean, either way, and of the standard deviation: no pixel is normalised to infinity within them."""
+
 _log = logging.getLogger("dfs_deploy")
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -54,13 +58,11 @@ class InputContract:
         if problem := class_names_problem(self.class_names):
             raise InputError(problem)
         channels = self.shape[0]
-        numbers = np.asarray((*self.mean, *self.std), np.float64)
-        # NaN is neither greater than zero nor finite.
-        sound = bool(np.isfinite(numbers).all()) and all(value > 0.0 for value in self.std)
+        sound = all(abs(mean) <= MAX_MEAN for mean in self.mean) and all(MIN_STD <= s <= MAX_STD for s in self.std)
         if len(self.mean) != channels or len(self.std) != channels or not sound:
             raise InputError(
                 f"mean {self.mean} and std {self.std} for {channels} channel(s), expected one of each per channel,"
-                " finite, std positive"
+                f" finite, mean at most {MAX_MEAN:g} either way, std positive, {MIN_STD:g} to {MAX_STD:g}"
             )
 
     def normalize(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

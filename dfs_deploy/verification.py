@@ -10,16 +10,19 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from dfs_deploy.decoding import UNREADABLE
+from dfs_deploy.decoding import MalformedError, decode_json
 from dfs_deploy.errors import SavedResultError
-from dfs_deploy.files import write_whole
+from dfs_deploy.files import read_file, write_whole
+from dfs_deploy.text import first_line
 
 SCHEMA: Final = "dfs-deploy/verify"
 SCHEMA_VERSION: Final = 1
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Percentage = Annotated[float, Meta(ge=0, le=100)]
-Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+LONGEST_NAME = 256
+Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
 
 _MOST_BYTES = 64 << 20
 
@@ -44,10 +47,10 @@ class EngineError(_Record, frozen=True, kw_only=True):
     """
 
     block: Annotated[int, Meta(ge=0)]
-    option: str
-    precision: str
-    runtime: str
-    form: str
+    option: Name
+    precision: Name
+    runtime: Name
+    form: Name
     max_relative: float | None
     rms_relative: float | None
     tolerance: float
@@ -89,12 +92,12 @@ class Verification(_Record, frozen=True, kw_only=True):
 
     schema: Literal["dfs-deploy/verify"] = SCHEMA
     schema_version: Literal[1] = SCHEMA_VERSION
-    version: str
-    bundle: str
+    version: Name
+    bundle: Name
     bundle_digest: Digest
-    checkpoint: str
+    checkpoint: Name
     checkpoint_sha256: Digest
-    data: str
+    data: Name
     seed: int
     budget: Share | None
     samples: Annotated[int, Meta(ge=1)]
@@ -140,15 +143,11 @@ def load_verification(path: Path) -> Verification:
     """
     remedy = "make it with dfs-deploy verify --save"
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise SavedResultError(
-                f"{path} holds more than {_MOST_BYTES >> 20} MB, which no saved result does; {remedy}"
-            )
-        content = path.read_bytes()
+        content = read_file(path, _MOST_BYTES)
     except OSError as error:
-        raise SavedResultError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+        raise SavedResultError(f"{path} cannot be read ({first_line(error)}); {remedy}") from error
     try:
-        head = msgspec.json.decode(content, type=_Head)
+        head = decode_json(content, _Head)
         if head.schema != SCHEMA:
             raise SavedResultError(f"{path} holds {head.schema!r}, expected {SCHEMA!r}; {remedy}")
         if head.schema_version != SCHEMA_VERSION:
@@ -156,6 +155,6 @@ def load_verification(path: Path) -> Verification:
             raise SavedResultError(
                 f"{path} has schema version {head.schema_version}, expected {SCHEMA_VERSION}; {newer}"
             )
-        return msgspec.json.decode(content, type=Verification)
-    except UNREADABLE as error:
+        return decode_json(content, Verification)
+    except MalformedError as error:
         raise SavedResultError(f"{path} is no saved result ({error}); {remedy}") from error

@@ -8,7 +8,7 @@ the next smaller budget that export calibrated, and while they are early it goes
 ``set_budget`` changes a bias on the gate's scores, from the next frame on.
 
 ``--slow-down 3`` makes frames of the middle third take that much longer, as when another program takes the CPU.
-Needs: pip install dfs-deploy
+Needs: pip install .
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     python examples/03_threads.py digits.dfs --data digits-test.npz
 
 A ``Runtime`` belongs to one thread; used by two at once it raises an error rather than mix up their images. Engines run
-outside Python's lock, so threads truly run at once on as many cores. Needs: pip install dfs-deploy
+outside Python's lock, so threads truly run at once on as many cores. Needs: pip install .
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A network behind HTTP: health, Prometheus metrics, a bounded queue, and a stop that loses no request.
 
-    pip install "dfs-deploy[serve]"
+    pip install ".[serve]"
     python examples/digits_bundle.py
     python examples/04_service.py digits.dfs --budget 0.3 --workers 2
 

@@ -5,7 +5,7 @@
     python examples/05_compare_bundles.py digits.dfs floats.dfs --data digits-test.npz
 
 Both bundles take turns image by image, so that whatever slows the machine down meets both. Their ratio is the median
-over the images, with an interval from resampling; where that holds 1, neither is faster. Needs: pip install dfs-deploy
+over the images, with an interval from resampling; where that holds 1, neither is faster. Needs: pip install .
 """
 
 from __future__ import annotations

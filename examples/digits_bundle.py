@@ -3,7 +3,7 @@
     python examples/digits_bundle.py [--out FOLDER]
 
 Exports the checkpoint that lies beside this file, calibrated on 256 scanned digits; 500 others are written for the
-examples to run. Needs: pip install "dfs-deploy[train]"
+examples to run. Needs: pip install ".[train]"
 """
 
 from __future__ import annotations

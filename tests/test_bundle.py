@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import pickle
+import shutil
+import socket
+import stat
 import subprocess
 import sys
 import tracemalloc
@@ -20,7 +24,7 @@ from hypothesis import strategies as st
 from msgspec import inspect
 
 from dfs_deploy.arrays import Arrays
-from dfs_deploy.bundle import Bundle, find_bundle, write_bundle
+from dfs_deploy.bundle import Bundle, check_writable, find_bundle, write_bundle
 from dfs_deploy.errors import ArtefactError, BundleError, DigestError, SchemaVersionError, UsageError
 from dfs_deploy.files import sha256
 from dfs_deploy.manifest import MANIFEST, SCHEMA_VERSION, Manifest, parse_manifest
@@ -64,6 +68,7 @@ def edit_manifest(folder: Path, edit: Edit) -> None:
 
 def put(folder: Path, name: str, data: bytes) -> None:
     """Replaces a file, with a digest that fits."""
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(data)
     edit_manifest(folder, lambda m: m["files"].update({name: {"sha256": sha256(data), "size": len(data)}}))
 
@@ -155,11 +160,14 @@ def test_writing_the_golden_manifest_again_changes_nothing(made: Path, tmp_path:
 
 
 def test_every_file_is_read_through_its_digest(made: Path) -> None:
+    put(made, "more/notes.txt", b"a file that is listed and used for nothing")
     bundle = Bundle(made)
-    for name, data in golden_files().items():
-        assert bundle.read(name) == data
-    (made / "common/stem.onnx").write_bytes(b"changed while it was open")
-    with refuses(DigestError, "common/stem.onnx", "changed"):
+    for name in ("samples.npz", "more/notes.txt"):
+        assert bundle.read(name) == (made / name).read_bytes()
+    (made / "samples.npz").write_bytes(b"changed while it was open")
+    with refuses(DigestError, "samples.npz", "changed"):
+        bundle.read("samples.npz")
+    with refuses(BundleError, "common/stem.onnx", "no ONNX model"):
         bundle.read("common/stem.onnx")
     with refuses(DigestError, "somewhere.onnx"):
         bundle.read("somewhere.onnx")
@@ -204,6 +212,15 @@ def link_folder(folder: Path) -> None:
     (folder / "common").symlink_to(folder.parent / "common", target_is_directory=True)
 
 
+def dangle(folder: Path) -> None:
+    (folder / "common/head.onnx").unlink()
+    (folder / "common/head.onnx").symlink_to("nowhere")
+
+
+def sparse(folder: Path) -> None:
+    os.truncate(folder / "common/head.onnx", 1 << 40)
+
+
 def folder_instead(folder: Path) -> None:
     (folder / "common/head.onnx").unlink()
     (folder / "common/head.onnx").mkdir()
@@ -220,12 +237,14 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "a longer file": (lengthen, "head.onnx"),
     "two files swapped": (swap, "onnx"),
     "a missing file": (lambda folder: (folder / "common/head.onnx").unlink(), "head.onnx"),
-    "a foreign file": (lambda folder: (folder / "common/extra.onnx").write_bytes(b"x"), "extra.onnx"),
-    "a foreign hidden file": (lambda folder: (folder / ".DS_Store").write_bytes(b"x"), ".DS_Store"),
-    "a linked file": (link_file, "head.onnx"),
-    "a linked folder": (link_folder, "common"),
-    "a foreign linked folder": (lambda folder: (folder / "more").symlink_to(folder.parent), "more"),
-    "a dangling link": (lambda folder: (folder / "more").symlink_to(folder / "nowhere"), "more"),
+    "a linked file": (link_file, "head.onnx is a link, as hub caches and DVC make them"),
+    "a linked folder": (link_folder, "common is a link, as hub caches and DVC make them"),
+    "a dangling link": (dangle, "head.onnx is a link to nowhere, which is not there; fetch"),
+    "a sparse file of a terabyte": (sparse, "head.onnx was changed"),
+    "a pointer of Git LFS": (
+        lambda folder: (folder / "common/head.onnx").write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
+        "git lfs pull",
+    ),
     "a folder for a file": (folder_instead, "head.onnx"),
     "a pipe for a file": (pipe_instead, "head.onnx"),
 }
@@ -238,6 +257,75 @@ def test_a_file_that_is_not_what_the_manifest_says(made: Path, what: str) -> Non
     with refuses(DigestError, str(made), word) as _:
         Bundle(made)
     assert DigestError.exit_code == 4
+
+
+FOREIGN = {
+    "a system's file": lambda folder: (folder / ".DS_Store").write_bytes(b"x"),
+    "a file that NFS keeps": lambda folder: (folder / "common/.nfs000123").write_bytes(b"x"),
+    "an archiver's folder": lambda folder: ((folder / "__MACOSX").mkdir(), (folder / "__MACOSX/._a").write_bytes(b"")),
+    "a hub's files": lambda folder: (
+        (folder / ".cache/huggingface").mkdir(parents=True),
+        (folder / ".cache/huggingface/common.lock").touch(),
+    ),
+    "a user's file": lambda folder: (folder / "README.md").write_text("what this is"),
+    "an engine that is not listed": lambda folder: (folder / "common/extra.onnx").write_bytes(b"x"),
+    "a linked folder": lambda folder: (folder / "more").symlink_to(folder.parent),
+    "a link to itself": lambda folder: (folder / "more").symlink_to("more"),
+    "a pipe": lambda folder: os.mkfifo(folder / "more"),
+    "a name that moves the cursor": lambda folder: (folder / "a\x1b[2J\nerror: forged").touch(),
+    "a name that is no UTF-8": lambda folder: Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9")).touch(),
+}
+
+LITTER = ("a system's file", "a file that NFS keeps", "an archiver's folder")
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_what_is_not_listed_is_passed_over_and_named(made: Path, caplog: pytest.LogCaptureFixture, what: str) -> None:
+    caplog.set_level(logging.INFO)
+    before = set(made.rglob("*"))
+    FOREIGN[what](made)
+    top = {entry.relative_to(made) for entry in set(made.rglob("*")) - before}
+    (name,) = [entry for entry in top if entry.parent not in top]
+    bundle = Bundle(made)
+    assert [found.rstrip("/") for found in bundle.foreign] == [str(name)]
+    (record,) = caplog.records
+    assert record.name == "dfs_deploy"
+    assert record.levelname == ("INFO" if what in LITTER else "WARNING")
+    assert str(made) in record.getMessage()
+    assert record.getMessage().isprintable()
+    with refuses(DigestError, "not in the manifest"):
+        bundle.read(str(name))
+
+
+def test_a_whole_bundle_says_nothing(made: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert Bundle(made).foreign == ()
+    assert caplog.records == []
+
+
+def test_thousands_of_foreign_files_are_counted(made: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for i in range(2000):
+        (made / f"{i}.txt").touch()
+    assert len(Bundle(made).foreign) == 2000
+    (record,) = caplog.records
+    assert "and 1995 more are not in its manifest" in record.getMessage()
+
+
+def test_a_copy_without_its_links_is_what_the_message_says(made: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "hub.dfs"
+    for file in made.rglob("*"):
+        if file.is_file():
+            (linked / file.relative_to(made)).parent.mkdir(parents=True, exist_ok=True)
+            (linked / file.relative_to(made)).symlink_to(file)
+    with refuses(BundleError, f"{linked}: manifest.json is a link", f"cp -rL {linked} COPY.dfs"):
+        Bundle(linked)
+    (linked / MANIFEST).unlink()
+    shutil.copy(made / MANIFEST, linked)
+    with refuses(DigestError, f"{linked}: ", "is a link", f"cp -rL {linked} COPY.dfs"):
+        Bundle(linked)
+    subprocess.run(["cp", "-rL", linked, tmp_path / "copy.dfs"], check=True)
+    assert Bundle(tmp_path / "copy.dfs").digest == Bundle(made).digest
+    (tmp_path / "alias.dfs").symlink_to(made)
+    assert Bundle(tmp_path / "alias.dfs").digest == Bundle(made).digest, "the bundle itself may be reached by a link"
 
 
 def test_any_changed_byte_is_found(made: Path) -> None:
@@ -264,8 +352,31 @@ def test_any_changed_byte_is_found(made: Path) -> None:
         "a\\..\\b",
         "..\\outside.onnx",
         "C:\\outside.onnx",
+        "C:/outside.onnx",
+        "C:outside.onnx",
+        "//server/share/outside.onnx",
+        "\\\\server\\share\\outside.onnx",
         "common/\0.onnx",
+        "common/\x1b[2J.onnx",
+        "common//head.onnx",
+        "./common/head.onnx",
+        "common/head.onnx/",
+        "common/head.onnx.",
+        "common/head.onnx ",
+        " common/head.onnx",
+        "common./head.onnx",
+        "common/.hidden",
+        "common/nul",
+        "AUX.onnx",
+        "com1/head.onnx",
+        "common/head.onnx:stream",
+        "common/h\u00e9ad.onnx",
+        "common/he\u0301ad.onnx",
+        "common/\uff48ead.onnx",
+        "common/~head.onnx",
+        "a/" * 100 + "head.onnx ",
     ],
+    ids=ascii,
 )
 def test_a_path_that_leaves_the_folder(made: Path, name: str) -> None:
     outside = made.parent / "outside.onnx"
@@ -273,6 +384,13 @@ def test_a_path_that_leaves_the_folder(made: Path, name: str) -> None:
     record = {"sha256": sha256(b"secret"), "size": 6}
     edit_manifest(made, lambda m: m["files"].update({name: record}))
     with refuses(DigestError, repr(name)):
+        Bundle(made)
+
+
+@pytest.mark.parametrize("name", ["Common/head.onnx", "common/HEAD.onnx", "MANIFEST.json", "manifest.json"])
+def test_names_that_are_one_file_on_some_systems(made: Path, name: str) -> None:
+    edit_manifest(made, lambda m: m["files"].update({name: m["files"]["common/head.onnx"]}))
+    with refuses(DigestError, name, "beside"):
         Bundle(made)
 
 
@@ -368,6 +486,20 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
     "a bias that no score survives": (set_to("budgets", 0, "bias", value=1e39), "bias"),
     "a budget measured on nothing": (set_to("budgets", 0, "samples", value=0), "samples"),
     "a missing policy": (drop("policy"), "policy"),
+    "a runtime that is none": (lambda m: m["runtimes"].update({"\x1b[2J": m["runtimes"]["onnxruntime"]}), "runtimes"),
+    "a long class name": (set_to("input", "class_names", 0, value="a" * 10_000), "class_names"),
+    "a long reason": (set_to("substitutions", 0, "reason", value="a" * 10_000), "reason"),
+    "a long assumption": (set_to("source", "assumptions", value=["a" * 10_000]), "assumptions"),
+    "a long producer": (set_to("producer", "name", value="a" * 10_000), "producer"),
+    "a long path": (set_to("samples", value="a/" * 1000), "samples"),
+    "ten thousand versions": (set_to("producer", value={str(i): "1" for i in range(10_000)}), "producer"),
+    "a gate of a hundred gigabytes": (set_to("architecture", "gate_hidden", value=1 << 16), "gate_hidden"),
+    "a file of a terabyte": (set_to("files", "samples.npz", "size", value=1 << 40), "size"),
+    "a standard deviation of next to nothing": (set_to("input", "std", 0, value=1e-300), "std"),
+    "a mean beyond float32": (set_to("input", "mean", 0, value=1e300), "mean"),
+    "a feature scale of next to nothing": (set_to("runtimes", "tensorrt", "feature_scales", 0, value=1e-300), "scales"),
+    "a digest with a line behind it": (set_to("files", "samples.npz", "sha256", value="0" * 64 + "\n"), "sha256"),
+    "a number beyond all": (set_to("calibration", "seed", value=10**400), "seed"),
     "null for a number": (set_to("accuracy", "route_agreement", value=None), "route_agreement"),
 }
 
@@ -408,6 +540,28 @@ INCONSISTENT: dict[str, Edit] = {
     "budgets that do not rise": lambda m: m["budgets"].reverse(),
     "a budget twice": lambda m: m["budgets"].append(dict(m["budgets"][1])),
     "a bias that rises with the budget": set_to("budgets", 1, "bias", value=4.0),
+    "engines for no runtime": set_to("runtimes", value={}),
+    "ten thousand blocks": set_to("architecture", "groups", value=[1000] * 10),
+    "images of a terabyte": lambda m: (
+        set_to("architecture", "image_shape", value=[3, 1 << 16, 1 << 16])(m),
+        set_to("input", "shape", value=[3, 1 << 16, 1 << 16])(m),
+    ),
+    "feature maps of 4 GB": lambda m: (
+        set_to("architecture", "image_shape", value=[3, 512, 512])(m),
+        set_to("input", "shape", value=[3, 512, 512])(m),
+        set_to("architecture", "widths", value=[1 << 12, 1 << 12])(m),
+    ),
+    "files of a terabyte together": lambda m: m["files"].update(
+        {f"more/{i}": {"sha256": "0" * 64, "size": 1 << 30} for i in range(1000)}
+    ),
+    "a stem that leaves uint8": set_to("runtimes", "onnxruntime", "stem", "output", value="uint8"),
+    "a head that leaves uint8": set_to("runtimes", "tensorrt", "head", "output", value="uint8"),
+    "an engine for TensorRT that leaves uint8": set_to(
+        "runtimes", "tensorrt", "blocks", 0, "options", "8", 0, "output", value="uint8"
+    ),
+    "an engine without a file": set_to("runtimes", "tensorrt", "blocks", 0, "options", "8", 0, "files", value={}),
+    "shares of other blocks": set_to("accuracy", "option_share", value=[]),
+    "shares of other options": set_to("accuracy", "option_share", 0, value=[1.0]),
     "more blocks than engines": set_to("architecture", "groups", value=[2, 1]),
 }
 
@@ -519,8 +673,48 @@ def test_what_is_no_bundle(tmp_path: Path) -> None:
 def test_a_linked_manifest(made: Path) -> None:
     (made / MANIFEST).rename(made.parent / MANIFEST)
     (made / MANIFEST).symlink_to(made.parent / MANIFEST)
-    with refuses(BundleError, MANIFEST):
+    with refuses(BundleError, f"{MANIFEST} is a link", "cp -rL"):
         Bundle(made)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "folder", "sparse file", "pointer of Git LFS", "device"])
+def test_a_manifest_that_is_no_file_is_refused_at_once(made: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    file = made / MANIFEST
+    file.unlink()
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "socket":
+        monkeypatch.chdir(made)  # a socket's path must be short
+        with socket.socket(socket.AF_UNIX) as here:
+            here.bind(MANIFEST)
+    elif kind == "folder":
+        file.mkdir()
+    elif kind == "sparse file":
+        file.touch()
+        os.truncate(file, 100 << 30)
+    elif kind == "device":
+        if os.geteuid() != 0:
+            pytest.skip("only the superuser makes devices")
+        os.mknod(file, stat.S_IFCHR | 0o600, os.makedev(1, 5))  # /dev/zero
+    else:
+        file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n")
+    word = {"sparse file": "107,374,182,400 bytes", "pointer of Git LFS": "git lfs pull"}.get(kind, f"is a {kind}")
+    with refuses(BundleError, str(file), word.replace("a pipe", "a FIFO")):
+        Bundle(made)
+    with pytest.raises(UsageError):  # nor is it replaced
+        check_writable(made)
+
+
+def test_a_manifest_of_many_small_parts_takes_little_memory(made: Path) -> None:
+    (made / MANIFEST).write_bytes(b'{"schema_version": 2, "producer": {"a": [' + b"[]," * 3_000_000 + b"[]]}}")
+    tracemalloc.start()
+    try:
+        with pytest.raises(BundleError):
+            Bundle(made)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 40_000_000
 
 
 # Samples
@@ -689,9 +883,9 @@ def test_writing_fills_in_the_files_and_reads_back(made: Path, tmp_path: Path) -
 
 def test_writing_replaces_a_bundle_whole(made: Path) -> None:
     manifest = Bundle(made).manifest
-    files = {**golden_files(), "common/stem.onnx": b"new"}
+    files = {**golden_files(), "samples.npz": b"new"}
     written = write_bundle(made, manifest, files)
-    assert written.read("common/stem.onnx") == b"new"
+    assert written.read("samples.npz") == b"new"
     assert [path.name for path in made.parent.iterdir()] == [made.name]
 
 
@@ -720,6 +914,15 @@ def test_a_bundle_that_holds_a_users_file_is_not_replaced(made: Path, tmp_path: 
     write_bundle(made, bundle.manifest, golden_files())
 
 
+@pytest.mark.parametrize("name", [".DS_Store", "common/Thumbs.db", "__MACOSX/common/._a", "manifest.json~", ".nfs01"])
+def test_what_a_system_left_in_a_bundle_does_not_stop_its_replacement(made: Path, name: str) -> None:
+    (made / name).parent.mkdir(parents=True, exist_ok=True)
+    (made / name).touch()
+    written = write_bundle(made, Bundle(made).manifest, {**golden_files(), "samples.npz": b"new"})
+    assert written.read("samples.npz") == b"new"
+    assert written.foreign == ()
+
+
 def test_a_file_that_an_older_bundle_listed_does_not_stop_its_replacement(made: Path) -> None:
     manifest = Bundle(made).manifest
     write_bundle(made, manifest, {**golden_files(), "common/other.onnx": b"stem"})
@@ -736,7 +939,7 @@ from dfs_deploy.bundle import Bundle, write_bundle
 
 path, rename = Path(sys.argv[1]), Path.rename
 bundle = Bundle(path)
-contents = {name: bundle.read(name) for name in bundle.manifest.files}
+contents = {name: (path / name).read_bytes() for name in bundle.manifest.files}
 
 def cut_off(self, target):
     if target == path:

@@ -142,7 +142,7 @@ def test_a_library_that_is_not_installed(tmp_path: Path) -> None:
     [
         (
             'raise ImportError("libstdc++.so.6: version `GLIBCXX_3.4.32 not found\\nmore")',
-            "GLIBCXX_3.4.32' not found",
+            "GLIBCXX_3.4.32 not found",
         ),
         ("raise OSError('libcudart.so.12: cannot open shared object file')", "libcudart.so.12"),
         ("import of_which_it_needs", "of_which_it_needs"),

@@ -18,14 +18,18 @@ from dfs_deploy.bench.results import SCHEMA_VERSION, BenchResult
 from dfs_deploy.bench.validity import MAX_UNCERTAINTY, unsteady
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.datasets import Dataset, ImageFolder
-from dfs_deploy.decoding import UNREADABLE
+from dfs_deploy.decoding import MAX_JSON, MalformedError, decode_json
 from dfs_deploy.errors import ArtefactError, CheckFailedError, UsageError
-from dfs_deploy.files import write_whole
+from dfs_deploy.files import read_file, write_whole
+from dfs_deploy.text import first_line, one_line
 
 NOISE_BAND = 0.05
 """Change of a ratio that two runs of the same thing may show: each agrees with another to this (docs/bench.md)."""
 
-Positive = Annotated[float, Meta(gt=0)]
+Positive = Annotated[float, Meta(ge=1e-9, le=1e9)]
+"""A time in milliseconds or a ratio of two: so bounded that no quotient of them overflows."""
+
+Name = Annotated[str, Meta(max_length=256)]
 
 
 class _Record(msgspec.Struct, frozen=True):
@@ -37,9 +41,13 @@ class _Interval(_Record, frozen=True):
     low: Positive
     high: Positive
 
+    def __post_init__(self) -> None:
+        if not self.low <= self.high:
+            raise ValueError(f"an interval from {self.low:g} to {self.high:g}")
+
 
 class _Ratio(_Record, frozen=True):
-    over: str
+    over: Name
     mean: _Interval
 
     @property
@@ -53,7 +61,7 @@ class _Latency(_Record, frozen=True):
 
 
 class _Case(_Record, frozen=True):
-    name: str
+    name: Name
     batch: Annotated[int, Meta(ge=1)]
     latency_ms: _Latency
     ratio: _Ratio | None
@@ -61,16 +69,16 @@ class _Case(_Record, frozen=True):
 
 
 class _Bundle(_Record, frozen=True):
-    digest: str
-    checkpoint: str
-    architecture: str
+    digest: Name
+    checkpoint: Name
+    architecture: Name
 
 
 class _Machine(_Record, frozen=True):
-    cpu: str
+    cpu: Name
     cores: int
-    system: str
-    int8: str
+    system: Name
+    int8: Name
     quota: float | None = None
 
 
@@ -79,11 +87,11 @@ class Baseline(_Record, frozen=True):
 
     schema_version: int
     bundle: _Bundle
-    device: str
+    device: Name
     threads: int | None
     seed: int
     budget: float | None
-    data: str
+    data: Name
     inputs: int
     machine: _Machine
     runtime: dict[str, Any]
@@ -151,19 +159,19 @@ def load_baseline(file: Path) -> Baseline:
         ArtefactError: it is no bench, one of another schema, an INVALID one, or one of ratios hardly known.
     """
     try:
-        content = file.read_bytes()
+        content = read_file(file, MAX_JSON)
     except OSError as error:
         raise UsageError(
-            f"no baseline at {file} ({error.strerror}), expected a file of bench --save-baseline; make one first"
+            f"no baseline at {file} ({first_line(error)}), expected a file of bench --save-baseline; make one first"
         ) from error
     try:
-        version = msgspec.json.decode(content, type=_Head).schema_version
+        version = decode_json(content, _Head).schema_version
         if version != SCHEMA_VERSION:
             raise ArtefactError(
                 f"{file} has schema version {version}, expected {SCHEMA_VERSION}; make it again with --save-baseline"
             )
-        baseline = msgspec.json.decode(content, type=Baseline)
-    except UNREADABLE as error:
+        baseline = decode_json(content, Baseline)
+    except MalformedError as error:
         raise ArtefactError(f"{file} is no saved bench ({error}); make one with bench --save-baseline") from error
     if not baseline.valid:
         raise ArtefactError(f"{file} is of an INVALID run, expected a VALID one; make it again with --save-baseline")
@@ -281,7 +289,7 @@ def check_comparable(result: BenchResult, baseline: Baseline) -> tuple[str, ...]
     before, now = baseline.runtime, result.runtime
     again = ["the bundle was exported anew from the same checkpoint"] if baseline.bundle.digest != bundle.digest else []
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    return (*again, *(f"{key}: {before.get(key)} in the baseline, {now.get(key)} now" for key in changed))
+    return (*again, *(one_line(f"{key}: {before.get(key)} in the baseline, {now.get(key)} now") for key in changed))
 
 
 def compare_with_baseline(result: BenchResult, baseline: Baseline, noise_band: float = NOISE_BAND) -> BenchComparison:

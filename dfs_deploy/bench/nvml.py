@@ -21,22 +21,18 @@ _QUERIES: Final[tuple[tuple[Literal["counter", "power"], str], ...]] = (
 )
 
 
-def find(index: int = 0) -> EnergySampler | str:
-    """A sampler of one GPU, or why there is none.
-
-    Args:
-        index: of the GPU in NVML's order, which is that of the bus.
-    """
+def find() -> EnergySampler | str:
+    """A sampler of the GPU that CUDA runs on in this process, or why there is none."""
     try:
         import pynvml
     except ModuleNotFoundError:
         return "nvidia-ml-py is not installed; pip install nvidia-ml-py"
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        handle = _handle(pynvml)
         rail = f"{pynvml.nvmlDeviceGetName(handle)} board"
     except pynvml.NVMLError as error:
-        return f"NVML finds no GPU {index} ({error}); see what nvidia-smi says"
+        return f"NVML finds no GPU ({error}); see what nvidia-smi says"
     for kind, query in _QUERIES:
         read = _in_units(pynvml, getattr(pynvml, query), handle)
         try:
@@ -45,6 +41,20 @@ def find(index: int = 0) -> EnergySampler | str:
             continue
         return PolledSampler(SOURCE, rail, read, kind, INTERVAL_S)
     return f"{rail} reports neither energy nor power to NVML"
+
+
+def _handle(pynvml: Any) -> Any:
+    """NVML's handle of CUDA's first device.
+
+    NVML counts every card in the order of the bus, CUDA those that ``CUDA_VISIBLE_DEVICES`` shows and the fastest
+    first: only the address on the bus tells them apart.
+    """
+    try:
+        import pycuda.driver as cuda
+    except ModuleNotFoundError:  # nothing runs on a GPU then
+        return pynvml.nvmlDeviceGetHandleByIndex(0)
+    cuda.init()
+    return pynvml.nvmlDeviceGetHandleByPciBusId(cuda.Device(0).pci_bus_id())
 
 
 def _in_units(pynvml: Any, query: Callable[[Any], int], handle: Any) -> Callable[[], float]:

@@ -45,8 +45,8 @@ class Extent:
 
     def add(self, x: Tensor) -> None:
         """Takes in a batch, (N, ...)."""
-        self.low = min(self.low, float(x.amin()))
-        self.high = max(self.high, float(x.amax()))
+        self.low = float(np.minimum(self.low, float(x.amin())))  # keeps NaN, which min and max lose
+        self.high = float(np.maximum(self.high, float(x.amax())))
         self.samples += x.shape[0]
 
 

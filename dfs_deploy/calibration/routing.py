@@ -7,6 +7,7 @@ once for the extent of each tensor, once more for its histogram where the method
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from dfs_deploy.architecture import Architecture
 from dfs_deploy.calibration.histogram import Extent, HistogramCounter
 from dfs_deploy.calibration.methods import METHODS, minmax
+from dfs_deploy.errors import CheckpointError
 from dfs_deploy.models import BasicBlock, DFSNetwork, QuantizedConv2d, run_option
 
 TensorName = Literal["images", "conv1", "conv2", "projection", "conv2_out", "projection_out", "shortcut", "output"]
@@ -135,6 +137,12 @@ def _measure(run: Callable[[Sink], None], method: str) -> dict[TensorKey, tuple[
     """Streams data once or twice, and chooses each tensor's interval; gives the samples seen with it."""
     extents: dict[TensorKey, Extent] = {}
     run(lambda key, x: extents.setdefault(key, Extent()).add(x))
+    for key, extent in extents.items():
+        if not (math.isfinite(extent.low) and math.isfinite(extent.high)):
+            raise CheckpointError(
+                f"the network's {key.tensor} at block {key.block} holds {extent.low:g} to {extent.high:g} on these"
+                " data, expected finite values; check the checkpoint's weights and how it was trained"
+            )
     choose = METHODS.get(method, minmax)
     if choose is minmax:
         return {key: (extent.low, extent.high, extent.samples) for key, extent in extents.items()}

@@ -47,7 +47,7 @@ _NOT_DENSE = {
     "torch._utils._rebuild_device_tensor_from_numpy": "a tensor of another device",
     "torch._utils._rebuild_device_tensor_from_cpu_tensor": "a tensor of another device",
     "torch._utils._rebuild_wrapper_subclass": "a tensor of another class",
-    "torch._tensor._rebuild_from_type_v2": "a tensor of another class",
+    "torch._tensor._rebuild_from_type_v2": "a tensor of another class, or with attributes",
     "builtins.bytearray": "a bytearray",
     "__builtin__.bytearray": "a bytearray",
 }

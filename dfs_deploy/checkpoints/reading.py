@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,9 +115,7 @@ def _read_torch(path: Path, stream: BinaryIO, size: int) -> FileContent:
     try:
         check_archive(stream, size)
         stream.seek(0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            content = torch.load(stream, map_location="cpu", weights_only=True)
+        content = torch.load(stream, map_location="cpu", weights_only=True)
     except ForbiddenNameError as error:
         raise UnsafeCheckpointError(
             f"{path} holds pickled objects ({error}) beside tensors and plain values; it was not loaded, since that"

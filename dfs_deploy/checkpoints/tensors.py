@@ -136,16 +136,16 @@ class TensorReader:
             )
 
 
+_FILLERS = (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_)
+
+
 class _Unfilled(TorchFunctionMode):
     """Leaves new tensors as they are: those without values have nothing to fill, and PyTorch's code for it is slow."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if (
-            func in (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_)
-            or getattr(func, "__module__", None) == init.__name__
-        ):
+        if func in _FILLERS or getattr(func, "__module__", None) == init.__name__:
             return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
 

@@ -228,7 +228,7 @@ def _notes(result: BenchResult) -> Iterator[str]:
 def _steadiness(result: BenchResult) -> str:
     against = result.rival
     if against is None:
-        said = "accuracy decides without a clock" if result.statics else "no ratios"
+        said = "accuracy decides without a clock" if result.verdict.choice else "the verdict reads no ratio"
     else:
         ends = f"{against.p50.low:.2f} to {against.p50.high:.2f}"
         said = f"the median of dfs over that of {against.over} lies within {ends} with 95 % confidence"

@@ -8,6 +8,7 @@ from dfs_deploy.cli.arguments import BundleArgument, CacheOption, JsonOption, bu
 from dfs_deploy.cli.budgets import show_budgets
 from dfs_deploy.cli.console import output, percent, print_json, show_table
 from dfs_deploy.errors import EnvironmentLacksError
+from dfs_deploy.text import one_line
 
 if TYPE_CHECKING:
     from dfs_deploy.bundle import Bundle
@@ -34,7 +35,13 @@ def inspect(bundle: BundleArgument = None, cache_dir: CacheOption = None, json: 
     if "tensorrt" in manifest.runtimes:
         here["tensorrt"] = _tensorrt_here(opened)
     if json:
-        document = {"path": str(opened.path), "digest": opened.digest, "bytes": opened.size, "here": here}
+        document = {
+            "path": str(opened.path),
+            "digest": opened.digest,
+            "bytes": opened.size,
+            "foreign": opened.foreign,
+            "here": here,
+        }
         print_json({**msgspec.to_builtins(document), "manifest": msgspec.to_builtins(manifest)})
         return
     console = output()
@@ -47,6 +54,8 @@ def inspect(bundle: BundleArgument = None, cache_dir: CacheOption = None, json: 
         console.print(f"  policy       {', '.join(manifest.policy)}: static, by gated block; no gate")
     console.print(f"  targets      {', '.join(manifest.targets)}")
     console.print(f"  files        {len(manifest.files)}, {opened.size / 1e6:.2f} MB, every SHA-256 as recorded")
+    if opened.foreign:
+        console.print(f"  foreign      {', '.join(map(one_line, opened.foreign))}: not in the manifest, never read")
     if manifest.calibration is not None:
         record = manifest.calibration
         known = f"{record.method}, {record.samples} images of {record.data}"

@@ -398,4 +398,8 @@ def _report(trained: Trained, notes: Sequence[str], json: bool) -> None:
             f"target missed: {result.percentage:.2f} % computation, asked for {trained.target:g} %; give more"
             " --joint-steps, or a greater --alpha"
         )
-    console.print(f"next: {command('export', trained.checkpoint)}")
+    from dfs_deploy.training.job import load_job
+
+    # Trained to deploy, it was trained for ranges that are measured on its own data.
+    data = load_job(trained.folder).data
+    console.print(f"next: {command('export', trained.checkpoint, '--calibration-data', data)}")

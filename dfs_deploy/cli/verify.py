@@ -189,9 +189,10 @@ def _compared(
         from dfs_deploy.models.threads import torch_threads
     import dfs_deploy
     from dfs_deploy.datasets import open_dataset
-    from dfs_deploy.files import sha256
+    from dfs_deploy.files import sha256_file
     from dfs_deploy.runtimes import Runtime
-    from dfs_deploy.verification import Verification, finite
+    from dfs_deploy.text import one_line
+    from dfs_deploy.verification import LONGEST_NAME, Verification, finite
 
     opened = Runtime(path, threads=threads, plan=plan, prepared=prepared, budget=budget)
     with opened as runtime, torch_threads(threads), progress(quiet=quiet) as report:
@@ -221,11 +222,11 @@ def _compared(
             deviations = compare_engines(runtime.bundle, loaded.network, images)
         return Verification(
             version=dfs_deploy.__version__,
-            bundle=runtime.bundle.name,
+            bundle=one_line(runtime.bundle.name, LONGEST_NAME),
             bundle_digest=runtime.bundle.digest,
-            checkpoint=checkpoint.name,
-            checkpoint_sha256=sha256(checkpoint.read_bytes()),
-            data=drawn.name,
+            checkpoint=one_line(checkpoint.name, LONGEST_NAME),
+            checkpoint_sha256=sha256_file(checkpoint),
+            data=one_line(drawn.name, LONGEST_NAME),
             seed=seed,
             budget=budget,
             samples=result.samples,

@@ -21,7 +21,7 @@ MAX_IMAGE_PIXELS = 1 << 26
 MAX_HEAVY_PIXELS = 1 << 25
 """Most pixels of an image whose decoder takes up to 16 bytes for each: a WebP, or a progressive JPEG."""
 
-MAX_SLOW_PIXELS = 1 << 21
+MAX_SLOW_PIXELS = 1 << 20
 """Most pixels of an image that is decoded by a loop in Python: a PPM in text or of odd range, an RLE BMP."""
 
 MAX_IMAGE_SIDE = 65_535

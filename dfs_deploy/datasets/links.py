@@ -8,12 +8,8 @@ from pathlib import Path
 
 from dfs_deploy.datasets.messages import cause
 from dfs_deploy.errors import DataError
+from dfs_deploy.files import is_litter
 from dfs_deploy.text import one_line
-
-LITTER = ("__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
-"""What systems leave in folders, besides hidden entries: names in any case."""
-
-_LITTER = frozenset(name.casefold() for name in LITTER)
 
 _log = logging.getLogger("dfs_deploy")
 
@@ -22,16 +18,16 @@ def entries_of(folder: Path) -> list[os.DirEntry[str]]:
     """Lists a folder, sorted by name, without hidden entries and what systems leave there (logged as passed over)."""
     with os.scandir(folder) as found:
         entries = sorted(found, key=lambda entry: entry.name)
-    kept = [entry for entry in entries if not is_litter(entry.name)]
+    kept = [entry for entry in entries if not _is_passed_over(entry.name)]
     if len(kept) < len(entries):
-        names = ", ".join(entry.name for entry in entries if is_litter(entry.name))
+        names = ", ".join(entry.name for entry in entries if _is_passed_over(entry.name))
         _log.info("passed over in %s: %s", one_line(folder), one_line(names))
     return kept
 
 
-def is_litter(name: str) -> bool:
+def _is_passed_over(name: str) -> bool:
     """Whether an entry is hidden (as ``.DS_Store``, ``._a.jpg`` and ``.nfs0001``) or one that systems leave."""
-    return name.startswith(".") or name.casefold() in _LITTER
+    return name.startswith(".") or is_litter(name)
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:

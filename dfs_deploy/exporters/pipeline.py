@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import platform
 import shlex
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,13 +38,14 @@ from dfs_deploy.exporters.single_file import single_file as write_single_file
 from dfs_deploy.exporters.tensorrt_lint import check_graphs
 from dfs_deploy.exporters.validation import Validation, validate
 from dfs_deploy.exporters.writing import EngineWriter
-from dfs_deploy.files import check_folder, sha256, sha256_file, write_whole
+from dfs_deploy.files import check_folder, sha256_file, temporary_folder, write_whole
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.models.threads import in_torch_threads
 from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_precision, parse_targets
 from dfs_deploy.ort import onnxruntime
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.target_cpu import WEIGHT_BITS, WeightBits, target_named
+from dfs_deploy.text import one_line
 
 RUNTIMES = ("onnxruntime", "tensorrt")
 CALIBRATION_METHODS = ("checkpoint", *METHODS)
@@ -140,8 +140,8 @@ def export(
     """
     report = progress or (lambda what, share: None)
     bits = weight_bits or WEIGHT_BITS[target_named(target_cpu)]
-    if seed < 0:
-        raise UsageError(f"seed {seed}, expected 0 or more")
+    if not 0 <= seed < 1 << 63:
+        raise UsageError(f"seed {seed}, expected 0 to {(1 << 63) - 1}")
     source = Path(checkpoint)
     named = out is not None
     out = Path(f"{bundle_stem(source)}{SUFFIX}") if out is None else Path(out)
@@ -172,10 +172,10 @@ def export(
         schema_version=schema.SCHEMA_VERSION,
         producer=_producer(),
         source=schema.SourceRecord(
-            file=source.name,
+            file=_name(source.name),
             format=loaded.format,
-            sha256=sha256(source.read_bytes()),
-            assumptions=list(loaded.assumptions),
+            sha256=sha256_file(source),
+            assumptions=[one_line(assumption) for assumption in loaded.assumptions],
             weights_key=loaded.weights_key,
         ),
         architecture=_architecture_record(loaded),
@@ -197,8 +197,8 @@ def export(
         files={},
     )
     files = {**writer.files, "samples.npz": pack_samples(samples)}
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as folder:
-        draft = write_bundle(Path(folder) / f"draft{SUFFIX}", manifest, files)
+    with temporary_folder(out) as folder:
+        draft = write_bundle(folder / f"draft{SUFFIX}", manifest, files)
         report("validating", 0.0)
         validation = validate(draft, network, loaded.input.normalize(samples.images))
         comparison, static, points, model = None, {}, [], b""
@@ -359,6 +359,11 @@ def _architecture_record(loaded: Checkpoint) -> schema.ArchitectureRecord:
     )
 
 
+def _name(text: str) -> str:
+    """A name of a file or of data as a manifest holds it: on one line, and not without end."""
+    return one_line(text, schema.LONGEST_NAME)
+
+
 def _served(options: Sequence[Option], targets: Sequence[str]) -> list[schema.ServedRecord]:
     """Options whose own precision is not among the targets."""
     records = []
@@ -383,7 +388,7 @@ def _calibration_record(
     names = {STATIC: "static", **dict(enumerate(loaded.network.options.names))}
     return schema.CalibrationRecord(
         method=method,
-        data=None if data is None else data.name,
+        data=None if data is None else _name(data.name),
         samples=0 if data is None else len(data.images),
         seed=seed,
         weight_bits=weight_bits,
@@ -404,7 +409,7 @@ def _calibration_record(
 
 def _accuracy_record(comparison: Comparison, static: dict[Precision, float], data: Dataset) -> schema.AccuracyRecord:
     return schema.AccuracyRecord(
-        data=data.name,
+        data=_name(data.name),
         samples=comparison.samples,
         top1_reference=comparison.top1_reference,
         top1_bundle=comparison.top1_bundle,

@@ -7,7 +7,7 @@ forced to the reference's, so that a comparison never hangs on a decision at a k
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +21,7 @@ from dfs_deploy.exporters.engines import Grid
 from dfs_deploy.exporters.quantized import UINT8_STEPS
 from dfs_deploy.manifest import Engine
 from dfs_deploy.models import DFSNetwork, run_option
-from dfs_deploy.options import PRECISIONS, Option
+from dfs_deploy.options import PRECISIONS, Option, Precision
 from dfs_deploy.ort import onnxruntime as ort
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime.binding import open_session, session_options
@@ -58,7 +58,7 @@ class EngineDeviation:
     """
 
     label: str
-    precision: str
+    precision: Precision
     max_relative: float
     rms_relative: float
     block: int | None = None
@@ -109,7 +109,10 @@ def validate(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -
     engines = compare_engines(bundle, network, images)
     with torch.no_grad():
         mismatches = [
-            f"{engine.label}: error {engine.judged:.3g} of the output, tolerance {TOLERANCES[engine.precision]:g}"
+            _Mismatch(
+                engine.precision,
+                f"{engine.label}: error {engine.judged:.3g} of the output, tolerance {TOLERANCES[engine.precision]:g}",
+            )
             for engine in engines
             if not engine.passed
         ]
@@ -119,10 +122,40 @@ def validate(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -
         mismatches += whole
     if mismatches:
         raise ExportMismatchError(
-            f"{len(mismatches)} part(s) of the export disagree with the reference; the first: {mismatches[0]}",
-            mismatches,
+            f"{len(mismatches)} part(s) of the export disagree with the reference; the first: {mismatches[0].text};"
+            f" {_remedy(bundle, mismatches)}",
+            [mismatch.text for mismatch in mismatches],
         )
     return Validation(engines, paths, error)
+
+
+@dataclass(frozen=True)
+class _Mismatch:
+    """A part that disagrees: the precision of its arithmetic, and what was seen."""
+
+    precision: Precision
+    text: str
+
+
+def _remedy(bundle: Bundle, mismatches: Sequence[_Mismatch]) -> str:
+    """What to do about engines that disagree, the exact ones first: nothing cures those."""
+    wrong = {mismatch.precision for mismatch in mismatches}
+    left = ",".join(target for target in bundle.manifest.targets if target not in wrong)
+    if "fp32" in wrong:
+        return "FP32 engines compute what the reference does, so report this, with the checkpoint if you can"
+    if "int8" not in wrong:
+        return f"leave FP16 out, as in --targets {left}"
+    calibration = bundle.manifest.calibration
+    if calibration is None or calibration.data is None:
+        return (
+            "its ranges were not measured on data: give --calibration-data, with images as the network was trained on,"
+            f" or leave INT8 out, as in --targets {left}"
+        )
+    return (
+        f"{calibration.method} on {calibration.samples} images of {calibration.data} gives INT8 ranges that do not fit:"
+        " try another --calibration-method (percentile, mse), more --calibration-samples, or leave INT8 out, as in"
+        f" --targets {left}"
+    )
 
 
 def compare_engines(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -> tuple[EngineDeviation, ...]:
@@ -231,7 +264,7 @@ def _session_options(runtime: str) -> ort.SessionOptions:
 
 def _deviation(
     label: str,
-    precision: str,
+    precision: Precision,
     got: NDArray[np.float32],
     expected: NDArray[np.float32],
     pooled: NDArray[np.float32] | None = None,
@@ -256,7 +289,7 @@ def _rms(x: NDArray[np.floating]) -> float:
     return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
 
 
-def _compare_gate(bundle: Bundle, network: DFSNetwork, images: Tensor) -> list[str]:
+def _compare_gate(bundle: Bundle, network: DFSNetwork, images: Tensor) -> list[_Mismatch]:
     """Steps the exported gate on the reference's pooled features, and compares its scores."""
     if network.gate is None:
         return []
@@ -276,11 +309,12 @@ def _compare_gate(bundle: Bundle, network: DFSNetwork, images: Tensor) -> list[s
             expected = reference.scores[:, block].numpy()
             error = float(np.abs(scores - expected).max() / max(np.abs(expected).max(), _TINY))
             if not error <= GATE_TOLERANCE:
-                mismatches.append(f"gate after block {block}: error {error:.3g}, tolerance {GATE_TOLERANCE:g}")
+                seen = f"gate after block {block}: error {error:.3g}, tolerance {GATE_TOLERANCE:g}"
+                mismatches.append(_Mismatch("fp32", seen))
     return mismatches
 
 
-def _compare_static(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -> list[str]:
+def _compare_static(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -> list[_Mismatch]:
     """Compares the static baselines with the backbone, INT8 only where its ranges were measured on data."""
     expected = network.backbone(torch.from_numpy(images)).numpy()
     measured = bundle.manifest.calibration is not None and bundle.manifest.calibration.data is not None
@@ -291,7 +325,8 @@ def _compare_static(bundle: Bundle, network: DFSNetwork, images: NDArray[np.floa
             error = _rms(session.run(None, {"images": images})[0] - expected) / max(_rms(expected), _TINY)
             tolerance = LOGIT_TOLERANCES[precision]
             if not error <= tolerance and (precision != "int8" or measured):
-                mismatches.append(f"static {precision} for {runtime}: error {error:.3g}, tolerance {tolerance:g}")
+                seen = f"static {precision} for {runtime}: error {error:.3g}, tolerance {tolerance:g}"
+                mismatches.append(_Mismatch(precision, seen))
     return mismatches
 
 
@@ -304,25 +339,29 @@ def _along(network: DFSNetwork, image: NDArray[np.float32], path: NDArray[np.uin
     return network.backbone.classify(features).numpy()
 
 
-def _compare_whole(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -> tuple[int, float, list[str]]:
+def _compare_whole(
+    bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]
+) -> tuple[int, float, list[_Mismatch]]:
     """Runs inputs of different paths through the runtime, forced to the reference's path."""
     if "onnxruntime" not in bundle.manifest.runtimes:
         return 0, 0.0, []
     path = network.route(torch.from_numpy(images)).path.numpy().astype(np.uint8)
     _, first = np.unique(path, axis=0, return_index=True)
     with Runtime(bundle, "onnxruntime", plan=False, prepared=False) as runtime:
-        got = runtime(images[first], path=None if network.gate is None else path[first])
+        got = runtime(images[first], path=None if network.gate is None else path[first], finite=False)
     expected = np.concatenate([_along(network, images[i : i + 1], path[i]) for i in first])
     error = _rms(got.logits - expected) / max(_rms(expected), _TINY)
     if not np.array_equal(got.path, path[first]):
-        return len(first), error, [f"path {got.path[0].tolist()}, the reference's is {path[first[0]].tolist()}"]
+        seen = f"path {got.path[0].tolist()}, the reference's is {path[first[0]].tolist()}"
+        return len(first), error, [_Mismatch("fp32", seen)]
     used = {
         engine[0].precision
         for block in bundle.manifest.runtimes["onnxruntime"].blocks
         for engine in block.options.values()
     }
-    least = min(used | {"fp32"}, key=PRECISIONS.index)
+    least = min({*used, PRECISIONS[-1]}, key=PRECISIONS.index)
     tolerance = LOGIT_TOLERANCES[least]
     if error <= tolerance:
         return len(first), error, []
-    return len(first), error, [f"logits on {len(first)} forced paths: error {error:.3g}, tolerance {tolerance:g}"]
+    seen = f"logits on {len(first)} forced paths: error {error:.3g}, tolerance {tolerance:g}"
+    return len(first), error, [_Mismatch(least, seen)]

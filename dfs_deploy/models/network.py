@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dfs_deploy.architecture import Architecture
-from dfs_deploy.errors import OptionError
+from dfs_deploy.errors import CheckpointError, OptionError
 from dfs_deploy.models.backbone import Backbone, BasicBlock
 from dfs_deploy.models.gate import Gate, decide
 from dfs_deploy.options import Option, Options
@@ -134,6 +134,9 @@ class DFSNetwork(nn.Module):
 
         Returns:
             The output, equal to that of ``forward`` up to the order of float additions.
+
+        Raises:
+            CheckpointError: a score of the gate is NaN or infinite: the features overflowed.
         """
         if self.gate is None:
             return self._follow_policy(x, observer)
@@ -144,6 +147,11 @@ class DFSNetwork(nn.Module):
         scores, path, cost = [], [], []
         for index in range(len(gated)):
             score, state = self.gate(index, features, state)
+            if not torch.isfinite(score).all():  # no option has the greatest score then
+                raise CheckpointError(
+                    f"the gate's scores after block {index} are NaN or infinite on these data, expected finite values;"
+                    " check the checkpoint's weights and how it was trained"
+                )
             choice = decide(score)
             features = self.run_block(index + 1, features, choice, observer)
             scores.append(score)

@@ -8,21 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
-from dfs_deploy.decoding import UNREADABLE
+from dfs_deploy.decoding import MalformedError, read_json
 from dfs_deploy.errors import DataError, UsageError
+from dfs_deploy.text import first_line
+
+Positive = Annotated[float, Meta(ge=1e-9, le=1e9)]
+"""A time in milliseconds, so bounded that no quotient of two overflows."""
+
+Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class Latency(msgspec.Struct, frozen=True):
     """Percentiles of a call, in milliseconds; ``None`` where too few calls were measured to tell."""
 
-    p50: float
-    p90: float | None
-    p95: float | None
-    p99: float | None
+    p50: Positive
+    p90: Positive | None
+    p95: Positive | None
+    p99: Positive | None
     cov: float | None = None
 
 
@@ -42,7 +49,7 @@ class CaseFigures(msgspec.Struct, frozen=True):
     latency_ms: Latency
     throughput_per_s: float
     iterations: int
-    top1: float | None = None
+    top1: Share | None = None
     computation_percentage: float | None = None
     engine_ms: float | None = None
     gate_us: float | None = None
@@ -131,10 +138,10 @@ def load_bench(path: Path) -> BenchFigures:
         DataError: it cannot be read, or is no such object.
     """
     try:
-        figures = msgspec.json.decode(path.read_bytes(), type=BenchFigures)
+        figures = read_json(path, BenchFigures)
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); make it with dfs-deploy bench --json") from error
-    except UNREADABLE as error:
+        raise DataError(f"{path} cannot be read ({first_line(error)}); make it with dfs-deploy bench --json") from error
+    except MalformedError as error:
         raise DataError(f"{path} is no bench result ({error}); make it with dfs-deploy bench --json") from error
     if figures.case("dfs") is None:
         raise DataError(f"{path} has no case named dfs; make it with dfs-deploy bench --json")

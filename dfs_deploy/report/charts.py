@@ -129,7 +129,7 @@ def _latency_axis(points: Sequence[Point]) -> Spec:
         "axis": {
             "title": "latency of a call, ms",
             "tickCount": 8,
-            "labelFlush": True,
+            "labelFlush": 24,
             "labelSeparation": 6,
             "labelOverlap": True,
         },

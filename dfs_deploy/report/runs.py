@@ -14,12 +14,15 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from dfs_deploy.decoding import UNREADABLE
+from dfs_deploy.decoding import MAX_LOG, UNREADABLE
 from dfs_deploy.errors import DataError, UsageError
+from dfs_deploy.files import read_file
 from dfs_deploy.options import Options
+from dfs_deploy.text import first_line
 
 METRICS_FILE = "metrics.jsonl"
 SCHEMA = 1
+
 
 _Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 _Percentage = Annotated[float, Meta(ge=0.0)]
@@ -146,9 +149,9 @@ def load_run(path: str | Path) -> TrainingRun:
     path = Path(path)
     file = path / METRICS_FILE if path.is_dir() else path
     try:
-        content = file.read_bytes()
+        content = read_file(file, MAX_LOG, follow=file is path)  # a link in a folder may lead anywhere
     except OSError as error:
-        raise DataError(f"{file} cannot be read ({error.strerror}); give the folder of a training run") from error
+        raise DataError(f"{file} cannot be read ({first_line(error)}); give the folder of a training run") from error
     lines = content.split(b"\n")[:-1]  # a last line without its end was cut off by a stop
     header: _Run | None = None
     last: _Evaluation | None = None
@@ -169,7 +172,7 @@ def _decode(line: bytes, file: Path, number: int) -> Any:
     try:
         return _DECODER.decode(line)
     except UNREADABLE as error:
-        raise DataError(f"{file} is no metrics log: line {number} is malformed ({error})") from error
+        raise DataError(f"{file} is no metrics log: line {number} is malformed ({first_line(error)})") from error
 
 
 def _check_header(record: Any, file: Path) -> _Run:

@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from dfs_deploy.decoding import MAX_JSON, UNREADABLE
+from dfs_deploy.decoding import MalformedError, read_json
 from dfs_deploy.errors import CheckpointError, UsageError
-from dfs_deploy.files import read_file, write_whole
+from dfs_deploy.files import write_whole
 from dfs_deploy.options import Options
 from dfs_deploy.text import first_line
 from dfs_deploy.training.recipe import STAGES, STEERED, Recipe, StageName
@@ -172,19 +172,18 @@ def load_job(folder: Path) -> Job:
     """
     path = folder / JOB_FILE
     try:
-        raw = read_file(path, MAX_JSON)
+        content = read_json(path, _JobFile, follow=False, dec_hook=_decode)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
             f"no training run in {folder}, expected {JOB_FILE} there; give the --out of a run"
         ) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({first_line(error)}); check it, or begin a new run") from error
-    try:
-        content = msgspec.json.decode(raw, type=_JobFile, dec_hook=_decode, strict=True)
-    except UNREADABLE as error:
-        if isinstance(error.__cause__, UsageError):
-            raise error.__cause__ from error
-        raise CheckpointError(f"{path} is malformed ({first_line(error)}); start the run again") from error
+    except MalformedError as error:
+        impossible = None if error.__cause__ is None else error.__cause__.__cause__
+        if isinstance(impossible, UsageError):
+            raise impossible from error
+        raise CheckpointError(f"{path} is malformed ({error}); start the run again") from error
     if content.schema != SCHEMA:
         raise CheckpointError(f"{path} has schema {content.schema}, expected {SCHEMA}; update dfs-deploy")
     return content.job

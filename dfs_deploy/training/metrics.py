@@ -26,15 +26,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dfs_deploy.errors import CheckpointError
+from dfs_deploy.decoding import MAX_LOG, MalformedError, decode_json
+from dfs_deploy.errors import CheckpointError, DataError
 from dfs_deploy.extras import required
 from dfs_deploy.files import UnfitFileError, check_file, read_file
 from dfs_deploy.text import first_line
 
 SCHEMA = 1
-
-MOST_BYTES = 1 << 30
-"""Most bytes of a log: one of 200,000 steps has 50 MB."""
 
 Record = Mapping[str, Any]
 
@@ -55,8 +53,8 @@ class MetricsLog:
     def __init__(self, path: Path, keep: int, tensorboard: Path | None = None) -> None:
         with contextlib.suppress(FileNotFoundError):
             try:
-                check_file(path, MOST_BYTES)
-            except UnfitFileError as error:  # opening a FIFO would wait for a reader
+                check_file(path, MAX_LOG, follow=False)
+            except UnfitFileError as error:  # opening a FIFO would wait, and a link may lead anywhere
                 raise CheckpointError(f"{path} {first_line(error)}; move it away and begin a new run") from error
         self._stream = path.open("ab")
         there = os.fstat(self._stream.fileno()).st_size
@@ -118,6 +116,15 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
     Returns:
         The records, in order.
+
+    Raises:
+        DataError: it cannot be read, or a line is no JSON object.
     """
-    lines = read_file(Path(path), MOST_BYTES).split(b"\n")
-    return [json.loads(line) for line in lines[:-1]]
+    path = Path(path)
+    try:
+        lines = read_file(path, MAX_LOG).split(b"\n")
+        return [decode_json(line, dict[str, Any]) for line in lines[:-1]]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({first_line(error)}); give the metrics.jsonl of a run") from error
+    except MalformedError as error:
+        raise DataError(f"{path} is no metrics log ({error}); give the metrics.jsonl of a run") from error

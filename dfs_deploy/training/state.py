@@ -13,6 +13,8 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from dfs_deploy.checkpoints.archives import check_archive
+from dfs_deploy.checkpoints.reading import MAX_CHECKPOINT
 from dfs_deploy.errors import CheckpointError, DataError, EnvironmentLacksError
 from dfs_deploy.files import check_file, write_whole
 from dfs_deploy.text import first_line
@@ -22,7 +24,6 @@ from dfs_deploy.training.recipe import StageName
 STATE_FILE = "state.pt"
 SCHEMA = 1
 
-_MOST_BYTES = 64 << 30
 _FREE = ("data", "device", "threads", "evaluate_every", "save_every", "compile", "tensorboard")
 """What of a job may be changed between two parts of a run: the path of the same data, and how it is computed."""
 
@@ -116,13 +117,16 @@ def load_state(folder: Path) -> State | None:
     """
     path = folder / STATE_FILE
     try:
-        check_file(path, _MOST_BYTES)
+        size = check_file(path, MAX_CHECKPOINT, follow=False)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({first_line(error)}); start the run again") from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as stream:
+            check_archive(stream, size)
+            stream.seek(0)
+            content = torch.load(stream, map_location="cpu", weights_only=True)
         schema = content.pop("schema")
         state = State(**content)
         sound = (

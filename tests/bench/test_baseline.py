@@ -217,3 +217,35 @@ def test_a_baseline_that_is_not_there(tmp_path: Path) -> None:
         load_baseline(tmp_path / "nowhere.json")
     with refuses(UsageError, str(tmp_path)):
         load_baseline(tmp_path)
+
+
+EXTREMES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a ratio of nearly nothing": lambda case: case["ratio"]["mean"].update(value=1e-300, low=1e-300),
+    "a ratio without end": lambda case: case["ratio"]["mean"].update(value=1e300, high=1e300),
+    "an interval from end to end": lambda case: case["ratio"]["mean"].update(low=1e-308, high=1e308),
+    "an interval the other way round": lambda case: case["ratio"]["mean"].update(low=2.0, high=1.0),
+    "a time of nearly nothing": lambda case: case["latency_ms"].update(p50=1e-300),
+    "a name without end": lambda case: case.update(name="a" * 10_000),
+}
+
+
+@pytest.mark.parametrize("what", EXTREMES)
+def test_numbers_that_no_bench_measures_are_refused(tmp_path: Path, what: str) -> None:
+    file = saved(made_bench(MS), tmp_path / "base.json")
+    values = json.loads(file.read_bytes())
+    (case,) = [case for case in values["cases"] if case["name"] == "dfs"]
+    EXTREMES[what](case)
+    file.write_text(json.dumps(values))
+    with refuses(ArtefactError, str(file), "--save-baseline"):
+        load_baseline(file)
+
+
+def test_what_a_baseline_says_of_its_runtime_is_told_on_one_line(tmp_path: Path) -> None:
+    result = made_bench(MS)
+    file = saved(result, tmp_path / "base.json")
+    values = json.loads(file.read_bytes())
+    values["runtime"]["version"] = "1\n\x1b[2J" + "x" * 10_000
+    file.write_text(json.dumps(values))
+    notes = compare_with_baseline(result, load_baseline(file)).notes
+    assert any(note.startswith(r"version: 1\n\x1b[2Jxx") for note in notes)
+    assert all(note.isprintable() and len(note) <= 1200 for note in notes)

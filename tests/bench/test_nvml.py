@@ -12,6 +12,7 @@ from dfs_deploy.bench import nvml
 from dfs_deploy.bench.energy import EnergySampler, find_sampler, why_no_sampler
 from dfs_deploy.errors import EnvironmentLacksError
 from tests.checks import refuses
+from tests.runtimes.tensorrt.machine import machine
 
 
 class Driver(ModuleType):
@@ -35,6 +36,10 @@ class Driver(ModuleType):
     def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
         self._need(index < self._gpus, "Invalid Argument")
         return index
+
+    def nvmlDeviceGetHandleByPciBusId(self, address: str) -> int:
+        self._need(address == "0000:3B:00.0", "Not Found")
+        return 1
 
     def nvmlDeviceGetName(self, handle: int) -> str:
         return "NVIDIA Test"
@@ -102,3 +107,19 @@ def test_no_sampler_and_why(monkeypatch: pytest.MonkeyPatch, driver: Driver | No
     installed(monkeypatch, driver)
     assert find_sampler("cuda") is None
     assert all(word in why_no_sampler("cuda") for word in words)
+
+
+def test_of_several_cards_the_one_that_cuda_runs_on_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML's first card may be another than CUDA's, as with CUDA_VISIBLE_DEVICES."""
+    asked: list[int] = []
+
+    class Two(Driver):
+        def nvmlDeviceGetName(self, handle: int) -> str:
+            asked.append(handle)
+            return f"NVIDIA Test {handle}"
+
+    installed(monkeypatch, Two(gpus=2))
+    with machine():
+        sampler = nvml.find()
+    assert isinstance(sampler, EnergySampler)
+    assert (sampler.rail, asked) == ("NVIDIA Test 1 board", [1])

@@ -59,5 +59,5 @@ def test_joining_needs_onnx(mixed: Made, monkeypatch: pytest.MonkeyPatch) -> Non
     bundle = Bundle(mixed.path)
     engines = [bundle.read(file) for file in engine_files(bundle, path_of([0, 0, 0]))]
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with refuses(MissingExtraError, "onnx", "dfs-deploy[bench]"):
+    with refuses(MissingExtraError, "onnx", "[bench]"):
         join_engines(engines)

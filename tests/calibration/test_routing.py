@@ -20,8 +20,10 @@ from dfs_deploy.calibration import (
     group_of,
     routing,
 )
+from dfs_deploy.errors import CheckpointError
 from dfs_deploy.models import BasicBlock, DFSNetwork, run_option
 from tests.bundles import Split, normal_images, rig_gate, settled_network
+from tests.checks import refuses
 
 Ranges = dict[TensorKey, CalibratedRange]
 Tensors = dict[str, Tensor]
@@ -317,3 +319,12 @@ def test_without_a_gated_block_or_an_option_there_is_nothing_to_measure() -> Non
 
 def test_group_of() -> None:
     assert group_of(Architecture((2, 1, 3), (4, 4, 4))) == (0, 0, 1, 2, 2, 2)
+
+
+@pytest.mark.parametrize("method", ["minmax", "mse"])
+def test_features_that_are_not_finite_are_named_and_do_not_become_a_range(method: str) -> None:
+    network = settled_network()
+    with torch.no_grad():
+        network.blocks[1].norm2.bias[0] = float("nan")
+    with refuses(CheckpointError, "block 1", "nan", "finite"):
+        calibrate_static(network, lambda: iter([normal_images(4)]), method)

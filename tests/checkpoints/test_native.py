@@ -150,11 +150,16 @@ def test_unchanged_values_load(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "word"),
-    [({"classes": 4}, "head"), ({"groups": [1, 2, 1]}, "Missing"), ({"widths": [4, 8, 12]}, "size mismatch")],
+    [
+        ({"gate_hidden": 12}, "gate.lstm.weight_ih"),
+        ({"groups": [1, 2, 1]}, "backbone.blocks.2.conv1.weight"),
+        ({"groups": [1, 2, 2]}, "backbone.blocks.2.conv1.weight"),
+        ({"widths": [4, 8, 12]}, "expected (12, 8, 3, 3)"),
+    ],
 )
 def test_tensors_of_another_network_are_refused(tmp_path: Path, architecture: dict[str, Any], word: str) -> None:
     file = tampered(tmp_path, ".pt", {"architecture": {**ARCHITECTURE, **architecture}})
-    with refuses(CheckpointError, "tensors are not", word):
+    with refuses(CheckpointError, "another network", word):
         load_checkpoint(file)
 
 

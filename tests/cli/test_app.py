@@ -236,5 +236,9 @@ def test_what_was_given_in_place_of_another_is_named(
     path = {"checkpoint": mixed.checkpoint, "data": mixed.data_file, "bundle": mixed.path}[kind]
     for place in places:
         ran = run(*arguments_with(path, mixed, place))
-        ran.failed(2 if place in DATA else 4, path.name, *words)
+        assert ran.code == (2 if place in DATA else 4), ran
+        said = ran.err.splitlines()[-1]  # train says before it what it assumes
+        assert said.startswith(f"error: {path}"), ran
+        assert all(word in said for word in words), ran
+        assert "Traceback" not in ran.err
         assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,3 +83,59 @@ def test_the_bundle_in_the_directory_is_meant(mixed: Made, tmp_path: Path, monke
     run("inspect").failed(2, "no *.dfs bundle")
     copied(mixed, tmp_path)
     assert run("inspect", "--json").json["path"] == "mixed.dfs"
+
+
+EMPTY: dict[str, tuple[list[str | int], object, str]] = {
+    "runtimes": (["runtimes"], {}, "engines for no runtime"),
+    "blocks": (["runtimes", "onnxruntime", "blocks"], [], "0 gated blocks"),
+    "options of a block": (["runtimes", "onnxruntime", "blocks", 0, "options"], {}, "every option of block 1"),
+    "engines of an option": (["runtimes", "onnxruntime", "blocks", 0, "options", "8"], [], "every option of block 1"),
+    "files of an engine": (["runtimes", "onnxruntime", "blocks", 0, "options", "8", 0, "files"], {}, "block 1"),
+    "files of the stem": (["runtimes", "onnxruntime", "stem", "files"], {}, "the stem"),
+    "feature scales": (["runtimes", "onnxruntime", "feature_scales"], [], "feature scale"),
+    "options": (["options"], [], "option"),
+    "files": (["files"], {}, "not among"),
+    "widths": (["architecture", "widths"], [], "architecture"),
+    "shares of options": (["accuracy", "option_share"], [], "shares"),
+    "a mean": (["input", "mean"], [], "mean"),
+    "static engines": (["runtimes", "onnxruntime", "static"], {}, ""),
+    "static top-1": (["accuracy", "top1_static"], {}, ""),
+    "targets": (["targets"], [], ""),
+    "class names": (["input", "class_names"], [], ""),
+    "producer": (["producer"], {}, ""),
+    "assumptions": (["source", "assumptions"], [], ""),
+    "ranges": (["calibration", "ranges"], [], ""),
+    "a name of a file": (["source", "file"], "", ""),
+    "a name of an architecture": (["architecture", "name"], "", ""),
+}
+
+
+@pytest.mark.parametrize("part", EMPTY)
+def test_an_empty_part_is_shown_or_refused_by_name(mixed: Made, tmp_path: Path, part: str) -> None:
+    keys, empty, word = EMPTY[part]
+    bundle = copied(mixed, tmp_path)
+    values = manifest_of(bundle)
+    place: Any = values
+    for key in keys[:-1]:
+        place = place[key]
+    assert place[keys[-1]] or part == "assumptions"
+    place[keys[-1]] = empty
+    write_manifest(bundle, values)
+    ran = run("inspect", bundle)
+    if word:
+        ran.failed(4, str(bundle), word)
+    else:
+        assert (ran.code, ran.err) == (0, "")
+        assert run("inspect", bundle, "--json").json["manifest"] == values
+
+
+def test_what_is_not_in_the_manifest_is_named(mixed: Made, tmp_path: Path) -> None:
+    bundle = copied(mixed, tmp_path)
+    (bundle / ".DS_Store").touch()
+    (bundle / "__MACOSX").mkdir()
+    (bundle / "a\x1b[2J").touch()
+    ran = run("inspect", bundle)
+    assert ran.code == 0
+    assert r".DS_Store, __MACOSX/, a\x1b[2J: not in the manifest, never read" in ran.out
+    assert "\x1b" not in ran.out
+    assert run("inspect", bundle, "--json").json["foreign"] == [".DS_Store", "__MACOSX/", "a\x1b[2J"]

@@ -156,7 +156,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("x", b"text")
         archive.writestr("y.npy", b"text")
-    with refuses(DataError, "other.zip", "no array"):
+    with refuses(DataError, "other.zip", "is a ZIP archive", "expected a data set"):
         load_dataset(tmp_path / "other.zip")
     with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
         archive.writestr("x.npy", b"text")
@@ -185,5 +185,5 @@ def test_an_npz_without_end_or_that_is_no_file(tmp_path: Path) -> None:
     with refuses(DataError, "sparse.npz", "107,374,182,400 bytes"):
         load_dataset(tmp_path / "sparse.npz")
     os.mkfifo(tmp_path / "fifo.npz")
-    with refuses(DataError, "fifo.npz", "no data set"):
+    with refuses(DataError, "fifo.npz", "no regular file"):
         load_dataset(tmp_path / "fifo.npz")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from dfs_deploy.exporters import CALIBRATION_METHODS, checkpoint_stem, export
 from dfs_deploy.manifest import SCHEMA_VERSION, RuntimeEngines
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import PRECISIONS, Options, computation_percentage
-from dfs_deploy.preprocessing import CIFAR10_CLASSES
 from dfs_deploy.runtimes import Runtime
 from tests.builders import release_state_dict, save_release, skipnet_state_dict
 from tests.bundles import CONTRACT, Made, labelled, pixels, settled_network
@@ -63,7 +63,7 @@ def test_a_checkpoint_of_the_release(tmp_path: Path, count: int) -> None:
     assert manifest.source.assumptions == list(exported.assumptions)
     assert any("options" in line for line in exported.assumptions)
     assert exported.bundle.options.bits == {4: (0, 8, 16, 32), 7: (0, 8, 10, 12, 14, 16, 32)}[count]
-    assert manifest.input.class_names == list(CIFAR10_CLASSES)
+    assert manifest.input.class_names == [], "the checkpoint does not say, and ten classes may be any"
     assert exported.comparison is not None
     assert exported.comparison.route_agreement > 0.9
     with Runtime(exported.bundle) as runtime:
@@ -520,6 +520,33 @@ def test_what_is_no_bundle_is_left_alone(mixed: Made, tmp_path: Path, kind: str)
     with refuses(UsageError, "no bundle", "--out"):
         export(mixed.checkpoint, out, targets=["fp32"])
     assert (contents(tmp_path), sorted(path.name for path in tmp_path.iterdir())) == before
+
+
+def test_names_of_files_and_data_are_stored_on_one_line(tmp_path: Path) -> None:
+    network = settled_network()
+    checkpoint = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9\n\x1b[2J.pt"))
+    save_checkpoint(tmp_path / "net.pt", network, CONTRACT)
+    (tmp_path / "net.pt").rename(checkpoint)
+    data = labelled(network, name="images\n" + "x" * 1000)
+    bundle = export(checkpoint, tmp_path / "net.dfs", calibration_data=data).bundle
+    assert bundle.manifest.source.file == r"caf\xe9\n\x1b[2J.pt"
+    assert bundle.manifest.calibration is not None
+    assert bundle.manifest.calibration.data is not None
+    assert bundle.manifest.calibration.data.startswith(r"images\nxxx")
+    assert len(bundle.manifest.calibration.data) == 256
+    assert Bundle(bundle.path).digest == bundle.digest
+
+
+@pytest.mark.parametrize("method", CALIBRATION_METHODS[1:])
+def test_features_that_overflow_are_named_while_calibrating(tmp_path: Path, method: str) -> None:
+    network = settled_network()
+    data = labelled(network)
+    checkpoint = tmp_path / "net.pt"
+    network.backbone.stem_norm.weight.data *= 1e38
+    save_checkpoint(checkpoint, network, CONTRACT)
+    with pytest.raises(CheckpointError) as caught:
+        export(checkpoint, tmp_path / "net.dfs", calibration_data=data, calibration_method=method)
+    assert "finite" in str(caught.value)
 
 
 def test_an_export_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,10 +12,11 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from dfs_deploy.bundle import Bundle, write_bundle
+from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.errors import ExportMismatchError
 from dfs_deploy.exporters import export, writing
 from dfs_deploy.exporters.validation import TOLERANCES, EngineDeviation, validate
-from tests.bundles import Made, copied, rewritten
+from tests.bundles import CONTRACT, Made, copied, labelled, rewritten, settled_network
 
 Change = Callable[[NDArray[np.generic]], NDArray[np.generic]]
 
@@ -192,3 +194,58 @@ def test_a_bundle_is_judged_as_it_was_written(mixed: Made, tmp_path: Path) -> No
     again = write_bundle(tmp_path / "again.dfs", opened.manifest, files)
     assert again.digest == opened.digest
     validate(again, mixed.network, images(mixed))
+
+
+INT8_FILE = "onnxruntime/block-02-8-int8.onnx"
+REMEDIES: dict[str, tuple[dict[str, str], bool, list[str]]] = {
+    "INT8, calibrated on data": (
+        {INT8_FILE: "projection_weight_scale"},
+        True,
+        ["--calibration-method", "--calibration-samples", "--targets fp16,fp32"],
+    ),
+    "INT8, without data": (
+        {INT8_FILE: "projection_weight_scale"},
+        False,
+        ["--calibration-data", "--targets fp16,fp32"],
+    ),
+    "FP16": ({"common/block-03-16-fp16.onnx": "conv1_weight"}, True, ["--targets int8,fp32"]),
+    "both": (
+        {INT8_FILE: "projection_weight_scale", "common/block-03-16-fp16.onnx": "conv1_weight"},
+        True,
+        ["--calibration-method", "--targets fp32"],
+    ),
+    "FP32": ({"common/block-01-full-fp32.onnx": "conv2_weight"}, True, ["report this"]),
+    "the gate": ({"common/gate.onnx": "bias_value"}, True, ["report this"]),
+}
+
+
+@pytest.mark.parametrize("what", REMEDIES)
+def test_what_to_do_is_said(mixed: Made, tmp_path: Path, what: str) -> None:
+    files, on_data, words = REMEDIES[what]
+    bundle = copied(mixed, tmp_path)
+
+    def edit(manifest: dict[str, Any]) -> None:
+        if not on_data:
+            manifest["calibration"]["data"] = None
+
+    changes = {f: perturbed((bundle / f).read_bytes(), name, lambda value: value * 0.5) for f, name in files.items()}
+    rewritten(bundle, changes, edit)
+    with pytest.raises(ExportMismatchError) as caught:
+        validate(Bundle(bundle), mixed.network, images(mixed))
+    for word in words:
+        assert word in str(caught.value)
+    assert ("report" in str(caught.value)) == ("report this" in words)
+
+
+def test_without_data_a_deep_network_fails_with_the_remedy_and_passes_with_it(tmp_path: Path) -> None:
+    """Batch statistics say little of a network that was hardly trained."""
+    network = settled_network("skip,8,full", blocks=6, widths=(4, 8))
+    for block in network.blocks:
+        block.norm2.weight.data *= 0.05
+        block.norm2.weight.data[0] = 40.0  # makes one channel's statistics wide, and all others too coarse
+        block.norm2.running_var[0] = 1e4
+    save_checkpoint(tmp_path / "net.pt", network, CONTRACT)
+    with pytest.raises(ExportMismatchError, match="--calibration-data"):
+        export(tmp_path / "net.pt", tmp_path / "net.dfs")
+    assert not (tmp_path / "net.dfs").exists()
+    export(tmp_path / "net.pt", tmp_path / "net.dfs", calibration_data=labelled(network))

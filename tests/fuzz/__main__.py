@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.json.write_text(json.dumps(told, indent=0))
     for name, outcome in bad[:200]:
         say(f"{outcome.kind}: {name}, from {outcome.seed} ({'; '.join(outcome.notes)}): {outcome.detail!r}"[:700])
-        say(f"    again: {sys.executable} -m tests.fuzz {name} --seed {options.seed} --case {outcome.case}")
+        say(f"    again: make fuzz READER={name} SEED={options.seed} CASE={outcome.case}")
     if len(bad) > 200:
         say(f"... and {len(bad) - 200} more")
     return 1 if any(outcome.bad for _, outcome in bad) else 0

@@ -120,13 +120,15 @@ class Guard:
         text = os.fsdecode(path)
         if "\0" in text:
             return  # refused by the system call itself
-        if not os.path.isabs(text):
+        file = Path(text)
+        if not file.is_absolute():
             if event not in ("open", "open to write") and os.sep not in text:
                 return  # relative to an open folder, whose own name was seen before
-            text = os.path.join(os.getcwd(), text)
-        real = os.path.normpath(text)
-        parent = os.path.realpath(os.path.dirname(real))
-        resolved = os.path.realpath(real) if event.startswith("open") else os.path.join(parent, os.path.basename(real))
+            file = Path.cwd() / text
+        if event.startswith("open"):
+            resolved = os.path.realpath(file)  # what a link leads to is what is opened
+        else:
+            resolved = f"{os.path.realpath(file.parent)}/{file.name}"
         if not (resolved + "/").startswith(roots):
             self._events.append((OUTSIDE, f"{event} {resolved}"[:200]))
 

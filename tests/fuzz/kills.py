@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +44,7 @@ from tests.fuzz.reader import fingerprint
 from tests.training.small import SIZE, colour_patches
 
 ROOT = Path(__file__).parents[2]
-_WAIT_S = 120.0
+NAMES = ("export", "export-over", "prepare", "train")
 
 _CHANGES = frozenset(
     (
@@ -88,7 +90,7 @@ class Export(Work):
     """A bundle, where there is none or where there is another."""
 
     def __init__(self, folder: Path, old: Path | None) -> None:
-        self.name = "export" if old is None else "export over another"
+        self.name = "export" if old is None else "export-over"
         self._old = old
         self._checkpoint = folder / f"{self.name}.pt"
         network = settled_network("skip,16,full", widths=(4, 8), seed=7)
@@ -275,14 +277,15 @@ class Harness:
                 tally.breaches.append(f"{tally.name}, killed {moment}: the next run gives something else")
         except Exception as error:
             tally.breaches.append(f"{tally.name}, killed {moment}: the next run fails: {error}"[:300])
-        orphans = sorted(self._listed() - self._names)
+        orphans = sorted((self._listed() - self._names).elements())
         if orphans:
             tally.breaches.append(f"{tally.name}, killed {moment}: orphans {', '.join(orphans[:4])}")
 
-    def _listed(self) -> set[str]:
-        """Every name in the folder, the parts of it that differ from run to run left out, and of temporary files."""
-        names = {str(path.relative_to(self._home)) for path in self._home.rglob("*")}
-        return names | {f"TMPDIR/{path.relative_to(self._temporary)}" for path in self._temporary.rglob("*")}
+    def _listed(self) -> Counter[str]:
+        """Every name in the folder and among temporary files; how many, if content names them."""
+        found = [path.relative_to(self._home) for path in self._home.rglob("*")]
+        found += [Path("TMPDIR", path.relative_to(self._temporary)) for path in self._temporary.rglob("*")]
+        return Counter(re.sub("[0-9a-f]{64}", "DIGEST", str(path)) for path in found)
 
     def _real(self, seconds: float | None) -> None:
         environment = {**os.environ, "TMPDIR": str(self._temporary), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -367,7 +370,7 @@ def _count_changes(roots: tuple[str, ...], kill_before: int | None) -> Callable[
             return
         else:
             path = words[0]
-        text = os.path.join(os.getcwd(), os.fsdecode(path)) if not isinstance(path, int) else roots[0]
+        text = roots[0] if isinstance(path, int) else str(Path.cwd() / os.fsdecode(path))
         if text.startswith(roots):
             change()
 
@@ -410,7 +413,7 @@ def run(
             Train(folder),
         ]
         chosen = [work for work in works if not names or work.name in names]
-        draw = random.Random(seed)
+        draw = random.Random(seed)  # noqa: S311 (no secret)
         tallies = []
         for i, work in enumerate(chosen):
             place = folder / str(i)
@@ -435,7 +438,7 @@ def run(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("works", nargs="*", help="commands; all if none is named")
+    parser.add_argument("works", nargs="*", metavar="WORK", help=f"of {', '.join(NAMES)}; all if none is named")
     parser.add_argument("--random", type=int, default=100, help="moments, shared among the commands")
     parser.add_argument("--every", type=int, default=1, help="changes of the file system from one kill to the next")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,9 +1,9 @@
 """Runs a network for long: ``python -m tests.fuzz.soak [--scale 0.01]``.
 
-One million single images, 20,000 batches of random sizes, 1,000 times opened and closed, and 8 clones in 8 threads, each
-in a process of its own. After a warm-up memory must stay within 2 MiB, the files and threads that are open must stay
-the same, and every result must equal the first one of its image, bit by bit. Prints a table; the exit code is 1 if a
-bar is missed.
+One million single images, 20,000 batches of random sizes, 1,000 times opened and closed, and 8 clones in 8 threads,
+each in a process of its own. After a warm-up memory must stay within 2 MiB, the files and threads that are open must
+stay the same, and every result must equal the first one of its image, bit by bit. Prints a table; the exit code is 1 if
+a bar is missed.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def state() -> tuple[int, int, int]:
     """Bytes of resident memory, open handles, threads."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+    files, tasks = (len(list(Path("/proc/self", kind).iterdir())) for kind in ("fd", "task"))
+    return pages * os.sysconf("SC_PAGE_SIZE"), files, tasks
 
 
 Images = NDArray[np.uint8]
@@ -261,11 +262,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files, tasks = (
             f"{before}" if before == after else f"{before} to {after}" for before, after in (result.files, result.tasks)
         )
-        words = "ok" if result.sound else "MISSED"
-        sys.stdout.write(
-            f"| {result.name} | {result.count:,} | {result.grown / (1 << 20):+.2f} | {files} | {tasks} | {result.unequal} |"
-            f" {result.seconds:.0f} | {words} |\n"
-        )
+        grown, words = f"{result.grown / (1 << 20):+.2f}", "ok" if result.sound else "MISSED"
+        cells = (result.name, f"{result.count:,}", grown, files, tasks, result.unequal, f"{result.seconds:.0f}", words)
+        sys.stdout.write(f"| {' | '.join(map(str, cells))} |\n")
         sys.stdout.flush()
 
     sys.stdout.write(

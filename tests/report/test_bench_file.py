@@ -86,3 +86,11 @@ def test_files_that_fit_no_bundle(told: BundleReport) -> None:
         match_benches([ONE, TWO], [of(told.bench, None)])
     with refuses(UsageError, "same bundle"):
         match_benches([ONE, TWO], [of(told.bench, ONE), of(told.bench, ONE)])
+
+
+@pytest.mark.parametrize(("key", "value"), [("p50", 0.0), ("p50", -1.0), ("p50", 1e300), ("p95", 0.0)])
+def test_a_time_that_no_clock_gives_is_refused(values: dict[str, Any], tmp_path: Path, key: str, value: float) -> None:
+    """Ratios are made of them."""
+    values["cases"][0]["latency_ms"][key] = value
+    with refuses(DataError, key):
+        load_bench(written(tmp_path, values))

@@ -320,18 +320,31 @@ def test_the_filters_stay_in_sight_where_there_is_room(chromium: Browser, file: 
     assert (top > 0) == stays
 
 
-@pytest.mark.parametrize("width", [400, 1200])
-def test_no_word_of_a_chart_is_cut_off(chromium: Browser, file: Path, width: int) -> None:
-    chromium.open(file, width=width)
-    cut = chromium(
-        """
+CUT = """
         return [...document.querySelectorAll("figure svg text")].filter((text) => {
           const [inner, outer] = [text, text.closest("svg")].map((e) => e.getBoundingClientRect());
           return text.textContent && (inner.left < outer.left - 1 || inner.right > outer.right + 1);
         }).map((text) => text.textContent);
         """
-    )
-    assert cut == []
+"""Words of charts that the edge of their chart cuts."""
+
+
+@pytest.mark.parametrize("width", [400, 1200])
+def test_no_word_of_a_chart_is_cut_off(chromium: Browser, file: Path, width: int) -> None:
+    chromium.open(file, width=width)
+    assert chromium(CUT) == []
+
+
+def test_no_label_of_an_axis_is_cut_off_whatever_its_end(chromium: Browser, told: BundleReport, tmp_path: Path) -> None:
+    for slowest in (0.0037, 0.037, 0.121, 0.3333, 1.0, 4.7, 37.0, 1234.0):
+        frontier = tuple(
+            replace(point, p50_ms=slowest * share, p95_ms=None)
+            for point, share in zip(told.frontier, (1.0, 0.7, 0.5, 0.9), strict=True)
+        )
+        file = tmp_path / "axis.html"
+        file.write_text(render_page(Report("0", "now", (replace(told, frontier=frontier),))), "utf-8")
+        chromium.open(file, width=400)
+        assert chromium(CUT) == [], slowest
 
 
 def test_without_a_browser_it_is_skipped_and_in_ci_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:

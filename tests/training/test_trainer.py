@@ -323,12 +323,22 @@ def test_a_log_that_lost_its_end_is_refused_and_not_filled_up(folder: Path, tmp_
     assert log.stat().st_size == 100
 
 
-def test_a_log_that_is_no_file_is_refused_and_not_waited_for(folder: Path, tmp_path: Path) -> None:
-    stopped(small_job(folder), tmp_path)
-    (tmp_path / "metrics.jsonl").unlink()
-    os.mkfifo(tmp_path / "metrics.jsonl")
-    with refuses(CheckpointError, "metrics.jsonl", "FIFO"):
-        resume(tmp_path)
+@pytest.mark.parametrize("kind", ["FIFO", "link"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "state.pt", "job.json"])
+def test_what_is_no_file_of_a_run_is_refused_and_neither_waited_for_nor_followed(
+    folder: Path, tmp_path: Path, name: str, kind: str
+) -> None:
+    run = tmp_path / "run"
+    stopped(small_job(folder), run)
+    (run / name).rename(tmp_path / "outside")
+    before = (tmp_path / "outside").read_bytes()
+    if kind == "FIFO":
+        os.mkfifo(run / name)
+    else:
+        (run / name).symlink_to(tmp_path / "outside")
+    with refuses(CheckpointError, name, kind):
+        resume(run)
+    assert (tmp_path / "outside").read_bytes() == before
 
 
 def changed_state(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:

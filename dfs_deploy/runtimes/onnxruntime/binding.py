@@ -40,6 +40,8 @@ def session_options(threads: int) -> ort.SessionOptions:
     # One block of memory for a whole run, planned by shape, is written through anew each time: at a batch of 64 an INT8
     # block takes 1.5 times as long with it, and at a batch of one the same (docs/performance.md).
     options.enable_mem_pattern = False
+    # Its own format is read without checks, and would be recognised by its first bytes.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     options.log_severity_level = 4  # its errors are raised as well, and its warnings speak of the machine's sysfs
     # Where an x86 CPU has no VNNI, sums of two 8-bit products saturate in 16 bits; with this they are exact there, and
     # slower, unless the weights have 7 bits. It changes nothing elsewhere.

@@ -17,9 +17,7 @@ import numpy as np
 from dfs_deploy.errors import BundleError, OutOfMemoryError
 from dfs_deploy.files import nameless_file
 from dfs_deploy.manifest import Form
-from dfs_deploy.ort import onnxruntime as ort
-from dfs_deploy.runtimes.onnxruntime.binding import open_session, session_options
-from dfs_deploy.runtimes.onnxruntime.model_messages import (
+from dfs_deploy.onnx_messages import (
     FLOAT,
     UINT8,
     Message,
@@ -31,6 +29,8 @@ from dfs_deploy.runtimes.onnxruntime.model_messages import (
     set_nodes,
     sizes,
 )
+from dfs_deploy.ort import onnxruntime as ort
+from dfs_deploy.runtimes.onnxruntime.binding import open_session, session_options
 
 DOMAIN = "com.microsoft.nchwc"
 """Of the operators of ONNX Runtime's blocked layout."""

@@ -81,6 +81,9 @@ class Device:
     def name(self) -> str:
         return "Double"
 
+    def pci_bus_id(self) -> str:
+        return "0000:3B:00.0"
+
     def compute_capability(self) -> tuple[int, int]:
         return (8, 7)
 

@@ -1,4 +1,4 @@
-"""Image files, changed chunk by chunk with sums that fit: planted sizes, metadata that is none, pixels that never end."""
+"""Image files, changed chunk by chunk with sums that fit: planted sizes, odd metadata, pixels that never end."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def _change(draw: Draw, value: Any, plain: bool = False) -> None:
     for slot in slots:
         by_path.setdefault(slot[0], []).append(slot)
     path, container, i = draw.choice(by_path[draw.choice(sorted(by_path))])
-    kinds = ["replace"] * 5 + ["near", "near", "delete", "delete", "wrap", "swap", "repeat", "clear"]
+    kinds = ["replace"] * 5 + ["near"] * 4 + ["delete", "delete", "wrap", "swap", "repeat", "clear"]
     if isinstance(container, Pairs):
         kinds += ["rename", "twice", "foreign"]
     kind = draw.choice(kinds)

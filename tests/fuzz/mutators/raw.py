@@ -75,13 +75,13 @@ def odd_file(draw: Draw, path: Path, *, named: bool = False) -> str:
     elif kind == "folder":
         path.mkdir()
     elif kind == "dangling link":
-        path.symlink_to("/nowhere/at/all")
+        path.symlink_to("nothing" if named else "/nowhere/at/all")
     elif kind == "endless link":
         path.symlink_to("/dev/zero")
     elif kind == "link outside":
         path.symlink_to(draw.outside / "secret.bin")
     elif kind == "socket":
-        here = os.getcwd()
+        here = Path.cwd()
         os.chdir(path.parent)  # a socket's path may have about a hundred characters
         try:
             with socket.socket(socket.AF_UNIX) as made:

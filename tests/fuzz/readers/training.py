@@ -43,7 +43,7 @@ class StateReader(Reader):
 
         with contextlib.suppress(StopError):
             train(job, self._folder / "joint", stop)
-        os.rename(self._folder / "patches.npz", self._folder / "images.npz")
+        (self._folder / "patches.npz").rename(self._folder / "images.npz")
         self._data = self._folder / "images.npz"
 
     def place(self, seed: str, folder: Path) -> None:

@@ -1,7 +1,8 @@
-"""Reading and writing a model without the onnx package: the fields of its messages that an edit touches.
+"""Reading and writing a model without the onnx package: the fields of its messages that a check or an edit touches.
 
 ONNX Runtime needs protobuf, so every machine that runs a bundle has it. Fields that are not listed here are kept as
-they are by protobuf itself. Numbers are those of onnx.proto (github.com/onnx/onnx), which never change.
+they are by protobuf itself; :mod:`dfs_deploy.engine_check` lets none into an engine. Numbers are those of onnx.proto
+(github.com/onnx/onnx), which never change.
 """
 
 from __future__ import annotations
@@ -16,19 +17,29 @@ from dfs_deploy.errors import BundleError
 Message = Any
 """A message of a class that is made at run time."""
 
-FLOAT, UINT8 = 1, 2
+FLOAT, UINT8, INT8, INT32, INT64, FLOAT16 = 1, 2, 3, 6, 7, 10
 """Element types (TensorProto.DataType)."""
+
+INTEGER, INTEGERS = 2, 7
+"""Types of attributes (AttributeProto.AttributeType)."""
 
 _INT64, _STRING, _BYTES, _ENUM_AS_INT, _FLOAT_FIELD = 3, 9, 12, 5, 2  # FieldDescriptorProto.Type
 _ONE, _MANY = 1, 3  # FieldDescriptorProto.Label
-_INTEGER, _INTEGERS = 2, 7  # AttributeProto.AttributeType
 
 # Message: field: (number, label, type or the name of a message).
 _FIELDS: dict[str, dict[str, tuple[int, int, int | str]]] = {
-    "Model": {"graph": (7, _ONE, "Graph"), "opset_import": (8, _MANY, "OperatorSet")},
+    "Model": {
+        "ir_version": (1, _ONE, _INT64),
+        "producer_name": (2, _ONE, _STRING),
+        "producer_version": (3, _ONE, _STRING),
+        "doc_string": (6, _ONE, _STRING),
+        "graph": (7, _ONE, "Graph"),
+        "opset_import": (8, _MANY, "OperatorSet"),
+    },
     "OperatorSet": {"domain": (1, _ONE, _STRING), "version": (2, _ONE, _INT64)},
     "Graph": {
         "node": (1, _MANY, "Node"),
+        "name": (2, _ONE, _STRING),
         "initializer": (5, _MANY, "Tensor"),
         "input": (11, _MANY, "Value"),
         "output": (12, _MANY, "Value"),
@@ -54,7 +65,10 @@ _FIELDS: dict[str, dict[str, tuple[int, int, int | str]]] = {
         "float_data": (4, _MANY, _FLOAT_FIELD),
         "name": (8, _ONE, _STRING),
         "raw_data": (9, _ONE, _BYTES),
+        "external_data": (13, _MANY, "Entry"),
+        "data_location": (14, _ONE, _ENUM_AS_INT),
     },
+    "Entry": {"key": (1, _ONE, _STRING), "value": (2, _ONE, _STRING)},
     "Value": {"name": (1, _ONE, _STRING), "type": (2, _ONE, "Type")},
     "Type": {"tensor_type": (1, _ONE, "TensorType")},
     "TensorType": {"elem_type": (1, _ONE, _ENUM_AS_INT), "shape": (2, _ONE, "Shape")},
@@ -113,9 +127,9 @@ def make_node(
         node.domain = domain
     for name, value in attributes.items():
         if isinstance(value, int):
-            node.attribute.add(name=name, i=value, type=_INTEGER)
+            node.attribute.add(name=name, i=value, type=INTEGER)
         else:
-            node.attribute.add(name=name, ints=value, type=_INTEGERS)
+            node.attribute.add(name=name, ints=value, type=INTEGERS)
     return node
 
 
