@@ -82,10 +82,11 @@ def test_every_key_must_be_there(tmp_path: Path, key: str) -> None:
         load_verification(written(tmp_path, values))
 
 
-def test_a_result_that_was_kept_before_there_were_notes_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["notes", "assumptions"])
+def test_a_result_that_was_kept_before_these_were_is_read(tmp_path: Path, key: str) -> None:
     values = RESULT.as_json()
-    del values["notes"]
-    assert load_verification(written(tmp_path, values)).notes == []
+    del values[key]
+    assert getattr(load_verification(written(tmp_path, values)), key) == []
 
 
 def test_what_is_no_result(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ class Checkpoint:
         format: name of the recogniser that read it.
         assumptions: what the file does not say and was taken for granted, what was chosen or left out, and where the
             caller's word went before the file's, a line each.
+        notes: those of the assumptions that are about which tensors of the file are the network's.
         weights_key: name of these weights in the file, if there are several; else ``None``.
     """
 
@@ -33,6 +34,7 @@ class Checkpoint:
     input: InputContract
     format: str
     assumptions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     weights_key: str | None = None
 
 
@@ -93,7 +95,8 @@ def load_checkpoint(
             check_class_names(checkpoint.input.class_names, checkpoint.network.architecture.classes)
             if deployable:
                 check_ranges(checkpoint.network)
-            return replace(checkpoint, assumptions=(*raw.notes, *checkpoint.assumptions), weights_key=raw.weights)
+            assumptions = (*raw.notes, *checkpoint.assumptions)
+            return replace(checkpoint, assumptions=assumptions, notes=raw.notes, weights_key=raw.weights)
     reject(raw, path)
     if not raw.tensors:
         raise CheckpointError(f"{path} holds no tensors, expected a state dict; save model.state_dict() in it")

@@ -36,6 +36,7 @@ _MOST_COPIES = 4
 
 _MAX_DEPTH = 3
 _MAX_DICTS = 256
+_MAX_LABEL = 48
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +137,7 @@ def _dicts(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], dict[s
         if tensors:
             yield path, tensors
         for key, value in current.items():
-            if isinstance(value, Mapping) and isinstance(key, str) and id(value) not in seen:
+            if isinstance(value, Mapping) and isinstance(key, str) and len(key) <= _MAX_LABEL and id(value) not in seen:
                 seen.add(id(value))
                 if len(path) < _MAX_DEPTH and len(waiting) < _MAX_DICTS:
                     waiting.append(((*path, key), value))
@@ -149,7 +150,7 @@ def _networks(content: Mapping[Any, Any]) -> Iterator[_Weights]:
             name.removesuffix(marker): None
             for name in names
             for marker in MARKERS
-            if name == marker or name.endswith(f".{marker}")
+            if name == marker or (name.endswith(f".{marker}") and len(name) <= _MAX_LABEL + len(marker))
         }
         for prefix in prefixes:
             yield _Weights(path, prefix, names, tensors)

@@ -196,14 +196,9 @@ def _compared(
 
     opened = Runtime(path, threads=threads, plan=plan, prepared=prepared, budget=budget)
     with opened as runtime, torch_threads(threads), progress(quiet=quiet) as report:
-        source, taken = runtime.bundle.manifest.source, runtime.input
-        facts = CheckpointFacts(
-            weights_key=weights_key or source.weights_key,
-            mean=taken.mean,
-            std=taken.std,
-            class_names=taken.class_names,
-            input_size=taken.shape[1:],
-        )
+        source = runtime.bundle.manifest.source
+        # What the file does not say was settled at export; only which network in it is compared matters here.
+        facts = CheckpointFacts(weights_key or source.weights_key, input_size=runtime.input.shape[1:])
         loaded = load_checkpoint(checkpoint, runtime.options, facts)
         if loaded.network.architecture != runtime.bundle.architecture:
             raise CheckpointError(
@@ -239,7 +234,7 @@ def _compared(
             max_abs_logit_error=finite(result.max_abs_logit_error),
             per_block=None if deviations is None else list(_engine_errors(deviations)),
             notes=[*drawn.notes, *result.suspicions],
-            assumptions=list(dict.fromkeys((*source.assumptions, *loaded.assumptions))),
+            assumptions=list(dict.fromkeys((*source.assumptions, *loaded.notes))),
         )
 
 

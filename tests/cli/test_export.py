@@ -13,7 +13,7 @@ from dfs_deploy.datasets import Dataset, save_npz
 from dfs_deploy.exporters import pipeline
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.target_cpu import WORDS, TargetCpu
-from tests.builders import release_state_dict, save_release
+from tests.builders import release_state_dict, save_release, skipnet_state_dict
 from tests.bundles import Made, pixels
 from tests.cli.program import run, run_apart
 
@@ -161,10 +161,49 @@ def test_assumptions_and_options(tmp_path: Path) -> None:
     flags = ["--calibration-data", tmp_path / "data.npz", "--out", tmp_path / "net.dfs"]
     ran = run("export", checkpoint, *flags)
     assert ran.code == 0, ran.err
-    assert ran.out.count("assumed:") == 2
+    assert ran.out.count("assumed:") == 4
+    assert Bundle(tmp_path / "net.dfs").manifest.source.assumptions == [
+        line.removeprefix("assumed: ") for line in ran.out.splitlines() if line.startswith("assumed: ")
+    ]
     ran = run("export", checkpoint, "--options", "skip,4,8,full", *flags, "--json")
     assert ran.json["options"] == ["skip", "4", "8", "full"]
-    assert len(ran.json["assumptions"]) == 1
+    assert len(ran.json["assumptions"]) == 3
+
+
+def test_what_a_checkpoint_does_not_say_can_be_given(tmp_path: Path) -> None:
+    checkpoint = save_release(tmp_path / "net.pth.tar", release_state_dict((1, 1, 1), classes=3))
+    (tmp_path / "names.txt").write_text("ant\nbee\nwasp\n\n")
+    given = ["--mean", "0.4,0.5,0.6", "--std", ".1,.2,.3", "--input-size", "24x40"]
+    common = ["export", checkpoint, "--targets", "fp32", "--options", "skip,8,16,full", "--out", tmp_path / "net.dfs"]
+    for names in ("ant, bee,wasp", tmp_path / "names.txt"):
+        ran = run(*common, *given, "--class-names", names, "--json")
+        assert (ran.code, ran.json["assumptions"]) == (0, [])
+        record = Bundle(tmp_path / "net.dfs").manifest.input
+        assert (record.shape, record.mean, record.std) == ((3, 24, 40), [0.4, 0.5, 0.6], [0.1, 0.2, 0.3])
+        assert record.class_names == ["ant", "bee", "wasp"]
+    ran = run(*common, *given, "--class-names", "none", "--json")
+    assert Bundle(tmp_path / "net.dfs").manifest.input.class_names == []
+
+
+def test_which_of_several_weights_is_chosen_kept_and_verified(tmp_path: Path) -> None:
+    content = {"state_dict": skipnet_state_dict(seed=0), "state_dict_ema": skipnet_state_dict(seed=1)}
+    torch.save(content, tmp_path / "net.pt")
+    data, out = tmp_path / "data.npz", tmp_path / "net.dfs"
+    save_npz(data, Dataset(pixels(16, size=(32, 32)), np.zeros(16, np.int64), (), "data"))
+    ran = run("export", tmp_path / "net.pt", "--targets", "fp32", "--out", out)
+    assert "assumed: the file has weights in state_dict, state_dict_ema: those in state_dict are taken" in ran.out
+    first = Bundle(out).digest
+    ran = run("export", tmp_path / "net.pt", "--targets", "fp32", "--out", out, "--weights-key", "state_dict_ema")
+    assert "those in state_dict_ema are taken" in ran.out
+    assert Bundle(out).digest != first
+    arguments = ["verify", out, "--checkpoint", tmp_path / "net.pt", "--data", data]
+    ran = run(*arguments, "--json")
+    assert (ran.code, ran.json["route_agreement"]) == (0, 1.0)
+    assert any("state_dict_ema are taken" in line for line in ran.json["assumptions"])
+    assert "assumed: the file has weights" in run(*arguments).out
+    ran = run(*arguments, "--weights-key", "state_dict", "--json")
+    assert ran.json["route_agreement"] < 1.0
+    run(*arguments, "--weights-key", "best", "--json").failed(4, "best", "state_dict, state_dict_ema")
 
 
 @pytest.mark.parametrize(
@@ -182,6 +221,14 @@ def test_assumptions_and_options(tmp_path: Path) -> None:
         (["--budgets", ""], 2, ["0.1,0.2,0.4"]),
         (["--budgets", "20", "--calibration-data", "missing.npz"], 2, ["missing.npz"]),
         (["--options", "skip,full"], 4, ["not skip,full"]),
+        (["--mean", "0.5;0.5;0.5"], 2, ["--mean", "0.49,0.48,0.45"]),
+        (["--mean", "0.5"], 2, ["mean (0.5,)"]),
+        (["--std", "0,1,1"], 2, ["std positive"]),
+        (["--input-size", "32"], 2, ["--input-size", "32x32"]),
+        (["--input-size", "9999x9999"], 2, ["9999"]),
+        (["--class-names", "missing.txt"], 2, ["missing.txt", "a class name per line"]),
+        (["--class-names", "a,b"], 2, ["2 class names"]),
+        (["--weights-key", "ema"], 4, ["'ema'", "state_dict"]),
     ],
 )
 def test_a_wrong_call(mixed: Made, tmp_path: Path, arguments: list[str], code: int, words: list[str]) -> None:

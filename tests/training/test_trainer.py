@@ -476,6 +476,17 @@ def test_a_checkpoint_of_another_architecture_is_refused(folder: Path, whole: Pa
         train(small_job(folder, recipe, start=str(whole / "checkpoint.pt")), tmp_path / "run")
 
 
+def test_what_is_assumed_of_a_checkpoint_to_begin_with_is_noted(folder: Path, whole: Path, tmp_path: Path) -> None:
+    content = torch.load(whole / "backbone.pt", weights_only=True)
+    content["state_dict"]["n_averaged"] = torch.tensor(3)
+    torch.save(content, tmp_path / "averaged.pt")
+    records: list[Any] = []
+    train(small_job(folder, backbone=str(tmp_path / "averaged.pt"), until="gate"), tmp_path / "run", records.append)
+    (note,) = [record["text"] for record in records if record["event"] == "note"]
+    assert "averaged.pt" in note
+    assert "n_averaged" in note
+
+
 def test_a_run_is_not_written_over(folder: Path, whole: Path) -> None:
     with pytest.raises(UsageError, match="--resume"):
         train(small_job(folder), whole)
