@@ -141,8 +141,8 @@ def test_a_wrong_call(mixed: Made, tmp_path: Path) -> None:
     run("bench", mixed.path, "--data", tmp_path / "missing.npz", "--json").failed(2, "missing.npz")
     run("bench", tmp_path / "missing.dfs", "--json").failed(4, "missing.dfs")
     bundle = copied(mixed, tmp_path)
-    (bundle / "extra").write_text("x")
-    run("bench", bundle, "--json").failed(4, "extra")
+    (bundle / "samples.npz").write_bytes(b"changed")
+    run("bench", bundle, "--json").failed(4, "samples.npz")
 
 
 def test_without_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

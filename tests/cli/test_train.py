@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 import shlex
@@ -23,7 +24,6 @@ from dfs_deploy.bundle import Bundle
 from dfs_deploy.costs import save_costs
 from dfs_deploy.datasets import Dataset, save_npz
 from dfs_deploy.training import Recipe, read_metrics
-from tests.bundles import Made
 from tests.cli.program import Ran, run
 from tests.cli.test_train_baselines import latency_table
 from tests.training.small import colour_patches
@@ -433,7 +433,8 @@ def test_the_printed_next_command_makes_a_bundle_named_after_the_run(
         line = ran.out.splitlines()[-1]
         assert line.startswith("next: dfs-deploy export ")
         program, *arguments = shlex.split(line.removeprefix("next: "))
-        assert (program, arguments) == ("dfs-deploy", ["export", f"{name}/{words[0]}"])
+        calibrated = ["--calibration-data", str(data)]
+        assert (program, arguments) == ("dfs-deploy", ["export", f"{name}/{words[0]}", *calibrated])
         assert run(*arguments, "--targets", "fp32").code == 0
     digests = {name: Bundle(tmp_path / f"{name}.dfs").manifest.source.sha256 for name in ("run one", "other")}
     assert len(set(digests.values())) == 2
@@ -445,19 +446,19 @@ def test_the_printed_next_command_makes_a_bundle_named_after_the_run(
     assert (tmp_path / "other" / "other.dfs").is_dir()
 
 
-def test_training_for_a_device_works_as_documented(
-    mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The two commands of docs/training.md as they stand, with fewer steps and shorter measurements."""
+def test_training_for_a_device_works_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of docs/training.md as they stand, with fewer steps and shorter measurements."""
     section = (DOCS / "training.md").read_text().split("## Training for a device")[1]
     block = section.split("```sh\n")[1].split("```")[0]
     commands = [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines()]
     short = {
         "demo": ["--min-seconds", "0.02"],
-        "bench": ["--min-seconds", "0.02", "--min-iterations", "60", "--start-ups", "0", "--energy-seconds", "0"],
+        "bench": ["--min-seconds", "0.01", "--min-iterations", "2000", "--start-ups", "0", "--energy-seconds", "0"],
         "train": [*STEPS, "--threads", "1"],
     }
     monkeypatch.chdir(tmp_path)
+    for module in ("validity", "costs"):  # however busy this machine is: what is measured counts as known
+        monkeypatch.setattr(f"dfs_deploy.bench.{module}.MAX_UNCERTAINTY", math.inf)
     for program, verb, *arguments in commands:
         assert program == "dfs-deploy"
         ran = run(verb, *arguments, *short[verb])

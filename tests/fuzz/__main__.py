@@ -1,7 +1,7 @@
 """Runs the fuzzing suite: ``python -m tests.fuzz [READER ...] [--cases N] [--seed S] [--case K]``.
 
-Prints a table of outcomes and, for each case that ended as none may, one line that runs it again alone. The exit code
-is 1 if there is any.
+Prints a table of outcomes and, to standard error, each case that ended as none may, with the command that repeats it
+alone. The exit code is 1 if there is any.
 """
 
 from __future__ import annotations
@@ -37,6 +37,30 @@ def row(cells: Sequence[object]) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
+class Teller:
+    """Writes outcomes of some kinds to standard error as they come, each with the command that repeats it.
+
+    Args:
+        reader: its name.
+        seed: of the cases.
+        kinds: that are told.
+    """
+
+    def __init__(self, reader: str, seed: int, kinds: Sequence[str]) -> None:
+        self._reader, self._seed, self._kinds = reader, seed, kinds
+        self._left = 100
+
+    def __call__(self, outcome: Outcome) -> None:
+        if outcome.kind not in self._kinds or not self._left:
+            return
+        self._left -= 1
+        changes = "; ".join(outcome.notes)
+        told = f"{outcome.kind}: {self._reader}, from {outcome.seed} ({changes}): {outcome.detail!r}"[:700]
+        again = f"make fuzz READER={self._reader} SEED={self._seed} CASE={outcome.case}"
+        sys.stderr.write(f"{told}\n    again: {again}\n")
+        sys.stderr.flush()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -59,33 +83,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     everything: dict[str, list[Outcome]] = {}
     say(row(("reader", "cases", *GOOD, *BAD, "s")))
     say(row(["---"] + ["--:"] * (len(GOOD) + len(BAD) + 2)))
-    bad: list[tuple[str, Outcome]] = []
     with made_corpus() as corpus:
         for name in options.readers or READERS:
             begun = time.monotonic()
             reader = READERS[name](corpus)
             gc.collect()
             gc.freeze()  # children that collect garbage then leave the parent's pages shared
-            outcomes = run_cases(reader, options.seed, cases, jobs=options.jobs, keep=KEPT)
+            told = Teller(name, options.seed, (*BAD, *options.show, *(GOOD if options.case is not None else ())))
+            outcomes = run_cases(reader, options.seed, cases, jobs=options.jobs, keep=KEPT, report=told)
             everything[name] = outcomes
             counts = Counter(outcome.kind for outcome in outcomes)
             shown = [counts[kind] for kind in (*GOOD, *BAD)]
             say(row((name, len(outcomes), *shown, f"{time.monotonic() - begun:.0f}")))
-            bad += [(name, outcome) for outcome in outcomes if outcome.bad or outcome.kind in options.show]
-            if options.case is not None:
-                say("\n".join(map(repr, outcomes)))
     if options.json is not None:
-        told = {
-            name: [[o.case, o.kind, o.seed, o.notes, o.detail] for o in outcomes]
-            for name, outcomes in everything.items()
-        }
-        options.json.write_text(json.dumps(told, indent=0))
-    for name, outcome in bad[:200]:
-        say(f"{outcome.kind}: {name}, from {outcome.seed} ({'; '.join(outcome.notes)}): {outcome.detail!r}"[:700])
-        say(f"    again: make fuzz READER={name} SEED={options.seed} CASE={outcome.case}")
-    if len(bad) > 200:
-        say(f"... and {len(bad) - 200} more")
-    return 1 if any(outcome.bad for _, outcome in bad) else 0
+        plain = {name: [[o.case, o.kind, o.seed, o.notes, o.detail] for o in each] for name, each in everything.items()}
+        options.json.write_text(json.dumps(plain, indent=0))
+    return 1 if any(outcome.bad for outcomes in everything.values() for outcome in outcomes) else 0
 
 
 if __name__ == "__main__":
