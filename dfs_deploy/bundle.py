@@ -43,7 +43,7 @@ from dfs_deploy.manifest import (
     FileRecord,
     Head,
     Manifest,
-    SourceRecord,
+    SourceHead,
     architecture_of,
     contradictions,
     input_of,
@@ -287,7 +287,7 @@ def check_writable(path: Path) -> None:
         )
 
 
-def source_of(path: Path) -> SourceRecord | None:
+def source_of(path: Path) -> SourceHead | None:
     """Checkpoint that a bundle, whole or damaged, was made from; ``None`` without a bundle, or if it does not say."""
     head = _head(path)
     return None if head is None else head.made_from

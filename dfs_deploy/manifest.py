@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from dfs_deploy.architecture import Architecture, BlockShape
-from dfs_deploy.decoding import MalformedError, decode_json
+from dfs_deploy.decoding import Digest, MalformedError, Name, Percentage, Share, decode_json
 from dfs_deploy.errors import BundleError, SchemaVersionError
 from dfs_deploy.options import Option, Options, Precision
 from dfs_deploy.preprocessing import (
@@ -28,7 +28,7 @@ from dfs_deploy.preprocessing import (
     InputContract,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 PRODUCER = "dfs-deploy"
 
@@ -50,19 +50,12 @@ MAX_MAP = MAX_INPUT_VALUES
 """Most values of an image or feature map: 256 MiB in float32."""
 
 # Numbers and lengths are bounded, so that no manifest makes a reader take memory or time without end.
-Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-LONGEST_NAME = 256
-Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
-"""Of an option, a data set, a file or a version."""
-
 ClassName = Annotated[str, Meta(max_length=MAX_NAME)]
 
 Sentence = Annotated[str, Meta(max_length=4096)]
 Positive = Annotated[int, Meta(ge=1, le=1 << 16)]
 GateSize = Annotated[int, Meta(ge=1, le=1 << 12)]
 NotNegative = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-Percentage = Annotated[float, Meta(ge=0, le=100)]
 Value = Annotated[float, Meta(ge=-3.5e38, le=3.5e38)]
 Scale = Annotated[float, Meta(ge=1e-38, le=1e38)]
 """Within what float32 holds."""
@@ -252,20 +245,19 @@ class ServedRecord(_Record, frozen=True, kw_only=True):
     reason: Sentence
 
 
-class SourceRecord(_Record, frozen=True, kw_only=True, omit_defaults=True):
+class SourceRecord(_Record, frozen=True, kw_only=True):
     """The checkpoint that the bundle was made from.
 
     Attributes:
         assumptions: what it does not say and was taken for granted, a line each.
-        weights_key: which of several weights in it were taken; ``None`` if there is one: then the key is not
-            written, and a manifest is as it was before there was such a key.
+        weights_key: which of several weights in it were taken; ``None`` if there is one.
     """
 
     file: Name
     format: Name
     sha256: Digest
     assumptions: Annotated[list[Sentence], Meta(max_length=256)]
-    weights_key: Name | None = None
+    weights_key: Name | None
 
 
 class Manifest(_Record, frozen=True, kw_only=True):
@@ -294,16 +286,18 @@ class Manifest(_Record, frozen=True, kw_only=True):
 
 
 _ADDED: dict[str, Any] = {"policy": None, "budgets": []}
-"""What version 2 has and version 1 had not: the values of a version 1 manifest."""
+"""What version 2 has and version 1 had not, with the values of a version 1 manifest."""
 
-_First = msgspec.defstruct(
-    "_First",
-    [(field.name, field.type) for field in msgspec.structs.fields(Manifest) if field.name not in _ADDED],
-    frozen=True,
-    forbid_unknown_fields=True,
-    kw_only=True,
-)
-"""A manifest of version 1."""
+
+def _older(record: type[msgspec.Struct], without: Collection[str], **types: Any) -> type[msgspec.Struct]:
+    """A record as an older version had it: without some fields, and with other types of some others."""
+    fields = [(f.name, types.get(f.name, f.type)) for f in msgspec.structs.fields(record) if f.name not in without]
+    return msgspec.defstruct(f"_Older{record.__name__}", fields, frozen=True, forbid_unknown_fields=True, kw_only=True)
+
+
+_SOURCE = _older(SourceRecord, ("weights_key",))
+_OLDER = {1: _older(Manifest, _ADDED, source=_SOURCE), 2: _older(Manifest, (), source=_SOURCE)}
+"""The manifests of older versions."""
 
 
 class Head(msgspec.Struct):
@@ -331,12 +325,19 @@ class Head(msgspec.Struct):
             return frozenset()
 
     @property
-    def made_from(self) -> SourceRecord | None:
+    def made_from(self) -> SourceHead | None:
         """The checkpoint that it says it was made from; ``None`` if it does not say, or cannot be read."""
         try:
-            return decode_json(bytes(self.source), SourceRecord)
+            return decode_json(bytes(self.source), SourceHead)
         except MalformedError:
             return None
+
+
+class SourceHead(msgspec.Struct):
+    """What can be read of the checkpoint in a manifest of any version: its file's name, and the SHA-256 of that."""
+
+    file: Name
+    sha256: Digest
 
 
 class _Producer(msgspec.Struct):
@@ -362,10 +363,11 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
         if not 1 <= version <= SCHEMA_VERSION:
             known, remedy = f"1 to {SCHEMA_VERSION}", "update dfs-deploy" if version > 1 else "export it again"
             raise SchemaVersionError(f"{path} has schema version {version}, expected {known}; {remedy}")
-        if version == 1:
-            first = msgspec.structs.asdict(decode_json(content, _First))
-            return Manifest(**{**first, **_ADDED, "schema_version": SCHEMA_VERSION})
-        return decode_json(content, Manifest)
+        if version == SCHEMA_VERSION:
+            return decode_json(content, Manifest)
+        older = msgspec.structs.asdict(decode_json(content, _OLDER[version]))
+        source = SourceRecord(**msgspec.structs.asdict(older.pop("source")), weights_key=None)
+        return Manifest(**{**_ADDED, **older, "source": source, "schema_version": SCHEMA_VERSION})
     except MalformedError as error:
         raise BundleError(f"{path}: {MANIFEST} is malformed ({error}); copy or export the bundle again") from error
 
