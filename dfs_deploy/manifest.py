@@ -6,7 +6,6 @@ docs/bundle-format.md describes it for people.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,13 +13,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from dfs_deploy.architecture import Architecture, BlockShape
+from dfs_deploy.architecture import Architecture
 from dfs_deploy.decoding import Digest, MalformedError, Name, Percentage, Share, decode_json
 from dfs_deploy.errors import BundleError, SchemaVersionError
 from dfs_deploy.options import Option, Options, Precision
 from dfs_deploy.preprocessing import (
     MAX_CLASSES,
-    MAX_INPUT_VALUES,
     MAX_MEAN,
     MAX_NAME,
     MAX_STD,
@@ -42,12 +40,6 @@ MAX_FILE = 1 << 30
 
 MAX_BUNDLE = 16 << 30
 """Most bytes of all files of a bundle."""
-
-MAX_BLOCKS = 1000
-"""Most residual blocks of a network."""
-
-MAX_MAP = MAX_INPUT_VALUES
-"""Most values of an image or feature map: 256 MiB in float32."""
 
 # Numbers and lengths are bounded, so that no manifest makes a reader take memory or time without end.
 ClassName = Annotated[str, Meta(max_length=MAX_NAME)]
@@ -399,12 +391,6 @@ def contradictions(manifest: Manifest, options: Options, architecture: Architect
         yield "input shape and architecture disagree"
     if manifest.input.class_names and len(manifest.input.class_names) != architecture.classes:
         yield f"{len(manifest.input.class_names)} class names for {architecture.classes} classes"
-    if sum(architecture.groups) > MAX_BLOCKS:
-        yield f"{sum(architecture.groups):,} blocks, at most {MAX_BLOCKS:,} can be run"
-        return  # what follows goes through all of them
-    largest = max(math.prod(architecture.image_shape), *(_values(shape) for shape in architecture.block_shapes()))
-    if largest > MAX_MAP:
-        yield f"an image or feature map of {largest:,} values, at most {MAX_MAP:,} can be run"
     size = sum(record.size for record in manifest.files.values())
     if size > MAX_BUNDLE:
         yield f"files of {size:,} bytes together, at most {MAX_BUNDLE:,} are read"
@@ -439,11 +425,6 @@ def _policy_problems(
         yield f"the policy names option {name!r}, which is not among {options}"
     if manifest.budgets:
         yield "budgets for a network whose policy is static"
-
-
-def _values(shape: BlockShape) -> int:
-    """Values of a block's greater feature map."""
-    return max(shape.in_channels * math.prod(shape.in_size), shape.out_channels * math.prod(shape.out_size))
 
 
 def _forms(name: RuntimeName, engines: RuntimeEngines) -> Iterator[str]:
