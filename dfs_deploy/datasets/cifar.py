@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.datasets.dataset import Dataset, Split
+from dfs_deploy.datasets.dataset import SPLITS, Dataset, Split
 from dfs_deploy.datasets.links import checked_entry
 from dfs_deploy.datasets.messages import describe
 from dfs_deploy.datasets.restricted_pickle import PickledArray, load_restricted_pickle
@@ -56,9 +56,13 @@ class CifarArchive:
         found = [checked_entry(file, file.parent) for file in named if file.is_file()]
         return sorted(found, key=lambda file: (len(file.name), file.name))
 
+    def splits(self, entries: Sequence[os.DirEntry[str]]) -> list[Split]:
+        """The splits of which there are files."""
+        return [split for split in SPLITS if self.files(entries, split)]
+
     def matches(self, entries: Sequence[os.DirEntry[str]]) -> bool:
         """Whether a folder holds such files; of pickles, the first byte is looked at too."""
-        files = self.files(entries, "train") + self.files(entries, "test")
+        files = [file for split in SPLITS for file in self.files(entries, split)]
         return any(self.binary or read_head(file, 1) == pickle.PROTO for file in files)
 
 
