@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfs_deploy import __version__
-from dfs_deploy.files import TEMPORARY, lock_folder, read_file, remove_leftovers, whole_file
+from dfs_deploy.files import TEMPORARY, first_link, read_file, remove_leftovers, sole_use, whole_file
 from dfs_deploy.text import first_line
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Cache:
         """
         for place in self._places:
             path = place.folder / name
-            if _has_link(place, path.parent):
+            if first_link(path.parent, place.root):
                 continue
             with contextlib.suppress(OSError):  # of a cache: what cannot be read is made anew
                 return read_file(path, limit, follow=False)
@@ -105,7 +105,7 @@ class Cache:
 
     def folders(self, name: str) -> list[Path]:
         """Kept folders of a name, the preferred one first; none behind a link."""
-        found = (place.folder / name for place in self._places if not _has_link(place, place.folder / name))
+        found = (place.folder / name for place in self._places if not first_link(place.folder / name, place.root))
         return [folder for folder in found if folder.is_dir()]
 
     @contextlib.contextmanager
@@ -123,8 +123,6 @@ class Cache:
         """
         place = self._writable(part)
         folder = place.folder / part if part else place.folder
-        with _unkept(folder):
-            folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             for leftover in folder.glob(f".*{TEMPORARY}"):  # .NAME.<random>.tmp
                 remove_leftovers(folder / leftover.name[1:].rsplit(".", 2)[0])
@@ -155,8 +153,8 @@ class Cache:
         refused = []
         for place in self._places:
             folder = place.folder / part if part else place.folder
-            if _has_link(place, folder):
-                raise UnkeptError(f"{_linked(place, folder)} is a link, which is not followed")
+            if link := first_link(folder, place.root):
+                raise UnkeptError(f"{link} is a link, which is not followed")
             there = next(each for each in (folder, *folder.parents) if each.exists())
             if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
                 return place
@@ -203,29 +201,19 @@ def _user_cache() -> Path | None:
     return None
 
 
-def _linked(place: _Place, folder: Path) -> Path | None:
-    """The first part of a path below its place that is a link."""
-    parts = [folder, *folder.parents]
-    return next((part for part in reversed(parts[: parts.index(place.root)]) if part.is_symlink()), None)
-
-
-def _has_link(place: _Place, folder: Path) -> bool:
-    return _linked(place, folder) is not None
-
-
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
+    """Makes a folder if it is missing, and locks it; without the lock if another one keeps it for minutes."""
     deadline = time.monotonic() + _WAIT_S
     with contextlib.ExitStack() as held:
-        while True:
-            with _unkept(folder):
-                lock = lock_folder(folder)
-            if lock is not None:
-                held.callback(os.close, lock)
-                break
-            if time.monotonic() > deadline:
-                break
-            time.sleep(_POLL_S)
+        with _unkept(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            while time.monotonic() < deadline:
+                try:
+                    held.enter_context(sole_use(folder))
+                    break
+                except BlockingIOError:
+                    time.sleep(_POLL_S)
         yield
 
 
