@@ -280,22 +280,6 @@ def _lock(handle: int, wait: bool) -> bool | None:
     return True
 
 
-def lock_folder(folder: Path) -> int | None:
-    """Locks a folder against other processes and threads that lock it, until the handle is closed.
-
-    Returns:
-        A handle to close with ``os.close``, also on a file system without locks; ``None`` if another holds the lock.
-
-    Raises:
-        OSError: it is not there, or cannot be opened.
-    """
-    handle = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    if _lock(handle, wait=False) is False:
-        os.close(handle)
-        return None
-    return handle
-
-
 def nameless_file() -> IO[bytes]:
     """A file for reading and writing that has no name and is gone when it is closed: in memory on Linux.
 
