@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -167,6 +168,8 @@ class Arrays:
                 filled += len(piece)
             if stream.read(1):  # at the end, the archive's own sum is checked
                 raise ArraysError("more bytes than its header says")
+            if header.dtype.kind == "U" and (content.view(_code_points(header.dtype)) > sys.maxunicode).any():
+                raise ArraysError("it holds letters that there are not")  # of which NumPy can make no text
             return content.view(header.dtype).reshape(header.shape, order="F" if header.fortran else "C")
 
     def _read_header(self, name: str) -> ArrayHeader:
@@ -200,6 +203,11 @@ class Arrays:
             seen = f"{header.nbytes:,} bytes by its header, {member.file_size - header.offset:,} by the archive"
             raise ArraysError(seen)
         return header
+
+
+def _code_points(text: np.dtype[Any]) -> np.dtype[Any]:
+    """The type of the letters of text of a type: numbers in its order of bytes."""
+    return np.dtype(np.uint32).newbyteorder(text.byteorder)
 
 
 class _Directory:

@@ -223,6 +223,16 @@ def test_a_member_whose_sum_is_wrong_is_refused() -> None:
         read(bytes(data))
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("letter", [0x110000, 2**31, 2**32 - 1])
+def test_text_of_letters_that_there_are_not_is_refused(order: str, letter: int) -> None:
+    letters = np.array([ord("a"), letter], f"{order}u4")
+    with refuses(ArraysError, "letters that there are not"):
+        read(packed(names=letters.view(f"{order}U2")))
+    letters[1] = sys.maxunicode
+    assert read(packed(names=letters.view(f"{order}U2")))["names"].tolist() == ["a\U0010ffff"]
+
+
 def test_what_is_no_archive_is_named() -> None:
     for data in (b"", b"text", packed(**GOOD)[:-30]):
         with refuses(ArraysError, "not a readable .npz archive"):

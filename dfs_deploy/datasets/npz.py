@@ -92,10 +92,7 @@ def _class_names(archive: Arrays, path: Path) -> tuple[str, ...]:
         raise DataError(
             f"class_names of {path}: {describe(header)}, expected at most {MAX_CLASSES:,} names of {MAX_NAME} letters"
         )
-    try:
-        names = tuple(map(str, archive.read("class_names").tolist()))
-    except ValueError as error:  # letters that there are not
-        raise DataError(f"class_names of {path} are no text ({cause(error)}); save them again") from error
+    names = tuple(map(str, archive.read("class_names").tolist()))
     if problem := class_names_problem(names):
         raise DataError(f"class_names of {path}: {problem}")
     return names
