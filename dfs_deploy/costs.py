@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from dfs_deploy.architecture import Architecture
-from dfs_deploy.decoding import MalformedError, read_json
+from dfs_deploy.decoding import MalformedError, Name, read_json
 from dfs_deploy.errors import DataError
 from dfs_deploy.files import write_whole
 from dfs_deploy.options import Options, Precision
@@ -30,9 +30,6 @@ _Count = Annotated[int, Meta(ge=1, le=1 << 16)]
 _Microseconds = Annotated[float, Meta(ge=0.0, le=1e9)]
 
 
-_Name = Annotated[str, Meta(max_length=256)]
-
-
 class OptionCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One option of one block.
 
@@ -44,7 +41,7 @@ class OptionCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """
 
     block: _Count
-    option: _Name
+    option: Name
     engine_us: _Microseconds
     precision: Precision | None
 
@@ -68,9 +65,9 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     schema_version: int
     kind: Literal["dfs-deploy latency table"]
-    bundle: _Name
-    machine: _Name
-    runtime: _Name
+    bundle: Name
+    machine: Name
+    runtime: Name
     threads: _Count
     groups: Annotated[list[_Count], Meta(max_length=16)]
     widths: Annotated[list[_Count], Meta(max_length=16)]

@@ -6,21 +6,19 @@ docs/bundle-format.md describes it for people.
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from dfs_deploy.architecture import Architecture, BlockShape
-from dfs_deploy.decoding import MalformedError, decode_json
+from dfs_deploy.architecture import Architecture
+from dfs_deploy.decoding import Digest, MalformedError, Name, Percentage, Share, decode_json
 from dfs_deploy.errors import BundleError, SchemaVersionError
 from dfs_deploy.options import Option, Options, Precision
 from dfs_deploy.preprocessing import (
     MAX_CLASSES,
-    MAX_INPUT_VALUES,
     MAX_MEAN,
     MAX_NAME,
     MAX_STD,
@@ -28,7 +26,7 @@ from dfs_deploy.preprocessing import (
     InputContract,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 PRODUCER = "dfs-deploy"
 
@@ -43,26 +41,13 @@ MAX_FILE = 1 << 30
 MAX_BUNDLE = 16 << 30
 """Most bytes of all files of a bundle."""
 
-MAX_BLOCKS = 1000
-"""Most residual blocks of a network."""
-
-MAX_MAP = MAX_INPUT_VALUES
-"""Most values of an image or feature map: 256 MiB in float32."""
-
 # Numbers and lengths are bounded, so that no manifest makes a reader take memory or time without end.
-Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-LONGEST_NAME = 256
-Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
-"""Of an option, a data set, a file or a version."""
-
 ClassName = Annotated[str, Meta(max_length=MAX_NAME)]
 
 Sentence = Annotated[str, Meta(max_length=4096)]
 Positive = Annotated[int, Meta(ge=1, le=1 << 16)]
 GateSize = Annotated[int, Meta(ge=1, le=1 << 12)]
 NotNegative = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-Percentage = Annotated[float, Meta(ge=0, le=100)]
 Value = Annotated[float, Meta(ge=-3.5e38, le=3.5e38)]
 Scale = Annotated[float, Meta(ge=1e-38, le=1e38)]
 """Within what float32 holds."""
@@ -252,20 +237,19 @@ class ServedRecord(_Record, frozen=True, kw_only=True):
     reason: Sentence
 
 
-class SourceRecord(_Record, frozen=True, kw_only=True, omit_defaults=True):
+class SourceRecord(_Record, frozen=True, kw_only=True):
     """The checkpoint that the bundle was made from.
 
     Attributes:
         assumptions: what it does not say and was taken for granted, a line each.
-        weights_key: which of several weights in it were taken; ``None`` if there is one: then the key is not
-            written, and a manifest is as it was before there was such a key.
+        weights_key: which of several weights in it were taken; ``None`` if there is one.
     """
 
     file: Name
     format: Name
     sha256: Digest
     assumptions: Annotated[list[Sentence], Meta(max_length=256)]
-    weights_key: Name | None = None
+    weights_key: Name | None
 
 
 class Manifest(_Record, frozen=True, kw_only=True):
@@ -294,16 +278,18 @@ class Manifest(_Record, frozen=True, kw_only=True):
 
 
 _ADDED: dict[str, Any] = {"policy": None, "budgets": []}
-"""What version 2 has and version 1 had not: the values of a version 1 manifest."""
+"""What version 2 has and version 1 had not, with the values of a version 1 manifest."""
 
-_First = msgspec.defstruct(
-    "_First",
-    [(field.name, field.type) for field in msgspec.structs.fields(Manifest) if field.name not in _ADDED],
-    frozen=True,
-    forbid_unknown_fields=True,
-    kw_only=True,
-)
-"""A manifest of version 1."""
+
+def _older(record: type[msgspec.Struct], without: Collection[str], **types: Any) -> type[msgspec.Struct]:
+    """A record as an older version had it: without some fields, and with other types of some others."""
+    fields = [(f.name, types.get(f.name, f.type)) for f in msgspec.structs.fields(record) if f.name not in without]
+    return msgspec.defstruct(f"_Older{record.__name__}", fields, frozen=True, forbid_unknown_fields=True, kw_only=True)
+
+
+_SOURCE = _older(SourceRecord, ("weights_key",))
+_OLDER = {1: _older(Manifest, _ADDED, source=_SOURCE), 2: _older(Manifest, (), source=_SOURCE)}
+"""The manifests of older versions."""
 
 
 class Head(msgspec.Struct):
@@ -331,12 +317,19 @@ class Head(msgspec.Struct):
             return frozenset()
 
     @property
-    def made_from(self) -> SourceRecord | None:
+    def made_from(self) -> SourceHead | None:
         """The checkpoint that it says it was made from; ``None`` if it does not say, or cannot be read."""
         try:
-            return decode_json(bytes(self.source), SourceRecord)
+            return decode_json(bytes(self.source), SourceHead)
         except MalformedError:
             return None
+
+
+class SourceHead(msgspec.Struct):
+    """What can be read of the checkpoint in a manifest of any version: its file's name, and the SHA-256 of that."""
+
+    file: Name
+    sha256: Digest
 
 
 class _Producer(msgspec.Struct):
@@ -362,10 +355,11 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
         if not 1 <= version <= SCHEMA_VERSION:
             known, remedy = f"1 to {SCHEMA_VERSION}", "update dfs-deploy" if version > 1 else "export it again"
             raise SchemaVersionError(f"{path} has schema version {version}, expected {known}; {remedy}")
-        if version == 1:
-            first = msgspec.structs.asdict(decode_json(content, _First))
-            return Manifest(**{**first, **_ADDED, "schema_version": SCHEMA_VERSION})
-        return decode_json(content, Manifest)
+        if version == SCHEMA_VERSION:
+            return decode_json(content, Manifest)
+        older = msgspec.structs.asdict(decode_json(content, _OLDER[version]))
+        source = SourceRecord(**msgspec.structs.asdict(older.pop("source")), weights_key=None)
+        return Manifest(**{**_ADDED, **older, "source": source, "schema_version": SCHEMA_VERSION})
     except MalformedError as error:
         raise BundleError(f"{path}: {MANIFEST} is malformed ({error}); copy or export the bundle again") from error
 
@@ -397,12 +391,6 @@ def contradictions(manifest: Manifest, options: Options, architecture: Architect
         yield "input shape and architecture disagree"
     if manifest.input.class_names and len(manifest.input.class_names) != architecture.classes:
         yield f"{len(manifest.input.class_names)} class names for {architecture.classes} classes"
-    if sum(architecture.groups) > MAX_BLOCKS:
-        yield f"{sum(architecture.groups):,} blocks, at most {MAX_BLOCKS:,} can be run"
-        return  # what follows goes through all of them
-    largest = max(math.prod(architecture.image_shape), *(_values(shape) for shape in architecture.block_shapes()))
-    if largest > MAX_MAP:
-        yield f"an image or feature map of {largest:,} values, at most {MAX_MAP:,} can be run"
     size = sum(record.size for record in manifest.files.values())
     if size > MAX_BUNDLE:
         yield f"files of {size:,} bytes together, at most {MAX_BUNDLE:,} are read"
@@ -437,11 +425,6 @@ def _policy_problems(
         yield f"the policy names option {name!r}, which is not among {options}"
     if manifest.budgets:
         yield "budgets for a network whose policy is static"
-
-
-def _values(shape: BlockShape) -> int:
-    """Values of a block's greater feature map."""
-    return max(shape.in_channels * math.prod(shape.in_size), shape.out_channels * math.prod(shape.out_size))
 
 
 def _forms(name: RuntimeName, engines: RuntimeEngines) -> Iterator[str]:

@@ -10,21 +10,14 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from dfs_deploy.decoding import MalformedError, decode_json
+from dfs_deploy.decoding import MAX_JSON, Digest, MalformedError, Name, Percentage, Share, decode_json
 from dfs_deploy.errors import SavedResultError
 from dfs_deploy.files import read_file, write_whole
 from dfs_deploy.text import first_line
 
 SCHEMA: Final = "dfs-deploy/verify"
-SCHEMA_VERSION: Final = 1
-
-Share = Annotated[float, Meta(ge=0, le=1)]
-Percentage = Annotated[float, Meta(ge=0, le=100)]
-Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-LONGEST_NAME = 256
-Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
-
-_MOST_BYTES = 64 << 20
+SCHEMA_VERSION: Final = 2
+"""Version 2 added ``notes`` and ``assumptions``; a file of version 1 is read as if they were empty."""
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -86,12 +79,11 @@ class Verification(_Record, frozen=True, kw_only=True):
         max_abs_logit_error: greatest difference of a logit; ``None`` where one is not finite.
         per_block: the error of each engine, or ``None`` if it was not asked for.
         notes: what was assumed about the data, and what hints at a mistake, a line each.
-        per_block: the error of each engine, or ``None`` where it was not asked for.
         assumptions: what was assumed about the checkpoint, a line each.
     """
 
     schema: Literal["dfs-deploy/verify"] = SCHEMA
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     version: Name
     bundle: Name
     bundle_digest: Digest
@@ -143,17 +135,17 @@ def load_verification(path: Path) -> Verification:
     """
     remedy = "make it with dfs-deploy verify --save"
     try:
-        content = read_file(path, _MOST_BYTES)
+        content = read_file(path, MAX_JSON)
     except OSError as error:
         raise SavedResultError(f"{path} cannot be read ({first_line(error)}); {remedy}") from error
     try:
         head = decode_json(content, _Head)
         if head.schema != SCHEMA:
             raise SavedResultError(f"{path} holds {head.schema!r}, expected {SCHEMA!r}; {remedy}")
-        if head.schema_version != SCHEMA_VERSION:
+        if not 1 <= head.schema_version <= SCHEMA_VERSION:
             newer = "update dfs-deploy" if head.schema_version > SCHEMA_VERSION else "verify again"
             raise SavedResultError(
-                f"{path} has schema version {head.schema_version}, expected {SCHEMA_VERSION}; {newer}"
+                f"{path} has schema version {head.schema_version}, expected 1 to {SCHEMA_VERSION}; {newer}"
             )
         return decode_json(content, Verification)
     except MalformedError as error:

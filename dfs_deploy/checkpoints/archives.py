@@ -12,6 +12,7 @@ import zipfile
 from typing import BinaryIO
 
 from dfs_deploy.checkpoints.pickled import MalformedPickleError, OversizedPickleError, PickleFollower
+from dfs_deploy.files import BoundedReads, OversizedReadError
 from dfs_deploy.text import one_line
 
 MAX_PICKLE = 8 << 20
@@ -42,26 +43,13 @@ def check_archive(stream: BinaryIO, size: int) -> None:
         _check_pickles(stream, size)
 
 
-class _Bounded:
-    """A file of which no single read takes more than the pickles of a checkpoint: lengths are what the file says."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self.seek = stream.seek
-        self.tell = stream.tell
-        self.seekable = stream.seekable
-
-    def read(self, size: int = -1, /) -> bytes:
-        if size > MAX_PICKLE:
-            raise OversizedPickleError(f"{size:,} bytes of names")
-        return self._stream.read(size)
-
-
 def _check_zip(stream: BinaryIO, size: int) -> None:
     try:
-        with zipfile.ZipFile(_Bounded(stream)) as archive:
+        with zipfile.ZipFile(BoundedReads(stream, MAX_PICKLE)) as archive:
             members = _check_members(archive, size)
             pickled = archive.read(members["data.pkl"])
+    except OversizedReadError as error:
+        raise OversizedPickleError(str(error)) from error
     except (zipfile.BadZipFile, KeyError, NotImplementedError, ValueError, OverflowError, EOFError) as error:
         raise MalformedPickleError("a damaged ZIP archive") from error
     follower = PickleFollower()

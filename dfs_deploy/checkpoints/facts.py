@@ -94,12 +94,9 @@ def corrected_input(recorded: InputContract, facts: CheckpointFacts) -> tuple[In
 
 
 def check_class_names(names: Sequence[object], classes: int) -> None:
-    """Raises UsageError unless there is a name per class that a file can hold as UTF-8, or none at all."""
+    """Raises UsageError unless there is a name per class, or none at all."""
     if names and len(names) != classes:
         raise UsageError(
             f"{len(names)} class names for a network of {classes} classes; give one per class in the order of its"
             " outputs, or none: --class-names"
         )
-    for name in names:
-        if not isinstance(name, str) or any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise UsageError(f"class name {name!r}, expected text that UTF-8 can hold; give others: --class-names")

@@ -21,7 +21,7 @@ from dfs_deploy.errors import CheckpointError
 from dfs_deploy.files import write_whole
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Options, parse_policy
-from dfs_deploy.preprocessing import InputContract
+from dfs_deploy.preprocessing import InputContract, class_names_problem
 from dfs_deploy.text import first_line
 
 FORMAT = "dfs-deploy"
@@ -75,7 +75,7 @@ def load_native(raw: RawCheckpoint, options: Options | None, facts: CheckpointFa
         raise CheckpointError(f"dfs-deploy checkpoint of version {version!r}, expected {VERSION}; update dfs-deploy")
     reader = TensorReader(raw.tensors, "dfs-deploy")
     try:
-        architecture, recorded, saved, policy = _described(raw.values)
+        architecture, recorded, saved, policy = _described(raw.values, facts)
         if facts.class_names is None:
             check_class_names(recorded.class_names, architecture.classes)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -98,10 +98,15 @@ def load_native(raw: RawCheckpoint, options: Options | None, facts: CheckpointFa
     return Checkpoint(fill(network, state), contract, FORMAT, corrections)
 
 
-def _described(values: Mapping[str, Any]) -> tuple[Architecture, InputContract, Options, tuple[int, ...] | None]:
+def _described(
+    values: Mapping[str, Any], facts: CheckpointFacts
+) -> tuple[Architecture, InputContract, Options, tuple[int, ...] | None]:
     """The network that plain values describe, with its input, options and policy."""
     architecture = Architecture(**_tuples(values["architecture"]))
-    contract = InputContract(**_tuples(values["input"]))
+    record = _tuples(values["input"])
+    if facts.class_names is not None and class_names_problem(record.get("class_names", ())):
+        record["class_names"] = ()  # those that are given go before names that no file can hold
+    contract = InputContract(**record)
     options = Options(values["options"])
     if contract.shape != architecture.image_shape:
         raise ValueError(f"input of shape {contract.shape} for a network of {architecture.image_shape}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,12 @@ Split = Literal["train", "val", "test"]
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 """Every split that a data set may have."""
+
+
+def evaluation_split(found: Collection[str]) -> Split:
+    """The split to evaluate on, of those that there are: ``test``, or ``val`` if there is no ``test``."""
+    return "val" if "val" in found and "test" not in found else "test"
+
 
 _LOOKED_AT = 512
 """Images of a data set that are looked at for what seems wrong with all of them."""

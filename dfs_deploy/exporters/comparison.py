@@ -69,7 +69,7 @@ def compare(
     reference_logits, reference_path, logits, path = [], [], [], []
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
-        ours = runtime(batch)
+        ours = runtime(batch, finite=False)  # a bundle that makes none fails the check
         with _charged(network, score_offset(runtime.cost_bias, runtime.options.costs)):
             theirs = network.route(torch.from_numpy(runtime.input.normalize(batch)))
         logits.append(ours.logits)

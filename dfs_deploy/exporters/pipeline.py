@@ -29,6 +29,7 @@ from dfs_deploy.calibration import (
 )
 from dfs_deploy.checkpoints import Checkpoint, CheckpointFacts, load_checkpoint
 from dfs_deploy.datasets import Dataset, ImageFolder, open_dataset
+from dfs_deploy.decoding import LONGEST_NAME
 from dfs_deploy.errors import UsageError
 from dfs_deploy.exporters.budgets import calibrate_budgets, check_budgets
 from dfs_deploy.exporters.comparison import Comparison, compare, static_top1
@@ -361,7 +362,7 @@ def _architecture_record(loaded: Checkpoint) -> schema.ArchitectureRecord:
 
 def _name(text: str) -> str:
     """A name of a file or of data as a manifest holds it: on one line, and not without end."""
-    return one_line(text, schema.LONGEST_NAME)
+    return one_line(text, LONGEST_NAME)
 
 
 def _served(options: Sequence[Option], targets: Sequence[str]) -> list[schema.ServedRecord]:

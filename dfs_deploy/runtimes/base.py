@@ -279,13 +279,14 @@ class Runtime(Living[Backend]):
         self._most = _most_at_once(self._bundle.architecture, backend.batch)
         self._hold(backend)
 
-    def __call__(self, images: NDArray[Any], *, path: NDArray[Any] | None = None) -> Result:
+    def __call__(self, images: NDArray[Any], *, path: NDArray[Any] | None = None, finite: bool = True) -> Result:
         """Classifies a batch. A long one runs in parts of bounded memory, with the same results.
 
         Args:
             images: (N, C, H, W) float32, normalised already; or (N, H, W, C) uint8, which it normalises itself.
             path: (N, gated blocks) integer, options to run instead of what the gate chooses; the gate still steps, so
                 that the time it takes stays in. A static policy takes no other path than its own.
+            finite: whether logits that are not finite are refused; a check of a bundle wants to see them.
 
         Returns:
             The result; its arrays belong to the caller.
@@ -302,7 +303,7 @@ class Runtime(Living[Backend]):
             self._refuse()
         try:
             if isinstance(images, np.ndarray) and images.ndim and len(images) > self._most:
-                return self._in_parts(images, path)
+                return self._in_parts(images, path, finite)
             prepared = self._bundle.input.prepare(images)
             forced = self._policy_path(len(prepared)) if path is None else self._check_path(path, len(prepared))
             backend = self._claim()
@@ -310,7 +311,7 @@ class Runtime(Living[Backend]):
                 logits, taken = backend.infer(prepared, forced)
             finally:
                 self._leave()
-            if not _are_finite(logits):
+            if finite and not _are_finite(logits):
                 self._refuse_logits(logits, images, 0)
         except OutOfMemoryError:
             raise
@@ -320,7 +321,7 @@ class Runtime(Living[Backend]):
             ) from error
         return Result(logits, taken, self._costs)
 
-    def _in_parts(self, images: NDArray[Any], path: NDArray[Any] | None) -> Result:
+    def _in_parts(self, images: NDArray[Any], path: NDArray[Any] | None, finite: bool) -> Result:
         """The same for a batch that is too long to run at once."""
         count, most = len(images), self._most
         self._bundle.input.prepare(images[:1])  # refuses another shape or dtype before anything is run
@@ -336,7 +337,7 @@ class Runtime(Living[Backend]):
                 if backend is None:  # closed meanwhile
                     break
                 logits[part], taken[part] = backend.infer(prepared, None if forced is None else forced[part])
-                if not _are_finite(logits[part]):
+                if finite and not _are_finite(logits[part]):
                     self._refuse_logits(logits[part], images, start)
         finally:
             self._leave()

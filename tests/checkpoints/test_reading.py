@@ -170,7 +170,10 @@ def npz(path: Path) -> None:
         (lambda path: path.write_bytes(b""), ["is an empty file"]),
         (lambda path: path.write_bytes(b'{"a": 1}'), ["is a JSON file"]),
         (lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid x\n"), ["git lfs pull"]),
-        (lambda path: (path.mkdir(), (path / "manifest.json").write_text("{}")), ["is a bundle"]),
+        (
+            lambda path: (path.mkdir(), (path / "manifest.json").write_text('{"schema_version": 2}')),
+            ["is a bundle"],
+        ),
         (lambda path: (path.mkdir(), (path / "checkpoint.pt").write_text("")), ["checkpoint.pt in it"]),
         (lambda path: path.mkdir(), ["is a folder"]),
         (lambda path: os.mkfifo(path), ["is a FIFO"]),

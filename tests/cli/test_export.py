@@ -225,7 +225,7 @@ def test_which_of_several_weights_is_chosen_kept_and_verified(tmp_path: Path) ->
         (["--mean", "0.5"], 2, ["mean (0.5,)"]),
         (["--std", "0,1,1"], 2, ["std positive"]),
         (["--input-size", "32"], 2, ["--input-size", "32x32"]),
-        (["--input-size", "9999x9999"], 2, ["9999x9999"]),
+        (["--input-size", "9999x9999"], 2, ["9999"]),
         (["--class-names", "missing.txt"], 2, ["missing.txt", "a class name per line"]),
         (["--class-names", "a,b"], 2, ["2 class names"]),
         (["--weights-key", "ema"], 4, ["'ema'", "state_dict"]),
