@@ -1,7 +1,7 @@
 """Which tensors of a checkpoint are the network's weights: found by the name of one of them, wherever it stands.
 
 Training saves weights in a dict beside other things, wraps networks so that every name grows, keeps an average of the
-weights beside them, and lets profilers count in them. All of that is undone here where there is one way to, and said.
+weights beside them, and lets profilers count in them. All of that is undone here, if there is one way to, and said.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class RawCheckpoint:
     """A network's weights and what stood beside them, before anyone has recognised them.
 
     Attributes:
-        tensors: by name, without what wrappers add.
+        tensors: tensors by name, without what wrappers add.
         values: plain values beside them.
-        notes: what was left out, undone or chosen, a line each.
+        notes: what was left out, undone or chosen, one line each.
         weights: name of these weights in the file, if there are several; else ``None``.
     """
 
@@ -78,7 +78,7 @@ def choose_weights(file: FileContent, wanted: str | None = None) -> RawCheckpoin
     """Finds the network's weights in what a file holds.
 
     Args:
-        file: as read.
+        file: content of the file, as read.
         wanted: which of several to take, as messages name them; ``None`` for those of the network rather than of its
             average, and the first of these.
 

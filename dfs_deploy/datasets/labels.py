@@ -41,7 +41,7 @@ def match_labels(
     Args:
         labels: (N,) int64, from 0 on.
         own: names of the data's classes, or empty.
-        classes: of the network.
+        classes: number of the network's classes.
         network: names of its classes, or empty.
         name: what messages call the data.
 
@@ -72,8 +72,8 @@ def draw(total: int, count: int | None, seed: int) -> NDArray[np.intp]:
     For one seed, what is drawn for a smaller count is the beginning of what is drawn for a larger one.
 
     Args:
-        total: how many there are.
-        count: how many to draw; ``None``, or more than there are, for all, in an order that the seed decides.
+        total: number of images that there are.
+        count: number of images to draw; ``None``, or more than there are, for all, in an order that the seed decides.
         seed: 0 or above.
 
     Raises:
