@@ -37,6 +37,7 @@ _MOST_COPIES = 4
 _MAX_DEPTH = 3
 _MAX_DICTS = 256
 _MAX_LABEL = 48
+_MAX_NETWORKS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +88,11 @@ def choose_weights(file: FileContent, wanted: str | None = None) -> RawCheckpoin
             tensors stand beside the network's.
     """
     found = list(_networks(file.content))
+    if len(found) > _MAX_NETWORKS:
+        raise CheckpointError(
+            f"{file.path} has weights of {len(found):,} networks, expected {_MAX_NETWORKS} at most; save"
+            " model.state_dict() of one alone"
+        )
     chosen = _chosen(file, found, wanted)
     if chosen is None:
         largest = max(_dicts(file.content), key=lambda entry: len(entry[1]), default=((), {}))

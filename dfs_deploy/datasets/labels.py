@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -109,10 +110,11 @@ def _by_name(own: tuple[str, ...], network: tuple[str, ...], name: str) -> NDArr
             f"{name} has {len(unknown)} of {len(own)} classes that the network does not know: {_listed(unknown)}; it"
             f" knows {_listed(network)}: name the classes as the network does"
         )
-    twice = [one for one in own if own.count(one) > 1 or network.count(one) > 1] if _repeats(own, network) else []
-    if twice:
+    here, there = Counter(own), Counter(network)
+    twice = next((one for one in own if here[one] > 1 or there[one] > 1), None)
+    if twice is not None:
         raise DataError(
-            f"{name} or the network has two classes of the name {twice[0]!r}, expected names that tell classes apart;"
+            f"{name} or the network has two classes of the name {twice!r}, expected names that tell classes apart;"
             " rename one, or give labels without names"
         )
     return np.array([position[one] for one in own], np.int64)
@@ -126,10 +128,6 @@ def _by_number(own: tuple[str, ...], classes: int, name: str) -> NDArray[np.int6
             " number the classes as the network does, from 0"
         )
     return numbers
-
-
-def _repeats(*groups: tuple[str, ...]) -> bool:
-    return any(len(set(group)) < len(group) for group in groups)
 
 
 def _canonical(name: str) -> str:
