@@ -39,7 +39,7 @@ from dfs_deploy.files import (
     sync_tree_to_disk,
     temporary_folder,
 )
-from dfs_deploy.kinds import GIT_LFS_MARK
+from dfs_deploy.kinds import GIT_LFS_MARK, given_instead
 from dfs_deploy.manifest import (
     MANIFEST,
     FileRecord,
@@ -229,6 +229,11 @@ def find_bundle(directory: str | Path = ".") -> Path:
     raise UsageError(f"{seen} in the current directory, expected one; {remedy}")
 
 
+def other_than_bundle(path: str | Path) -> str | None:
+    """Says in one line what was given where a bundle belongs, and what to do; ``None`` if its content gives no sign."""
+    return given_instead(path, f"a bundle (a NAME{SUFFIX} folder)", "bundle")
+
+
 def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
     """Writes a bundle whole: into a temporary directory beside ``path``, on the disk, and then put in its place.
 
@@ -302,7 +307,9 @@ def _read_manifest(path: Path) -> bytes:
         _check_no_link(path, MANIFEST, BundleError)
         content = read_file(file, MAX_JSON, follow=False)
     except FileNotFoundError as error:
-        raise BundleError(f"{path} has no {MANIFEST}, so it is no bundle; make one with dfs-deploy export") from error
+        raise BundleError(
+            other_than_bundle(path) or f"{path} has no {MANIFEST}, so it is no bundle; make one with dfs-deploy export"
+        ) from error
     except UnfitFileError as error:
         raise BundleError(f"{file} {error.strerror}; copy or export the bundle again") from error
     except OSError as error:
@@ -318,7 +325,9 @@ def _no_bundle(path: Path) -> BundleError:
     for aside in path.parent.glob(f".{name}.*.tmp/{name}{ASIDE}"):
         return BundleError(f"no bundle at {path}, since replacing it was cut off; {aside} is the old one: move it back")
     seen = f"{path} is a file, and no bundle" if path.exists() else f"no bundle at {path}"
-    return BundleError(f"{seen}; give the path of a NAME{SUFFIX} directory that dfs-deploy export made")
+    return BundleError(
+        other_than_bundle(path) or f"{seen}; give the path of a NAME{SUFFIX} directory that dfs-deploy export made"
+    )
 
 
 def _check_no_link(path: Path, name: str, refusal: type[BundleError]) -> None:

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from dfs_deploy.files import read_file
+from dfs_deploy.kinds import kind_of_content
 from dfs_deploy.text import first_line
 
 MAX_JSON = 32 << 20
@@ -53,12 +54,14 @@ def decode_json(
         dec_hook: reads values of types that msgspec does not know; a ValueError of it is one of the JSON's.
 
     Raises:
-        MalformedError: it is no JSON, or of other types.
+        MalformedError: it is no JSON, or of other types; it names the kind of a file that its first bytes tell.
     """
     try:
         return msgspec.json.decode(content, type=type, strict=strict, dec_hook=dec_hook)
     except UNREADABLE as error:
-        raise MalformedError(first_line(error)) from error
+        kind = kind_of_content(content, len(content))
+        seen = first_line(error) if kind is None or kind.role == "record" else f"it is {kind.name}"
+        raise MalformedError(seen) from error
 
 
 def read_json(

@@ -95,9 +95,35 @@ def kind_of(path: str | Path) -> Kind | None:
             return _folder(path)
         if not stat.S_ISREG(status.st_mode):
             return Kind("no regular file", "other", "give a file or a folder")
-        return _file(path, read_head(path, _HEAD), status.st_size)
+        kind = kind_of_content(read_head(path, _HEAD), status.st_size)
+        if kind is _JSON and path.name == _MANIFEST:
+            return Kind("the manifest of a bundle", "part", f"give the folder that it is in: {path.parent}")
+        return kind
     except (OSError, ValueError):  # ValueError: a path with a zero byte in it
         return None
+
+
+def kind_of_content(head: bytes, size: int) -> Kind | None:
+    """Tells what a file holds by its first bytes.
+
+    Args:
+        head: its first bytes, some thousands or all.
+        size: of the file, in bytes.
+
+    Returns:
+        Its kind; ``None`` if its content gives no sign.
+    """
+    if not head:
+        return Kind("an empty file", "other", "copy or make it again")
+    for magic, offset, name, role, remedy in _MAGIC:
+        if head.startswith(magic, offset):
+            return Kind(name, role, remedy)
+    if head.startswith(b"PK\x03\x04"):
+        return _zip(head[:_HEAD])
+    for tells, kind in _SIGNS:
+        if tells(head, size):
+            return kind
+    return _JSON if head[:_HEAD].lstrip()[:1] in (b"{", b"[") else None
 
 
 def given_instead(path: str | Path, expected: str, role: Role) -> str | None:
@@ -130,24 +156,6 @@ def _folder(path: Path) -> Kind | None:
     return None
 
 
-def _file(path: Path, head: bytes, size: int) -> Kind | None:
-    if not head:
-        return Kind("an empty file", "other", "copy or make it again")
-    for magic, offset, name, role, remedy in _MAGIC:
-        if head.startswith(magic, offset):
-            return Kind(name, role, remedy)
-    if head.startswith(b"PK\x03\x04"):
-        return _zip(head)
-    for tells, kind in _SIGNS:
-        if tells(head, size):
-            return kind
-    if head.lstrip()[:1] in (b"{", b"["):
-        if path.name == _MANIFEST:
-            return Kind("the manifest of a bundle", "part", f"give the folder that it is in: {path.parent}")
-        return Kind("a JSON file", "record", _OTHER)
-    return None
-
-
 def _zip(head: bytes) -> Kind:
     """Tells archives apart by the name of their first member, and by what else stands in the first bytes."""
     first = head[30 : 30 + int.from_bytes(head[26:28], "little")]
@@ -171,6 +179,8 @@ def _is_onnx(head: bytes, size: int) -> bool:
         and head[2] in (0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42)
     )
 
+
+_JSON = Kind("a JSON file", "record", _OTHER)
 
 _SIGNS: tuple[tuple[Callable[[bytes, int], object], Kind], ...] = (
     (_is_safetensors, Kind("a .safetensors checkpoint", "checkpoint", _CHECKPOINT)),

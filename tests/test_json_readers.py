@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from dfs_deploy.bench.baseline import load_baseline
 from dfs_deploy.costs import load_costs
@@ -76,6 +78,8 @@ KINDS: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_what_is_no_file_of_a_bounded_size(tmp_path: Path, what: str, kind: str) -> None:
     read, name, error, _ = READERS[what]
     make, word = KINDS[kind]
+    if name in (JOB_FILE, STATE_FILE) and kind == "a link to a device":
+        word = "is a link"  # within the folder of a run no link is followed
     make(tmp_path / name)
     if what in UNLINKED and (tmp_path / name).is_symlink():
         word = "is a link"
@@ -132,3 +136,14 @@ def test_a_large_file_of_another_kind_takes_little_more_memory_than_its_size(tmp
     finally:
         tracemalloc.stop()
     assert most < 40_000_000
+
+
+@pytest.mark.parametrize("what", [name for name in READERS if name not in ("a training run", "a training state")])
+def test_a_file_of_another_kind_is_named(tmp_path: Path, what: str) -> None:
+    read, name, _, error = READERS[what]
+    np.savez(tmp_path / "data.npz", x=np.zeros(3))
+    torch.save({"a": torch.zeros(3)}, tmp_path / "net.pt")
+    for file, kind in (("data.npz", "an .npz archive of arrays"), ("net.pt", "a PyTorch checkpoint")):
+        (tmp_path / file).replace(tmp_path / name)
+        with refuses(error, str(tmp_path / name), f"it is {kind}"):
+            read(tmp_path / name)

@@ -19,7 +19,7 @@ from google.protobuf.message import Error as ProtobufError
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.cache import MAX_FILE, Cache, UnkeptError, cache_key, mark_used
+from dfs_deploy.cache import MAX_FILE, PREPARED, Cache, UnkeptError, cache_key, mark_used
 from dfs_deploy.cpu import describe_cpu
 from dfs_deploy.decoding import MalformedError, read_json
 from dfs_deploy.errors import BundleError, DfsDeployError
@@ -139,7 +139,7 @@ def prepared_key(bundle: Bundle) -> dict[str, str]:
 
 def prepared_name(bundle: Bundle) -> str:
     """Name of the folder in the cache that holds the engines prepared for this machine."""
-    return f"prepared-{sha256(msgspec.json.encode(prepared_key(bundle), order='sorted'))[:16]}"
+    return f"{PREPARED}{sha256(msgspec.json.encode(prepared_key(bundle), order='sorted'))[:16]}"
 
 
 def obtain_prepared(bundle: Bundle, cache: Cache | None = None) -> PreparedEngines:
@@ -353,7 +353,7 @@ def _keep(bundle: Bundle, made: PreparedEngines, folder: Path) -> None:
 
 def _remove_outdated(bundle: Bundle, folder: Path) -> None:
     """Removes what was prepared for another bundle that lay under this name."""
-    for other in folder.parent.glob("prepared-*"):
+    for other in folder.parent.glob(f"{PREPARED}*"):
         try:
             index = read_json(other / _INDEX, PreparedIndex, follow=False)
         except (OSError, MalformedError):
