@@ -370,7 +370,10 @@ def test_a_folder_for_temporary_files_may_be_full(mixed: Made, pictures: Path, t
     if subprocess.run([*apart, mounted], capture_output=True, check=False).returncode:
         pytest.skip("no file system can be mounted here")
     fill = f"{mounted}; cat /dev/zero > {full}/all 2> /dev/null"
-    for arguments in (f"run {bundle} {pictures}", f"export {mixed.checkpoint} --out {tmp_path}/made.dfs --targets fp32"):
+    for arguments in (
+        f"run {bundle} {pictures}",
+        f"export {mixed.checkpoint} --out {tmp_path}/made.dfs --targets fp32",
+    ):
         ran = subprocess.run(
             [*apart, f'{fill}; TMPDIR={full} exec "$PYTHON" -m dfs_deploy {arguments}'],
             capture_output=True,
