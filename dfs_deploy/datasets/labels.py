@@ -58,7 +58,7 @@ def match_labels(
         shown = _listed([f"{index} = {one}" for index, one in enumerate(own)])
         note = one_line(
             f"the network has no names for its {classes} classes, so the {len(own)} of {name} were taken in their own"
-            f" order: {shown}"
+            f" order: {shown}; if that is not the network's, number the classes, or export with --class-names"
         )
     if labels.max() >= classes:
         raise DataError(
