@@ -104,7 +104,8 @@ def _check_pickles(stream: BinaryIO, size: int) -> None:
         raise MalformedPickleError("values of a big-endian machine")
     follower.follow(head)
     keys = follower.follow(head)
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(follower.storages):
+    named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not named or sorted(keys) != sorted(follower.storages):
         raise MalformedPickleError("storages that are not those of its tensors")
     position = head.tell()
     for key in keys:
