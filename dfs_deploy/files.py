@@ -126,22 +126,6 @@ def read_file(path: Path, limit: int, *, follow: bool = True) -> bytes:
     return content
 
 
-def read_head(path: Path, size: int) -> bytes:
-    """First bytes of a regular file; none of anything else, which is not waited for.
-
-    Args:
-        path: any path.
-        size: most bytes that are read.
-
-    Raises:
-        OSError: it is not there, or cannot be read.
-    """
-    if not path.is_file():
-        return b""
-    with _opened(path) as stream:
-        return stream.read(size) if stat.S_ISREG(os.fstat(stream.fileno()).st_mode) else b""
-
-
 def first_link(path: Path, root: Path) -> Path | None:
     """The first part of a path below a folder that is a symbolic link; ``None`` if none is.
 
