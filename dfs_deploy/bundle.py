@@ -77,7 +77,7 @@ class Samples:
 
     Attributes:
         images: (N, H, W, C) uint8.
-        labels: (N,) int64, or -1 where none is known.
+        labels: (N,) int64, -1 for an image whose class is not known.
         logits: (N, classes) float32.
         path: (N, gated blocks) uint8, the option index that each gated block ran.
     """
@@ -348,7 +348,7 @@ def _check_no_link(path: Path, name: str, refusal: type[BundleError]) -> None:
 
 
 def _head(path: Path) -> Head | None:
-    """What can be read of the manifest of a bundle of any version, whole or damaged; ``None`` where there is none."""
+    """What can be read of the manifest of a bundle of any version, whole or damaged; ``None`` if there is none."""
     try:
         return read_json(path / MANIFEST, Head, follow=False)
     except (OSError, MalformedError):

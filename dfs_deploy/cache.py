@@ -72,7 +72,7 @@ class _Place:
 
     Attributes:
         root: it must not be left by a link below.
-        folder: of the bundle, in ``root``.
+        folder: folder of the bundle, in ``root``.
         shared: whether other bundles have folders in ``root``.
     """
 
@@ -100,7 +100,7 @@ class Cache:
         return self._places[0].folder
 
     def read(self, name: str, limit: int = MAX_FILE) -> bytes | None:
-        """Content of a kept file; ``None`` where there is none, or one that cannot be read.
+        """Content of a kept file; ``None`` if there is none, or one that cannot be read.
 
         Args:
             name: relative to the bundle's folder, with ``/`` between parts.
@@ -125,7 +125,7 @@ class Cache:
 
     @contextlib.contextmanager
     def writing(self, part: str = "") -> Iterator[Path]:
-        """Gives the folder in which files are kept, made where it is missing, and locked against other processes.
+        """Gives the folder in which files are kept, made if it is missing, and locked against other processes.
 
         Look again for what is wanted once inside: another process may have made it meanwhile. One that holds the lock
         for minutes is not waited for any longer. When it ends well, old entries are removed if the place is too large.

@@ -37,7 +37,7 @@ class OptionCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         block: index of the gated block, from 1.
         option: name of the option.
         engine_us: median time of the engine that serves it, in microseconds, at batch 1; 0 where nothing runs.
-        precision: of that engine; ``None`` where nothing runs.
+        precision: precision of that engine; ``None`` if nothing runs.
     """
 
     block: _Count
@@ -50,12 +50,12 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Measured times of every option of every gated block.
 
     Attributes:
-        schema_version: of this format.
+        schema_version: version of this format.
         kind: tells the file from other JSON.
         bundle: digest of the bundle that was timed.
         machine: where, in words.
         runtime: name and version.
-        threads: that one engine might use.
+        threads: threads that one engine might use.
         groups: blocks in each group of the architecture.
         widths: channels of each group.
         image_shape: channels, height and width of an input.
@@ -83,8 +83,8 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         computation percentage, for which ``cost[i, k]`` is ``(bits / 32) ** 2`` at every block.
 
         Args:
-            architecture: of the network to train.
-            options: that its gate chooses from; the table may hold more.
+            architecture: architecture of the network to train.
+            options: options that its gate chooses from; the table may hold more.
 
         Returns:
             (gated blocks, options) float64.

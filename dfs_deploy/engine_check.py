@@ -61,11 +61,11 @@ class EngineUse:
     """What one file is used for.
 
     Attributes:
-        label: in words, as in ``block 3, option 8``.
+        label: description in words, as in ``block 3, option 8``.
         takes: element type and shape of each input, by its name; under the name ``""`` for an input of any name.
         gives: shape of the first output; ``None`` for the gate, whose outputs are checked when they are read.
         largest: values of one image that its largest tensor may hold.
-        blocks: that it computes.
+        blocks: number of blocks that it computes.
     """
 
     label: str
@@ -94,7 +94,7 @@ def check_engine(data: bytes, name: str, use: EngineUse) -> None:
 
     Args:
         data: content of the file.
-        name: of the file, for messages.
+        name: name of the file, for messages.
         use: what it is to be used for.
 
     Raises:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
+from dfs_deploy.kinds import kind_of
+
 if sys.platform == "win32":
     fcntl = None
 else:
@@ -124,22 +126,6 @@ def read_file(path: Path, limit: int, *, follow: bool = True) -> bytes:
     return content
 
 
-def read_head(path: Path, size: int) -> bytes:
-    """First bytes of a regular file; none of anything else, which is not waited for.
-
-    Args:
-        path: any path.
-        size: most bytes that are read.
-
-    Raises:
-        OSError: it is not there, or cannot be read.
-    """
-    if not path.is_file():
-        return b""
-    with _opened(path) as stream:
-        return stream.read(size) if stat.S_ISREG(os.fstat(stream.fileno()).st_mode) else b""
-
-
 def first_link(path: Path, root: Path) -> Path | None:
     """The first part of a path below a folder that is a symbolic link; ``None`` if none is.
 
@@ -190,10 +176,13 @@ def _checked(status: os.stat_result, path: Path, limit: int) -> int:
         kinds = {stat.S_IFDIR: "folder", stat.S_IFLNK: "link", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
         kind = kinds.get(stat.S_IFMT(status.st_mode), "device")
         number = errno.EISDIR if kind == "folder" else errno.EINVAL
-        raise UnfitFileError(number, f"is a {kind}, expected a regular file", str(path))
+        told = kind_of(path) if kind == "folder" else None
+        seen = f"a {kind}" if told is None else told.name
+        raise UnfitFileError(number, f"is {seen}, expected a regular file", str(path))
     if status.st_size > limit:
+        told = kind_of(path)
         seen = f"holds {status.st_size:,} bytes, the most for such a file is {limit:,}"
-        raise UnfitFileError(errno.EFBIG, seen, str(path))
+        raise UnfitFileError(errno.EFBIG, seen if told is None else f"is {told.name} and {seen}", str(path))
     return status.st_size
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dfs_deploy.files import read_head
 from dfs_deploy.text import one_line
 
 Role = Literal["bundle", "checkpoint", "data", "image", "video", "model", "part", "record", "other"]
@@ -77,6 +76,23 @@ _MAGIC: tuple[tuple[bytes, int, str, Role, str], ...] = (
     (b"ustar", 257, "a tar archive", "other", _ARCHIVE),
     (b"\x7fELF", 0, "a program or library", "other", _OTHER),
 )
+
+
+def read_head(path: Path, size: int) -> bytes:
+    """First bytes of a regular file; none of anything else, which is not waited for.
+
+    Args:
+        path: any path.
+        size: most bytes that are read.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+    """
+    if not path.is_file():
+        return b""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(path, flags), "rb") as stream:
+        return stream.read(size) if stat.S_ISREG(os.fstat(stream.fileno()).st_mode) else b""
 
 
 def kind_of(path: str | Path) -> Kind | None:

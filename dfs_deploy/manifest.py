@@ -71,7 +71,7 @@ class Engine(_Record, frozen=True, kw_only=True):
     """One engine: a file for each form in which its features may arrive.
 
     Attributes:
-        precision: of its arithmetic.
+        precision: precision of its arithmetic.
         output: the form in which it leaves its features.
         files: path in the bundle, by form of the input.
     """
@@ -85,7 +85,7 @@ class BlockEngines(_Record, frozen=True, kw_only=True):
     """What may run at one gated block.
 
     Attributes:
-        index: of the block; the first block is 0 and not gated, so the least here is 1.
+        index: index of the block; the first block is 0 and not gated, so the least here is 1.
         skip: the projection that a skip runs, or ``None`` where a skip is free.
         options: engines by option name, the one to prefer first.
     """
@@ -104,7 +104,7 @@ class RuntimeEngines(_Record, frozen=True, kw_only=True):
         head: the last features to logits.
         gate: the gate's step; its weights are among its outputs. ``None`` for a network with a static policy.
         feature_scales: a scale a block, first block included: what one step of uint8 is worth in its output's form.
-        static: by precision, the whole backbone as one engine, every block run: the baselines of a bench.
+        static: file of the whole backbone as one engine, every block run, by precision: the baselines of a bench.
     """
 
     stem: Engine
@@ -186,11 +186,11 @@ class AccuracyRecord(_Record, frozen=True, kw_only=True):
         data: name of the data set.
         samples: images measured.
         top1_reference: share of right answers of the PyTorch reference.
-        top1_bundle: likewise, of the bundle on ONNX Runtime.
-        top1_static: likewise, of each static baseline.
+        top1_bundle: share of right answers of the bundle on ONNX Runtime.
+        top1_static: share of right answers of each static baseline, by precision.
         route_agreement: share of block decisions equal to the reference's.
-        computation_percentage_reference: mean over the samples.
-        computation_percentage_bundle: likewise.
+        computation_percentage_reference: mean over the samples, in the reference.
+        computation_percentage_bundle: mean over the samples, in the bundle.
         max_abs_logit_error: greatest difference of a logit.
         option_share: for each gated block, the share of samples that took each option, in the bundle.
     """
@@ -212,7 +212,7 @@ class BudgetRecord(_Record, frozen=True, kw_only=True):
 
     Attributes:
         budget: computation that was asked for, as a share of running every gated block in full precision.
-        bias: that holds it: ``bias`` times an option's cost is taken from the option's score; negative where the
+        bias: bias that holds it: ``bias`` times an option's cost is taken from the option's score; negative where the
             network is to compute more than it was trained to.
         computation_percentage: measured with it; mean over the samples.
         top1: share of right answers, or ``None`` where the data have no labels.
@@ -241,7 +241,7 @@ class SourceRecord(_Record, frozen=True, kw_only=True):
     """The checkpoint that the bundle was made from.
 
     Attributes:
-        assumptions: what it does not say and was taken for granted, a line each.
+        assumptions: what it does not say and was taken for granted, one line each.
         weights_key: which of several weights in it were taken; ``None`` if there is one.
     """
 
@@ -257,7 +257,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
 
     Attributes:
         policy: for a network without a gate, the name of the option that each gated block always runs; else ``None``.
-        budgets: operating points of the gate, least budget first; empty where none was calibrated.
+        budgets: operating points of the gate, least budget first; empty if none was calibrated.
     """
 
     schema_version: int
@@ -310,7 +310,7 @@ class Head(msgspec.Struct):
 
     @property
     def listed(self) -> frozenset[str]:
-        """Names of its files; empty where they cannot be read."""
+        """Names of its files; empty if they cannot be read."""
         try:
             return frozenset(decode_json(bytes(self.files), dict[str, msgspec.Raw]))
         except MalformedError:
@@ -340,8 +340,8 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
     """Reads a manifest of this or an older version and checks it against the schema.
 
     Args:
-        content: of ``manifest.json``.
-        path: of the bundle, for messages.
+        content: content of ``manifest.json``.
+        path: path of the bundle, for messages.
 
     Returns:
         The manifest as this version has it, whichever it was written in.
@@ -365,7 +365,7 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
 
 
 def architecture_of(manifest: Manifest) -> Architecture:
-    """The architecture; raises UsageError where it cannot be."""
+    """The architecture; raises UsageError if it cannot be."""
     record = manifest.architecture
     return Architecture(
         groups=tuple(record.groups),
@@ -378,7 +378,7 @@ def architecture_of(manifest: Manifest) -> Architecture:
 
 
 def input_of(manifest: Manifest) -> InputContract:
-    """The input contract; raises UsageError where it cannot be."""
+    """The input contract; raises UsageError if it cannot be."""
     record = manifest.input
     return InputContract(record.shape, tuple(record.mean), tuple(record.std), tuple(record.class_names))
 

@@ -30,13 +30,13 @@ class EngineError(_Record, frozen=True, kw_only=True):
     Attributes:
         block: index of the block.
         option: name.
-        precision: of the engine.
-        runtime: that it was made for.
-        form: in which it takes features.
-        max_relative: greatest error over the greatest output; ``None`` where a value is not finite.
-        rms_relative: root-mean-square error over that of the output, likewise.
-        tolerance: of ``rms_relative`` for INT8, of ``max_relative`` for others; the one that export fails by.
-        passed: whether it is within.
+        precision: precision of the engine.
+        runtime: runtime that it was made for.
+        form: form in which it takes features.
+        max_relative: greatest error over the greatest output; ``None`` if a value is not finite.
+        rms_relative: root-mean-square error over that of the output; ``None`` as above.
+        tolerance: most ``rms_relative`` for INT8, most ``max_relative`` for others; the one that export fails by.
+        passed: whether the error is within it.
     """
 
     block: Annotated[int, Meta(ge=0)]
@@ -60,26 +60,26 @@ class Verification(_Record, frozen=True, kw_only=True):
 
     Attributes:
         schema: ``dfs-deploy/verify``.
-        schema_version: of these keys.
-        version: of dfs-deploy.
+        schema_version: version of these keys.
+        version: version of dfs-deploy.
         bundle: name of the bundle.
         bundle_digest: SHA-256 of its manifest.
         checkpoint: name of the checkpoint's file.
-        checkpoint_sha256: of that file.
+        checkpoint_sha256: SHA-256 of that file.
         data: name of the data.
-        seed: of the draw.
-        budget: that the bundle ran at, or ``None`` as trained.
+        seed: seed of the draw.
+        budget: budget that the bundle ran at, or ``None`` as trained.
         samples: images compared.
         top1_reference: share of right answers of the reference.
-        top1_bundle: likewise, of the bundle.
+        top1_bundle: share of right answers of the bundle.
         route_agreement: share of block decisions equal to the reference's.
-        block_agreement: likewise, at each gated block.
-        computation_percentage_reference: mean over the samples.
-        computation_percentage_bundle: likewise.
-        max_abs_logit_error: greatest difference of a logit; ``None`` where one is not finite.
+        block_agreement: the same share at each gated block.
+        computation_percentage_reference: mean over the samples, in the reference.
+        computation_percentage_bundle: mean over the samples, in the bundle.
+        max_abs_logit_error: greatest difference of a logit; ``None`` if one is not finite.
         per_block: the error of each engine, or ``None`` if it was not asked for.
-        notes: what was assumed about the data, and what hints at a mistake, a line each.
-        assumptions: what was assumed about the checkpoint, a line each.
+        notes: what was assumed about the data, and what hints at a mistake, one line each.
+        assumptions: what was assumed about the checkpoint, one line each.
     """
 
     schema: Literal["dfs-deploy/verify"] = SCHEMA
@@ -118,7 +118,7 @@ class _Head(msgspec.Struct):
 
 
 def finite(value: float) -> float | None:
-    """The value, or ``None`` where it is NaN or infinite, which JSON cannot hold."""
+    """The value, or ``None`` if it is NaN or infinite, which JSON cannot hold."""
     return value if math.isfinite(value) else None
 
 

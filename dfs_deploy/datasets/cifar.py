@@ -17,7 +17,8 @@ from dfs_deploy.datasets.links import checked_entry
 from dfs_deploy.datasets.messages import describe
 from dfs_deploy.datasets.restricted_pickle import PickledArray, load_restricted_pickle
 from dfs_deploy.errors import DataError
-from dfs_deploy.files import check_file, read_file, read_head
+from dfs_deploy.files import check_file, read_file
+from dfs_deploy.kinds import read_head
 from dfs_deploy.preprocessing import class_names_problem
 from dfs_deploy.text import one_line
 

@@ -51,7 +51,7 @@ def load_dataset(
             so. ``None`` for their own, which must then be the same for all.
         samples: images to draw at random, as :meth:`Dataset.subset` does; ``None`` for all, in their order. Of a
             folder, only what was drawn is decoded.
-        seed: of the draw.
+        seed: seed of the draw.
 
     Returns:
         The images, in the order of the file; in a folder by class, then by file name; or as they were drawn.
@@ -97,9 +97,9 @@ def open_dataset(
     Both kinds of result can be drawn from (``subset``), relabelled (``labelled_for``) and loaded (``load``).
 
     Args:
-        path: as in :func:`load_dataset`.
-        split: as there.
-        size: as there.
+        path: file or folder, as in :func:`load_dataset`.
+        split: name of the split, as there.
+        size: height and width, as there.
 
     Returns:
         The files of a folder; for an ``.npz`` and a CIFAR archive, images in memory.
