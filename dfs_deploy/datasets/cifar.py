@@ -182,7 +182,9 @@ def _class_names(archive: CifarArchive, folder: Path) -> tuple[str, ...]:
     else:
         listed = load_restricted_pickle(file, _MAX_NAMES_BYTES).get(archive.names_key)
         listed = listed if isinstance(listed, list) else []
-        names = [name.decode("latin1") if isinstance(name, bytes) else str(name) for name in listed]
+        if not all(isinstance(name, str | bytes) for name in listed):
+            raise DataError(f"{file} names classes by something else than text ({archive.kind}); unpack it again")
+        names = [name.decode("latin1") if isinstance(name, bytes) else name for name in listed]
     if len(names) != archive.classes:
         raise DataError(
             f"{file} names {len(names)} classes, expected {archive.classes} ({archive.kind}); unpack the archive again"

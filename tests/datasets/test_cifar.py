@@ -92,6 +92,18 @@ def test_class_names_may_be_missing_but_not_wrong(tmp_path: Path, make: Callable
     assert load_dataset(folder).class_names == ()
 
 
+def test_class_names_are_text(tmp_path: Path) -> None:
+    """As text, a list of ten times a list of ten times a list ... has no end."""
+    endless: list[Any] = []
+    for _ in range(40):
+        endless = [endless] * 10
+    folder = cifar10_python(tmp_path / "cifar")
+    for name in (endless, 5, None):
+        (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [*TEN[:9], name]}, 2))
+        with refuses(DataError, "batches.meta", "else than text"):
+            load_dataset(folder)
+
+
 @pytest.mark.parametrize("make", [cifar10_python, cifar10_binary, cifar100_python, cifar100_binary])
 def test_a_missing_split_is_refused(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     folder = make(tmp_path / "cifar")
