@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -336,3 +337,18 @@ def test_a_folder_in_sole_use_of_a_killed_process_is_free(tmp_path: Path) -> Non
     holder.communicate()
     with sole_use(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("make", [whole_file, temporary_folder])
+@pytest.mark.parametrize("moment", ["os.open", "fcntl.flock"])
+def test_an_interrupt_while_a_temporary_one_is_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], AbstractContextManager[Path]], moment: str
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(moment, interrupted)
+    with pytest.raises(KeyboardInterrupt), make(tmp_path / "a"):
+        raise AssertionError
+    assert list(tmp_path.iterdir()) == []
