@@ -30,7 +30,7 @@ class Timing:
 
     Attributes:
         p50: median.
-        p90: 90th percentile, linear between samples; likewise p95 and p99. ``None`` where fewer than ten samples lie
+        p90: 90th percentile, linear between samples; p95 and p99 in the same way. ``None`` where fewer than ten samples lie
             beyond it: p90 takes 100 samples, p95 200, p99 1000.
         mean: arithmetic mean; nothing is dropped as an outlier.
         min: least.

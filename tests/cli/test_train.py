@@ -537,7 +537,7 @@ def test_a_stop_between_two_saved_states_says_so(data: Path, tmp_path: Path, sta
     go_on = f"go on with: dfs-deploy train --resume {out}"
     said = {
         "job": f"nothing was saved yet; {go_on}",
-        "gate": f"saved up to the begin of stage gate; {go_on}",
+        "gate": f"saved up to the beginning of stage gate; {go_on}",
         "end": f"all stages are done and saved in {out}",
     }
     assert (ran.code, ran.err) == (130, f"interrupted: {said[stage]}\n")
