@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfs_deploy import __version__
-from dfs_deploy.files import TEMPORARY, read_file, remove_leftovers, sole_use, whole_file
+from dfs_deploy.files import TEMPORARY, first_link, read_file, remove_leftovers, sole_use, whole_file
 from dfs_deploy.text import first_line
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class _Place:
 
     Attributes:
         root: it must not be left by a link below.
-        folder: of the bundle, in ``root``.
+        folder: folder of the bundle, in ``root``.
         shared: whether other bundles have folders in ``root``.
     """
 
@@ -100,7 +100,7 @@ class Cache:
         return self._places[0].folder
 
     def read(self, name: str, limit: int = MAX_FILE) -> bytes | None:
-        """Content of a kept file; ``None`` where there is none, or one that cannot be read.
+        """Content of a kept file; ``None`` if there is none, or one that cannot be read.
 
         Args:
             name: relative to the bundle's folder, with ``/`` between parts.
@@ -109,7 +109,7 @@ class Cache:
         for place in self._places:
             path = place.folder / name
             with contextlib.suppress(OSError):  # of a cache: what cannot be read is made anew
-                if not _has_link(place, path.parent):
+                if not first_link(path.parent, place.root):
                     return read_file(path, limit, follow=False)
         return None
 
@@ -119,13 +119,13 @@ class Cache:
         for place in self._places:
             folder = place.folder / name
             with contextlib.suppress(OSError):  # of a cache, as above
-                if folder.is_dir() and not _has_link(place, folder):
+                if folder.is_dir() and not first_link(folder, place.root):
                     found.append(folder)
         return found
 
     @contextlib.contextmanager
     def writing(self, part: str = "") -> Iterator[Path]:
-        """Gives the folder in which files are kept, made where it is missing, and locked against other processes.
+        """Gives the folder in which files are kept, made if it is missing, and locked against other processes.
 
         Look again for what is wanted once inside: another process may have made it meanwhile. One that holds the lock
         for minutes is not waited for any longer. When it ends well, old entries are removed if the place is too large.
@@ -172,8 +172,8 @@ class Cache:
             folder = place.folder / part if part else place.folder
             why = _why_unwritable(folder)
             if not why:
-                if _has_link(place, folder):
-                    raise UnkeptError(f"{_linked(place, folder)} is a link, which is not followed")
+                if link := first_link(folder, place.root):
+                    raise UnkeptError(f"{link} is a link, which is not followed")
                 return place
             refused.append(why)
         if len(self._places) == 1 and not self._places[0].shared:
@@ -227,16 +227,6 @@ def _why_unwritable(folder: Path) -> str:
     except OSError as error:  # a folder above may not be entered
         return f"{error.filename or folder}: {first_line(error)}"
     return "" if os.access(there, os.W_OK | os.X_OK) else f"{there}: cannot be written"
-
-
-def _linked(place: _Place, folder: Path) -> Path | None:
-    """The first part of a path below its place that is a link."""
-    parts = [folder, *folder.parents]
-    return next((part for part in reversed(parts[: parts.index(place.root)]) if part.is_symlink()), None)
-
-
-def _has_link(place: _Place, folder: Path) -> bool:
-    return _linked(place, folder) is not None
 
 
 @contextlib.contextmanager

@@ -16,7 +16,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
+
+from dfs_deploy.kinds import kind_of
 
 if sys.platform == "win32":
     fcntl = None
@@ -113,11 +115,9 @@ def read_file(path: Path, limit: int, *, follow: bool = True) -> bytes:
         UnfitFileError: it is no regular file, or larger.
         OSError: it is not there, or cannot be read.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     check_file(path, limit, follow=follow)  # opening a device can already do something
-    handle = os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0))
-    with os.fdopen(handle, "rb") as stream:
-        size = _checked(os.fstat(handle), path, limit)
+    with _opened(path, follow=follow) as stream:
+        size = _checked(os.fstat(stream.fileno()), path, limit)
         content = stream.read(size + 1)  # as much is allocated as is asked for
         while len(content) > size and len(content) <= limit and (more := stream.read(_PIECE)):
             content += more
@@ -126,15 +126,63 @@ def read_file(path: Path, limit: int, *, follow: bool = True) -> bytes:
     return content
 
 
+def first_link(path: Path, root: Path) -> Path | None:
+    """The first part of a path below a folder that is a symbolic link; ``None`` if none is.
+
+    Args:
+        path: path in ``root``; it need not be there.
+        root: folder, which may be reached through links.
+    """
+    at = root
+    for part in path.relative_to(root).parts:
+        at /= part
+        if at.is_symlink():
+            return at
+    return None
+
+
+class OversizedReadError(ValueError):
+    """A read of more bytes at once than a file of its kind has reason for."""
+
+
+class BoundedReads:
+    """A file of which no single read takes more than a limit, for readers that believe the lengths in a file.
+
+    Args:
+        stream: the file.
+        limit: most bytes of a read; one of more raises :class:`OversizedReadError`.
+    """
+
+    def __init__(self, stream: BinaryIO, limit: int) -> None:
+        self._stream, self._limit = stream, limit
+        self.seek, self.tell, self.seekable = stream.seek, stream.tell, stream.seekable
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Reads as a file does."""
+        content = self._stream.read(self._limit + 1 if size < 0 else min(size, self._limit + 1))
+        if len(content) > self._limit:
+            raise OversizedReadError(f"a part of more than {self._limit:,} bytes")
+        return content
+
+
+def _opened(path: Path, *, follow: bool = True) -> BinaryIO:
+    """Opens a file for reading, and waits for nothing."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0)), "rb")
+
+
 def _checked(status: os.stat_result, path: Path, limit: int) -> int:
     if not stat.S_ISREG(status.st_mode):
         kinds = {stat.S_IFDIR: "folder", stat.S_IFLNK: "link", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
         kind = kinds.get(stat.S_IFMT(status.st_mode), "device")
         number = errno.EISDIR if kind == "folder" else errno.EINVAL
-        raise UnfitFileError(number, f"is a {kind}, expected a regular file", str(path))
+        told = kind_of(path) if kind == "folder" else None
+        seen = f"a {kind}" if told is None else told.name
+        raise UnfitFileError(number, f"is {seen}, expected a regular file", str(path))
     if status.st_size > limit:
+        told = kind_of(path)
         seen = f"holds {status.st_size:,} bytes, the most for such a file is {limit:,}"
-        raise UnfitFileError(errno.EFBIG, seen, str(path))
+        raise UnfitFileError(errno.EFBIG, seen if told is None else f"is {told.name} and {seen}", str(path))
     return status.st_size
 
 
@@ -166,7 +214,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def sole_use(folder: Path) -> Iterator[None]:
-    """Keeps a folder for this process: nobody else who asks for the same gets it until the end, or until a crash.
+    """Keeps a folder for this caller: no other process or thread that asks for it gets it until the end, or a crash.
 
     No file is left for that. A file system without locks lets everybody pass.
 
@@ -174,7 +222,7 @@ def sole_use(folder: Path) -> Iterator[None]:
         folder: one that is there; it may be read-only.
 
     Raises:
-        BlockingIOError: another process has it.
+        BlockingIOError: another one has it.
         OSError: it is not there, or cannot be opened.
     """
     if fcntl is None:

@@ -124,7 +124,8 @@ def test_without_a_home_nothing_is_kept_and_this_is_said(bundle: Bundle, monkeyp
     monkeypatch.delenv("HOME", raising=False)
     with pytest.raises(UnkeptError) as refused:
         Cache(bundle).write("a", b"")
-    assert str(refused.value) == f"{place}: is no folder; there is no HOME with a cache folder"
+    assert f"{place}: is no folder" in str(refused.value)
+    assert "HOME" in str(refused.value)
     assert Cache(bundle).why_not() == str(refused.value)
     assert Cache(bundle).read("a") is None
 

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from dfs_deploy.bench.baseline import load_baseline
 from dfs_deploy.costs import load_costs
@@ -35,6 +37,9 @@ READERS: dict[str, tuple[Read, str, type[Exception], type[Exception]]] = {
     "a saved result": (load_verification, "verified.json", SavedResultError, SavedResultError),
 }
 """How each is read, its file's name, the error for what is no regular file, and the one for another content."""
+
+UNLINKED = ("a job", "a training state")
+"""Those that lie in the folder of a run, and are never read through a link."""
 
 
 def pipe(file: Path) -> None:
@@ -73,7 +78,11 @@ KINDS: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_what_is_no_file_of_a_bounded_size(tmp_path: Path, what: str, kind: str) -> None:
     read, name, error, _ = READERS[what]
     make, word = KINDS[kind]
+    if name in (JOB_FILE, STATE_FILE) and kind == "a link to a device":
+        word = "is a link"  # within the folder of a run no link is followed
     make(tmp_path / name)
+    if what in UNLINKED and (tmp_path / name).is_symlink():
+        word = "is a link"
     with refuses(error, str(tmp_path / name), word):
         read(tmp_path / name)
 
@@ -84,6 +93,21 @@ def test_a_folder(tmp_path: Path, what: str) -> None:
     (tmp_path / name).mkdir()
     with refuses(error, str(tmp_path / name), "is a folder"):
         read(tmp_path / name)
+
+
+@pytest.mark.parametrize("what", [name for name in READERS if name not in ("a training run", "a training state")])
+def test_a_bundle_and_a_large_file_are_named(tmp_path: Path, what: str) -> None:
+    read, name, error, _ = READERS[what]
+    file = tmp_path / name
+    file.write_bytes(b"\x89PNG\r\n\x1a\n")
+    os.truncate(file, 100 << 30)
+    with refuses(error, str(file), "is a PNG image and holds 107,374,182,400 bytes"):
+        read(file)
+    file.unlink()
+    file.mkdir()
+    (file / "manifest.json").write_text('{"schema_version": 2}')
+    with refuses(error, str(file), "is a bundle, expected a regular file"):
+        read(file)
 
 
 CONTENTS = {
@@ -127,3 +151,14 @@ def test_a_large_file_of_another_kind_takes_little_more_memory_than_its_size(tmp
     finally:
         tracemalloc.stop()
     assert most < 40_000_000
+
+
+@pytest.mark.parametrize("what", [name for name in READERS if name not in ("a training run", "a training state")])
+def test_a_file_of_another_kind_is_named(tmp_path: Path, what: str) -> None:
+    read, name, _, error = READERS[what]
+    np.savez(tmp_path / "data.npz", x=np.zeros(3))
+    torch.save({"a": torch.zeros(3)}, tmp_path / "net.pt")
+    for file, kind in (("data.npz", "an .npz archive of arrays"), ("net.pt", "a PyTorch checkpoint")):
+        (tmp_path / file).replace(tmp_path / name)
+        with refuses(error, str(tmp_path / name), f"it is {kind}"):
+            read(tmp_path / name)

@@ -33,8 +33,8 @@ class ForcedPath:
         over_static: dispatch over static; ``None`` without it, or where there are fewer than six turns.
         over_trace: dispatch over trace, in the same way.
         gate_us: a gated block, the gate's step alone, in microseconds; ``None`` with batches and without gated blocks.
-        dispatch_us: per gated block, what is left of ``dispatch_ms`` without engines and gate steps. Below zero where engines
-            are faster one after another than each by itself.
+        dispatch_us: per gated block, what is left of ``dispatch_ms`` without engines and gate steps. Below zero if
+            engines are faster one after another than each by itself.
     """
 
     share: int

@@ -136,12 +136,11 @@ def bundle_path(given: Path | None) -> Path:
         BundleError: something else was named; the message says what it is and which argument takes it.
         UsageError: none was named, and none or several are in the current directory.
     """
-    from dfs_deploy.bundle import find_bundle
-    from dfs_deploy.kinds import given_instead
+    from dfs_deploy.bundle import find_bundle, other_than_bundle
 
     if given is None:
         return find_bundle()
-    other = given_instead(given, "a bundle (a NAME.dfs folder)", "bundle")
+    other = other_than_bundle(given)
     if other is not None:
         raise BundleError(other)
     return given

@@ -188,10 +188,11 @@ def _compared(
         from dfs_deploy.models.threads import torch_threads
     import dfs_deploy
     from dfs_deploy.datasets import open_dataset
+    from dfs_deploy.decoding import LONGEST_NAME
     from dfs_deploy.files import sha256_file
     from dfs_deploy.runtimes import Runtime
     from dfs_deploy.text import one_line
-    from dfs_deploy.verification import LONGEST_NAME, Verification, finite
+    from dfs_deploy.verification import Verification, finite
 
     opened = Runtime(path, threads=threads, plan=plan, prepared=prepared, budget=budget)
     with opened as runtime, torch_threads(threads), progress(quiet=quiet) as report:

@@ -11,6 +11,7 @@ import msgspec
 from dfs_deploy.decoding import MalformedError, read_json
 from dfs_deploy.errors import CheckpointError, UsageError
 from dfs_deploy.files import write_whole
+from dfs_deploy.kinds import given_instead
 from dfs_deploy.options import Options
 from dfs_deploy.text import first_line
 from dfs_deploy.training.recipe import STAGES, STEERED, Recipe, StageName
@@ -176,7 +177,8 @@ def load_job(folder: Path) -> Job:
         content = read_json(path, _JobFile, follow=False, dec_hook=_decode)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
-            f"no training run in {folder}, expected {JOB_FILE} there; give the --out of a run"
+            given_instead(folder, "the folder of a training run", "record")
+            or f"no training run in {folder}, expected {JOB_FILE} there; give the --out of a run"
         ) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({first_line(error)}); check it, or begin a new run") from error

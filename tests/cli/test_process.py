@@ -23,9 +23,9 @@ PATIENCE = 120.0
 """Seconds after which a test gives up; none waits so long on a sound machine."""
 
 
-def shell(arguments: str, **environment: str) -> Ran:
-    """Runs the program by a shell, which can close streams."""
-    command = f'exec "$PYTHON" -m dfs_deploy {arguments}'
+def shell(arguments: str, before: str = "", **environment: str) -> Ran:
+    """Runs the program by a shell, which can close streams, and by a command before it, if there is one."""
+    command = f'exec {before} "$PYTHON" -m dfs_deploy {arguments}'
     ran = subprocess.run(
         ["sh", "-c", command],
         capture_output=True,
@@ -330,3 +330,58 @@ def _starting(pid: int) -> list[int]:
             continue
         found += [child] if begun else []
     return found
+
+
+# What lies around it
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"HOME": None, "USER": None, "LOGNAME": None},
+        {"HOME": "/proc/1/nowhere"},
+        {"HOME": "/dev/null"},
+        {"HOME": ""},
+        {"TMPDIR": "/nowhere/at/all"},
+        {"TMPDIR": "/dev/null"},
+    ],
+    ids=lambda given: " ".join(f"{name}={value}" for name, value in given.items()),
+)
+def test_neither_a_home_nor_a_folder_for_temporary_files_is_needed(
+    mixed: Made, pictures: Path, tmp_path: Path, environment: dict[str, str | None]
+) -> None:
+    names = {"XDG_CACHE_HOME": None, **environment}
+    unset = " ".join(f"-u {name}" for name, value in names.items() if value is None)
+    given = {name: value for name, value in names.items() if value is not None}
+    bundle = copied(mixed, tmp_path)
+    ran = shell(f"run {bundle} {pictures} --json", before=f"env {unset}", **given)
+    assert (ran.code, ran.err) == (0, "")
+    assert len(ran.json["results"]) == 3
+    ran = shell(f"export {mixed.checkpoint} --out {tmp_path}/made.dfs --targets fp32", before=f"env {unset}", **given)
+    assert ran.code == 0, ran
+    assert {entry.name for entry in tmp_path.iterdir()} <= {bundle.name, f"{bundle.name}.cache", "made.dfs"}
+
+
+def test_a_folder_for_temporary_files_may_be_full(mixed: Made, pictures: Path, tmp_path: Path) -> None:
+    bundle, full = copied(mixed, tmp_path), tmp_path / "full"
+    full.mkdir()
+    mounted = f"mount -t tmpfs -o size=4k full {full}"
+    apart = ["unshare", "--mount", "sh", "-c"]
+    if subprocess.run([*apart, mounted], capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    fill = f"{mounted}; cat /dev/zero > {full}/all 2> /dev/null"
+    for arguments in (
+        f"run {bundle} {pictures}",
+        f"export {mixed.checkpoint} --out {tmp_path}/made.dfs --targets fp32",
+    ):
+        ran = subprocess.run(
+            [*apart, f'{fill}; TMPDIR={full} exec "$PYTHON" -m dfs_deploy {arguments}'],
+            capture_output=True,
+            check=False,
+            text=True,
+            env={**os.environ, "PYTHON": sys.executable},
+        )
+        assert ran.returncode == 0, ran
+    described = "import sys; from dfs_deploy import Runtime; print(Runtime(sys.argv[1]).description['layout'])"
+    ran = subprocess.run([sys.executable, "-c", described, bundle], capture_output=True, check=True, text=True)
+    assert "No space" not in ran.stdout

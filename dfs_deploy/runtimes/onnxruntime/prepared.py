@@ -128,6 +128,8 @@ class PreparedEngines:
         return f"blocked by {self.together}, {where}"
 
 
+ONE_ENGINE = "a static policy runs as one engine, within which ONNX Runtime lays features out itself"
+
 PLAIN = PreparedEngines(reason="not asked for")
 """The bundle's own engines."""
 
@@ -260,6 +262,8 @@ def _made(bundle: Bundle, together: int, progress: Callable[[float], None] | Non
 
 def _why_plain(bundle: Bundle, together: int) -> str:
     """Why a bundle has no other engines than its own on a machine with blocks of this size; empty where it may have."""
+    if bundle.policy is not None:
+        return ONE_ENGINE
     if together == 1:
         return "ONNX Runtime has no blocked layout for this CPU"
     channels = {shape.out_channels for shape in bundle.architecture.block_shapes()}
