@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dfs_deploy.errors import UsageError
+from dfs_deploy.preprocessing import MAX_INPUT_VALUES
 
 MAX_BLOCKS = 1000
 """Most residual blocks of a network; ResNet-1202 has 600."""
 
 MAX_SIDE = 1024
 """Most pixels of an image's height or width."""
+
+MAX_MAP = MAX_INPUT_VALUES
+"""Most values of an image or feature map: 256 MiB in float32."""
 
 _MAX_NUMBER = 1 << 20
 
@@ -81,6 +86,9 @@ class Architecture:
             raise UsageError(
                 f"images of {height}x{width} pixels, expected at most {MAX_SIDE} on each side; resize them"
             )
+        maps = (shape.out_channels * math.prod(shape.out_size) for shape in self.block_shapes())
+        if (largest := max(math.prod(self.image_shape), *maps)) > MAX_MAP:
+            raise UsageError(f"an image or feature map of {largest:,} values, expected at most {MAX_MAP:,}")
 
     @property
     def name(self) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import DTypeLike, NDArray
 
+from dfs_deploy.files import BoundedReads
 from dfs_deploy.text import first_line, one_line
 
 MAX_ARRAY_BYTES = 1 << 34
@@ -35,13 +36,11 @@ MAX_RATIO = 200
 UNQUESTIONED_BYTES = 1 << 28
 """Bytes up to which an array may be compressed to any degree: blank images shrink a thousandfold."""
 
-_MAX_DIRECTORY = 1 << 20
-"""Most bytes of an archive's directory: a few hundred for each array."""
+_MAX_READ = 1 << 20
+"""Most bytes read at once, of an array or of an archive's directory, which has a few hundred for each array."""
 
 _MAX_HEADER = 1024
 """Most bytes of an array's header; shape and type take about 120."""
-
-_PIECE = 1 << 20
 
 
 class ArraysError(ValueError):
@@ -91,9 +90,7 @@ class Arrays:
 
     def __init__(self, stream: BinaryIO) -> None:
         with _one_error("not a readable .npz archive"):
-            bounded = _Directory(stream)
-            self._archive = zipfile.ZipFile(bounded)
-            bounded.limit = None
+            self._archive = zipfile.ZipFile(BoundedReads(stream, _MAX_READ))
             members, size = self._archive.infolist(), stream.seek(0, io.SEEK_END)
             if len(members) > MAX_MEMBERS:
                 raise ArraysError(f"{len(members):,} members, expected at most {MAX_MEMBERS}")
@@ -161,7 +158,7 @@ class Arrays:
             stream.read(header.offset)
             content, filled = np.empty(size, np.uint8), 0
             while filled < size:
-                piece = stream.read(min(_PIECE, size - filled))
+                piece = stream.read(min(_MAX_READ, size - filled))
                 if not piece:
                     raise ArraysError(f"it ends after {filled:,} of {size:,} bytes")
                 content[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
@@ -208,24 +205,6 @@ class Arrays:
 def _code_points(text: np.dtype[Any]) -> np.dtype[Any]:
     """The type of the letters of text of a type: numbers in its order of bytes."""
     return np.dtype(np.uint32).newbyteorder(text.byteorder)
-
-
-class _Directory:
-    """A stream from which no more is read at once than a directory may hold, as long as there is a limit."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self.limit: int | None = _MAX_DIRECTORY
-        self.seek, self.tell, self.seekable = stream.seek, stream.tell, stream.seekable
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Reads as a stream does."""
-        if self.limit is None:
-            return self._stream.read(-1 if size is None else size)
-        content = self._stream.read(self.limit + 1 if size is None or size < 0 else min(size, self.limit + 1))
-        if len(content) > self.limit:
-            raise ArraysError(f"a directory of more than {self.limit:,} bytes")
-        return content
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ from dfs_deploy.files import (
     UnfitFileError,
     can_rename_folders,
     check_folder,
+    first_link,
     is_litter,
     put_folder,
     read_file,
@@ -38,13 +39,13 @@ from dfs_deploy.files import (
     sync_tree_to_disk,
     temporary_folder,
 )
-from dfs_deploy.kinds import given_instead
+from dfs_deploy.kinds import GIT_LFS_MARK, given_instead
 from dfs_deploy.manifest import (
     MANIFEST,
     FileRecord,
     Head,
     Manifest,
-    SourceRecord,
+    SourceHead,
     architecture_of,
     contradictions,
     input_of,
@@ -63,7 +64,7 @@ _PLAIN_NAME = re.compile(r"(?:\w[\w.-]*(?<!\.)/)*\w[\w.-]*(?<!\.)", re.ASCII)
 _DEVICES = re.compile(r"(?:^|/)(?:con|prn|aux|nul|(?:com|lpt)[0-9])(?:\.[^/]*)?(?:/|$)", re.IGNORECASE)
 """Names that are devices on Windows, with any suffix."""
 
-_POINTER, _POINTER_BYTES = b"version https://git-lfs", 1024
+_POINTER_BYTES = 1024
 _NAMED_FOREIGN = 5
 
 MAX_SAMPLES = 4096
@@ -76,7 +77,7 @@ class Samples:
 
     Attributes:
         images: (N, H, W, C) uint8.
-        labels: (N,) int64, or -1 where none is known.
+        labels: (N,) int64, -1 for an image whose class is not known.
         logits: (N, classes) float32.
         path: (N, gated blocks) uint8, the option index that each gated block ran.
     """
@@ -157,8 +158,7 @@ class Bundle:
             raise DigestError(f"{self.path}: {name} is not in the manifest; export the bundle again")
         file = self.path / name
         try:
-            for part in (*reversed(file.relative_to(self.path).parents[:-1]), Path(name)):
-                _check_no_link(self.path, part, DigestError)
+            _check_no_link(self.path, name, DigestError)
             data = read_file(file, max(record.size, _POINTER_BYTES), follow=False)
         except FileNotFoundError as error:
             raise DigestError(f"{self.path}: {name} is missing; copy or export the bundle again") from error
@@ -169,7 +169,7 @@ class Bundle:
         except OSError as error:
             raise DigestError(f"{self.path}: {name} cannot be read ({first_line(error)}); copy it again") from error
         if len(data) != record.size or sha256(data) != record.sha256:
-            if data.startswith(_POINTER):
+            if data.startswith(GIT_LFS_MARK):
                 raise DigestError(f"{self.path}: {name} is a pointer of Git LFS; fetch the files with git lfs pull")
             raise DigestError(
                 f"{self.path}: {name} was changed after export (its SHA-256 differs); copy or export it again"
@@ -293,7 +293,7 @@ def check_writable(path: Path) -> None:
         )
 
 
-def source_of(path: Path) -> SourceRecord | None:
+def source_of(path: Path) -> SourceHead | None:
     """Checkpoint that a bundle, whole or damaged, was made from; ``None`` without a bundle, or if it does not say."""
     head = _head(path)
     return None if head is None else head.made_from
@@ -304,7 +304,7 @@ def _read_manifest(path: Path) -> bytes:
     try:
         if not path.is_dir():
             raise _no_bundle(path)
-        _check_no_link(path, Path(MANIFEST), BundleError)
+        _check_no_link(path, MANIFEST, BundleError)
         content = read_file(file, MAX_JSON, follow=False)
     except FileNotFoundError as error:
         raise BundleError(
@@ -314,7 +314,7 @@ def _read_manifest(path: Path) -> bytes:
         raise BundleError(f"{file} {error.strerror}; copy or export the bundle again") from error
     except OSError as error:
         raise BundleError(f"{file} cannot be read ({first_line(error)}); check its path and permissions") from error
-    if content.startswith(_POINTER):
+    if content.startswith(GIT_LFS_MARK):
         raise BundleError(f"{file} is a pointer of Git LFS; fetch the files with git lfs pull")
     return content
 
@@ -330,24 +330,25 @@ def _no_bundle(path: Path) -> BundleError:
     )
 
 
-def _check_no_link(path: Path, name: Path, refusal: type[BundleError]) -> None:
-    """Makes sure that an entry of a bundle is no link.
+def _check_no_link(path: Path, name: str, refusal: type[BundleError]) -> None:
+    """Makes sure that no link leads to a file of a bundle from within.
 
     A link could be followed, since digests are checked; but then opening a stranger's bundle would open files anywhere.
     """
-    entry = path / name
-    if not entry.is_symlink():
+    link = first_link(path / name, path)
+    if link is None:
         return
-    if not entry.exists():
-        raise refusal(f"{path}: {name} is a link to {entry.readlink()}, which is not there; fetch that file first")
+    entry = link.relative_to(path)
+    if not link.exists():
+        raise refusal(f"{path}: {entry} is a link to {link.readlink()}, which is not there; fetch that file first")
     raise refusal(
-        f"{path}: {name} is a link, as hub caches and DVC make them, and nothing outside a bundle is read; copy what"
+        f"{path}: {entry} is a link, as hub caches and DVC make them, and nothing outside a bundle is read; copy what"
         f" the links lead to, as in: cp -rL {shlex.quote(str(path))} COPY{SUFFIX}"
     )
 
 
 def _head(path: Path) -> Head | None:
-    """What can be read of the manifest of a bundle of any version, whole or damaged; ``None`` where there is none."""
+    """What can be read of the manifest of a bundle of any version, whole or damaged; ``None`` if there is none."""
     try:
         return read_json(path / MANIFEST, Head, follow=False)
     except (OSError, MalformedError):
@@ -380,15 +381,15 @@ def _foreign(path: Path, listed: Collection[str], *, within: bool) -> Iterator[s
         listed: names of its files.
         within: whether a foreign folder is looked into, and each file in it is named; else the folder itself is.
     """
-    known = {path / name for name in listed} | {path / MANIFEST}
-    holding = {folder for file in known for folder in file.parents}
-    for name, folders, files in os.walk(path, followlinks=False):
-        folder = Path(name)
-        for entry in [folder / each for each in folders]:
-            if entry.is_symlink() or not (within or entry in holding):
-                folders.remove(entry.name)
-                yield f"{entry.relative_to(path)}/"
-        yield from (str((folder / each).relative_to(path)) for each in files if folder / each not in known)
+    known = {MANIFEST, *listed}
+    holding = {name[:end] for name in known for end, letter in enumerate(name) if letter == "/"}
+    for folder, folders, files in os.walk(path):
+        above = "".join(f"{part}/" for part in Path(folder).relative_to(path).parts)
+        for each in folders.copy():
+            if Path(folder, each).is_symlink() or not (within or f"{above}{each}" in holding):
+                folders.remove(each)
+                yield f"{above}{each}/"
+        yield from (f"{above}{each}" for each in files if f"{above}{each}" not in known)
 
 
 def _listed(names: Collection[str]) -> str:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import stat
 import time
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfs_deploy import __version__
-from dfs_deploy.files import TEMPORARY, lock_folder, read_file, remove_leftovers, whole_file
+from dfs_deploy.files import TEMPORARY, first_link, read_file, remove_leftovers, sole_use, whole_file
 from dfs_deploy.text import first_line
 
 if TYPE_CHECKING:
@@ -46,6 +47,15 @@ MAX_FILE = 2 << 30
 TENSORRT = "tensorrt"
 """Subfolder of TensorRT's engines."""
 
+PREPARED = "prepared-"
+"""How the name of a folder of engines prepared for a CPU begins."""
+
+PLAN = "plan-"
+"""How the name of a plan's file begins."""
+
+_OF_A_BUNDLE = re.compile(r".+-[0-9a-f]{16}")
+"""Name of a bundle's folder in a place that others share: whoever names a place may have other files there."""
+
 _WAIT_S = 120.0
 """How long a process waits for another one that is making the same; then it makes its own."""
 
@@ -62,7 +72,7 @@ class _Place:
 
     Attributes:
         root: it must not be left by a link below.
-        folder: of the bundle, in ``root``.
+        folder: folder of the bundle, in ``root``.
         shared: whether other bundles have folders in ``root``.
     """
 
@@ -80,16 +90,17 @@ class Cache:
     """
 
     def __init__(self, bundle: Bundle, place: str | Path | None = None) -> None:
-        self._places = _places(bundle, place)
+        # What is kept from now on goes before what was kept where nothing can be written any more.
+        self._places = sorted(_places(bundle, place), key=lambda each: _why_unwritable(each.folder) != "")
         self.digest = bundle.digest
 
     @property
     def folder(self) -> Path:
-        """Where it lies by preference; it need not be there."""
+        """Folder in which files are kept; it need not be there."""
         return self._places[0].folder
 
     def read(self, name: str, limit: int = MAX_FILE) -> bytes | None:
-        """Content of a kept file; ``None`` where there is none, or one that cannot be read.
+        """Content of a kept file; ``None`` if there is none, or one that cannot be read.
 
         Args:
             name: relative to the bundle's folder, with ``/`` between parts.
@@ -97,20 +108,24 @@ class Cache:
         """
         for place in self._places:
             path = place.folder / name
-            if _has_link(place, path.parent):
-                continue
             with contextlib.suppress(OSError):  # of a cache: what cannot be read is made anew
-                return read_file(path, limit, follow=False)
+                if not first_link(path.parent, place.root):
+                    return read_file(path, limit, follow=False)
         return None
 
     def folders(self, name: str) -> list[Path]:
         """Kept folders of a name, the preferred one first; none behind a link."""
-        found = (place.folder / name for place in self._places if not _has_link(place, place.folder / name))
-        return [folder for folder in found if folder.is_dir()]
+        found = []
+        for place in self._places:
+            folder = place.folder / name
+            with contextlib.suppress(OSError):  # of a cache, as above
+                if folder.is_dir() and not first_link(folder, place.root):
+                    found.append(folder)
+        return found
 
     @contextlib.contextmanager
     def writing(self, part: str = "") -> Iterator[Path]:
-        """Gives the folder in which files are kept, made where it is missing, and locked against other processes.
+        """Gives the folder in which files are kept, made if it is missing, and locked against other processes.
 
         Look again for what is wanted once inside: another process may have made it meanwhile. One that holds the lock
         for minutes is not waited for any longer. When it ends well, old entries are removed if the place is too large.
@@ -155,12 +170,12 @@ class Cache:
         refused = []
         for place in self._places:
             folder = place.folder / part if part else place.folder
-            if _has_link(place, folder):
-                raise UnkeptError(f"{_linked(place, folder)} is a link, which is not followed")
-            there = next(each for each in (folder, *folder.parents) if each.exists())
-            if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+            why = _why_unwritable(folder)
+            if not why:
+                if link := first_link(folder, place.root):
+                    raise UnkeptError(f"{link} is a link, which is not followed")
                 return place
-            refused.append(f"{there}: {'cannot be written' if there.is_dir() else 'is no folder'}")
+            refused.append(why)
         if len(self._places) == 1 and not self._places[0].shared:
             refused.append("there is no HOME with a cache folder")
         raise UnkeptError("; ".join(refused))
@@ -203,14 +218,15 @@ def _user_cache() -> Path | None:
     return None
 
 
-def _linked(place: _Place, folder: Path) -> Path | None:
-    """The first part of a path below its place that is a link."""
-    parts = [folder, *folder.parents]
-    return next((part for part in reversed(parts[: parts.index(place.root)]) if part.is_symlink()), None)
-
-
-def _has_link(place: _Place, folder: Path) -> bool:
-    return _linked(place, folder) is not None
+def _why_unwritable(folder: Path) -> str:
+    """Why a folder cannot be written or made; empty if it can."""
+    try:
+        there = next(each for each in (folder, *folder.parents) if each.exists())
+        if not there.is_dir():
+            return f"{there}: is no folder"
+    except OSError as error:  # a folder above may not be entered
+        return f"{error.filename or folder}: {first_line(error)}"
+    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there}: cannot be written"
 
 
 @contextlib.contextmanager
@@ -219,12 +235,12 @@ def _locked(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         while True:
             with _unkept(folder):
-                lock = lock_folder(folder)
-            if lock is not None:
-                held.callback(os.close, lock)
-                break
-            if time.monotonic() > deadline:
-                break
+                try:
+                    held.enter_context(sole_use(folder))
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        break
             time.sleep(_POLL_S)
         yield
 
@@ -241,11 +257,13 @@ def _unkept(folder: Path) -> Iterator[None]:
 
 def _trim(place: _Place) -> None:
     """Removes what was used longest ago until the rest is no larger than a place may be."""
-    root = place.folder.parent if place.shared else place.folder
-    entries = []
-    for folder in _subfolders(root) if place.shared else [root]:
-        for entry in _children(folder):
-            entries += _children(entry) if entry.name == TENSORRT else [entry]
+    folders = [place.folder]
+    if place.shared:
+        folders = [each for each in _children(place.folder.parent) if _OF_A_BUNDLE.fullmatch(each.name)]
+    entries: list[Path] = []
+    for folder in folders:
+        entries += _children(folder / TENSORRT)
+        entries += [each for each in _children(folder) if each.name.startswith((PREPARED, PLAN))]
     sized = []
     for entry in entries:
         with contextlib.suppress(OSError):  # gone meanwhile
@@ -257,12 +275,11 @@ def _trim(place: _Place) -> None:
             excess -= size
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return [child for child in _children(folder) if child.is_dir()]
-
-
 def _children(folder: Path) -> list[Path]:
+    """What is in a folder, links and hidden entries aside; nothing if it is none, or a link."""
     with contextlib.suppress(OSError):
+        if folder.is_symlink():
+            return []
         return [child for child in folder.iterdir() if not child.is_symlink() and not child.name.startswith(".")]
     return []
 

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from dfs_deploy.architecture import Architecture
-from dfs_deploy.decoding import MalformedError, read_json
+from dfs_deploy.decoding import MalformedError, Name, read_json
 from dfs_deploy.errors import DataError
 from dfs_deploy.files import write_whole
 from dfs_deploy.options import Options, Precision
@@ -30,9 +30,6 @@ _Count = Annotated[int, Meta(ge=1, le=1 << 16)]
 _Microseconds = Annotated[float, Meta(ge=0.0, le=1e9)]
 
 
-_Name = Annotated[str, Meta(max_length=256)]
-
-
 class OptionCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One option of one block.
 
@@ -40,11 +37,11 @@ class OptionCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         block: index of the gated block, from 1.
         option: name of the option.
         engine_us: median time of the engine that serves it, in microseconds, at batch 1; 0 where nothing runs.
-        precision: of that engine; ``None`` where nothing runs.
+        precision: precision of that engine; ``None`` if nothing runs.
     """
 
     block: _Count
-    option: _Name
+    option: Name
     engine_us: _Microseconds
     precision: Precision | None
 
@@ -53,12 +50,12 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Measured times of every option of every gated block.
 
     Attributes:
-        schema_version: of this format.
+        schema_version: version of this format.
         kind: tells the file from other JSON.
         bundle: digest of the bundle that was timed.
         machine: where, in words.
         runtime: name and version.
-        threads: that one engine might use.
+        threads: threads that one engine might use.
         groups: blocks in each group of the architecture.
         widths: channels of each group.
         image_shape: channels, height and width of an input.
@@ -68,9 +65,9 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     schema_version: int
     kind: Literal["dfs-deploy latency table"]
-    bundle: _Name
-    machine: _Name
-    runtime: _Name
+    bundle: Name
+    machine: Name
+    runtime: Name
     threads: _Count
     groups: Annotated[list[_Count], Meta(max_length=16)]
     widths: Annotated[list[_Count], Meta(max_length=16)]
@@ -86,8 +83,8 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         computation percentage, for which ``cost[i, k]`` is ``(bits / 32) ** 2`` at every block.
 
         Args:
-            architecture: of the network to train.
-            options: that its gate chooses from; the table may hold more.
+            architecture: architecture of the network to train.
+            options: options that its gate chooses from; the table may hold more.
 
         Returns:
             (gated blocks, options) float64.

@@ -47,7 +47,7 @@ def describe_cpu(root: Path = _ROOT) -> Cpu:
     """Looks at the CPU.
 
     Args:
-        root: of the file system.
+        root: folder of the file system's root.
     """
     facts, machine = cpu_facts(root), platform.machine()
     features = frozenset(facts.get("flags", facts.get("Features", "")).split())
@@ -68,10 +68,10 @@ def has_fast_float16() -> bool:
 
 
 def cpu_facts(root: Path = _ROOT) -> dict[str, str]:
-    """What ``/proc/cpuinfo`` says of the first CPU, by its own names; empty where there is no such file.
+    """What ``/proc/cpuinfo`` says of the first CPU, by its own names; empty if there is no such file.
 
     Args:
-        root: of the file system.
+        root: folder of the file system's root.
     """
     file = root / "proc/cpuinfo"
     if not file.is_file():

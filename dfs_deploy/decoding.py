@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from dfs_deploy.files import read_file
 from dfs_deploy.kinds import kind_of_content
@@ -17,6 +18,19 @@ MAX_JSON = 32 << 20
 
 MAX_LOG = 1 << 30
 """Most bytes of a log with a JSON object on each line: one of 200,000 steps has 50 MB."""
+
+LONGEST_NAME = 256
+Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
+"""Name of a file, a data set, an option, a machine or a version."""
+
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+"""Hexadecimal SHA-256."""
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+Percentage = Annotated[float, Meta(ge=0, le=100)]
+
+Measured = Annotated[float, Meta(ge=1e-9, le=1e9)]
+"""Time in milliseconds or ratio of two: so bounded that no quotient of them overflows."""
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for JSON that is malformed, of other types, not in UTF-8, or nested without end."""

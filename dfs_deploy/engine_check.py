@@ -8,6 +8,7 @@ its time and memory follow from the sizes in the manifest and from the size of t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,11 +61,11 @@ class EngineUse:
     """What one file is used for.
 
     Attributes:
-        label: in words, as in ``block 3, option 8``.
+        label: description in words, as in ``block 3, option 8``.
         takes: element type and shape of each input, by its name; under the name ``""`` for an input of any name.
         gives: shape of the first output; ``None`` for the gate, whose outputs are checked when they are read.
         largest: values of one image that its largest tensor may hold.
-        blocks: that it computes.
+        blocks: number of blocks that it computes.
     """
 
     label: str
@@ -93,7 +94,7 @@ def check_engine(data: bytes, name: str, use: EngineUse) -> None:
 
     Args:
         data: content of the file.
-        name: of the file, for messages.
+        name: name of the file, for messages.
         use: what it is to be used for.
 
     Raises:
@@ -177,7 +178,9 @@ def _check_size(data: bytes, blocks: int) -> None:
             parts += 1
             size = last - first
             if inner == _CONSTANT and size > _LARGEST_PART:
-                size -= sum(e - s for number, s, e in _fields(data, first, last) if number == _RAW_DATA)
+                # So many fields alone are too many bytes beside the data; the rest need not be looked at.
+                some = itertools.islice(_fields(data, first, last), _LARGEST_PART)
+                size -= sum(e - s for number, s, e in some if number == _RAW_DATA)
             _check_part(size)
             if parts > _MOST_PARTS * blocks:
                 raise _UnfitError(f"has more than {_MOST_PARTS * blocks} parts")
@@ -337,11 +340,15 @@ class _Call:
     attributes: Mapping[str, int | list[int]]
     integers: list[int | None]
 
-    def unless(self, fits: bool) -> None:
-        """Refuses the node unless its shapes and attributes are those of an exported one."""
+    def require(self, fits: bool) -> None:
+        """Raises :meth:`unfit` unless the shapes and attributes are those of an exported node."""
         if not fits:
-            seen = ", ".join(f"{name} {value}" for name, value in self.attributes.items())
-            raise _UnfitError(f"has a node {self.operator} of {_words(self.shapes)} ({seen or 'no attributes'})")
+            raise self.unfit()
+
+    def unfit(self) -> _UnfitError:
+        """What is said of a node that no export has."""
+        seen = ", ".join(f"{name} {value}" for name, value in self.attributes.items())
+        return _UnfitError(f"has a node {self.operator} of {_words(self.shapes)} ({seen or 'no attributes'})")
 
 
 @dataclass(frozen=True)
@@ -361,40 +368,40 @@ def _same(call: _Call) -> Shape:
 
 
 def _alike(call: _Call) -> Shape:
-    call.unless(call.shapes[0] == call.shapes[1])  # else it would be a product of both shapes
+    call.require(call.shapes[0] == call.shapes[1])  # else it would be a product of both shapes
     return call.shapes[0]
 
 
 def _cast(call: _Call) -> Shape:
-    call.unless(call.attributes.get("to") in (FLOAT, FLOAT16))
+    call.require(call.attributes.get("to") in (FLOAT, FLOAT16))
     return call.shapes[0]
 
 
 def _convolution(call: _Call) -> Shape:
     x, weight = call.shapes[:2]
-    strides = call.attributes.get("strides")
-    call.unless(len(x) == 4 and len(weight) == 4 and BATCH not in weight)
+    stride = next((each for each in _STRIDES if call.attributes.get("strides") == [each, each]), None)
+    call.require(len(x) == 4 and len(weight) == 4 and BATCH not in weight)
     channels, _, kernel, width = weight
-    call.unless(
-        kernel == width
-        and kernel in _KERNELS
-        and strides in [[stride] * 2 for stride in _STRIDES]
-        and call.attributes.get("kernel_shape") == [kernel] * 2
-        and call.attributes.get("pads") == [kernel // 2] * 4
-    )
-    assert isinstance(strides, list)  # noqa: S101 (just compared)
-    return (x[0], channels, *((size + stride - 1) // stride for size, stride in zip(x[2:], strides, strict=True)))
+    if (
+        stride is None
+        or kernel != width
+        or kernel not in _KERNELS
+        or call.attributes.get("kernel_shape") != [kernel] * 2
+        or call.attributes.get("pads") != [kernel // 2] * 4
+    ):
+        raise call.unfit()
+    return (x[0], channels, *((size + stride - 1) // stride for size in x[2:]))
 
 
 def _product(call: _Call) -> Shape:
     a, b = call.shapes[:2]
     transposed = call.attributes.get("transB", 0)
-    call.unless(len(a) == 2 and len(b) == 2 and BATCH not in b and transposed in (0, 1))
+    call.require(len(a) == 2 and len(b) == 2 and BATCH not in b and transposed in (0, 1))
     return a[0], b[0 if transposed else 1]
 
 
 def _mean(call: _Call) -> Shape:
-    call.unless(len(call.shapes[0]) == 4)
+    call.require(len(call.shapes[0]) == 4)
     return (*call.shapes[0][:2], 1, 1)
 
 
@@ -405,14 +412,14 @@ def _flat(call: _Call) -> Shape:
 
 def _transposed(call: _Call) -> Shape:
     x, perm = call.shapes[0], call.attributes.get("perm")
-    call.unless(isinstance(perm, list) and perm[:1] == [0] and sorted(perm) == list(range(len(x))))
-    assert isinstance(perm, list)  # noqa: S101 (just compared)
+    if not isinstance(perm, list) or perm[:1] != [0] or sorted(perm) != list(range(len(x))):
+        raise call.unfit()
     return tuple(x[i] for i in perm)
 
 
 def _element(call: _Call) -> Shape:
     data, index = call.shapes
-    call.unless(index == () and len(data) >= 1 and call.attributes.get("axis", 0) == 0)
+    call.require(index == () and len(data) >= 1 and call.attributes.get("axis", 0) == 0)
     return data[1:]
 
 
@@ -430,7 +437,7 @@ def _sliced(call: _Call) -> Shape:
 
 def _greatest(call: _Call) -> Shape:
     x = call.shapes[0]
-    call.unless(len(x) == 2 and call.attributes.get("axis") == 1 and call.attributes.get("keepdims") == 0)
+    call.require(len(x) == 2 and call.attributes.get("axis") == 1 and call.attributes.get("keepdims") == 0)
     return x[:1]
 
 

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 from dfs_deploy.kinds import kind_of
 
@@ -115,17 +115,60 @@ def read_file(path: Path, limit: int, *, follow: bool = True) -> bytes:
         UnfitFileError: it is no regular file, or larger.
         OSError: it is not there, or cannot be read.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     check_file(path, limit, follow=follow)  # opening a device can already do something
-    handle = os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0))
-    with os.fdopen(handle, "rb") as stream:
-        size = _checked(os.fstat(handle), path, limit)
+    with _opened(path, follow=follow) as stream:
+        size = _checked(os.fstat(stream.fileno()), path, limit)
         content = stream.read(size + 1)  # as much is allocated as is asked for
         while len(content) > size and len(content) <= limit and (more := stream.read(_PIECE)):
             content += more
     if len(content) > limit:  # it grew, or says another size than it has, as files of /proc do
         raise UnfitFileError(errno.EFBIG, f"holds more than {limit:,} bytes, the most for such a file", str(path))
     return content
+
+
+def first_link(path: Path, root: Path) -> Path | None:
+    """The first part of a path below a folder that is a symbolic link; ``None`` if none is.
+
+    Args:
+        path: path in ``root``; it need not be there.
+        root: folder, which may be reached through links.
+    """
+    at = root
+    for part in path.relative_to(root).parts:
+        at /= part
+        if at.is_symlink():
+            return at
+    return None
+
+
+class OversizedReadError(ValueError):
+    """A read of more bytes at once than a file of its kind has reason for."""
+
+
+class BoundedReads:
+    """A file of which no single read takes more than a limit, for readers that believe the lengths in a file.
+
+    Args:
+        stream: the file.
+        limit: most bytes of a read; one of more raises :class:`OversizedReadError`.
+    """
+
+    def __init__(self, stream: BinaryIO, limit: int) -> None:
+        self._stream, self._limit = stream, limit
+        self.seek, self.tell, self.seekable = stream.seek, stream.tell, stream.seekable
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Reads as a file does."""
+        content = self._stream.read(self._limit + 1 if size < 0 else min(size, self._limit + 1))
+        if len(content) > self._limit:
+            raise OversizedReadError(f"a part of more than {self._limit:,} bytes")
+        return content
+
+
+def _opened(path: Path, *, follow: bool = True) -> BinaryIO:
+    """Opens a file for reading, and waits for nothing."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0)), "rb")
 
 
 def _checked(status: os.stat_result, path: Path, limit: int) -> int:
@@ -182,7 +225,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def sole_use(folder: Path) -> Iterator[None]:
-    """Keeps a folder for this process: nobody else who asks for the same gets it until the end, or until a crash.
+    """Keeps a folder for this caller: no other process or thread that asks for it gets it until the end, or a crash.
 
     No file is left for that. A file system without locks lets everybody pass.
 
@@ -190,7 +233,7 @@ def sole_use(folder: Path) -> Iterator[None]:
         folder: one that is there; it may be read-only.
 
     Raises:
-        BlockingIOError: another process has it.
+        BlockingIOError: another one has it.
         OSError: it is not there, or cannot be opened.
     """
     if fcntl is None:
@@ -283,22 +326,6 @@ def _lock(handle: int, wait: bool) -> bool | None:
     except OSError:
         return None
     return True
-
-
-def lock_folder(folder: Path) -> int | None:
-    """Locks a folder against other processes and threads that lock it, until the handle is closed.
-
-    Returns:
-        A handle to close with ``os.close``, also on a file system without locks; ``None`` if another holds the lock.
-
-    Raises:
-        OSError: it is not there, or cannot be opened.
-    """
-    handle = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    if _lock(handle, wait=False) is False:
-        os.close(handle)
-        return None
-    return handle
 
 
 def nameless_file() -> IO[bytes]:

@@ -22,6 +22,9 @@ _HEAD = 4096
 
 _MANIFEST = "manifest.json"
 
+GIT_LFS_MARK = b"version https://git-lfs.github.com/spec/"
+"""Beginning of what Git puts in the place of a file whose content it did not fetch."""
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -64,7 +67,7 @@ _MAGIC: tuple[tuple[bytes, int, str, Role, str], ...] = (
     (b"ftyp", 4, "an MP4 or QuickTime video", "video", _VIDEO),
     (b"\x1aE\xdf\xa3", 0, "a Matroska or WebM video", "video", _VIDEO),
     (b"%PDF-", 0, "a PDF document", "other", _OTHER),
-    (b"version https://git-lfs.github.com/spec/", 0, "a Git LFS pointer", "other", "fetch its content: git lfs pull"),
+    (GIT_LFS_MARK, 0, "a Git LFS pointer", "other", "fetch its content: git lfs pull"),
     (b"\x1f\x8b", 0, "a compressed archive (gzip)", "other", _ARCHIVE),
     (b"BZh", 0, "a compressed archive (bzip2)", "other", _ARCHIVE),
     (b"\xfd7zXZ\0", 0, "a compressed archive (xz)", "other", _ARCHIVE),
@@ -73,6 +76,23 @@ _MAGIC: tuple[tuple[bytes, int, str, Role, str], ...] = (
     (b"ustar", 257, "a tar archive", "other", _ARCHIVE),
     (b"\x7fELF", 0, "a program or library", "other", _OTHER),
 )
+
+
+def read_head(path: Path, size: int) -> bytes:
+    """First bytes of a regular file; none of anything else, which is not waited for.
+
+    Args:
+        path: any path.
+        size: most bytes that are read.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+    """
+    if not path.is_file():
+        return b""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(path, flags), "rb") as stream:
+        return stream.read(size) if stat.S_ISREG(os.fstat(stream.fileno()).st_mode) else b""
 
 
 def kind_of(path: str | Path) -> Kind | None:
@@ -91,7 +111,7 @@ def kind_of(path: str | Path) -> Kind | None:
             return _folder(path)
         if not stat.S_ISREG(status.st_mode):
             return Kind("no regular file", "other", "give a file or a folder")
-        kind = kind_of_content(_head(path), status.st_size)
+        kind = kind_of_content(read_head(path, _HEAD), status.st_size)
         if kind is _JSON and path.name == _MANIFEST:
             return Kind("the manifest of a bundle", "part", f"give the folder that it is in: {path.parent}")
         return kind
@@ -140,15 +160,9 @@ def given_instead(path: str | Path, expected: str, role: Role) -> str | None:
     return f"{path} is {kind.name}, expected {expected}; {kind.remedy.replace('PATH', shlex.quote(one_line(path)))}"
 
 
-def _head(path: Path) -> bytes:
-    """First bytes of a regular file; none of anything else, which is not waited for."""
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    with os.fdopen(handle, "rb") as stream:
-        return stream.read(_HEAD) if stat.S_ISREG(os.fstat(handle).st_mode) else b""
-
-
 def _folder(path: Path) -> Kind | None:
-    if os.path.lexists(path / _MANIFEST) and (path.suffix == ".dfs" or b'"schema_version"' in _head(path / _MANIFEST)):
+    manifest = path / _MANIFEST
+    if os.path.lexists(manifest) and (path.suffix == ".dfs" or b'"schema_version"' in read_head(manifest, _HEAD)):
         return Kind("a bundle", "bundle", _BUNDLE)
     if path.name.endswith(".dfs.cache"):
         bundle = one_line(path.name.removesuffix(".cache"))

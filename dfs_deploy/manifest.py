@@ -6,21 +6,19 @@ docs/bundle-format.md describes it for people.
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from dfs_deploy.architecture import Architecture, BlockShape
-from dfs_deploy.decoding import MalformedError, decode_json
+from dfs_deploy.architecture import Architecture
+from dfs_deploy.decoding import Digest, MalformedError, Name, Percentage, Share, decode_json
 from dfs_deploy.errors import BundleError, SchemaVersionError
 from dfs_deploy.options import Option, Options, Precision
 from dfs_deploy.preprocessing import (
     MAX_CLASSES,
-    MAX_INPUT_VALUES,
     MAX_MEAN,
     MAX_NAME,
     MAX_STD,
@@ -28,7 +26,7 @@ from dfs_deploy.preprocessing import (
     InputContract,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 PRODUCER = "dfs-deploy"
 
@@ -43,26 +41,13 @@ MAX_FILE = 1 << 30
 MAX_BUNDLE = 16 << 30
 """Most bytes of all files of a bundle."""
 
-MAX_BLOCKS = 1000
-"""Most residual blocks of a network."""
-
-MAX_MAP = MAX_INPUT_VALUES
-"""Most values of an image or feature map: 256 MiB in float32."""
-
 # Numbers and lengths are bounded, so that no manifest makes a reader take memory or time without end.
-Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-LONGEST_NAME = 256
-Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
-"""Of an option, a data set, a file or a version."""
-
 ClassName = Annotated[str, Meta(max_length=MAX_NAME)]
 
 Sentence = Annotated[str, Meta(max_length=4096)]
 Positive = Annotated[int, Meta(ge=1, le=1 << 16)]
 GateSize = Annotated[int, Meta(ge=1, le=1 << 12)]
 NotNegative = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-Percentage = Annotated[float, Meta(ge=0, le=100)]
 Value = Annotated[float, Meta(ge=-3.5e38, le=3.5e38)]
 Scale = Annotated[float, Meta(ge=1e-38, le=1e38)]
 """Within what float32 holds."""
@@ -86,7 +71,7 @@ class Engine(_Record, frozen=True, kw_only=True):
     """One engine: a file for each form in which its features may arrive.
 
     Attributes:
-        precision: of its arithmetic.
+        precision: precision of its arithmetic.
         output: the form in which it leaves its features.
         files: path in the bundle, by form of the input.
     """
@@ -100,7 +85,7 @@ class BlockEngines(_Record, frozen=True, kw_only=True):
     """What may run at one gated block.
 
     Attributes:
-        index: of the block; the first block is 0 and not gated, so the least here is 1.
+        index: index of the block; the first block is 0 and not gated, so the least here is 1.
         skip: the projection that a skip runs, or ``None`` where a skip is free.
         options: engines by option name, the one to prefer first.
     """
@@ -119,7 +104,7 @@ class RuntimeEngines(_Record, frozen=True, kw_only=True):
         head: the last features to logits.
         gate: the gate's step; its weights are among its outputs. ``None`` for a network with a static policy.
         feature_scales: a scale a block, first block included: what one step of uint8 is worth in its output's form.
-        static: by precision, the whole backbone as one engine, every block run: the baselines of a bench.
+        static: file of the whole backbone as one engine, every block run, by precision: the baselines of a bench.
     """
 
     stem: Engine
@@ -201,11 +186,11 @@ class AccuracyRecord(_Record, frozen=True, kw_only=True):
         data: name of the data set.
         samples: images measured.
         top1_reference: share of right answers of the PyTorch reference.
-        top1_bundle: likewise, of the bundle on ONNX Runtime.
-        top1_static: likewise, of each static baseline.
+        top1_bundle: share of right answers of the bundle on ONNX Runtime.
+        top1_static: share of right answers of each static baseline, by precision.
         route_agreement: share of block decisions equal to the reference's.
-        computation_percentage_reference: mean over the samples.
-        computation_percentage_bundle: likewise.
+        computation_percentage_reference: mean over the samples, in the reference.
+        computation_percentage_bundle: mean over the samples, in the bundle.
         max_abs_logit_error: greatest difference of a logit.
         option_share: for each gated block, the share of samples that took each option, in the bundle.
     """
@@ -227,7 +212,7 @@ class BudgetRecord(_Record, frozen=True, kw_only=True):
 
     Attributes:
         budget: computation that was asked for, as a share of running every gated block in full precision.
-        bias: that holds it: ``bias`` times an option's cost is taken from the option's score; negative where the
+        bias: bias that holds it: ``bias`` times an option's cost is taken from the option's score; negative where the
             network is to compute more than it was trained to.
         computation_percentage: measured with it; mean over the samples.
         top1: share of right answers, or ``None`` where the data have no labels.
@@ -252,20 +237,19 @@ class ServedRecord(_Record, frozen=True, kw_only=True):
     reason: Sentence
 
 
-class SourceRecord(_Record, frozen=True, kw_only=True, omit_defaults=True):
+class SourceRecord(_Record, frozen=True, kw_only=True):
     """The checkpoint that the bundle was made from.
 
     Attributes:
-        assumptions: what it does not say and was taken for granted, a line each.
-        weights_key: which of several weights in it were taken; ``None`` if there is one: then the key is not
-            written, and a manifest is as it was before there was such a key.
+        assumptions: what it does not say and was taken for granted, one line each.
+        weights_key: which of several weights in it were taken; ``None`` if there is one.
     """
 
     file: Name
     format: Name
     sha256: Digest
     assumptions: Annotated[list[Sentence], Meta(max_length=256)]
-    weights_key: Name | None = None
+    weights_key: Name | None
 
 
 class Manifest(_Record, frozen=True, kw_only=True):
@@ -273,7 +257,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
 
     Attributes:
         policy: for a network without a gate, the name of the option that each gated block always runs; else ``None``.
-        budgets: operating points of the gate, least budget first; empty where none was calibrated.
+        budgets: operating points of the gate, least budget first; empty if none was calibrated.
     """
 
     schema_version: int
@@ -294,16 +278,18 @@ class Manifest(_Record, frozen=True, kw_only=True):
 
 
 _ADDED: dict[str, Any] = {"policy": None, "budgets": []}
-"""What version 2 has and version 1 had not: the values of a version 1 manifest."""
+"""What version 2 has and version 1 had not, with the values of a version 1 manifest."""
 
-_First = msgspec.defstruct(
-    "_First",
-    [(field.name, field.type) for field in msgspec.structs.fields(Manifest) if field.name not in _ADDED],
-    frozen=True,
-    forbid_unknown_fields=True,
-    kw_only=True,
-)
-"""A manifest of version 1."""
+
+def _older(record: type[msgspec.Struct], without: Collection[str], **types: Any) -> type[msgspec.Struct]:
+    """A record as an older version had it: without some fields, and with other types of some others."""
+    fields = [(f.name, types.get(f.name, f.type)) for f in msgspec.structs.fields(record) if f.name not in without]
+    return msgspec.defstruct(f"_Older{record.__name__}", fields, frozen=True, forbid_unknown_fields=True, kw_only=True)
+
+
+_SOURCE = _older(SourceRecord, ("weights_key",))
+_OLDER = {1: _older(Manifest, _ADDED, source=_SOURCE), 2: _older(Manifest, (), source=_SOURCE)}
+"""The manifests of older versions."""
 
 
 class Head(msgspec.Struct):
@@ -324,19 +310,26 @@ class Head(msgspec.Struct):
 
     @property
     def listed(self) -> frozenset[str]:
-        """Names of its files; empty where they cannot be read."""
+        """Names of its files; empty if they cannot be read."""
         try:
             return frozenset(decode_json(bytes(self.files), dict[str, msgspec.Raw]))
         except MalformedError:
             return frozenset()
 
     @property
-    def made_from(self) -> SourceRecord | None:
+    def made_from(self) -> SourceHead | None:
         """The checkpoint that it says it was made from; ``None`` if it does not say, or cannot be read."""
         try:
-            return decode_json(bytes(self.source), SourceRecord)
+            return decode_json(bytes(self.source), SourceHead)
         except MalformedError:
             return None
+
+
+class SourceHead(msgspec.Struct):
+    """What can be read of the checkpoint in a manifest of any version: its file's name, and the SHA-256 of that."""
+
+    file: Name
+    sha256: Digest
 
 
 class _Producer(msgspec.Struct):
@@ -347,8 +340,8 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
     """Reads a manifest of this or an older version and checks it against the schema.
 
     Args:
-        content: of ``manifest.json``.
-        path: of the bundle, for messages.
+        content: content of ``manifest.json``.
+        path: path of the bundle, for messages.
 
     Returns:
         The manifest as this version has it, whichever it was written in.
@@ -362,16 +355,17 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
         if not 1 <= version <= SCHEMA_VERSION:
             known, remedy = f"1 to {SCHEMA_VERSION}", "update dfs-deploy" if version > 1 else "export it again"
             raise SchemaVersionError(f"{path} has schema version {version}, expected {known}; {remedy}")
-        if version == 1:
-            first = msgspec.structs.asdict(decode_json(content, _First))
-            return Manifest(**{**first, **_ADDED, "schema_version": SCHEMA_VERSION})
-        return decode_json(content, Manifest)
+        if version == SCHEMA_VERSION:
+            return decode_json(content, Manifest)
+        older = msgspec.structs.asdict(decode_json(content, _OLDER[version]))
+        source = SourceRecord(**msgspec.structs.asdict(older.pop("source")), weights_key=None)
+        return Manifest(**{**_ADDED, **older, "source": source, "schema_version": SCHEMA_VERSION})
     except MalformedError as error:
         raise BundleError(f"{path}: {MANIFEST} is malformed ({error}); copy or export the bundle again") from error
 
 
 def architecture_of(manifest: Manifest) -> Architecture:
-    """The architecture; raises UsageError where it cannot be."""
+    """The architecture; raises UsageError if it cannot be."""
     record = manifest.architecture
     return Architecture(
         groups=tuple(record.groups),
@@ -384,7 +378,7 @@ def architecture_of(manifest: Manifest) -> Architecture:
 
 
 def input_of(manifest: Manifest) -> InputContract:
-    """The input contract; raises UsageError where it cannot be."""
+    """The input contract; raises UsageError if it cannot be."""
     record = manifest.input
     return InputContract(record.shape, tuple(record.mean), tuple(record.std), tuple(record.class_names))
 
@@ -397,12 +391,6 @@ def contradictions(manifest: Manifest, options: Options, architecture: Architect
         yield "input shape and architecture disagree"
     if manifest.input.class_names and len(manifest.input.class_names) != architecture.classes:
         yield f"{len(manifest.input.class_names)} class names for {architecture.classes} classes"
-    if sum(architecture.groups) > MAX_BLOCKS:
-        yield f"{sum(architecture.groups):,} blocks, at most {MAX_BLOCKS:,} can be run"
-        return  # what follows goes through all of them
-    largest = max(math.prod(architecture.image_shape), *(_values(shape) for shape in architecture.block_shapes()))
-    if largest > MAX_MAP:
-        yield f"an image or feature map of {largest:,} values, at most {MAX_MAP:,} can be run"
     size = sum(record.size for record in manifest.files.values())
     if size > MAX_BUNDLE:
         yield f"files of {size:,} bytes together, at most {MAX_BUNDLE:,} are read"
@@ -437,11 +425,6 @@ def _policy_problems(
         yield f"the policy names option {name!r}, which is not among {options}"
     if manifest.budgets:
         yield "budgets for a network whose policy is static"
-
-
-def _values(shape: BlockShape) -> int:
-    """Values of a block's greater feature map."""
-    return max(shape.in_channels * math.prod(shape.in_size), shape.out_channels * math.prod(shape.out_size))
 
 
 def _forms(name: RuntimeName, engines: RuntimeEngines) -> Iterator[str]:

@@ -72,14 +72,14 @@ class InputContract:
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
     def prepare(self, images: NDArray[Any], first: int = 0) -> NDArray[np.float32]:
-        """Checks an input and normalises it where it is uint8.
+        """Checks an input and normalises it if it is uint8.
 
         Args:
             images: (N, C, H, W) float32, normalised; or (N, H, W, C) uint8.
             first: index of the first of them in the batch that they are a part of, for messages.
 
         Returns:
-            (N, C, H, W) float32, contiguous. The array itself where it is that already.
+            (N, C, H, W) float32, contiguous. The array itself if it is that already.
 
         Raises:
             InputError: an empty batch, another shape or dtype, NaN or infinity.
@@ -148,7 +148,7 @@ def class_names_problem(names: Sequence[str]) -> str | None:
             return f"class {index} has a name of type {type(name).__name__}, expected text"
         if not name.strip() or len(name) > MAX_NAME:
             return (
-                f"class {index} has a name of {len(name):,} letters, expected 1 to {MAX_NAME} and no blank; rename it"
+                f"class {index} has a name of {len(name):,} letters, expected 1 to {MAX_NAME}, not all blank; rename it"
             )
         try:
             name.encode()

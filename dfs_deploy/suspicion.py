@@ -43,7 +43,7 @@ def suspicions(
     Args:
         labels: (N,) true class of each image; ``None`` if none are known.
         predictions: (N,) predicted class of each image.
-        classes: of the network.
+        classes: number of the network's classes.
         class_names: name of each class, or empty.
 
     Returns:

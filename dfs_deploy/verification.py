@@ -10,21 +10,14 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from dfs_deploy.decoding import MalformedError, decode_json
+from dfs_deploy.decoding import MAX_JSON, Digest, MalformedError, Name, Percentage, Share, decode_json
 from dfs_deploy.errors import SavedResultError
 from dfs_deploy.files import read_file, write_whole
 from dfs_deploy.text import first_line
 
 SCHEMA: Final = "dfs-deploy/verify"
-SCHEMA_VERSION: Final = 1
-
-Share = Annotated[float, Meta(ge=0, le=1)]
-Percentage = Annotated[float, Meta(ge=0, le=100)]
-Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-LONGEST_NAME = 256
-Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
-
-_MOST_BYTES = 64 << 20
+SCHEMA_VERSION: Final = 2
+"""Version 2 added ``notes`` and ``assumptions``; a file of version 1 is read as if they were empty."""
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -37,13 +30,13 @@ class EngineError(_Record, frozen=True, kw_only=True):
     Attributes:
         block: index of the block.
         option: name.
-        precision: of the engine.
-        runtime: that it was made for.
-        form: in which it takes features.
-        max_relative: greatest error over the greatest output; ``None`` where a value is not finite.
-        rms_relative: root-mean-square error over that of the output, likewise.
-        tolerance: of ``rms_relative`` for INT8, of ``max_relative`` for others; the one that export fails by.
-        passed: whether it is within.
+        precision: precision of the engine.
+        runtime: runtime that it was made for.
+        form: form in which it takes features.
+        max_relative: greatest error over the greatest output; ``None`` if a value is not finite.
+        rms_relative: root-mean-square error over that of the output; ``None`` as above.
+        tolerance: most ``rms_relative`` for INT8, most ``max_relative`` for others; the one that export fails by.
+        passed: whether the error is within it.
     """
 
     block: Annotated[int, Meta(ge=0)]
@@ -67,31 +60,30 @@ class Verification(_Record, frozen=True, kw_only=True):
 
     Attributes:
         schema: ``dfs-deploy/verify``.
-        schema_version: of these keys.
-        version: of dfs-deploy.
+        schema_version: version of these keys.
+        version: version of dfs-deploy.
         bundle: name of the bundle.
         bundle_digest: SHA-256 of its manifest.
         checkpoint: name of the checkpoint's file.
-        checkpoint_sha256: of that file.
+        checkpoint_sha256: SHA-256 of that file.
         data: name of the data.
-        seed: of the draw.
-        budget: that the bundle ran at, or ``None`` as trained.
+        seed: seed of the draw.
+        budget: budget that the bundle ran at, or ``None`` as trained.
         samples: images compared.
         top1_reference: share of right answers of the reference.
-        top1_bundle: likewise, of the bundle.
+        top1_bundle: share of right answers of the bundle.
         route_agreement: share of block decisions equal to the reference's.
-        block_agreement: likewise, at each gated block.
-        computation_percentage_reference: mean over the samples.
-        computation_percentage_bundle: likewise.
-        max_abs_logit_error: greatest difference of a logit; ``None`` where one is not finite.
+        block_agreement: the same share at each gated block.
+        computation_percentage_reference: mean over the samples, in the reference.
+        computation_percentage_bundle: mean over the samples, in the bundle.
+        max_abs_logit_error: greatest difference of a logit; ``None`` if one is not finite.
         per_block: the error of each engine, or ``None`` if it was not asked for.
-        notes: what was assumed about the data, and what hints at a mistake, a line each.
-        per_block: the error of each engine, or ``None`` where it was not asked for.
-        assumptions: what was assumed about the checkpoint, a line each.
+        notes: what was assumed about the data, and what hints at a mistake, one line each.
+        assumptions: what was assumed about the checkpoint, one line each.
     """
 
     schema: Literal["dfs-deploy/verify"] = SCHEMA
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     version: Name
     bundle: Name
     bundle_digest: Digest
@@ -126,7 +118,7 @@ class _Head(msgspec.Struct):
 
 
 def finite(value: float) -> float | None:
-    """The value, or ``None`` where it is NaN or infinite, which JSON cannot hold."""
+    """The value, or ``None`` if it is NaN or infinite, which JSON cannot hold."""
     return value if math.isfinite(value) else None
 
 
@@ -143,17 +135,17 @@ def load_verification(path: Path) -> Verification:
     """
     remedy = "make it with dfs-deploy verify --save"
     try:
-        content = read_file(path, _MOST_BYTES)
+        content = read_file(path, MAX_JSON)
     except OSError as error:
         raise SavedResultError(f"{path} cannot be read ({first_line(error)}); {remedy}") from error
     try:
         head = decode_json(content, _Head)
         if head.schema != SCHEMA:
             raise SavedResultError(f"{path} holds {head.schema!r}, expected {SCHEMA!r}; {remedy}")
-        if head.schema_version != SCHEMA_VERSION:
+        if not 1 <= head.schema_version <= SCHEMA_VERSION:
             newer = "update dfs-deploy" if head.schema_version > SCHEMA_VERSION else "verify again"
             raise SavedResultError(
-                f"{path} has schema version {head.schema_version}, expected {SCHEMA_VERSION}; {newer}"
+                f"{path} has schema version {head.schema_version}, expected 1 to {SCHEMA_VERSION}; {newer}"
             )
         return decode_json(content, Verification)
     except MalformedError as error:

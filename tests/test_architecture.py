@@ -111,3 +111,18 @@ def test_a_change_of_channels_alone_projects() -> None:
 def test_impossible_networks_are_refused(values: dict[str, tuple[int, ...]]) -> None:
     with refuses(UsageError, "impossible architecture"):
         Architecture(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"groups": (500, 500, 1)}, "1001 blocks"),
+        ({"groups": (1, 1, 1), "image_shape": (3, 1025, 8)}, "1025x8 pixels"),
+        ({"groups": (1, 1, 1), "image_shape": (3, 1024, 1024), "widths": (16, 32, 1025)}, "67,174,400 values"),
+        ({"groups": (1, 1, 1), "image_shape": (65, 1024, 1024)}, "68,157,440 values"),
+    ],
+)
+def test_networks_without_bounds_are_refused(values: dict[str, tuple[int, ...]], word: str) -> None:
+    with refuses(UsageError, word):
+        Architecture(**values)  # type: ignore[arg-type]
+    Architecture((1, 1, 1), image_shape=(64, 1024, 1024))

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from msgspec import inspect
 
 from dfs_deploy.arrays import Arrays
-from dfs_deploy.bundle import Bundle, check_writable, find_bundle, write_bundle
+from dfs_deploy.bundle import Bundle, check_writable, find_bundle, source_of, write_bundle
 from dfs_deploy.errors import ArtefactError, BundleError, DigestError, SchemaVersionError, UsageError
 from dfs_deploy.files import sha256
 from dfs_deploy.manifest import MANIFEST, SCHEMA_VERSION, Manifest, parse_manifest
@@ -32,11 +32,11 @@ from dfs_deploy.runtimes import Runtime
 from tests.checks import MakesFolder, refuses
 from tests.test_arrays import mutated
 
-GOLDEN = Path(__file__).parent / "golden" / "manifest-v2.json"
+GOLDEN = Path(__file__).parent / "golden" / "manifest-v3.json"
 """A manifest as this version writes it; each of its files holds its own name."""
 
-GOLDEN_V1 = GOLDEN.with_name("manifest-v1.json")
-"""The same network's as version 1 wrote it."""
+GOLDEN_V1, GOLDEN_V2 = GOLDEN.with_name("manifest-v1.json"), GOLDEN.with_name("manifest-v2.json")
+"""The same network's as older versions wrote them."""
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -138,19 +138,39 @@ def test_the_golden_manifest_keeps_loading(made: Path) -> None:
     assert bundle.size == sum(len(data) for data in golden_files().values())
 
 
-def test_a_manifest_of_version_1_is_read_as_this_version_has_it(made: Path, tmp_path: Path) -> None:
-    expected = msgspec.structs.replace(Bundle(made).manifest, policy=None, budgets=[])
-    (made / MANIFEST).write_bytes(GOLDEN_V1.read_bytes())
-    assert Bundle(made).manifest == expected
+@pytest.mark.parametrize(
+    ("older", "lacking"), [(GOLDEN_V1, {"policy": None, "budgets": []}), (GOLDEN_V2, {})], ids=["1", "2"]
+)
+def test_a_manifest_of_an_older_version_is_read_as_this_version_has_it(
+    made: Path, tmp_path: Path, older: Path, lacking: dict[str, Any]
+) -> None:
+    manifest = Bundle(made).manifest
+    source = msgspec.structs.replace(manifest.source, weights_key=None)
+    (made / MANIFEST).write_bytes(older.read_bytes())
+    assert Bundle(made).manifest == msgspec.structs.replace(manifest, source=source, **lacking)
+    origin = source_of(made)
+    assert origin is not None
+    assert (origin.file, origin.sha256) == (source.file, source.sha256)
     again = write_bundle(tmp_path / "again.dfs", Bundle(made).manifest, golden_files())
     assert values(again.path)["schema_version"] == SCHEMA_VERSION
 
 
-@pytest.mark.parametrize("key", ["policy", "budgets"])
-def test_a_manifest_of_version_1_with_a_key_of_version_2(made: Path, key: str) -> None:
-    (made / MANIFEST).write_bytes(GOLDEN_V1.read_bytes())
-    edit_manifest(made, set_to(key, value=values(made).get(key)))
-    with refuses(BundleError, MANIFEST, key):
+@pytest.mark.parametrize(
+    ("older", "keys"),
+    [
+        (GOLDEN_V1, ("policy",)),
+        (GOLDEN_V1, ("budgets",)),
+        (GOLDEN_V1, ("source", "weights_key")),
+        (GOLDEN_V2, ("source", "weights_key")),
+    ],
+    ids=lambda value: value.stem if isinstance(value, Path) else value[-1],
+)
+def test_a_manifest_of_an_older_version_with_a_key_of_a_newer_one(
+    made: Path, older: Path, keys: tuple[str, ...]
+) -> None:
+    (made / MANIFEST).write_bytes(older.read_bytes())
+    edit_manifest(made, set_to(*keys, value=None))
+    with refuses(BundleError, MANIFEST, keys[-1]):
         Bundle(made)
 
 
@@ -426,10 +446,10 @@ def drop(*keys: str | int) -> Edit:
     return edit
 
 
-@pytest.mark.parametrize(("version", "word"), [(0, "export it again"), (3, "update"), (99, "update"), (-1, "export")])
+@pytest.mark.parametrize(("version", "word"), [(0, "export it again"), (4, "update"), (99, "update"), (-1, "export")])
 def test_another_schema_version(made: Path, version: int, word: str) -> None:
     edit_manifest(made, set_to("schema_version", value=version))
-    with refuses(SchemaVersionError, str(version), "expected 1 to 2", word):
+    with refuses(SchemaVersionError, str(version), "expected 1 to 3", word):
         Bundle(made)
     assert SchemaVersionError.exit_code == 4
 
@@ -452,6 +472,7 @@ def test_another_version_is_told_before_its_unknown_keys(made: Path) -> None:
         b'{"schema_version": "1"}',
         b'{"schema_version": 1}',
         b'{"schema_version": 2}',
+        b'{"schema_version": 3}',
         b'{"schema_version": 1, ',
         b"\x80\x05\x95",
         b'{"schema_version": "\xff"}',
@@ -707,7 +728,7 @@ def test_a_manifest_that_is_no_file_is_refused_at_once(made: Path, monkeypatch: 
 
 
 def test_a_manifest_of_many_small_parts_takes_little_memory(made: Path) -> None:
-    (made / MANIFEST).write_bytes(b'{"schema_version": 2, "producer": {"a": [' + b"[]," * 3_000_000 + b"[]]}}")
+    (made / MANIFEST).write_bytes(b'{"schema_version": 3, "producer": {"a": [' + b"[]," * 3_000_000 + b"[]]}}")
     tracemalloc.start()
     try:
         with pytest.raises(BundleError):

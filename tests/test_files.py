@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import stat
 import subprocess
@@ -16,11 +17,15 @@ from hypothesis import strategies as st
 
 from dfs_deploy import files
 from dfs_deploy.files import (
+    BoundedReads,
+    OversizedReadError,
     UnfitFileError,
     check_file,
     check_folder,
+    first_link,
     put_folder,
     read_file,
+    read_head,
     remove_leftovers,
     sha256,
     sole_use,
@@ -336,3 +341,36 @@ def test_a_folder_in_sole_use_of_a_killed_process_is_free(tmp_path: Path) -> Non
     holder.communicate()
     with sole_use(tmp_path):
         pass
+
+
+def test_the_first_link_below_a_folder_is_found(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "folder" / "inner").mkdir(parents=True)
+    (tmp_path / "way").symlink_to(root)  # what leads to the root may be a link
+    assert first_link(tmp_path / "way" / "folder" / "inner" / "missing", tmp_path / "way") is None
+    (root / "folder" / "inner" / "file").symlink_to("nowhere")
+    assert first_link(root / "folder" / "inner" / "file", root) == root / "folder" / "inner" / "file"
+    (root / "link").symlink_to("folder")
+    assert first_link(root / "link" / "inner" / "file", root) == root / "link"
+
+
+def test_the_head_of_what_is_no_regular_file_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    assert read_head(tmp_path / "file", 4) == b"cont"
+    assert read_head(tmp_path / "file", 100) == b"content"
+    assert read_head(tmp_path, 4) == b""
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        assert read_head(tmp_path / "pipe", 4) == b""
+
+
+def test_no_read_takes_more_than_its_limit() -> None:
+    reads = BoundedReads(io.BytesIO(b"0123456789"), 4)
+    assert reads.read(4) == b"0123"
+    with pytest.raises(OversizedReadError, match="more than 4 bytes"):
+        reads.read(5)
+    reads.seek(7)
+    assert reads.read() == b"789"
+    reads.seek(0)
+    with pytest.raises(OversizedReadError):
+        reads.read()

@@ -18,7 +18,7 @@ from dfs_deploy.bench.results import SCHEMA_VERSION, BenchResult
 from dfs_deploy.bench.validity import MAX_UNCERTAINTY, unsteady
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.datasets import Dataset, ImageFolder
-from dfs_deploy.decoding import MAX_JSON, MalformedError, decode_json
+from dfs_deploy.decoding import MAX_JSON, MalformedError, Measured, Name, Share, decode_json
 from dfs_deploy.errors import ArtefactError, CheckFailedError, UsageError
 from dfs_deploy.files import read_file, write_whole
 from dfs_deploy.text import first_line, one_line
@@ -26,20 +26,15 @@ from dfs_deploy.text import first_line, one_line
 NOISE_BAND = 0.05
 """Change of a ratio that two runs of the same thing may show: each agrees with another to this (docs/bench.md)."""
 
-Positive = Annotated[float, Meta(ge=1e-9, le=1e9)]
-"""A time in milliseconds or a ratio of two: so bounded that no quotient of them overflows."""
-
-Name = Annotated[str, Meta(max_length=256)]
-
 
 class _Record(msgspec.Struct, frozen=True):
     """A part of a saved bench that a comparison reads; other keys are left alone."""
 
 
 class _Interval(_Record, frozen=True):
-    value: Positive
-    low: Positive
-    high: Positive
+    value: Measured
+    low: Measured
+    high: Measured
 
     def __post_init__(self) -> None:
         if not self.low <= self.high:
@@ -57,7 +52,7 @@ class _Ratio(_Record, frozen=True):
 
 
 class _Latency(_Record, frozen=True):
-    p50: Positive
+    p50: Measured
 
 
 class _Case(_Record, frozen=True):
@@ -65,7 +60,7 @@ class _Case(_Record, frozen=True):
     batch: Annotated[int, Meta(ge=1)]
     latency_ms: _Latency
     ratio: _Ratio | None
-    top1: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top1: Share | None = None
 
 
 class _Bundle(_Record, frozen=True):

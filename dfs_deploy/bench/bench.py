@@ -108,7 +108,6 @@ def run_bench(
     Raises:
         UsageError: no inputs, or fewer than one batch; paths cannot be forced, or none of them skips; a network to
             compare with does not fit; threads on a device whose runtime has none; a budget that was not calibrated.
-        MissingExtraError: ``forced``, and onnx is not installed.
     """
     report: Report = progress or (lambda what, share: None)
     on_cpu = RUNTIME_OF[device] == "onnxruntime"

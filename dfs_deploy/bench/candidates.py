@@ -115,7 +115,6 @@ def open_candidates(
     Raises:
         UsageError: paths cannot be forced, or none skips; or a network to compare with is no static one, has engines
             for another runtime alone, or takes other images or classes.
-        MissingExtraError: a trace is asked for, and onnx is not installed.
     """
     here = runtime.description["runtime"] == "onnxruntime"
     if against and not here:

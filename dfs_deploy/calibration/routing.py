@@ -109,7 +109,7 @@ def calibrate_static(network: DFSNetwork, batches: Batches, method: str) -> dict
     Args:
         network: the reference, in evaluation mode.
         batches: the calibration data.
-        method: as for :func:`calibrate`; ``checkpoint`` measures by extent here.
+        method: name of a method, as for :func:`calibrate`; ``checkpoint`` measures by extent here.
 
     Returns:
         An interval for each tensor of each block, under the option :data:`STATIC`.

@@ -12,6 +12,7 @@ import zipfile
 from typing import BinaryIO
 
 from dfs_deploy.checkpoints.pickled import MalformedPickleError, OversizedPickleError, PickleFollower
+from dfs_deploy.files import BoundedReads, OversizedReadError
 from dfs_deploy.text import one_line
 
 MAX_PICKLE = 8 << 20
@@ -42,26 +43,13 @@ def check_archive(stream: BinaryIO, size: int) -> None:
         _check_pickles(stream, size)
 
 
-class _Bounded:
-    """A file of which no single read takes more than the pickles of a checkpoint: lengths are what the file says."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self.seek = stream.seek
-        self.tell = stream.tell
-        self.seekable = stream.seekable
-
-    def read(self, size: int = -1, /) -> bytes:
-        if size > MAX_PICKLE:
-            raise OversizedPickleError(f"{size:,} bytes of names")
-        return self._stream.read(size)
-
-
 def _check_zip(stream: BinaryIO, size: int) -> None:
     try:
-        with zipfile.ZipFile(_Bounded(stream)) as archive:
+        with zipfile.ZipFile(BoundedReads(stream, MAX_PICKLE)) as archive:
             members = _check_members(archive, size)
             pickled = archive.read(members["data.pkl"])
+    except OversizedReadError as error:
+        raise OversizedPickleError(str(error)) from error
     except (zipfile.BadZipFile, KeyError, NotImplementedError, ValueError, OverflowError, EOFError) as error:
         raise MalformedPickleError("a damaged ZIP archive") from error
     follower = PickleFollower()
@@ -116,7 +104,8 @@ def _check_pickles(stream: BinaryIO, size: int) -> None:
         raise MalformedPickleError("values of a big-endian machine")
     follower.follow(head)
     keys = follower.follow(head)
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(follower.storages):
+    named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not named or sorted(keys) != sorted(follower.storages):
         raise MalformedPickleError("storages that are not those of its tensors")
     position = head.tell()
     for key in keys:

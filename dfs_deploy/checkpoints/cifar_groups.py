@@ -22,7 +22,7 @@ def read_architecture(keys: Iterable[str], reader: TensorReader, size: tuple[int
     """Derives the shape from which blocks there are and from the shapes of a few tensors.
 
     Args:
-        keys: of all tensors.
+        keys: names of all tensors.
         reader: the checkpoint's tensors.
         size: height and width of images, which no tensor tells.
 

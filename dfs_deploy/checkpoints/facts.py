@@ -35,7 +35,7 @@ def assumed_input(channels: int, facts: CheckpointFacts, scripts: str) -> tuple[
     """The input contract of a network whose file says nothing of its input.
 
     Args:
-        channels: of an image.
+        channels: channels of an image.
         facts: what the caller knows.
         scripts: whose training is taken for granted, as in ``SkipNet's``.
 
@@ -67,7 +67,7 @@ def assumed_input(channels: int, facts: CheckpointFacts, scripts: str) -> tuple[
 
 
 def corrected_input(recorded: InputContract, facts: CheckpointFacts) -> tuple[InputContract, tuple[str, ...]]:
-    """The input contract that a file records, where the caller does not know better.
+    """The input contract that a file records, unless the caller knows better.
 
     Returns:
         The contract, and a line for each value that differs from the file's.

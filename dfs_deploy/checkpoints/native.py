@@ -67,8 +67,8 @@ def load_native(raw: RawCheckpoint, options: Options | None, facts: CheckpointFa
     """Reads what :func:`save_checkpoint` wrote.
 
     Raises:
-        CheckpointError: of another version, values that cannot be, or tensors that are not those of the network that
-            the values describe.
+        CheckpointError: a file of another version, values that cannot be, or tensors that are not those of the network
+            that the values describe.
     """
     version = raw.values.get("version")
     if version not in (1, VERSION):

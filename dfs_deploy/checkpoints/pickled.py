@@ -209,6 +209,8 @@ class _Machine:
 
     def name_from_stack(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
+        if not isinstance(name, str) or not isinstance(module, str):  # text of nested lists may have no end
+            raise MalformedPickleError("a pickle that names something by no text")
         self.push_named(f"{module}.{name}")
 
     def gather(self, count: int) -> None:

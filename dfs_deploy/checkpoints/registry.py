@@ -25,7 +25,7 @@ class Checkpoint:
         input: how pixels become its input.
         format: name of the recogniser that read it.
         assumptions: what the file does not say and was taken for granted, what was chosen or left out, and where the
-            caller's word went before the file's, a line each.
+            caller's word went before the file's, one line each.
         notes: those of the assumptions that are about which tensors of the file are the network's.
         weights_key: name of these weights in the file, if there are several; else ``None``.
     """

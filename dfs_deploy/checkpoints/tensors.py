@@ -36,7 +36,7 @@ class TensorReader:
     """Takes tensors by key, checks them, and knows which were never asked for.
 
     Args:
-        tensors: of one network, by key.
+        tensors: tensors of one network, by key.
         kind: name of the format, for messages.
         aliases: for each beginning of a key that stands for the same tensors as another one, that other one; either may
             be in a checkpoint.
@@ -160,7 +160,7 @@ def fill(network: DFSNetwork, state: Mapping[str, Tensor]) -> DFSNetwork:
     """Gives a network without values its tensors, in evaluation mode. Every one must be given: none has another value.
 
     Args:
-        network: as :func:`without_values` makes it.
+        network: network as :func:`without_values` makes it.
         state: every tensor by name, on the CPU; counts of batches may be missing.
     """
     counters = {key: torch.zeros((), dtype=torch.int64) for key in network.state_dict() if key.endswith(COUNTER)}

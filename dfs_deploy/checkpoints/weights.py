@@ -1,7 +1,7 @@
 """Which tensors of a checkpoint are the network's weights: found by the name of one of them, wherever it stands.
 
 Training saves weights in a dict beside other things, wraps networks so that every name grows, keeps an average of the
-weights beside them, and lets profilers count in them. All of that is undone here where there is one way to, and said.
+weights beside them, and lets profilers count in them. All of that is undone here, if there is one way to, and said.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ _MOST_COPIES = 4
 _MAX_DEPTH = 3
 _MAX_DICTS = 256
 _MAX_LABEL = 48
+_MAX_NETWORKS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +45,9 @@ class RawCheckpoint:
     """A network's weights and what stood beside them, before anyone has recognised them.
 
     Attributes:
-        tensors: by name, without what wrappers add.
+        tensors: tensors by name, without what wrappers add.
         values: plain values beside them.
-        notes: what was left out, undone or chosen, a line each.
+        notes: what was left out, undone or chosen, one line each.
         weights: name of these weights in the file, if there are several; else ``None``.
     """
 
@@ -78,7 +79,7 @@ def choose_weights(file: FileContent, wanted: str | None = None) -> RawCheckpoin
     """Finds the network's weights in what a file holds.
 
     Args:
-        file: as read.
+        file: content of the file, as read.
         wanted: which of several to take, as messages name them; ``None`` for those of the network rather than of its
             average, and the first of these.
 
@@ -87,6 +88,11 @@ def choose_weights(file: FileContent, wanted: str | None = None) -> RawCheckpoin
             tensors stand beside the network's.
     """
     found = list(_networks(file.content))
+    if len(found) > _MAX_NETWORKS:
+        raise CheckpointError(
+            f"{file.path} has weights of {len(found):,} networks, expected {_MAX_NETWORKS} at most; save"
+            " model.state_dict() of one alone"
+        )
     chosen = _chosen(file, found, wanted)
     if chosen is None:
         largest = max(_dicts(file.content), key=lambda entry: len(entry[1]), default=((), {}))

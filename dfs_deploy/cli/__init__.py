@@ -5,7 +5,7 @@ import sys
 
 def main() -> None:
     """Entry point of ``dfs-deploy``."""
-    from dfs_deploy.cli.process import open_streams, stoppable
+    from dfs_deploy.cli.process import Stopped, describe_stop, open_streams, stoppable
 
     with stoppable():
         open_streams()
@@ -16,9 +16,10 @@ def main() -> None:
                 raise
             sys.stderr.write(f"error: {error.name} is not installed and this needs it; run: pip install {error.name}\n")
             sys.exit(3)
-        except KeyboardInterrupt:  # while libraries are imported
-            sys.stderr.write("interrupted\n")
-            sys.exit(130)
+        except (KeyboardInterrupt, Stopped) as stop:  # while libraries are imported
+            how, code = describe_stop(stop)
+            sys.stderr.write(f"{how}\n")
+            sys.exit(code)
         run()
 
 

@@ -9,7 +9,8 @@ import typer
 
 import dfs_deploy
 from dfs_deploy.cli import bench, demo, doctor, export, inspect, prepare, report, run, train, verify
-from dfs_deploy.cli.console import INTERRUPTED, exit_codes
+from dfs_deploy.cli.console import exit_codes
+from dfs_deploy.cli.process import INTERRUPTED
 from dfs_deploy.errors import UsageError
 
 _PROGRAM = "dfs-deploy"

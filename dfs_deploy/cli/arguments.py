@@ -125,8 +125,9 @@ def refuse_given(context: typer.Context, why: str, *names: str) -> None:
     for name in names:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            flag = next(option.opts[0] for option in context.command.params if option.name == name)
-            raise UsageError(f"{flag} {why}")
+            option = next(option for option in context.command.params if option.name == name)
+            flags = option.secondary_opts if context.params.get(name) is False else option.opts
+            raise UsageError(f"{flags[0]} {why}")
 
 
 def bundle_path(given: Path | None) -> Path:

@@ -18,12 +18,11 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from dfs_deploy.cli.process import Stopped
+from dfs_deploy.cli.process import Stopped, describe_stop
 from dfs_deploy.errors import DfsDeployError, EnvironmentLacksError, ExportMismatchError, InternalError
 from dfs_deploy.extras import CORE, broken
 from dfs_deploy.text import one_line
 
-INTERRUPTED = 130
 CLOSED_PIPE = 141
 """Exit code where nobody reads the output any more: what a shell reports of a program that SIGPIPE ended."""
 
@@ -186,10 +185,9 @@ def exit_codes(debug: bool) -> Iterator[None]:
         what = f"{error.filename}: " if error.filename else ""
         seen = f"{what}{error.strerror or error}; check the path, its permissions and the space left"
         _end(EnvironmentLacksError.exit_code, seen, trace=debug)
-    except Stopped as stop:
-        _end(stop.code, f"stopped by {stop.name}", head="")
-    except KeyboardInterrupt:
-        _end(INTERRUPTED, "interrupted", head="")
+    except (KeyboardInterrupt, Stopped) as stop:
+        how, code = describe_stop(stop)
+        _end(code, how, head="")
     except Exception as error:
         _end_by_fault(error)
 
@@ -200,7 +198,7 @@ def _end_by_fault(error: Exception) -> NoReturn:
     _end(InternalError.exit_code, seen, trace=True)
 
 
-def _end(code: Any, *lines: str, head: str = "error: ", trace: bool = False) -> NoReturn:
+def _end(code: int, *lines: str, head: str = "error: ", trace: bool = False) -> NoReturn:
     """Prints lines on standard error and ends the program; with the same code if they cannot be printed."""
     shown = traceback.format_exc().splitlines() if trace else []
     try:

@@ -16,6 +16,9 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+INTERRUPTED = 130
+"""Exit code of a process that Ctrl-C ended."""
+
 SIGNALED = 128
 """Exit code of a process that a signal ended, less the signal's number, as shells report it."""
 
@@ -38,6 +41,13 @@ class Stopped(SystemExit):
     def __init__(self, number: int) -> None:
         super().__init__(SIGNALED + number)
         self.name = signal.Signals(number).name
+
+
+def describe_stop(stop: Stopped | KeyboardInterrupt) -> tuple[str, int]:
+    """What ends this process, in words, and its exit code."""
+    if isinstance(stop, Stopped):
+        return f"stopped by {stop.name}", SIGNALED + signal.Signals[stop.name]
+    return "interrupted", INTERRUPTED
 
 
 @contextlib.contextmanager

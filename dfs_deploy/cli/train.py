@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
 import sys
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dfs_deploy.cli.arguments import DataHelp, JsonOption, SeedOption, parse_size
-from dfs_deploy.cli.console import INTERRUPTED, errors, output, percent, print_json, show_table
+from dfs_deploy.cli.arguments import DataHelp, JsonOption, SeedOption, parse_size, refuse_given
+from dfs_deploy.cli.console import errors, output, percent, print_json, show_table
 from dfs_deploy.cli.next_step import command
-from dfs_deploy.cli.process import SIGNALED, Stopped
+from dfs_deploy.cli.process import Stopped, describe_stop
 from dfs_deploy.cli.train_progress import Progression, training_progress
 from dfs_deploy.errors import DataError, UsageError
 from dfs_deploy.extras import required
@@ -120,7 +119,9 @@ def train(
     evaluate_every: Annotated[int, typer.Option(min=0, help="Steps between evaluations; 0: after each stage.")] = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between saved states.")] = 200,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="a GPU if there is one")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="PyTorch's choice")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads.", show_default="as the machine grants")
+    ] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Convolutions in bfloat16.")] = False,
     compile: Annotated[bool, typer.Option("--compile", help="Compile stage 0 by torch.compile.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's events too.")] = False,
@@ -131,7 +132,12 @@ def train(
     with required():
         from dfs_deploy import training
     if resume is not None:
-        _check_alone(context)
+        others = [each.name for each in context.command.params if each.name and each.name not in _BESIDE_RESUME]
+        refuse_given(
+            context,
+            "beside --resume, which goes on with the run as it was begun; leave it out, or begin a new run",
+            *others,
+        )
         with _stoppable(resume, quiet=json) as observer:
             trained = training.resume(resume, observer)
         if trained.finished_before and trained.first and not json:
@@ -179,17 +185,6 @@ def train(
     with _stoppable(out, quiet=json) as observer:
         trained = training.train(job, out, observer, splits=splits)
     _report(trained, observer.notes, json)
-
-
-def _check_alone(context: typer.Context) -> None:
-    """Raises UsageError if ``--resume`` has company that it would have to ignore."""
-    for parameter in context.command.params:
-        source = None if parameter.name is None else context.get_parameter_source(parameter.name)
-        if parameter.name not in _BESIDE_RESUME and source is not None and source.name == "COMMANDLINE":
-            raise UsageError(
-                f"--resume with {parameter.opts[0]}, expected --resume alone: the run goes on as it was begun; leave"
-                f" {parameter.opts[0]} out, or begin a new run"
-            )
 
 
 def _gather(by_flag: Mapping[str, Any], changes: Iterable[str]) -> dict[str, _Given]:
@@ -334,9 +329,7 @@ def _stoppable(folder: Path, *, quiet: bool) -> Iterator[Progression]:
         with training_progress(quiet=quiet) as progression:
             yield progression
     except (KeyboardInterrupt, Stopped) as stop:
-        how, code = "interrupted", INTERRUPTED
-        if isinstance(stop, Stopped):
-            how, code = f"stopped by {stop.name}", SIGNALED + signal.Signals[stop.name]
+        how, code = describe_stop(stop)
         if is_first():
             errors().print(f"{how}: {_describe_saved(folder)}")
         sys.exit(code)

@@ -22,6 +22,7 @@ from dfs_deploy.cli.arguments import (
     TorchThreadsOption,
     WeightsKeyOption,
     bundle_path,
+    refuse_given,
 )
 from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
 from dfs_deploy.cli.outputs import check_writable
@@ -73,11 +74,18 @@ def missed_bars(
     return missed
 
 
+_OF_A_RUN = (
+    *("checkpoint", "data", "weights_key", "samples", "per_block", "save", "budget", "threads", "plan", "prepared"),
+    *("seed", "cache_dir"),
+)
+"""Options that mean nothing if nothing is run."""
+
 PER_BLOCK_SAMPLES = 256
 """Images that the errors of engines are measured on, at the most."""
 
 
 def verify(
+    context: typer.Context,
     bundle: BundleArgument = None,
     checkpoint: Annotated[
         Path | None,
@@ -118,16 +126,7 @@ def verify(
     _check_bar("--min-route-agreement", min_route_agreement, 1, "a share")
     _check_bar("--max-computation-change", max_computation_change, 100, "points")
     if result is not None:
-        given: dict[str, object] = {
-            "--checkpoint": checkpoint,
-            "--data": data,
-            "--weights-key": weights_key,
-            "--samples": samples,
-            "--save": save,
-            "--budget": budget,
-        }
-        for name in (name for name, value in given.items() if value is not None):
-            raise UsageError(f"{name} beside --result, which runs nothing; leave one of them out")
+        refuse_given(context, "beside --result, which runs nothing; leave one of them out", *_OF_A_RUN)
         found = _kept(result, bundle)
     else:
         if checkpoint is None or data is None:
@@ -189,10 +188,11 @@ def _compared(
         from dfs_deploy.models.threads import torch_threads
     import dfs_deploy
     from dfs_deploy.datasets import open_dataset
+    from dfs_deploy.decoding import LONGEST_NAME
     from dfs_deploy.files import sha256_file
     from dfs_deploy.runtimes import Runtime
     from dfs_deploy.text import one_line
-    from dfs_deploy.verification import LONGEST_NAME, Verification, finite
+    from dfs_deploy.verification import Verification, finite
 
     opened = Runtime(path, threads=threads, plan=plan, prepared=prepared, budget=budget)
     with opened as runtime, torch_threads(threads), progress(quiet=quiet) as report:

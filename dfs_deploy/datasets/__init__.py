@@ -8,9 +8,8 @@ refused, and the pickles of CIFAR's python version are read with inert stand-ins
 from dfs_deploy.datasets.dataset import Dataset, ImageFolder, Split
 from dfs_deploy.datasets.folders import IMAGE_SUFFIXES, list_images
 from dfs_deploy.datasets.images import decode_image, load_image
-from dfs_deploy.datasets.loading import load_dataset, open_dataset
+from dfs_deploy.datasets.loading import load_dataset, open_dataset, splits_of
 from dfs_deploy.datasets.npz import save_npz
-from dfs_deploy.datasets.splits import splits_of
 from dfs_deploy.datasets.video import VIDEO_SUFFIXES, read_camera, read_video
 
 __all__ = [

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.datasets.dataset import Dataset, Split
+from dfs_deploy.datasets.dataset import SPLITS, Dataset, Split
 from dfs_deploy.datasets.links import checked_entry
 from dfs_deploy.datasets.messages import describe
 from dfs_deploy.datasets.restricted_pickle import PickledArray, load_restricted_pickle
 from dfs_deploy.errors import DataError
 from dfs_deploy.files import check_file, read_file
+from dfs_deploy.kinds import read_head
 from dfs_deploy.preprocessing import class_names_problem
 from dfs_deploy.text import one_line
 
@@ -56,10 +57,14 @@ class CifarArchive:
         found = [checked_entry(file, file.parent) for file in named if file.is_file()]
         return sorted(found, key=lambda file: (len(file.name), file.name))
 
+    def splits(self, entries: Sequence[os.DirEntry[str]]) -> list[Split]:
+        """The splits of which there are files."""
+        return [split for split in SPLITS if self.files(entries, split)]
+
     def matches(self, entries: Sequence[os.DirEntry[str]]) -> bool:
         """Whether a folder holds such files; of pickles, the first byte is looked at too."""
-        files = self.files(entries, "train") + self.files(entries, "test")
-        return any(self.binary or _first_byte(file) == pickle.PROTO for file in files)
+        files = [file for split in SPLITS for file in self.files(entries, split)]
+        return any(self.binary or read_head(file, 1) == pickle.PROTO for file in files)
 
 
 CIFAR_ARCHIVES = (
@@ -185,8 +190,3 @@ def _class_names(archive: CifarArchive, folder: Path) -> tuple[str, ...]:
     if problem := class_names_problem(names):
         raise DataError(f"{file}: {problem}")
     return tuple(names)
-
-
-def _first_byte(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return stream.read(1)

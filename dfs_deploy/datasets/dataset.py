@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,12 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 """Every split that a data set may have."""
 
+
+def evaluation_split(found: Collection[str]) -> Split:
+    """The split to evaluate on, of those that there are: ``test``, or ``val`` if there is no ``test``."""
+    return "val" if "val" in found and "test" not in found else "test"
+
+
 _LOOKED_AT = 512
 """Images of a data set that are looked at for what seems wrong with all of them."""
 
@@ -35,7 +41,7 @@ class Dataset:
         labels: (N,) int64, from 0 on.
         class_names: name of each class, or empty if none are known.
         name: what reports call it.
-        notes: what was assumed or noticed while it was read, a line each: to be shown beside results.
+        notes: what was assumed or noticed while it was read, one line each: to be shown beside results.
 
     Raises:
         DataError: an array of another shape or dtype, a label that is negative or has no name.
@@ -73,8 +79,8 @@ class Dataset:
         """The same images, labelled as a network counts; see :func:`~dfs_deploy.datasets.labels.match_labels`.
 
         Args:
-            classes: of the network.
-            class_names: of the network, or empty if none are known.
+            classes: number of the network's classes.
+            class_names: names of the network's classes, or empty if none are known.
 
         Raises:
             DataError: a class that the network does not know.
@@ -89,7 +95,7 @@ class Dataset:
         For one seed, ``subset(10, seed)`` is the beginning of ``subset(20, seed)``.
 
         Args:
-            count: how many; ``None``, or more than there are, for all, in an order that the seed decides.
+            count: number of images; ``None``, or more than there are, for all, in an order that the seed decides.
             seed: 0 or above.
 
         Returns:
@@ -117,7 +123,7 @@ class ImageFolder:
         class_names: name of each class, or empty if none are known.
         name: what reports call it.
         size: height and width to which images are resized; ``None`` for their own, which must then be the same for all.
-        notes: as in :class:`Dataset`.
+        notes: lines as in :class:`Dataset`.
     """
 
     root: Path

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dfs_deploy.datasets.dataset import SPLITS, ImageFolder, Split
+from dfs_deploy.datasets.dataset import SPLITS, ImageFolder, Split, evaluation_split
 from dfs_deploy.datasets.labels import class_order, is_number
 from dfs_deploy.datasets.links import checked_entry, entries_of, is_folder
 from dfs_deploy.datasets.messages import os_errors_as_data_errors, unreadable
@@ -86,7 +86,7 @@ def open_folder(
     root, name = path, one_line(path.resolve().name, _NAME_LENGTH)
     splits = split_folders(entries)
     if splits:
-        chosen = split or ("val" if "val" in splits and "test" not in splits else "test")
+        chosen = split or evaluation_split(splits)
         if chosen not in splits:
             raise DataError(f"{path} holds {', '.join(splits)}/ and no {chosen}/; choose a split that is there")
         path, name = checked_entry(splits[chosen], root), f"{name}-{chosen}"

@@ -88,7 +88,7 @@ def decode_image(data: bytes, size: tuple[int, int] | None = None, name: str = "
 
     Args:
         data: content of a PNG, JPEG, BMP, PPM or WebP file.
-        size: as there.
+        size: height and width, as there.
         name: what messages call it.
 
     Returns:

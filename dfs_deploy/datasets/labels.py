@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ def match_labels(
     Args:
         labels: (N,) int64, from 0 on.
         own: names of the data's classes, or empty.
-        classes: of the network.
+        classes: number of the network's classes.
         network: names of its classes, or empty.
         name: what messages call the data.
 
@@ -72,8 +73,8 @@ def draw(total: int, count: int | None, seed: int) -> NDArray[np.intp]:
     For one seed, what is drawn for a smaller count is the beginning of what is drawn for a larger one.
 
     Args:
-        total: how many there are.
-        count: how many to draw; ``None``, or more than there are, for all, in an order that the seed decides.
+        total: number of images that there are.
+        count: number of images to draw; ``None``, or more than there are, for all, in an order that the seed decides.
         seed: 0 or above.
 
     Raises:
@@ -109,10 +110,11 @@ def _by_name(own: tuple[str, ...], network: tuple[str, ...], name: str) -> NDArr
             f"{name} has {len(unknown)} of {len(own)} classes that the network does not know: {_listed(unknown)}; it"
             f" knows {_listed(network)}: name the classes as the network does"
         )
-    twice = [one for one in own if own.count(one) > 1 or network.count(one) > 1] if _repeats(own, network) else []
-    if twice:
+    here, there = Counter(own), Counter(network)
+    twice = next((one for one in own if here[one] > 1 or there[one] > 1), None)
+    if twice is not None:
         raise DataError(
-            f"{name} or the network has two classes of the name {twice[0]!r}, expected names that tell classes apart;"
+            f"{name} or the network has two classes of the name {twice!r}, expected names that tell classes apart;"
             " rename one, or give labels without names"
         )
     return np.array([position[one] for one in own], np.int64)
@@ -126,10 +128,6 @@ def _by_number(own: tuple[str, ...], classes: int, name: str) -> NDArray[np.int6
             " number the classes as the network does, from 0"
         )
     return numbers
-
-
-def _repeats(*groups: tuple[str, ...]) -> bool:
-    return any(len(set(group)) < len(group) for group in groups)
 
 
 def _canonical(name: str) -> str:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from dfs_deploy.datasets.cifar import CIFAR_ARCHIVES, load_cifar
+from dfs_deploy.datasets.cifar import CIFAR_ARCHIVES, CifarArchive, load_cifar
 from dfs_deploy.datasets.dataset import SPLITS, Dataset, ImageFolder, Split, content_notes, resize_note
-from dfs_deploy.datasets.folders import open_folder
+from dfs_deploy.datasets.folders import open_folder, split_folders
 from dfs_deploy.datasets.images import check_size, resize
 from dfs_deploy.datasets.links import entries_of
 from dfs_deploy.datasets.messages import os_errors_as_data_errors
-from dfs_deploy.datasets.npz import load_npz
+from dfs_deploy.datasets.npz import load_npz, opened_npz, splits_in
 from dfs_deploy.errors import DataError
 from dfs_deploy.kinds import given_instead
 
@@ -48,7 +51,7 @@ def load_dataset(
             so. ``None`` for their own, which must then be the same for all.
         samples: images to draw at random, as :meth:`Dataset.subset` does; ``None`` for all, in their order. Of a
             folder, only what was drawn is decoded.
-        seed: of the draw.
+        seed: seed of the draw.
 
     Returns:
         The images, in the order of the file; in a folder by class, then by file name; or as they were drawn.
@@ -61,6 +64,31 @@ def load_dataset(
 
 
 @os_errors_as_data_errors
+def splits_of(path: str | Path) -> tuple[Split, ...]:
+    """Lists the splits of a data set, without decoding an image.
+
+    Args:
+        path: a file or folder, as in :func:`load_dataset`.
+
+    Returns:
+        Names of the splits; empty for data without any, whose images are read for every name.
+
+    Raises:
+        DataError: nothing is there, or it cannot be read.
+    """
+    path = Path(path)
+    with _told_by_kind(path):
+        if path.is_file():
+            with opened_npz(path) as arrays:
+                found = splits_in(arrays)
+        else:
+            entries = _entries(path)
+            archive = _archive(entries)
+            found = list(split_folders(entries)) if archive is None else archive.splits(entries)
+        return tuple(split for split in SPLITS if split in found)
+
+
+@os_errors_as_data_errors
 def open_dataset(
     path: str | Path, split: str | None = None, size: tuple[int, int] | None = None
 ) -> Dataset | ImageFolder:
@@ -69,9 +97,9 @@ def open_dataset(
     Both kinds of result can be drawn from (``subset``), relabelled (``labelled_for``) and loaded (``load``).
 
     Args:
-        path: as in :func:`load_dataset`.
-        split: as there.
-        size: as there.
+        path: file or folder, as in :func:`load_dataset`.
+        split: name of the split, as there.
+        size: height and width, as there.
 
     Returns:
         The files of a folder; for an ``.npz`` and a CIFAR archive, images in memory.
@@ -82,8 +110,21 @@ def open_dataset(
     path = Path(path)
     chosen = _split(split)
     check_size(size)
+    with _told_by_kind(path):
+        if path.is_file():
+            return _resized(load_npz(path, chosen), size)
+        entries = _entries(path)
+        archive = _archive(entries)
+        if archive is None:
+            return open_folder(path, entries, chosen, size)
+        return _resized(load_cifar(archive, path, entries, chosen or "test"), size)
+
+
+@contextmanager
+def _told_by_kind(path: Path) -> Iterator[None]:
+    """Says of a path that is no data set what it is, if it is of a known kind, in place of what is missing in it."""
     try:
-        return _opened(path, chosen, size)
+        yield
     except DataError as error:
         other = given_instead(path, "a data set (an .npz with x and y, or a folder of images by class)", "data")
         if other is None:
@@ -91,18 +132,16 @@ def open_dataset(
         raise DataError(other) from error
 
 
-def _opened(path: Path, chosen: Split | None, size: tuple[int, int] | None) -> Dataset | ImageFolder:
-    if path.is_file():
-        return _resized(load_npz(path, chosen), size)
+def _entries(path: Path) -> list[os.DirEntry[str]]:
     if not path.is_dir():
         raise DataError(
             f"no data set at {path}; give an .npz with x and y, a folder of images by class, or that of a CIFAR archive"
         )
-    entries = entries_of(path)
-    for archive in CIFAR_ARCHIVES:
-        if archive.matches(entries):
-            return _resized(load_cifar(archive, path, entries, chosen or "test"), size)
-    return open_folder(path, entries, chosen, size)
+    return entries_of(path)
+
+
+def _archive(entries: Sequence[os.DirEntry[str]]) -> CifarArchive | None:
+    return next((archive for archive in CIFAR_ARCHIVES if archive.matches(entries)), None)
 
 
 def _split(name: str | None) -> Split | None:

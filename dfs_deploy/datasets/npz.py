@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.arrays import MAX_ARRAY_BYTES, ArrayHeader, Arrays, ArraysError
-from dfs_deploy.datasets.dataset import Dataset, Split, check_images
+from dfs_deploy.datasets.dataset import SPLITS, Dataset, Split, check_images, evaluation_split
 from dfs_deploy.datasets.messages import cause, describe
 from dfs_deploy.errors import DataError
 from dfs_deploy.files import check_file, whole_file
@@ -67,8 +67,8 @@ def opened_npz(path: Path) -> Iterator[Arrays]:
 def load_npz(path: Path, split: Split | None) -> Dataset:
     """Reads an ``.npz``; see :func:`~dfs_deploy.datasets.load_dataset`."""
     with opened_npz(path) as archive:
-        plain = {"x", "y"} <= archive.names
-        chosen = split or next((name for name in ("test", "val") if f"{name}_x" in archive.names), "test")
+        plain = _is_plain(archive)
+        chosen = split or evaluation_split(splits_in(archive))
         x_name, y_name = ("x", "y") if plain else (f"{chosen}_x", f"{chosen}_y")
         if not {x_name, y_name} <= archive.names:
             there = ", ".join(one_line(name, 40) for name in sorted(archive.names)[:6]) or "nothing"
@@ -82,6 +82,15 @@ def load_npz(path: Path, split: Split | None) -> Dataset:
         class_names = _class_names(archive, path) if "class_names" in archive.names else ()
         labels = _int_labels(archive.read(y_name), f"{y_name} of {path}")
         return Dataset(archive.read(x_name), labels, class_names, name)
+
+
+def splits_in(archive: Arrays) -> list[Split]:
+    """Splits of an archive; none of one with ``x`` and ``y``."""
+    return [] if _is_plain(archive) else [split for split in SPLITS if f"{split}_x" in archive.names]
+
+
+def _is_plain(archive: Arrays) -> bool:
+    return {"x", "y"} <= archive.names
 
 
 def _class_names(archive: Arrays, path: Path) -> tuple[str, ...]:

@@ -72,7 +72,7 @@ def read_camera(device: str, size: tuple[int, int] | None = None) -> Iterator[ND
 
     Args:
         device: a number, as in ``0`` for ``/dev/video0``, or the path of a device.
-        size: as in :func:`read_video`.
+        size: height and width, as in :func:`read_video`.
 
     Yields:
         (H, W, 3) uint8, RGB: one frame.

@@ -50,7 +50,7 @@ def check_budgets(budgets: Sequence[float], costs: Sequence[float]) -> tuple[flo
 
     Args:
         budgets: shares of running every gated block in full precision.
-        costs: of the options, each 0 to 1.
+        costs: costs of the options, each 0 to 1.
 
     Raises:
         UsageError: none, or one that no path could hold.
@@ -74,7 +74,7 @@ def calibrate_budgets(
     """Finds the bias that holds each budget on a data set, and measures accuracy and latency with it.
 
     Args:
-        runtime: of the bundle; left as the gate was trained.
+        runtime: runtime of the bundle; left as the gate was trained.
         budgets: shares of running every gated block in full precision.
         data: images of the network's size, with labels.
         progress: called with how far it is, 0 to 1.

@@ -28,14 +28,14 @@ class Comparison:
     Attributes:
         samples: images compared.
         top1_reference: share of right answers of the reference; ``None`` without labels.
-        top1_bundle: likewise, of the bundle.
+        top1_bundle: share of right answers of the bundle.
         route_agreement: share of block decisions equal to the reference's.
         computation_percentage_reference: mean over the samples.
-        computation_percentage_bundle: likewise.
+        computation_percentage_bundle: the same mean, in the bundle.
         max_abs_logit_error: greatest difference of a logit.
         option_share: (gated blocks, options) share of samples that took each option, in the bundle, 0 to 1.
         block_agreement: (gated blocks,) route agreement at each block.
-        suspicions: what hints at a mistake rather than at a weak network, a line each.
+        suspicions: what hints at a mistake rather than at a weak network, one line each.
     """
 
     samples: int
@@ -60,7 +60,7 @@ def compare(
     """Runs both on the same images.
 
     Args:
-        runtime: of the bundle; where it holds a budget, the reference holds it by the same bias.
+        runtime: runtime of the bundle; if it holds a budget, the reference holds it by the same bias.
         network: the reference, in evaluation mode.
         images: (N, H, W, C) uint8.
         labels: (N,) int64, or ``None``.
@@ -144,7 +144,7 @@ def static_top1(
     """Share of right answers, 0 to 1, of each static baseline in a bundle.
 
     Args:
-        bundle: with engines for ONNX Runtime.
+        bundle: bundle with engines for ONNX Runtime.
         images: (N, H, W, C) uint8.
         labels: (N,) int64.
         threads: CPU threads of an engine; ``None`` for one.

@@ -23,7 +23,7 @@ class Dialect:
     """What a runtime wants of a graph.
 
     Attributes:
-        opset: of the ONNX operators.
+        opset: version of the ONNX operators.
         pooled: whether a feature map comes with its mean over the map, ``pooled`` (N, C) float32: on a GPU that is all
             of it that the host has to read to step the gate.
     """
@@ -84,11 +84,11 @@ def block_engine(
     """A block in float arithmetic: features to features, float32 at the end.
 
     Args:
-        name: of the graph.
+        name: name of the graph.
         block: the block as its option computes it.
         dtype: ``np.float32``, or ``np.float16`` for a graph whose weights and arithmetic are float16.
-        grid: of a uint8 input, or ``None`` for float32.
-        dialect: of the runtime.
+        grid: grid of a uint8 input, or ``None`` for float32.
+        dialect: dialect of the runtime.
     """
     graph = GraphBuilder(name, dialect.opset)
     features = feature_input(graph, block.shape.in_channels, block.shape.in_size, grid)

@@ -27,7 +27,7 @@ class GraphBuilder:
 
     Args:
         name: name of the graph, shown by viewers and in a runtime's errors.
-        opset: of the ONNX operators.
+        opset: version of the ONNX operators.
     """
 
     def __init__(self, name: str, opset: int = OPSET) -> None:

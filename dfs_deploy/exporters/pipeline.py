@@ -29,6 +29,7 @@ from dfs_deploy.calibration import (
 )
 from dfs_deploy.checkpoints import Checkpoint, CheckpointFacts, load_checkpoint
 from dfs_deploy.datasets import Dataset, ImageFolder, open_dataset
+from dfs_deploy.decoding import LONGEST_NAME
 from dfs_deploy.errors import UsageError
 from dfs_deploy.exporters.budgets import calibrate_budgets, check_budgets
 from dfs_deploy.exporters.comparison import Comparison, compare, static_top1
@@ -68,7 +69,7 @@ class Exported:
         validation: how far each engine is from the reference.
         comparison: what was measured on the calibration data, or ``None`` without data.
         assumptions: what the checkpoint does not say and was taken for granted.
-        notes: what was assumed or noticed about the calibration data, a line each.
+        notes: what was assumed or noticed about the calibration data, one line each.
         single_file: where the whole network was written as one ONNX file, or ``None``.
         replaced: name of another checkpoint, whose bundle stood in this one's place; ``None`` if there was none.
     """
@@ -117,12 +118,12 @@ def export(
             folder, only the images drawn are decoded); ``None`` uses the ranges that the checkpoint carries.
         calibration_method: ``checkpoint``, ``minmax``, ``percentile``, ``entropy`` or ``mse``; ``None`` for ``minmax``
             with data and ``checkpoint`` without.
-        calibration_samples: images to draw from the data; ``None`` for 1,024, or all where there are fewer.
+        calibration_samples: images to draw from the data; ``None`` for 1,024, or all if there are fewer.
         target_cpu: kind of CPU that is to run the INT8 engines of ONNX Runtime, ``vnni`` (x86 with VNNI), ``avx2`` (x86
             without) or ``arm``, which decides the bits of their weights; ``auto`` and ``None``
             for the kind of this machine's CPU.
         weight_bits: 8 or 7, whatever the CPU; ``None`` for those that suit ``target_cpu``.
-        seed: of the draw.
+        seed: seed of the draw.
         budgets: shares of running every gated block in full precision that the bundle shall be able to hold at run
             time, calibrated on the data; ``None`` for none.
         single_file: where to write, besides the bundle, the whole network as one ONNX file with ``If`` operators;
@@ -136,7 +137,7 @@ def export(
         UsageError: a choice that cannot be, fewer than one thread, or data that cannot be read.
         ExportMismatchError: an engine, or the whole, disagrees with the reference, or the single file with the runtime;
             nothing is written then.
-        GraphRuleError: likewise, where a graph for TensorRT breaks one of its rules.
+        GraphRuleError: a graph for TensorRT breaks one of its rules.
     """
     report = progress or (lambda what, share: None)
     bits = weight_bits or WEIGHT_BITS[target_named(target_cpu)]
@@ -361,7 +362,7 @@ def _architecture_record(loaded: Checkpoint) -> schema.ArchitectureRecord:
 
 def _name(text: str) -> str:
     """A name of a file or of data as a manifest holds it: on one line, and not without end."""
-    return one_line(text, schema.LONGEST_NAME)
+    return one_line(text, LONGEST_NAME)
 
 
 def _served(options: Sequence[Option], targets: Sequence[str]) -> list[schema.ServedRecord]:

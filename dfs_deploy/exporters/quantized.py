@@ -34,7 +34,7 @@ class BlockRanges:
         conv2_out: output of the second, normalised.
         projection: input of the projection, where there is one.
         projection_out: its output, normalised.
-        shortcut: of a block without a projection, what it is given and adds at its end, not clamped.
+        shortcut: input of a block without a projection, which it adds at its end, not clamped.
         output: output of the block; every block of a group shares one, so that a skip passes its grid on.
     """
 
@@ -106,13 +106,13 @@ def onnxruntime_block(name: str, block: BlockPart, ranges: BlockRanges, grid: Gr
     """An INT8 block for ONNX Runtime, ending in uint8 on the grid of ``ranges.output``.
 
     Args:
-        name: of the graph.
+        name: name of the graph.
         block: the block as its option computes it.
         ranges: calibrated intervals.
-        grid: of a uint8 input, (N, H, W, C); or ``None`` for float32, (N, C, H, W). The output is uint8, channels last,
-            and the sum is made channels last, where ONNX Runtime's convolutions leave it. From float32 the shortcut
-            stays float32, since what a skipped stride block passes on is negative in parts, which the grid of a block's
-            output cannot hold.
+        grid: grid of a uint8 input, (N, H, W, C); or ``None`` for float32, (N, C, H, W). The output is uint8, channels
+            last, and the sum is made channels last, where ONNX Runtime's convolutions leave it. From float32 the
+            shortcut stays float32, since what a skipped stride block passes on is negative in parts, which the grid of
+            a block's output cannot hold.
         weight_bits: 8 or 7.
     """
     shape, graph = block.shape, GraphBuilder(name)
@@ -131,9 +131,9 @@ class OnnxRuntimeWriter:
     """Adds INT8 nodes in ONNX Runtime's form to a graph.
 
     Args:
-        graph: where to add them.
+        graph: graph to add them to.
         weight_bits: 8 or 7.
-        prefix: of the names of constants, so that several blocks can share a graph.
+        prefix: beginning of the names of constants, so that several blocks can share a graph.
     """
 
     def __init__(self, graph: GraphBuilder, weight_bits: int, prefix: str = "") -> None:

@@ -24,7 +24,7 @@ def tensorrt_block(name: str, block: BlockPart, ranges: BlockRanges) -> bytes:
     """An INT8 block for TensorRT: symmetric int8 throughout, float32 features at both ends.
 
     Args:
-        name: of the graph.
+        name: name of the graph.
         block: the block as its option computes it.
         ranges: calibrated intervals; each is widened to be symmetric about zero.
     """
@@ -37,8 +37,8 @@ class TensorRTWriter:
     """Adds INT8 nodes in TensorRT's form to a graph.
 
     Args:
-        graph: where to add them.
-        prefix: of the names of constants, so that several blocks can share a graph.
+        graph: graph to add them to.
+        prefix: beginning of the names of constants, so that several blocks can share a graph.
     """
 
     def __init__(self, graph: GraphBuilder, prefix: str = "") -> None:

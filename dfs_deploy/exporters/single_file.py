@@ -71,7 +71,7 @@ def single_file(
         contract: how pixels become its input; it goes into the metadata.
         ranges: an interval for each tensor of each option that INT8 serves.
         targets: precisions to use; one that is missing is served by the next more precise one.
-        weight_bits: of INT8 weights, 8 or 7.
+        weight_bits: bits of INT8 weights, 8 or 7.
 
     Returns:
         The file's content: the same network gives the same bytes.
@@ -119,7 +119,7 @@ def check_single_file(model: bytes, bundle: Bundle, images: NDArray[np.float32])
 
     Args:
         model: what :func:`single_file` made.
-        bundle: with engines for ONNX Runtime.
+        bundle: bundle with engines for ONNX Runtime.
         images: (N, C, H, W) float32, normalised.
 
     Raises:
@@ -170,8 +170,8 @@ class _Graph(GraphBuilder):
     """A graph whose branches are graphs too.
 
     Args:
-        name: of the graph.
-        prefix: of everything in it: a name may stand once in a graph and all its branches.
+        name: name of the graph.
+        prefix: beginning of every name in it: a name may stand once in a graph and all its branches.
     """
 
     def __init__(self, name: str, prefix: str = "") -> None:

@@ -75,14 +75,14 @@ def straight_line(
     """The network along one path.
 
     Args:
-        name: of the graph.
+        name: name of the graph.
         stem: the first convolution.
         steps: every block, the first included.
         head: the classifier.
-        dtype: of the float parts; images and logits are float32 in any case.
+        dtype: type of the float parts; images and logits are float32 in any case.
         stem_ranges: for a first convolution in INT8, or ``None`` for one in float arithmetic.
-        weight_bits: of INT8 weights for ONNX Runtime.
-        dialect: of the runtime.
+        weight_bits: bits of INT8 weights for ONNX Runtime.
+        dialect: dialect of the runtime.
 
     Returns:
         A model from ``images`` (N, C, H, W) float32 to ``output`` (N, classes) float32.

@@ -48,13 +48,13 @@ class EngineDeviation:
 
     Attributes:
         label: block, option, precision, form of the input and runtime.
-        precision: of the engine.
+        precision: precision of the engine.
         max_relative: greatest absolute error over the greatest absolute output.
         rms_relative: root-mean-square error over that of the output.
         block: index of the block, or ``None`` for the head.
         option: its name, or ``None`` for stem and head.
-        form: of the features that it takes.
-        runtime: that it was made for.
+        form: form of the features that it takes.
+        runtime: runtime that it was made for.
     """
 
     label: str

@@ -50,7 +50,7 @@ class EngineWriter:
         network: the reference, in evaluation mode.
         ranges: an interval for each tensor of each option that INT8 engines serve.
         targets: precisions to make.
-        weight_bits: of INT8 weights, 8 or 7.
+        weight_bits: bits of INT8 weights, 8 or 7.
 
     Attributes:
         files: what was made so far, content by path in the bundle.

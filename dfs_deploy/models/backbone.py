@@ -25,7 +25,7 @@ class QuantizedConv2d(nn.Module):
 
     Attributes:
         low: (1,) float32 buffer, least value of the input's range.
-        high: (1,) float32 buffer, its greatest value. Both zero: never quantised, hence no range.
+        high: (1,) float32 buffer, its greatest value. Both zero: never quantised, so no range.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:

@@ -164,7 +164,7 @@ class DFSNetwork(nn.Module):
         """Runs one gated block, each sample in its own option.
 
         Args:
-            index: of the block, at least 1.
+            index: index of the block, at least 1.
             features: (N, C, H, W) float32.
             choice: (N,) int64, option indices.
             observer: called with each group of samples first.

@@ -8,28 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta
 
-from dfs_deploy.decoding import MalformedError, read_json
+from dfs_deploy.decoding import MalformedError, Measured, Share, read_json
 from dfs_deploy.errors import DataError, UsageError
 from dfs_deploy.text import first_line
-
-Positive = Annotated[float, Meta(ge=1e-9, le=1e9)]
-"""A time in milliseconds, so bounded that no quotient of two overflows."""
-
-Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class Latency(msgspec.Struct, frozen=True):
     """Percentiles of a call, in milliseconds; ``None`` where too few calls were measured to tell."""
 
-    p50: Positive
-    p90: Positive | None
-    p95: Positive | None
-    p99: Positive | None
+    p50: Measured
+    p90: Measured | None
+    p95: Measured | None
+    p99: Measured | None
     cov: float | None = None
 
 

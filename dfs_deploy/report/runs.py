@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from dfs_deploy.decoding import MAX_LOG, UNREADABLE
+from dfs_deploy.decoding import MAX_LOG, UNREADABLE, Share
 from dfs_deploy.errors import DataError, UsageError
 from dfs_deploy.files import read_file
 from dfs_deploy.options import Options
@@ -24,7 +24,6 @@ METRICS_FILE = "metrics.jsonl"
 SCHEMA = 1
 
 
-_Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 _Percentage = Annotated[float, Meta(ge=0.0)]
 _Count = Annotated[int, Meta(ge=0)]
 
@@ -68,9 +67,9 @@ class _Evaluation(_Record, frozen=True, tag="evaluation"):
     step: _Count
     split: str
     images: _Count
-    top1: _Share
+    top1: Share
     percentage: _Percentage
-    option_share: list[list[_Share]]
+    option_share: list[list[Share]]
     paths: _Count
 
 

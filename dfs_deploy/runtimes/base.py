@@ -177,11 +177,13 @@ BackendFactory = Callable[[Bundle, Choices], Backend]
 
 
 def _onnxruntime(bundle: Bundle, choices: Choices) -> Backend:
-    from dfs_deploy.runtimes.onnxruntime import OnnxRuntimeBackend
+    from dfs_deploy.runtimes.onnxruntime import OnnxRuntimeBackend, PolicyBackend
 
     if choices.speculate:
         raise UsageError("the runtime onnxruntime has nothing to gain from speculation; use tensorrt, or leave it out")
     cache = Cache(bundle, choices.cache_dir)
+    if bundle.policy is not None:
+        return PolicyBackend(bundle, bundle.policy, choices.threads, choices.plan, cache)
     return OnnxRuntimeBackend(bundle, choices.threads, choices.gate, choices.plan, choices.prepared, cache)
 
 

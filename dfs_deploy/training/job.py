@@ -68,7 +68,8 @@ class Job:
         evaluate_every: steps between evaluations; 0 for the end of each stage only.
         save_every: steps between saved states.
         device: what to compute on; ``None`` for a GPU where there is one.
-        threads: that one operation may use on the CPU; ``None`` for PyTorch's choice.
+        threads: that one operation may use on the CPU; ``None`` for PyTorch's choice, but no more than CPU
+            affinity and the container's quota keep busy.
         amp: whether convolutions run in bfloat16.
         compile: whether ``torch.compile`` compiles stage 0.
         tensorboard: whether TensorBoard's events are written too.

@@ -19,6 +19,7 @@ from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.errors import CheckFailedError, CheckpointError, EnvironmentLacksError, UsageError
 from dfs_deploy.files import check_folder, remove_leftovers, sole_use
 from dfs_deploy.models import DFSNetwork
+from dfs_deploy.models.threads import torch_threads
 from dfs_deploy.options import FULL_BITS, Options
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.text import first_line
@@ -153,12 +154,11 @@ def resume(out: str | Path, observer: Observer | None = None) -> Trained:
 
 
 def _run(job: Job, folder: Path, observer: Observer | None, splits: Splits | None, new: bool) -> Trained:
-    if job.threads is not None:
-        torch.set_num_threads(job.threads)
     if job.tensorboard:
         check_tensorboard()
     device = local_device(job.device)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(torch_threads(job.threads))
         processes = stack.enter_context(joined(device))
         processes.check_batch(job.recipe.batch)
         stack.enter_context(_memory())

@@ -146,6 +146,7 @@ MADE: dict[str, Callable[[Path], None]] = {
     "tensors over each other": safetensors({"a": entry([2], 0, 8), "b": entry([2], 0, 8)}, b"\0" * 8),
     "a tensor beyond the file": safetensors({"a": entry([10**9], 0, 8)}, b"\0" * 8),
     "empty tensors without end": safetensors({f"k{n}": entry([0], 0, 0) for n in range(60_000)}),
+    "networks without end": safetensors({f"p{n}.control.proj.weight": entry([0], 0, 0) for n in range(40_000)}),
     "deep metadata": safetensors({"__metadata__": {"dfs_deploy": "[" * 1_000_000}}),
     "a header without end": lambda path: path.write_bytes(struct.pack("<Q", 2**62) + b"{}") and None,
 }

@@ -119,7 +119,7 @@ def mutate(holder: dict[Any, Any], draw: random.Random) -> None:
             case 2 if isinstance(value, Tensor):
                 current[key] = draw.choice([other for other in current.values() if isinstance(other, Tensor)])
             case _:
-                current[key] = draw.choice(odd)
+                current[key] = copy.deepcopy(draw.choice(odd))
         return
 
 

@@ -240,7 +240,8 @@ def test_a_kept_result_of_another_bundle_is_refused(floats: Made, mixed: Made, t
 def test_what_is_missing_or_too_much_is_named(floats: Made, tmp_path: Path) -> None:
     run("verify", floats.path, "--data", floats.data_file, "--json").failed(2, "--checkpoint")
     run("verify", floats.path, "--checkpoint", floats.checkpoint, "--json").failed(2, "--data")
-    run("verify", "--result", tmp_path / "kept.json", "--data", floats.data_file).failed(2, "--data", "--result")
+    for given in (("--data", floats.data_file), ("--per-block",), ("--threads", "2"), ("--no-plan",), ("--seed", "0")):
+        run("verify", "--result", tmp_path / "kept.json", *given).failed(2, given[0], "--result")
     run("verify", "--result", tmp_path / "kept.json", "--json").failed(4, "kept.json")
 
 

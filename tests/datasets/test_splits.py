@@ -77,3 +77,6 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no archive")
     with refuses(DataError, "readable .npz"):
         splits_of(tmp_path / "text")
+    (tmp_path / "picture.npz").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with refuses(DataError, "is a PNG image", "expected a data set"):
+        splits_of(tmp_path / "picture.npz")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import struct
 import sys
 import sysconfig
 from pathlib import Path
@@ -41,6 +42,7 @@ _MAKES_CODE = (
 )
 """Modules of the standard library that make code out of text of their own."""
 
+_EVENT = 16  # bytes of an inotify_event before its name
 _REPOSITORY = Path(__file__).parents[2]
 _OPEN_READ, _OPEN_WRITE = os.O_RDONLY, os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
@@ -78,14 +80,20 @@ class Guard:
         """What was seen since: kind and detail."""
         self._on = False
         found = self._events + [(CODE, f"the canary ran: {words}") for words in canary.ran]
-        if self._native_events():
-            found.append((OUTSIDE, f"something in {self._outside} was opened or changed"))
+        found += [(OUTSIDE, f"{self._outside}/{name} was opened or changed") for name in self._native_events()]
         return found
 
-    def _native_events(self) -> bool:
+    def _native_events(self) -> list[str]:
+        """Names of files in the folder that were touched; that anyone lists the folder itself says nothing."""
+        names, content, place = [], b"", 0
         with contextlib.suppress(BlockingIOError):
-            return bool(os.read(self._watch, 1 << 16))
-        return False
+            content = os.read(self._watch, 1 << 16)
+        while place < len(content):
+            (length,) = struct.unpack_from("I", content, place + _EVENT - 4)
+            if name := content[place + _EVENT : place + _EVENT + length].rstrip(b"\0"):
+                names.append(os.fsdecode(name))
+            place += _EVENT + length
+        return names
 
     def _hook(self, event: str, words: tuple[Any, ...]) -> None:
         if not self._on:

@@ -12,12 +12,12 @@ from dfs_deploy.architecture import Architecture
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.cache import Cache
 from dfs_deploy.errors import RuntimeClosedError
-from dfs_deploy.ort import onnxruntime as ort
 from dfs_deploy.runtimes.base import Backend, Substitution
 from dfs_deploy.runtimes.gate_choice import gate_for
 from dfs_deploy.runtimes.onnxruntime.batch import BatchDispatch
 from dfs_deploy.runtimes.onnxruntime.binding import Call
 from dfs_deploy.runtimes.onnxruntime.plan import load_plan
+from dfs_deploy.runtimes.onnxruntime.policy import PolicyBackend
 from dfs_deploy.runtimes.onnxruntime.prepared import (
     PLAIN,
     DamagedError,
@@ -25,20 +25,20 @@ from dfs_deploy.runtimes.onnxruntime.prepared import (
     obtain_prepared,
     prepare_engines,
 )
-from dfs_deploy.runtimes.onnxruntime.sessions import LoadedEngines, check_memory, load_engines
+from dfs_deploy.runtimes.onnxruntime.sessions import LoadedEngines, check_memory, described, load_engines
 from dfs_deploy.runtimes.onnxruntime.single import SingleDispatch
 
-__all__ = ["OnnxRuntimeBackend"]
+__all__ = ["OnnxRuntimeBackend", "PolicyBackend"]
 
 SMALL_BATCH = 8
 """Batches up to this run image by image: bound calls beat regrouping there (benchmarks/serving.py)."""
 
 
 class OnnxRuntimeBackend(Backend):
-    """Runs a bundle's engines in ONNX Runtime.
+    """Runs the engines that a gate chooses in ONNX Runtime.
 
     Args:
-        bundle: the bundle.
+        bundle: with a gate; see :class:`PolicyBackend` for one with a static policy.
         threads: that one engine may use; ``None`` for one.
         gate: ``native`` or ``numpy``; ``None`` for the first where it was compiled.
         plan: whether a plan that was measured here decides which engine serves an option.
@@ -69,24 +69,20 @@ class OnnxRuntimeBackend(Backend):
             engines, self._planned = load(obtain_prepared(bundle, kept) if prepared else PLAIN)
         except DamagedError:
             engines, self._planned = load(prepare_engines(bundle, None, kept))
-        self._setup(engines, bundle.architecture, gate, bundle.policy)
+        self._setup(engines, bundle.architecture, gate)
 
-    def _setup(
-        self, engines: LoadedEngines, architecture: Architecture, kind: str | None, policy: NDArray[np.uint8] | None
-    ) -> None:
+    def _setup(self, engines: LoadedEngines, architecture: Architecture, kind: str | None) -> None:
         self._engines: LoadedEngines | None = engines
         self._architecture = architecture
-        gate = None if engines.gate is None else gate_for(engines.gate, kind, engines.prepared.together)
+        gate = gate_for(engines.gate, kind, engines.prepared.together)
         self._gate = gate
-        self._policy = policy
-        self._offset = np.zeros(0 if engines.gate is None else engines.gate.options, np.float32)
-        self._single: SingleDispatch | None = SingleDispatch(engines, gate, architecture, policy)
+        self._offset = np.zeros(engines.gate.options, np.float32)
+        self._single: SingleDispatch | None = SingleDispatch(engines, gate, architecture)
         maps = [(shape.out_channels, *shape.out_size) for shape in architecture.block_shapes()]
         self._batch: BatchDispatch | None = BatchDispatch(engines, gate, maps, architecture.classes)
 
     def set_score_offset(self, offset: NDArray[np.float32]) -> None:
-        if self._gate is not None:
-            self._gate.set_score_offset(offset)
+        self._gate.set_score_offset(offset)
         self._offset = offset.copy()
 
     def infer(
@@ -116,7 +112,7 @@ class OnnxRuntimeBackend(Backend):
 
     def clone(self) -> OnnxRuntimeBackend:
         other = object.__new__(OnnxRuntimeBackend)
-        other._setup(self._loaded(), self._architecture, None if self._gate is None else self._gate.name, self._policy)
+        other._setup(self._loaded(), self._architecture, self._gate.name)
         other.set_score_offset(self._offset)
         other._planned = self._planned
         return other
@@ -131,16 +127,7 @@ class OnnxRuntimeBackend(Backend):
     @property
     def description(self) -> dict[str, Any]:
         engines = self._loaded()
-        return {
-            "runtime": self.name,
-            "version": ort.__version__,
-            "provider": "CPUExecutionProvider",
-            "threads": engines.threads,
-            "pools": engines.pools or "none: the calling thread alone",
-            "gate": "none: a static policy" if self._gate is None else self._gate.name,
-            "plan": "measured here" if self._planned else "none",
-            "layout": engines.prepared.description,
-        }
+        return described(engines.threads, engines.pools, self._gate.name, self._planned, engines.prepared.description)
 
     def _loaded(self) -> LoadedEngines:
         if self._engines is None:

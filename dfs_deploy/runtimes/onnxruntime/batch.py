@@ -25,14 +25,12 @@ class BatchDispatch:
 
     Args:
         engines: shared with clones.
-        gate: this dispatch's own; ``None`` for a network with a static policy, whose path is always given.
+        gate: this dispatch's own.
         maps: (channels, height, width) of each block's output.
         classes: of the logits.
     """
 
-    def __init__(
-        self, engines: LoadedEngines, gate: Gate | None, maps: list[tuple[int, int, int]], classes: int
-    ) -> None:
+    def __init__(self, engines: LoadedEngines, gate: Gate, maps: list[tuple[int, int, int]], classes: int) -> None:
         self._engines = engines
         self._gate = gate
         self._maps = maps
@@ -58,8 +56,7 @@ class BatchDispatch:
         self, images: NDArray[np.float32], forced: NDArray[np.uint8] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         engines, gate, samples = self._engines, self._gate, len(images)
-        if gate is not None:
-            gate.reset(samples)
+        gate.reset(samples)
         path = np.empty((len(engines.blocks), samples), np.uint8)
         if forced is not None:
             path[...] = forced.T
@@ -69,11 +66,10 @@ class BatchDispatch:
         features.place(np.arange(samples), target)
         changed = None
         for index, (block, choice) in enumerate(zip(engines.blocks, path, strict=True)):
-            if gate is not None:
-                same = changed if self._keeps[index] else None
-                decision = gate.step(index, features.arrays, features.where, engines.feature_scales[index], same)
-                if forced is None:
-                    choice[...] = decision
+            same = changed if self._keeps[index] else None
+            decision = gate.step(index, features.arrays, features.where, engines.feature_scales[index], same)
+            if forced is None:
+                choice[...] = decision
             runs = self._runs[index]
             changed = runs[choice]
             self._run_block(block, features, choice, runs, self._maps[index + 1])

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.cache import Cache, cache_key
+from dfs_deploy.cache import PLAN, Cache, cache_key
 from dfs_deploy.cpu import describe_cpu
 from dfs_deploy.decoding import MAX_JSON, MalformedError, decode_json
 from dfs_deploy.errors import BundleError
@@ -96,7 +96,7 @@ def plan_key(bundle: Bundle, threads: int, together: int = 1) -> dict[str, str]:
 
 def plan_file(key: dict[str, str]) -> str:
     """Name of the file in the cache that holds the plan of a key."""
-    return f"plan-{sha256(msgspec.json.encode(key, order='sorted'))[:16]}.json"
+    return f"{PLAN}{sha256(msgspec.json.encode(key, order='sorted'))[:16]}.json"
 
 
 def load_plan(bundle: Bundle, threads: int, together: int = 1, cache: Cache | None = None) -> Plan | None:

@@ -19,7 +19,7 @@ from google.protobuf.message import Error as ProtobufError
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.cache import MAX_FILE, Cache, UnkeptError, cache_key, mark_used
+from dfs_deploy.cache import MAX_FILE, PREPARED, Cache, UnkeptError, cache_key, mark_used
 from dfs_deploy.cpu import describe_cpu
 from dfs_deploy.decoding import MalformedError, read_json
 from dfs_deploy.errors import BundleError, DfsDeployError
@@ -128,6 +128,8 @@ class PreparedEngines:
         return f"blocked by {self.together}, {where}"
 
 
+ONE_ENGINE = "a static policy runs as one engine, within which ONNX Runtime lays features out itself"
+
 PLAIN = PreparedEngines(reason="not asked for")
 """The bundle's own engines."""
 
@@ -139,7 +141,7 @@ def prepared_key(bundle: Bundle) -> dict[str, str]:
 
 def prepared_name(bundle: Bundle) -> str:
     """Name of the folder in the cache that holds the engines prepared for this machine."""
-    return f"prepared-{sha256(msgspec.json.encode(prepared_key(bundle), order='sorted'))[:16]}"
+    return f"{PREPARED}{sha256(msgspec.json.encode(prepared_key(bundle), order='sorted'))[:16]}"
 
 
 def obtain_prepared(bundle: Bundle, cache: Cache | None = None) -> PreparedEngines:
@@ -260,6 +262,8 @@ def _made(bundle: Bundle, together: int, progress: Callable[[float], None] | Non
 
 def _why_plain(bundle: Bundle, together: int) -> str:
     """Why a bundle has no other engines than its own on a machine with blocks of this size; empty where it may have."""
+    if bundle.policy is not None:
+        return ONE_ENGINE
     if together == 1:
         return "ONNX Runtime has no blocked layout for this CPU"
     channels = {shape.out_channels for shape in bundle.architecture.block_shapes()}
@@ -353,7 +357,7 @@ def _keep(bundle: Bundle, made: PreparedEngines, folder: Path) -> None:
 
 def _remove_outdated(bundle: Bundle, folder: Path) -> None:
     """Removes what was prepared for another bundle that lay under this name."""
-    for other in folder.parent.glob("prepared-*"):
+    for other in folder.parent.glob(f"{PREPARED}*"):
         try:
             index = read_json(other / _INDEX, PreparedIndex, follow=False)
         except (OSError, MalformedError):

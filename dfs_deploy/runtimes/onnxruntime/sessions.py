@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,9 @@ from dfs_deploy.bundle import Bundle
 from dfs_deploy.cpu import has_fast_float16
 from dfs_deploy.errors import BundleError, EnvironmentLacksError, OutOfMemoryError
 from dfs_deploy.files import sha256
-from dfs_deploy.manifest import BlockEngines, Engine, Form
+from dfs_deploy.manifest import Engine, Form
 from dfs_deploy.ort import onnxruntime as ort
-from dfs_deploy.runtimes.base import Substitution
+from dfs_deploy.runtimes.base import Substitution, serving
 from dfs_deploy.runtimes.gate import GateWeights
 from dfs_deploy.runtimes.gate_weights import gate_weights
 from dfs_deploy.runtimes.onnxruntime.binding import has_global_pool, laid_out, open_session, session_options
@@ -54,10 +54,7 @@ class LoadedEngine:
 
 @dataclass(frozen=True)
 class LoadedBlock:
-    """A gated block: an engine by option index, ``None`` where the option passes features on untouched.
-
-    An option that a static policy leaves out has an engine without sessions.
-    """
+    """A gated block: an engine by option index, ``None`` where the option passes features on untouched."""
 
     options: tuple[LoadedEngine | None, ...]
 
@@ -70,7 +67,7 @@ class LoadedEngines:
         stem: before the blocks.
         blocks: the gated blocks.
         head: after them.
-        gate: its weights; ``None`` with a static policy.
+        gate: its weights.
         feature_scales: what one step of uint8 is worth, by block.
         substitutions: decided here.
         threads: that each engine has.
@@ -81,7 +78,7 @@ class LoadedEngines:
     stem: LoadedEngine
     blocks: tuple[LoadedBlock, ...]
     head: LoadedEngine
-    gate: GateWeights | None
+    gate: GateWeights
     feature_scales: tuple[float, ...]
     substitutions: tuple[Substitution, ...]
     threads: int
@@ -95,7 +92,7 @@ def load_engines(
     """Makes a session of every engine that runs here.
 
     Args:
-        bundle: the bundle; its digests are checked once more as each file is read.
+        bundle: with a gate; its digests are checked once more as each file is read.
         threads: that one engine may use.
         plan: which engine serves which option; ``None`` for the least precise that the CPU is made for.
         prepared: engines to run instead of the bundle's.
@@ -107,28 +104,25 @@ def load_engines(
         EnvironmentLacksError: so many threads cannot be started here.
     """
     engines, architecture = bundle.manifest.runtimes["onnxruntime"], bundle.architecture
-    first = engines.gate or engines.stem.files["float32"]
-    session = open_session(bundle.read(first), f"{bundle.path}: {first}", session_options(1))
-    gate = None if engines.gate is None else gate_weights(session, bundle)
-    threads, pools = (1, "") if threads == 1 else _affordable(bundle, threads, plan, prepared)
+    assert engines.gate is not None  # noqa: S101 (a network without one has a policy, whose path is one engine)
+    session = open_session(bundle.read(engines.gate), f"{bundle.path}: {engines.gate}", session_options(1))
+    gate = gate_weights(session, bundle)
+    substitutions = decided_substitutions(bundle, plan)
+    running = [engines.stem, engines.head, *_running(bundle, substitutions)]
+    digests = {prepared.digest(f) or bundle.manifest.files[f].sha256 for e in running for f in e.files.values()}
+    threads, pools = affordable_threads(bundle, threads, len(digests))
     loader = _Loader(bundle, threads, prepared)
     maps = [(shape.out_channels, *shape.out_size) for shape in architecture.block_shapes()]
-    substituted = _Substitutions()
     blocks = []
     for block in engines.blocks:
         sizes = maps[block.index - 1 : block.index + 1]
         options: list[LoadedEngine | None] = []
         for option in bundle.options:
             label = f"block {block.index}, option {option.name}"
-            if not _on_policy(bundle, block.index, option.name):
-                options.append(LoadedEngine(label, "float32", {}))
-                continue
             if option.skips:
                 options.append(None if block.skip is None else loader.engine(block.skip, label, *sizes))
                 continue
-            wanted, chosen, reason = _chosen(block, option.name, plan)
-            if reason:
-                substituted.add(option.name, wanted.precision, chosen.precision, reason, block.index)
+            chosen = serving(block, option.name, substitutions)
             options.append(loader.engine(chosen, f"{label} ({chosen.precision})", *sizes))
         blocks.append(LoadedBlock(tuple(options)))
     return LoadedEngines(
@@ -137,7 +131,7 @@ def load_engines(
         head=loader.engine(engines.head, "head", maps[-1], (architecture.classes,)),
         gate=gate,
         feature_scales=tuple(engines.feature_scales),
-        substitutions=substituted.collected(),
+        substitutions=substitutions,
         threads=threads,
         pools=pools,
         prepared=prepared.loaded(),
@@ -158,30 +152,61 @@ def check_memory(bundle: Bundle) -> None:
         ) from error
 
 
-def _on_policy(bundle: Bundle, block: int, option: str) -> bool:
-    policy = bundle.manifest.policy
-    return policy is None or policy[block - 1] == option
+def decided_substitutions(bundle: Bundle, plan: Plan | None) -> tuple[Substitution, ...]:
+    """Which option is served by an engine of another precision than its own, by a plan or by what the CPU is made for.
+
+    Those that differ in the block alone are one.
+    """
+    blocks: dict[tuple[str, str, str, str], list[int]] = {}
+    for block in bundle.manifest.runtimes["onnxruntime"].blocks:
+        for option in (option.name for option in bundle.options if option.name in block.options):
+            wanted, *fallbacks = block.options[option]
+            planned = None if plan is None else plan.chosen(block.index, option)
+            chosen, reason = _choose(wanted, fallbacks, planned)
+            if reason:
+                blocks.setdefault((option, wanted.precision, chosen.precision, reason), []).append(block.index)
+    return tuple(Substitution(*key, blocks=tuple(indices)) for key, indices in blocks.items())
 
 
-def _affordable(bundle: Bundle, threads: int, plan: Plan | None, prepared: PreparedEngines) -> tuple[int, str]:
+def _running(bundle: Bundle, substitutions: Sequence[Substitution]) -> Iterator[Engine]:
+    """The engines that the gate may choose."""
+    for block in bundle.manifest.runtimes["onnxruntime"].blocks:
+        yield from () if block.skip is None else (block.skip,)
+        yield from (serving(block, option, substitutions) for option in block.options)
+
+
+def described(threads: int, pools: str, gate: str, planned: bool, layout: str) -> dict[str, Any]:
+    """Plain facts of a backend for reports; see :attr:`dfs_deploy.runtimes.base.Backend.description`."""
+    return {
+        "runtime": "onnxruntime",
+        "version": ort.__version__,
+        "provider": "CPUExecutionProvider",
+        "threads": threads,
+        "pools": pools or "none: the calling thread alone",
+        "gate": gate,
+        "plan": "measured here" if planned else "none",
+        "layout": layout,
+    }
+
+
+def affordable_threads(bundle: Bundle, threads: int, sessions: int) -> tuple[int, str]:
     """Threads per engine, so that all pools together stay within bounds, and what is to be said of the pools.
+
+    Args:
+        bundle: for messages.
+        threads: wanted for each engine.
+        sessions: engines that are to be loaded. One session was opened before: an application's pool is known then.
 
     Raises:
         EnvironmentLacksError: so many threads cannot be started here.
     """
+    if threads == 1:
+        return 1, ""
     if has_global_pool():
         return threads, "one for the process, as the application chose"
-    engines = bundle.manifest.runtimes["onnxruntime"]
-    running = [engines.stem, engines.head]
-    for block in engines.blocks:
-        for option in bundle.options:
-            if _on_policy(bundle, block.index, option.name):
-                engine = block.skip if option.skips else _chosen(block, option.name, plan)[1]
-                running += [] if engine is None else [engine]
-    sessions = len({prepared.digest(f) or bundle.manifest.files[f].sha256 for e in running for f in e.files.values()})
     given = min(threads, 1 + MOST_POOLED // sessions)
     _check_startable(sessions * (given - 1), bundle)
-    pools = f"{sessions} engines, {given - 1} thread(s) each beside the calling one"
+    pools = f"{sessions} engine(s), {given - 1} thread(s) each beside the calling one"
     return given, pools if given == threads else f"{pools}; {threads} threads an engine would be too many"
 
 
@@ -207,32 +232,14 @@ def _check_startable(count: int, bundle: Bundle) -> None:
             thread.join()
 
 
-def _chosen(block: BlockEngines, option: str, plan: Plan | None) -> tuple[Engine, Engine, str]:
-    """An option's own engine, the one that serves it here, and why that is another."""
-    wanted, *fallbacks = block.options[option]
-    return wanted, *_choose(wanted, fallbacks, None if plan is None else plan.chosen(block.index, option))
-
-
 def _choose(wanted: Engine, fallbacks: list[Engine], planned: PlanEntry | None) -> tuple[Engine, str]:
+    """The engine that serves an option here, and why that is another than its own."""
     if planned is not None:
         chosen = next((e for e in (wanted, *fallbacks) if e.precision == planned.chosen), wanted)
         return chosen, "" if chosen is wanted else "slower here than the more precise engine"
     if wanted.precision == "fp16" and fallbacks and not has_fast_float16():
         return fallbacks[0], "this CPU has no fast float16"
     return wanted, ""
-
-
-class _Substitutions:
-    """Collects substitutions block by block, and merges those that differ in the block alone."""
-
-    def __init__(self) -> None:
-        self._blocks: dict[tuple[str, str, str, str], list[int]] = {}
-
-    def add(self, option: str, wanted: str, served_by: str, reason: str, block: int) -> None:
-        self._blocks.setdefault((option, wanted, served_by, reason), []).append(block)
-
-    def collected(self) -> tuple[Substitution, ...]:
-        return tuple(Substitution(*key, blocks=tuple(blocks)) for key, blocks in self._blocks.items())
 
 
 class _Loader:
@@ -249,14 +256,7 @@ class _Loader:
         sessions = {form: self.session(file) for form, file in engine.files.items()}
         for form, session in sessions.items():
             given = laid_out(gives, engine.output) if len(gives) == 3 else gives
-            try:
-                inputs, outputs = session.get_inputs(), session.get_outputs()
-            except UnicodeDecodeError as error:
-                raise BundleError(
-                    f"{self._bundle.path}: a name in the engine of {label} is no UTF-8; export it again"
-                ) from error
-            self._check(label, inputs, form, laid_out(takes, form))
-            self._check(label, outputs, engine.output, given)
+            check_ends(self._bundle, label, session, (form, laid_out(takes, form)), (engine.output, given))
         return LoadedEngine(label, engine.output, sessions)
 
     def session(self, file: str) -> ort.InferenceSession:
@@ -266,10 +266,34 @@ class _Loader:
             self._sessions[digest] = open_session(data, f"{self._bundle.path}: {file}", self._options)
         return self._sessions[digest]
 
-    def _check(self, label: str, values: Sequence[Any], form: Form, size: tuple[int, ...]) -> None:
+
+def check_ends(
+    bundle: Bundle,
+    label: str,
+    session: ort.InferenceSession,
+    takes: tuple[Form, tuple[int, ...]],
+    gives: tuple[Form, tuple[int, ...]],
+) -> None:
+    """Checks that an engine has one input and one output, each of a form and a size.
+
+    Args:
+        bundle: that it was made of, for messages.
+        label: what messages call it.
+        session: of it.
+        takes: form and size, without the batch, of its input.
+        gives: of its output.
+
+    Raises:
+        BundleError: it takes or gives something else.
+    """
+    try:
+        ends = (session.get_inputs(), takes), (session.get_outputs(), gives)
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{bundle.path}: a name in the engine of {label} is no UTF-8; export it again") from error
+    for values, (form, size) in ends:
         kind = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}[form]
         if len(values) != 1 or values[0].type != kind or tuple(values[0].shape[1:]) != size:
             raise BundleError(
-                f"{self._bundle.path}: the engine of {label} takes or gives something else than {form} of (N, *{size});"
+                f"{bundle.path}: the engine of {label} takes or gives something else than {form} of (N, *{size});"
                 " export it again"
             )

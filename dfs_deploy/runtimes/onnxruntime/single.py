@@ -30,18 +30,11 @@ class SingleDispatch:
 
     Args:
         engines: shared with clones.
-        gate: this dispatch's own; ``None`` with a static policy.
+        gate: this dispatch's own.
         architecture: for the sizes of the buffers.
-        policy: (gated blocks,) uint8, the path that every image takes where there is no gate; else ``None``.
     """
 
-    def __init__(
-        self,
-        engines: LoadedEngines,
-        gate: Gate | None,
-        architecture: Architecture,
-        policy: NDArray[np.uint8] | None = None,
-    ) -> None:
+    def __init__(self, engines: LoadedEngines, gate: Gate, architecture: Architecture) -> None:
         self._engines = engines
         self._gate = gate
         shapes = list(architecture.block_shapes())
@@ -69,35 +62,25 @@ class SingleDispatch:
             )
             for i, block in enumerate(engines.blocks)
         )
-        self._loop: DispatchLoop | None = None
-        self._steps: tuple[BoundStep, ...] = ()
-        self._fixed: tuple[Call, ...] = ()
-        if gate is not None:
-            turns = [
-                [
-                    Turn(
-                        step=gate.bind(i, buffer, scales[i]),
-                        follows=i > 0 and buffers[i - 1] is buffers[i] and scales[i - 1] == scales[i],
-                        options=self._options[i][place],
-                    )
-                    for place, buffer in enumerate(buffers[i])
-                ]
-                for i in range(len(engines.blocks))
+        turns = [
+            [
+                Turn(
+                    step=gate.bind(i, buffer, scales[i]),
+                    follows=i > 0 and buffers[i - 1] is buffers[i] and scales[i - 1] == scales[i],
+                    options=self._options[i][place],
+                )
+                for place, buffer in enumerate(buffers[i])
             ]
-            self._loop = loop_for(gate, turns)
-            self._steps = tuple(places[0].step for places in turns)
-        elif policy is not None:
-            self._fixed = self.engine_calls(policy)
+            for i in range(len(engines.blocks))
+        ]
+        self._loop: DispatchLoop = loop_for(gate, turns)
+        self._steps: tuple[BoundStep, ...] = tuple(places[0].step for places in turns)
 
     def run(
         self, image: NDArray[np.float32], forced: NDArray[np.uint8] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Runs one image, (1, C, H, W) float32; see :meth:`dfs_deploy.runtimes.base.Backend.infer`."""
         np.copyto(self._images, image)
-        if self._gate is None or self._loop is None:
-            assert forced is not None  # noqa: S101 (a static policy is always given)
-            self._run_fixed()
-            return self._logits.copy(), forced.copy()
         self._gate.reset(1)
         loop, label = self._loop, "the stem"
         try:
@@ -111,17 +94,6 @@ class SingleDispatch:
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
             raise engine_failed(label or self._label_at(loop.block, loop.path), error) from error
         return self._logits.copy(), np.frombuffer(path, np.uint8)[None]
-
-    def _run_fixed(self) -> None:
-        """Runs the calls of the static policy."""
-        index = 0
-        try:
-            for index, call in enumerate(self._fixed):  # noqa: B007 (the message below says which)
-                call()
-        except DfsDeployError:
-            raise
-        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
-            raise engine_failed(f"engine {index} of the static policy", error) from error
 
     def _label_at(self, block: int, path: bytearray) -> str:
         engine = self._engines.blocks[block].options[path[block]]
@@ -137,9 +109,8 @@ class SingleDispatch:
         return (*calls, self._head[place])
 
     def gate_calls(self) -> tuple[Callable[[], int], ...]:
-        """The gate's step at each gated block, on float32 features; none with a static policy."""
-        if self._gate is not None:
-            self._gate.reset(1)
+        """The gate's step at each gated block, on float32 features."""
+        self._gate.reset(1)
         return self._steps
 
 

@@ -1,4 +1,4 @@
-"""Whole networks as one engine: the static baselines of a bundle, and traces of paths."""
+"""Whole networks as one engine: the static baselines of a bundle, static policies and traces of paths."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from dfs_deploy.runtimes.onnxruntime.binding import (
     run_once,
     session_options,
 )
+from dfs_deploy.runtimes.onnxruntime.sessions import check_ends
 
 
 class StraightEngine:
@@ -32,32 +33,52 @@ class StraightEngine:
         threads: that the engine may use; ``None`` for one.
 
     Raises:
-        BundleError: ONNX Runtime does not take the model.
+        BundleError: ONNX Runtime does not take the model, or it takes or gives something else.
     """
 
     def __init__(self, model: bytes, label: str, bundle: Bundle, threads: int | None = None) -> None:
-        self._label = label
-        self._session: ort.InferenceSession | None = open_session(
-            model, f"{bundle.path}: {label}", session_options(threads or 1)
-        )
+        session = open_session(model, f"{bundle.path}: {label}", session_options(threads or 1))
+        classes = (bundle.architecture.classes,)
+        check_ends(bundle, label, session, ("float32", bundle.input.shape), ("float32", classes))
+        self._set_up(session, label, bundle)
+
+    def _set_up(self, session: ort.InferenceSession, label: str, bundle: Bundle) -> None:
+        self._label, self._bundle = label, bundle
+        self._session: ort.InferenceSession | None = session
         self._images = aligned_buffer((1, *bundle.input.shape), np.dtype(np.float32))
         self._logits = aligned_buffer((1, bundle.architecture.classes), np.dtype(np.float32))
-        self._call: Call | None = bind(self._session, self._images, self._logits)
+        self._call: Call | None = bind(session, self._images, self._logits)
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Maps (N, C, H, W) float32, normalised, to logits (N, classes) float32."""
-        if self._session is None or self._call is None:
-            raise RuntimeClosedError(
-                f"this {type(self).__name__} was closed; make a new one, or use it inside its with block"
-            )
+        session, call = self._opened()
         if len(images) != 1:
-            return run_once(self._session, self._label, images)
+            return run_once(session, self._label, images)
         np.copyto(self._images, images)
         try:
-            self._call()
+            call()
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
             raise engine_failed(self._label, error) from error
         return self._logits.copy()
+
+    @property
+    def call(self) -> Call:
+        """The bound call at batch 1, on the image before: for a bench."""
+        return self._opened()[1]
+
+    def clone(self) -> StraightEngine:
+        """The same engine with buffers of its own, for another thread."""
+        other = object.__new__(StraightEngine)
+        other._set_up(self._opened()[0], self._label, self._bundle)
+        return other
+
+    def _opened(self) -> tuple[ort.InferenceSession, Call]:
+        session, call = self._session, self._call
+        if session is None or call is None:
+            raise RuntimeClosedError(
+                f"this {type(self).__name__} was closed; make a new one, or use it inside its with block"
+            )
+        return session, call
 
     def close(self) -> None:
         """Frees the engine; closing twice is fine."""

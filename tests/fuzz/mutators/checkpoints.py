@@ -67,11 +67,34 @@ def mutate_content(draw: Draw, content: dict[Any, Any]) -> Any:
             content = {**content, inner: _mutate_tensors(draw, content[inner])}
         else:
             content = _mutate_tensors(draw, content)
+        if draw.chance(0.08):
+            return _with_bomb(draw, content)
         if draw.chance(0.1):
             content[draw.choice(("state_dict", "state_dict_ema", "model", "ema", 5, "", draw.text()))] = draw.choice(
                 ({}, content.get("state_dict", {}), 5, None, "x", [1], {"a": {"b": {}}})
             )
     return content
+
+
+def _with_bomb(draw: Draw, content: dict[Any, Any]) -> dict[Any, Any]:
+    """Puts a list of ten times a list of ten times a list ... somewhere: small in the file, endless to walk through."""
+    kind = draw.choice(("list", "tuple", "dict"))
+    bomb: Any = 1
+    for _ in range(40):
+        bomb = {"list": [bomb] * 10, "tuple": (bomb,) * 10, "dict": dict.fromkeys("abcdefghij", bomb)}[kind]
+    holders: list[dict[Any, Any]] = [content]
+    while draw.chance(0.6) and (
+        inner := [value for value in holders[-1].values() if isinstance(value, dict) and value]
+    ):
+        holders.append(draw.choice(inner))
+    key = draw.choice(sorted(map(str, holders[-1])))
+    draw.note(f"bomb of {kind} at {key}")
+    changed: Any = {**holders.pop(), key: bomb}
+    path = holders
+    for holder in reversed(path):
+        name = next(name for name, value in holder.items() if isinstance(value, dict) and (set(value) <= set(changed)))
+        changed = {**holder, name: changed}
+    return dict(changed)
 
 
 def _is_plain(value: Any) -> bool:

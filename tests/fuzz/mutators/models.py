@@ -150,7 +150,7 @@ def _initializer(draw: Draw, model: onnx.ModelProto) -> None:
         tensor.data_type = draw.choice((*range(24), 2**31 - 1, -1))
     elif kind == "data":
         tensor.raw_data = draw.choice((b"", tensor.raw_data[:-1], tensor.raw_data * 2, draw.randbytes(16)))
-    elif kind == "values":
+    elif kind == "values" and tensor.data_location != TensorProto.EXTERNAL:
         array = numpy_helper.to_array(tensor).copy()
         if array.size and array.dtype.kind == "f":
             array.flat[draw.randrange(array.size)] = draw.choice((float("nan"), float("inf"), 3e38, -3e38, 0.0))
@@ -182,7 +182,7 @@ def _initializer(draw: Draw, model: onnx.ModelProto) -> None:
         draw.note(place)
     elif kind == "name":
         tensor.name = draw.choice(("", "images", draw.choice(model.graph.initializer).name))
-    else:
+    elif kind == "drop":
         model.graph.initializer.remove(tensor)
 
 
