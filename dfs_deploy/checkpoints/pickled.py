@@ -27,6 +27,8 @@ PROTOCOL = 2
 
 _MAX_AXES = 8
 _MAX_KEY = 16
+_MAX_DEPTH = 32
+"""Most levels of dicts and lists within each other."""
 
 _ITEM_BYTES = {
     **dict.fromkeys(("ByteStorage", "CharStorage", "BoolStorage", "UntypedStorage"), 1),
@@ -143,6 +145,7 @@ class PickleFollower:
             refused = MalformedPickleError("a pickle of no single value")
         if refused is not None:
             raise refused
+        _check_extent(machine.stack[0])
         return machine.stack[0]
 
     def count(self, made: int) -> None:
@@ -316,6 +319,25 @@ def _named_in(name: str, argument: Any) -> ForbiddenNameError | None:
         named = argument.replace(" ", ".")
         return None if named in _CALLABLE or _storage_bytes(named) else ForbiddenNameError(named)
     return ForbiddenNameError("an object") if name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4") else None
+
+
+def _check_extent(value: Any) -> None:
+    """Makes sure that a value can be walked through, compared and shown.
+
+    A pickle can hold one list many times. A list of ten times a list of ten times a list takes a hundred bytes, and no
+    reader comes to its end.
+    """
+    waiting, seen = [(value, 0)], 0
+    while waiting:
+        held, depth = waiting.pop()
+        if isinstance(held, dict):
+            held = held.values()
+        elif not isinstance(held, list | tuple):
+            continue
+        seen += len(held)
+        if seen > MAX_INSTRUCTIONS or depth > _MAX_DEPTH:
+            raise OversizedPickleError("lists within lists without end")
+        waiting += [(each, depth + 1) for each in held]
 
 
 def _dict(follower: PickleFollower, items: Any = ()) -> dict[Any, Any]:

@@ -60,9 +60,10 @@ def decide(scores: Tensor) -> Tensor:
         scores: (N, options) float.
 
     Returns:
-        (N,) int64.
+        (N,) int64. The last option if a score is NaN, as in a training that diverged: its loss then says so.
     """
     # torch.argmax promises no order between equal maxima, so look for the first index that reaches the maximum.
+    last = scores.shape[1] - 1
     indices = torch.arange(scores.shape[1], device=scores.device)
     reached = scores == scores.amax(1, keepdim=True)
-    return torch.where(reached, indices, scores.shape[1]).amin(1)
+    return torch.where(reached, indices, last).amin(1)

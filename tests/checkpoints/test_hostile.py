@@ -77,6 +77,26 @@ def unlisted_legacy(path: Path) -> None:
     path.write_bytes(content[:keys] + b"\x80\x02].")
 
 
+def shared_lists(levels: int = 40) -> bytes:
+    """Instructions that make a list of ten times a list of ten times a list ..."""
+    return b"]q\0" + (b"](" + b"h\0" * 10 + b"eq\0") * levels
+
+
+def shared(path: Path, kind: type) -> None:
+    """Values of an architecture that hold one value ten times, and that one another ten times, and so on."""
+    made: Any = 1
+    for _ in range(40):
+        made = dict.fromkeys("abcdefghij", made) if kind is dict else kind([made] * 10)
+    architecture(groups=made)(path)
+
+
+def shared_legacy(path: Path) -> None:
+    torch.save({"w": torch.ones(10)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    keys = content.rindex(b"\x80\x02]")
+    path.write_bytes(content[:keys] + b"\x80\x02](" + shared_lists() + b"e.")
+
+
 def safetensors(header: dict[str, Any], body: bytes = b"") -> Callable[[Path], None]:
     encoded = json.dumps(header).encode()
     return lambda path: path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + body) and None
@@ -138,6 +158,12 @@ MADE: dict[str, Callable[[Path], None]] = {
         path, b"\x80\x02](" + b"K\1K\1\x86" * 60_000 + b"eq\1](" + b"ccollections\nOrderedDict\nh\1\x85R" * 5000 + b"e."
     ),
     "many values": lambda path: zipped(path, b"\x80\x02(" + b"N" * 8_000_000 + b"t."),
+    **{
+        f"a {kind.__name__} shared without end": lambda path, kind=kind: shared(path, kind)
+        for kind in (list, tuple, dict)
+    },
+    "an old list of storages shared without end": shared_legacy,
+    "a name of lists shared without end": lambda path: zipped(path, b"\x80\x02" + shared_lists() + b"h\0\x93."),
     "deep lists": lambda path: zipped(path, b"\x80\x02" + b"]" * 400_000 + b"a" * 150_000 + b"."),
     "deep dicts": lambda path: zipped(path, b"\x80\x02" + b"}N" * 100_000 + b"N" + b"s" * 100_000 + b"."),
     "a pickle without end": lambda path: zipped(path, b"\x80\x02X" + struct.pack("<I", 2**31) + b"a" * 2**24),

@@ -28,6 +28,11 @@ def test_all_equal_scores_choose_the_first() -> None:
     assert decide(torch.full((1, 4), -torch.inf)).tolist() == [0]
 
 
+def test_scores_that_are_no_numbers_choose_an_option_that_there_is() -> None:
+    scores = torch.tensor([[torch.nan, 1.0, 2.0], [torch.nan] * 3, [0.0, 3.0, 2.0]])
+    assert decide(scores).tolist() == [2, 2, 1]
+
+
 @given(st.integers(0, 10_000))
 def test_different_scores_choose_the_greatest(seed: int) -> None:
     scores = torch.randn(16, 7, generator=torch.Generator().manual_seed(seed))

@@ -525,8 +525,9 @@ def test_a_job_of_another_schema_is_refused(whole: Path, tmp_path: Path) -> None
         resume(tmp_path)
 
 
-def test_a_loss_that_is_no_number_ends_the_run(folder: Path, tmp_path: Path) -> None:
-    recipe = small_recipe(backbone_lr=1e30, clip=0.0)
+@pytest.mark.parametrize("rate", ["backbone_lr", "joint_lr"])
+def test_a_loss_that_is_no_number_ends_the_run(rate: str, folder: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(**{rate: 1e30}, clip=0.0)
     with pytest.raises(CheckFailedError, match="lower the learning rate"):
         train(small_job(folder, recipe), tmp_path / "run")
 

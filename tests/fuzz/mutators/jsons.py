@@ -144,7 +144,7 @@ def _odd_value(draw: Draw, plain: bool) -> Any:
         return draw.choice((None, True, False))
     if kind == "container":
         return draw.choice(([], Pairs(), [None], [[]], [0] * 100, Pairs([("", 0)]), [1, 2, 3], ["a", "b"]))
-    depth = draw.choice((10, 1200) if plain else (10, 1200, 100_000))
+    depth = draw.choice((10, 1200) if plain else (10, 600, 800, 900, 940, 1200, 100_000))
     if plain:
         nested: Any = []
         for _ in range(min(depth, 200)):
