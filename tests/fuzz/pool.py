@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import json
 import os
@@ -264,6 +265,7 @@ class _Runner:
         self._outside.mkdir()
         (self._outside / "secret.bin").write_bytes(bytes(4096))
         self._case, self._empty, self._temporary = work / "case", work / "here", work / "tmp"
+        faulthandler.disable()  # a crash is told by its signal
         log = os.open(work / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)

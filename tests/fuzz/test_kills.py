@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_what_was_killed_leaves_the_old_or_the_new_one_and_no_orphan() -> None:
-    command = [sys.executable, "-m", "tests.fuzz.kills", "--random", "4", "--every", "45", "--seed", "5"]
+    command = [sys.executable, "-m", "tests.fuzz.kills", "--random", "2", "--every", "60", "--seed", "5"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stdout.count("\n") == 2 + len(kills.NAMES)

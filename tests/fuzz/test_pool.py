@@ -118,9 +118,11 @@ def test_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [only(act).kind for act in (spin, wait, read_fifo)] == [HANG] * 3
 
 
-def test_memory() -> None:
+def test_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "MEMORY", 1 << 27)
+
     def touch(folder: Path) -> str:
-        np.ones(9 << 27, np.uint8)
+        np.ones(9 << 24, np.uint8)
         return "sound"
 
     def refused(folder: Path) -> str:
