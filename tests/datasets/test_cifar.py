@@ -179,3 +179,14 @@ def test_files_may_not_be_links_to_outside(tmp_path: Path, make: Callable[[Path]
         assert len(load_dataset(folder)) == 3
         file.unlink()
         file.write_bytes(content)
+
+
+def test_class_names_that_are_no_text_are_refused_unseen(tmp_path: Path) -> None:
+    bomb: list[object] = []
+    for _ in range(40):
+        bomb = [bomb] * 10  # as text it would never end
+    folder = cifar100_python(tmp_path / "cifar")
+    for names in ([*HUNDRED[:-1], bomb], [*HUNDRED[:-1], 7]):
+        (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names}, 2))
+        with refuses(DataError, "meta", "as a name, expected text"):
+            load_dataset(folder)
