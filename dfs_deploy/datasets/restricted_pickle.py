@@ -151,7 +151,8 @@ def load_restricted_pickle(file: Path, limit: int) -> dict[str, object]:
 def as_text(value: object, file: Path) -> str:
     """Text of a pickle, which Python 2 wrote as bytes.
 
-    Nothing else is shown as text: a list that holds another one ten times, which holds another one ten times, never ends.
+    Nothing else is shown as text: a list that holds another one ten times, which holds another one ten times, and so
+    on, never ends.
 
     Raises:
         DataError: it is something else; the message names the file.
