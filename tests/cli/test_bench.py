@@ -33,7 +33,7 @@ def test_json_is_the_report(mixed: Made) -> None:
 def test_a_person_reads_a_table_and_what_it_means(mixed: Made) -> None:
     ran = run("bench", mixed.path, *QUICK)
     assert ran.code == 0
-    for word in ("dfs", "static-fp32", "p50", "images/s", "gate", "path mixture", "commonest", "INVALID"):
+    for word in ("dfs", "static-fp32", "p50", "images/s", "gate", "path mixture", "commonest", "VALID"):
         assert word in ran.out, word
     assert ran.out.splitlines()[-1].startswith("verdict: "), "the verdict stands last"
 
