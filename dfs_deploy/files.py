@@ -195,17 +195,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     the same file left is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _named(path):
-        remove_leftovers(path)
-        temporary, handle = _locked(path, _make_file)
-        try:
-            yield temporary
-            sync_to_disk(temporary)
-            temporary.replace(path)
-            sync_to_disk(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-            os.close(handle)
+    with _named(path), _temporary(path, _make_file, _remove_file) as temporary:
+        yield temporary
+        sync_to_disk(temporary)
+        temporary.replace(path)
+        sync_to_disk(path.parent)
 
 
 @contextlib.contextmanager
@@ -214,13 +208,8 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
     It is locked while it is in use: what a killed process left is removed by the next one that writes ``path``.
     """
-    remove_leftovers(path)
-    folder, handle = _locked(path, _make_folder)
-    try:
+    with _temporary(path, _make_folder, _remove_folder) as folder:
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -286,24 +275,38 @@ def _remove_if_abandoned(leftover: Path) -> None:
         os.close(handle)
 
 
-def _locked(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
-    """Makes a temporary file or folder and locks it; another name if it was removed before it was locked."""
+@contextlib.contextmanager
+def _temporary(path: Path, make: Callable[[Path], int], remove: Callable[[Path], None]) -> Iterator[Path]:
+    """Gives a new temporary file or folder, locked. It is removed in the end, also if a signal comes as it is made."""
+    remove_leftovers(path)
     while True:
-        made = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+        made = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY}")  # a name that nobody else draws
+        handle = None
         try:
             handle = make(made)
-        except FileExistsError:
-            continue
-        try:
             _lock(handle, wait=True)
-            if os.path.samestat(os.fstat(handle), made.lstat()):
-                return made, handle
-        except FileNotFoundError:
-            pass  # another process took it for a leftover
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)
+            if _is_at(handle, made):  # else another process took it for a leftover before it was locked
+                yield made
+                return
+        finally:
+            remove(made)
+            if handle is not None:
+                os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove_file(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def _remove_folder(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _make_file(path: Path) -> int:

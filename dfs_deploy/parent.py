@@ -10,17 +10,16 @@ import sys
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
-def end_with_parent(parent: int | None = None) -> None:
+def end_with_parent(parent: int) -> None:
     """Lets the kernel end this process as soon as the one that started it ends, in whatever way; on Linux alone.
 
     Call it in the new process, before its work.
 
     Args:
-        parent: process that started this one. If it has ended meanwhile, this one ends at once. ``None`` leaves that
-            out.
+        parent: number of the process that started this one. If it has ended meanwhile, this one ends at once.
     """
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    if parent is not None and os.getppid() != parent:
+    if os.getppid() != parent:
         sys.exit(1)

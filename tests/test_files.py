@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,6 @@ from dfs_deploy.files import (
     first_link,
     put_folder,
     read_file,
-    read_head,
     remove_leftovers,
     sha256,
     sole_use,
@@ -33,6 +33,7 @@ from dfs_deploy.files import (
     whole_file,
     write_whole,
 )
+from dfs_deploy.kinds import read_head
 
 
 @given(st.binary())
@@ -341,6 +342,21 @@ def test_a_folder_in_sole_use_of_a_killed_process_is_free(tmp_path: Path) -> Non
     holder.communicate()
     with sole_use(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("make", [whole_file, temporary_folder])
+@pytest.mark.parametrize("moment", ["os.open", "fcntl.flock"])
+def test_an_interrupt_while_a_temporary_one_is_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], AbstractContextManager[Path]], moment: str
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(moment, interrupted)
+    with pytest.raises(KeyboardInterrupt), make(tmp_path / "a"):
+        raise AssertionError
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_first_link_below_a_folder_is_found(tmp_path: Path) -> None:

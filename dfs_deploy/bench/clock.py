@@ -30,8 +30,8 @@ class Timing:
 
     Attributes:
         p50: median.
-        p90: 90th percentile, linear between samples; likewise p95 and p99. ``None`` where fewer than ten samples lie
-            beyond it: p90 takes 100 samples, p95 200, p99 1000.
+        p90: 90th percentile, linear between samples; p95 and p99 in the same way. ``None`` if fewer than ten samples
+            lie beyond it: p90 takes 100 samples, p95 200, p99 1000.
         mean: arithmetic mean; nothing is dropped as an outlier.
         min: least.
         max: greatest.

@@ -31,10 +31,10 @@ class ForcedPath:
         trace_ms: of the same path as one engine, without gates.
         static_ms: of the static engine of this precision; ``None`` where the bundle has none.
         over_static: dispatch over static; ``None`` without it, or where there are fewer than six turns.
-        over_trace: dispatch over trace, likewise.
+        over_trace: dispatch over trace, in the same way.
         gate_us: a gated block, the gate's step alone, in microseconds; ``None`` with batches and without gated blocks.
-        dispatch_us: likewise, what is left of ``dispatch_ms`` without engines and gate steps. Below zero where engines
-            are faster one after another than each by itself.
+        dispatch_us: per gated block, what is left of ``dispatch_ms`` without engines and gate steps. Below zero if
+            engines are faster one after another than each by itself.
     """
 
     share: int

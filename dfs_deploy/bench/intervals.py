@@ -82,8 +82,8 @@ def paired_ratios(case: NDArray[np.int64], base: NDArray[np.int64], over: str) -
     """Compares two cases that were timed in the same turns.
 
     Args:
-        case: (turns, calls a turn) nanoseconds.
-        base: likewise, of the case to divide by.
+        case: (turns, calls per turn) nanoseconds.
+        base: (turns, calls per turn) nanoseconds of the case to divide by.
         over: name of that case.
 
     Returns:

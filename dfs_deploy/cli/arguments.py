@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated
@@ -150,11 +151,18 @@ _MOST_NAMES_BYTES = 8 << 20
 
 
 def parse_numbers(flag: str, text: str) -> tuple[float, ...]:
-    """Reads numbers separated by commas; raises UsageError for anything else."""
+    """Reads the mean or deviation of each channel, separated by commas.
+
+    Raises:
+        UsageError: it is anything else, or of pixels from 0 to 255, whose network would see every image as black.
+    """
     try:
-        return tuple(float(word) for word in text.split(","))
+        numbers = tuple(float(word) for word in text.split(","))
     except ValueError as error:
         raise UsageError(f"{flag} {text!r}, expected a number per channel, as in 0.49,0.48,0.45") from error
+    if any(1.0 < number < math.inf for number in numbers):
+        raise UsageError(f"{flag} {text!r}, expected that of pixels from 0 to 1; divide it by 255 if it is of 0 to 255")
+    return numbers
 
 
 def parse_size(flag: str, text: str) -> tuple[int, int]:

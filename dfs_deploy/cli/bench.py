@@ -215,9 +215,9 @@ class _Plan:
 
         self._bundle, self._threads, self._cache = bundle, threads, Cache(bundle)
         self._engines = whole_prepared(bundle, None, self._cache)[0] if prepared else PLAIN
-        name = plan_file(plan_key(bundle, threads, self._engines.together))
-        self.file = self._cache.folder / name
-        self._before = self._cache.read(name)
+        self._name = plan_file(plan_key(bundle, threads, self._engines.together))
+        self.file = self._cache.folder / self._name
+        self._before = self._cache.read(self._name)
 
     def measure(self, report: Callable[[float], None]) -> None:
         """Measures a plan and puts it in place."""
@@ -228,7 +228,9 @@ class _Plan:
         self.file = save_plan(self._bundle, measured, self._cache)
 
     def take_back(self) -> None:
-        """Puts in place what was there before."""
+        """Puts in place what was there before, if that was changed."""
+        if self._cache.read(self._name) == self._before:
+            return
         if self._before is None:
             self.file.unlink(missing_ok=True)
         else:

@@ -9,7 +9,7 @@ from dfs_deploy.files import check_folder
 
 
 def check_writable(*paths: Path | None) -> None:
-    """Makes sure that files can be written, so that nothing is measured in vain.
+    """Makes sure that files can be written, before anything is measured for it.
 
     Args:
         paths: of files that may be there already; ``None`` is passed over.

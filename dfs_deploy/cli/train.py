@@ -347,7 +347,7 @@ def _describe_saved(folder: Path) -> str:
         return f"nothing was saved yet; go on with: {go_on}"
     if state.stage is None:
         return f"all stages are done and saved in {folder}"
-    where = f"step {state.step} of stage {state.stage}" if state.step else f"the begin of stage {state.stage}"
+    where = f"step {state.step} of stage {state.stage}" if state.step else f"the beginning of stage {state.stage}"
     return f"saved up to {where}; go on with: {go_on}"
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dfs_deploy.datasets.dataset import SPLITS, Dataset, Split
 from dfs_deploy.datasets.links import checked_entry
 from dfs_deploy.datasets.messages import describe
-from dfs_deploy.datasets.restricted_pickle import PickledArray, load_restricted_pickle
+from dfs_deploy.datasets.restricted_pickle import PickledArray, as_text, load_restricted_pickle
 from dfs_deploy.errors import DataError
 from dfs_deploy.files import check_file, read_file
 from dfs_deploy.kinds import read_head
@@ -182,9 +182,7 @@ def _class_names(archive: CifarArchive, folder: Path) -> tuple[str, ...]:
     else:
         listed = load_restricted_pickle(file, _MAX_NAMES_BYTES).get(archive.names_key)
         listed = listed if isinstance(listed, list) else []
-        if not all(isinstance(name, str | bytes) for name in listed):
-            raise DataError(f"{file} names classes by something else than text ({archive.kind}); unpack it again")
-        names = [name.decode("latin1") if isinstance(name, bytes) else name for name in listed]
+        names = [as_text(name, file) for name in listed]
     if len(names) != archive.classes:
         raise DataError(
             f"{file} names {len(names)} classes, expected {archive.classes} ({archive.kind}); unpack the archive again"

@@ -14,6 +14,7 @@ from dfs_deploy.datasets.labels import class_order, is_number
 from dfs_deploy.datasets.links import checked_entry, entries_of, is_folder
 from dfs_deploy.datasets.messages import os_errors_as_data_errors, unreadable
 from dfs_deploy.errors import DataError
+from dfs_deploy.kinds import given_instead
 from dfs_deploy.text import one_line
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
@@ -51,7 +52,10 @@ def list_images(path: str | Path, on_error: Callable[[Path, DataError], None] | 
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise DataError(f"nothing at {path}, expected an image or a folder of images")
+        expected = "an image or a folder of images"
+        raise DataError(
+            given_instead(path, expected, "image") or f"nothing at {path}, expected {expected}; check the path"
+        )
     found: list[Path] = []
     failed = False
     pending = entries_of(path)
@@ -69,7 +73,9 @@ def list_images(path: str | Path, on_error: Callable[[Path, DataError], None] | 
             failed = True
             on_error(Path(entry.path), error if isinstance(error, DataError) else unreadable(error))
     if not found and not failed:
-        raise DataError(f"no image in {path}, expected files ending in {', '.join(IMAGE_SUFFIXES)}")
+        raise DataError(
+            f"no image in {path}, expected files ending in {', '.join(IMAGE_SUFFIXES)}; give a folder with some"
+        )
     return sorted(found)
 
 

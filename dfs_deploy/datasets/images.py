@@ -134,6 +134,8 @@ def _decode(data: bytes, name: str, size: tuple[int, int] | None) -> Decoded:
         pixels, own = _pixels(header, orientation, size)
     except MemoryError as error:
         raise _too_large(name) from error
+    except ImportError:
+        raise  # Pillow is missing or broken: the image is not to blame
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the file system's, not a decoder's

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 import numpy as np
 
 from dfs_deploy.errors import DataError
+from dfs_deploy.files import UnfitFileError
 from dfs_deploy.text import first_line
 
 _P = ParamSpec("_P")
@@ -53,4 +54,5 @@ def os_errors_as_data_errors(function: Callable[_P, _R]) -> Callable[_P, _R]:
 def unreadable(error: OSError) -> DataError:
     """What is said of a file or folder that the file system does not give."""
     where = error.filename or "a file"
-    return DataError(f"cannot read {where} ({cause(error)}); check that it is there and may be read")
+    remedy = "give another" if isinstance(error, UnfitFileError) else "check that it is there and may be read"
+    return DataError(f"cannot read {where} ({cause(error)}); {remedy}")

@@ -145,7 +145,23 @@ def load_restricted_pickle(file: Path, limit: int) -> dict[str, object]:
         raise DataError(f"{file} is not a readable CIFAR file ({cause(error)}); unpack the archive again") from error
     if not isinstance(content, dict):
         raise DataError(f"{file} holds a {type(content).__name__}, expected a dict; unpack the archive again")
-    return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in content.items()}
+    return {as_text(key, file): value for key, value in content.items()}
+
+
+def as_text(value: object, file: Path) -> str:
+    """Text of a pickle, which Python 2 wrote as bytes.
+
+    Nothing else is shown as text: a list that holds another one ten times, which holds another one ten times, and so
+    on, never ends.
+
+    Raises:
+        DataError: it is something else; the message names the file.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        return value.decode("latin1")
+    raise DataError(f"{file} has a {type(value).__name__} as a name, expected text; unpack the archive again")
 
 
 def _check_opcodes(data: bytes) -> None:

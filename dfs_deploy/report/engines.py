@@ -65,8 +65,10 @@ def engine_figures(
             if option.skips:
                 choices = [] if block.skip is None else [block.skip]
                 serves = block.skip
-            else:
+            elif option.name in block.options:
                 choices, serves = block.options[option.name], serving(block, option.name, substitutions)
+            else:
+                continue  # a static policy runs another option here
             times = _times(bundle, timed, block, choices, features.commonest)
             sent = np.flatnonzero(column[:MOST_SAMPLES] == index)
             rows = sent if len(sent) else np.arange(len(features.in_uint8))

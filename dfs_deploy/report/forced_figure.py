@@ -18,7 +18,7 @@ _COLORS = ("#1b5e9e", "#c2571a", "#555555")
 
 
 def figure_writer(file: Path) -> Callable[[BenchResult], None]:
-    """What will write the figure of a bench with forced paths; made first, so that no bench is run in vain.
+    """What will write the figure of a bench with forced paths; made first, so that a bench is not run for nothing.
 
     Args:
         file: SVG or PNG, as its suffix says.

@@ -202,7 +202,7 @@ class EngineFigures:
         measured_on: ``routed``: the inputs that the gate sends there; ``reached``: it sends none, so all.
         relative_rms_error: root-mean-square difference from the float32 engine of the same option, over that of its
             output; ``None`` for the float32 engine itself, and where a value is not finite.
-        relative_max_error: greatest difference over the greatest output, likewise.
+        relative_max_error: greatest difference over the greatest output, in the same way.
         finite: whether every output was a finite number.
     """
 

@@ -117,6 +117,7 @@ def advance(
     steps = [
         (engine.output, own, sessions.run(engine, form, maps))
         for index, option in enumerate(bundle.options)
+        if option.skips or option.name in block.options  # a static policy has engines for its own option alone
         if (engine := block.skip if option.skips else serving(block, option.name, substitutions)) is not None
         for form, own, maps in features.split(np.flatnonzero(choice == index))
     ]

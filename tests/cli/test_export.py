@@ -223,6 +223,8 @@ def test_which_of_several_weights_is_chosen_kept_and_verified(tmp_path: Path) ->
         (["--options", "skip,full"], 4, ["not skip,full"]),
         (["--mean", "0.5;0.5;0.5"], 2, ["--mean", "0.49,0.48,0.45"]),
         (["--mean", "0.5"], 2, ["mean (0.5,)"]),
+        (["--mean", "125,123,114", "--std", "63,62,67"], 2, ["--mean '125,123,114'", "divide it by 255"]),
+        (["--std", "63,62,67"], 2, ["--std '63,62,67'", "divide it by 255"]),
         (["--std", "0,1,1"], 2, ["std positive"]),
         (["--input-size", "32"], 2, ["--input-size", "32x32"]),
         (["--input-size", "9999x9999"], 2, ["9999"]),

@@ -186,8 +186,18 @@ def test_nothing_to_list_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("none")
     with refuses(DataError, "no image in", ".png"):
         list_images(tmp_path)
-    with refuses(DataError, "nothing at"):
+    with refuses(DataError, "nothing at", "check the path"):
         list_images(tmp_path / "none")
+    os.mkfifo(tmp_path / "pipe")
+    with refuses(DataError, "pipe is no regular file, expected an image or a folder of images"):
+        list_images(tmp_path / "pipe")
+
+
+def test_a_file_that_is_too_large_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    (tmp_path / "data.npz").touch()
+    os.truncate(tmp_path / "data.npz", 100 << 30)
+    with refuses(DataError, "107,374,182,400 bytes", "give another"):
+        load_dataset(tmp_path / "data.npz")
 
 
 def test_what_cannot_be_listed_is_told_and_the_rest_goes_on(tmp_path: Path) -> None:

@@ -416,3 +416,11 @@ def test_an_image_in_memory_is_decoded_as_a_file_is(tmp_path: Path) -> None:
         decode_image(b"no image", name="the body")
     with refuses(DataError, "the body", "damaged"):
         decode_image(path.read_bytes()[:60], name="the body")
+
+
+def test_without_pillow_no_image_is_to_blame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for module in ("PIL", "PIL.Image", "PIL.PngImagePlugin"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError):
+        load_image(tmp_path / "a.png")

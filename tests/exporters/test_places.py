@@ -1,21 +1,31 @@
-"""Where an export is written, and how it ends: odd file systems, signals, two at a time. Each is a real process."""
+"""Where an export is written, and how it ends: odd file systems, signals, two at a time."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import multiprocessing
+import os
 import signal
-import subprocess
+import stat
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from dfs_deploy import files
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
+from dfs_deploy.cli import main
 from dfs_deploy.runtimes import Runtime
 from tests.bundles import CONTRACT, float_network, pixels
+from tests.cli.program import run
 
-PROGRAM = "import sys; from dfs_deploy.cli import main; sys.argv[0] = 'dfs-deploy'; main()"
+FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +35,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def start(checkpoint: Path, out: Path, before: str = "") -> subprocess.Popen[str]:
-    """Starts an export in an interpreter that runs a statement first."""
-    command = [sys.executable, "-c", f"{before}\n{PROGRAM}", "export", checkpoint, "--out", out, "--targets", "fp32"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def words(checkpoint: Path, out: Path) -> list[str]:
+    return ["export", str(checkpoint), "--out", str(out), "--targets", "fp32"]
+
+
+def start(checkpoint: Path, out: Path) -> BaseProcess:
+    """Starts the program in a process of its own, which has all libraries already."""
+
+    def work() -> None:
+        sys.argv = ["dfs-deploy", *words(checkpoint, out)]
+        main()
+
+    process = FORK.Process(target=work)
+    process.start()
+    return process
 
 
 def listing(folder: Path) -> list[str]:
@@ -40,101 +60,106 @@ def works(path: Path) -> bool:
         return len(runtime(pixels(2)).classes) == 2
 
 
-FILE_SYSTEMS = {
-    "no fsync of folders": """
-def fsync(handle, real=os.fsync):
-    if stat.S_ISDIR(os.fstat(handle).st_mode):
-        raise OSError(errno.EINVAL, "Invalid argument")
-    real(handle)
-os.fsync = fsync
-""",
-    "no fsync": """
-def fsync(handle):
-    raise OSError(errno.ENOSYS, "Function not implemented")
-os.fsync = fsync
-""",
-    "no chmod": """
-def refuse(*arguments, **keywords):
-    raise PermissionError(errno.EPERM, "Operation not permitted")
-os.chmod = os.fchmod = os.utime = os.chown = refuse
-""",
-    "no locks": """
-import fcntl
-def flock(*arguments):
-    raise OSError(errno.ENOLCK, "No locks available")
-fcntl.flock = flock
-""",
-    "no renames of folders": """
-import ctypes
-def rename(source, target, real=os.rename, **keywords):
-    if os.path.isdir(source):
-        raise PermissionError(errno.EPERM, "Operation not permitted")
-    real(source, target, **keywords)
-os.rename = os.replace = rename
-from dfs_deploy import files
-files._exchange = lambda one, other: False
-""",
-    "no exchange of names": """
-from dfs_deploy import files
-files._exchange = lambda one, other: False
-""",
-}
+def no_fsync_of_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
 
 
-@pytest.mark.parametrize("lacks", FILE_SYSTEMS)
-def test_an_export_to_a_file_system_that_lacks_something(checkpoint: Path, tmp_path: Path, lacks: str) -> None:
-    before = f"import errno, os, stat\n{FILE_SYSTEMS[lacks]}"
+def failing(number: int) -> Callable[..., None]:
+    def fail(*arguments: object, **keywords: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", failing(errno.ENOSYS))
+
+
+def no_chmod(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("chmod", "fchmod", "utime", "chown"):
+        monkeypatch.setattr(os, name, failing(errno.EPERM))
+
+
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", failing(errno.ENOLCK))
+
+
+def no_exchange_of_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+
+
+def no_renames_of_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_exchange_of_names(monkeypatch)
+    for name in ("rename", "replace"):
+        real = getattr(Path, name)
+
+        def rename(self: Path, target: Path, real: Callable[[Path, Path], Path] = real) -> Path:
+            if self.is_dir():
+                raise PermissionError(errno.EPERM, "Operation not permitted")
+            return real(self, target)
+
+        monkeypatch.setattr(Path, name, rename)
+
+
+@pytest.mark.parametrize("lacks", [no_fsync_of_folders, no_fsync, no_chmod, no_locks])
+def test_an_export_to_a_file_system_that_lacks_something(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacks: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    lacks(monkeypatch)
+    assert run(*words(checkpoint, tmp_path / "net.dfs")).code == 0
+    assert listing(tmp_path) == ["net.dfs"]
+    assert works(tmp_path / "net.dfs")
+
+
+@pytest.mark.parametrize("lacks", [no_renames_of_folders, no_exchange_of_names])
+def test_a_bundle_is_replaced_whole_or_not_at_all(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacks: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    lacks(monkeypatch)
     out = tmp_path / "net.dfs"
-    process = start(checkpoint, out, before)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    assert run(*words(checkpoint, out)).code == 0
     assert listing(tmp_path) == ["net.dfs"]
     assert works(out)
-    if lacks not in ("no renames of folders", "no exchange of names"):
-        return
     digest = Bundle(out).digest
-    process = start(checkpoint, out, before)
-    _, errors = process.communicate()
-    if lacks == "no renames of folders":  # nothing could replace the bundle whole, which is said before the work
-        assert process.returncode == 2
-        assert "cannot rename folders" in errors
-        assert errors.count("\n") == 1
+    again = run(*words(checkpoint, out))
+    if lacks is no_renames_of_folders:  # nothing could replace the bundle whole, which is said before the work
+        again.failed(2, "cannot rename folders")
     else:
-        assert process.returncode == 0, errors
+        assert again.code == 0
     assert listing(tmp_path) == ["net.dfs"]
     assert Bundle(out).digest == digest
 
 
-def test_an_error_of_the_disk_is_no_such_lack(checkpoint: Path, tmp_path: Path) -> None:
-    before = """
-import errno, os
-def fsync(handle):
-    raise OSError(errno.EIO, "Input/output error")
-os.fsync = fsync
-"""
-    process = start(checkpoint, tmp_path / "net.dfs", before)
-    _, errors = process.communicate()
-    assert process.returncode == 3
-    assert "Input/output error" in errors
-    assert str(tmp_path) in errors
+def test_an_error_of_the_disk_is_no_such_lack(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", failing(errno.EIO))
+    run(*words(checkpoint, tmp_path / "net.dfs"), "--json").failed(3, "Input/output error", str(tmp_path))
     assert listing(tmp_path) == []
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_an_export_that_is_stopped_leaves_nothing_for_good(checkpoint: Path, tmp_path: Path, sent: int) -> None:
     out = tmp_path / "net.dfs"
-    process = start(checkpoint, out)
-    while not (left := list(tmp_path.glob(".net.dfs.*.tmp"))) and process.poll() is None:
+    with mock.patch("dfs_deploy.exporters.pipeline.validate", lambda *arguments: time.sleep(600.0)):
+        process = start(checkpoint, out)
+    while not (left := list(tmp_path.glob(".net.dfs.*.tmp"))) and process.is_alive():
         time.sleep(0.001)
-    process.send_signal(sent)
-    process.communicate()
-    assert left, "the draft was seen, and it was stopped before its end"
-    assert process.returncode == {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[signal.Signals(sent)]
+    assert process.pid is not None
+    os.kill(process.pid, sent)
+    process.join()
+    assert left, "the draft was seen"
+    assert process.exitcode == {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[signal.Signals(sent)]
     assert not out.exists()
     assert sent == signal.SIGKILL or listing(tmp_path) == []
-    process = start(checkpoint, out)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    assert run(*words(checkpoint, out)).code == 0
     assert listing(tmp_path) == ["net.dfs"]
     assert works(out)
 
@@ -143,7 +168,7 @@ def test_exports_to_one_path_at_a_time_do_not_disturb_each_other(checkpoint: Pat
     out = tmp_path / "net.dfs"
     running = [start(checkpoint, out) for _ in range(2)]
     for process in running:
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
+        process.join()
+        assert process.exitcode == 0
     assert listing(tmp_path) == ["net.dfs"]
     assert works(out)

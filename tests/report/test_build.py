@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 from PIL import Image
 
 from dfs_deploy.bundle import Bundle
@@ -18,7 +19,7 @@ from dfs_deploy.report import BundleReport, as_json, report_bundle
 from dfs_deploy.report.build import distinct_names
 from dfs_deploy.report.results import Report
 from dfs_deploy.runtimes import Runtime
-from tests.bundles import Made, copied, manifest_of, write_manifest
+from tests.bundles import Made, copied, manifest_of, static_bundle, write_manifest
 from tests.checks import refuses
 
 QUICK: Any = {"min_s": 0.02, "min_iterations": 4}
@@ -161,3 +162,10 @@ def test_a_bundle_for_another_runtime_is_refused(mixed: Made, tmp_path: Path) ->
     write_manifest(bundle, values)
     with refuses(BundleError, "onnxruntime"):
         report_bundle(Bundle(bundle))
+
+
+def test_a_network_with_a_static_policy_is_told_of(tmp_path_factory: pytest.TempPathFactory) -> None:
+    made = static_bundle(tmp_path_factory)
+    told = report_bundle(Bundle(made.path), made.data, samples=8, examples=2, **QUICK)
+    assert told.outcome.distinct_paths == len(told.paths) == 1
+    assert {(engine.block, engine.option) for engine in told.engines} == {(1, "8"), (2, "skip"), (3, "16")}

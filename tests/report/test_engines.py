@@ -13,7 +13,7 @@ from dfs_deploy.report.results import EngineFigures
 from dfs_deploy.report.routes import group_of_block
 from dfs_deploy.report.walk import Sessions, advance, walk
 from dfs_deploy.runtimes import Runtime
-from tests.bundles import Made, copied, manifest_of, rewritten
+from tests.bundles import Made, copied, manifest_of, rewritten, static_bundle
 from tests.exporters.test_validation import perturbed
 
 
@@ -125,3 +125,13 @@ def _with_engine(
     (engine,) = [e for e in blocks["options"][option] if e["precision"] == precision]
     changes = {name: perturbed((bundle / name).read_bytes(), "conv2_bias", change) for name in engine["files"].values()}
     return rewritten(bundle, changes)
+
+
+def test_a_policy_has_figures_for_the_engines_of_its_own_options(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The runtime runs them as one; the report opens them block by block."""
+    made = static_bundle(tmp_path_factory)
+    bundle = Bundle(made.path)
+    found = measured(bundle, made.data.images)
+    assert {(each.block, each.option) for each in found} == {(1, "8"), (2, "skip"), (3, "16")}
+    assert {each.share for each in found} == {1.0}
+    assert all(each.samples == len(made.data.images) for each in found if each.measured_on)

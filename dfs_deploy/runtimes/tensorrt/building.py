@@ -187,6 +187,7 @@ class Plans:
         workspace = self.settings.workspace_mib
         with nameless_file() as file:
             request = BuildRequest(
+                parent=os.getpid(),
                 label=engine.label,
                 precision=engine.precision,
                 inputs=key.inputs,

@@ -30,7 +30,7 @@ def libraries() -> Iterator[None]:
 
     Raises:
         MissingExtraError: it is not installed.
-        EnvironmentLacksError: likewise, on a Jetson; or the libraries that it loads are missing.
+        EnvironmentLacksError: it is not installed on a Jetson, or the libraries that it loads are missing.
     """
     try:
         with required():

@@ -134,7 +134,7 @@ def load_settings(cache: Cache) -> Settings:
 
 
 def save_settings(folder: Path, settings: Settings) -> None:
-    """Keeps what plans are made with, so that a runtime makes a missing one likewise."""
+    """Keeps what plans are made with, so that a runtime makes a missing one in the same way."""
     write_whole(folder / "settings.json", msgspec.json.encode(settings) + b"\n")
 
 

@@ -29,6 +29,7 @@ class BuildRequest(msgspec.Struct, frozen=True):
     """What to build.
 
     Attributes:
+        parent: number of the process that asks.
         label: of the engine.
         precision: ``fp32``, ``fp16`` or ``int8``: what a weakly typed network may use.
         inputs: size of each input, without the batch.
@@ -38,6 +39,7 @@ class BuildRequest(msgspec.Struct, frozen=True):
         timing_cache: file of measured times to read, where there is one, and to write; ``None`` if none is kept.
     """
 
+    parent: int
     label: str
     precision: str
     inputs: dict[str, tuple[int, ...]]
@@ -190,7 +192,8 @@ def _monitor(report: Callable[[float], None]) -> trt.IProgressMonitor:
 
 def main() -> None:
     """Reads a request, builds, and says how it went."""
-    end_with_parent()
+    request = msgspec.json.decode(sys.stdin.buffer.readline(), type=BuildRequest)
+    end_with_parent(request.parent)
     # What TensorRT's libraries print goes to standard error: the pipe holds messages alone.
     channel = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
@@ -198,7 +201,6 @@ def main() -> None:
     def say(message: Message) -> None:
         channel.write(msgspec.json.encode(message) + b"\n")
 
-    request = msgspec.json.decode(sys.stdin.buffer.readline(), type=BuildRequest)
     model = sys.stdin.buffer.read()
     try:
         say(Message(share=1.0, typing=build(request, model, lambda share: say(Message(share=share)))))
