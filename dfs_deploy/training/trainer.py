@@ -514,6 +514,9 @@ def _restore_optimizers(optimizers: Sequence[torch.optim.Optimizer], state: Stat
                 group.update(values, params=parameters)
                 for parameter in parameters:
                     _check_gathered(optimizer, parameter)
+                    # Memory of its own, which a file's tensors may share with each other and with themselves.
+                    gathered = optimizer.state.get(parameter, {})
+                    gathered.update({key: value.clone() for key, value in gathered.items()})
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"the state in {folder} does not fit the stage {state.stage} ({first_line(error, 120)}); start again"

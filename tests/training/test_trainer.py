@@ -387,6 +387,23 @@ def test_rates_are_those_of_the_recipe_whatever_the_state_says(folder: Path, who
     assert lines(tmp_path)[1:] == lines(whole)[1:]
 
 
+def test_tensors_of_a_state_that_share_memory_come_apart(folder: Path, tmp_path: Path) -> None:
+    logs = []
+    for shared in (False, True):
+        run = tmp_path / str(shared)
+        stopped(small_job(folder), run)
+
+        def change(content: dict[str, Any], shared: bool = shared) -> None:
+            for gathered in content["optimizers"][1]["state"].values():
+                zeros = torch.zeros(()).expand_as(gathered["exp_avg"])
+                gathered["exp_avg"] = zeros if shared else zeros.clone()
+
+        changed_state(run, change)
+        resume(run)
+        logs.append(lines(run)[1:])
+    assert logs[0] == logs[1]
+
+
 def test_a_state_of_an_older_version_goes_on(folder: Path, whole: Path, tmp_path: Path) -> None:
     """It says neither of which job nor of which data it is."""
     stopped(small_job(folder, evaluate_every=6), tmp_path)

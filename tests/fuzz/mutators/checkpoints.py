@@ -162,7 +162,7 @@ def _odd_tensor(draw: Draw, tensor: Tensor, kind: str) -> Tensor:
         return torch.zeros(1, dtype=tensor.dtype).as_strided(extents, [0] * len(extents))
     if kind == "value":
         fill = draw.choice((float("nan"), float("inf"), 3e38, -3e38, 1e-40, 0.0, -1.0, 1e10))
-        odd = tensor.double().clone()
+        odd = tensor.double().clone(memory_format=torch.contiguous_format)
         if draw.chance(0.5) and odd.numel():
             odd.view(-1)[draw.randrange(odd.numel())] = fill
         else:
