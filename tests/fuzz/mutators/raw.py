@@ -39,7 +39,7 @@ def mutate_bytes(draw: Draw, data: bytes, others: Sequence[bytes] = ()) -> bytes
         elif kind == "delete":
             del changed[begin:end]
         elif kind == "repeat":
-            changed[begin:begin] = changed[begin:end] * draw.choice((1, 2, 50))
+            changed[begin:begin] = changed[begin:end] * draw.choice((1, 2, 50 if len(changed) < 100_000 else 1))
         elif kind == "zero":
             changed[begin:end] = bytes(end - begin)
         elif kind == "splice" and others:
