@@ -214,7 +214,8 @@ class _Pool:
         elif child.left and status:
             log = (child.work / "log").read_text(errors="replace")[-3000:] if (child.work / "log").exists() else ""
             raise RuntimeError(
-                f"a child of {self._reader.name} ended before case {child.left[0]}, status {status} {child.killed}: {log}"
+                f"a child of {self._reader.name} ended before case {child.left[0]}, status {status} {child.killed}:"
+                f" {log}"
             )
         if child.left:
             self._waiting.insert(0, (child.left, False))
