@@ -213,10 +213,8 @@ class _Pool:
             self._died(child, status)
         elif child.left and status:
             log = (child.work / "log").read_text(errors="replace")[-3000:] if (child.work / "log").exists() else ""
-            raise RuntimeError(
-                f"a child of {self._reader.name} ended before case {child.left[0]}, status {status} {child.killed}:"
-                f" {log}"
-            )
+            at = f"{self._reader.name} ended before case {child.left[0]}"
+            raise RuntimeError(f"a child of {at}, status {status} {child.killed}: {log}")
         if child.left:
             self._waiting.insert(0, (child.left, False))
         return True
