@@ -146,6 +146,11 @@ class Cache:
             yield folder
         _trim(place)
 
+    def tidy(self) -> None:
+        """Removes what killed processes left; nothing if nothing can be kept here."""
+        with contextlib.suppress(UnkeptError), self.writing():
+            pass
+
     def write(self, name: str, content: bytes) -> Path:
         """Keeps a file, whole or not at all, and returns where.
 

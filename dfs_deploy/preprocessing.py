@@ -103,15 +103,17 @@ class InputContract:
         if images.dtype == np.uint8:
             return self.normalize(images)
         images = np.ascontiguousarray(images)
-        # A sum of squares is NaN or infinite where any term is, and costs one pass; only then is the cause looked for.
+        # A sum of squares is NaN or infinite if any term is, and costs one pass; only then is the cause looked for.
         flat = images.reshape(-1)
         with np.errstate(over="ignore", invalid="ignore"):
-            squares = np.dot(flat, flat)
-        if not math.isfinite(squares) and not np.isfinite(images).all():
-            bad = first + int(np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))[0])
-            raise InputError(f"NaN or infinity in image {bad} of the batch, expected finite values; check what made it")
-        if squares > self._reach * flat.size:
-            self._doubt_normalisation(math.sqrt(squares / flat.size))
+            squares = float(np.dot(flat, flat))
+        if not squares <= self._reach * images.size:  # also if it is no number
+            if not math.isfinite(squares) and not np.isfinite(images).all():
+                bad = first + int(np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))[0])
+                raise InputError(
+                    f"NaN or infinity in image {bad} of the batch, expected finite values; check what made it"
+                )
+            self._doubt_normalisation(math.sqrt(squares / images.size))
         return images
 
     @functools.cached_property

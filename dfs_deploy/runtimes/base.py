@@ -545,5 +545,5 @@ def _most_at_once(architecture: Architecture, batch: int) -> int:
 def _are_finite(logits: NDArray[np.float32]) -> bool:
     if logits.size > _FEW:
         return bool(np.isfinite(logits).all())
-    first, *others = logits.tolist()  # sums in double precision, where none overflows
-    return math.isfinite(sum(first) + sum(map(sum, others)) if others else sum(first))
+    # Sums in double precision, where none overflows.
+    return math.isfinite(sum(logits[0].tolist()) if len(logits) == 1 else sum(map(sum, logits.tolist())))

@@ -28,7 +28,7 @@ def test_it_sees_memory_handles_and_results_that_change() -> None:
     kept: list[object] = []
     watch = soak.Watch(4)
     for _ in range(4):
-        kept.append(np.ones(4 << 20, np.uint8))
+        kept.append(np.ones(40 << 20, np.uint8))  # too large for what earlier tests freed
         watch.step()
     grown = watch.result("x", 0)
     assert grown.grown > soak.FLAT

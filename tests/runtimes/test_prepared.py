@@ -259,6 +259,14 @@ def test_no_link_is_followed_out_of_the_cache(bundle: Bundle, tmp_path: Path, li
 
 
 @needs_blocks
+def test_what_a_killed_process_left_beside_whole_engines_goes(bundle: Bundle) -> None:
+    folder = prepared.whole_prepared(bundle)[0].folder
+    assert folder is not None
+    (folder.parent / f".{folder.name}.0123456789abcdef.tmp" / folder.name).mkdir(parents=True)
+    assert prepared.whole_prepared(bundle)[1], "they were there"
+    assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
+
+
 def test_what_was_made_for_a_bundle_that_was_replaced_goes(bundle: Bundle) -> None:
     old = prepared.prepare_engines(bundle).folder
     assert old is not None

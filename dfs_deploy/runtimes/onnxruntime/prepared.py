@@ -152,9 +152,10 @@ def obtain_prepared(bundle: Bundle, cache: Cache | None = None) -> PreparedEngin
 def whole_prepared(
     bundle: Bundle, progress: Callable[[float], None] | None = None, cache: Cache | None = None
 ) -> tuple[PreparedEngines, bool]:
-    """The same, every kept engine checked, and whether they were there already."""
+    """The same, every kept engine checked, and whether they were there already; what a killed process left goes."""
     found = load_prepared(bundle, cache)
     if found is not None and found.is_whole():
+        (cache or Cache(bundle)).tidy()
         return found, True
     return prepare_engines(bundle, progress, cache), False
 
