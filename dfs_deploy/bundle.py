@@ -267,8 +267,9 @@ def check_writable(path: Path) -> None:
         UsageError: something else stands at the path, or a bundle with files that are not its own, which replacing it
             would delete; or nothing can be written there.
     """
+    stands = path.exists()  # asked before the manifest is read: another export may put its bundle here in between
     head = _head(path)
-    if path.is_symlink() or (path.exists() and (head is None or not head.is_ours)):
+    if path.is_symlink() or (stands and (head is None or not head.is_ours)):
         raise UsageError(f"{path} exists and is no bundle; give another path with --out, or remove it")
     if head is not None:
         for entry in _foreign(path, head.listed, within=True):

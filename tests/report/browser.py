@@ -79,7 +79,7 @@ class Browser:
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
         # Chromium's own first page may still be loading its parts.
-        own = [request for request in sent if not request["documentURL"].startswith("chrome:")]
+        own = [request for request in sent if not request["documentURL"].startswith(("chrome:", "chrome-untrusted:"))]
         return console, [request["request"]["url"] for request in own]
 
     def settled(self) -> None:
