@@ -1,4 +1,4 @@
-"""What one step of the gate costs: each kind and variant, by shape and form of the features.
+"""What one step of the gate costs: each kind and variant, by shape and layout of the features.
 
 Times a bound step of one sample as the dispatch loop calls it, and a step of a batch, both from Python. All cases take
 turns in one process; a figure is the median over the turns. Weights are random: times do not depend on them.
@@ -43,10 +43,10 @@ def main() -> None:
     if not variants:
         print("the native gate was not compiled here\n")
     print("microseconds a step of one sample, bound; of a batch, over its samples\n")
-    print(f"{'features':>10} {'form':>8} {'batch':>6}" + "".join(f"{name:>17}" for name in gates))
+    print(f"{'features':>10} {'layout':>8} {'batch':>6}" + "".join(f"{name:>17}" for name in gates))
     for row in rows:
         figures = "".join(f"{row['us'][name]:>17.2f}" for name in gates)
-        print(f"{'x'.join(map(str, row['shape'])):>10} {row['form']:>8} {row['batch']:>6}" + figures)
+        print(f"{'x'.join(map(str, row['shape'])):>10} {row['layout']:>8} {row['batch']:>6}" + figures)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
 
@@ -54,15 +54,15 @@ def main() -> None:
 def measure(batches: list[int], variants: tuple[str, ...], turns: int, seconds: float) -> list[dict]:
     """Times every case; a row has the microseconds a sample of each gate, by name."""
     rows = [
-        {"shape": shape, "form": form, "batch": batch, "us": {}}
+        {"shape": shape, "layout": layout, "batch": batch, "us": {}}
         for batch in batches
         for shape in SHAPES
-        for form in FORMS
+        for layout in FORMS
     ]
     cases = [
         (row, name, call, *calibrated(call, seconds))
         for row in rows
-        for name, call in steps(row["shape"], row["form"], row["batch"], variants)
+        for name, call in steps(row["shape"], row["layout"], row["batch"], variants)
     ]
     for _ in range(turns):
         for _, _, call, count, times in cases:
@@ -73,7 +73,7 @@ def measure(batches: list[int], variants: tuple[str, ...], turns: int, seconds: 
 
 
 def steps(
-    shape: tuple[int, int, int], form: str, batch: int, variants: tuple[str, ...]
+    shape: tuple[int, int, int], layout: str, batch: int, variants: tuple[str, ...]
 ) -> list[tuple[str, Callable[[], object]]]:
     """A call for each gate, that steps features of its own."""
     rng = np.random.default_rng(0)
@@ -81,7 +81,7 @@ def steps(
     gates: list[tuple[str, Gate]] = [("numpy", NumpyGate(weights))]
     gates += [(f"native {variant}", NativeGate(weights, variant)) for variant in variants]
     features: Features
-    if form == "uint8":
+    if layout == "uint8":
         features = rng.integers(0, 256, (batch, *shape[1:], shape[0]), np.uint8)  # uint8 lies channels last
     else:
         features = rng.random((batch, *shape), np.float32)

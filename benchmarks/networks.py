@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dfs_deploy.architecture import Architecture
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
-from dfs_deploy.datasets import Dataset
+from dfs_deploy.data import Dataset
 from dfs_deploy.exporters import export
 from dfs_deploy.exporters.probes import make_probes
 from dfs_deploy.models import DFSNetwork
+from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dfs_deploy import errors
     from dfs_deploy.bundle import Bundle
     from dfs_deploy.checkpoints import CheckpointFacts
-    from dfs_deploy.datasets import Dataset, load_dataset, load_image
+    from dfs_deploy.data import Dataset, load_dataset, load_image
     from dfs_deploy.exporters import Exported, export
     from dfs_deploy.options import Option, Options
     from dfs_deploy.runtimes import Result, Runtime, Substitution
@@ -45,7 +45,7 @@ __all__ = [
 _HOMES = {
     "Bundle": "bundle",
     "CheckpointFacts": "checkpoints",
-    "Dataset": "datasets",
+    "Dataset": "data",
     "Exported": "exporters",
     "Option": "options",
     "Options": "options",
@@ -53,8 +53,8 @@ _HOMES = {
     "Runtime": "runtimes",
     "Substitution": "runtimes",
     "export": "exporters",
-    "load_dataset": "datasets",
-    "load_image": "datasets",
+    "load_dataset": "data",
+    "load_image": "data",
 }
 
 
@@ -65,7 +65,7 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module 'dfs_deploy' has no attribute {name!r}")
     if home in ("checkpoints", "exporters"):
-        from dfs_deploy.extras import required
+        from dfs_deploy.system.extras import required
 
         with required():
             return getattr(import_module(f"dfs_deploy.{home}"), name)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from dfs_deploy.architecture import Architecture
-from dfs_deploy.decoding import MalformedError, Name, read_json
 from dfs_deploy.errors import DataError
-from dfs_deploy.files import write_whole
+from dfs_deploy.io.files import write_whole
+from dfs_deploy.io.json_files import MalformedError, Name, read_json
+from dfs_deploy.io.text import first_line
+from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options, Precision
-from dfs_deploy.text import first_line
 
 if TYPE_CHECKING:
     import numpy as np

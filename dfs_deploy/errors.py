@@ -27,14 +27,14 @@
     └── InternalError             our bug, not yours
 
 A message is one line: what was seen, what was expected, what to do. Text from outside in it (names, keys, what a
-library said) is made fit for a terminal here, for every error: see :mod:`dfs_deploy.text`.
+library said) is made fit for a terminal here, for every error: see :mod:`dfs_deploy.io.text`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dfs_deploy.text import one_line
+from dfs_deploy.io.text import one_line
 
 
 class DfsDeployError(Exception):
@@ -123,7 +123,7 @@ class MissingExtraError(DependencyError):
     """
 
     def __init__(self, module: str, extra: str) -> None:
-        from dfs_deploy.installed import install_line
+        from dfs_deploy.system.installed import install_line
 
         super().__init__(f"{module} is not installed and this needs it; run: {install_line(extra)}", module)
         self.extra = extra

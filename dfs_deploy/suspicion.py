@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.text import one_line
+from dfs_deploy.io.text import one_line
 
 CERTAINTY = 0.01
 """Probability at most of a warning about accuracy if the network is as much better than chance as a useful one is."""

@@ -43,11 +43,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from dfs_deploy.architecture import Architecture
 from dfs_deploy.checkpoints import save_checkpoint
-from dfs_deploy.datasets import Dataset
-from dfs_deploy.digits import DIGITS_SIZE, load_digits
+from dfs_deploy.data import Dataset
+from dfs_deploy.data.digits import DIGITS_SIZE, load_digits
 from dfs_deploy.models import DFSNetwork, NetworkOutput, QuantizedConv2d
+from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options, computation_percentage
 from dfs_deploy.preprocessing import InputContract
 

@@ -32,7 +32,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from dfs_deploy import Runtime
-from dfs_deploy.datasets import decode_image
+from dfs_deploy.data import decode_image
 from dfs_deploy.errors import DataError, DfsDeployError
 
 MOST_BYTES = 10_000_000

@@ -12,8 +12,8 @@ import argparse
 from pathlib import Path
 
 from dfs_deploy import export
-from dfs_deploy.datasets import save_npz
-from dfs_deploy.digits import load_digits
+from dfs_deploy.data import save_npz
+from dfs_deploy.data.digits import load_digits
 
 BUDGETS = (0.15, 0.3, 0.6)
 SAMPLES = 256

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfs_deploy.architecture import Architecture
 from dfs_deploy.models import DFSNetwork
+from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options
 
 Shapes = dict[str, tuple[int, ...]]

@@ -21,7 +21,7 @@ import onnx
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import DfsDeployError, InternalError
-from dfs_deploy.files import sha256
+from dfs_deploy.io.files import sha256
 from dfs_deploy.runtimes import Runtime
 
 Random = np.random.Generator

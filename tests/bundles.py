@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dfs_deploy.checkpoints import save_checkpoint
-from dfs_deploy.datasets import Dataset, save_npz
+from dfs_deploy.data import Dataset, save_npz
 from dfs_deploy.exporters import export
-from dfs_deploy.files import sha256
+from dfs_deploy.io.files import sha256
 from dfs_deploy.models import DFSNetwork, QuantizedConv2d, run_option
 from dfs_deploy.preprocessing import InputContract
 from tests.builders import small_network

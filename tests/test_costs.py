@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfs_deploy.architecture import Architecture
 from dfs_deploy.costs import SCHEMA_VERSION, LatencyTable, OptionCost, load_costs, save_costs
 from dfs_deploy.errors import DataError
+from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options
 from tests.checks import refuses
 

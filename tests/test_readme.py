@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfs_deploy.datasets import save_npz
-from dfs_deploy.digits import load_digits
+from dfs_deploy.data import save_npz
+from dfs_deploy.data.digits import load_digits
 from tests.cli.program import run
 
 ROOT = Path(__file__).parents[1]

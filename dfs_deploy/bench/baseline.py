@@ -17,11 +17,11 @@ from dfs_deploy.bench.machine import Machine, describe_machine
 from dfs_deploy.bench.results import SCHEMA_VERSION, BenchResult
 from dfs_deploy.bench.validity import MAX_UNCERTAINTY, unsteady
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.datasets import Dataset, ImageFolder
-from dfs_deploy.decoding import MAX_JSON, MalformedError, Measured, Name, Share, decode_json
+from dfs_deploy.data import Dataset, ImageFolder
 from dfs_deploy.errors import ArtefactError, CheckFailedError, UsageError
-from dfs_deploy.files import read_file, write_whole
-from dfs_deploy.text import first_line, one_line
+from dfs_deploy.io.files import read_file, write_whole
+from dfs_deploy.io.json_files import MAX_JSON, MalformedError, Measured, Name, Share, decode_json
+from dfs_deploy.io.text import first_line, one_line
 
 NOISE_BAND = 0.05
 """Change of a ratio that two runs of the same thing may show: each agrees with another to this (docs/bench.md)."""

@@ -30,13 +30,13 @@ from dfs_deploy.bench.state import Disturbance, Watch, read_state
 from dfs_deploy.bench.validity import Problem, find_problems, rival_ratios, unsteady, wants_more
 from dfs_deploy.bench.verdict import decide
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.datasets import Dataset, ImageFolder
+from dfs_deploy.data import Dataset, ImageFolder
 from dfs_deploy.errors import UsageError
 from dfs_deploy.options import computation_percentage
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.suspicion import suspicions
-from dfs_deploy.target_cpu import made_for_another_cpu
+from dfs_deploy.system.target_cpu import made_for_another_cpu
 from dfs_deploy.thresholds import VERDICT_MAX_TOP1_DROP
 
 Report = Callable[[str, float], None]

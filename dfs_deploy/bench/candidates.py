@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from dfs_deploy.bench.traces import open_trace
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import UsageError
+from dfs_deploy.io.text import one_line
 from dfs_deploy.options import PRECISIONS, Options, Precision, engine_precision
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
-from dfs_deploy.text import one_line
 
 FORCED_SHARES = (0, 25, 50, 75, 100)
 """Percent of the gated blocks that run, after the protocol of Cocktailer (Zhang et al., OSDI 2023)."""

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from dfs_deploy.parent import end_with_parent
+from dfs_deploy.system.parent import end_with_parent
 
 _RESULTS = 20
 """Results before memory is looked at, the first included."""
@@ -25,7 +25,7 @@ def main() -> None:
     begin = clock()
     import numpy as np
 
-    import dfs_deploy.ort  # noqa: F401 (every case needs it, so its import is told apart from loading)
+    import dfs_deploy.system.ort  # noqa: F401 (every case needs it, so its import is told apart from loading)
     from dfs_deploy.bench.candidates import STATIC
     from dfs_deploy.bundle import Bundle
     from dfs_deploy.runtimes import Runtime

@@ -38,9 +38,9 @@ def measure_costs(
     """Times the engine that serves each option of each gated block on a device, and the gate.
 
     An engine is timed by itself at batch 1, on the path that takes its option everywhere, so that its features arrive
-    in the form in which that option leaves them. All engines take turns, in several rounds, and an entry is the median
-    of its rounds: a change of the machine meets them all. There are more rounds while what an option costs beside full
-    precision is not known to ±5 %.
+    in the layout in which that option leaves them. All engines take turns, in several rounds, and an entry is the
+    median of its rounds: a change of the machine meets them all. There are more rounds while what an option costs
+    beside full precision is not known to ±5 %.
 
     Args:
         bundle: bundle with a gate, and engines for the device's runtime.

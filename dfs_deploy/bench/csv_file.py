@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dfs_deploy.bench.case_result import CaseResult
 from dfs_deploy.bench.results import BenchResult
-from dfs_deploy.files import write_whole
-from dfs_deploy.text import one_line
+from dfs_deploy.io.files import write_whole
+from dfs_deploy.io.text import one_line
 
 _FORMULA = (
     "=",

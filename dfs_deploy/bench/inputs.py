@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.datasets import Dataset, ImageFolder
-from dfs_deploy.digits import DIGITS_CLASSES, DIGITS_SIZE, load_digits
+from dfs_deploy.data import Dataset, ImageFolder
+from dfs_deploy.data.digits import DIGITS_CLASSES, DIGITS_SIZE, load_digits
 from dfs_deploy.errors import MissingExtraError, UsageError
 
 MAX_INPUTS = 1024

@@ -6,7 +6,7 @@ import os
 import platform
 from dataclasses import dataclass
 
-from dfs_deploy.cpu import cpu_limits, describe_cpu
+from dfs_deploy.system.cpu import cpu_limits, describe_cpu
 
 
 @dataclass(frozen=True)

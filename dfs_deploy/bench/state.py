@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfs_deploy.cpu import cpu_facts, cpu_limits
+from dfs_deploy.system.cpu import cpu_facts, cpu_limits
 
 _ROOT = Path("/")
 _STEAL = 7

@@ -16,11 +16,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dfs_deploy.architecture import Architecture
 from dfs_deploy.calibration.histogram import Extent, HistogramCounter
 from dfs_deploy.calibration.methods import METHODS, minmax
 from dfs_deploy.errors import CheckpointError
 from dfs_deploy.models import BasicBlock, DFSNetwork, QuantizedConv2d, run_option
+from dfs_deploy.network import Architecture
 
 TensorName = Literal["images", "conv1", "conv2", "projection", "conv2_out", "projection_out", "shortcut", "output"]
 CONV_INPUTS: tuple[TensorName, ...] = ("conv1", "conv2", "projection")

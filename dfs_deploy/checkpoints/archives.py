@@ -12,8 +12,8 @@ import zipfile
 from typing import BinaryIO
 
 from dfs_deploy.checkpoints.pickled import MalformedPickleError, OversizedPickleError, PickleFollower
-from dfs_deploy.files import BoundedReads, OversizedReadError
-from dfs_deploy.text import one_line
+from dfs_deploy.io.files import BoundedReads, OversizedReadError
+from dfs_deploy.io.text import one_line
 
 MAX_PICKLE = 8 << 20
 """Most bytes of a checkpoint's pickles, and of the list of its members."""

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
-from dfs_deploy.architecture import Architecture, BlockShape
 from dfs_deploy.checkpoints.tensors import COUNTER, TensorReader
 from dfs_deploy.errors import CheckpointError, UsageError
+from dfs_deploy.network import Architecture, BlockShape
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _BLOCK = re.compile(r"group(\d{1,6})_layer(\d{1,6})\.conv1\.weight")

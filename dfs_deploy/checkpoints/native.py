@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 
-from dfs_deploy.architecture import Architecture
 from dfs_deploy.checkpoints.facts import CheckpointFacts, check_class_names, corrected_input
 from dfs_deploy.checkpoints.reading import METADATA_KEY
 from dfs_deploy.checkpoints.registry import Checkpoint, recognizer
 from dfs_deploy.checkpoints.tensors import COUNTER, TensorReader, fill, without_values
 from dfs_deploy.checkpoints.weights import RawCheckpoint
 from dfs_deploy.errors import CheckpointError
-from dfs_deploy.files import write_whole
+from dfs_deploy.io.files import write_whole
+from dfs_deploy.io.text import first_line
 from dfs_deploy.models import DFSNetwork
+from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options, parse_policy
 from dfs_deploy.preprocessing import InputContract, class_names_problem
-from dfs_deploy.text import first_line
 
 FORMAT = "dfs-deploy"
 VERSION = 2

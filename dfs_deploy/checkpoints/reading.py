@@ -18,11 +18,11 @@ from dfs_deploy.checkpoints.pickled import (
     OversizedPickleError,
     PickleRefusedError,
 )
-from dfs_deploy.decoding import MalformedError, decode_json
 from dfs_deploy.errors import CheckpointError, UnsafeCheckpointError
-from dfs_deploy.files import check_file
-from dfs_deploy.kinds import given_instead
-from dfs_deploy.text import first_line
+from dfs_deploy.io.files import check_file
+from dfs_deploy.io.json_files import MalformedError, decode_json
+from dfs_deploy.io.kinds import given_instead
+from dfs_deploy.io.text import first_line
 
 METADATA_KEY = "dfs_deploy"
 """Key of a ``.safetensors`` header under which our own format keeps its plain values, as JSON."""

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
-from dfs_deploy.architecture import Architecture
 from dfs_deploy.errors import CheckpointError
 from dfs_deploy.models import DFSNetwork
+from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from dfs_deploy.cache import PLACE
+from dfs_deploy.bundle.cache import PLACE
 from dfs_deploy.errors import BundleError, UsageError
-from dfs_deploy.text import first_line
+from dfs_deploy.io.text import first_line
 
 
 def _use_cache(context: typer.Context, folder: Path | None) -> Path | None:
@@ -179,7 +179,7 @@ def parse_class_names(text: str) -> tuple[str, ...]:
     Raises:
         UsageError: neither, or the file cannot be read as UTF-8.
     """
-    from dfs_deploy.files import read_file
+    from dfs_deploy.io.files import read_file
 
     if text == "none":
         return ()

@@ -28,7 +28,7 @@ from dfs_deploy.cli.bench_report import show_bench, show_comparison
 from dfs_deploy.cli.console import output, print_json, progress
 from dfs_deploy.cli.outputs import check_writable
 from dfs_deploy.errors import CheckFailedError, RegressionError, UsageError
-from dfs_deploy.files import write_whole
+from dfs_deploy.io.files import write_whole
 from dfs_deploy.thresholds import VERDICT_MAX_TOP1_DROP
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def bench(
     from dfs_deploy.bench.costs import measure_costs
     from dfs_deploy.bench.csv_file import write_csv
     from dfs_deploy.bundle import Bundle
-    from dfs_deploy.datasets import open_dataset
+    from dfs_deploy.data import open_dataset
 
     check_device(device)
     if device != "cpu":
@@ -209,7 +209,7 @@ class _Plan:
     """
 
     def __init__(self, bundle: Bundle, threads: int, prepared: bool) -> None:
-        from dfs_deploy.cache import Cache
+        from dfs_deploy.bundle.cache import Cache
         from dfs_deploy.runtimes.onnxruntime.plan import plan_file, plan_key
         from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, whole_prepared
 

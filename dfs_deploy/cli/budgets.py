@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dfs_deploy.bundle.manifest import BudgetRecord
 from dfs_deploy.cli.console import percent, show_table
 from dfs_deploy.errors import UsageError
-from dfs_deploy.manifest import BudgetRecord
 
 
 def parse_budgets(text: str) -> tuple[float, ...]:

@@ -20,8 +20,8 @@ from rich.text import Text
 
 from dfs_deploy.cli.process import Stopped, describe_stop
 from dfs_deploy.errors import DfsDeployError, EnvironmentLacksError, ExportMismatchError, InternalError
-from dfs_deploy.extras import CORE, broken
-from dfs_deploy.text import one_line
+from dfs_deploy.io.text import one_line
+from dfs_deploy.system.extras import CORE, broken
 
 CLOSED_PIPE = 141
 """Exit code where nobody reads the output any more: what a shell reports of a program that SIGPIPE ended."""
@@ -170,7 +170,7 @@ def exit_codes(debug: bool) -> Iterator[None]:
         elif not isinstance(error, ModuleNotFoundError):
             _end(EnvironmentLacksError.exit_code, str(broken(error)), trace=debug)
         else:
-            from dfs_deploy.installed import install_line
+            from dfs_deploy.system.installed import install_line
 
             remedy = f"pip install {CORE[module]}" if module in CORE else install_line()
             seen = f"{module} is not installed and dfs-deploy needs it; run: {remedy}"

@@ -14,7 +14,7 @@ from dfs_deploy.cli.console import output, percent, print_json, progress
 from dfs_deploy.cli.next_step import command
 from dfs_deploy.cli.verify import missed_bars
 from dfs_deploy.errors import EnvironmentLacksError, VerificationError
-from dfs_deploy.extras import required
+from dfs_deploy.system.extras import required
 
 CHECKPOINT = "digits.pt"
 
@@ -30,7 +30,7 @@ def demo(
     with required():
         from dfs_deploy.bench import run_bench
         from dfs_deploy.checkpoints import load_checkpoint
-        from dfs_deploy.digits import load_digits
+        from dfs_deploy.data.digits import load_digits
         from dfs_deploy.exporters import compare, export
         from dfs_deploy.runtimes import Runtime
 

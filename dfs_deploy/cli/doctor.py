@@ -13,12 +13,12 @@ from dfs_deploy.bench.jetson import APT_TENSORRT, is_jetson, problems, read_jets
 from dfs_deploy.bench.machine import describe_machine
 from dfs_deploy.cli.arguments import JsonOption
 from dfs_deploy.cli.console import output, print_json
-from dfs_deploy.cpu import cpu_limits
 from dfs_deploy.errors import DependencyError, EnvironmentLacksError
-from dfs_deploy.extras import CORE, EXTRA_OF, find_library
-from dfs_deploy.installed import install_line
-from dfs_deploy.target_cpu import is_x86
-from dfs_deploy.text import first_line
+from dfs_deploy.io.text import first_line
+from dfs_deploy.system.cpu import cpu_limits
+from dfs_deploy.system.extras import CORE, EXTRA_OF, find_library
+from dfs_deploy.system.installed import install_line
+from dfs_deploy.system.target_cpu import is_x86
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _quota() -> str:
 
 def _telemetry() -> str:
     try:
-        from dfs_deploy.ort import telemetry
+        from dfs_deploy.system.ort import telemetry
     except DependencyError:
         return "none: ONNX Runtime cannot be used"
     return f"{telemetry()}; dfs-deploy itself has none"

@@ -24,9 +24,9 @@ from dfs_deploy.cli.arguments import (
 )
 from dfs_deploy.cli.budgets import parse_budgets, show_budgets
 from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
-from dfs_deploy.extras import required
 from dfs_deploy.options import Options, parse_targets
-from dfs_deploy.target_cpu import AUTO, WEIGHT_BITS, WORDS, WeightBits, target_named
+from dfs_deploy.system.extras import required
+from dfs_deploy.system.target_cpu import AUTO, WEIGHT_BITS, WORDS, WeightBits, target_named
 
 
 def export(

@@ -8,7 +8,7 @@ from dfs_deploy.cli.arguments import BundleArgument, CacheOption, JsonOption, bu
 from dfs_deploy.cli.budgets import show_budgets
 from dfs_deploy.cli.console import output, percent, print_json, show_table
 from dfs_deploy.errors import EnvironmentLacksError
-from dfs_deploy.text import one_line
+from dfs_deploy.io.text import one_line
 
 if TYPE_CHECKING:
     from dfs_deploy.bundle import Bundle

@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from dfs_deploy.text import one_line
+from dfs_deploy.io.text import one_line
 
 _SCRIPT = "dfs-deploy"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dfs_deploy.errors import UsageError
-from dfs_deploy.files import check_folder
+from dfs_deploy.io.files import check_folder
 
 
 def check_writable(*paths: Path | None) -> None:

@@ -24,7 +24,7 @@ from dfs_deploy.cli.arguments import (
 from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
 from dfs_deploy.cli.outputs import check_writable
 from dfs_deploy.errors import UsageError
-from dfs_deploy.extras import required
+from dfs_deploy.system.extras import required
 
 if TYPE_CHECKING:
     from dfs_deploy.report import BundleReport
@@ -73,7 +73,7 @@ def report(
     """Write one page on accuracy, latency, decisions and errors of bundles; or the figures of training runs."""
     from dfs_deploy.bench.candidates import check_rivals
     from dfs_deploy.bundle import Bundle
-    from dfs_deploy.datasets import open_dataset
+    from dfs_deploy.data import open_dataset
     from dfs_deploy.report import Report, as_json, report_bundle
     from dfs_deploy.report.bench_file import load_bench, match_benches
     from dfs_deploy.report.build import distinct_names
@@ -139,7 +139,7 @@ def report(
         for made in result.bundles:
             _show(made)
     if html is not None:
-        from dfs_deploy.files import write_whole
+        from dfs_deploy.io.files import write_whole
 
         write_whole(html, render_page(result).encode())
         if not json:
@@ -169,7 +169,7 @@ def _show(made: BundleReport) -> None:
 
 def _is_record(path: Path) -> bool:
     """Whether a path may be a run by its content; what is something else is refused as a bundle, by its kind."""
-    from dfs_deploy.kinds import kind_of
+    from dfs_deploy.io.kinds import kind_of
 
     kind = kind_of(path)
     return kind is None or kind.role == "record"

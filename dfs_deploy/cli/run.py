@@ -55,7 +55,7 @@ def run(
 ) -> None:
     """Classify images, and show what each block did for each of them."""
     from dfs_deploy.cli.live import watch
-    from dfs_deploy.datasets import read_camera, read_video
+    from dfs_deploy.data import read_camera, read_video
     from dfs_deploy.runtimes import Runtime
 
     given = inputs or []
@@ -106,7 +106,7 @@ def run(
 def _is_meant_as_bundle(path: Path) -> bool:
     """Whether the first argument is a bundle, or what cannot be run and was given as one."""
     from dfs_deploy.bundle import SUFFIX
-    from dfs_deploy.kinds import kind_of
+    from dfs_deploy.io.kinds import kind_of
 
     kind = kind_of(path)
     return path.suffix == SUFFIX or (
@@ -120,7 +120,7 @@ def _listed(wanted: Sequence[Path]) -> tuple[list[Path], list[Path], list[tuple[
     Raises:
         DataError: an input is not there, or is a folder without images: a wrong call, of which nothing is run.
     """
-    from dfs_deploy.datasets import VIDEO_SUFFIXES, list_images
+    from dfs_deploy.data import VIDEO_SUFFIXES, list_images
 
     files: list[Path] = []
     videos: list[Path] = []
@@ -139,7 +139,7 @@ def _listed(wanted: Sequence[Path]) -> tuple[list[Path], list[Path], list[tuple[
 
 def _why(path: Path, error: DataError) -> str:
     """Why an input cannot be run: that it is something else, if its content tells so."""
-    from dfs_deploy.kinds import given_instead
+    from dfs_deploy.io.kinds import given_instead
 
     return given_instead(path, "an image, a folder of images or a video", "image") or str(error)
 
@@ -158,7 +158,7 @@ def _classify_files(
 ) -> tuple[list[tuple[Path, Classified]], list[tuple[str, str]]]:
     """The results of the files that can be read, and file and message of those that cannot."""
     from dfs_deploy.cli.classified import classify
-    from dfs_deploy.datasets import load_image
+    from dfs_deploy.data import load_image
 
     results, bad = [], []
     with progress(quiet) as report:

@@ -19,8 +19,8 @@ from dfs_deploy.cli.next_step import command
 from dfs_deploy.cli.process import Stopped, describe_stop
 from dfs_deploy.cli.train_progress import Progression, training_progress
 from dfs_deploy.errors import DataError, UsageError
-from dfs_deploy.extras import required
 from dfs_deploy.options import Options
+from dfs_deploy.system.extras import required
 
 if TYPE_CHECKING:
     from dfs_deploy.costs import LatencyTable

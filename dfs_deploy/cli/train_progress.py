@@ -10,7 +10,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dfs_deploy.cli.console import errors, percent
-from dfs_deploy.text import one_line
+from dfs_deploy.io.text import one_line
 
 LEAST_WAIT_S = 10.0
 """Seconds between two lines at the beginning; they grow with the time that the run takes already."""

@@ -27,8 +27,8 @@ from dfs_deploy.cli.arguments import (
 from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
 from dfs_deploy.cli.outputs import check_writable
 from dfs_deploy.errors import CheckpointError, SavedResultError, UsageError, VerificationError
-from dfs_deploy.extras import required
-from dfs_deploy.text import one_line
+from dfs_deploy.io.text import one_line
+from dfs_deploy.system.extras import required
 from dfs_deploy.thresholds import (
     VERIFY_MAX_COMPUTATION_CHANGE,
     VERIFY_MAX_TOP1_DROP,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from dfs_deploy.exporters import Comparison
     from dfs_deploy.exporters.validation import EngineDeviation
     from dfs_deploy.models import DFSNetwork
-    from dfs_deploy.verification import EngineError, Verification
+    from dfs_deploy.verify import EngineError, Verification
 
 _ROUNDING = 1e-9
 
@@ -153,7 +153,7 @@ def verify(
     else:
         _show(found, failures)
     if save is not None:
-        from dfs_deploy.verification import save_verification
+        from dfs_deploy.verify import save_verification
 
         save_verification(save, found)
     if failures:
@@ -187,12 +187,12 @@ def _compared(
         from dfs_deploy.exporters.validation import compare_engines
         from dfs_deploy.models.threads import torch_threads
     import dfs_deploy
-    from dfs_deploy.datasets import open_dataset
-    from dfs_deploy.decoding import LONGEST_NAME
-    from dfs_deploy.files import sha256_file
+    from dfs_deploy.data import open_dataset
+    from dfs_deploy.io.files import sha256_file
+    from dfs_deploy.io.json_files import LONGEST_NAME
+    from dfs_deploy.io.text import one_line
     from dfs_deploy.runtimes import Runtime
-    from dfs_deploy.text import one_line
-    from dfs_deploy.verification import Verification, finite
+    from dfs_deploy.verify import Verification, finite
 
     opened = Runtime(path, threads=threads, plan=plan, prepared=prepared, budget=budget)
     with opened as runtime, torch_threads(threads), progress(quiet=quiet) as report:
@@ -249,7 +249,7 @@ def _check_policy(checkpoint: Path, network: DFSNetwork, bundle: Bundle) -> None
 
 def _engine_errors(deviations: Sequence[EngineDeviation]) -> Iterator[EngineError]:
     from dfs_deploy.exporters.validation import TOLERANCES
-    from dfs_deploy.verification import EngineError, finite
+    from dfs_deploy.verify import EngineError, finite
 
     for found in deviations:
         if found.block is not None and found.option is not None:
@@ -258,7 +258,7 @@ def _engine_errors(deviations: Sequence[EngineDeviation]) -> Iterator[EngineErro
                 option=found.option,
                 precision=found.precision,
                 runtime=found.runtime,
-                form=found.form,
+                layout=found.layout,
                 max_relative=finite(found.max_relative),
                 rms_relative=finite(found.rms_relative),
                 tolerance=TOLERANCES[found.precision],
@@ -268,7 +268,7 @@ def _engine_errors(deviations: Sequence[EngineDeviation]) -> Iterator[EngineErro
 
 def _kept(result: Path, bundle: Path | None) -> Verification:
     """A kept result; where a bundle is named as well, it must be of that one."""
-    from dfs_deploy.verification import load_verification
+    from dfs_deploy.verify import load_verification
 
     found = load_verification(result)
     if bundle is not None:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dfs_deploy.datasets import Dataset
+from dfs_deploy.bundle.manifest import BudgetRecord
+from dfs_deploy.data import Dataset
 from dfs_deploy.errors import UsageError
-from dfs_deploy.manifest import BudgetRecord
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.budgets import GREATEST_BIAS
 

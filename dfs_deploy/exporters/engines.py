@@ -1,7 +1,7 @@
 """Float graphs: stem, blocks in FP32 and FP16, projection skips, classifier and gate.
 
-An engine takes its features in one of two forms: float32, or uint8 on a grid that the graph knows. Block engines end in
-float32 here; those that end in uint8 are in :mod:`dfs_deploy.exporters.quantized`.
+An engine takes its features in one of two layouts: float32, or uint8 on a grid that the graph knows. Block engines end
+in float32 here; those that end in uint8 are in :mod:`dfs_deploy.exporters.quantized`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from dfs_deploy.architecture import BlockShape
 from dfs_deploy.exporters.graph import OPSET, GraphBuilder
 from dfs_deploy.exporters.split import BlockPart, ConvPart, GatePart, HeadPart
+from dfs_deploy.network import BlockShape
 
 BATCH = "N"
 

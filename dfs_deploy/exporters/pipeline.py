@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 import dfs_deploy
-from dfs_deploy import manifest as schema
 from dfs_deploy.bundle import SUFFIX, Bundle, check_writable, source_of, write_bundle
+from dfs_deploy.bundle import manifest as schema
 from dfs_deploy.calibration import (
     METHODS,
     STATIC,
@@ -28,8 +28,7 @@ from dfs_deploy.calibration import (
     from_checkpoint,
 )
 from dfs_deploy.checkpoints import Checkpoint, CheckpointFacts, load_checkpoint
-from dfs_deploy.datasets import Dataset, ImageFolder, open_dataset
-from dfs_deploy.decoding import LONGEST_NAME
+from dfs_deploy.data import Dataset, ImageFolder, open_dataset
 from dfs_deploy.errors import UsageError
 from dfs_deploy.exporters.budgets import calibrate_budgets, check_budgets
 from dfs_deploy.exporters.comparison import Comparison, compare, static_top1
@@ -39,14 +38,15 @@ from dfs_deploy.exporters.single_file import single_file as write_single_file
 from dfs_deploy.exporters.tensorrt_lint import check_graphs
 from dfs_deploy.exporters.validation import Validation, validate
 from dfs_deploy.exporters.writing import EngineWriter
-from dfs_deploy.files import check_folder, sha256_file, temporary_folder, write_whole
+from dfs_deploy.io.files import check_folder, sha256_file, temporary_folder, write_whole
+from dfs_deploy.io.json_files import LONGEST_NAME
+from dfs_deploy.io.text import one_line
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.models.threads import in_torch_threads
 from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_precision, parse_targets
-from dfs_deploy.ort import onnxruntime
 from dfs_deploy.runtimes import Runtime
-from dfs_deploy.target_cpu import WEIGHT_BITS, WeightBits, target_named
-from dfs_deploy.text import one_line
+from dfs_deploy.system.ort import onnxruntime
+from dfs_deploy.system.target_cpu import WEIGHT_BITS, WeightBits, target_named
 
 RUNTIMES = ("onnxruntime", "tensorrt")
 CALIBRATION_METHODS = ("checkpoint", *METHODS)
@@ -114,7 +114,7 @@ def export(
         options: what the gate chooses from, if the checkpoint does not say.
         facts: what else the caller knows of the checkpoint: which weights in it, its normalisation, class names and
             image size; ``None`` for nothing. What is neither in the file nor given is assumed, and said.
-        calibration_data: a :class:`~dfs_deploy.datasets.Dataset`, or where to load one from (its training split; of a
+        calibration_data: a :class:`~dfs_deploy.data.Dataset`, or where to load one from (its training split; of a
             folder, only the images drawn are decoded); ``None`` uses the ranges that the checkpoint carries.
         calibration_method: ``checkpoint``, ``minmax``, ``percentile``, ``entropy`` or ``mse``; ``None`` for ``minmax``
             with data and ``checkpoint`` without.

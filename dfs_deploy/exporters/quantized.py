@@ -1,7 +1,7 @@
-"""INT8 blocks as explicit Q/DQ: what the runtimes share, and the form that ONNX Runtime takes.
+"""INT8 blocks as explicit Q/DQ: what the runtimes share, and the layout that ONNX Runtime takes.
 
 ONNX Runtime on a CPU is fast with uint8 activations and int8 weights per output channel, and runs a convolution in
-integers only where input, weight, bias and output all carry Q/DQ. TensorRT takes another form:
+integers only where input, weight, bias and output all carry Q/DQ. TensorRT takes another layout:
 :mod:`dfs_deploy.exporters.quantized_tensorrt`.
 """
 
@@ -128,7 +128,7 @@ def onnxruntime_block(name: str, block: BlockPart, ranges: BlockRanges, grid: Gr
 
 
 class OnnxRuntimeWriter:
-    """Adds INT8 nodes in ONNX Runtime's form to a graph.
+    """Adds INT8 nodes in ONNX Runtime's layout to a graph.
 
     Args:
         graph: graph to add them to.

@@ -1,4 +1,4 @@
-"""INT8 blocks as explicit Q/DQ in the form that TensorRT takes.
+"""INT8 blocks as explicit Q/DQ in the layout that TensorRT takes.
 
 TensorRT takes int8 alone, zero point 0, a scale a tensor for activations and a scale an output channel for weights, no
 quantised bias, and at a residual Add a Q/DQ on the shortcut and none on the convolution, so that conv, add and relu
@@ -34,7 +34,7 @@ def tensorrt_block(name: str, block: BlockPart, ranges: BlockRanges) -> bytes:
 
 
 class TensorRTWriter:
-    """Adds INT8 nodes in TensorRT's form to a graph.
+    """Adds INT8 nodes in TensorRT's layout to a graph.
 
     Args:
         graph: graph to add them to.

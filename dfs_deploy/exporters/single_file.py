@@ -3,7 +3,7 @@
 A gated block is a chain of ``If`` over the gate's decision, the cheapest option first; weights live inside the
 branches, where a runtime can prepack and fuse them. A network with a static policy is a straight line, without gate and
 ``If``. Features are float32 between blocks, whatever branch made them. An
-INT8 branch still has both forms of its engine, and chooses by a flag that goes along with the features: those that an
+INT8 branch still has both layouts of its engine, and chooses by a flag that goes along with the features: those that an
 INT8 block left lie on its grid exactly and are read on that grid, as the runtime does. So both take the same decisions.
 
 An option of 9 to 16 bits keeps its rounded weights and is computed in FP32, as the runtime does on a CPU without fast
@@ -24,7 +24,6 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from dfs_deploy.architecture import BlockShape
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.calibration import CalibratedRange, TensorKey
 from dfs_deploy.errors import ExportMismatchError
@@ -42,6 +41,7 @@ from dfs_deploy.exporters.split import (
     split_stem,
 )
 from dfs_deploy.models import DFSNetwork
+from dfs_deploy.network import BlockShape
 from dfs_deploy.options import Precision, engine_precision
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.runtimes import Runtime
@@ -300,7 +300,7 @@ class _BlockWriter:
             else:
                 leaves[position] = _floats(state, part), False
 
-        varies = len({form for _, form in leaves.values()}) > 1 and index + 1 < len(self.network.blocks)
+        varies = len({layout for _, layout in leaves.values()}) > 1 and index + 1 < len(self.network.blocks)
         types = [_features_type(block.shape)] + [helper.make_tensor_type_proto(onnx.TensorProto.BOOL, ())] * varies
 
         def write(branch: _Graph, positions: Sequence[int]) -> Sequence[str]:
@@ -313,18 +313,18 @@ class _BlockWriter:
                     then.returning(write(then, [first]), types),
                     otherwise.returning(write(otherwise, rest), types),
                 )
-            leaf, form = leaves[first]
+            leaf, layout = leaves[first]
             features = leaf(branch)
             if not varies:
                 return [features]
-            return [features, form if isinstance(form, str) else branch.constant("in_uint8", np.bool_(form))]
+            return [features, layout if isinstance(layout, str) else branch.constant("in_uint8", np.bool_(layout))]
 
         # The cheapest first: the less it computes, the more the tests before it would weigh.
         outputs = write(graph, sorted(leaves, key=options.costs.__getitem__))
         return _State(outputs[0], grid, outputs[1] if varies else next(iter(leaves.values()))[1])
 
     def _int8(self, state: _State, part: BlockPart, ranges: BlockRanges) -> _Leaf:
-        """The option's engine in the form that the features call for, from float32 to float32."""
+        """The option's engine in the layout that the features call for, from float32 to float32."""
 
         def compute(branch: _Graph, grid: Grid | None) -> str:
             writer = OnnxRuntimeWriter(branch, self.weight_bits)

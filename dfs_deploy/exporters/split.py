@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dfs_deploy.architecture import BlockShape
 from dfs_deploy.models import BasicBlock, DFSNetwork, QuantizedConv2d, fake_quantize_weight
+from dfs_deploy.network import BlockShape
 from dfs_deploy.options import FULL_BITS, Option
 
 Array = NDArray[np.float32]

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.bundle.manifest import Engine
 from dfs_deploy.errors import ExportMismatchError
 from dfs_deploy.exporters.engines import Grid
 from dfs_deploy.exporters.quantized import UINT8_STEPS
-from dfs_deploy.manifest import Engine
 from dfs_deploy.models import DFSNetwork, run_option
 from dfs_deploy.options import PRECISIONS, Option, Precision
-from dfs_deploy.ort import onnxruntime as ort
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime.binding import open_session, session_options
+from dfs_deploy.system.ort import onnxruntime as ort
 
 POOLED_TOLERANCE = 1e-4
 """Greatest error of the mean that an engine gives with its output, relative to the greatest mean of absolute values."""
@@ -47,13 +47,13 @@ class EngineDeviation:
     """How far an engine is from what its option means.
 
     Attributes:
-        label: block, option, precision, form of the input and runtime.
+        label: block, option, precision, layout of the input and runtime.
         precision: precision of the engine.
         max_relative: greatest absolute error over the greatest absolute output.
         rms_relative: root-mean-square error over that of the output.
         block: index of the block, or ``None`` for the head.
         option: its name, or ``None`` for stem and head.
-        form: form of the features that it takes.
+        layout: layout of the features that it takes.
         runtime: runtime that it was made for.
     """
 
@@ -63,7 +63,7 @@ class EngineDeviation:
     rms_relative: float
     block: int | None = None
     option: str | None = None
-    form: str = "float32"
+    layout: str = "float32"
     runtime: str = "onnxruntime"
 
     @property
@@ -222,13 +222,13 @@ def _compare_engines(bundle: Bundle, network: DFSNetwork, images: Tensor) -> Ite
     for runtime, engines in bundle.manifest.runtimes.items():
         grids, options = [Grid(scale) for scale in engines.feature_scales], _session_options(runtime)
         for case in _cases(bundle, network, runtime, images):
-            for form, file in case.engine.files.items():
+            for layout, file in case.engine.files.items():
                 if file in checked:
                     continue
                 checked.add(file)
                 features = case.features
                 fed = features.numpy()
-                if form == "uint8":
+                if layout == "uint8":
                     # The yardstick is given what the grid can hold, so that only the engine itself is judged.
                     grid = grids[(case.block if case.block is not None else len(grids)) - 1]
                     with np.errstate(over="ignore"):  # a group that was always zero has next to no scale
@@ -240,13 +240,13 @@ def _compare_engines(bundle: Bundle, network: DFSNetwork, images: Tensor) -> Ite
                 if case.engine.output == "uint8":
                     assert case.block is not None  # noqa: S101 (only blocks end in uint8)
                     got = got.transpose(0, 3, 1, 2).astype(np.float32) * np.float32(grids[case.block].scale)
-                label = f"{case.label}: {case.engine.precision} engine from {form} for {runtime}"
+                label = f"{case.label}: {case.engine.precision} engine from {layout} for {runtime}"
                 expected = _expected(network, case, features).numpy()
                 yield replace(
                     _deviation(label, case.engine.precision, got, expected, *pooled),
                     block=case.block,
                     option=None if case.option is None else case.option.name,
-                    form=form,
+                    layout=layout,
                     runtime=runtime,
                 )
 

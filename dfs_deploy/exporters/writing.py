@@ -1,4 +1,4 @@
-"""Writing every engine of a bundle, for each runtime in the form that it takes."""
+"""Writing every engine of a bundle, for each runtime in the layout that it takes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dfs_deploy.bundle.manifest import BlockEngines, Engine, Layout, RuntimeEngines
 from dfs_deploy.calibration import STATIC, CalibratedRange, TensorKey, group_of
 from dfs_deploy.exporters.engines import (
     ONNXRUNTIME,
@@ -31,7 +32,6 @@ from dfs_deploy.exporters.split import (
     split_stem,
 )
 from dfs_deploy.exporters.static import FloatStep, Int8Step, StemRanges, Step, straight_line
-from dfs_deploy.manifest import BlockEngines, Engine, Form, RuntimeEngines
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import FULL_BITS, Option, Precision, engine_precision
 
@@ -65,21 +65,21 @@ class EngineWriter:
     def write(self, runtime: str, progress: Callable[[float], None]) -> RuntimeEngines:
         """Makes the engines for one runtime.
 
-        ONNX Runtime's INT8 engines end in uint8, so every engine there exists for both forms of input; TensorRT's
+        ONNX Runtime's INT8 engines end in uint8, so every engine there exists for both layouts of input; TensorRT's
         features are float32 at every boundary, and come with their mean over the map. The gate is the same for all.
         """
         dialect = _DIALECTS[runtime]
         network, shapes = self.network, list(self.network.architecture.block_shapes())
         grids = self._feature_grids()
         passes_bytes = runtime == "onnxruntime" and any(key.option != STATIC for key in self.ranges)
-        forms: tuple[Form, ...] = ("float32", "uint8") if passes_bytes else ("float32",)
+        layouts: tuple[Layout, ...] = ("float32", "uint8") if passes_bytes else ("float32",)
         blocks = []
-        arriving: set[Form] = {"float32"}
+        arriving: set[Layout] = {"float32"}
         for index, block in enumerate(network.blocks[1:], 1):
-            inputs: dict[Form, Grid | None] = {
-                form: grids[index - 1] if form == "uint8" else None
-                for form in forms
-                if network.policy is None or form in arriving  # a policy fixes which form can arrive
+            inputs: dict[Layout, Grid | None] = {
+                layout: grids[index - 1] if layout == "uint8" else None
+                for layout in layouts
+                if network.policy is None or layout in arriving  # a policy fixes which layout can arrive
             }
             full = split_block(block, Option(FULL_BITS))
             projection, skip = split_skip(block), None
@@ -89,8 +89,8 @@ class EngineWriter:
                     f"{_FOLDERS[runtime]}/block-{index:02d}-skip",
                     "fp32",
                     {
-                        form: skip_engine(f"block_{index}_skip", full, projection, grid, dialect)
-                        for form, grid in inputs.items()
+                        layout: skip_engine(f"block_{index}_skip", full, projection, grid, dialect)
+                        for layout, grid in inputs.items()
                     },
                 )
             options = {
@@ -106,10 +106,10 @@ class EngineWriter:
         if gate is not None:
             self.files["common/gate.onnx"] = gate_engine(gate)
         size = shapes[-1].out_size
-        heads: dict[Form, bytes] = {
-            form: head_engine(split_head(network), size, grids[-1] if form == "uint8" else None, dialect)
-            for form in forms
-            if network.policy is None or form in arriving
+        heads: dict[Layout, bytes] = {
+            layout: head_engine(split_head(network), size, grids[-1] if layout == "uint8" else None, dialect)
+            for layout in layouts
+            if network.policy is None or layout in arriving
         }
         stem = stem_engine(*split_stem(network), dialect)
         return RuntimeEngines(
@@ -176,7 +176,7 @@ class EngineWriter:
         return [FloatStep(blocks[0]), *gated], None
 
     def _option_engines(
-        self, runtime: str, index: int, option: Option, inputs: Mapping[Form, Grid | None]
+        self, runtime: str, index: int, option: Option, inputs: Mapping[Layout, Grid | None]
     ) -> list[Engine]:
         """The engine of an option's precision; for ONNX Runtime also one in FP32, for CPUs where that is faster."""
         precision = engine_precision(option, self.targets)
@@ -193,8 +193,8 @@ class EngineWriter:
                 f"{_FOLDERS[runtime]}/{name}-{p}",
                 p,
                 {
-                    form: block_engine(f"{graph}_{p}", part, _DTYPES[p], grid, _DIALECTS[runtime])
-                    for form, grid in inputs.items()
+                    layout: block_engine(f"{graph}_{p}", part, _DTYPES[p], grid, _DIALECTS[runtime])
+                    for layout, grid in inputs.items()
                 },
             )
             for p in floats
@@ -208,7 +208,7 @@ class EngineWriter:
         index: int,
         option: Option,
         part: BlockPart,
-        inputs: Mapping[Form, Grid | None],
+        inputs: Mapping[Layout, Grid | None],
     ) -> Engine:
         ranges = BlockRanges.calibrated(self.ranges, index, self.network.options.bits.index(option.bits))
         if runtime == "tensorrt":
@@ -216,14 +216,16 @@ class EngineWriter:
                 f"tensorrt/{name}-int8", "int8", {"float32": tensorrt_block(f"{graph}_int8", part, ranges)}
             )
         content = {
-            form: onnxruntime_block(f"{graph}_int8", part, ranges, grid, self.weight_bits)
-            for form, grid in inputs.items()
+            layout: onnxruntime_block(f"{graph}_int8", part, ranges, grid, self.weight_bits)
+            for layout, grid in inputs.items()
         }
         return self._add(f"onnxruntime/{name}-int8", "int8", content, output="uint8")
 
-    def _add(self, stem: str, precision: Precision, content: Mapping[Form, bytes], output: Form = "float32") -> Engine:
-        paths = {form: f"{stem}.onnx" if form == "float32" else f"{stem}-from-{form}.onnx" for form in content}
-        self.files.update({paths[form]: data for form, data in content.items()})
+    def _add(
+        self, stem: str, precision: Precision, content: Mapping[Layout, bytes], output: Layout = "float32"
+    ) -> Engine:
+        paths = {layout: f"{stem}.onnx" if layout == "float32" else f"{stem}-from-{layout}.onnx" for layout in content}
+        self.files.update({paths[layout]: data for layout, data in content.items()})
         return Engine(precision=precision, output=output, files=paths)
 
     def _feature_grids(self) -> list[Grid]:

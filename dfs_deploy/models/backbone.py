@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfs_deploy.architecture import Architecture, BlockShape
 from dfs_deploy.models.quantize import batch_range, fake_quantize, fake_quantize_weight
+from dfs_deploy.network import Architecture, BlockShape
 from dfs_deploy.options import FULL_BITS
 
 RANGE_MOMENTUM = 0.1

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dfs_deploy.architecture import Architecture
+from dfs_deploy.network import Architecture
 
 
 class GateState(NamedTuple):

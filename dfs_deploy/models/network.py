@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfs_deploy.architecture import Architecture
 from dfs_deploy.errors import CheckpointError, OptionError
 from dfs_deploy.models.backbone import Backbone, BasicBlock
 from dfs_deploy.models.gate import Gate, decide
+from dfs_deploy.network import Architecture
 from dfs_deploy.options import Option, Options
 
 

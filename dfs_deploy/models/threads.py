@@ -9,8 +9,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from dfs_deploy.cpu import cpu_limits
 from dfs_deploy.errors import UsageError
+from dfs_deploy.system.cpu import cpu_limits
 
 _Parameters = ParamSpec("_Parameters")
 _Returned = TypeVar("_Returned")

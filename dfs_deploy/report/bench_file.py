@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from dfs_deploy.decoding import MalformedError, Measured, Share, read_json
 from dfs_deploy.errors import DataError, UsageError
-from dfs_deploy.text import first_line
+from dfs_deploy.io.json_files import MalformedError, Measured, Share, read_json
+from dfs_deploy.io.text import first_line
 
 
 class Latency(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from dfs_deploy.bench import run_bench
 from dfs_deploy.bench.candidates import BUDGET, DYNAMIC, STATIC
 from dfs_deploy.bench.inputs import Inputs
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.datasets import Dataset, ImageFolder
+from dfs_deploy.data import Dataset, ImageFolder
 from dfs_deploy.errors import BundleError, UsageError
 from dfs_deploy.report.bench_file import BenchFigures, RuntimeFacts, bench_figures
 from dfs_deploy.report.engines import engine_figures
@@ -31,7 +31,7 @@ from dfs_deploy.report.results import (
 from dfs_deploy.report.routes import decisions, group_of_block, hot_paths, path_tree
 from dfs_deploy.runtimes import Result, Runtime
 from dfs_deploy.suspicion import suspicions
-from dfs_deploy.target_cpu import made_for_another_cpu
+from dfs_deploy.system.target_cpu import made_for_another_cpu
 
 SAMPLES = 1024
 EXAMPLES = 6

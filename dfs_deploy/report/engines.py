@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.manifest import BlockEngines, Engine, Form
+from dfs_deploy.bundle.manifest import BlockEngines, Engine, Layout
 from dfs_deploy.report.results import EngineFigures
 from dfs_deploy.report.walk import Features, Sessions, walk
 from dfs_deploy.runtimes.base import Substitution, serving
@@ -27,7 +27,7 @@ MOST_SAMPLES = 128
 """Inputs whose features errors are measured on; more would change little and take memory."""
 
 _TINY = float(np.finfo(np.float32).tiny)
-_DTYPES: dict[Form, np.dtype[Any]] = {"float32": np.dtype(np.float32), "uint8": np.dtype(np.uint8)}
+_DTYPES: dict[Layout, np.dtype[Any]] = {"float32": np.dtype(np.float32), "uint8": np.dtype(np.uint8)}
 
 
 def engine_figures(
@@ -83,7 +83,7 @@ def engine_figures(
                         precision=engine.precision,
                         serves=engine is serves,
                         share=share,
-                        form=features.commonest,
+                        layout=features.commonest,
                         median_us=us,
                         samples=0 if error is None else len(rows),
                         measured_on=None if error is None else where,
@@ -98,17 +98,17 @@ def engine_figures(
 
 
 def _times(
-    bundle: Bundle, sessions: Sessions, block: BlockEngines, choices: Sequence[Engine], form: Form
+    bundle: Bundle, sessions: Sessions, block: BlockEngines, choices: Sequence[Engine], layout: Layout
 ) -> list[float]:
     """Median times of some engines of a block at batch 1, in microseconds, measured in turns."""
     shape = list(bundle.architecture.block_shapes())[block.index]
-    source = aligned_buffer((1, *laid_out((shape.in_channels, *shape.in_size), form)), _DTYPES[form])
+    source = aligned_buffer((1, *laid_out((shape.in_channels, *shape.in_size), layout)), _DTYPES[layout])
     random = np.random.default_rng(block.index)
-    source[...] = random.integers(0, 128, source.shape) if form == "uint8" else random.random(source.shape)
+    source[...] = random.integers(0, 128, source.shape) if layout == "uint8" else random.random(source.shape)
     calls = []
     for engine in choices:
         target = laid_out((shape.out_channels, *shape.out_size), engine.output)
-        calls.append(bind(sessions.open(engine, form), source, aligned_buffer((1, *target), _DTYPES[engine.output])))
+        calls.append(bind(sessions.open(engine, layout), source, aligned_buffer((1, *target), _DTYPES[engine.output])))
     return median_us(calls)
 
 
@@ -155,10 +155,10 @@ def _both(
     scale: np.float32,
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """What the exact engine and another make of the same features, both as float32, channels first."""
-    for form, _, maps in features.split(rows):
+    for layout, _, maps in features.split(rows):
         pair = []
         for one in (exact, engine):
-            out = sessions.run(one, form, maps)
+            out = sessions.run(one, layout, maps)
             if one.output == "uint8":
                 out = out.transpose(0, 3, 1, 2).astype(np.float32) * scale
             pair.append(out)

@@ -20,11 +20,11 @@ from typing import Any
 
 import dfs_deploy
 from dfs_deploy.errors import UsageError
-from dfs_deploy.extras import required
-from dfs_deploy.files import write_whole
+from dfs_deploy.io.files import write_whole
 from dfs_deploy.options import Options
 from dfs_deploy.report.palette import option_colors
 from dfs_deploy.report.runs import TrainingRun
+from dfs_deploy.system.extras import required
 
 SCHEMA = 1
 FLOPS = "flops"

@@ -9,9 +9,9 @@ from pathlib import Path
 from dfs_deploy.bench import BenchResult
 from dfs_deploy.bench.forced import ForcedPath
 from dfs_deploy.errors import UsageError
-from dfs_deploy.extras import required
-from dfs_deploy.files import write_whole
+from dfs_deploy.io.files import write_whole
 from dfs_deploy.report.figures import CONFIG, SCALE, Spec
+from dfs_deploy.system.extras import required
 
 _LINES = ("dispatch", "trace: the same path as one engine", "static: every block")
 _COLORS = ("#1b5e9e", "#c2571a", "#555555")

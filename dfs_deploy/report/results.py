@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from dfs_deploy.io.text import one_line
 from dfs_deploy.report.bench_file import BenchFigures
-from dfs_deploy.text import one_line
 
 SCHEMA = "dfs-deploy/report"
 SCHEMA_VERSION = 1
@@ -196,7 +196,7 @@ class EngineFigures:
         precision: of the engine.
         serves: whether this engine runs when the gate chooses the option here.
         share: of the inputs that took the option at the block.
-        form: in which most features arrive at the block; the engine was timed on that.
+        layout: in which most features arrive at the block; the engine was timed on that.
         median_us: of the engine by itself, at batch 1.
         samples: inputs whose features the error was measured on; 0 where there is nothing to compare with.
         measured_on: ``routed``: the inputs that the gate sends there; ``reached``: it sends none, so all.
@@ -212,7 +212,7 @@ class EngineFigures:
     precision: str
     serves: bool
     share: float
-    form: str
+    layout: str
     median_us: float
     samples: int
     measured_on: Literal["routed", "reached"] | None

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.architecture import Architecture
+from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options, computation_percentage
 from dfs_deploy.report.results import Branch, Decision, HotPath
 

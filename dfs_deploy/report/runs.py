@@ -14,11 +14,11 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from dfs_deploy.decoding import MAX_LOG, UNREADABLE, Share
 from dfs_deploy.errors import DataError, UsageError
-from dfs_deploy.files import read_file
+from dfs_deploy.io.files import read_file
+from dfs_deploy.io.json_files import MAX_LOG, UNREADABLE, Share
+from dfs_deploy.io.text import first_line
 from dfs_deploy.options import Options
-from dfs_deploy.text import first_line
 
 METRICS_FILE = "metrics.jsonl"
 SCHEMA = 1

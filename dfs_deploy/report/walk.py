@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.manifest import BlockEngines, Engine, Form
-from dfs_deploy.ort import onnxruntime as ort
+from dfs_deploy.bundle.manifest import BlockEngines, Engine, Layout
 from dfs_deploy.runtimes.base import Substitution, serving
 from dfs_deploy.runtimes.onnxruntime.binding import open_session, run_once, session_options
 from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, PreparedEngines
+from dfs_deploy.system.ort import onnxruntime as ort
 
 
 class Sessions:
@@ -32,23 +32,23 @@ class Sessions:
         self._options = session_options(threads)
         self._sessions: dict[str, ort.InferenceSession] = {}
 
-    def open(self, engine: Engine, form: Form) -> ort.InferenceSession:
-        """The session of an engine for features of a form."""
-        file = engine.files[form]
+    def open(self, engine: Engine, layout: Layout) -> ort.InferenceSession:
+        """The session of an engine for features of a layout."""
+        file = engine.files[layout]
         digest = self._bundle.manifest.files[file].sha256
         if digest not in self._sessions:
             data = self._prepared.read(file) or self._bundle.read(file)
             self._sessions[digest] = open_session(data, f"{self._bundle.path}: {file}", self._options)
         return self._sessions[digest]
 
-    def run(self, engine: Engine, form: Form, features: NDArray[Any]) -> NDArray[Any]:
+    def run(self, engine: Engine, layout: Layout, features: NDArray[Any]) -> NDArray[Any]:
         """Runs an engine on features of any batch size."""
-        return run_once(self.open(engine, form), engine.files[form], features)
+        return run_once(self.open(engine, layout), engine.files[layout], features)
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """The feature maps of some inputs, each in the form in which its engine left it.
+    """The feature maps of some inputs, each in the layout in which its engine left it.
 
     Attributes:
         floats: (N, C, H, W) float32; valid where ``in_uint8`` is false.
@@ -71,22 +71,22 @@ class Features:
         )
 
     @property
-    def commonest(self) -> Form:
-        """The form that most are in."""
+    def commonest(self) -> Layout:
+        """The layout that most are in."""
         return "uint8" if 2 * int(self.in_uint8.sum()) > len(self.in_uint8) else "float32"
 
-    def split(self, rows: NDArray[np.intp]) -> Iterator[tuple[Form, NDArray[np.intp], NDArray[Any]]]:
-        """Some of the inputs by form: the form, their indices, their maps."""
-        both: tuple[tuple[Form, NDArray[Any]], ...] = (("float32", self.floats), ("uint8", self.integers))
-        for form, maps in both:
-            own = rows[self.in_uint8[rows] == (form == "uint8")]
+    def split(self, rows: NDArray[np.intp]) -> Iterator[tuple[Layout, NDArray[np.intp], NDArray[Any]]]:
+        """Some of the inputs by layout: the layout, their indices, their maps."""
+        both: tuple[tuple[Layout, NDArray[Any]], ...] = (("float32", self.floats), ("uint8", self.integers))
+        for layout, maps in both:
+            own = rows[self.in_uint8[rows] == (layout == "uint8")]
             if len(own):
-                yield form, own, maps[own]
+                yield layout, own, maps[own]
 
-    def put(self, form: Form, rows: NDArray[np.intp], maps: NDArray[Any]) -> None:
+    def put(self, layout: Layout, rows: NDArray[np.intp], maps: NDArray[Any]) -> None:
         """Keeps what an engine gave."""
-        (self.integers if form == "uint8" else self.floats)[rows] = maps
-        self.in_uint8[rows] = form == "uint8"
+        (self.integers if layout == "uint8" else self.floats)[rows] = maps
+        self.in_uint8[rows] = layout == "uint8"
 
 
 def advance(
@@ -115,11 +115,11 @@ def advance(
     if shape.projects:  # every sample runs something there: a skip runs its projection
         after = Features.empty(len(choice), (shape.out_channels, *shape.out_size))
     steps = [
-        (engine.output, own, sessions.run(engine, form, maps))
+        (engine.output, own, sessions.run(engine, layout, maps))
         for index, option in enumerate(bundle.options)
         if option.skips or option.name in block.options  # a static policy has engines for its own option alone
         if (engine := block.skip if option.skips else serving(block, option.name, substitutions)) is not None
-        for form, own, maps in features.split(np.flatnonzero(choice == index))
+        for layout, own, maps in features.split(np.flatnonzero(choice == index))
     ]
     for output, own, maps in steps:
         after.put(output, own, maps)

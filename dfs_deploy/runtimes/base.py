@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.architecture import Architecture
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.cache import Cache
+from dfs_deploy.bundle.cache import Cache
+from dfs_deploy.bundle.manifest import BlockEngines, BudgetRecord, Engine
 from dfs_deploy.errors import (
     BundleError,
     EngineError,
@@ -24,13 +24,13 @@ from dfs_deploy.errors import (
     OutOfMemoryError,
     UsageError,
 )
-from dfs_deploy.manifest import BlockEngines, BudgetRecord, Engine
+from dfs_deploy.io.text import one_line
+from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options, computation_percentage
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.runtimes.budgets import bias_for, score_offset
 from dfs_deploy.runtimes.life import Living
-from dfs_deploy.target_cpu import made_for_another_cpu
-from dfs_deploy.text import one_line
+from dfs_deploy.system.target_cpu import made_for_another_cpu
 
 _LOG = logging.getLogger(__name__)
 
@@ -219,7 +219,7 @@ class Runtime(Living[Backend]):
         speculate: on ``tensorrt``, whether single images run ahead of the gate on the paths that most inputs took: the
             results are the same. ``description`` tells how many guesses were right.
         cache_dir: folder in which what is made once on a machine is kept; ``None`` for the one that the environment
-            variable ``DFS_DEPLOY_CACHE`` names, else beside the bundle; see :class:`~dfs_deploy.cache.Cache`.
+            variable ``DFS_DEPLOY_CACHE`` names, else beside the bundle; see :class:`~dfs_deploy.bundle.cache.Cache`.
 
     Raises:
         BundleError: the bundle cannot be read, or holds no engines for this runtime.

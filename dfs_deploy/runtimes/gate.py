@@ -157,14 +157,14 @@ class Gate(ABC):
         scale: float,
         changed: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.int64]:
-        """Steps a batch whose features lie in chunks, each in one of two forms.
+        """Steps a batch whose features lie in chunks, each in one of two layouts.
 
         Args:
             block: index of the block that made the features.
             chunks: contiguous: (n, C, H, W) float32, or (n, H, W, C) uint8; each of any n, all of one C, H and W.
             where: (N, 2) intp, the chunk of each sample and its row in it.
             scale: what one step of uint8 is worth.
-            changed: (N,) bool, false where a sample's features, their form and their scale are those of the step
+            changed: (N,) bool, false where a sample's features, their layout and their scale are those of the step
                 before: such a sample is not pooled again. ``None`` where all may have changed.
 
         Returns:

@@ -49,7 +49,7 @@ def rows_kernels() -> RowsKernels:
 def group_rows(
     where: Rows, choice: NDArray[np.uint8], runs: NDArray[np.bool_], in_uint8: Sequence[bool]
 ) -> list[tuple[int, bool, Rows]]:
-    """Groups samples by option, and by the form of the array that they lie in.
+    """Groups samples by option, and by the layout of the array that they lie in.
 
     Args:
         where: (N, 2) intp, array and row of each sample.
@@ -58,7 +58,7 @@ def group_rows(
         in_uint8: of each array, whether it holds uint8.
 
     Returns:
-        Option, whether in uint8, and (n,) intp samples in the order in which they lie; by option, then form.
+        Option, whether in uint8, and (n,) intp samples in the order in which they lie; by option, then layout.
     """
     rows = np.flatnonzero(runs[choice])
     if not len(rows):

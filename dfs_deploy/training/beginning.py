@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dfs_deploy.architecture import Architecture
 from dfs_deploy.checkpoints import load_checkpoint
 from dfs_deploy.errors import CheckpointError
 from dfs_deploy.models import DFSNetwork
+from dfs_deploy.network import Architecture
 from dfs_deploy.training.data import Splits
 from dfs_deploy.training.recipe import Recipe
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dfs_deploy.datasets import Dataset, ImageFolder, open_dataset, splits_of
-from dfs_deploy.datasets.images import resize
-from dfs_deploy.digits import load_digits
+from dfs_deploy.data import Dataset, ImageFolder, open_dataset, splits_of
+from dfs_deploy.data.digits import load_digits
+from dfs_deploy.data.images import resize
 from dfs_deploy.errors import DataError
 from dfs_deploy.preprocessing import CIFAR10_CLASSES, InputContract, class_names_problem
 from dfs_deploy.training.processes import Processes

@@ -8,12 +8,12 @@ from typing import Any
 
 import msgspec
 
-from dfs_deploy.decoding import MalformedError, read_json
 from dfs_deploy.errors import CheckpointError, UsageError
-from dfs_deploy.files import write_whole
-from dfs_deploy.kinds import given_instead
+from dfs_deploy.io.files import write_whole
+from dfs_deploy.io.json_files import MalformedError, read_json
+from dfs_deploy.io.kinds import given_instead
+from dfs_deploy.io.text import first_line
 from dfs_deploy.options import Options
-from dfs_deploy.text import first_line
 from dfs_deploy.training.recipe import STAGES, STEERED, Recipe, StageName
 
 JOB_FILE = "job.json"

@@ -26,11 +26,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dfs_deploy.decoding import MAX_LOG, MalformedError, decode_json
 from dfs_deploy.errors import CheckpointError, DataError
-from dfs_deploy.extras import required
-from dfs_deploy.files import UnfitFileError, check_file, read_file
-from dfs_deploy.text import first_line
+from dfs_deploy.io.files import UnfitFileError, check_file, read_file
+from dfs_deploy.io.json_files import MAX_LOG, MalformedError, decode_json
+from dfs_deploy.io.text import first_line
+from dfs_deploy.system.extras import required
 
 SCHEMA = 1
 

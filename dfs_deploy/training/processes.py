@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, distributed
 
 from dfs_deploy.errors import EnvironmentLacksError, UsageError
-from dfs_deploy.text import first_line
+from dfs_deploy.io.text import first_line
 
 _T = TypeVar("_T")
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from dfs_deploy.checkpoints.archives import check_archive
 from dfs_deploy.checkpoints.reading import MAX_CHECKPOINT
 from dfs_deploy.errors import CheckpointError, DataError, EnvironmentLacksError
-from dfs_deploy.files import check_file, write_whole
-from dfs_deploy.text import first_line
+from dfs_deploy.io.files import check_file, write_whole
+from dfs_deploy.io.text import first_line
 from dfs_deploy.training.job import JOB_FILE, Job
 from dfs_deploy.training.recipe import StageName
 

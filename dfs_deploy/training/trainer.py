@@ -17,12 +17,12 @@ from torch import Tensor
 import dfs_deploy
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.errors import CheckFailedError, CheckpointError, EnvironmentLacksError, UsageError
-from dfs_deploy.files import check_folder, remove_leftovers, sole_use
+from dfs_deploy.io.files import check_folder, remove_leftovers, sole_use
+from dfs_deploy.io.text import first_line
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.models.threads import torch_threads
 from dfs_deploy.options import FULL_BITS, Options
 from dfs_deploy.preprocessing import InputContract
-from dfs_deploy.text import first_line
 from dfs_deploy.training.beginning import begin_with, new_architecture
 from dfs_deploy.training.data import Batches, Images, Splits, load_splits
 from dfs_deploy.training.deployed import Ranges, calibrate_deployed, plain_ranges, read_ranges, widest_ranges

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfs_deploy.architecture import Architecture
 from dfs_deploy.bench import BenchResult, bench, energy_cases, run_bench, state
 from dfs_deploy.bench.alone import EnginesAlone
 from dfs_deploy.bench.clock import time_interleaved
@@ -18,14 +17,15 @@ from dfs_deploy.bench.energy import EnergyReading, EnergySampler
 from dfs_deploy.bench.jetson import Jetson, PowerState
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
-from dfs_deploy.cpu import CpuLimits
-from dfs_deploy.datasets import Dataset
+from dfs_deploy.data import Dataset
 from dfs_deploy.errors import UsageError
 from dfs_deploy.exporters import export
 from dfs_deploy.models import DFSNetwork
+from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.base import Result
+from dfs_deploy.system.cpu import CpuLimits
 from tests.bundles import CONTRACT, Made, copied, labelled, manifest_of, settled_network, write_manifest
 from tests.checks import refuses
 from tests.runtimes.tensorrt.machine import building_here, machine

@@ -7,8 +7,8 @@ import pytest
 
 from dfs_deploy.bench.inputs import MAX_INPUTS, draw_inputs
 from dfs_deploy.bundle import Bundle, Samples
-from dfs_deploy.datasets import Dataset
-from dfs_deploy.digits import DIGITS_CLASSES, load_digits
+from dfs_deploy.data import Dataset
+from dfs_deploy.data.digits import DIGITS_CLASSES, load_digits
 from dfs_deploy.errors import UsageError
 from dfs_deploy.preprocessing import InputContract
 from tests.bundles import Made

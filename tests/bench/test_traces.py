@@ -9,7 +9,7 @@ from dfs_deploy.runtimes import Runtime
 from tests.bundles import Made, relative
 
 PATHS = [[0, 0, 0], [1, 1, 1], [3, 3, 3], [1, 0, 3], [3, 1, 0], [0, 2, 1]]
-"""Of skip, 8, 16, full; features change their form between blocks in some."""
+"""Of skip, 8, 16, full; features change their layout between blocks in some."""
 
 
 @pytest.mark.parametrize("options", PATHS, ids=str)

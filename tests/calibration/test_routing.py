@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfs_deploy.architecture import Architecture
 from dfs_deploy.calibration import (
     METHODS,
     STATIC,
@@ -22,6 +21,7 @@ from dfs_deploy.calibration import (
 )
 from dfs_deploy.errors import CheckpointError
 from dfs_deploy.models import BasicBlock, DFSNetwork, run_option
+from dfs_deploy.network import Architecture
 from tests.bundles import Split, normal_images, rig_gate, settled_network
 from tests.checks import refuses
 

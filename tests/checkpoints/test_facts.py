@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from dfs_deploy.architecture import MAX_SIDE
 from dfs_deploy.checkpoints import CheckpointFacts, load_checkpoint, save_checkpoint
 from dfs_deploy.errors import CheckpointError, InputError, UsageError
+from dfs_deploy.network import MAX_SIDE
 from dfs_deploy.preprocessing import InputContract
 from tests.builders import release_state_dict, save_release, skipnet_state_dict, small_network
 from tests.checks import refuses

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfs_deploy.architecture import Architecture
 from dfs_deploy.checkpoints import load_checkpoint, save_checkpoint
 from dfs_deploy.checkpoints.tensors import fill, without_values
 from dfs_deploy.errors import CheckpointError
+from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract
 from tests.builders import release_state_dict, save_release, skipnet_state_dict, small_network

@@ -9,8 +9,8 @@ from PIL import Image
 
 import dfs_deploy
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.datasets import save_npz
-from dfs_deploy.digits import load_digits
+from dfs_deploy.data import save_npz
+from dfs_deploy.data.digits import load_digits
 from dfs_deploy.runtimes import Runtime
 from tests.cli.program import Ran, run
 

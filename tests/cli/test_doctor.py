@@ -12,9 +12,9 @@ import pytest
 import dfs_deploy
 from dfs_deploy.bench import jetson
 from dfs_deploy.cli import doctor
-from dfs_deploy.cpu import CpuLimits
-from dfs_deploy.extras import EXTRA_OF
 from dfs_deploy.runtimes.onnxruntime import blocked
+from dfs_deploy.system.cpu import CpuLimits
+from dfs_deploy.system.extras import EXTRA_OF
 from tests.bench.boards import jetson_tree
 from tests.cli.program import run
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dfs_deploy.checkpoints import save_checkpoint
-from dfs_deploy.datasets import save_npz
+from dfs_deploy.data import save_npz
 from dfs_deploy.runtimes import Runtime
 from tests.bundles import CONTRACT, labelled, run_model, settled_network
 from tests.cli.program import run

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.cache import Cache
+from dfs_deploy.bundle.cache import Cache
 from dfs_deploy.runtimes.onnxruntime import prepared
 from dfs_deploy.runtimes.onnxruntime.blocked import block_size
 from tests.bundles import Made, copied, wide_bundle

@@ -12,11 +12,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from dfs_deploy import datasets
+from dfs_deploy import data
 from dfs_deploy.runtimes import Runtime
 from tests.bundles import Made, copied, manifest_of, pixels, write_manifest
 from tests.cli.program import run
-from tests.datasets.pictures import save_clip
+from tests.data.pictures import save_clip
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_a_camera_is_watched_until_the_user_stops(mixed: Made, monkeypatch: pyte
         yield from pixels(5)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(datasets, "read_camera", camera)
+    monkeypatch.setattr(data, "read_camera", camera)
     ran = run("run", mixed.path, "--camera", "0", "--json")
     assert ran.code == 0, "Ctrl-C is how a camera's view ends"
     assert [entry["frames"] for entry in ran.json["videos"]] == [5]

@@ -21,7 +21,7 @@ from PIL import Image
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.costs import save_costs
-from dfs_deploy.datasets import Dataset, save_npz
+from dfs_deploy.data import Dataset, save_npz
 from dfs_deploy.training import Recipe, read_metrics
 from dfs_deploy.training.state import load_state
 from tests.cli.program import Ran, run
@@ -384,7 +384,7 @@ def test_a_job_that_is_no_file_of_a_job_is_one_line(tmp_path: Path, content: str
 
 
 def test_of_two_trainings_in_one_folder_one_is_refused(data: Path, finished: Path, tmp_path: Path) -> None:
-    from dfs_deploy.files import sole_use
+    from dfs_deploy.io.files import sole_use
 
     before = (finished / "metrics.jsonl").read_bytes()
     with sole_use(finished):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dfs_deploy.costs import SCHEMA_VERSION, LatencyTable, OptionCost, save_costs
-from dfs_deploy.datasets import save_npz
+from dfs_deploy.data import save_npz
 from dfs_deploy.options import Options
 from dfs_deploy.training import read_metrics
 from tests.cli.program import Ran, run

@@ -9,8 +9,8 @@ from PIL import Image
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
-from dfs_deploy.datasets import Dataset, ImageFolder, open_dataset, save_npz
-from dfs_deploy.files import sha256
+from dfs_deploy.data import Dataset, ImageFolder, open_dataset, save_npz
+from dfs_deploy.io.files import sha256
 from tests.builders import small_network
 from tests.bundles import CONTRACT, Made, copied, labelled, manifest_of, rewritten, settled_network
 from tests.cli.program import run

@@ -7,8 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from dfs_deploy.datasets import save_npz
-from dfs_deploy.digits import load_digits
+from dfs_deploy.data import save_npz
+from dfs_deploy.data.digits import load_digits
 from tests.examples.program import EXAMPLES
 
 

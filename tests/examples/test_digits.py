@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dfs_deploy.checkpoints import Checkpoint, load_checkpoint
-from dfs_deploy.digits import load_digits
+from dfs_deploy.data.digits import load_digits
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LOG = json.loads((EXAMPLES / "digits-training.json").read_text())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
-from dfs_deploy.datasets import Dataset
+from dfs_deploy.data import Dataset
 from dfs_deploy.errors import UsageError
 from dfs_deploy.exporters import compare, export
 from dfs_deploy.exporters.budgets import TOLERANCE, calibrate_budgets, check_budgets

@@ -17,11 +17,11 @@ TOLERANCE = 1e-4
 GRID = Grid(0.03)
 
 
-def features_for(block: BasicBlock, form: str, seed: int = 0) -> tuple[NDArray[np.generic], torch.Tensor]:
+def features_for(block: BasicBlock, layout: str, seed: int = 0) -> tuple[NDArray[np.generic], torch.Tensor]:
     """What an engine is fed and what that means; float features partly negative, as after a skipped stride block."""
     shape = (6, block.shape.in_channels, *block.shape.in_size)
     random = np.random.default_rng(seed)
-    if form == "uint8":
+    if layout == "uint8":
         fed = random.integers(0, 256, shape, dtype=np.uint8)
         return fed, torch.from_numpy(fed.astype(np.float32) * np.float32(GRID.scale))
     floats = (2.0 * random.standard_normal(shape) + 1.0).astype(np.float32)
@@ -33,13 +33,13 @@ def network(request: pytest.FixtureRequest) -> DFSNetwork:
     return settled_network("skip,8,16,full", blocks=2, widths=(4, 8, 16), seed=request.param)
 
 
-@pytest.mark.parametrize("form", ["float32", "uint8"])
+@pytest.mark.parametrize("layout", ["float32", "uint8"])
 @pytest.mark.parametrize("bits", [8, 16, 32])
-def test_an_fp32_engine_is_the_block(network: DFSNetwork, bits: int, form: str) -> None:
+def test_an_fp32_engine_is_the_block(network: DFSNetwork, bits: int, layout: str) -> None:
     clamped = 0
     for block in network.blocks[1:]:
-        model = block_engine("block", split_block(block, Option(bits)), np.float32, GRID if form == "uint8" else None)
-        fed, features = features_for(block, form)
+        model = block_engine("block", split_block(block, Option(bits)), np.float32, GRID if layout == "uint8" else None)
+        fed, features = features_for(block, layout)
         with torch.no_grad():
             expected = block(features, bits, round_inputs=False).numpy()
             clamped += not torch.allclose(block(features), torch.from_numpy(expected), rtol=1e-2, atol=1e-2)
@@ -49,16 +49,16 @@ def test_an_fp32_engine_is_the_block(network: DFSNetwork, bits: int, form: str) 
     assert bits == 32 or clamped, "an option's saturation should matter, or this shows little"
 
 
-@pytest.mark.parametrize("form", ["float32", "uint8"])
-def test_a_skip_engine_is_the_projection_alone(network: DFSNetwork, form: str) -> None:
+@pytest.mark.parametrize("layout", ["float32", "uint8"])
+def test_a_skip_engine_is_the_projection_alone(network: DFSNetwork, layout: str) -> None:
     strided = [block for block in network.blocks if block.projection is not None]
     assert len(strided) == 2
     for block in strided:
         projection = split_skip(block)
         assert projection is not None
-        grid = GRID if form == "uint8" else None
+        grid = GRID if layout == "uint8" else None
         model = skip_engine("skip", split_block(block, Option(32)), projection, grid)
-        fed, features = features_for(block, form)
+        fed, features = features_for(block, layout)
         with torch.no_grad():
             expected = block.skip(features).numpy()
         (got,) = run_model(model, features=fed)
@@ -73,18 +73,18 @@ def test_stem_and_head_engines(network: DFSNetwork, count: int) -> None:
         expected = network.blocks[0](network.backbone.stem(images)).numpy()
         (got,) = run_model(stem_engine(*split_stem(network)), images=images.numpy())
         assert relative(got, expected) < TOLERANCE
-        for form in ("float32", "uint8"):
+        for layout in ("float32", "uint8"):
             fed = np.random.default_rng(1).integers(0, 256, (count, 16, 2, 2), dtype=np.uint8)
             floats = fed.astype(np.float32) * np.float32(GRID.scale)
-            model = head_engine(split_head(network), (2, 2), GRID if form == "uint8" else None)
-            (logits,) = run_model(model, features=fed if form == "uint8" else floats)
+            model = head_engine(split_head(network), (2, 2), GRID if layout == "uint8" else None)
+            (logits,) = run_model(model, features=fed if layout == "uint8" else floats)
             assert relative(logits, network.backbone.classify(torch.from_numpy(floats)).numpy()) < TOLERANCE
 
 
-@pytest.mark.parametrize("form", ["float32", "uint8"])
-def test_an_fp16_engine_computes_in_float16(network: DFSNetwork, form: str) -> None:
+@pytest.mark.parametrize("layout", ["float32", "uint8"])
+def test_an_fp16_engine_computes_in_float16(network: DFSNetwork, layout: str) -> None:
     for block in network.blocks[1:]:
-        model = block_engine("block", split_block(block, Option(16)), np.float16, GRID if form == "uint8" else None)
+        model = block_engine("block", split_block(block, Option(16)), np.float16, GRID if layout == "uint8" else None)
         graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(model), strict_mode=True).graph
         types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
         constants = {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -93,7 +93,7 @@ def test_an_fp16_engine_computes_in_float16(network: DFSNetwork, form: str) -> N
         for conv in convs:
             assert types[conv.output[0]] == TensorProto.FLOAT16
             assert [constants[name] for name in conv.input[1:]] == [TensorProto.FLOAT16] * 2
-        fed, features = features_for(block, form)
+        fed, features = features_for(block, layout)
         (got,) = run_model(model, features=fed)
         with torch.no_grad():
             expected = block(features, 16, round_inputs=False).numpy()

@@ -12,14 +12,14 @@ import torch
 from onnx import numpy_helper
 from PIL import Image
 
-from dfs_deploy.architecture import Architecture
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.bundle.manifest import SCHEMA_VERSION, RuntimeEngines
 from dfs_deploy.checkpoints import load_checkpoint, save_checkpoint
-from dfs_deploy.datasets import Dataset, ImageFolder, open_dataset, save_npz
+from dfs_deploy.data import Dataset, ImageFolder, open_dataset, save_npz
 from dfs_deploy.errors import CheckpointError, DataError, UsageError
 from dfs_deploy.exporters import CALIBRATION_METHODS, checkpoint_stem, export
-from dfs_deploy.manifest import SCHEMA_VERSION, RuntimeEngines
 from dfs_deploy.models import DFSNetwork
+from dfs_deploy.network import Architecture
 from dfs_deploy.options import PRECISIONS, Options, computation_percentage
 from dfs_deploy.runtimes import Runtime
 from tests.builders import release_state_dict, save_release, skipnet_state_dict

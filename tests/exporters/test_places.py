@@ -17,10 +17,10 @@ from unittest import mock
 
 import pytest
 
-from dfs_deploy import files
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.cli import main
+from dfs_deploy.io import files
 from dfs_deploy.runtimes import Runtime
 from tests.bundles import CONTRACT, float_network, pixels
 from tests.cli.program import run

@@ -41,8 +41,8 @@ def rms(x: NDArray[Any]) -> float:
     return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
 
 
-def grid_of(form: str) -> Grid | None:
-    return GRID if form == "uint8" else None
+def grid_of(layout: str) -> Grid | None:
+    return GRID if layout == "uint8" else None
 
 
 def extent(x: Tensor) -> Range:
@@ -85,9 +85,9 @@ def features(block: BasicBlock, low: float = -1.0, high: float = 4.0) -> Tensor:
     return low + (high - low) * torch.rand(8, block.shape.in_channels, *block.shape.in_size, generator=generator)
 
 
-def feed(x: Tensor, form: str) -> tuple[NDArray[Any], Tensor]:
-    """The features in a form, and what they mean there."""
-    if form == "float32":
+def feed(x: Tensor, layout: str) -> tuple[NDArray[Any], Tensor]:
+    """The features in a layout, and what they mean there."""
+    if layout == "float32":
         return x.numpy(), x
     fed = np.clip(np.rint(x.numpy() / GRID.scale), 0, 255).astype(np.uint8)
     return fed, torch.from_numpy(fed.astype(np.float32) * np.float32(GRID.scale))
@@ -99,11 +99,11 @@ def dequantized(got: NDArray[np.uint8], ranges: BlockRanges) -> NDArray[np.float
 
 
 @torch.no_grad()
-def error(block: BasicBlock, x: Tensor, form: str, ranges: BlockRanges | None = None) -> float:
+def error(block: BasicBlock, x: Tensor, layout: str, ranges: BlockRanges | None = None) -> float:
     """Root-mean-square error of the ONNX Runtime engine against what the option means, over that of the output."""
-    fed, meant = feed(x, form)
+    fed, meant = feed(x, layout)
     ranges = measured(block, meant) if ranges is None else ranges
-    model = onnxruntime_block("block", split_block(block, Option(BITS)), ranges, grid_of(form), 8)
+    model = onnxruntime_block("block", split_block(block, Option(BITS)), ranges, grid_of(layout), 8)
     got = dequantized(run_model(model, features=fed)[0], ranges)
     expected = block(meant, BITS, round_inputs=False).numpy()
     return rms(got - expected) / rms(expected)
@@ -117,7 +117,7 @@ def producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
     return {output: node for node in graph.node for output in node.output}
 
 
-# What both forms share
+# What both layouts share
 
 
 @settings(max_examples=40)
@@ -159,64 +159,64 @@ def test_a_grid_holds_zero_and_reaches_both_ends(first: float, second: float) ->
 # ONNX Runtime
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("layout", FORMS)
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_an_engine_for_onnx_runtime_is_the_option_up_to_rounding(form: str, seed: int) -> None:
+def test_an_engine_for_onnx_runtime_is_the_option_up_to_rounding(layout: str, seed: int) -> None:
     for block in plain_and_stride(seed):
-        assert error(block, features(block, -0.5, 3.0), form) < 0.03
+        assert error(block, features(block, -0.5, 3.0), layout) < 0.03
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_what_lies_beyond_the_range_saturates_as_in_the_option(form: str) -> None:
+@pytest.mark.parametrize("layout", FORMS)
+def test_what_lies_beyond_the_range_saturates_as_in_the_option(layout: str) -> None:
     for block in plain_and_stride():
         x = features(block, -4.0, 9.0)
-        _, meant = feed(x, form)
+        _, meant = feed(x, layout)
         with torch.no_grad():
             clamped = block(meant, BITS, round_inputs=False)
             assert rms((clamped - block(meant)).numpy()) > 0.1 * rms(clamped.numpy()), "clamping should matter"
-        assert error(block, x, form) < 0.03
+        assert error(block, x, layout) < 0.03
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_beyond_the_range_is_as_at_its_end(form: str) -> None:
+@pytest.mark.parametrize("layout", FORMS)
+def test_beyond_the_range_is_as_at_its_end(layout: str) -> None:
     _, block = plain_and_stride()
     x = features(block, -4.0, 9.0)
     ranges = dataclasses.replace(measured(block, x), conv1=Range(-0.5, 3.0), projection=Range(-0.5, 3.0))
-    model = onnxruntime_block("block", split_block(block, Option(BITS)), ranges, grid_of(form), 8)
-    (beyond,), (at_end,) = (run_model(model, features=feed(values, form)[0]) for values in (x, x.clamp(-0.5, 3.0)))
+    model = onnxruntime_block("block", split_block(block, Option(BITS)), ranges, grid_of(layout), 8)
+    (beyond,), (at_end,) = (run_model(model, features=feed(values, layout)[0]) for values in (x, x.clamp(-0.5, 3.0)))
     assert np.array_equal(beyond, at_end)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_range_above_zero_saturates_below_too(form: str) -> None:
+@pytest.mark.parametrize("layout", FORMS)
+def test_a_range_above_zero_saturates_below_too(layout: str) -> None:
     """Nothing keeps a checkpoint's range from leaving zero out; padding is zero all the same."""
     for block in plain_and_stride():
         with torch.no_grad():
             for conv in [block.conv1, block.conv2] + ([block.projection.conv] if block.projection is not None else []):
                 conv.low.fill_(1.0)
         x = features(block, 0.0, 4.0)
-        assert error(block, x, form) < 0.03
+        assert error(block, x, layout) < 0.03
 
 
-@pytest.mark.parametrize("form", [*FORMS, "tensorrt"])
+@pytest.mark.parametrize("layout", [*FORMS, "tensorrt"])
 @torch.no_grad()
-def test_data_that_was_negative_throughout_is_no_trouble(form: str) -> None:
+def test_data_that_was_negative_throughout_is_no_trouble(layout: str) -> None:
     """All that a skipped stride block passed on may be; the range then ends below zero."""
     for block in plain_and_stride():
         x = features(block, -0.5, -0.1)
         ranges = measured(block, x)
         assert ranges.conv1.high < 0
         part = split_block(block, Option(BITS))
-        if form == "tensorrt":
+        if layout == "tensorrt":
             got, _ = run_as_written(tensorrt_block("block", part, ranges), features=x.numpy())
         else:
-            fed, x = feed(x, form)
+            fed, x = feed(x, layout)
             got = dequantized(
-                run_model(onnxruntime_block("block", part, ranges, grid_of(form), 8), features=fed)[0], ranges
+                run_model(onnxruntime_block("block", part, ranges, grid_of(layout), 8), features=fed)[0], ranges
             )
         expected = block(x, BITS, round_inputs=False).numpy()
         # In uint8 there is nothing negative, so all is zero there.
-        assert rms(got - expected) / rms(expected) < (0.3 if form == "uint8" else 0.05)
+        assert rms(got - expected) / rms(expected) < (0.3 if layout == "uint8" else 0.05)
 
 
 @torch.no_grad()
@@ -231,25 +231,25 @@ def test_a_range_above_zero_saturates_below_for_tensorrt_too() -> None:
         assert rms(got - expected) / rms(expected) < 0.05
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_channel_that_weight_decay_silenced_keeps_its_bias(form: str) -> None:
+@pytest.mark.parametrize("layout", FORMS)
+def test_a_channel_that_weight_decay_silenced_keeps_its_bias(layout: str) -> None:
     """Its weights are next to nothing, and so is what one step of its bias would be worth."""
     for block in plain_and_stride():
         with torch.no_grad():
             for norm in (block.norm1, block.norm2):
                 norm.weight[:3] = torch.tensor([1e-8, 1e-20, 0.0])
                 norm.bias[:3] = 1.5
-        assert error(block, features(block, -0.5, 3.0), form) < 0.03
+        assert error(block, features(block, -0.5, 3.0), layout) < 0.03
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_hidden_layer_that_was_always_zero_keeps_the_bias_after_it(form: str) -> None:
+@pytest.mark.parametrize("layout", FORMS)
+def test_a_hidden_layer_that_was_always_zero_keeps_the_bias_after_it(layout: str) -> None:
     for block in plain_and_stride():
         with torch.no_grad():
             block.norm1.weight.zero_()
             block.norm1.bias.fill_(-1.0)
             block.norm2.bias.copy_(torch.linspace(0.5, 1.5, len(block.norm2.bias)))
-        assert error(block, features(block, -0.5, 3.0), form) < 0.03
+        assert error(block, features(block, -0.5, 3.0), layout) < 0.03
 
 
 def test_features_of_nothing_but_zero_give_what_the_biases_make() -> None:
@@ -259,11 +259,11 @@ def test_features_of_nothing_but_zero_give_what_the_biases_make() -> None:
 
 
 @pytest.mark.parametrize("bits", [7, 8])
-@pytest.mark.parametrize("form", FORMS)
-def test_activations_are_uint8_weights_int8_a_channel_and_biases_int32(form: str, bits: int) -> None:
+@pytest.mark.parametrize("layout", FORMS)
+def test_activations_are_uint8_weights_int8_a_channel_and_biases_int32(layout: str, bits: int) -> None:
     for block in plain_and_stride():
         x = features(block)
-        model = onnxruntime_block("block", split_block(block, Option(BITS)), measured(block, x), grid_of(form), bits)
+        model = onnxruntime_block("block", split_block(block, Option(BITS)), measured(block, x), grid_of(layout), bits)
         graph = onnx.load_from_string(model).graph
         known, made_by = constants(graph), producers(graph)
         convs = [node for node in graph.node if node.op_type == "Conv"]
@@ -289,11 +289,11 @@ def test_activations_are_uint8_weights_int8_a_channel_and_biases_int32(form: str
         assert "Relu" not in {node.op_type for node in graph.node}, "clamping at zero is the relu"
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_onnx_runtime_makes_integer_convolutions_of_it(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", FORMS)
+def test_onnx_runtime_makes_integer_convolutions_of_it(layout: str, tmp_path: Path) -> None:
     for block in plain_and_stride():
         model = onnxruntime_block(
-            "block", split_block(block, Option(BITS)), measured(block, features(block)), grid_of(form), 8
+            "block", split_block(block, Option(BITS)), measured(block, features(block)), grid_of(layout), 8
         )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
@@ -303,7 +303,7 @@ def test_onnx_runtime_makes_integer_convolutions_of_it(form: str, tmp_path: Path
         kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
         assert kinds.count("QLinearConv") == (2 if block.projection is None else 3)
         assert not {"Conv", "FusedConv"} & set(kinds)
-        if form == "uint8":
+        if layout == "uint8":
             assert "QLinearAdd" in kinds
 
 
@@ -375,7 +375,7 @@ def test_for_tensorrt_the_addition_reads_a_rounded_shortcut_and_the_convolution_
 
 @torch.no_grad()
 def test_negative_features_of_a_skipped_stride_block_pass_the_shortcut() -> None:
-    for form, make in (("tensorrt", tensorrt_block), ("onnxruntime", None)):
+    for layout, make in (("tensorrt", tensorrt_block), ("onnxruntime", None)):
         block, _ = plain_and_stride()
         block.norm2.weight.zero_()
         block.norm2.bias.fill_(2.0)
@@ -388,17 +388,17 @@ def test_negative_features_of_a_skipped_stride_block_pass_the_shortcut() -> None
         else:
             (integers,) = run_model(onnxruntime_block("block", part, ranges, None, 8), features=x.numpy())
             got = dequantized(integers, ranges)
-        np.testing.assert_allclose(got, expected, atol=0.06, err_msg=form)
+        np.testing.assert_allclose(got, expected, atol=0.06, err_msg=layout)
 
 
-@pytest.mark.parametrize("form", [*FORMS, "tensorrt"])
-def test_the_same_block_is_the_same_to_the_byte(form: str) -> None:
+@pytest.mark.parametrize("layout", [*FORMS, "tensorrt"])
+def test_the_same_block_is_the_same_to_the_byte(layout: str) -> None:
     _, block = plain_and_stride()
     part, ranges = split_block(block, Option(BITS)), measured(block, features(block))
 
     def make() -> bytes:
-        if form == "tensorrt":
+        if layout == "tensorrt":
             return tensorrt_block("block", part, ranges)
-        return onnxruntime_block("block", part, ranges, grid_of(form), 8)
+        return onnxruntime_block("block", part, ranges, grid_of(layout), 8)
 
     assert make() == make()

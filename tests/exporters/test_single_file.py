@@ -16,12 +16,12 @@ import pytest
 from numpy.typing import NDArray
 
 from dfs_deploy import Dataset, Runtime
-from dfs_deploy.architecture import Architecture
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.errors import ExportMismatchError, UsageError
 from dfs_deploy.exporters import Exported, export, pipeline
 from dfs_deploy.exporters.single_file import LOGIT_TOLERANCE, check_single_file, single_file
 from dfs_deploy.models import DFSNetwork
+from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract
 from tests.builders import small_network
@@ -103,7 +103,7 @@ def test_it_takes_the_runtimes_paths_on_1000_inputs(made: Made) -> None:
         assert len(np.unique(paths[:, block])) == 4, f"gated block {block}"
     pairs = {(int(a), int(b)) for path in paths for a, b in itertools.pairwise(path)}
     assert {(INT8, INT8), (FULL, INT8), (SKIP, INT8), (INT8, SKIP), (INT8, FULL)} <= pairs
-    # Around a skipped block of one resolution, which hands on features in the form in which they came.
+    # Around a skipped block of one resolution, which hands on features in the layout in which they came.
     triples = {tuple(path[start : start + 3].tolist()) for path in paths for start in (0, 2)}
     assert {(INT8, SKIP, INT8), (FULL, SKIP, INT8)} <= triples
 

@@ -330,7 +330,7 @@ def test_the_defaults_of_onnx_runtimes_quantizer_are_refused(tmp_path: Path) -> 
 
 
 def test_unsigned_activations_and_signed_weights_are_refused(tmp_path: Path) -> None:
-    """The form that is fast on a CPU."""
+    """The layout that is fast on a CPU."""
     model = quantized_by_onnxruntime(
         tmp_path, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, per_channel=True
     )

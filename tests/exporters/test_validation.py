@@ -150,7 +150,7 @@ def test_a_mismatch_stops_an_export_and_leaves_nothing(
     with pytest.raises(ExportMismatchError) as caught:
         export(mixed.checkpoint, tmp_path / "out" / "net.dfs", calibration_data=mixed.data)
     engines = [line for line in caught.value.mismatches if not line.startswith("logits")]
-    assert len(engines) == 2, "one for each form of the input"
+    assert len(engines) == 2, "one for each layout of the input"
     assert all("block 2, option full" in line for line in engines)
     assert not list(tmp_path.glob("out/*"))
     assert not list(tmp_path.glob("out/.*"))

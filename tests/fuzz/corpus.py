@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 
 from dfs_deploy.checkpoints import save_checkpoint
-from dfs_deploy.datasets import save_npz
+from dfs_deploy.data import save_npz
 from dfs_deploy.models import DFSNetwork
 from tests import bundles
 from tests.builders import release_state_dict, save_release, skipnet_state_dict, small_network
 from tests.bundles import CONTRACT, Made
-from tests.datasets import cifar_archives
-from tests.datasets.pictures import dataset, pixels
+from tests.data import cifar_archives
+from tests.data.pictures import dataset, pixels
 
 
 class Corpus:

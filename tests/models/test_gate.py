@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from dfs_deploy.architecture import Architecture
 from dfs_deploy.models import Gate, decide
+from dfs_deploy.network import Architecture
 
 few_values = st.integers(1, 6).flatmap(
     lambda options: st.lists(

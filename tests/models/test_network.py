@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dfs_deploy.architecture import Architecture, BlockShape
 from dfs_deploy.errors import OptionError
 from dfs_deploy.models import BasicBlock, DFSNetwork, QuantizedConv2d, run_option
+from dfs_deploy.network import Architecture, BlockShape
 from dfs_deploy.options import Option, Options, computation_percentage
 from tests.builders import random_images, small_network
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from dfs_deploy.cpu import CpuLimits
 from dfs_deploy.errors import UsageError
 from dfs_deploy.models import threads
 from dfs_deploy.models.threads import in_torch_threads, torch_threads
+from dfs_deploy.system.cpu import CpuLimits
 from tests.checks import refuses
 
 

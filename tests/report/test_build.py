@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.datasets import Dataset
+from dfs_deploy.data import Dataset
 from dfs_deploy.errors import BundleError
 from dfs_deploy.report import BundleReport, as_json, report_bundle
 from dfs_deploy.report.build import distinct_names

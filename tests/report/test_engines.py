@@ -39,17 +39,17 @@ def test_the_features_on_the_way_are_the_runtimes_own(mixed: Made) -> None:
     images = bundle.input.normalize(mixed.data.images)
     with Runtime(bundle, plan=False) as runtime:
         result, substitutions = runtime(images), runtime.substitutions
-    sessions, forms = Sessions(bundle), set()
+    sessions, layouts = Sessions(bundle), set()
     stops = walk(bundle, sessions, substitutions, images, result.path)
     for expected in range(1, bundle.architecture.gated_blocks + 1):
         block, features = next(stops)
         assert block.index == expected
-        forms |= set(features.in_uint8.tolist())
-    assert forms == {True, False}, "both forms are on the way"
+        layouts |= set(features.in_uint8.tolist())
+    assert layouts == {True, False}, "both layouts are on the way"
     last = advance(bundle, sessions, substitutions, block, features, result.path[:, -1])
     logits = np.empty_like(result.logits)
-    for form, rows, maps in last.split(np.arange(len(images))):
-        logits[rows] = sessions.run(bundle.manifest.runtimes["onnxruntime"].head, form, maps)
+    for layout, rows, maps in last.split(np.arange(len(images))):
+        logits[rows] = sessions.run(bundle.manifest.runtimes["onnxruntime"].head, layout, maps)
     np.testing.assert_allclose(logits, result.logits, rtol=0, atol=1e-4)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from dfs_deploy.architecture import Architecture
+from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options
 from dfs_deploy.report.routes import decisions, group_of_block, hot_paths, path_tree
 

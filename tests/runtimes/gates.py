@@ -87,7 +87,7 @@ def step_forms(
     scale: float,
     changed: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:
-    """Steps a batch of which each sample's features are in one of two forms: two chunks of all samples."""
+    """Steps a batch of which each sample's features are in one of two layouts: two chunks of all samples."""
     return gate.step(block, [floats, integers], rows_of(in_uint8), scale, changed)
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dfs_deploy.manifest import Form
+from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.runtimes.onnxruntime.chunks import Buffers, Chunks
 from dfs_deploy.runtimes.rows import rows_kernels
 
 SIZE = (4, 3, 2)
 
 
-@pytest.mark.parametrize(("form", "shape"), [("float32", (5, 4, 3, 2)), ("uint8", (5, 3, 2, 4))])
-def test_a_buffer_has_the_shape_of_its_form(form: Form, shape: tuple[int, ...]) -> None:
-    array = Buffers().take(5, SIZE, form)
-    assert (array.shape, array.dtype) == (shape, np.dtype(form))
+@pytest.mark.parametrize(("layout", "shape"), [("float32", (5, 4, 3, 2)), ("uint8", (5, 3, 2, 4))])
+def test_a_buffer_has_the_shape_of_its_form(layout: Layout, shape: tuple[int, ...]) -> None:
+    array = Buffers().take(5, SIZE, layout)
+    assert (array.shape, array.dtype) == (shape, np.dtype(layout))
     assert array.flags.c_contiguous
 
 

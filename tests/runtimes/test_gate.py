@@ -194,8 +194,10 @@ def test_features_that_are_no_numbers_do_no_harm(make: MakeGate, value: float) -
 
 @pytest.mark.parametrize("make", KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("forms", ["float32", "uint8", "mixed"])
-def test_a_sample_gets_the_same_bits_alone_and_in_any_batch(make: MakeGate, shape: tuple[int, ...], forms: str) -> None:
+@pytest.mark.parametrize("layouts", ["float32", "uint8", "mixed"])
+def test_a_sample_gets_the_same_bits_alone_and_in_any_batch(
+    make: MakeGate, shape: tuple[int, ...], layouts: str
+) -> None:
     samples, scale = 37, 0.03
     weights = random_weights((shape[0],) * 2)
     floats, integers = random_features(samples, shape), random_integers(samples, shape)
@@ -204,7 +206,7 @@ def test_a_sample_gets_the_same_bits_alone_and_in_any_batch(make: MakeGate, shap
         "float32": np.zeros(samples, np.bool_),
         "uint8": np.ones(samples, np.bool_),
         "mixed": rng.random(samples) < 0.5,
-    }[forms]
+    }[layouts]
     floats[in_uint8] = np.nan  # not to be read
     batch, single = make(weights), make(weights)
     batch.reset(samples)

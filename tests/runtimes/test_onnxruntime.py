@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from dfs_deploy.architecture import Architecture
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.errors import BundleError, DfsDeployError, EngineError
 from dfs_deploy.exporters import export
 from dfs_deploy.exporters.graph import GraphBuilder
 from dfs_deploy.models import DFSNetwork
+from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options
 from dfs_deploy.runtimes import Result, Runtime, native
 from dfs_deploy.runtimes.gate_choice import GATES, native_available
@@ -283,7 +283,7 @@ def test_in_a_batch_too_skipped_work_is_skipped(mixed: Made, monkeypatch: pytest
     monkeypatch.setattr(batch, "Rebinding", Noting)
     with Runtime(mixed.path) as runtime:
         runtime(pixels(12), path=np.array([[0, 0, 0]] * 10 + [[3, 0, 1], [0, 3, 0]]))
-    # Stem 12; block 1: one full; block 2 (stride): ten and one skips, one full; block 3: one in INT8; head by form.
+    # Stem 12; block 1: one full; block 2 (stride): ten and one skips, one full; block 3: one in INT8; head by layout.
     assert sorted(runs) == sorted([12, 1, 11, 1, 1, 11, 1])
 
 
@@ -435,7 +435,9 @@ def test_a_gate_that_is_no_gate(mixed: Made, tmp_path: Path) -> None:
 def test_an_engine_that_fails_is_named(
     mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    monkeypatch.setattr("dfs_deploy.bundle.check_engine", lambda data, name, use: None)  # no exported engine fails so
+    monkeypatch.setattr(
+        "dfs_deploy.bundle.artefact.check_engine", lambda data, name, use: None
+    )  # no exported engine fails so
     bundle = rewritten(copied(mixed, tmp_path), {FULL: block_model(fails=True)})
     with Runtime(bundle) as runtime:
         path = np.zeros((count, 3), int)

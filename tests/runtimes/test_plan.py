@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.cache import Cache
+from dfs_deploy.bundle.cache import Cache
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime import plan as plans
 from tests.bundles import copied, mixed_bundle, pixels

@@ -38,7 +38,7 @@ NETWORKS = {
     "wide": wide_network,
 }
 POLICIES = ["3,3,3", "1,1,1", "2,2,2", "0,0,0", "1,0,2", "3,1,2"]
-"""Of skip, 8, 16, full; features change their form between blocks in some."""
+"""Of skip, 8, 16, full; features change their layout between blocks in some."""
 
 INT8_BOUND = 0.05
 EXACT_BOUND = 1e-4

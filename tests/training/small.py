@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dfs_deploy.datasets import Dataset, save_npz
+from dfs_deploy.data import Dataset, save_npz
 from dfs_deploy.training import Job, Recipe, preset
 
 SIZE = 8

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dfs_deploy.datasets import Dataset, save_npz
-from dfs_deploy.digits import load_digits
+from dfs_deploy.data import Dataset, save_npz
+from dfs_deploy.data.digits import load_digits
 from dfs_deploy.errors import DataError
 from dfs_deploy.preprocessing import CIFAR10_CLASSES, InputContract
 from dfs_deploy.training.data import SHIFT, Batches, Images, load_splits

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from dfs_deploy.checkpoints import load_checkpoint, save_checkpoint
-from dfs_deploy.datasets import Dataset, save_npz
+from dfs_deploy.data import Dataset, save_npz
 from dfs_deploy.errors import CheckFailedError, CheckpointError, DataError, EnvironmentLacksError, UsageError
 from dfs_deploy.options import Options
 from dfs_deploy.training import Job, read_metrics, resume, train

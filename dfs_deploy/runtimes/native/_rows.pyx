@@ -33,14 +33,14 @@ def group_rows(where, choice, runs, in_uint8):
     cdef Py_ssize_t *sample = NULL  # by place, from array to array and row to row; one more than it is, 0 for nobody's
     cdef Py_ssize_t *counts = <Py_ssize_t *> calloc(kinds + 1, sizeof(Py_ssize_t))
     cdef Py_ssize_t **ends = <Py_ssize_t **> calloc(kinds + 1, sizeof(Py_ssize_t *))
-    cdef uint8_t *form = <uint8_t *> calloc(arrays + 1, 1)
+    cdef uint8_t *layout = <uint8_t *> calloc(arrays + 1, 1)
     cdef View view
     cdef list views = [], groups = []
     try:
-        if first == NULL or counts == NULL or ends == NULL or form == NULL:
+        if first == NULL or counts == NULL or ends == NULL or layout == NULL:
             raise MemoryError()
         for i in range(arrays):
-            form[i] = bool(in_uint8[i])
+            layout[i] = bool(in_uint8[i])
         for i in range(samples):
             array, row = at[2 * i], at[2 * i + 1]
             if not 0 <= array < arrays or not 0 <= row < limit or chosen[i] >= options:
@@ -62,7 +62,7 @@ def group_rows(where, choice, runs, in_uint8):
                 if sample[spot]:
                     raise ValueError(f"samples {sample[spot] - 1} and {i} lie in one row")
                 sample[spot] = i + 1
-                counts[2 * chosen[i] + form[at[2 * i]]] += 1
+                counts[2 * chosen[i] + layout[at[2 * i]]] += 1
         for kind in range(kinds):
             if counts[kind]:
                 rows = np.empty(counts[kind], np.intp)
@@ -73,7 +73,7 @@ def group_rows(where, choice, runs, in_uint8):
         for spot in range(total):
             if sample[spot]:
                 i = sample[spot] - 1
-                kind = 2 * chosen[i] + form[at[2 * i]]
+                kind = 2 * chosen[i] + layout[at[2 * i]]
                 ends[kind][0] = i
                 ends[kind] += 1
         return groups
@@ -82,7 +82,7 @@ def group_rows(where, choice, runs, in_uint8):
         free(sample)
         free(counts)
         free(ends)
-        free(form)
+        free(layout)
 
 
 def gather_rows(arrays, where, rows, out):

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.manifest import Form
-from dfs_deploy.ort import onnxruntime as ort
+from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.runtimes.gate import Gate
 from dfs_deploy.runtimes.onnxruntime.binding import Rebinding
 from dfs_deploy.runtimes.onnxruntime.chunks import Buffers, Chunks
 from dfs_deploy.runtimes.onnxruntime.sessions import LoadedBlock, LoadedEngine, LoadedEngines
 from dfs_deploy.runtimes.rows import rows_kernels
+from dfs_deploy.system.ort import onnxruntime as ort
 
 
 class BatchDispatch:
@@ -76,7 +76,7 @@ class BatchDispatch:
         logits = np.empty((samples, self._classes), np.float32)
         for group in features.groups(np.zeros(samples, np.uint8), np.ones(1, np.bool_)):
             part = np.empty((len(group.rows), self._classes), np.float32)
-            self._call(engines.head, group.form, group.features, part)
+            self._call(engines.head, group.layout, group.features, part)
             logits[group.rows] = part
             features.done(group)
         features.release()
@@ -96,7 +96,7 @@ class BatchDispatch:
             engine = block.options[group.option]
             assert engine is not None  # noqa: S101 (only those that run were grouped)
             target = self._buffers.take(len(group.rows), size, engine.output)
-            self._call(engine, group.form, group.features, target)
+            self._call(engine, group.layout, group.features, target)
             features.done(group)
             results.append((group.rows, target))
         for rows, target in results:
@@ -104,8 +104,8 @@ class BatchDispatch:
         if results:
             features.drop_unused()
 
-    def _call(self, engine: LoadedEngine, form: Form, source: NDArray[Any], target: NDArray[Any]) -> None:
-        session = engine.sessions[form]
+    def _call(self, engine: LoadedEngine, layout: Layout, source: NDArray[Any], target: NDArray[Any]) -> None:
+        session = engine.sessions[layout]
         call = self._calls.get(session)
         if call is None:
             call = self._calls[session] = Rebinding(session)

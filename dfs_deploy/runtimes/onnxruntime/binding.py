@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.errors import BundleError, EngineError, OutOfMemoryError
-from dfs_deploy.manifest import Form
-from dfs_deploy.ort import onnxruntime as ort
-from dfs_deploy.text import first_line
+from dfs_deploy.io.text import first_line
+from dfs_deploy.system.ort import onnxruntime as ort
 
 Call = Callable[[], None]
 
@@ -115,10 +115,10 @@ def is_memory_error(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
-def laid_out(size: tuple[int, ...], form: Form) -> tuple[int, ...]:
-    """Shape of a feature map of (channels, height, width) in a form: uint8 lies channels last."""
+def laid_out(size: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
+    """Shape of a feature map of (channels, height, width) in a layout: uint8 lies channels last."""
     channels, height, width = size
-    return (height, width, channels) if form == "uint8" else size
+    return (height, width, channels) if layout == "uint8" else size
 
 
 def aligned_buffer(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

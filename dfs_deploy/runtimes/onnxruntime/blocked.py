@@ -14,10 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dfs_deploy.errors import BundleError, OutOfMemoryError
-from dfs_deploy.files import nameless_file
-from dfs_deploy.manifest import Form
-from dfs_deploy.onnx_messages import (
+from dfs_deploy.bundle.manifest import Layout
+from dfs_deploy.bundle.onnx_messages import (
     FLOAT,
     UINT8,
     Message,
@@ -29,8 +27,10 @@ from dfs_deploy.onnx_messages import (
     set_nodes,
     sizes,
 )
-from dfs_deploy.ort import onnxruntime as ort
+from dfs_deploy.errors import BundleError, OutOfMemoryError
+from dfs_deploy.io.files import nameless_file
 from dfs_deploy.runtimes.onnxruntime.binding import open_session, session_options
+from dfs_deploy.system.ort import onnxruntime as ort
 
 DOMAIN = "com.microsoft.nchwc"
 """Of the operators of ONNX Runtime's blocked layout."""
@@ -78,22 +78,22 @@ def blocked_head(data: bytes, name: str) -> bytes:
     return _serialised(model)
 
 
-def blocked_files(files: Mapping[Form, bytes], output: Form, name: str) -> dict[Form, bytes]:
+def blocked_files(files: Mapping[Layout, bytes], output: Layout, name: str) -> dict[Layout, bytes]:
     """Every variant of a block engine or of a projection at a skip.
 
     Args:
-        files: a model by the form that it takes.
-        output: the form that it leaves.
+        files: a model by the layout that it takes.
+        output: the layout that it leaves.
         name: what a message calls it.
 
     Returns:
-        By the form that is taken: the models to run instead. One that neither takes nor leaves float32 is left out.
+        By the layout that is taken: the models to run instead. One that neither takes nor leaves float32 is left out.
     """
     if output == "uint8":
         return {"float32": _unblocked_first(files["float32"], name)}
     model = _from_blocked(files["float32"], name)
     _leave_blocked(model.graph)
-    made: dict[Form, bytes] = {"float32": _serialised(model)}
+    made: dict[Layout, bytes] = {"float32": _serialised(model)}
     if "uint8" in files:
         made["uint8"] = _from_uint8(model, parse_model(files["uint8"], name), name)
     return made

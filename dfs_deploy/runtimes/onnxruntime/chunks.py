@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.manifest import Form
+from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.runtimes.gate import Features
 from dfs_deploy.runtimes.onnxruntime.binding import aligned_buffer, laid_out
 from dfs_deploy.runtimes.rows import Rows, RowsKernels
 
-_Key = tuple[tuple[int, ...], Form, int]
+_Key = tuple[tuple[int, ...], Layout, int]
 
 
 class Buffers:
@@ -24,20 +24,20 @@ class Buffers:
         self._largest = 0
         self._lent: dict[int, tuple[_Key, NDArray[Any]]] = {}
 
-    def take(self, rows: int, size: tuple[int, ...], form: Form) -> NDArray[Any]:
+    def take(self, rows: int, size: tuple[int, ...], layout: Layout) -> NDArray[Any]:
         """An array for this many maps of (channels, height, width), its contents of no meaning."""
         least = capacity = 1 << (rows - 1).bit_length()
         while capacity <= self._largest:
-            if free := self._free.get((size, form, capacity)):
+            if free := self._free.get((size, layout, capacity)):
                 memory = free.pop()
                 break
             capacity *= 2
         else:
             capacity = least
-            memory = aligned_buffer((capacity, *laid_out(size, form)), np.dtype(form))
+            memory = aligned_buffer((capacity, *laid_out(size, layout)), np.dtype(layout))
             self._largest = max(self._largest, capacity)
         array = memory[:rows]
-        self._lent[id(array)] = ((size, form, capacity), memory)
+        self._lent[id(array)] = ((size, layout, capacity), memory)
         return array
 
     def give(self, array: NDArray[Any]) -> None:
@@ -51,14 +51,14 @@ class Group(NamedTuple):
 
     Attributes:
         option: index of the option that they run.
-        form: of their features.
+        layout: of their features.
         rows: (n,) indices of the samples in the batch, in the order in which they lie.
         features: (n, C, H, W) float32 or (n, H, W, C) uint8, in the order of ``rows``.
         staged: whether ``features`` is a copy.
     """
 
     option: int
-    form: Form
+    layout: Layout
     rows: NDArray[np.intp]
     features: Features
     staged: bool
@@ -89,7 +89,7 @@ class Chunks:
         self.arrays.append(chunk)
 
     def groups(self, choice: NDArray[np.uint8], runs: NDArray[np.bool_]) -> Iterator[Group]:
-        """Groups samples by option, and by the form that they are in.
+        """Groups samples by option, and by the layout that they are in.
 
         Args:
             choice: (N,) uint8, the option of each sample.
@@ -100,17 +100,17 @@ class Chunks:
         """
         in_uint8 = [array.dtype == np.uint8 for array in self.arrays]
         for option, rounded, rows in self._kernels.group(self.where, choice, runs, in_uint8):
-            form: Form = "uint8" if rounded else "float32"
-            yield Group(option, form, rows, *self._gather(rows, form))
+            layout: Layout = "uint8" if rounded else "float32"
+            yield Group(option, layout, rows, *self._gather(rows, layout))
 
-    def _gather(self, rows: Rows, form: Form) -> tuple[Features, bool]:
+    def _gather(self, rows: Rows, layout: Layout) -> tuple[Features, bool]:
         """Features of samples of one group as one array, and whether that is a copy."""
         (chunk, first), (last_chunk, last) = self.where[rows[0]].tolist(), self.where[rows[-1]].tolist()
         array = self.arrays[chunk]
         if chunk == last_chunk and last - first == len(rows) - 1:
             return array[first : last + 1], False
-        height, width, channels = array.shape[1:] if form == "uint8" else (*array.shape[2:], array.shape[1])
-        staged: Features = self._buffers.take(len(rows), (channels, height, width), form)
+        height, width, channels = array.shape[1:] if layout == "uint8" else (*array.shape[2:], array.shape[1])
+        staged: Features = self._buffers.take(len(rows), (channels, height, width), layout)
         self._kernels.gather(self.arrays, self.where, rows, staged)
         return staged, True
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.bundle.onnx_messages import Message, parse_model
 from dfs_deploy.errors import BundleError
-from dfs_deploy.onnx_messages import Message, parse_model
 from dfs_deploy.runtimes.base import Substitution, serving
 
 
@@ -32,7 +32,7 @@ def join_path(bundle: Bundle, path: NDArray[np.uint8], substitutions: Sequence[S
 
 
 def engine_files(bundle: Bundle, path: NDArray[np.uint8], substitutions: Sequence[Substitution] = ()) -> list[str]:
-    """Names in the bundle of the engines that a path runs, in order, each for the form in which features reach it.
+    """Names in the bundle of the engines that a path runs, in order, each for the layout in which features reach it.
 
     Args:
         bundle: with engines for ONNX Runtime.
@@ -40,14 +40,14 @@ def engine_files(bundle: Bundle, path: NDArray[np.uint8], substitutions: Sequenc
         substitutions: which option is served by an engine of another precision.
     """
     engines = bundle.manifest.runtimes["onnxruntime"]
-    files, form = [engines.stem.files["float32"]], engines.stem.output
+    files, layout = [engines.stem.files["float32"]], engines.stem.output
     for block, choice in zip(engines.blocks, path, strict=True):
         option = bundle.options[int(choice)]
         engine = block.skip if option.skips else serving(block, option.name, substitutions)
         if engine is not None:
-            files.append(engine.files[form])
-            form = engine.output
-    return [*files, engines.head.files[form]]
+            files.append(engine.files[layout])
+            layout = engine.output
+    return [*files, engines.head.files[layout]]
 
 
 def join_engines(engines: Sequence[tuple[str, bytes]]) -> bytes:

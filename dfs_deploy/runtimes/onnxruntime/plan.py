@@ -1,8 +1,8 @@
 """Which engine serves an option here, by measurement: a less precise engine that is slower is of no use to anyone.
 
-A plan is measured once on a machine and kept in the bundle's cache (:mod:`dfs_deploy.cache`), under a key of all that
-it depends on: the bundle's digest, the CPU, the threads, the layout of features and the versions of ONNX Runtime and of
-dfs-deploy. One of another key is never read.
+A plan is measured once on a machine and kept in the bundle's cache (:mod:`dfs_deploy.bundle.cache`), under a key of all
+that it depends on: the bundle's digest, the CPU, the threads, the layout of features and the versions of ONNX Runtime
+and of dfs-deploy. One of another key is never read.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.cache import PLAN, Cache, cache_key
-from dfs_deploy.cpu import describe_cpu
-from dfs_deploy.decoding import MAX_JSON, MalformedError, decode_json
+from dfs_deploy.bundle.cache import PLAN, Cache, cache_key
+from dfs_deploy.bundle.manifest import Engine, Layout
 from dfs_deploy.errors import BundleError
-from dfs_deploy.files import sha256
-from dfs_deploy.manifest import Engine, Form
+from dfs_deploy.io.files import sha256
+from dfs_deploy.io.json_files import MAX_JSON, MalformedError, decode_json
 from dfs_deploy.options import PRECISIONS, Precision
-from dfs_deploy.ort import onnxruntime as ort
 from dfs_deploy.runtimes.onnxruntime.binding import (
     Call,
     aligned_buffer,
@@ -34,13 +32,15 @@ from dfs_deploy.runtimes.onnxruntime.binding import (
     session_options,
 )
 from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, PreparedEngines
+from dfs_deploy.system.cpu import describe_cpu
+from dfs_deploy.system.ort import onnxruntime as ort
 
 VERSION = 1
 MARGIN = 0.05
 """A more precise engine takes over only where it is this share faster; less is noise."""
 
 _REPEATS = 61
-_DTYPES: dict[Form, np.dtype[Any]] = {"float32": np.dtype(np.float32), "uint8": np.dtype(np.uint8)}
+_DTYPES: dict[Layout, np.dtype[Any]] = {"float32": np.dtype(np.float32), "uint8": np.dtype(np.uint8)}
 
 
 class PlanEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

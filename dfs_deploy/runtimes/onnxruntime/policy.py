@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.cache import Cache
+from dfs_deploy.bundle.cache import Cache
 from dfs_deploy.errors import RuntimeClosedError
 from dfs_deploy.runtimes.base import Backend, Substitution
 from dfs_deploy.runtimes.onnxruntime.binding import Call, open_session, session_options

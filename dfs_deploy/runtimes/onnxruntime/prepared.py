@@ -1,9 +1,9 @@
 """Engines in ONNX Runtime's blocked layout: made on the machine that runs them, and kept in the bundle's cache.
 
-They lie in ``prepared-KEY/`` of the cache (:mod:`dfs_deploy.cache`), one file per engine and an index of their digests,
-under a key of all that they depend on: the bundle's digest, the CPU and the versions of ONNX Runtime and of dfs-deploy.
-What was made for another key is never read; what does not match its digest is made anew. The bundle itself stays
-portable. Processes that start at once prepare once: one of them does, and the others wait for it.
+They lie in ``prepared-KEY/`` of the cache (:mod:`dfs_deploy.bundle.cache`), one file per engine and an index of their
+digests, under a key of all that they depend on: the bundle's digest, the CPU and the versions of ONNX Runtime and of
+dfs-deploy. What was made for another key is never read; what does not match its digest is made anew. The bundle itself
+stays portable. Processes that start at once prepare once: one of them does, and the others wait for it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from google.protobuf.message import Error as ProtobufError
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.cache import MAX_FILE, PREPARED, Cache, UnkeptError, cache_key, mark_used
-from dfs_deploy.cpu import describe_cpu
-from dfs_deploy.decoding import MalformedError, read_json
+from dfs_deploy.bundle.cache import MAX_FILE, PREPARED, Cache, UnkeptError, cache_key, mark_used
+from dfs_deploy.bundle.manifest import Engine, Layout
 from dfs_deploy.errors import BundleError, DfsDeployError
-from dfs_deploy.files import put_folder, read_file, sha256, temporary_folder
-from dfs_deploy.manifest import Engine, Form
-from dfs_deploy.ort import onnxruntime as ort
+from dfs_deploy.io.files import put_folder, read_file, sha256, temporary_folder
+from dfs_deploy.io.json_files import MalformedError, read_json
+from dfs_deploy.io.text import first_line
 from dfs_deploy.runtimes.onnxruntime.binding import laid_out, open_session, run_once, session_options
 from dfs_deploy.runtimes.onnxruntime.blocked import (
     UnfitModelError,
@@ -34,7 +33,8 @@ from dfs_deploy.runtimes.onnxruntime.blocked import (
     blocked_head,
     blocked_stem,
 )
-from dfs_deploy.text import first_line
+from dfs_deploy.system.cpu import describe_cpu
+from dfs_deploy.system.ort import onnxruntime as ort
 
 VERSION = 1
 TOLERANCE = 1e-4
@@ -182,7 +182,7 @@ def _load(bundle: Bundle, folder: Path, together: int) -> PreparedEngines | None
         return None
     if index.failure:
         return PreparedEngines(reason=index.failure, failed=True)
-    expected = {part.engine.files[form] for part in _parts(bundle) for form in part.forms}
+    expected = {part.engine.files[layout] for part in _parts(bundle) for layout in part.layouts}
     if set(index.files) != expected or not all(map(_is_digest, index.files.values())):
         return None
     if index.together != together:
@@ -194,7 +194,7 @@ def _load(bundle: Bundle, folder: Path, together: int) -> PreparedEngines | None
 def prepare_engines(
     bundle: Bundle, progress: Callable[[float], None] | None = None, cache: Cache | None = None
 ) -> PreparedEngines:
-    """Makes a bundle's engines for the blocked layout, holds each against its plain form, and keeps them.
+    """Makes a bundle's engines for the blocked layout, holds each against its plain layout, and keeps them.
 
     Where another process is at it, that is waited for, and what it made is given.
 
@@ -248,12 +248,12 @@ def _made(bundle: Bundle, together: int, progress: Callable[[float], None] | Non
         for i, part in enumerate(parts):
             made = _blocked(bundle, part)
             _compare(bundle, part, made, together)
-            models.update({part.engine.files[form]: data for form, data in made.items()})
+            models.update({part.engine.files[layout]: data for layout, data in made.items()})
             if progress is not None:
                 progress((i + 1) / len(parts))
     except (DfsDeployError, LookupError, ValueError, OSError, MemoryError, ProtobufError) as error:
-        # The plain engines run, and this is said. An engine of an unexpected form stays so; what a machine is short of
-        # now, the next start may have.
+        # The plain engines run, and this is said. An engine of an unexpected layout stays so; what a machine is short
+        # of now, the next start may have.
         reason = str(error) if isinstance(error, DfsDeployError) else f"{type(error).__name__}: {first_line(error)}"
         lasting = isinstance(error, UnfitModelError | LookupError | ValueError)
         return PreparedEngines(reason=reason, failed=True, lasting=lasting)
@@ -282,7 +282,7 @@ class _Part:
     is_head: bool = False
 
     @property
-    def forms(self) -> tuple[Form, ...]:
+    def layouts(self) -> tuple[Layout, ...]:
         """Of the features that a model is made for; an engine that takes and gives uint8 runs as it is."""
         both = self.engine.output == "float32" and not self.is_stem and not self.is_head
         return tuple(self.engine.files) if both else ("float32",)
@@ -299,8 +299,8 @@ def _parts(bundle: Bundle) -> Iterator[_Part]:
     yield _Part(engines.head, maps[-1], (architecture.classes,), is_head=True)
 
 
-def _blocked(bundle: Bundle, part: _Part) -> dict[Form, bytes]:
-    files = {form: bundle.read(file) for form, file in part.engine.files.items()}
+def _blocked(bundle: Bundle, part: _Part) -> dict[Layout, bytes]:
+    files = {layout: bundle.read(file) for layout, file in part.engine.files.items()}
     name = f"{bundle.path}: {part.engine.files['float32']}"
     if part.is_stem:
         return {"float32": blocked_stem(files["float32"], name)}
@@ -309,19 +309,19 @@ def _blocked(bundle: Bundle, part: _Part) -> dict[Form, bytes]:
     return blocked_files(files, part.engine.output, name)
 
 
-def _compare(bundle: Bundle, part: _Part, made: Mapping[Form, bytes], together: int) -> None:
+def _compare(bundle: Bundle, part: _Part, made: Mapping[Layout, bytes], together: int) -> None:
     """Runs what was made and the plain engine on the same features."""
     options, random = session_options(1), np.random.default_rng(0)
-    for form, data in made.items():
-        file = part.engine.files[form]
-        shape = (1, *laid_out(part.takes, form))
+    for layout, data in made.items():
+        file = part.engine.files[layout]
+        shape = (1, *laid_out(part.takes, layout))
         taken: NDArray[np.float32] | NDArray[np.uint8]
-        if form == "uint8":
+        if layout == "uint8":
             taken = random.integers(0, 256, shape, np.uint8)
         else:
             taken = np.abs(random.normal(size=shape)).astype(np.float32)
         expected = run_once(open_session(bundle.read(file), file, options), file, taken)
-        given = taken if form == "uint8" or part.is_stem else _into_blocks(taken, together)
+        given = taken if layout == "uint8" or part.is_stem else _into_blocks(taken, together)
         got = run_once(open_session(data, f"{file}, prepared", options), file, given)
         if part.engine.output == "float32" and not part.is_head:
             got = _out_of_blocks(got, together)

@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.cpu import has_fast_float16
+from dfs_deploy.bundle.manifest import Engine, Layout
 from dfs_deploy.errors import BundleError, EnvironmentLacksError, OutOfMemoryError
-from dfs_deploy.files import sha256
-from dfs_deploy.manifest import Engine, Form
-from dfs_deploy.ort import onnxruntime as ort
+from dfs_deploy.io.files import sha256
 from dfs_deploy.runtimes.base import Substitution, serving
 from dfs_deploy.runtimes.gate import GateWeights
 from dfs_deploy.runtimes.gate_weights import gate_weights
 from dfs_deploy.runtimes.onnxruntime.binding import has_global_pool, laid_out, open_session, session_options
 from dfs_deploy.runtimes.onnxruntime.plan import Plan, PlanEntry
 from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, PreparedEngines
+from dfs_deploy.system.cpu import has_fast_float16
+from dfs_deploy.system.ort import onnxruntime as ort
 
 MOST_POOLED = 384
 """Most threads in the pools of one network's sessions, together."""
@@ -43,13 +43,13 @@ class LoadedEngine:
 
     Attributes:
         label: what messages call it, as in ``block 3, option 8 (int8)``.
-        output: the form in which it leaves its features.
-        sessions: a session for each form in which features may arrive.
+        output: the layout in which it leaves its features.
+        sessions: a session for each layout in which features may arrive.
     """
 
     label: str
-    output: Form
-    sessions: dict[Form, ort.InferenceSession]
+    output: Layout
+    sessions: dict[Layout, ort.InferenceSession]
 
 
 @dataclass(frozen=True)
@@ -253,10 +253,10 @@ class _Loader:
 
     def engine(self, engine: Engine, label: str, takes: tuple[int, ...], gives: tuple[int, ...]) -> LoadedEngine:
         """Loads every variant of an engine, from features of one size, without the batch, to another."""
-        sessions = {form: self.session(file) for form, file in engine.files.items()}
-        for form, session in sessions.items():
+        sessions = {layout: self.session(file) for layout, file in engine.files.items()}
+        for layout, session in sessions.items():
             given = laid_out(gives, engine.output) if len(gives) == 3 else gives
-            check_ends(self._bundle, label, session, (form, laid_out(takes, form)), (engine.output, given))
+            check_ends(self._bundle, label, session, (layout, laid_out(takes, layout)), (engine.output, given))
         return LoadedEngine(label, engine.output, sessions)
 
     def session(self, file: str) -> ort.InferenceSession:
@@ -271,16 +271,16 @@ def check_ends(
     bundle: Bundle,
     label: str,
     session: ort.InferenceSession,
-    takes: tuple[Form, tuple[int, ...]],
-    gives: tuple[Form, tuple[int, ...]],
+    takes: tuple[Layout, tuple[int, ...]],
+    gives: tuple[Layout, tuple[int, ...]],
 ) -> None:
-    """Checks that an engine has one input and one output, each of a form and a size.
+    """Checks that an engine has one input and one output, each of a layout and a size.
 
     Args:
         bundle: that it was made of, for messages.
         label: what messages call it.
         session: of it.
-        takes: form and size, without the batch, of its input.
+        takes: layout and size, without the batch, of its input.
         gives: of its output.
 
     Raises:
@@ -290,10 +290,10 @@ def check_ends(
         ends = (session.get_inputs(), takes), (session.get_outputs(), gives)
     except UnicodeDecodeError as error:
         raise BundleError(f"{bundle.path}: a name in the engine of {label} is no UTF-8; export it again") from error
-    for values, (form, size) in ends:
-        kind = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}[form]
+    for values, (layout, size) in ends:
+        kind = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}[layout]
         if len(values) != 1 or values[0].type != kind or tuple(values[0].shape[1:]) != size:
             raise BundleError(
-                f"{bundle.path}: the engine of {label} takes or gives something else than {form} of (N, *{size});"
+                f"{bundle.path}: the engine of {label} takes or gives something else than {layout} of (N, *{size});"
                 " export it again"
             )

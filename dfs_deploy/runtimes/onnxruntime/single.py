@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.architecture import Architecture
+from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.errors import DfsDeployError, InternalError
-from dfs_deploy.manifest import Form
+from dfs_deploy.network import Architecture
 from dfs_deploy.runtimes.gate import BoundStep, Gate
 from dfs_deploy.runtimes.gate_choice import loop_for
 from dfs_deploy.runtimes.loop import DispatchLoop, Turn
 from dfs_deploy.runtimes.onnxruntime.binding import Call, aligned_buffer, bind, engine_failed, laid_out
 from dfs_deploy.runtimes.onnxruntime.sessions import LoadedEngine, LoadedEngines
 
-_FORMS: tuple[Form, Form] = ("float32", "uint8")
-_PLACES = tuple((form, slot) for form in _FORMS for slot in (0, 1))
+_LAYOUTS: tuple[Layout, Layout] = ("float32", "uint8")
+_PLACES = tuple((layout, slot) for layout in _LAYOUTS for slot in (0, 1))
 
 
 class SingleDispatch:
@@ -46,13 +46,15 @@ class SingleDispatch:
         for shape in shapes:
             size = (shape.out_channels, *shape.out_size)
             if size not in by_size:
-                by_size[size] = [aligned_buffer((1, *laid_out(size, form)), np.dtype(form)) for form, _ in _PLACES]
+                by_size[size] = [
+                    aligned_buffer((1, *laid_out(size, layout)), np.dtype(layout)) for layout, _ in _PLACES
+                ]
             buffers.append(by_size[size])
         stem = engines.stem
         self._stem = bind(stem.sessions["float32"], images, buffers[0][0])
         self._head = tuple(
-            bind(engines.head.sessions[form], buffers[-1][i], logits) if form in engines.head.sessions else _never
-            for i, (form, _) in enumerate(_PLACES)
+            bind(engines.head.sessions[layout], buffers[-1][i], logits) if layout in engines.head.sessions else _never
+            for i, (layout, _) in enumerate(_PLACES)
         )
         scales = engines.feature_scales
         self._options = tuple(
@@ -116,7 +118,7 @@ class SingleDispatch:
 
 def _never() -> None:
     """The call at a place that no engine of the bundle leaves features in."""
-    raise InternalError("features were left in a form that no engine takes")
+    raise InternalError("features were left in a layout that no engine takes")
 
 
 def _bind_option(
@@ -125,8 +127,8 @@ def _bind_option(
     """What an option calls for features at a place, and where they are then."""
     if engine is None:
         return None, place
-    form, slot = _PLACES[place]
-    # The other slot of the engine's form where source and target may share buffers, any slot of it otherwise.
-    target = _PLACES.index((engine.output, 1 - slot if engine.output == form else 0))
-    session = engine.sessions.get(form)  # a bundle without INT8 has float32 features only
+    layout, slot = _PLACES[place]
+    # The other slot of the engine's layout where source and target may share buffers, any slot of it otherwise.
+    target = _PLACES.index((engine.output, 1 - slot if engine.output == layout else 0))
+    session = engine.sessions.get(layout)  # a bundle without INT8 has float32 features only
     return (_never if session is None else bind(session, sources[place], targets[target])), target

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import BundleError, RuntimeClosedError
 from dfs_deploy.options import Precision
-from dfs_deploy.ort import onnxruntime as ort
 from dfs_deploy.runtimes.onnxruntime.binding import (
     Call,
     aligned_buffer,
@@ -21,6 +20,7 @@ from dfs_deploy.runtimes.onnxruntime.binding import (
     session_options,
 )
 from dfs_deploy.runtimes.onnxruntime.sessions import check_ends
+from dfs_deploy.system.ort import onnxruntime as ort
 
 
 class StraightEngine:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.architecture import Architecture
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.cache import Cache
+from dfs_deploy.bundle.cache import Cache
 from dfs_deploy.errors import DfsDeployError, EngineError, RuntimeClosedError
+from dfs_deploy.network import Architecture
 from dfs_deploy.runtimes.base import Backend, Substitution
 from dfs_deploy.runtimes.gate_choice import gate_for
 from dfs_deploy.runtimes.gate_weights import read_gate_weights

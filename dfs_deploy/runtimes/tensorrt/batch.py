@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.architecture import Architecture
+from dfs_deploy.network import Architecture
 from dfs_deploy.runtimes.gate import Gate
 from dfs_deploy.runtimes.tensorrt.contexts import BATCH, Binder, BoundEngine
 from dfs_deploy.runtimes.tensorrt.device import HostOutput, Lane

@@ -20,9 +20,9 @@ from typing import IO
 import msgspec
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.cache import TENSORRT, Cache, UnkeptError
+from dfs_deploy.bundle.cache import TENSORRT, Cache, UnkeptError
 from dfs_deploy.errors import BundleError, EngineError, EnvironmentLacksError
-from dfs_deploy.files import nameless_file, sha256
+from dfs_deploy.io.files import nameless_file, sha256
 from dfs_deploy.runtimes.tensorrt.device import DeviceFacts, device_facts
 from dfs_deploy.runtimes.tensorrt.library import tensorrt_version
 from dfs_deploy.runtimes.tensorrt.plan import (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.cache import Cache
+from dfs_deploy.bundle.cache import Cache
 from dfs_deploy.errors import BundleError, EngineError, RuntimeClosedError
 from dfs_deploy.runtimes.gate import GateWeights
 from dfs_deploy.runtimes.tensorrt.building import Plans

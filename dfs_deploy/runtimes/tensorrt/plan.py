@@ -1,4 +1,4 @@
-"""TensorRT's plans on disk, in ``tensorrt/`` of the bundle's cache (:mod:`dfs_deploy.cache`).
+"""TensorRT's plans on disk, in ``tensorrt/`` of the bundle's cache (:mod:`dfs_deploy.bundle.cache`).
 
 A plan is of use to one version of TensorRT on one kind of GPU. Its key holds everything that it depends on, and names
 its file; one that does not fit, or was changed, is never given to TensorRT.
@@ -13,10 +13,10 @@ import msgspec
 
 from dfs_deploy import __version__
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.cache import MAX_FILE, TENSORRT, Cache
-from dfs_deploy.decoding import MAX_JSON, MalformedError, decode_json
+from dfs_deploy.bundle.cache import MAX_FILE, TENSORRT, Cache
 from dfs_deploy.errors import UsageError
-from dfs_deploy.files import sha256, write_whole
+from dfs_deploy.io.files import sha256, write_whole
+from dfs_deploy.io.json_files import MAX_JSON, MalformedError, decode_json
 from dfs_deploy.runtimes.tensorrt.device import DeviceFacts
 from dfs_deploy.runtimes.tensorrt.library import numbers
 from dfs_deploy.runtimes.tensorrt.wanted import WantedEngine

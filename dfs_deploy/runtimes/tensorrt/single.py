@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.architecture import Architecture
+from dfs_deploy.network import Architecture
 from dfs_deploy.runtimes.gate import Gate
 from dfs_deploy.runtimes.tensorrt.batch import STATIC
 from dfs_deploy.runtimes.tensorrt.contexts import ONE_IMAGE, Binder

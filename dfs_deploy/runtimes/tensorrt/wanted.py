@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.manifest import Engine
+from dfs_deploy.bundle.manifest import Engine
 from dfs_deploy.options import Precision
 
 Size = tuple[int, ...]

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from dfs_deploy.cache import MAX_FILE
+from dfs_deploy.bundle.cache import MAX_FILE
 from dfs_deploy.errors import DfsDeployError, EnvironmentLacksError
-from dfs_deploy.files import read_file, write_whole
-from dfs_deploy.parent import end_with_parent
+from dfs_deploy.io.files import read_file, write_whole
 from dfs_deploy.runtimes.tensorrt.library import STRONG_SINCE, Log, libraries, numbers
+from dfs_deploy.system.parent import end_with_parent
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dfs_deploy import Runtime
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.files import sha256
+from dfs_deploy.io.files import sha256
 from tests.bundles import pixels
 from tests.fuzz.corpus import Corpus
 from tests.fuzz.mutators.archives import mutate_npz

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dfs_deploy import Runtime
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.files import sha256
+from dfs_deploy.io.files import sha256
 from dfs_deploy.runtimes.onnxruntime.plan import measure_plan, save_plan
 from tests.bundles import pixels
 from tests.fuzz.corpus import Corpus

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dfs_deploy.datasets import decode_image, load_dataset, load_image
-from tests.datasets.pictures import class_folder
+from dfs_deploy.data import decode_image, load_dataset, load_image
+from tests.data.pictures import class_folder
 from tests.fuzz.corpus import Corpus
 from tests.fuzz.mutators.archives import mutate_npz
 from tests.fuzz.mutators.draw import Draw

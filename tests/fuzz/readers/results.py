@@ -9,14 +9,14 @@ from typing import Any
 
 import msgspec
 
-from dfs_deploy.architecture import Architecture
 from dfs_deploy.bench.baseline import compare_with_baseline, load_baseline, save_baseline
 from dfs_deploy.costs import LatencyTable, OptionCost, load_costs, save_costs
+from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options
 from dfs_deploy.report.bench_file import load_bench, match_benches
 from dfs_deploy.report.runs import load_run
 from dfs_deploy.training.job import load_job, save_job
-from dfs_deploy.verification import Verification, load_verification, save_verification
+from dfs_deploy.verify import Verification, load_verification, save_verification
 from tests.bench.made import FACTS, made_bench
 from tests.fuzz.corpus import Corpus
 from tests.fuzz.mutators.draw import Draw
@@ -125,7 +125,7 @@ class VerificationReader(FileReader):
                     "option": "8",
                     "precision": "int8",
                     "runtime": "onnxruntime",
-                    "form": "uint8",
+                    "layout": "uint8",
                     "max_relative": 0.1,
                     "rms_relative": None,
                     "tolerance": 0.15,

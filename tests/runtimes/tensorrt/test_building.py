@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.cache import Cache
+from dfs_deploy.bundle.cache import Cache
 from dfs_deploy.errors import BundleError, DfsDeployError, EngineError, EnvironmentLacksError, UsageError
 from dfs_deploy.runtimes.base import Runtime
 from dfs_deploy.runtimes.tensorrt import building
@@ -236,7 +236,7 @@ def test_a_plan_that_is_not_what_was_built_never_reaches_tensorrt(built: Path, d
         data = bytearray(plan.read_bytes())
         data[24] = 9
         plan.write_bytes(data)
-        from dfs_deploy.files import sha256
+        from dfs_deploy.io.files import sha256
 
         record.write_bytes(msgspec.json.encode({**values, "sha256": sha256(bytes(data))}))
     with machine(), building_here():

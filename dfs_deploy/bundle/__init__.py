@@ -1,0 +1,23 @@
+"""Bundles on disk: the manifest, reading and writing, samples, the engines, and what is kept beside them."""
+
+from dfs_deploy.bundle.artefact import (
+    SUFFIX,
+    Bundle,
+    Samples,
+    check_writable,
+    find_bundle,
+    other_than_bundle,
+    source_of,
+    write_bundle,
+)
+
+__all__ = [
+    "SUFFIX",
+    "Bundle",
+    "Samples",
+    "check_writable",
+    "find_bundle",
+    "other_than_bundle",
+    "source_of",
+    "write_bundle",
+]

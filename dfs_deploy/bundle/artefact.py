@@ -1,0 +1,401 @@
+"""The artefact on disk: a directory ``NAME.dfs`` of ONNX files and the manifest that says what they are.
+
+Opening checks the schema, then the digest of every file; what is read as an engine must be a graph as an export writes
+it (:mod:`dfs_deploy.bundle.engine_check`). Nothing in a bundle is executed, and nothing outside its directory is read,
+through links either. Files that the manifest does not list are never read; they are named in the log.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import io
+import logging
+import os
+import re
+import shlex
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from dfs_deploy.bundle.engine_check import check_engine, engine_uses
+from dfs_deploy.bundle.manifest import (
+    MANIFEST,
+    FileRecord,
+    Head,
+    Manifest,
+    SourceHead,
+    architecture_of,
+    contradictions,
+    input_of,
+    parse_manifest,
+)
+from dfs_deploy.errors import BundleError, DigestError, UsageError
+from dfs_deploy.io.arrays import Arrays, ArraysError
+from dfs_deploy.io.files import (
+    ASIDE,
+    UnfitFileError,
+    can_rename_folders,
+    check_folder,
+    first_link,
+    is_litter,
+    put_folder,
+    read_file,
+    sha256,
+    sync_tree_to_disk,
+    temporary_folder,
+)
+from dfs_deploy.io.json_files import MAX_JSON, MalformedError, read_json
+from dfs_deploy.io.kinds import GIT_LFS_MARK, given_instead
+from dfs_deploy.io.text import first_line, one_line
+from dfs_deploy.options import Options
+
+SUFFIX = ".dfs"
+
+_LOG = logging.getLogger("dfs_deploy")
+
+_PLAIN_NAME = re.compile(r"(?:\w[\w.-]*(?<!\.)/)*\w[\w.-]*(?<!\.)", re.ASCII)
+"""A name that is the same file on every system: no folder above, no drive, no letter that looks like another."""
+
+_DEVICES = re.compile(r"(?:^|/)(?:con|prn|aux|nul|(?:com|lpt)[0-9])(?:\.[^/]*)?(?:/|$)", re.IGNORECASE)
+"""Names that are devices on Windows, with any suffix."""
+
+_POINTER_BYTES = 1024
+_NAMED_FOREIGN = 5
+
+MAX_SAMPLES = 4096
+"""Most inputs that a bundle may carry; export puts in 64."""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """A few inputs that a bundle carries, with what the PyTorch reference made of them.
+
+    Attributes:
+        images: (N, H, W, C) uint8.
+        labels: (N,) int64, -1 for an image whose class is not known.
+        logits: (N, classes) float32.
+        path: (N, gated blocks) uint8, the option index that each gated block ran.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    logits: NDArray[np.float32]
+    path: NDArray[np.uint8]
+
+
+class Bundle:
+    """An opened bundle whose files have all been checked.
+
+    Args:
+        path: the directory.
+
+    Raises:
+        BundleError: the directory or its manifest cannot be read.
+        SchemaVersionError: another version wrote it.
+        DigestError: a file was changed, is missing, is a link, or lies outside.
+
+    Attributes:
+        path: the directory.
+        manifest: what its files are.
+        digest: SHA-256 of the manifest.
+        foreign: files, links and folders that the manifest does not list, by their paths within: never read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if self.path.name in ("", ".."):  # "." has none: the cache beside a bundle goes by its name
+            self.path = self.path.resolve()
+        content = _read_manifest(self.path)
+        self.manifest = parse_manifest(content, self.path)
+        self.digest = sha256(content)
+        try:
+            self.options = Options(option.bits for option in self.manifest.options)
+            self.architecture, self.input = architecture_of(self.manifest), input_of(self.manifest)
+        except UsageError as error:
+            raise BundleError(f"{self.path}: {MANIFEST} cannot be: {error}") from error
+        for problem in contradictions(self.manifest, self.options, self.architecture):
+            raise BundleError(f"{self.path}: {MANIFEST} contradicts itself: {problem}; export again")
+        _check_names(self.path, self.manifest.files)
+        for name in self.manifest.files:
+            self._content(name)
+        self._unchecked = engine_uses(self.manifest, self.architecture)
+        self.foreign = tuple(sorted(_foreign(self.path, self.manifest.files, within=False)))
+        if self.foreign:
+            level = logging.INFO if all(map(_is_litter, self.foreign)) else logging.WARNING
+            _LOG.log(level, "%s", one_line(f"{self.path}: {_listed(self.foreign)} not in its manifest, passed over"))
+
+    @property
+    def name(self) -> str:
+        """The directory's name without its suffix."""
+        return self.path.name.removesuffix(SUFFIX)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files but the manifest."""
+        return sum(record.size for record in self.manifest.files.values())
+
+    def read(self, name: str) -> bytes:
+        """Content of a file, checked against its digest each time it is read; an engine is also what an export writes.
+
+        Raises:
+            DigestError: it is missing, a link, or differs from its digest.
+            BundleError: it is an engine that does not compute within the sizes in the manifest.
+        """
+        data = self._content(name)
+        for use in self._unchecked.get(name, ()):
+            check_engine(data, f"{self.path}: {name}", use)
+        self._unchecked.pop(name, None)  # its digest says that the next time it is the same
+        return data
+
+    def _content(self, name: str) -> bytes:
+        record = self.manifest.files.get(name)
+        if record is None:
+            raise DigestError(f"{self.path}: {name} is not in the manifest; export the bundle again")
+        file = self.path / name
+        try:
+            _check_no_link(self.path, name, DigestError)
+            data = read_file(file, max(record.size, _POINTER_BYTES), follow=False)
+        except FileNotFoundError as error:
+            raise DigestError(f"{self.path}: {name} is missing; copy or export the bundle again") from error
+        except UnfitFileError as error:
+            if error.errno != errno.EFBIG:
+                raise DigestError(f"{self.path}: {name} {error.strerror}; copy or export the bundle again") from error
+            data = b""  # it is larger than it was
+        except OSError as error:
+            raise DigestError(f"{self.path}: {name} cannot be read ({first_line(error)}); copy it again") from error
+        if len(data) != record.size or sha256(data) != record.sha256:
+            if data.startswith(GIT_LFS_MARK):
+                raise DigestError(f"{self.path}: {name} is a pointer of Git LFS; fetch the files with git lfs pull")
+            raise DigestError(
+                f"{self.path}: {name} was changed after export (its SHA-256 differs); copy or export it again"
+            )
+        return data
+
+    @property
+    def policy(self) -> NDArray[np.uint8] | None:
+        """(gated blocks,) uint8, the option index that each block always runs; ``None`` where a gate decides."""
+        names = self.manifest.policy
+        return None if names is None else np.array([self.options.names.index(name) for name in names], np.uint8)
+
+    def samples(self) -> Samples | None:
+        """The inputs that the bundle carries, or ``None``.
+
+        Raises:
+            BundleError: they are damaged, or of other shapes or types than the manifest says; that is found before
+                anything of them is inflated.
+        """
+        name = self.manifest.samples
+        if name is None:
+            return None
+        (channels, height, width), classes = self.input.shape, self.architecture.classes
+        try:
+            with Arrays(io.BytesIO(self.read(name))) as archive:
+                shown = archive.header("images").shape
+                count = min(shown[0], MAX_SAMPLES) if shown else 0
+                expected: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
+                    "images": ((count, height, width, channels), np.uint8),
+                    "labels": ((count,), np.int64),
+                    "logits": ((count, classes), np.float32),
+                    "path": ((count, self.architecture.gated_blocks), np.uint8),
+                }
+                for array, (shape, dtype) in expected.items():
+                    archive.check(array, shape, dtype)
+                samples = Samples(**{array: archive.read(array) for array in expected})
+        except (ArraysError, MemoryError) as error:
+            raise BundleError(f"{self.path}: {name} cannot be read ({first_line(error)}); export again") from error
+        if samples.path.size and samples.path.max() >= len(self.options):
+            raise BundleError(f"{self.path}: {name} has a path with no such option; export again")
+        if samples.labels.size and not -1 <= samples.labels.min() <= samples.labels.max() < classes:
+            raise BundleError(f"{self.path}: {name} has a label of no class; export again")
+        return samples
+
+
+def find_bundle(directory: str | Path = ".") -> Path:
+    """The one ``*.dfs`` directory in a directory.
+
+    Raises:
+        UsageError: there is none, or several.
+    """
+    found = sorted(path for path in Path(directory).glob(f"*{SUFFIX}") if path.is_dir())
+    if len(found) == 1:
+        return found[0]
+    seen = f"several bundles ({', '.join(path.name for path in found)})" if found else "no *.dfs bundle"
+    remedy = "name the one that is meant" if found else "name the bundle, or make one with dfs-deploy export"
+    raise UsageError(f"{seen} in the current directory, expected one; {remedy}")
+
+
+def other_than_bundle(path: str | Path) -> str | None:
+    """Says in one line what was given where a bundle belongs, and what to do; ``None`` if its content gives no sign."""
+    return given_instead(path, f"a bundle (a NAME{SUFFIX} folder)", "bundle")
+
+
+def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
+    """Writes a bundle whole: into a temporary directory beside ``path``, on the disk, and then put in its place.
+
+    Args:
+        path: the directory to make; a bundle that is there already is replaced, unless it holds files of others.
+        manifest: without ``files``, which is filled in here.
+        files: content by path in the bundle.
+
+    Raises:
+        UsageError: there is something else at ``path``, or in the bundle there.
+    """
+    path = Path(path)
+    check_writable(path)
+    records = {name: FileRecord(sha256=sha256(data), size=len(data)) for name, data in sorted(files.items())}
+    content = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(manifest, files=records)), indent=1)
+    with temporary_folder(path) as temporary:
+        made = temporary / path.name
+        for name, data in {**files, MANIFEST: content + b"\n"}.items():
+            target = made / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+        sync_tree_to_disk(made)
+        put_folder(made, path)
+    return Bundle(path)
+
+
+def check_writable(path: Path) -> None:
+    """Makes the folder in which a bundle is to stand.
+
+    Raises:
+        UsageError: something else stands at the path, or a bundle with files that are not its own, which replacing it
+            would delete; or nothing can be written there.
+    """
+    stands = path.exists()  # asked before the manifest is read: another export may put its bundle here in between
+    head = _head(path)
+    if path.is_symlink() or (stands and (head is None or not head.is_ours)):
+        raise UsageError(f"{path} exists and is no bundle; give another path with --out, or remove it")
+    if head is not None:
+        for entry in _foreign(path, head.listed, within=True):
+            if not _is_litter(entry):
+                raise UsageError(
+                    f"{path} holds {entry}, which is no file of the bundle and would be lost; move it away, or give"
+                    " another --out"
+                )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"no folder can be made at {path.parent} ({error.strerror}); give another --out") from error
+    try:
+        check_folder(path.parent)
+        replaceable = not path.exists() or can_rename_folders(path.parent)
+    except OSError as error:
+        raise UsageError(f"nothing can be written in {path.parent} ({error.strerror}); give another --out") from error
+    if not replaceable:
+        raise UsageError(
+            f"{path} exists, and the file system cannot rename folders, so it cannot be replaced whole; remove it, or"
+            " give another --out"
+        )
+
+
+def source_of(path: Path) -> SourceHead | None:
+    """Checkpoint that a bundle, whole or damaged, was made from; ``None`` without a bundle, or if it does not say."""
+    head = _head(path)
+    return None if head is None else head.made_from
+
+
+def _read_manifest(path: Path) -> bytes:
+    file = path / MANIFEST
+    try:
+        if not path.is_dir():
+            raise _no_bundle(path)
+        _check_no_link(path, MANIFEST, BundleError)
+        content = read_file(file, MAX_JSON, follow=False)
+    except FileNotFoundError as error:
+        raise BundleError(
+            other_than_bundle(path) or f"{path} has no {MANIFEST}, so it is no bundle; make one with dfs-deploy export"
+        ) from error
+    except UnfitFileError as error:
+        raise BundleError(f"{file} {error.strerror}; copy or export the bundle again") from error
+    except OSError as error:
+        raise BundleError(f"{file} cannot be read ({first_line(error)}); check its path and permissions") from error
+    if content.startswith(GIT_LFS_MARK):
+        raise BundleError(f"{file} is a pointer of Git LFS; fetch the files with git lfs pull")
+    return content
+
+
+def _no_bundle(path: Path) -> BundleError:
+    """What to raise if a path is no directory."""
+    name = glob.escape(path.name)
+    for aside in path.parent.glob(f".{name}.*.tmp/{name}{ASIDE}"):
+        return BundleError(f"no bundle at {path}, since replacing it was cut off; {aside} is the old one: move it back")
+    seen = f"{path} is a file, and no bundle" if path.exists() else f"no bundle at {path}"
+    return BundleError(
+        other_than_bundle(path) or f"{seen}; give the path of a NAME{SUFFIX} directory that dfs-deploy export made"
+    )
+
+
+def _check_no_link(path: Path, name: str, refusal: type[BundleError]) -> None:
+    """Makes sure that no link leads to a file of a bundle from within.
+
+    A link could be followed, since digests are checked; but then opening a stranger's bundle would open files anywhere.
+    """
+    link = first_link(path / name, path)
+    if link is None:
+        return
+    entry = link.relative_to(path)
+    if not link.exists():
+        raise refusal(f"{path}: {entry} is a link to {link.readlink()}, which is not there; fetch that file first")
+    raise refusal(
+        f"{path}: {entry} is a link, as hub caches and DVC make them, and nothing outside a bundle is read; copy what"
+        f" the links lead to, as in: cp -rL {shlex.quote(str(path))} COPY{SUFFIX}"
+    )
+
+
+def _head(path: Path) -> Head | None:
+    """What can be read of the manifest of a bundle of any version, whole or damaged; ``None`` if there is none."""
+    try:
+        return read_json(path / MANIFEST, Head, follow=False)
+    except (OSError, MalformedError):
+        return None
+
+
+def _is_litter(entry: str) -> bool:
+    """Whether an entry, or a folder that it is in, is what a system or an editor leaves."""
+    return any(map(is_litter, Path(entry).parts))
+
+
+def _check_names(path: Path, names: Collection[str]) -> None:
+    seen: dict[str, str] = {MANIFEST: MANIFEST}
+    for name in names:
+        if not _PLAIN_NAME.fullmatch(name) or _DEVICES.search(name):
+            raise DigestError(
+                f"{path}: the manifest lists {name!r}, expected a name within the bundle such as common/stem.onnx; do"
+                " not use this bundle"
+            )
+        twin = seen.setdefault(name.lower(), name)
+        if twin != name or name == MANIFEST:
+            raise DigestError(f"{path}: the manifest lists {name!r} beside {twin!r}; do not use this bundle")
+
+
+def _foreign(path: Path, listed: Collection[str], *, within: bool) -> Iterator[str]:
+    """Entries of a bundle that are neither its manifest nor listed, by their paths in it.
+
+    Args:
+        path: the bundle.
+        listed: names of its files.
+        within: whether a foreign folder is looked into, and each file in it is named; else the folder itself is.
+    """
+    known = {MANIFEST, *listed}
+    holding = {name[:end] for name in known for end, letter in enumerate(name) if letter == "/"}
+    for folder, folders, files in os.walk(path):
+        above = "".join(f"{part}/" for part in Path(folder).relative_to(path).parts)
+        for each in folders.copy():
+            if Path(folder, each).is_symlink() or not (within or f"{above}{each}" in holding):
+                folders.remove(each)
+                yield f"{above}{each}/"
+        yield from (f"{above}{each}" for each in files if f"{above}{each}" not in known)
+
+
+def _listed(names: Collection[str]) -> str:
+    """Names in words, at most a few of them, with their verb."""
+    shown = ", ".join(list(names)[:_NAMED_FOREIGN])
+    more = len(names) - _NAMED_FOREIGN
+    words = f"{shown} and {more} more" if more > 0 else shown
+    return f"{words} {'is' if len(names) == 1 else 'are'}"

@@ -1,0 +1,460 @@
+"""What an engine may be: a plain ONNX graph of the operators that an export writes, each tensor of a known size.
+
+A bundle may come from anybody. Its digests say that a file is what the manifest's author wrote, not that it is
+harmless: ONNX has loops, tensors that grow without end, and weights in other files. So each engine is read before any
+runtime sees it, and refused unless every field, operator, attribute and shape is one that an exported engine has. Then
+its time and memory follow from the sizes in the manifest and from the size of the file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from dfs_deploy.bundle.manifest import Engine, Layout, Manifest, RuntimeEngines
+from dfs_deploy.bundle.onnx_messages import (
+    FLOAT,
+    FLOAT16,
+    INT8,
+    INT32,
+    INT64,
+    INTEGER,
+    INTEGERS,
+    UINT8,
+    Message,
+    parse_model,
+)
+from dfs_deploy.errors import BundleError
+from dfs_deploy.network import Architecture
+
+BATCH = -1
+"""Stands in a shape for the number of images."""
+
+OPSETS = range(13, 22)
+"""Versions of the ONNX operators that exports have written."""
+
+Shape = tuple[int, ...]
+
+_ORT_FORMAT = b"ORTM"
+"""At offset 4 of ONNX Runtime's own format, whose reader trusts the file."""
+
+_BYTES = {FLOAT: 4, UINT8: 1, INT8: 1, INT32: 4, INT64: 8, FLOAT16: 2}
+_KERNELS = (1, 3)
+_STRIDES = (1, 2)
+
+_MOST_NODES = 64
+"""Nodes for each block: the largest exported block has 22, the gate 26."""
+
+_MOST_PARTS = 4 * _MOST_NODES
+"""Nodes, constants, inputs and outputs for each block."""
+
+_LARGEST_PART = 4096
+"""Bytes of a node, or of a constant without its data."""
+
+_GRAPH, _NODE, _CONSTANT, _RAW_DATA = 7, 1, 5, 9  # field numbers of ModelProto, GraphProto (two) and TensorProto
+
+
+@dataclass(frozen=True)
+class EngineUse:
+    """What one file is used for.
+
+    Attributes:
+        label: description in words, as in ``block 3, option 8``.
+        takes: element type and shape of each input, by its name; under the name ``""`` for an input of any name.
+        gives: shape of the first output; ``None`` for the gate, whose outputs are checked when they are read.
+        largest: values of one image that its largest tensor may hold.
+        blocks: number of blocks that it computes.
+    """
+
+    label: str
+    takes: tuple[tuple[str, int, Shape], ...]
+    gives: Shape | None
+    largest: int
+    blocks: int = 1
+
+
+def engine_uses(manifest: Manifest, architecture: Architecture) -> dict[str, list[EngineUse]]:
+    """What each engine file of a bundle is used for; a use that is the same but for its label stands there once.
+
+    Args:
+        manifest: without contradictions.
+        architecture: its architecture.
+    """
+    uses: dict[str, dict[tuple[object, ...], EngineUse]] = {}
+    for engines in manifest.runtimes.values():
+        for file, use in _uses(engines, architecture):
+            uses.setdefault(file, {}).setdefault((use.takes, use.gives, use.largest, use.blocks), use)
+    return {file: list(different.values()) for file, different in uses.items()}
+
+
+def check_engine(data: bytes, name: str, use: EngineUse) -> None:
+    """Checks an engine without running anything of it.
+
+    Args:
+        data: content of the file.
+        name: name of the file, for messages.
+        use: what it is to be used for.
+
+    Raises:
+        BundleError: it is no ONNX model, or has something that no exported engine has.
+    """
+    try:
+        if data[4:8] == _ORT_FORMAT:
+            raise _UnfitError("is in ONNX Runtime's own format, expected ONNX")
+        _check_size(data, use.blocks)
+        model = parse_model(data, name)
+        _check_fields(model)
+        _check_graph(model.graph, use)
+    except UnicodeDecodeError as error:
+        raise BundleError(
+            f"{name} has a name that is no UTF-8, in the engine of {use.label}; export it again"
+        ) from error
+    except _UnfitError as error:
+        raise BundleError(
+            f"{name}, the engine of {use.label}, {error}; export it again, and do not use a bundle from a source that"
+            " you do not know"
+        ) from error
+
+
+class _UnfitError(ValueError):
+    """What is wrong with an engine, as the end of a sentence about it."""
+
+
+def _uses(engines: RuntimeEngines, architecture: Architecture) -> Iterator[tuple[str, EngineUse]]:
+    shapes = list(architecture.block_shapes())
+    maps = [(shape.out_channels, *shape.out_size) for shape in shapes]
+    images, logits = architecture.image_shape, (architecture.classes,)
+
+    def files(engine: Engine, label: str, takes: Shape, gives: Shape) -> Iterator[tuple[str, EngineUse]]:
+        left, largest = _laid_out(gives, engine.output), max(math.prod(takes), math.prod(gives))
+        for layout, file in engine.files.items():
+            kind = UINT8 if layout == "uint8" else FLOAT
+            yield file, EngineUse(label, (("", kind, (BATCH, *_laid_out(takes, layout))),), (BATCH, *left), largest)
+
+    yield from files(engines.stem, "the stem", images, maps[0])
+    for block, before, after in zip(engines.blocks, maps, maps[1:], strict=False):
+        if block.skip is not None:
+            yield from files(block.skip, f"block {block.index}, option skip", before, after)
+        for option, served in block.options.items():
+            for engine in served:
+                yield from files(engine, f"block {block.index}, option {option}", before, after)
+    yield from files(engines.head, "the head", maps[-1], logits)
+    largest, taken = max(map(math.prod, (images, logits, *maps))), (("", FLOAT, (BATCH, *images)),)
+    for precision, file in engines.static.items():
+        yield file, EngineUse(f"static {precision}", taken, (BATCH, *logits), largest, len(shapes) + 2)
+    if engines.gate is not None:
+        widest = max((shape.out_channels for shape in shapes[:-1]), default=1)
+        state = (BATCH, architecture.gate_hidden)
+        inputs = (
+            ("pooled", FLOAT, (BATCH, widest)),
+            ("block", INT64, ()),
+            ("hidden", FLOAT, state),
+            ("cell", FLOAT, state),
+        )
+        yield engines.gate, EngineUse("the gate", inputs, None, max(widest, 4 * architecture.gate_hidden))
+
+
+def _laid_out(size: Shape, layout: Layout) -> Shape:
+    if layout == "float32" or len(size) != 3:
+        return size
+    channels, height, width = size
+    return (height, width, channels)
+
+
+# The file, before it is parsed: a message of two bytes takes a hundred in memory.
+
+
+def _check_size(data: bytes, blocks: int) -> None:
+    """Counts the parts of a model and measures them, in bytes."""
+    parts = 0
+    for field, start, end in _fields(data, 0, len(data)):
+        parts += 1
+        if field != _GRAPH:
+            _check_part(end - start)
+            continue
+        for inner, first, last in _fields(data, start, end):
+            parts += 1
+            size = last - first
+            if inner == _CONSTANT and size > _LARGEST_PART:
+                # So many fields alone are too many bytes beside the data; the rest need not be looked at.
+                some = itertools.islice(_fields(data, first, last), _LARGEST_PART)
+                size -= sum(e - s for number, s, e in some if number == _RAW_DATA)
+            _check_part(size)
+            if parts > _MOST_PARTS * blocks:
+                raise _UnfitError(f"has more than {_MOST_PARTS * blocks} parts")
+        if parts > _MOST_PARTS * blocks:
+            raise _UnfitError(f"has more than {_MOST_PARTS * blocks} parts")
+
+
+def _check_part(size: int) -> None:
+    if size > _LARGEST_PART:
+        raise _UnfitError(f"has a part of {size:,} bytes beside its weights, at most {_LARGEST_PART:,} are usual")
+
+
+def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """The fields of a Protobuf message: number, and where the content begins and ends (0, 0 if it is a number)."""
+    while at < end:
+        tag, at = _varint(data, at, end)
+        kind = tag & 7
+        if kind == 0:
+            _, at = _varint(data, at, end)
+            yield tag >> 3, 0, 0
+        elif kind == 2:
+            size, at = _varint(data, at, end)
+            if size > end - at:
+                raise _UnfitError("is no ONNX model, or was cut off")
+            yield tag >> 3, at, at + size
+            at += size
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+            yield tag >> 3, 0, 0
+        else:
+            raise _UnfitError("is no ONNX model")
+
+
+def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < end and shift < 70:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+    raise _UnfitError("is no ONNX model, or was cut off")
+
+
+# The model
+
+
+def _check_fields(model: Message) -> None:
+    for tensor in model.graph.initializer:
+        if tensor.external_data or tensor.data_location:
+            raise _UnfitError("keeps weights in a file of its own")
+    for node in model.graph.node:
+        if node.domain or node.op_type not in _OPERATORS:
+            name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+            raise _UnfitError(f"has the operator {name!r}")
+    # What is not listed in onnx_messages (functions, subgraphs, sparse tensors, training) is unknown to the parser.
+    size = model.ByteSize()
+    model.DiscardUnknownFields()
+    if model.ByteSize() != size or model.graph.value_info:
+        raise _UnfitError("has fields beside graph, nodes and weights (subgraphs, functions or the like)")
+    for opset in model.opset_import:
+        if opset.domain or opset.version not in OPSETS:
+            seen = f"{opset.domain or 'ONNX'} {opset.version}"
+            raise _UnfitError(f"has operators of {seen}, expected ONNX {OPSETS[0]} to {OPSETS[-1]}")
+
+
+def _check_graph(graph: Message, use: EngineUse) -> None:
+    if len(graph.node) > _MOST_NODES * use.blocks:
+        raise _UnfitError(f"has {len(graph.node)} nodes, at most {_MOST_NODES * use.blocks} are usual")
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    shapes = {name: _constant_shape(tensor) for name, tensor in constants.items()}
+    largest = max(use.largest, *map(_elements, shapes.values()), 1)
+    inputs = _input_shapes(graph, use)
+    if inputs.keys() & constants.keys():
+        raise _UnfitError("has an input with a value of its own")
+    shapes.update(inputs)
+    for node in graph.node:
+        operator = _OPERATORS[node.op_type]
+        missing = [name for name in node.input if name not in shapes]
+        if missing or len(node.input) not in operator.inputs or len(node.output) != 1 or node.output[0] in shapes:
+            raise _UnfitError(f"has a node {node.op_type} with other inputs or outputs than it has in an export")
+        taken = [shapes[name] for name in node.input]
+        call = _Call(node.op_type, taken, _attributes(node), [_integer(constants.get(name)) for name in node.input])
+        if not call.attributes.keys() <= operator.attributes:
+            raise _UnfitError(f"has a node {node.op_type} with other attributes than it has in an export")
+        made = operator.rule(call)
+        if _elements(made) > largest:
+            raise _UnfitError(f"has a tensor of {_elements(made):,} values, expected at most {largest:,} for an image")
+        shapes[node.output[0]] = made
+    given = [shapes.get(value.name) for value in graph.output]
+    if None in given or (use.gives is not None and given[:1] != [use.gives]):
+        raise _UnfitError(f"gives {_words(given[:1])}, expected {_words([use.gives])}")
+
+
+def _input_shapes(graph: Message, use: EngineUse) -> dict[str, Shape]:
+    """The shape of each input, by its name."""
+    found: dict[str, Shape] = {}
+    wanted = {name: (kind, shape) for name, kind, shape in use.takes}
+    for value in graph.input:
+        kind, shape = wanted.get("" if "" in wanted else value.name, (0, ()))
+        tensor = value.type.tensor_type
+        named = [dim.dim_param or not dim.dim_value for dim in tensor.shape.dim]
+        sizes = tuple(BATCH if unknown else dim.dim_value for unknown, dim in zip(named, tensor.shape.dim, strict=True))
+        # The gate takes the features of any block: as many channels as there are.
+        fits = sizes == shape or (use.gives is None and len(sizes) == len(shape) == 2 and sizes == (BATCH, BATCH))
+        if tensor.elem_type != kind or not fits:
+            raise _UnfitError(
+                f"takes {_words([sizes])} of type {tensor.elem_type}, expected {_words([shape])} of {kind}"
+            )
+        found[value.name] = shape
+    if len(found) != len(wanted) or len(graph.input) != len(wanted):
+        raise _UnfitError(f"has {len(graph.input)} inputs, expected {len(wanted)}")
+    return found
+
+
+def _constant_shape(tensor: Message) -> Shape:
+    shape = tuple(tensor.dims)
+    size = _BYTES.get(tensor.data_type)
+    if size is None or len(shape) > 4 or any(dim < 0 for dim in shape) or tensor.float_data:
+        raise _UnfitError(f"has a constant of {len(shape)} dimensions and type {tensor.data_type}")
+    if math.prod(shape) * size != len(tensor.raw_data):
+        raise _UnfitError(f"has a constant of {len(tensor.raw_data):,} bytes for a shape of {shape}")
+    return shape
+
+
+def _elements(shape: Shape) -> int:
+    """Values in a tensor of one image."""
+    return abs(math.prod(shape))
+
+
+def _words(shapes: Sequence[Shape | None]) -> str:
+    return ", ".join("nothing" if s is None else str(s).replace(str(BATCH), "N") for s in shapes) or "nothing"
+
+
+def _attributes(node: Message) -> dict[str, int | list[int]]:
+    found: dict[str, int | list[int]] = {}
+    for attribute in node.attribute:
+        if attribute.type not in (INTEGER, INTEGERS) or attribute.name in found:
+            raise _UnfitError(f"has a node {node.op_type} with other attributes than it has in an export")
+        found[attribute.name] = attribute.i if attribute.type == INTEGER else list(attribute.ints)
+    return found
+
+
+def _integer(tensor: Message | None) -> int | None:
+    """The value of a constant that is one int64; ``None`` for anything else."""
+    if tensor is None or tensor.data_type != INT64 or len(tensor.raw_data) != _BYTES[INT64]:
+        return None
+    return int.from_bytes(tensor.raw_data, "little", signed=True)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A node as its rule sees it: shapes of its inputs, attributes, and inputs that are one constant integer."""
+
+    operator: str
+    shapes: list[Shape]
+    attributes: Mapping[str, int | list[int]]
+    integers: list[int | None]
+
+    def require(self, fits: bool) -> None:
+        """Raises :meth:`unfit` unless the shapes and attributes are those of an exported node."""
+        if not fits:
+            raise self.unfit()
+
+    def unfit(self) -> _UnfitError:
+        """What is said of a node that no export has."""
+        seen = ", ".join(f"{name} {value}" for name, value in self.attributes.items())
+        return _UnfitError(f"has a node {self.operator} of {_words(self.shapes)} ({seen or 'no attributes'})")
+
+
+@dataclass(frozen=True)
+class _Operator:
+    """An operator that exports write: how many inputs and which attributes it has there, and the shape that it gives.
+
+    Where a shape depends on values, the rule gives the greatest that it can be.
+    """
+
+    inputs: range
+    rule: Callable[[_Call], Shape]
+    attributes: frozenset[str] = frozenset()
+
+
+def _same(call: _Call) -> Shape:
+    return call.shapes[0]
+
+
+def _alike(call: _Call) -> Shape:
+    call.require(call.shapes[0] == call.shapes[1])  # else it would be a product of both shapes
+    return call.shapes[0]
+
+
+def _cast(call: _Call) -> Shape:
+    call.require(call.attributes.get("to") in (FLOAT, FLOAT16))
+    return call.shapes[0]
+
+
+def _convolution(call: _Call) -> Shape:
+    x, weight = call.shapes[:2]
+    stride = next((each for each in _STRIDES if call.attributes.get("strides") == [each, each]), None)
+    call.require(len(x) == 4 and len(weight) == 4 and BATCH not in weight)
+    channels, _, kernel, width = weight
+    if (
+        stride is None
+        or kernel != width
+        or kernel not in _KERNELS
+        or call.attributes.get("kernel_shape") != [kernel] * 2
+        or call.attributes.get("pads") != [kernel // 2] * 4
+    ):
+        raise call.unfit()
+    return (x[0], channels, *((size + stride - 1) // stride for size in x[2:]))
+
+
+def _product(call: _Call) -> Shape:
+    a, b = call.shapes[:2]
+    transposed = call.attributes.get("transB", 0)
+    call.require(len(a) == 2 and len(b) == 2 and BATCH not in b and transposed in (0, 1))
+    return a[0], b[0 if transposed else 1]
+
+
+def _mean(call: _Call) -> Shape:
+    call.require(len(call.shapes[0]) == 4)
+    return (*call.shapes[0][:2], 1, 1)
+
+
+def _flat(call: _Call) -> Shape:
+    first, *others = call.shapes[0] or (1,)
+    return first, math.prod(others)
+
+
+def _transposed(call: _Call) -> Shape:
+    x, perm = call.shapes[0], call.attributes.get("perm")
+    if not isinstance(perm, list) or perm[:1] != [0] or sorted(perm) != list(range(len(x))):
+        raise call.unfit()
+    return tuple(x[i] for i in perm)
+
+
+def _element(call: _Call) -> Shape:
+    data, index = call.shapes
+    call.require(index == () and len(data) >= 1 and call.attributes.get("axis", 0) == 0)
+    return data[1:]
+
+
+def _size(call: _Call) -> Shape:
+    return (len(call.shapes[0]),)
+
+
+def _sliced(call: _Call) -> Shape:
+    data, (start, end, axis) = call.shapes[0], call.integers[1:]
+    if start is None or end is None or axis is None or axis not in range(len(data)) or data[axis] == BATCH:
+        return data
+    kept = len(range(*slice(start, end).indices(data[axis])))
+    return (*data[:axis], kept, *data[axis + 1 :])
+
+
+def _greatest(call: _Call) -> Shape:
+    x = call.shapes[0]
+    call.require(len(x) == 2 and call.attributes.get("axis") == 1 and call.attributes.get("keepdims") == 0)
+    return x[:1]
+
+
+_OPERATORS = {
+    **dict.fromkeys(("Identity", "Relu", "Sigmoid", "Tanh"), _Operator(range(1, 2), _same)),
+    **dict.fromkeys(("Add", "Mul"), _Operator(range(2, 3), _alike)),
+    **dict.fromkeys(("DequantizeLinear", "QuantizeLinear"), _Operator(range(3, 4), _same, frozenset({"axis"}))),
+    "ArgMax": _Operator(range(1, 2), _greatest, frozenset({"axis", "keepdims", "select_last_index"})),
+    "Cast": _Operator(range(1, 2), _cast, frozenset({"to"})),
+    "Clip": _Operator(range(3, 4), _same),
+    "Conv": _Operator(range(3, 4), _convolution, frozenset({"kernel_shape", "pads", "strides"})),
+    "Flatten": _Operator(range(1, 2), _flat),
+    "Gather": _Operator(range(2, 3), _element, frozenset({"axis"})),
+    "Gemm": _Operator(range(3, 4), _product, frozenset({"transB"})),
+    "GlobalAveragePool": _Operator(range(1, 2), _mean),
+    "Shape": _Operator(range(1, 2), _size, frozenset({"start", "end"})),
+    "Slice": _Operator(range(4, 5), _sliced),
+    "Transpose": _Operator(range(1, 2), _transposed, frozenset({"perm"})),
+}
+"""Every operator of an exported engine, in the standard domain: no loop, no branch, no shape made of values."""

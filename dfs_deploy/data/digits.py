@@ -1,0 +1,76 @@
+"""Scikit-learn's digits as a data set of small colour images: real scans, no download.
+
+1797 handwritten digits of 8x8 pixels in 17 grey levels (UCI's optdigits, its test part), doubled to 16x16. The test
+split is drawn at random within each class, so both splits share writers: an easier task than digits of new writers.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dfs_deploy.data import Dataset
+from dfs_deploy.errors import MissingExtraError, UsageError
+
+DIGITS_SIZE = 16
+"""Height and width of an image."""
+
+DIGITS_CLASSES = tuple("0123456789")
+
+TEST_IMAGES = 500
+"""Images of the test split, in every class as near to the same share as whole images allow; 1297 are left to train."""
+
+_SPLIT_SEED = 0
+_SCANNED_SIZE = 8
+_GREY_LEVELS = 16
+
+
+def load_digits(split: Literal["train", "test"] | None = None) -> Dataset:
+    """Loads the digits, enlarged to 16x16 and with the grey value in all three channels.
+
+    Args:
+        split: ``train`` (1297 images), ``test`` (500), or ``None`` for all. The split never changes.
+
+    Returns:
+        The images in scikit-learn's order.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+        UsageError: another split.
+    """
+    if split not in ("train", "test", None):
+        raise UsageError(f"split {split!r} of the digits, expected 'train', 'test' or None")
+    try:
+        from sklearn.datasets import load_digits as load_scans
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("scikit-learn", "train") from error
+    scans = load_scans()
+    labels = np.asarray(scans.target, np.int64)
+    pixels = np.asarray(scans.images).reshape(-1, _SCANNED_SIZE, _SCANNED_SIZE)
+    chosen = np.arange(len(labels)) if split is None else _split_indices(labels, split)
+    return Dataset(
+        images=_enlarge(pixels[chosen]),
+        labels=labels[chosen],
+        class_names=DIGITS_CLASSES,
+        name="digits" if split is None else f"digits-{split}",
+    )
+
+
+def _split_indices(labels: NDArray[np.int64], split: Literal["train", "test"]) -> NDArray[np.intp]:
+    """Shuffles, sorts by class, and takes evenly spaced images for the test: each class gives its share."""
+    shuffled = np.random.RandomState(_SPLIT_SEED).permutation(len(labels))  # a stream that NumPy has frozen
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    test = np.zeros(len(labels), np.bool_)
+    test[by_class[np.arange(TEST_IMAGES) * len(labels) // TEST_IMAGES]] = True
+    return np.flatnonzero(test if split == "test" else ~test)
+
+
+def _enlarge(pixels: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Maps (N, 8, 8) grey levels 0..16 to (N, 16, 16, 3) uint8, bilinearly."""
+    grey = np.rint(pixels * 255.0 / _GREY_LEVELS).astype(np.uint8)
+    size = (DIGITS_SIZE, DIGITS_SIZE)
+    large = np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)) for image in grey])
+    return np.ascontiguousarray(np.repeat(large[..., None], 3, axis=3))

@@ -1,0 +1,241 @@
+"""The one way in for images: bounded before anything is decoded, resized while they are, the same in any thread.
+
+Nothing of the process is changed on the way: no filter of warnings, no limit of the library's own.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfs_deploy.data.image_headers import MAX_IMAGE_SIDE, Header, HeaderError, orientation_of, read_header
+from dfs_deploy.data.messages import cause, os_errors_as_data_errors
+from dfs_deploy.errors import DataError
+from dfs_deploy.io.files import read_file
+from dfs_deploy.io.text import one_line
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
+
+MAX_IMAGE_BYTES = 1 << 28
+"""Most bytes of an image file."""
+
+MAX_WHOLE_PIXELS = 1 << 24
+"""Most pixels of an image that is decoded and resized in one piece."""
+
+_STRIP_PIXELS = 1 << 20
+"""Pixels that are converted and resized at a time."""
+
+_KINDS = "PNG, JPEG, BMP, PPM or WebP"
+
+_log = logging.getLogger("dfs_deploy")
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """An image and what was noticed about its file.
+
+    Attributes:
+        pixels: (H, W, 3) uint8, RGB, upright.
+        size: height and width before it was resized, upright.
+        note: what was passed over, in a line; ``None`` for nothing.
+    """
+
+    pixels: NDArray[np.uint8]
+    size: tuple[int, int]
+    note: str | None
+
+
+def load_image(path: str | Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """Decodes an image upright, as its EXIF orientation says.
+
+    EXIF data that cannot be read are passed over, with a warning through the logger ``dfs_deploy``: the image is then
+    taken as it lies. Transparency is left out: a pixel has its colour, whatever its opacity. Of several frames the
+    first is read.
+
+    An image of up to ``MAX_WHOLE_PIXELS`` pixels is decoded and resized whole. A larger JPEG is decoded at 1/2, 1/4 or
+    1/8 of its size, the least that leaves twice the height and width of ``size`` or more; any other, and what is still
+    larger then, is resized along its rows first and then along its columns, strip by strip.
+
+    Args:
+        path: a PNG, JPEG, BMP, PPM or WebP file of at most ``MAX_IMAGE_BYTES``.
+        size: height and width in pixels to resize to, bilinearly (over the covered area if it shrinks); ``None`` for
+            the image's own.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+
+    Raises:
+        DataError: the file is missing, no regular file, damaged, of another kind, of more than 8 bits per channel, has
+            more pixels than the limits in :mod:`dfs_deploy.data.image_headers` allow, or takes too much memory.
+    """
+    read = read_image(path, size)
+    _say(read, str(path))
+    return read.pixels
+
+
+def decode_image(data: bytes, size: tuple[int, int] | None = None, name: str = "the image") -> NDArray[np.uint8]:
+    """Decodes an image that is not a file, such as the body of a request; see :func:`load_image`.
+
+    Any number of threads may do so at once.
+
+    Args:
+        data: content of a PNG, JPEG, BMP, PPM or WebP file.
+        size: height and width, as there.
+        name: what messages call it.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+
+    Raises:
+        DataError: as there.
+    """
+    read = _decode(data, name, size)
+    _say(read, name)
+    return read.pixels
+
+
+@os_errors_as_data_errors
+def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Decoded:
+    """Decodes an image as :func:`load_image` does, and tells what was noticed instead of logging it."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"no image at {path}; give a {_KINDS} file")
+    check_size(size)
+    try:
+        return _decode(read_file(path, MAX_IMAGE_BYTES), str(path), size)
+    except MemoryError as error:
+        raise _too_large(str(path)) from error
+
+
+def _decode(data: bytes, name: str, size: tuple[int, int] | None) -> Decoded:
+    check_size(size)
+    try:
+        header = read_header(data)
+    except HeaderError as error:
+        raise DataError(f"{name} is a damaged image ({error}); copy it again or remove it") from error
+    if header is None:
+        raise DataError(f"{name} is no image of a known kind, expected {_KINDS}; convert it")
+    _check_header(header, name)
+    orientation, note = 1, None
+    if header.exif is not None:
+        try:
+            orientation = orientation_of(header.exif)
+        except HeaderError as error:
+            note = f"its EXIF data cannot be read ({error}), so it is taken as it lies"
+    try:
+        pixels, own = _pixels(header, orientation, size)
+    except MemoryError as error:
+        raise _too_large(name) from error
+    except ImportError:
+        raise  # Pillow is missing or broken: the image is not to blame
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the file system's, not a decoder's
+        # Pillow's decoders let whatever a damaged file makes them meet through; there is no common base to name.
+        raise DataError(f"{name} is a damaged image ({cause(error)}); copy it again or remove it") from error
+    return Decoded(pixels, own, note)
+
+
+def _check_header(header: Header, name: str) -> None:
+    width, height, most = header.width, header.height, header.most_pixels
+    if width < 1 or height < 1:
+        raise DataError(f"{name} is a damaged image ({width}x{height} pixels); copy it again or remove it")
+    if header.bits > 8:
+        raise DataError(f"{name} has {header.bits} bits per channel, expected 8; convert it to 8 bits")
+    if width * height > most or max(width, height) > MAX_IMAGE_SIDE:
+        bound = f"at most {most:,} pixels ({header.format}) and {MAX_IMAGE_SIDE:,} on a side"
+        raise DataError(f"{name} is too large to decode: {width}x{height} pixels, expected {bound}; shrink it first")
+
+
+def _too_large(name: str) -> DataError:
+    return DataError(f"{name} takes more memory than there is; shrink it, or give this process more memory")
+
+
+def _say(read: Decoded, name: str) -> None:
+    if read.note is not None:
+        _log.warning("%s: %s", one_line(name), read.note)
+
+
+def _opened(header: Header) -> ImageFile:
+    """A decoder for the pixels. The classes are used themselves, since ``Image.open`` warns by a limit of its own.
+
+    Only decoders that work in this process: by its file's ending, Pillow would hand an EPS to Ghostscript.
+    """
+    from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, PpmImagePlugin, WebPImagePlugin
+
+    decoders: dict[str, type[ImageFile]] = {
+        "BMP": BmpImagePlugin.BmpImageFile,
+        "JPEG": JpegImagePlugin.JpegImageFile,
+        "PNG": PngImagePlugin.PngImageFile,
+        "PPM": PpmImagePlugin.PpmImageFile,
+        "WEBP": WebPImagePlugin.WebPImageFile,
+    }
+    image = decoders[header.format](io.BytesIO(header.content))
+    if image.size != (header.width, header.height):
+        raise ValueError(f"{image.width}x{image.height} pixels, its header says {header.width}x{header.height}")
+    return image
+
+
+def _pixels(
+    header: Header, orientation: int, size: tuple[int, int] | None
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """(H, W, 3) uint8, upright and of a size, and height and width before that."""
+    image: Image = _opened(header)
+    sideways, backwards = orientation >= 5, orientation in (3, 4, 7, 8)
+    own = (header.width, header.height) if sideways else (header.height, header.width)
+    if header.format == "JPEG" and size is not None and header.width * header.height > MAX_WHOLE_PIXELS:
+        # The decoder makes it no smaller than asked for.
+        image.draft(None, (2 * size[0], 2 * size[1]) if sideways else (2 * size[1], 2 * size[0]))
+    height, width = image.size if sideways else image.size[::-1]
+    if width * height <= MAX_WHOLE_PIXELS:
+        return resize(_upright(image, orientation), size), own
+    pixels = np.empty((height, width if size is None else size[1], 3), np.uint8)
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        first, last = (height - bottom, height - top) if backwards else (top, bottom)
+        box = (first, 0, last, image.height) if sideways else (0, first, image.width, last)
+        strip = _upright(image.crop(box), orientation)
+        pixels[top:bottom] = resize(strip, (bottom - top, pixels.shape[1]))
+    return resize(pixels, size), own
+
+
+def _upright(image: Image, orientation: int) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8, turned as an EXIF orientation says."""
+    from PIL.Image import Transpose
+
+    turn = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }.get(orientation)
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    return np.array(image if turn is None else image.transpose(turn), np.uint8)
+
+
+def check_size(size: tuple[int, int] | None) -> None:
+    """Raises DataError for a size that is not a height and a width of at least a pixel."""
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise DataError(f"size {size}, expected height and width in pixels, each at least 1")
+
+
+def resize(image: NDArray[np.uint8], size: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """Resizes an (H, W, 3) image bilinearly; the image itself if it has that size or none is asked for."""
+    if size is None or image.shape[:2] == tuple(size):
+        return image
+    from PIL import Image
+
+    height, width = size
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR), np.uint8)

@@ -1,0 +1,110 @@
+"""Frames of a video file or of a camera, decoded as they are asked for. Needs PyAV, which holds FFmpeg's libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfs_deploy.data.image_headers import MAX_HEAVY_PIXELS
+from dfs_deploy.data.images import check_size, resize
+from dfs_deploy.data.messages import cause
+from dfs_deploy.errors import DataError, EnvironmentLacksError
+from dfs_deploy.system.extras import required
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
+"""Endings, in any case, of the files that are taken for videos."""
+
+# FFmpeg also reads playlists, which lead to other files and to the network. These formats hold their own frames, and a
+# file may open no other.
+_ONE_FILE = {"protocol_whitelist": "file", "format_whitelist": "avi,matroska,webm,mov,mp4,mpeg,mpegts"}
+
+MAX_FRAME_PIXELS = MAX_HEAVY_PIXELS
+"""Most pixels of a frame: more than 8K (7680 x 4320). Decoders keep up to 17 frames, at 1.5 bytes per pixel."""
+
+
+def read_video(path: str | Path, size: tuple[int, int] | None = None) -> Iterator[NDArray[np.uint8]]:
+    """Decodes the first video stream of a file, upright, as the file says that it was held.
+
+    Args:
+        path: an AVI, Matroska, MP4, QuickTime, MPEG or WebM file, with frames of at most ``MAX_FRAME_PIXELS``.
+        size: height and width in pixels to resize to, as :func:`~dfs_deploy.data.load_image` does; ``None`` for the
+            video's own.
+
+    Yields:
+        (H, W, 3) uint8, RGB: one frame.
+
+    Raises:
+        DataError: the file is missing, no regular file, of another kind, damaged (after the frames before the damage),
+            or has no frame or too large ones.
+        MissingExtraError: PyAV is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"no video at {path}; give an AVI, Matroska, MP4, QuickTime, MPEG or WebM file")
+    with required():
+        import av
+
+    frames = 0
+    try:
+        options = _ONE_FILE | {"max_pixels": str(MAX_FRAME_PIXELS)}
+        with av.open(f"file:{path}", options=options, metadata_errors="backslashreplace") as container:
+            for frame in _frames(container, str(path), size):
+                yield frame
+                frames += 1
+    except DataError:
+        raise
+    except (av.FFmpegError, ValueError, OverflowError, MemoryError) as error:
+        seen = cause(error) + (f", after {frames} frames" if frames else "")
+        raise DataError(f"{path} is a damaged video, or none ({seen}); convert it or remove it") from error
+    if frames == 0:
+        raise DataError(f"{path} has no frame; remove it")
+
+
+def read_camera(device: str, size: tuple[int, int] | None = None) -> Iterator[NDArray[np.uint8]]:
+    """Reads a camera through Video4Linux, frame by frame, until the caller stops.
+
+    Args:
+        device: a number, as in ``0`` for ``/dev/video0``, or the path of a device.
+        size: height and width, as in :func:`read_video`.
+
+    Yields:
+        (H, W, 3) uint8, RGB: one frame.
+
+    Raises:
+        EnvironmentLacksError: there is no such camera, or it gives no frames.
+        MissingExtraError: PyAV is not installed.
+    """
+    path = f"/dev/video{device}" if device.isascii() and device.isdigit() else device
+    with required():
+        import av
+
+    try:
+        with av.open(path, format="v4l2") as container:
+            yield from _frames(container, path, size)
+    except av.FFmpegError as error:
+        raise EnvironmentLacksError(
+            f"camera {path} cannot be read ({error.strerror}); check that it is there, free, and that you may read it"
+        ) from error
+
+
+def _frames(container: InputContainer, name: str, size: tuple[int, int] | None) -> Iterator[NDArray[np.uint8]]:
+    check_size(size)
+    if not container.streams.video:
+        raise DataError(f"{name} has no video stream; give a video")
+    codec = container.streams.video[0].codec_context
+    if codec is None:
+        raise DataError(f"{name} has video of an unknown codec; convert it")
+    if codec.width * codec.height > MAX_FRAME_PIXELS:
+        seen = f"{name} has frames of {codec.width}x{codec.height} pixels"
+        raise DataError(f"{seen}, expected at most {MAX_FRAME_PIXELS:,}; shrink it first")
+    for frame in container.decode(container.streams.video[0]):
+        pixels = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+        quarters = round(frame.rotation / 90)  # counterclockwise, as the display matrix says
+        yield resize(np.ascontiguousarray(np.rot90(pixels, quarters)), size)

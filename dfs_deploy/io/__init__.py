@@ -1,0 +1,1 @@
+"""Reading and writing of files, each kind by one hardened way in."""

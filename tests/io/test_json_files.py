@@ -1,0 +1,164 @@
+"""Every reader of a JSON file: what is no regular file of a bounded size is refused at once, and by its name."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dfs_deploy.bench.baseline import load_baseline
+from dfs_deploy.costs import load_costs
+from dfs_deploy.errors import ArtefactError, CheckpointError, DataError, SavedResultError, UsageError
+from dfs_deploy.report.bench_file import load_bench
+from dfs_deploy.report.runs import load_run
+from dfs_deploy.training import read_metrics
+from dfs_deploy.training.job import JOB_FILE, load_job
+from dfs_deploy.training.state import STATE_FILE, load_state
+from dfs_deploy.verify import load_verification
+from tests.checks import refuses
+
+Read = Callable[[Path], Any]
+
+READERS: dict[str, tuple[Read, str, type[Exception], type[Exception]]] = {
+    "a baseline": (load_baseline, "base.json", UsageError, ArtefactError),
+    "a table of costs": (load_costs, "costs.json", DataError, DataError),
+    "a bench for a report": (load_bench, "bench.json", DataError, DataError),
+    "a training run": (load_run, "metrics.jsonl", DataError, DataError),
+    "a metrics log": (read_metrics, "metrics.jsonl", DataError, DataError),
+    "a job": (lambda file: load_job(file.parent), JOB_FILE, CheckpointError, CheckpointError),
+    "a training state": (lambda file: load_state(file.parent), STATE_FILE, CheckpointError, CheckpointError),
+    "a saved result": (load_verification, "verified.json", SavedResultError, SavedResultError),
+}
+"""How each is read, its file's name, the error for what is no regular file, and the one for another content."""
+
+UNLINKED = ("a job", "a training state")
+"""Those that lie in the folder of a run, and are never read through a link."""
+
+
+def pipe(file: Path) -> None:
+    os.mkfifo(file)
+
+
+def socket_file(file: Path) -> None:
+    before = Path.cwd()
+    os.chdir(file.parent)  # a socket's path must be short
+    try:
+        with socket.socket(socket.AF_UNIX) as here:
+            here.bind(file.name)
+    finally:
+        os.chdir(before)
+
+
+def sparse(file: Path) -> None:
+    file.touch()
+    os.truncate(file, 100 << 30)
+
+
+def device(file: Path) -> None:
+    file.symlink_to("/dev/zero")
+
+
+KINDS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a pipe": (pipe, "is a FIFO"),
+    "a socket": (socket_file, "is a socket"),
+    "a sparse file": (sparse, "107,374,182,400 bytes"),
+    "a link to a device": (device, "is a device"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("what", READERS)
+def test_what_is_no_file_of_a_bounded_size(tmp_path: Path, what: str, kind: str) -> None:
+    read, name, error, _ = READERS[what]
+    make, word = KINDS[kind]
+    if name in (JOB_FILE, STATE_FILE) and kind == "a link to a device":
+        word = "is a link"  # within the folder of a run no link is followed
+    make(tmp_path / name)
+    if what in UNLINKED and (tmp_path / name).is_symlink():
+        word = "is a link"
+    with refuses(error, str(tmp_path / name), word):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("what", [name for name in READERS if name != "a training run"])
+def test_a_folder(tmp_path: Path, what: str) -> None:
+    read, name, error, _ = READERS[what]
+    (tmp_path / name).mkdir()
+    with refuses(error, str(tmp_path / name), "is a folder"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("what", [name for name in READERS if name not in ("a training run", "a training state")])
+def test_a_bundle_and_a_large_file_are_named(tmp_path: Path, what: str) -> None:
+    read, name, error, _ = READERS[what]
+    file = tmp_path / name
+    file.write_bytes(b"\x89PNG\r\n\x1a\n")
+    os.truncate(file, 100 << 30)
+    with refuses(error, str(file), "is a PNG image and holds 107,374,182,400 bytes"):
+        read(file)
+    file.unlink()
+    file.mkdir()
+    (file / "manifest.json").write_text('{"schema_version": 2}')
+    with refuses(error, str(file), "is a bundle, expected a regular file"):
+        read(file)
+
+
+CONTENTS = {
+    "nothing": b"",
+    "text": b"no json",
+    "a list": b"[]",
+    "null": b"null",
+    "no UTF-8": b'{"schema_version": "\xff"}',
+    "nesting without end": b"[" * 100_000,
+    "nesting in a key": b'{"schema_version": 1, "schema": 1, "job": ' + b"[" * 100_000,
+    "a number without end": b'{"schema_version": ' + b"9" * 10_000 + b"}",
+    "a number that is none": b'{"schema_version": NaN}',
+    "a number beyond floats": b'{"schema_version": 1e999}',
+    "an escape": b'{"schema_version": 1, "\\u001b[2J\\nerror: forged": 1}',
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("what", READERS)
+def test_another_content(tmp_path: Path, what: str, content: str) -> None:
+    read, name, _, error = READERS[what]
+    (tmp_path / name).write_bytes(CONTENTS[content] + b"\n")
+    if (what, content) == ("a metrics log", "an escape"):
+        return  # any object is a record there
+    with pytest.raises(error) as caught:
+        read(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) <= 1200
+
+
+@pytest.mark.parametrize("what", [name for name in READERS if name not in ("a training state", "a metrics log")])
+def test_a_large_file_of_another_kind_takes_little_more_memory_than_its_size(tmp_path: Path, what: str) -> None:
+    read, name, _, error = READERS[what]
+    (tmp_path / name).write_bytes(b'{"schema_version": 1, "cases": [' + b"[]," * 2_000_000 + b"0]}\n")
+    tracemalloc.start()
+    try:
+        with pytest.raises(error):
+            read(tmp_path / name)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 40_000_000
+
+
+@pytest.mark.parametrize("what", [name for name in READERS if name not in ("a training run", "a training state")])
+def test_a_file_of_another_kind_is_named(tmp_path: Path, what: str) -> None:
+    read, name, _, error = READERS[what]
+    np.savez(tmp_path / "data.npz", x=np.zeros(3))
+    torch.save({"a": torch.zeros(3)}, tmp_path / "net.pt")
+    for file, kind in (("data.npz", "an .npz archive of arrays"), ("net.pt", "a PyTorch checkpoint")):
+        (tmp_path / file).replace(tmp_path / name)
+        with refuses(error, str(tmp_path / name), f"it is {kind}"):
+            read(tmp_path / name)
