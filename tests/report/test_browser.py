@@ -282,7 +282,7 @@ def test_on_paper(chromium: Browser, file: Path) -> None:
     chromium.settled()
     assert chromium("return getComputedStyle(document.body).backgroundColor") in ("rgb(255, 255, 255)", "#ffffff")
     assert chromium("return document.querySelectorAll('details:not([open])').length") == 0
-    hidden = "return getComputedStyle(document.querySelector('layout.filters select').parentElement).display"
+    hidden = "return getComputedStyle(document.querySelector('form.filters select').parentElement).display"
     assert chromium(hidden) == "none"
     chromium("dispatchEvent(new Event('afterprint'))")
     assert chromium("return document.querySelectorAll('details[open]').length") == 0
@@ -316,7 +316,7 @@ def test_a_caption_is_read_without_scrolling(chromium: Browser, file: Path, widt
 def test_the_filters_stay_in_sight_where_there_is_room(chromium: Browser, file: Path, width: int, stays: bool) -> None:
     chromium.open(file, width=width)
     chromium("document.querySelector('#bundle-0 h3:last-of-type').scrollIntoView({behavior: 'instant'})")
-    top = chromium("return document.querySelector('#bundle-0 layout.filters').getBoundingClientRect().bottom")
+    top = chromium("return document.querySelector('#bundle-0 form.filters').getBoundingClientRect().bottom")
     assert (top > 0) == stays
 
 
