@@ -15,9 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dfs_deploy.runtimes.gate import Features, Gate, GateWeights
-from dfs_deploy.runtimes.native_gate import NativeGate, native_variants
-from dfs_deploy.runtimes.numpy_gate import NumpyGate
+from dfs_deploy.runtimes.gate import Features, Gate, GateWeights, NativeGate, NumpyGate, native_variants
 
 SHAPES = ((16, 32, 32), (32, 16, 16), (64, 8, 8))
 FORMS = ("float32", "uint8")

@@ -27,8 +27,7 @@ from dfs_deploy.bench.baseline import (
 )
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import UsageError
-from dfs_deploy.runtimes import Runtime
-from dfs_deploy.runtimes.base import Result
+from dfs_deploy.runtimes import Result, Runtime
 
 
 class SlowRuntime(Runtime):

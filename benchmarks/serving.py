@@ -20,8 +20,8 @@ from benchmarks.networks import random_bundle
 from dfs_deploy.bench.clock import Case, summarize, time_interleaved
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.runtimes import Runtime
-from dfs_deploy.runtimes.onnxruntime.binding import Call, Rebinding
 from dfs_deploy.runtimes.onnxruntime.prepared import prepare_engines
+from dfs_deploy.runtimes.onnxruntime.sessions import Call, Rebinding
 from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
 
 _RESIDENT = """

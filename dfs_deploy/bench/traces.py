@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.runtimes.base import Substitution
-from dfs_deploy.runtimes.onnxruntime.joined import join_path
-from dfs_deploy.runtimes.onnxruntime.static import StraightEngine
+from dfs_deploy.runtimes import Substitution
+from dfs_deploy.runtimes.onnxruntime.static import StraightEngine, join_path
 
 
 def open_trace(

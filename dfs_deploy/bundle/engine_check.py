@@ -458,3 +458,6 @@ _OPERATORS = {
     "Transpose": _Operator(range(1, 2), _transposed, frozenset({"perm"})),
 }
 """Every operator of an exported engine, in the standard domain: no loop, no branch, no shape made of values."""
+
+OPERATORS = frozenset(_OPERATORS)
+"""Names of these operators."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -29,6 +28,7 @@ from dfs_deploy.cli.console import output, print_json, progress
 from dfs_deploy.cli.outputs import check_writable
 from dfs_deploy.errors import CheckFailedError, RegressionError, UsageError
 from dfs_deploy.io.files import write_whole
+from dfs_deploy.progress import Progress
 from dfs_deploy.thresholds import VERDICT_MAX_TOP1_DROP
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def bench(
         Path | None, typer.Option(help="A file of --save-baseline: fail if a ratio rose beyond the noise band.")
     ] = None,
     noise_band: Annotated[float, typer.Option(min=0.0, help="Of --compare: share by which a ratio may rise.")] = 0.05,
-    save_plan: Annotated[
+    save_choice: Annotated[
         bool,
         typer.Option("--save-plan", help="First measure which engines are fastest here, and keep that."),
     ] = False,
@@ -109,7 +109,7 @@ def bench(
         refuse_given(
             context,
             f"beside --device {device}, where ONNX Runtime does not run; leave it out",
-            *("against", "threads", "plan", "prepared", "save_plan", "plot"),
+            *("against", "threads", "plan", "prepared", "save_choice", "plot"),
             *(["start_ups"] if start_ups else []),
         )
     if not forced:
@@ -142,10 +142,10 @@ def bench(
         )
     undo = context.with_resource(ExitStack())  # closed when the verb ends, however it does
     with progress(quiet=json) as report:
-        planned = _Plan(opened, threads or 1, prepared) if save_plan else None
+        planned = _Plan(opened, threads or 1, prepared) if save_choice else None
         if planned is not None:
             undo.callback(planned.take_back)
-            planned.measure(partial(report, "measuring a plan"))
+            planned.measure(report)
         costs = None
         if save_costs is not None:
             report("measuring costs", 0.0)
@@ -210,22 +210,22 @@ class _Plan:
 
     def __init__(self, bundle: Bundle, threads: int, prepared: bool) -> None:
         from dfs_deploy.bundle.cache import Cache
-        from dfs_deploy.runtimes.onnxruntime.plan import plan_file, plan_key
+        from dfs_deploy.runtimes.onnxruntime.engine_choice import choice_file, choice_key
         from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, whole_prepared
 
         self._bundle, self._threads, self._cache = bundle, threads, Cache(bundle)
-        self._engines = whole_prepared(bundle, None, self._cache)[0] if prepared else PLAIN
-        self._name = plan_file(plan_key(bundle, threads, self._engines.together))
+        self._engines = whole_prepared(bundle, cache=self._cache)[0] if prepared else PLAIN
+        self._name = choice_file(choice_key(bundle, threads, self._engines.channel_block))
         self.file = self._cache.folder / self._name
         self._before = self._cache.read(self._name)
 
-    def measure(self, report: Callable[[float], None]) -> None:
+    def measure(self, report: Progress) -> None:
         """Measures a plan and puts it in place."""
-        from dfs_deploy.runtimes.onnxruntime.plan import measure_plan, save_plan
+        from dfs_deploy.runtimes.onnxruntime.engine_choice import measure_choice, save_choice
 
-        report(0.0)
-        measured = measure_plan(self._bundle, self._threads, report, self._engines)
-        self.file = save_plan(self._bundle, measured, self._cache)
+        report("measuring engines", 0.0)
+        measured = measure_choice(self._bundle, self._threads, report, self._engines)
+        self.file = save_choice(self._bundle, measured, self._cache)
 
     def take_back(self) -> None:
         """Puts in place what was there before, if that was changed."""

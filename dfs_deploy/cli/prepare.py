@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -55,10 +54,10 @@ def _prepare_onnxruntime(opened: Bundle, json: bool) -> None:
     from dfs_deploy.runtimes.onnxruntime.prepared import whole_prepared
 
     with progress(quiet=json) as report:
-        made, whole = whole_prepared(opened, partial(report, "preparing"))
+        made, whole = whole_prepared(opened, report)
     if made.failed:
         raise EngineError(f"engines could not be prepared, so the bundle's own run: {made.reason}; use --no-prepared")
-    if made.together > 1 and made.folder is None:
+    if made.channel_block > 1 and made.folder is None:
         raise EnvironmentLacksError(
             f"the prepared engines cannot be kept ({made.reason}); make the folder writable, name another with"
             " --cache-dir, or leave them to each start, which holds them in memory"
@@ -66,13 +65,13 @@ def _prepare_onnxruntime(opened: Bundle, json: bool) -> None:
     if json:
         folder = None if made.folder is None else str(made.folder)
         anew = folder is not None and not whole
-        print_json({"folder": folder, "together": made.together, "reason": made.reason, "made": anew})
+        print_json({"folder": folder, "together": made.channel_block, "reason": made.reason, "made": anew})
         return
     if made.folder is None:
         output().print(f"{opened.path}: the bundle's own engines run here ({made.reason}); there is nothing to prepare")
         return
     done = "there already" if whole else "made, and held against their plain form"
-    output().print(f"{made.folder}: engines {done}; features lie in blocks of {made.together} channels")
+    output().print(f"{made.folder}: engines {done}; features lie in blocks of {made.channel_block} channels")
 
 
 def _prepare_tensorrt(opened: Bundle, workspace: int | None, batch: int, json: bool) -> None:

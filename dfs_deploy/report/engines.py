@@ -18,10 +18,11 @@ from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.manifest import BlockEngines, Engine, Layout
 from dfs_deploy.report.results import EngineFigures
 from dfs_deploy.report.walk import Features, Sessions, walk
-from dfs_deploy.runtimes.base import Substitution, serving
-from dfs_deploy.runtimes.onnxruntime.binding import aligned_buffer, bind, laid_out
-from dfs_deploy.runtimes.onnxruntime.plan import median_us
+from dfs_deploy.runtimes import Substitution, running_engine
+from dfs_deploy.runtimes.buffers import aligned_buffer, laid_out
+from dfs_deploy.runtimes.onnxruntime.engine_choice import median_us
 from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, obtain_prepared
+from dfs_deploy.runtimes.onnxruntime.sessions import bind
 
 MOST_SAMPLES = 128
 """Inputs whose features errors are measured on; more would change little and take memory."""
@@ -66,7 +67,7 @@ def engine_figures(
                 choices = [] if block.skip is None else [block.skip]
                 serves = block.skip
             elif option.name in block.options:
-                choices, serves = block.options[option.name], serving(block, option.name, substitutions)
+                choices, serves = block.options[option.name], running_engine(block, option.name, substitutions)
             else:
                 continue  # a static policy runs another option here
             times = _times(bundle, timed, block, choices, features.commonest)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.manifest import BlockEngines, Engine, Layout
-from dfs_deploy.runtimes.base import Substitution, serving
-from dfs_deploy.runtimes.onnxruntime.binding import open_session, run_once, session_options
+from dfs_deploy.runtimes import Substitution, running_engine
 from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, PreparedEngines
+from dfs_deploy.runtimes.onnxruntime.sessions import open_session, run_once, session_options
 from dfs_deploy.system.ort import onnxruntime as ort
 
 
@@ -118,7 +118,7 @@ def advance(
         (engine.output, own, sessions.run(engine, layout, maps))
         for index, option in enumerate(bundle.options)
         if option.skips or option.name in block.options  # a static policy has engines for its own option alone
-        if (engine := block.skip if option.skips else serving(block, option.name, substitutions)) is not None
+        if (engine := block.skip if option.skips else running_engine(block, option.name, substitutions)) is not None
         for layout, own, maps in features.split(np.flatnonzero(choice == index))
     ]
     for output, own, maps in steps:

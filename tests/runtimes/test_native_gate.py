@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 
 from dfs_deploy.errors import EnvironmentLacksError, UsageError
-from dfs_deploy.runtimes.gate import GateWeights
-from dfs_deploy.runtimes.native_gate import NativeGate, native_variants
+from dfs_deploy.runtimes.gate import GateWeights, NativeGate, native_variants
 from tests.checks import refuses
 from tests.runtimes.gates import (
     SHAPES,
@@ -301,7 +300,7 @@ def chosen_gate(wheel: Path) -> str:
         "import numpy as np, dfs_deploy\n"
         "assert dfs_deploy.__file__.startswith(sys.argv[1]), dfs_deploy.__file__\n"
         "from dfs_deploy.runtimes.gate import GateWeights\n"
-        "from dfs_deploy.runtimes.gate_choice import gate_for\n"
+        "from dfs_deploy.runtimes.gate import gate_for\n"
         "shapes = [(1, 40, 3), (1, 40), (40, 10), (4, 10), (4,)]\n"
         "gate = gate_for(GateWeights(*(np.zeros(shape, np.float32) for shape in shapes)))\n"
         "gate.reset(1)\n"
@@ -332,8 +331,8 @@ def test_a_wheel_holds_the_extension_and_no_sources(source: Path) -> None:
         names = {Path(name).name for name in archive.namelist() if name.startswith(f"{NATIVE}/")}
         content = {name: archive.read(f"{NATIVE}/{name}") for name in names if name.endswith(".so")}
     libraries = {name for name in names if name.endswith(".so")}
-    assert {name.partition(".")[0] for name in libraries} == {"_gate", "_loop", "_rows"}
-    assert names - libraries == {"__init__.py", "_gate.pyi", "_loop.pyi", "_rows.pyi"}
+    assert {name.partition(".")[0] for name in libraries} == {"_gate"}
+    assert names - libraries == {"__init__.py", "_gate.pyi"}
     assert chosen_gate(wheel) == "native"
     if sys.platform == "linux":
         # What debuggers and linkers alone would read takes five times the room of the code.

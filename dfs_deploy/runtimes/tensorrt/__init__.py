@@ -16,9 +16,8 @@ from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.cache import Cache
 from dfs_deploy.errors import DfsDeployError, EngineError, RuntimeClosedError
 from dfs_deploy.network import Architecture
-from dfs_deploy.runtimes.base import Backend, Substitution
-from dfs_deploy.runtimes.gate_choice import gate_for
-from dfs_deploy.runtimes.gate_weights import read_gate_weights
+from dfs_deploy.runtimes.backend import Backend, Substitution
+from dfs_deploy.runtimes.gate import gate_for, read_gate_weights
 from dfs_deploy.runtimes.tensorrt.batch import BatchDispatch
 from dfs_deploy.runtimes.tensorrt.contexts import Binder
 from dfs_deploy.runtimes.tensorrt.device import Lane

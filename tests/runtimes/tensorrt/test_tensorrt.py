@@ -19,7 +19,7 @@ from dfs_deploy.errors import (
     RuntimeClosedError,
     UsageError,
 )
-from dfs_deploy.runtimes.base import Result, Runtime
+from dfs_deploy.runtimes import Result, Runtime
 from dfs_deploy.runtimes.tensorrt.batch import runs
 from dfs_deploy.runtimes.tensorrt.building import prepare
 from dfs_deploy.runtimes.tensorrt.plan import Settings
