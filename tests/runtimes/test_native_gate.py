@@ -210,8 +210,8 @@ def test_memory_does_not_grow() -> None:
 @needs_native
 def test_a_batch_releases_the_gil_and_a_gate_is_one_threads() -> None:
     gate = NativeGate(random_weights())
-    features = random_features(1, (16, 32, 32)).repeat(600, 0)
-    gate.reset(len(features))
+    features, where = random_features(1, (16, 32, 32)), np.zeros((20_000, 2), np.intp)  # one map, many times
+    gate.reset(len(where))
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1000)  # nobody is made to let go of the GIL: who runs meanwhile runs because it was released
     seen = False
@@ -221,7 +221,7 @@ def test_a_batch_releases_the_gil_and_a_gate_is_one_threads() -> None:
 
             def work(started: threading.Event = started, done: list[int] = done) -> None:
                 started.set()
-                step_floats(gate, 0, features)
+                gate.step(0, [features], where, 1.0)
                 done.append(1)
 
             thread = threading.Thread(target=work)
@@ -229,7 +229,7 @@ def test_a_batch_releases_the_gil_and_a_gate_is_one_threads() -> None:
             started.wait()
             try:
                 while not done and not seen:
-                    gate.reset(len(features))
+                    gate.reset(len(where))
                     os.sched_yield()
             except UsageError as error:
                 assert "another thread" in str(error)
@@ -240,7 +240,7 @@ def test_a_batch_releases_the_gil_and_a_gate_is_one_threads() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert seen
-    gate.reset(len(features))
+    gate.reset(len(where))
 
 
 @needs_native
