@@ -435,7 +435,7 @@ def _opened_again(
 
 def _most_at_once(architecture: Architecture, batch: int) -> int:
     """Most images that run at once, a multiple of the backend's own batch."""
-    widest = max(math.prod(shape.out_shape) for shape in architecture.block_shapes())
+    widest = max(math.prod(block.out_shape) for block in architecture.blocks)
     bytes_each = 4 * (math.prod(architecture.image_shape) + widest)
     return max(PART_BYTES // bytes_each, _LEAST_PART, batch) // batch * batch
 

@@ -23,7 +23,7 @@ def bundle(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def choice_of(bundle: Bundle, entries: list[engine_choice.ChosenEngine]) -> engine_choice.EngineChoice:
-    return engine_choice.EngineChoice(engine_choice.VERSION, engine_choice.choice_key(bundle, 1), entries)
+    return engine_choice.EngineChoice(engine_choice.FORMAT.version, engine_choice.choice_key(bundle, 1), entries)
 
 
 def test_measures_every_option_with_several_engines(bundle: Bundle) -> None:
@@ -55,7 +55,7 @@ def test_a_plan_of_another_key_is_never_loaded(bundle: Bundle, key: str) -> None
     path = engine_choice.save_choice(bundle, choice_of(bundle, []))
     assert engine_choice.load_choice(bundle, 1) is not None
     other = {**engine_choice.choice_key(bundle, 1), key: "another"}
-    path.write_bytes(msgspec.json.encode(engine_choice.EngineChoice(engine_choice.VERSION, other, [])))
+    path.write_bytes(msgspec.json.encode(engine_choice.EngineChoice(engine_choice.FORMAT.version, other, [])))
     assert engine_choice.load_choice(bundle, 1) is None
 
 

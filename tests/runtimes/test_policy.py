@@ -115,7 +115,7 @@ def test_its_threads_are_those_of_one_engine(static: Bundle) -> None:
 def test_a_plan_decides_what_is_joined(static: Bundle) -> None:
     entry = engine_choice.ChosenEngine(1, "8", "fp32", {"int8": 2.0, "fp32": 1.0})
     engine_choice.save_choice(
-        static, engine_choice.EngineChoice(engine_choice.VERSION, engine_choice.choice_key(static, 1), [entry])
+        static, engine_choice.EngineChoice(engine_choice.FORMAT.version, engine_choice.choice_key(static, 1), [entry])
     )
     with Runtime(static) as planned, Runtime(static, plan=False) as plain:
         assert planned.description["plan"] == "measured here"

@@ -109,9 +109,9 @@ def read_gate_weights(bundle: Bundle, runtime: str) -> GateWeights | None:
     if file is None:
         return None
     network = bundle.architecture
-    blocks = list(network.block_shapes())[: network.gated_blocks]
+    blocks = network.blocks[: network.gated_blocks]
     widest = max((shape.out_channels for shape in blocks), default=1)
-    shapes = _shapes(len(blocks), widest, network.gate_hidden, len(bundle.options))
+    shapes = _shapes(len(blocks), widest, network.gate.hidden, len(bundle.options))
     found = _constant_outputs(bundle.read(file), f"{bundle.path}: {file}")
     if missing := [name for name in _NAMES if name not in found]:
         raise BundleError(f"{bundle.path}: the gate's graph does not give its {missing[0]}; export again")

@@ -37,7 +37,7 @@ class BatchDispatch:
     def __init__(self, engines: LoadedEngines, gate: Gate, architecture: Architecture) -> None:
         self._engines = engines
         self._gate = gate
-        self._sizes = [shape.out_shape for shape in architecture.block_shapes()]
+        self._sizes = [block.out_shape for block in architecture.blocks]
         self._classes = architecture.classes
         self._pool = BufferPool()
         self._calls: dict[ort.InferenceSession, Rebinding] = {}

@@ -19,8 +19,9 @@ from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.cache import PLAN, Cache, cache_key
 from dfs_deploy.bundle.engines import PlacedEngine, engines_of
 from dfs_deploy.bundle.manifest import Engine, Layout
+from dfs_deploy.errors import BundleError
 from dfs_deploy.io.files import sha256
-from dfs_deploy.io.json_files import MAX_JSON, MalformedError, decode_json
+from dfs_deploy.io.json_files import MAX_JSON, VersionedFormat
 from dfs_deploy.options import PRECISIONS, Precision
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes.backend import Substitution
@@ -31,7 +32,6 @@ from dfs_deploy.runtimes.onnxruntime.sessions import bind, open_session, session
 from dfs_deploy.system.cpu import describe_cpu, has_fast_float16
 from dfs_deploy.system.ort import onnxruntime as ort
 
-VERSION = 1
 MARGIN = 0.05
 """A more precise engine is chosen only if it is this share faster; a smaller difference is noise."""
 
@@ -68,6 +68,11 @@ class EngineChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     entries: list[ChosenEngine]
 
 
+FORMAT = VersionedFormat(
+    "engine choice", EngineChoice, 1, "measure one with bench --save-plan", error=BundleError, version_key="version"
+)
+
+
 def choice_key(bundle: Bundle, threads: int, channel_block: int = 1) -> dict[str, str]:
     """Key of everything that the time of an engine depends on.
 
@@ -95,14 +100,15 @@ def load_choice(
 ) -> EngineChoice | None:
     """Loads the choice measured on this machine; ``None`` if there is none, or the file is no such choice."""
     key = choice_key(bundle, threads, channel_block)
-    content = (cache or Cache(bundle)).read(choice_file(key), MAX_JSON)
+    name = choice_file(key)
+    content = (cache or Cache(bundle)).read(name, MAX_JSON)
     if content is None:
         return None
     try:
-        choice = decode_json(content, EngineChoice)
-    except MalformedError:
+        choice = FORMAT.decode(content, Path(name))
+    except BundleError:
         return None  # in a cache, an unreadable file counts as none
-    return choice if choice.version == VERSION and choice.key == key else None
+    return choice if choice.key == key else None
 
 
 def save_choice(bundle: Bundle, choice: EngineChoice, cache: Cache | None = None) -> Path:
@@ -111,8 +117,7 @@ def save_choice(bundle: Bundle, choice: EngineChoice, cache: Cache | None = None
     Raises:
         OSError: it cannot be kept.
     """
-    content = msgspec.json.format(msgspec.json.encode(choice), indent=1) + b"\n"
-    return (cache or Cache(bundle)).write(choice_file(choice.key), content)
+    return (cache or Cache(bundle)).write(choice_file(choice.key), FORMAT.encode(choice))
 
 
 def measure_choice(
@@ -138,7 +143,7 @@ def measure_choice(
         medians = _medians(bundle, prepared, engines, threads)
         entries.append(ChosenEngine(block, option, _fastest(medians), medians))
         progress("measuring engines", done / len(several))
-    return EngineChoice(VERSION, choice_key(bundle, threads, prepared.channel_block), entries)
+    return EngineChoice(FORMAT.version, choice_key(bundle, threads, prepared.channel_block), entries)
 
 
 def decide_substitutions(bundle: Bundle, choice: EngineChoice | None) -> tuple[Substitution, ...]:

@@ -26,7 +26,7 @@ from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.bundle.onnx_messages import parse_model
 from dfs_deploy.errors import BundleError, DfsDeployError
 from dfs_deploy.io.files import put_folder, read_file, sha256, temporary_folder
-from dfs_deploy.io.json_files import Digest, MalformedError, read_json
+from dfs_deploy.io.json_files import Digest, VersionedFormat
 from dfs_deploy.io.text import first_line
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes.buffers import laid_out
@@ -45,7 +45,6 @@ from dfs_deploy.system.ort import onnxruntime as ort
 
 _LOG = logging.getLogger(__name__)
 
-VERSION = 1
 TOLERANCE = 1e-4
 """Greatest difference from the plain engine, relative to its greatest output: sums are added in another order."""
 
@@ -71,6 +70,11 @@ class PreparedIndex(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     channel_block: int = msgspec.field(name="together")
     files: dict[str, Digest]
     failure: str = ""
+
+
+FORMAT = VersionedFormat(
+    "index of prepared engines", PreparedIndex, 1, "run dfs-deploy prepare", error=BundleError, version_key="version"
+)
 
 
 class DamagedError(BundleError):
@@ -190,10 +194,10 @@ def load_prepared(bundle: Bundle, cache: Cache | None = None) -> PreparedEngines
 
 def _load(bundle: Bundle, folder: Path, channel_block: int) -> PreparedEngines | None:
     try:
-        index = read_json(folder / _INDEX, PreparedIndex, follow=False)
-    except (OSError, MalformedError):
+        index = FORMAT.read(folder / _INDEX, follow=False)
+    except BundleError:
         return None  # in a cache, an unreadable file counts as none
-    if (index.version, index.key) != (VERSION, prepared_key(bundle)):
+    if index.key != prepared_key(bundle):
         return None
     if index.failure:
         return PreparedEngines(reason=index.failure, failed=True)
@@ -276,7 +280,7 @@ def _why_plain(bundle: Bundle, channel_block: int) -> str:
         return ONE_ENGINE
     if channel_block == 1:
         return "ONNX Runtime has no blocked layout for this CPU"
-    if any(shape.out_channels % channel_block for shape in bundle.architecture.block_shapes()):
+    if any(shape.out_channels % channel_block for shape in bundle.architecture.blocks):
         return f"not every block's channels are a multiple of {channel_block}"
     return ""
 
@@ -310,14 +314,14 @@ def _keep(bundle: Bundle, made: PreparedEngines, folder: Path) -> None:
     """Writes the engines, whole or not at all; raises OSError if they cannot be kept."""
     digests = dict(made._digests)
     index = PreparedIndex(
-        VERSION, prepared_key(bundle), made.channel_block, digests, made.reason if made.failed else ""
+        FORMAT.version, prepared_key(bundle), made.channel_block, digests, made.reason if made.failed else ""
     )
     with temporary_folder(folder) as temporary:
         whole = temporary / folder.name
         whole.mkdir()
         for file, data in made._models.items():
             _model_file(whole, digests[file]).write_bytes(data)
-        (whole / _INDEX).write_bytes(msgspec.json.format(msgspec.json.encode(index), indent=1) + b"\n")
+        (whole / _INDEX).write_bytes(FORMAT.encode(index))
         put_folder(whole, folder)  # not synced before: an engine that a power failure cut off misses its digest
 
 
@@ -325,8 +329,8 @@ def _remove_outdated(bundle: Bundle, folder: Path) -> None:
     """Removes what was prepared for another bundle that lay under this name."""
     for other in folder.parent.glob(f"{PREPARED}*"):
         try:
-            index = read_json(other / _INDEX, PreparedIndex, follow=False)
-        except (OSError, MalformedError):
+            index = FORMAT.read(other / _INDEX, follow=False)
+        except BundleError:
             continue  # from another version, perhaps another machine: not ours to remove
         if index.key.get("bundle") != bundle.digest and not other.is_symlink():
             shutil.rmtree(other, ignore_errors=True)

@@ -100,12 +100,12 @@ class SingleDispatch:
 def _buffers(architecture: Architecture) -> list[list[NDArray[Any]]]:
     """Output buffers of each block, one per slot; blocks with outputs of the same size share them."""
     by_size: dict[tuple[int, ...], list[NDArray[Any]]] = {}
-    for shape in architecture.block_shapes():
+    for shape in architecture.blocks:
         if shape.out_shape not in by_size:
             by_size[shape.out_shape] = [
                 aligned_buffer((1, *laid_out(shape.out_shape, layout)), np.dtype(layout)) for layout, _ in _SLOTS
             ]
-    return [by_size[shape.out_shape] for shape in architecture.block_shapes()]
+    return [by_size[shape.out_shape] for shape in architecture.blocks]
 
 
 def _bind_option(
