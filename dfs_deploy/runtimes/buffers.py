@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,10 +41,13 @@ class BufferPool:
         least = capacity = 1 << (rows - 1).bit_length()
         while capacity <= self._largest:
             if free := self._free.get((size, layout, capacity)):
-                return Buffer(free.pop(), rows, size, layout)
+                memory = free.pop()
+                break
             capacity *= 2
-        self._largest = max(self._largest, least)
-        return Buffer(aligned_buffer((least, *laid_out(size, layout)), np.dtype(layout)), rows, size, layout)
+        else:
+            self._largest = max(self._largest, least)
+            memory = aligned_buffer((least, *laid_out(size, layout)), np.dtype(layout))
+        return Buffer(memory, memory[:rows], size, layout)
 
     def give_back(self, buffer: Buffer) -> None:
         """Takes a buffer back, whose features are of no use any more."""
@@ -51,6 +55,7 @@ class BufferPool:
         self._free.setdefault((buffer.size, buffer.layout, len(memory)), []).append(memory)
 
 
+@dataclass(frozen=True, eq=False)
 class Buffer:
     """Feature maps in memory of a pool.
 
@@ -61,7 +66,7 @@ class Buffer:
         layout: layout of the maps.
     """
 
-    __slots__ = ("layout", "maps", "memory", "size")
-
-    def __init__(self, memory: NDArray[Any], rows: int, size: tuple[int, ...], layout: Layout) -> None:
-        self.memory, self.maps, self.size, self.layout = memory, memory[:rows], size, layout
+    memory: NDArray[Any]
+    maps: NDArray[Any]
+    size: tuple[int, ...]
+    layout: Layout

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from dfs_deploy.runtimes.gate import BoundStep, Gate, NativeGate
+
+if TYPE_CHECKING:
+    from dfs_deploy.runtimes.native._gate import CompiledLoop
 
 Call = Callable[[], None]
 
@@ -31,40 +34,16 @@ class BlockStep:
     options: tuple[tuple[Call | None, int], ...]
 
 
-class DispatchLoop(Protocol):
+class PythonLoop:
     """Loop over the gated blocks of one sample.
+
+    Args:
+        steps: for each gated block, one step per slot.
 
     Attributes:
         slot: slot of the features after the last block.
         block: gated block that runs, from 0; for messages if a call failed.
         path: option indices taken, zero beyond ``block``.
-    """
-
-    @property
-    def slot(self) -> int: ...
-
-    @property
-    def block(self) -> int: ...
-
-    @property
-    def path(self) -> bytearray: ...
-
-    def run(self, forced: bytes | None) -> bytearray:
-        """Runs every block, from slot 0; the gate must have been reset for one sample.
-
-        Args:
-            forced: option indices to run instead of the gate's choices; the gate still steps. ``None`` for its choices.
-
-        Returns:
-            Option index of each block, one byte per block; owned by the caller.
-        """
-
-
-class PythonLoop:
-    """See :class:`DispatchLoop`.
-
-    Args:
-        steps: for each gated block, one step per slot.
     """
 
     def __init__(self, steps: Sequence[Sequence[BlockStep]]) -> None:
@@ -75,6 +54,14 @@ class PythonLoop:
         self.path = bytearray()
 
     def run(self, forced: bytes | None) -> bytearray:
+        """Runs every block, from slot 0; the gate must have been reset for one sample.
+
+        Args:
+            forced: option indices to run instead of the gate's choices; the gate still steps. ``None`` for its choices.
+
+        Returns:
+            Option index of each block, one byte per block; owned by the caller.
+        """
         self.path = path = bytearray(len(self._steps))
         slot, pooled = 0, False
         for block, slots in enumerate(self._steps):
@@ -92,7 +79,7 @@ class PythonLoop:
         return path
 
 
-def loop_for(gate: Gate, steps: Sequence[Sequence[BlockStep]]) -> DispatchLoop:
+def loop_for(gate: Gate, steps: Sequence[Sequence[BlockStep]]) -> PythonLoop | CompiledLoop:
     """Makes the loop for a gate: the compiled one for the compiled gate.
 
     Args:

@@ -163,18 +163,6 @@ def test_the_extension_itself_refuses_what_it_cannot_read() -> None:
     ]:
         with pytest.raises((TypeError, ValueError, BufferError)):
             gate.step(0, chunks, np.array(where, np.intp), 1.0, decisions, changed)
-    for pooled in (
-        zeros(2, 8),
-        zeros(1, 9),
-        zeros(1, 0),
-        zeros(8),
-        zeros(1, 8).astype(np.float64),
-        zeros(1, 16)[:, ::2],
-    ):
-        with pytest.raises((TypeError, ValueError, BufferError)):
-            gate.step_pooled(0, pooled, decisions)
-        with pytest.raises((TypeError, ValueError, BufferError)):
-            gate.bind_pooled(0, pooled)
 
 
 @needs_native

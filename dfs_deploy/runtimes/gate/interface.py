@@ -97,14 +97,8 @@ class Gate(ABC):
         return self._bind(block, features, scale)
 
     def bind_pooled(self, block: int, pooled: Array) -> BoundStep:
-        """Makes a step for one sample whose features arrive averaged over the map.
-
-        Args:
-            block: index of the block that makes the features; 0 is the first.
-            pooled: (1, C) float32, contiguous. Read at each call.
-        """
-        self._check_pooled(block, 1, pooled)
-        return self._bind_pooled(block, pooled)
+        """Makes a step for one sample whose features arrive averaged over the map, (1, C) float32; see :meth:`bind`."""
+        return self.bind(block, _as_maps(pooled), 1.0)
 
     def step(
         self,
@@ -135,17 +129,9 @@ class Gate(ABC):
         return self._step(block, buffers, where, scale, changed)
 
     def step_pooled(self, block: int, pooled: Array) -> NDArray[np.int64]:
-        """Steps a batch whose features arrive averaged over the map.
-
-        Args:
-            block: index of the block that made the features.
-            pooled: (N, C) float32, contiguous.
-
-        Returns:
-            (N,) int64 option indices; of equal scores the lowest.
-        """
-        self._check_pooled(block, self._samples, pooled)
-        return self._step_pooled(block, pooled)
+        """Steps a batch whose features arrive averaged over the map, (N, C) float32; see :meth:`step`."""
+        rows = np.arange(len(pooled))
+        return self.step(block, [_as_maps(pooled)], np.stack([np.zeros_like(rows), rows], 1), 1.0)
 
     # The same without checks, by each gate.
 
@@ -159,9 +145,6 @@ class Gate(ABC):
     def _bind(self, block: int, features: Features, scale: float) -> BoundStep: ...
 
     @abstractmethod
-    def _bind_pooled(self, block: int, pooled: Array) -> BoundStep: ...
-
-    @abstractmethod
     def _step(
         self,
         block: int,
@@ -171,9 +154,6 @@ class Gate(ABC):
         changed: NDArray[np.bool_] | None,
     ) -> NDArray[np.int64]: ...
 
-    @abstractmethod
-    def _step_pooled(self, block: int, pooled: Array) -> NDArray[np.int64]: ...
-
     def _check_features(self, name: str, block: int, features: Features) -> None:
         if not isinstance(features, np.ndarray) or features.dtype not in (np.float32, np.uint8):
             raise InputError(f"{name} are {_kind(features)}, expected an array of float32 or uint8")
@@ -182,11 +162,6 @@ class Gate(ABC):
             raise InputError(f"{name} have shape {features.shape}, expected {wanted}, none of C, H and W zero")
         _check_contiguous(name, features)
         channels = channels_of(features)
-        self._check_channels(name, block, channels)
-        if channels % self.channel_block:
-            raise InputError(f"{name} have {channels} channels, expected a multiple of {self.channel_block}")
-
-    def _check_channels(self, name: str, block: int, channels: int) -> None:
         weights = self._weights
         if not 0 <= block < weights.gates:
             raise UsageError(f"no gate follows block {block}: there are {weights.gates}, from 0")
@@ -194,13 +169,8 @@ class Gate(ABC):
         if not least <= channels <= most:
             bounds = f"{least}" if least == most else f"{least} to {most}"
             raise InputError(f"{name} have {channels} channels, expected {bounds} after block {block}")
-
-    def _check_pooled(self, block: int, samples: int, pooled: Array) -> None:
-        if not isinstance(pooled, np.ndarray) or pooled.dtype != np.float32 or pooled.ndim != 2:
-            raise InputError(f"pooled features are {_kind(pooled)}, expected an array of float32 of shape (N, C)")
-        _check_contiguous("pooled features", pooled)
-        self._check_channels("pooled features", block, pooled.shape[1])
-        _check_samples(len(pooled), samples)
+        if channels % self.channel_block:
+            raise InputError(f"{name} have {channels} channels, expected a multiple of {self.channel_block}")
 
     def _check_batch(
         self,
@@ -231,7 +201,8 @@ class Gate(ABC):
             if not isinstance(changed, np.ndarray) or changed.dtype != np.bool_ or changed.shape != shape:
                 raise InputError(f"changed is {_kind(changed)}, expected an array of bool of shape {shape}")
             _check_contiguous("changed", changed)
-        _check_samples(len(where), self._samples)
+        if len(where) != self._samples:
+            raise UsageError(f"{len(where)} samples, but the gate was reset for {self._samples}")
 
 
 def channels_of(features: Features) -> int:
@@ -250,14 +221,16 @@ def uint8_factor(scale: float, area: int) -> np.float64:
     return np.float64(np.float32(scale / area))
 
 
+def _as_maps(pooled: Array) -> Array:
+    """Pooled features as maps of one pixel, in the same memory."""
+    if not isinstance(pooled, np.ndarray) or pooled.dtype != np.float32 or pooled.ndim != 2:
+        raise InputError(f"pooled features are {_kind(pooled)}, expected an array of float32 of shape (N, C)")
+    return pooled[:, :, None, None]
+
+
 def _check_contiguous(name: str, array: NDArray[np.generic]) -> None:
     if not array.flags.c_contiguous:
         raise InputError(f"{name}: the array is not contiguous; pass numpy.ascontiguousarray of it")
-
-
-def _check_samples(given: int, held: int) -> None:
-    if given != held:
-        raise UsageError(f"{given} samples, but the gate was reset for {held}")
 
 
 def _kind(value: object) -> str:

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from dfs_deploy.errors import EnvironmentLacksError, UsageError
 from dfs_deploy.runtimes import native
+from dfs_deploy.runtimes.buffers import aligned_buffer
 from dfs_deploy.runtimes.gate.interface import BoundStep, Features, Gate, channels_of, uint8_factor
 from dfs_deploy.runtimes.gate.weights import Array, GateWeights
 from dfs_deploy.system.installed import install_line
-
-_ALIGNMENT = 64
 
 
 def native_available() -> bool:
@@ -90,9 +89,6 @@ class NativeGate(Gate):
     def _bind(self, block: int, features: Features, scale: float) -> BoundStep:
         return self.compiled.bind(block, features, _factor(features, scale))
 
-    def _bind_pooled(self, block: int, pooled: Array) -> BoundStep:
-        return self.compiled.bind_pooled(block, pooled)
-
     def _step(
         self,
         block: int,
@@ -103,11 +99,6 @@ class NativeGate(Gate):
     ) -> NDArray[np.int64]:
         decisions = np.empty(len(where), np.int64)
         self.compiled.step(block, buffers, where, _factor(buffers[0], scale), decisions, changed)
-        return decisions
-
-    def _step_pooled(self, block: int, pooled: Array) -> NDArray[np.int64]:
-        decisions = np.empty(len(pooled), np.int64)
-        self.compiled.step_pooled(block, pooled, decisions)
         return decisions
 
     @property
@@ -156,9 +147,6 @@ def _padded(values: Array) -> Array:
     from dfs_deploy.runtimes.native._gate import LANES
 
     shape = (*values.shape[:-1], -(-values.shape[-1] // LANES) * LANES)
-    size = int(np.prod(shape)) * 4
-    raw = np.zeros(size + _ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
-    copy: Array = raw[start : start + size].view(np.float32).reshape(shape)
+    copy: Array = aligned_buffer(shape, np.dtype(np.float32))
     copy[..., : values.shape[-1]] = values
     return copy

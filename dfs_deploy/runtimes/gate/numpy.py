@@ -43,10 +43,6 @@ class NumpyGate(Gate):
         step = _Step(self._one, block, channels_of(features))
         return _Bound(self, step, _pooling(_flat(features, self.channel_block)[0], step.pooled[0], scale))
 
-    def _bind_pooled(self, block: int, pooled: Array) -> BoundStep:
-        step = _Step(self._one, block, pooled.shape[1])
-        return _Bound(self, step, functools.partial(np.copyto, step.pooled, pooled))
-
     def _step(
         self,
         block: int,
@@ -63,11 +59,6 @@ class NumpyGate(Gate):
                 pooled = np.empty((len(samples), step.pooled.shape[1]), np.float32)
                 _pooling(_flat(buffer, self.channel_block)[where[samples, 1]], pooled, scale)()
                 step.pooled[samples] = pooled
-        return np.asarray(step.run().argmax(1), np.int64)
-
-    def _step_pooled(self, block: int, pooled: Array) -> NDArray[np.int64]:
-        step = _Step(self._states, block, pooled.shape[1])
-        np.copyto(step.pooled, pooled)
         return np.asarray(step.run().argmax(1), np.int64)
 
     def check_single(self) -> None:

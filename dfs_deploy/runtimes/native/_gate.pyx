@@ -192,9 +192,6 @@ cdef class CompiledGate:
     def bind(self, Py_ssize_t block, features, float factor):
         return BoundStep(self, block, features, factor)
 
-    def bind_pooled(self, Py_ssize_t block, pooled):
-        return BoundStep(self, block, pooled, 1.0, True)
-
     def step(self, Py_ssize_t block, chunks, where, float factor, decisions, changed=None):
         self._check_idle()
         cdef View decision_view = View(decisions, "decisions", _INT64, 1, True)
@@ -261,26 +258,6 @@ cdef class CompiledGate:
         finally:
             free(described)
 
-    def step_pooled(self, Py_ssize_t block, pooled, decisions):
-        self._check_idle()
-        cdef View view = View(pooled, "pooled", "f", 2)
-        cdef View decision_view = View(decisions, "decisions", _INT64, 1, True)
-        cdef Py_ssize_t samples = self.samples, padded = self.weights.padded, channels = view.buffer.shape[1], i
-        view.expect("pooled", (samples, channels))
-        decision_view.expect("decisions", (samples,))
-        self._check_channels(block, channels)
-        cdef const float *given = <const float *> view.buffer.buf
-        cdef int64_t *chosen = <int64_t *> decision_view.buffer.buf
-        cdef float *hidden = self.state
-        self.busy = True
-        with nogil:
-            for i in range(samples):
-                chosen[i] = self.kernel.step(
-                    &self.weights, block, given + i * channels, channels, hidden, hidden + padded, self.scratch
-                )
-                hidden += 2 * padded
-        self.busy = False
-
     def read_state(self, hidden, cell):
         self._copy_state(hidden, cell, True)
 
@@ -342,42 +319,39 @@ cdef class CompiledGate:
 
 
 cdef class BoundStep:
-    """Step after one block on one buffer: a feature map, or the pooled features of one."""
+    """Step after one block on the buffer of a feature map."""
 
     cdef CompiledGate gate
     cdef View view
     cdef GateFeatures features
-    cdef const float *given  # features that came pooled; NULL where they are a map
     cdef Py_ssize_t block
 
-    def __cinit__(self, CompiledGate gate not None, Py_ssize_t block, features, float factor, bint pooled=False):
-        if pooled:
-            self.view = View(features, "pooled", "f", 2)
-            gate._check_channels(block, self.view.buffer.shape[1])
-            self.features.channels = self.view.buffer.shape[1]
-            self.given = <const float *> self.view.buffer.buf
-        else:
-            self.view = View(features, "features", "B" if memoryview(features).format == "B" else "f", 4)
-            gate._describe(&self.features, block, self.view, factor)
+    def __cinit__(self, CompiledGate gate not None, Py_ssize_t block, features, float factor):
+        self.view = View(features, "features", "B" if memoryview(features).format == "B" else "f", 4)
+        gate._describe(&self.features, block, self.view, factor)
         if self.view.buffer.shape[0] != 1:
             raise ValueError(f"features of {self.view.buffer.shape[0]} samples, expected one")
         self.gate = gate
         self.block = block
 
-    # The GIL stays in all of these: to let go of it and wait for it again would cost more than the step.
+    # The GIL stays in all of these: to release it and wait for it again would cost more than the step.
 
     def pool(self):
         self.gate._check_single()
-        if self.given == NULL:
-            self.gate.kernel.pool(&self.features, self.gate.pooled)
+        self.gate.kernel.pool(&self.features, self.gate.pooled)
 
     def advance(self):
         cdef CompiledGate gate = self.gate
         gate._check_single()
-        cdef const float *pooled = self.given if self.given != NULL else gate.pooled
         cdef float *hidden = gate.state
         return gate.kernel.step(
-            &gate.weights, self.block, pooled, self.features.channels, hidden, hidden + gate.weights.padded, gate.scratch
+            &gate.weights,
+            self.block,
+            gate.pooled,
+            self.features.channels,
+            hidden,
+            hidden + gate.weights.padded,
+            gate.scratch,
         )
 
     def __call__(self):
@@ -428,8 +402,8 @@ cdef class CompiledLoop:
             for j, given in enumerate(slots):
                 at = i * self.slots + j
                 bound = given.gate
-                if bound.gate is not gate or bound.given != NULL:
-                    raise ValueError("a step whose features this gate does not pool; bind it to a feature map")
+                if bound.gate is not gate:
+                    raise ValueError("a step of another gate")
                 if len(given.options) != self.options:
                     raise ValueError(f"{len(given.options)} options at gated block {i}, expected {self.options}")
                 step = &self.steps[at]

@@ -16,7 +16,7 @@ from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.errors import DfsDeployError, InternalError
 from dfs_deploy.network import Architecture
 from dfs_deploy.runtimes.buffers import aligned_buffer, laid_out
-from dfs_deploy.runtimes.dispatch import BlockStep, Call, DispatchLoop, loop_for
+from dfs_deploy.runtimes.dispatch import BlockStep, Call, loop_for
 from dfs_deploy.runtimes.gate import Gate
 from dfs_deploy.runtimes.onnxruntime.loading import LoadedEngine, LoadedEngines
 from dfs_deploy.runtimes.onnxruntime.sessions import bind, engine_failed
@@ -57,7 +57,7 @@ class SingleDispatch:
             )
             for i, block in enumerate(engines.blocks)
         )
-        self._loop: DispatchLoop = loop_for(gate, self._steps)
+        self._loop = loop_for(gate, self._steps)
 
     def run(
         self, image: NDArray[np.float32], forced: NDArray[np.uint8] | None
