@@ -106,7 +106,7 @@ class NativeGate(Gate):
         """Copy of the hidden state and the cell, each (samples, hidden); can be set."""
         hidden = np.empty((self.compiled.samples, self._weights.hidden), np.float32)
         cell = np.empty_like(hidden)
-        self.compiled.read_state(hidden, cell)
+        self.compiled.copy_state(hidden, cell, True)
         return hidden, cell
 
     @state.setter
@@ -115,7 +115,7 @@ class NativeGate(Gate):
         hidden, cell = (np.ascontiguousarray(part, np.float32) for part in value)
         if hidden.shape != shape or cell.shape != shape:
             raise UsageError(f"a state of shapes {hidden.shape} and {cell.shape}, expected {shape} of each")
-        self.compiled.write_state(hidden, cell)
+        self.compiled.copy_state(hidden, cell, False)
 
 
 def _factor(features: Features, scale: float) -> float:

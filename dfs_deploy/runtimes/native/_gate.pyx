@@ -175,7 +175,7 @@ cdef class CompiledGate:
         cdef float *state
         cdef float *pooled
         if samples > self.capacity:
-            # calloc minds the product; the old memory is dropped only once there is new
+            # calloc checks the product; the old memory is freed only after the new was allocated
             state = <float *> calloc(samples, 2 * self.weights.padded * sizeof(float))
             pooled = <float *> calloc(samples, max(self.weights.widest, 1) * sizeof(float))
             if state == NULL or pooled == NULL:
@@ -192,12 +192,12 @@ cdef class CompiledGate:
     def bind(self, Py_ssize_t block, features, float factor):
         return BoundStep(self, block, features, factor)
 
-    def step(self, Py_ssize_t block, chunks, where, float factor, decisions, changed=None):
+    def step(self, Py_ssize_t block, buffers, where, float factor, decisions, changed=None):
         self._check_idle()
         cdef View decision_view = View(decisions, "decisions", _INT64, 1, True)
         cdef View where_view = View(where, "where", _INTP, 2)
         cdef View changed_view, view
-        cdef Py_ssize_t samples = self.samples, count = len(chunks), height, expected = 0, i
+        cdef Py_ssize_t samples = self.samples, count = len(buffers), i
         decision_view.expect("decisions", (samples,))
         where_view.expect("where", (samples, 2))
         cdef const uint8_t *pools = NULL
@@ -206,10 +206,8 @@ cdef class CompiledGate:
             changed_view.expect("changed", (samples,))
             pools = <const uint8_t *> changed_view.buffer.buf
         cdef list views = []
-        for chunk in chunks:
-            views.append(View(chunk, "a chunk", "B" if memoryview(chunk).format == "B" else "f", 4))
-        if not views:
-            raise ValueError("no chunks of features, expected at least one")
+        for buffer in buffers:
+            views.append(View(buffer, "a buffer", "B" if memoryview(buffer).format == "B" else "f", 4))
         cdef const Py_ssize_t *at = <const Py_ssize_t *> where_view.buffer.buf
         cdef int64_t *chosen = <int64_t *> decision_view.buffer.buf
         cdef float *hidden = self.state
@@ -222,28 +220,18 @@ cdef class CompiledGate:
         try:
             for i in range(count):
                 self._describe(&described[i], block, views[i], factor)
-                view = views[i]
-                height = view.buffer.shape[1 if described[i].in_uint8 else 2]
-                if i == 0:
-                    expected = height
-                if (
-                    described[i].channels != described[0].channels
-                    or described[i].area != described[0].area
-                    or height != expected
-                ):
-                    raise ValueError("chunks of features of different sizes, expected the same")
             for i in range(samples):
                 if not 0 <= at[2 * i] < count:
-                    raise ValueError(f"chunk {at[2 * i]}, expected 0 to {count - 1}")
+                    raise ValueError(f"buffer {at[2 * i]}, expected 0 to {count - 1}")
                 view = views[at[2 * i]]
                 if not 0 <= at[2 * i + 1] < view.buffer.shape[0]:
                     raise ValueError(f"row {at[2 * i + 1]}, expected 0 to {view.buffer.shape[0] - 1}")
-            size = described[0].channels * described[0].area
             self.busy = True
             with nogil:
                 for i in range(samples):
                     features = described[at[2 * i]]
                     if pools == NULL or pools[i]:
+                        size = features.channels * features.area
                         if features.in_uint8:
                             features.data = <const uint8_t *> features.data + at[2 * i + 1] * size
                         else:
@@ -258,13 +246,7 @@ cdef class CompiledGate:
         finally:
             free(described)
 
-    def read_state(self, hidden, cell):
-        self._copy_state(hidden, cell, True)
-
-    def write_state(self, hidden, cell):
-        self._copy_state(hidden, cell, False)
-
-    cdef int _copy_state(self, hidden, cell, bint out) except -1:
+    def copy_state(self, hidden, cell, bint out):
         self._check_idle()
         cdef Py_ssize_t i, part, size = self.weights.hidden
         cdef View view
@@ -280,7 +262,6 @@ cdef class CompiledGate:
                     memcpy(outside, inside, size * sizeof(float))
                 else:
                     memcpy(inside, outside, size * sizeof(float))
-        return 0
 
     cdef int _check_channels(self, Py_ssize_t block, Py_ssize_t channels) except -1:
         if self.views is None:
