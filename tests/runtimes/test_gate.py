@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
+import subprocess
 import sys
 import weakref
 
@@ -13,12 +14,22 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
+from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import EnvironmentLacksError, InputError, UsageError
 from dfs_deploy.exporters.engines import gate_engine
 from dfs_deploy.exporters.split import split_gate
 from dfs_deploy.runtimes import native
-from dfs_deploy.runtimes.gate import Features, GateWeights, NativeGate, NumpyGate, gate_for, native_available
+from dfs_deploy.runtimes.gate import (
+    Features,
+    GateWeights,
+    NativeGate,
+    NumpyGate,
+    gate_for,
+    native_available,
+    read_gate_weights,
+)
 from tests.builders import small_network
+from tests.bundles import mixed_bundle
 from tests.checks import refuses
 from tests.runtimes.gates import (
     KINDS,
@@ -558,3 +569,35 @@ def test_the_numpy_gate_is_chosen_where_nothing_was_compiled(monkeypatch: pytest
 def test_other_kinds_are_refused() -> None:
     with refuses(UsageError, "'fpga'", "native", "numpy"):
         gate_for(random_weights(), "fpga")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return Bundle(mixed_bundle(tmp_path_factory).path)
+
+
+def test_the_weights_of_a_bundle_are_the_outputs_of_its_graph(bundle: Bundle) -> None:
+    for runtime, engines in bundle.manifest.runtimes.items():
+        assert engines.gate is not None
+        weights = read_gate_weights(bundle, runtime)
+        assert weights is not None
+        names = ["input_weight", "bias", "recurrent_weight", "projection_weight", "projection_bias"]
+        hidden = np.zeros((1, weights.hidden), np.float32)
+        feeds = {"pooled": np.zeros((1, weights.widest), np.float32), "block": np.array(0), "hidden": hidden}
+        session = ort.InferenceSession(bundle.read(engines.gate), providers=["CPUExecutionProvider"])
+        for name, value in zip(names, session.run(names, {**feeds, "cell": hidden}), strict=True):
+            assert np.array_equal(getattr(weights, name), value)
+
+
+def test_weights_are_read_and_stepped_without_onnx_runtime(bundle: Bundle) -> None:
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None\n"
+        "import numpy as np\n"
+        "from dfs_deploy.bundle import Bundle\n"
+        "from dfs_deploy.runtimes.gate import gate_for, read_gate_weights\n"
+        "gate = gate_for(read_gate_weights(Bundle(sys.argv[1]), 'onnxruntime'))\n"
+        "gate.reset(2)\n"
+        "print(gate.step_pooled(0, np.ones((2, 4), np.float32)))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(bundle.path)], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
