@@ -45,20 +45,6 @@ class ILogger:
         self.log(ILogger.Severity.ERROR, text)
 
 
-class IProgressMonitor:
-    def __init__(self) -> None:
-        self._made = True
-
-    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-        raise NotImplementedError
-
-    def step_complete(self, phase_name: str, step: int) -> bool:
-        raise NotImplementedError
-
-    def phase_finish(self, phase_name: str) -> None:
-        raise NotImplementedError
-
-
 class BuilderFlag(enum.Enum):
     TF32 = 7
     if _NUMBERS < (11,):
@@ -132,8 +118,6 @@ class INetworkDefinition:
 
 
 class IBuilderConfig:
-    progress_monitor: IProgressMonitor | None = None
-
     def __init__(self) -> None:
         self._flags = {BuilderFlag.TF32}
         self._preview: set[PreviewFeature] = set()
@@ -204,15 +188,6 @@ class Builder:
         if not config._profiles or network._model is None:
             self._logger._error("dynamic inputs without an optimization profile")
             return None
-        monitor = config.progress_monitor
-        if monitor is not None:
-            monitor.phase_start("Building", None, 2)
-            monitor.phase_start("Tactics", "Building", 7)
-            for step in range(2):
-                monitor.step_complete("Tactics", step)
-                monitor.step_complete("Building", step)
-            monitor.phase_finish("Tactics")
-            monitor.phase_finish("Building")
         print("a library prints this")
         if config._cache is not None:
             times = config._cache._data or f"timing {__version__}:".encode()
@@ -385,7 +360,6 @@ class IExecutionContext(_Counted):
         self._shape: tuple[int, ...] | None = None
         self._profile: int | None = None
         self._running = threading.Lock()
-        self._warm = False
 
     def _set_scratch(self, memory: int, size: int) -> None:
         needed = self._engine.device_memory_size_v2 if _NUMBERS >= (10,) else self._engine.device_memory_size
@@ -447,9 +421,6 @@ class IExecutionContext(_Counted):
             if GPU.fault("execute_async_v3"):
                 self._log._error("cuda error: an illegal memory access was encountered")
                 return False
-            if stream.capturing is not None and not self._warm:
-                GPU.violate("an engine was captured that never ran")
-            self._warm = True
             assert self._scratch is not None and self._shape is not None
             GPU.check_scratch(stream, *self._scratch)
             stream.add(Operation(functools.partial(self._run, dict(self._addresses), self._shape), self._scratch))
@@ -481,7 +452,7 @@ class IExecutionContext(_Counted):
 
 
 if _NUMBERS < (10,):  # what 8.6 has not
-    del IProgressMonitor, ExecutionContextAllocationStrategy
+    del ExecutionContextAllocationStrategy
     del ICudaEngine.create_execution_context, ICudaEngine.device_memory_size_v2, IExecutionContext.set_device_memory
 if _NUMBERS >= (11,):  # what 11 has no more
     del ICudaEngine.create_execution_context_without_device_memory, ICudaEngine.device_memory_size
