@@ -1,4 +1,4 @@
-"""A double of TensorRT that runs a plan's graph in ONNX Runtime; test_conformance.py holds it to NVIDIA's bindings.
+"""A double of TensorRT that runs an engine's graph in ONNX Runtime; test_conformance.py holds it to NVIDIA's bindings.
 
 ``DOUBLE_TENSORRT`` in the environment chooses the version, and with it which names there are. ``DOUBLE_BUILD_FAULT`` is
 ``KIND:NAME``: building the graph of that name fails in that way.
@@ -269,15 +269,15 @@ class Runtime(_Counted):
         self._logger = logger
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
-        plan = bytes(serialized_engine)
-        magic, zero, *version, length = _HEADER.unpack_from(plan)
+        given = bytes(serialized_engine)
+        magic, zero, *version, length = _HEADER.unpack_from(given)
         if (magic, zero) != (_MAGIC, 0) or tuple(version[:3]) != _NUMBERS:
-            GPU.violate("TensorRT was given a plan of another version, or none")
+            GPU.violate("TensorRT was given an engine of another version, or none")
         if GPU.fault("deserialize_cuda_engine"):
-            self._logger._error("the plan cannot be read")
+            self._logger._error("the engine cannot be read")
             return None
-        facts = json.loads(plan[_HEADER.size : _HEADER.size + length])
-        return ICudaEngine(facts, session_of(plan[_HEADER.size + length :]), self)
+        facts = json.loads(given[_HEADER.size : _HEADER.size + length])
+        return ICudaEngine(facts, session_of(given[_HEADER.size + length :]), self)
 
 
 _TYPES = {
@@ -424,8 +424,12 @@ class IExecutionContext(_Counted):
             assert self._scratch is not None and self._shape is not None
             GPU.check_scratch(stream, *self._scratch)
             stream.add(Operation(functools.partial(self._run, dict(self._addresses), self._shape), self._scratch))
+            (source,) = engine._inputs
+            first, last = self._addresses[source], self._addresses[source] + self._sizes(source, self._shape)
             for name in engine._outputs:
                 size = self._sizes(name, self._shape)
+                if self._addresses[name] < last and first < self._addresses[name] + size:
+                    GPU.violate(f"{engine._facts['name']} writes {name} over its own input")
                 place = GPU.find(self._addresses[name], size, f"{engine._facts['name']}: {name}")
                 block = GPU.block(self._addresses[name])
                 if block is not None and block.kind == "host memory":
