@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from dfs_deploy.bundle.cache import MAX_FILE
-from dfs_deploy.errors import DfsDeployError, EngineError, EnvironmentLacksError
+from dfs_deploy.errors import DfsDeployError, EngineError
 from dfs_deploy.io.files import nameless_file, read_file, write_whole
 from dfs_deploy.io.text import one_line
 from dfs_deploy.runtimes.tensorrt.library import Log, libraries, numbers
@@ -112,10 +112,10 @@ def main() -> None:
             result.write(build(request, sys.stdin.buffer.read()))
         except DfsDeployError as error:
             result.write(str(error))
-            sys.exit(error.exit_code)
+            sys.exit(1)
         except OSError as error:
             result.write(f"{error.filename or 'the engine'}: {error.strerror or error}")
-            sys.exit(EnvironmentLacksError.exit_code)
+            sys.exit(1)
 
 
 def build(request: BuildRequest, model: bytes) -> str:
@@ -152,8 +152,7 @@ def build(request: BuildRequest, model: bytes) -> str:
 
 
 def _build_once(builder: trt.Builder, log: Log, request: BuildRequest, model: bytes, typing: str) -> memoryview | None:
-    with libraries():
-        import tensorrt as trt
+    import tensorrt as trt
 
     network = builder.create_network(_network_flags(typing))
     parser = trt.OnnxParser(network, log.logger)
@@ -192,8 +191,7 @@ def _build_once(builder: trt.Builder, log: Log, request: BuildRequest, model: by
 
 
 def _network_flags(typing: str) -> int:
-    with libraries():
-        import tensorrt as trt
+    import tensorrt as trt
 
     flags = 0
     if hasattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH"):  # 8.6 needs it, 10.x ignores it, 11 has no other

@@ -67,8 +67,7 @@ class Device:
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Makes the context current in this thread; everything on the device happens within."""
-        with libraries():
-            import pycuda.driver as cuda
+        import pycuda.driver as cuda
 
         if self._context is None:
             raise InternalError("the GPU was used after it was given back")
@@ -131,8 +130,7 @@ class Stream:
     """
 
     def __init__(self, device: DeviceFacts) -> None:
-        with libraries():
-            import pycuda.driver as cuda
+        import pycuda.driver as cuda
 
         self._cuda = cuda
         self._integrated = device.integrated

@@ -158,8 +158,7 @@ class EngineContext:
         profile: int,
         pooled: int | None = None,
     ) -> None:
-        with libraries():
-            import tensorrt as trt
+        import tensorrt as trt
 
         self.label = loaded.placed.label
         self._input, self._takes = input_name(loaded.placed), loaded.placed.takes
@@ -225,8 +224,7 @@ def clear_frames(error: BaseException) -> None:
 
 def _check_interface(engine: trt.ICudaEngine, placed: PlacedEngine, bundle: Bundle) -> None:
     """Raises BundleError if an engine takes or gives something else than the manifest says."""
-    with libraries():
-        import tensorrt as trt
+    import tensorrt as trt
 
     found = {}
     for i in range(engine.num_io_tensors):
