@@ -86,7 +86,7 @@ class Dispatch:
     ) -> None:
         self._gate, self._stream = gate, stream
         self.at = "loading"
-        maps = [shape.out_shape for shape in network.block_shapes()]
+        maps = [block.out_shape for block in network.blocks]
         self._channels = [size[0] for size in maps]
         self._bytes = [_FLOAT * math.prod(size) for size in maps]
         slots = {

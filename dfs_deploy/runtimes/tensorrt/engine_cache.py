@@ -30,7 +30,6 @@ from dfs_deploy.runtimes.tensorrt.builder import BUILT_AS, BuildRequest, build_i
 from dfs_deploy.runtimes.tensorrt.device import DeviceFacts, device_facts
 from dfs_deploy.runtimes.tensorrt.library import numbers, tensorrt_version
 
-VERSION = 1
 MOST_IMAGES = 4096
 """The largest batch that an engine may be built for."""
 
@@ -91,7 +90,6 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Description of an engine, kept beside it.
 
     Attributes:
-        version: version of this format.
         label: name of the first engine of the bundle that it was built for.
         key: what it depends on.
         sha256: digest of the engine.
@@ -99,7 +97,6 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         seconds: duration of the build.
     """
 
-    version: int
     label: str
     key: EngineKey
     sha256: str
@@ -267,7 +264,7 @@ class EngineCache:
         _log.info("%s: built in %.1f s by TensorRT %s, %sly typed", engine.label, seconds, self.version, typing)
         if folder is not None:
             with self._keeping():
-                save_engine(folder, EngineRecord(VERSION, engine.label, key, sha256(built), typing, seconds), built)
+                save_engine(folder, EngineRecord(engine.label, key, sha256(built), typing, seconds), built)
         return built, typing
 
     def _key(self, engine: PlacedEngine) -> EngineKey:
@@ -300,7 +297,7 @@ class EngineCache:
             record = decode_json(content, EngineRecord)
         except MalformedError:
             return None
-        fits = record.version == VERSION and record.key == key and record.sha256 == sha256(engine)
+        fits = record.key == key and record.sha256 == sha256(engine)
         return engine if fits and written_by(engine, key.tensorrt) else None
 
     @contextlib.contextmanager
