@@ -36,9 +36,6 @@ _PROGRAM = (
 _STRONG_SINCE = (10, 12)
 """TensorRT from which networks are strongly typed without a fallback; before, strong typing is young."""
 
-BUILT_AS = ("strongly typed, else weakly below 10.12", "no tf32")
-"""How engines are built, as part of their key in the cache."""
-
 
 class BuildRequest(msgspec.Struct, frozen=True):
     """One engine to build.

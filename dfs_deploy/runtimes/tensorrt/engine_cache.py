@@ -26,7 +26,7 @@ from dfs_deploy.errors import EngineError, EnvironmentLacksError, UsageError
 from dfs_deploy.io.files import nameless_file, sha256, write_whole
 from dfs_deploy.io.json_files import MAX_JSON, MalformedError, decode_json
 from dfs_deploy.progress import Progress, silent
-from dfs_deploy.runtimes.tensorrt.builder import BUILT_AS, BuildRequest, build_in_process
+from dfs_deploy.runtimes.tensorrt.builder import BuildRequest, build_in_process
 from dfs_deploy.runtimes.tensorrt.device import DeviceFacts, device_facts
 from dfs_deploy.runtimes.tensorrt.library import numbers, tensorrt_version
 
@@ -67,7 +67,7 @@ class BuildSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that an engine depends on."""
+    """Everything that an engine depends on; this package's version stands for how it builds them."""
 
     onnx: str
     precision: str
@@ -77,7 +77,6 @@ class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inputs: dict[str, tuple[int, ...]]
     profiles: tuple[tuple[int, int, int], ...]
     workspace_mib: int | None
-    flags: tuple[str, ...]
     dfs_deploy: str
 
     @property
@@ -277,7 +276,6 @@ class EngineCache:
             inputs={input_name(engine): engine.takes},
             profiles=self.settings.profiles,
             workspace_mib=self.settings.workspace_mib,
-            flags=BUILT_AS,
             dfs_deploy=__version__,
         )
 
