@@ -20,11 +20,12 @@ import msgspec
 
 from dfs_deploy import __version__
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.bundle.cache import MAX_FILE, TENSORRT, Cache, UnkeptError
+from dfs_deploy.bundle.cache import MAX_FILE, TENSORRT, Cache
 from dfs_deploy.bundle.engines import PlacedEngine, engines_of
 from dfs_deploy.errors import EngineError, EnvironmentLacksError, UsageError
 from dfs_deploy.io.files import nameless_file, sha256, write_whole
 from dfs_deploy.io.json_files import MAX_JSON, MalformedError, decode_json
+from dfs_deploy.io.text import first_line
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes.tensorrt.builder import BuildRequest, build_in_process
 from dfs_deploy.runtimes.tensorrt.device import DeviceFacts, device_facts
@@ -231,10 +232,8 @@ class EngineCache:
         with contextlib.ExitStack() as held:
             folder: Path | None = None
             if not self.unkept:
-                try:
+                with self._keeping():
                     folder = self.folder = held.enter_context(self._cache.writing(TENSORRT))
-                except UnkeptError as error:
-                    self._note_unkept(str(error))
             kept = self._load(key)  # another process may have built it meanwhile
             return (kept, "") if kept is not None else self._build(engine, key, folder)
 
@@ -304,12 +303,8 @@ class EngineCache:
         try:
             yield
         except OSError as error:
-            seen = error.strerror or str(error)
-            self._note_unkept(f"{error.filename}: {seen}" if error.filename else seen)
-
-    def _note_unkept(self, why: str) -> None:
-        self.unkept = why
-        _log.warning("engines are not kept: %s", why)
+            self.unkept = f"{error.filename}: {first_line(error)}" if error.filename else first_line(error)
+            _log.warning("engines are not kept: %s", self.unkept)
 
 
 def load_settings(cache: Cache) -> BuildSettings:

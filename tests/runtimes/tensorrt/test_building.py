@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import struct
@@ -330,6 +331,19 @@ def test_where_nothing_can_be_kept_engines_are_held_in_memory_and_prepare_says_w
         assert runtime(images) == held
     assert place.is_symlink() == (kind == "link")
     assert kind == "file" or list(place.iterdir()) == []
+
+
+def test_a_disk_that_is_full_stops_no_runtime(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "head.plan")
+    with (
+        machine(),
+        building_here(),
+        mock.patch.object(engine_cache, "save_engine", side_effect=full),
+        Runtime(bundle, "tensorrt") as runtime,
+    ):
+        assert runtime.description["engines"] == "not kept: head.plan: No space left on device"
+        assert len(runtime(pixels(1)).logits) == 1
+    assert "engines are not kept: head.plan" in caplog.text
 
 
 def test_beside_a_read_only_bundle_engines_are_kept_in_the_users_cache(
