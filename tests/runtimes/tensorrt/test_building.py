@@ -334,11 +334,13 @@ def test_where_nothing_can_be_kept_engines_are_held_in_memory_and_prepare_says_w
 
 
 def test_a_disk_that_is_full_stops_no_runtime(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
-    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "head.plan")
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "head.plan")
+
     with (
         machine(),
         building_here(),
-        mock.patch.object(engine_cache, "save_engine", side_effect=full),
+        mock.patch.object(engine_cache, "save_engine", full),
         Runtime(bundle, "tensorrt") as runtime,
     ):
         assert runtime.description["engines"] == "not kept: head.plan: No space left on device"
