@@ -31,13 +31,13 @@ OLDER = {
 }
 """Names that TensorRT 11 has no more."""
 
+STUBS = {"tensorrt": "tensorrt/__init__.pyi", "pycuda.driver": "pycuda/driver.pyi"}
+
 Surface = dict[str, dict[str, Any]]
 
 
-def stubs(library: str) -> Surface:
-    return stub_surface(
-        ROOT / "typings" / library, library.removesuffix(".pyi").replace("/__init__", "").replace("/", ".")
-    )
+def stubs(module: str) -> Surface:
+    return stub_surface(ROOT / "typings" / STUBS[module], module)
 
 
 def double(module: str, version: str = "10.13.3.9") -> Surface:
@@ -69,7 +69,7 @@ def problems(ours: Surface, real: Surface) -> list[str]:
 
 @pytest.mark.parametrize("version", BINDINGS)
 def test_nvidia_has_what_the_package_uses(version: str) -> None:
-    found = problems(stubs("tensorrt/__init__.pyi"), real_surface(BINDINGS[version]))
+    found = problems(stubs("tensorrt"), real_surface(BINDINGS[version]))
     assert set(found) == ({f"tensorrt.{name}" for name in OLDER} if version.startswith("11") else set())
 
 
@@ -77,11 +77,11 @@ def test_nvidia_has_what_the_package_uses(version: str) -> None:
 def test_the_double_is_like_tensorrt(version: str) -> None:
     ours, real = double("tensorrt", BINDINGS[version]), real_surface(BINDINGS[version])
     assert problems(ours, real) == []
-    assert {name for name in stubs("tensorrt/__init__.pyi") if name in real} - set(ours) == set()
+    assert {name for name in stubs("tensorrt") if name in real} - set(ours) == set()
 
 
 def test_pycuda_has_what_the_package_and_the_double_use() -> None:
-    real, used, ours = pycuda_surface(pycuda_source()), stubs("pycuda/driver.pyi"), double("pycuda.driver")
+    real, used, ours = pycuda_surface(pycuda_source()), stubs("pycuda.driver"), double("pycuda.driver")
     assert problems(used, real) == []
     assert problems(ours, real) == []
     assert set(used) - set(ours) == set()
