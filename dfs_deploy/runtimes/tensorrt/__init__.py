@@ -28,9 +28,6 @@ from dfs_deploy.runtimes.tensorrt.engines import LoadedEngines, clear_frames
 
 __all__ = ["TensorRTBackend"]
 
-_ONE_IMAGE, _BATCH = 0, 1
-"""Optimisation profiles of every engine, as BuildSettings.profiles orders them; the second only beyond a batch of 1."""
-
 
 class TensorRTBackend(Backend):
     """Runs a bundle's engines in TensorRT.
@@ -54,20 +51,19 @@ class TensorRTBackend(Backend):
     def _setup(
         self, engines: LoadedEngines, network: Architecture, weights: GateWeights | None, kind: str | None
     ) -> None:
-        """Takes over one use of the engines, and gives it back if anything fails."""
+        """Takes over one use of the engines; releases it if anything fails."""
         self._engines: LoadedEngines | None = engines
         self._network, self._weights = network, weights
-        self.batch = engines.batch
+        self.batch = engines.settings.batch
         self._stream: Stream | None = None
-        self._dispatches: list[Dispatch] = []
+        self._dispatches: list[Dispatch] = []  # for one image, and for batches if the engines take them
         self._timed: dict[Call, Callable[[], None]] = {}
         with self._closed_on_failure(lambda: "loading"), engines.device.active():
             self._gate = None if weights is None else gate_for(weights, kind)
             self._offset = np.zeros(0 if weights is None else weights.options, np.float32)
             stream = self._stream = Stream(engines.device.facts)
             scratch = stream.allocate(engines.scratch)
-            profiles = [(_ONE_IMAGE, 1), (_BATCH, engines.batch)][: 1 if engines.batch == 1 else 2]
-            for profile, most in profiles:
+            for profile, (_, _, most) in enumerate(engines.settings.profiles):
                 self._dispatches.append(Dispatch(engines, self._gate, network, stream, scratch, profile, most))
             stream.synchronize()
 
@@ -77,8 +73,8 @@ class TensorRTBackend(Backend):
         engines, _, dispatches = self._open()
         running, results = dispatches[0], []
         with self._closed_on_failure(lambda: running.at), engines.device.active():
-            for start in range(0, len(images), engines.batch):
-                part = slice(start, start + engines.batch)
+            for start in range(0, len(images), self.batch):
+                part = slice(start, start + self.batch)
                 running = dispatches[0 if len(images[part]) == 1 else -1]
                 results.append(running.run(images[part], None if forced is None else forced[part]))
         if len(results) == 1:
@@ -140,7 +136,7 @@ class TensorRTBackend(Backend):
             "provider": "TensorRT",
             "version": engines.version,
             "device": engines.device.facts.name,
-            "batch": engines.batch,
+            "batch": self.batch,
             "engines": f"not kept: {engines.unkept}" if engines.unkept else "kept",
             "gate": "none: a static policy" if self._gate is None else self._gate.name,
         }

@@ -31,7 +31,7 @@ _PROGRAM = (
     "import os, sys; sys.path[:] = sys.argv.pop().split(os.pathsep);"
     " from dfs_deploy.runtimes.tensorrt.builder import main; main()"
 )
-"""Imports what this process would, and nothing from the current directory that this process would not."""
+"""Program of the process. It imports from where this process does, and so not from the current directory."""
 
 _STRONG_SINCE = (10, 12)
 """TensorRT from which networks are strongly typed without a fallback; before, strong typing is young."""

@@ -78,9 +78,9 @@ class Device:
             cuda.Context.pop()
 
     def free(self, *steps: Callable[[], object]) -> None:
-        """Takes each step, in order, with the device active if it can be made so; the last failure is raised.
+        """Runs each step, in order, with the device active if it can be made so; raises the last failure.
 
-        A step that fails stops no other: what can be freed is freed.
+        A step that fails does not stop the others: what can be freed is freed.
         """
         with contextlib.ExitStack() as last_first:
             active = contextlib.ExitStack()
@@ -178,11 +178,11 @@ class Stream:
         self._stream.synchronize()
 
     def on_close(self, step: Callable[[], object]) -> None:
-        """Has a step taken when the stream is closed, before what was made earlier is freed."""
+        """Registers a step for :meth:`close`, before what was made earlier is freed."""
         self._held.callback(step)
 
     def close(self) -> None:
-        """Frees what was made here, when the stream is idle; every step is taken, and the last failure is raised."""
+        """Frees all that was made here, when the stream is idle; a failure does not stop the rest, and the last is raised."""
         self._held.close()
 
     def _host_memory(self, shape: tuple[int, ...], flags: int) -> tuple[NDArray[np.float32], Any]:

@@ -41,12 +41,12 @@ class LoadedEngines:
 
     Args:
         bundle: bundle with engines for TensorRT; one that is missing on this machine or does not fit is built now.
-        cache: cache of what was built.
+        cache: cache of the engines.
 
     Attributes:
         device: the GPU.
         version: version of TensorRT.
-        batch: the largest batch that the engines take.
+        settings: settings that the engines were built with.
         stem: engine of stem and first block.
         blocks: for each gated block the engine of each option; ``None`` for a skip that computes nothing.
         head: engine of the head.
@@ -75,7 +75,7 @@ class LoadedEngines:
             import tensorrt as trt
 
         kept = EngineCache(bundle, self.device.facts, cache=cache)
-        self.batch, self.version = kept.settings.batch, kept.version
+        self.settings, self.version = kept.settings, kept.version
         names = bundle.options.names
         blocks: list[list[LoadedEngine | None]] = [[None] * len(names) for _ in range(bundle.architecture.gated_blocks)]
         same: dict[str, trt.ICudaEngine] = {}
@@ -139,7 +139,7 @@ class EngineContext:
 
     Args:
         loaded: the engine.
-        engines: those that it belongs to.
+        engines: all engines of the bundle.
         stream: stream that it runs on.
         scratch: address of ``engines.scratch`` bytes, shared by all contexts of the stream: they run one after another.
         profile: index of the optimisation profile.

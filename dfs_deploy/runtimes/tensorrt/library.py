@@ -23,7 +23,7 @@ _KEPT_MESSAGES = 3
 
 @contextlib.contextmanager
 def libraries() -> Iterator[None]:
-    """Turns a failed import of tensorrt or pycuda into what to do about it.
+    """Turns a failed import of tensorrt or pycuda into an error that says what to do.
 
     Raises:
         MissingExtraError: it is not installed.
