@@ -182,7 +182,7 @@ class Stream:
         self._held.callback(step)
 
     def close(self) -> None:
-        """Frees all that was made here, when the stream is idle; a failure stops nothing else, and the last is raised."""
+        """Frees all that was made here, when the stream is idle, and raises the last failure after that."""
         self._held.close()
 
     def _host_memory(self, shape: tuple[int, ...], flags: int) -> tuple[NDArray[np.float32], Any]:
