@@ -11,14 +11,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.network import Architecture
-from dfs_deploy.runtimes.gate import Gate
+from dfs_deploy.runtimes.gate import BoundStep, Gate
 from dfs_deploy.runtimes.tensorrt.device import HostOutput, Stream
 from dfs_deploy.runtimes.tensorrt.engines import EngineContext, LoadedEngines
 
@@ -100,6 +99,11 @@ class Dispatch:
         options = len(engines.blocks[0]) if engines.blocks else 1
         self._pooled = [stream.host_output((most, max(self._channels))) for _ in range(options)]
         self._logits = stream.host_output((most, network.classes))
+        # Steps of the gate for one image, bound to one array per width: much cheaper than steps of a batch.
+        self._seen = {channels: np.zeros((1, channels), np.float32) for channels in self._channels}
+        self._steps: list[BoundStep] = []
+        if gate is not None and most == 1:
+            self._steps = [gate.bind_pooled(i, self._seen[self._channels[i]]) for i in range(network.gated_blocks)]
         # Loops, no closures: an error's traceback keeps closures, and with them contexts, past what frees the device.
         self._stem = EngineContext(engines.stem, engines, stream, scratch, profile, self._pooled[0].address)
         self._blocks: list[list[EngineContext | None]] = []
@@ -122,14 +126,14 @@ class Dispatch:
         stream.upload(self._source, self._images[:samples])
         self.launch(self._stem_call(), samples)
         path = np.empty((samples, len(self._blocks)), np.uint8) if forced is None else forced.copy()
-        pooled = np.empty((samples, self._channels[0]), np.float32)
+        pooled = self._array_of_pooled(samples, 0)
         if gate is not None:
             gate.reset(samples)
             stream.synchronize()
             np.copyto(pooled, self._pooled[0].rows(*pooled.shape))
         for i in range(len(self._blocks)):
             if gate is not None:
-                decision = gate.step_pooled(i, pooled)
+                decision = self._steps[i]() if self._steps else gate.step_pooled(i, pooled)
                 if forced is None:
                     path[:, i] = decision
             groups = self._groups(i, path[:, i])
@@ -165,12 +169,9 @@ class Dispatch:
 
     def gate_calls(self) -> tuple[Callable[[], object], ...]:
         """The gate's step of one image at each gated block; none with a static policy."""
-        gate = self._gate
-        if gate is None:
-            return ()
-        gate.reset(1)
-        pooled = [np.zeros((1, channels), np.float32) for channels in self._channels[: len(self._blocks)]]
-        return tuple(partial(gate.step_pooled, i, features) for i, features in enumerate(pooled))
+        if self._gate is not None:
+            self._gate.reset(1)
+        return tuple(self._steps)
 
     def _groups(self, i: int, choice: NDArray[np.uint8]) -> list[_Group]:
         """Samples at gated block ``i`` by option, without those that compute nothing."""
@@ -215,11 +216,15 @@ class Dispatch:
     def _head_call(self, slot: int) -> Call:
         return Call(self._head, self._slots[-1][slot], self._logits.address, self._logits, self._logits.array.shape[1])
 
+    def _array_of_pooled(self, samples: int, i: int) -> NDArray[np.float32]:
+        channels = self._channels[i]
+        return self._seen[channels] if self._steps else np.empty((samples, channels), np.float32)
+
     def _pooled_after(self, i: int, groups: Sequence[_Group], pooled: NDArray[np.float32]) -> NDArray[np.float32]:
         """The averaged features of all samples after gated block ``i``; ``pooled`` holds those before it."""
         channels = self._channels[i + 1]
         if pooled.shape[1] != channels:  # then every sample ran something: a skip runs its projection
-            pooled = np.empty((len(pooled), channels), np.float32)
+            pooled = self._array_of_pooled(len(pooled), i + 1)
         for _, output, rows in groups:
             pooled[rows] = output.rows(len(rows), channels)
         return pooled
