@@ -142,7 +142,7 @@ class _Chosen:
         return result
 
     def run_other(self, rows: Tensor, result: Tensor, group: _Group) -> Tensor:
-        """Gives the output (N, C', H', W') of one option for all samples; ``result`` has that of those that chose it."""
+        """Gives the output (N, C', H', W') of one option for all samples; those that chose it have it in ``result``."""
         if group.start == 0 and group.stop == len(rows):
             return result
         x = torch.cat([rows[: group.start], rows[group.stop :]]) if group.stop > group.start else rows
