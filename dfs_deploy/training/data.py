@@ -7,6 +7,7 @@ batches that a run that never stopped would have seen.
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from dfs_deploy.data.images import resize
 from dfs_deploy.errors import DataError
 from dfs_deploy.network import Architecture
 from dfs_deploy.preprocessing import CIFAR10_CLASSES, InputContract, class_names_problem
-from dfs_deploy.training.processes import Processes
+from dfs_deploy.training.processes import Processes, is_first
 from dfs_deploy.training.recipe import Augmentation
 
 DIGITS = "digits"
@@ -40,56 +41,7 @@ _EVALUATED = ("test", "val")
 SHIFT = 4
 """Most pixels by which an image is moved, each way; the new border is black."""
 
-
-@dataclass(frozen=True)
-class SplitChoice:
-    """Choice of the images to train and to evaluate on, made before an image is decoded.
-
-    Attributes:
-        data: ``digits``, or the path of a data set.
-        there: names of the splits that the data have; empty for data without any.
-        evaluation: name of the split to evaluate on; ``None`` for images held out of the training split.
-        held_out: number of images held out; ``None`` for a tenth.
-    """
-
-    data: str
-    there: tuple[str, ...]
-    evaluation: str | None
-    held_out: int | None
-
-    def __str__(self) -> str:
-        train = f"split train of {self.data}" if self.there else f"all images of {self.data}"
-        if self.evaluation is not None:
-            others = [name for name in self.there if name not in ("train", self.evaluation)]
-            beside = f" (also there: {', '.join(others)}; --evaluate-on {others[0]})" if others else ""
-            return f"training on {train}, evaluating on split {self.evaluation}{beside}"
-        held_out = "a tenth of the images" if self.held_out is None else f"{self.held_out} images"
-        return f"training on {train}, evaluating on {held_out} held out of them"
-
-
-def choose_splits(data: str, held_out: int | None = None, evaluate_on: str | None = None) -> SplitChoice:
-    """Chooses the images to train and to evaluate on; none is decoded.
-
-    Args:
-        data: ``digits``, or a path that :func:`dfs_deploy.load_dataset` reads.
-        held_out: number of training images, drawn and taken out, to evaluate on; ``None`` for a split of its own, or a
-            tenth of the images if the data have none.
-        evaluate_on: name of the split to evaluate on; ``None`` for ``test``, else ``val``.
-
-    Raises:
-        DataError: nothing is there, or not the splits that are asked for.
-    """
-    there: tuple[str, ...] = ("train", "test") if is_digits(data) else splits_of(data)
-    if there and "train" not in there:
-        raise DataError(f"{data} holds {', '.join(there)} and no train; give the data to train on")
-    others = [name for name in there if name != "train"]
-    if evaluate_on is not None and evaluate_on not in others:
-        seen = f"no split {evaluate_on!r} to evaluate on in {data}"
-        remedy = f"it has {', '.join(others)}" if others else "it has no other than the one to train on: use --held-out"
-        raise DataError(f"{seen}, {remedy}")
-    if held_out is not None:
-        return SplitChoice(data, there, None, held_out)
-    return SplitChoice(data, there, evaluate_on or next((name for name in _EVALUATED if name in others), None), None)
+_log = logging.getLogger(__name__)
 
 
 def is_digits(data: str) -> bool:
@@ -163,19 +115,20 @@ def load_splits(
     seed: int = 0,
     evaluate_on: str | None = None,
 ) -> Splits:
-    """Loads the images to train and to evaluate on.
+    """Loads the images to train and to evaluate on; what is chosen is logged before an image is decoded.
 
     Args:
         data: ``digits``, or a path that :func:`dfs_deploy.load_dataset` reads.
         size: height and width to resize images to; ``None`` for their own.
-        held_out: as in :func:`choose_splits`.
+        held_out: number of training images, drawn and taken out, to evaluate on; ``None`` for a split of its own, or a
+            tenth of the images if the data have none.
         seed: seed of the draw of the images that are held out.
-        evaluate_on: as in :func:`choose_splits`.
+        evaluate_on: name of the split to evaluate on; ``None`` for ``test``, else ``val``.
 
     Raises:
         DataError: the data cannot be read, are of one class, have too few images, or splits that do not fit together.
     """
-    choice = choose_splits(data, held_out, evaluate_on)
+    evaluation = _choose_split(data, held_out, evaluate_on)
     train = _open(data, "train", size)
     if len(set(train.labels.tolist())) < 2:
         raise DataError(f"{train.name} has images of one class only, expected at least 2; add the other classes")
@@ -187,26 +140,49 @@ def load_splits(
             f"{train.name} has label {classes - 1} and {len(train)} images, expected labels from 0 on with images of"
             " every class; number the classes without gaps"
         )
-    if choice.evaluation is not None:
+    if evaluation is not None:
         # Of a folder, nothing was decoded until here.
-        opened = _open(data, choice.evaluation, size).labelled_for(classes, train.class_names)
+        opened = _open(data, evaluation, size).labelled_for(classes, train.class_names)
         images, test = train.load(), opened.load()
         if test.images.shape[1:] != images.images.shape[1:]:
             raise DataError(
                 f"{test.name} has images of {_pixels(test)}, {images.name} of {_pixels(images)}, expected one size;"
                 f" give the size to resize to, as in --size {_pixels(images)}"
             )
-        return Splits(images, test, choice.evaluation, classes)
-    if held_out is None:
-        held_out = max(1, int(len(train) * HELD_OUT_SHARE))
-    if not 0 < held_out < len(train):
-        raise DataError(f"{held_out} of {len(train)} images held out, expected at least 1, and some left to train on")
+        return Splits(images, test, evaluation, classes)
+    count = max(1, int(len(train) * HELD_OUT_SHARE)) if held_out is None else held_out
+    if not 0 < count < len(train):
+        raise DataError(f"{count} of {len(train)} images held out, expected at least 1, and some left to train on")
     shuffled = train.load().subset(None, seed)
     parts = [
         replace(shuffled, images=shuffled.images[rows], labels=shuffled.labels[rows])
-        for rows in (slice(held_out, None), slice(None, held_out))
+        for rows in (slice(count, None), slice(None, count))
     ]
     return Splits(parts[0], parts[1], HELD_OUT, classes)
+
+
+def _choose_split(data: str, held_out: int | None, evaluate_on: str | None) -> str | None:
+    """Name of the split to evaluate on, or ``None`` for images held out of the training split."""
+    there: tuple[str, ...] = ("train", "test") if is_digits(data) else splits_of(data)
+    if there and "train" not in there:
+        raise DataError(f"{data} holds {', '.join(there)} and no train; give the data to train on")
+    others = [name for name in there if name != "train"]
+    if evaluate_on is not None and evaluate_on not in others:
+        seen = f"no split {evaluate_on!r} to evaluate on in {data}"
+        remedy = f"it has {', '.join(others)}" if others else "it has no other than the one to train on: use --held-out"
+        raise DataError(f"{seen}, {remedy}")
+    chosen = evaluate_on or next((name for name in _EVALUATED if name in others), None)
+    if held_out is not None:
+        chosen = None
+    evaluated = f"{'a tenth of the images' if held_out is None else f'{held_out} images'} held out of them"
+    if chosen is not None:
+        left = [name for name in others if name != chosen]
+        evaluated = f"split {chosen}"
+        evaluated += f" (also there: {', '.join(left)}; --evaluate-on {left[0]})" if left else ""
+    if is_first():
+        train = f"split train of {data}" if there else f"all images of {data}"
+        _log.info("training on %s, evaluating on %s", train, evaluated)
+    return chosen
 
 
 def _open(data: str, split: str, size: tuple[int, int] | None) -> Dataset | ImageFolder:

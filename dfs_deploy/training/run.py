@@ -19,7 +19,7 @@ from dfs_deploy.io.text import first_line
 from dfs_deploy.models.threads import torch_threads
 from dfs_deploy.options import Options
 from dfs_deploy.progress import Progress, silent
-from dfs_deploy.training.data import Splits, choose_splits, is_digits, load_splits
+from dfs_deploy.training.data import Splits, is_digits, load_splits
 from dfs_deploy.training.job import JOB_FILE, Job, load_job, save_job
 from dfs_deploy.training.loop import BACKBONE_FILE, CHECKPOINT_FILE, Loop
 from dfs_deploy.training.metrics import Evaluation, Record, read_metrics
@@ -200,7 +200,6 @@ def _make_job(
         raise UsageError(
             "policy mixed without a backbone, whose sensitivity it measures; train one, then --backbone it"
         )
-    _tell(str(choose_splits(data, job.held_out, job.evaluate_on)))
     if table is None and policy != MIXED:
         return job, None
     splits = load_splits(data, job.size, job.held_out, job.seed, job.evaluate_on)
@@ -211,7 +210,8 @@ def _make_job(
     if policy == MIXED:
         found = search_policy(job, splits)
         names = ",".join(found.policy)
-        _tell(f"policy {names}: {found.percentage:.2f} % computation, by sensitivity on {found.images}")
+        if is_first():
+            _log.info("policy %s: %.2f %% computation, by sensitivity on %s", names, found.percentage, found.images)
         job = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, policy=names))
     return job, splits
 
@@ -240,12 +240,6 @@ def _costs(table: LatencyTable, recipe: Recipe, splits: Splits, options: Options
             f" add --blocks {blocks}, or measure such a network with bench --save-costs"
         )
     return tuple(map(tuple, table.costs(architecture, options).tolist()))
-
-
-def _tell(line: str) -> None:
-    """Logs a line on the run before its processes have met; one of them does."""
-    if is_first():
-        _log.info("%s", line)
 
 
 def _run(
