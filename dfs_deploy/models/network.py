@@ -107,8 +107,10 @@ class DFSNetwork(nn.Module):
         return static
 
     def options_of(self, index: int) -> tuple[Option, ...]:
-        """Options of the gated block ``index``, at least 1: all of them, or the policy's only."""
-        return tuple(self.options) if self.policy is None else (self.options[self.policy[index - 1]],)
+        """Options of the gated block ``index``, at least 1: those that the block may run, or the policy's only."""
+        if self.policy is not None:
+            return (self.options[self.policy[index - 1]],)
+        return self.architecture.blocks[index].choices(self.options)
 
     def forward(self, x: Tensor) -> NetworkOutput:
         """Computes every option and mixes by the hard choice; the softmax carries the gradient (Section 3).

@@ -21,7 +21,7 @@ from dfs_deploy.data import Dataset, ImageFolder, open_dataset, splits_of
 from dfs_deploy.data.digits import load_digits
 from dfs_deploy.data.images import resize
 from dfs_deploy.errors import DataError
-from dfs_deploy.network import Architecture
+from dfs_deploy.network import Architecture, cifar_resnet
 from dfs_deploy.preprocessing import CIFAR10_CLASSES, InputContract, class_names_problem
 from dfs_deploy.training.processes import Processes, is_first
 from dfs_deploy.training.recipe import Augmentation
@@ -94,7 +94,7 @@ class Splits:
 
     def architecture(self, blocks_per_group: int) -> Architecture:
         """ResNet-(6n+2) for the classes and the image size of these data (He et al. 2016, Section 4.2)."""
-        return Architecture((blocks_per_group,) * 3, classes=self.classes, image_shape=self.contract().shape)
+        return cifar_resnet((blocks_per_group,) * 3, classes=self.classes, image_shape=self.contract().shape)
 
     def contract(self) -> InputContract:
         """The normalisation that the training split asks for; CIFAR-10's usual one if its classes are CIFAR-10's."""

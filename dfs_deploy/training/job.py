@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,15 @@ from typing import Any
 import msgspec
 
 from dfs_deploy.errors import CheckpointError, UsageError
-from dfs_deploy.io.files import write_whole
-from dfs_deploy.io.json_files import MalformedError, read_json
+from dfs_deploy.io.json_files import MalformedError, VersionedFormat
 from dfs_deploy.io.kinds import given_instead
 from dfs_deploy.io.text import first_line
 from dfs_deploy.options import Options
 from dfs_deploy.training.recipe import STAGES, Recipe, StageName
 
 JOB_FILE = "job.json"
-SCHEMA = 1
+SCHEMA = 2
+"""Version 2 has no values of stage 3; version 1 is still read."""
 
 _MOST_SEED = 2**63 - 1
 _MOST_STEPS = 10**9
@@ -143,34 +144,23 @@ def upgraded(plain: dict[str, Any]) -> dict[str, Any]:
 
 def save_job(folder: Path, job: Job) -> None:
     """Writes a job whole."""
-    content = msgspec.json.encode({"schema": SCHEMA, "job": job.as_json()})
-    write_whole(folder / JOB_FILE, msgspec.json.format(content, indent=1) + b"\n")
+    FORMAT.write(folder / JOB_FILE, _JobFile(schema=SCHEMA, job=job))
 
 
 def load_job(folder: Path) -> Job:
     """Reads the job of a run.
 
     Raises:
-        CheckpointError: there is none, it is malformed, or an older version began what this one cannot go on with.
-        UsageError: it asks for what cannot be.
+        CheckpointError: there is none, it is malformed or impossible, or an older version began what this one cannot go
+            on with.
     """
     path = folder / JOB_FILE
-    try:
-        content = read_json(path, _JobFile, follow=False)
-        if content.schema != SCHEMA:
-            raise CheckpointError(f"{path} has schema {content.schema}, expected {SCHEMA}; update dfs-deploy")
-        return msgspec.convert(upgraded(content.job), Job, dec_hook=_decode)
-    except (FileNotFoundError, NotADirectoryError) as error:
+    if not os.path.lexists(path):
         raise CheckpointError(
             given_instead(folder, "the folder of a training run", "record")
             or f"no training run in {folder}, expected {JOB_FILE} there; give the --out of a run"
-        ) from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({first_line(error)}); check it, or begin a new run") from error
-    except (MalformedError, msgspec.ValidationError) as error:
-        if isinstance(error.__cause__, UsageError):
-            raise error.__cause__ from error
-        raise CheckpointError(f"{path} is malformed ({first_line(error)}); start the run again") from error
+        )
+    return FORMAT.read(path, follow=False).job
 
 
 def _check_storable(name: str, text: str | None) -> None:
@@ -180,7 +170,14 @@ def _check_storable(name: str, text: str | None) -> None:
         raise UsageError(f"{name} {text!r} is not UTF-8 and cannot be stored in {JOB_FILE}; rename it") from error
 
 
-class _JobFile(msgspec.Struct):
+class _JobFile(msgspec.Struct, forbid_unknown_fields=True):
+    schema: int
+    job: Job
+
+
+class _JobFile1(msgspec.Struct):
+    """A job of version 0.1.0, with values that are gone; see :func:`upgraded`."""
+
     schema: int
     job: dict[str, Any]
 
@@ -191,3 +188,23 @@ def _decode(kind: type, value: Any) -> Any:
             raise ValueError(f"options of type {type(value).__name__}, expected text")
         return Options.parse(value)
     raise NotImplementedError(f"no way to read a {kind.__name__}")
+
+
+def _from_version_1(file: _JobFile1) -> _JobFile:
+    try:
+        return _JobFile(SCHEMA, msgspec.convert(upgraded(file.job), Job, dec_hook=_decode))
+    except msgspec.ValidationError as error:
+        raise MalformedError(first_line(error)) from error
+
+
+FORMAT = VersionedFormat(
+    "training job",
+    _JobFile,
+    SCHEMA,
+    "put it back, or begin a new run",
+    error=CheckpointError,
+    version_key="schema",
+    older={1: (_JobFile1, _from_version_1)},
+    dec_hook=_decode,
+    enc_hook=str,
+)

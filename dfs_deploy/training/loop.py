@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -316,7 +317,7 @@ class Loop:
             schema=SCHEMA,
             version=dfs_deploy.__version__,
             job=self._job.as_json(),
-            architecture=network.architecture,
+            architecture=msgspec.to_builtins(network.architecture),
             options=list(network.options.names),
             policy=None if policy is None else [network.options[choice].name for choice in policy],
             cost=self._recipe.cost,

@@ -1,6 +1,6 @@
 """The metrics log of a run, ``metrics.jsonl``: its records, its writer and its reader.
 
-One JSON object per line, told apart by ``event``; schema 1. The first is a :class:`RunRecord`. All but ``time`` depend
+One JSON object per line, told apart by ``event``. The first is a :class:`RunRecord`. All but ``time`` depend
 on the job only: a run that was stopped and resumed writes the lines that one that never stopped writes. Reading needs
 no PyTorch.
 """
@@ -20,10 +20,11 @@ from dfs_deploy.errors import CheckpointError, DataError
 from dfs_deploy.io.files import UnfitFileError, check_file, read_file
 from dfs_deploy.io.json_files import MAX_LOG, MalformedError, Share, decode_json
 from dfs_deploy.io.text import first_line
-from dfs_deploy.network import Architecture
+from dfs_deploy.network import Architecture, cifar_resnet
 
 METRICS_FILE = "metrics.jsonl"
-SCHEMA = 1
+SCHEMA = 2
+"""Version 2 describes the network by its blocks; version 1, by groups and widths, is still read."""
 
 _Percentage = Annotated[float, Meta(ge=0.0)]  # of measured costs it may exceed 100
 _Count = Annotated[int, Meta(ge=0)]
@@ -45,6 +46,15 @@ class Asked(msgspec.Struct, frozen=True):
     recipe: AskedRecipe
 
 
+class _Groups(msgspec.Struct, frozen=True):
+    """A network in a log of version 1."""
+
+    groups: tuple[int, ...]
+    widths: tuple[int, ...] = (16, 32, 64)
+    classes: int = 10
+    image_shape: tuple[int, int, int] = (3, 32, 32)
+
+
 class _Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
     pass
 
@@ -56,7 +66,7 @@ class RunRecord(_Record, frozen=True, kw_only=True, tag="run"):
         schema: version of the log's format.
         version: version of dfs-deploy.
         job: the job, as plain values; see :class:`dfs_deploy.training.Job`.
-        architecture: shape of the network.
+        architecture: the network, as plain values; see :attr:`network`.
         options: names of the options.
         policy: name of the option of each gated block, or ``None`` if a gate decides.
         cost: name of the costs: ``flops``, or the latency table's file.
@@ -67,7 +77,7 @@ class RunRecord(_Record, frozen=True, kw_only=True, tag="run"):
     schema: int
     version: str = ""
     job: dict[str, Any]
-    architecture: Architecture
+    architecture: dict[str, Any]
     options: list[str]
     policy: list[str] | None = None
     cost: str = "flops"
@@ -75,12 +85,21 @@ class RunRecord(_Record, frozen=True, kw_only=True, tag="run"):
     processes: int = 1
 
     def __post_init__(self) -> None:
-        _ = self.asked  # raises msgspec.ValidationError, which a decoder turns into that of the whole record
+        # Raises msgspec.ValidationError or UsageError, which a decoder turns into an error of the whole record.
+        _ = self.asked, self.network
 
     @property
     def asked(self) -> Asked:
         """The job, as far as every version of the log has it."""
         return msgspec.convert(self.job, Asked)
+
+    @property
+    def network(self) -> Architecture:
+        """Description of the network."""
+        if "groups" not in self.architecture:
+            return msgspec.convert(self.architecture, Architecture)
+        groups = msgspec.convert(self.architecture, _Groups)
+        return cifar_resnet(groups.groups, groups.widths, groups.classes, groups.image_shape)
 
 
 class StepRecord(_Record, frozen=True, kw_only=True, tag="step"):
@@ -195,8 +214,10 @@ def read_metrics(path: str | Path) -> list[Record]:
         ) from error
     if not records or not isinstance(records[0], RunRecord):
         raise DataError(f"{file} is no metrics log: its first line is no 'run' record; give the folder of a run")
-    if records[0].schema != SCHEMA:
-        raise DataError(f"{file} is a metrics log of schema {records[0].schema}, expected {SCHEMA}; update dfs-deploy")
+    if not 1 <= records[0].schema <= SCHEMA:
+        raise DataError(
+            f"{file} is a metrics log of schema {records[0].schema}, expected 1 to {SCHEMA}; update dfs-deploy"
+        )
     return records
 
 

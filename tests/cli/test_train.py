@@ -353,10 +353,10 @@ def test_digits_are_resized_as_any_data_and_give_way_to_a_folder_of_that_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert until_backbone("digits", "--size", "8x8", "--backbone-steps", "1").code == 0
-    assert header("run").architecture.image_shape == (3, 8, 8)
+    assert header("run").network.image_shape == (3, 8, 8)
     split_folders(tmp_path / "digits", "train")
     until_backbone("digits", "--backbone-steps", "1", "--out", "other")
-    assert header("other").architecture.classes == 2
+    assert header("other").network.classes == 2
     assert header("other").job["recipe"]["augmentation"] == "crop-flip"
 
 

@@ -71,7 +71,7 @@ def test_the_stages_run_in_order_and_leave_what_can_be_used(whole: Path) -> None
     backbone = load_checkpoint(whole / "backbone.pt").network
     assert backbone.policy == (1, 1)
     header = lines(whole)[0]
-    assert (header["event"], header["schema"], header["processes"]) == ("run", 1, 1)
+    assert (header["event"], header["schema"], header["processes"]) == ("run", 2, 1)
     assert header["job"] == load_job(whole).as_json()
 
 
