@@ -112,7 +112,7 @@ def train(
         others = [each.name for each in context.command.params if each.name and each.name not in ("resume", "json")]
         refuse_given(
             context,
-            "beside --resume, which goes on with the run as it was begun; leave it out, or begin a new run",
+            "cannot be given with --resume, which goes on with the run as it was begun; leave it out",
             *others,
         )
         with _stoppable(resume, quiet=json) as progress:
@@ -139,8 +139,8 @@ def _with_changes(given: Mapping[str, Any], changes: Iterable[str]) -> dict[str,
         name, value = _parse_change(change)
         if name in set_before or values.get(name) is not None:
             flag = next((flag for flag, renamed in _RENAMED.items() if renamed == name), name).replace("_", "-")
-            beside = f"--set {name}" if name in set_before else f"--{flag}"
-            raise UsageError(f"--set {name} beside {beside}, expected one value of {name}; leave one out")
+            other = f"--set {name}" if name in set_before else f"--{flag}"
+            raise UsageError(f"--set {name} and {other} are given, expected one value of {name}; leave one out")
         values[name] = value
         set_before.add(name)
     return values

@@ -427,6 +427,7 @@ def older(folder: Path, **changes: Any) -> None:
         job.update({"until": "deploy", "amp": False, "compile": True, "tensorboard": True, **changes})
 
     content = json.loads((folder / "job.json").read_text())
+    content["schema"] = 1
     age(content["job"])
     (folder / "job.json").write_text(json.dumps(content))
 
