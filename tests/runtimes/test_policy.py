@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
-from dfs_deploy.errors import BundleError, RuntimeClosedError
+from dfs_deploy.errors import BundleError, RuntimeClosedError, UsageError
 from dfs_deploy.exporters import export
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.runtimes import Runtime
@@ -123,6 +123,11 @@ def test_a_plan_decides_what_is_joined(static: Bundle) -> None:
         by_fp32, by_int8 = planned(pixels(6)).logits, plain(pixels(6)).logits
         assert relative(by_fp32, one_by_one(planned, pixels(6))) < 1e-5
     assert 0.0 < relative(by_fp32, by_int8) < INT8_BOUND
+
+
+def test_a_gate_cannot_be_chosen_for_it(static: Bundle) -> None:
+    with refuses(UsageError, "gate 'numpy'", "static policy", "leave gate out"):
+        Runtime(static, gate="numpy")
 
 
 def test_clones_run_at_once_and_outlive_the_first(static: Bundle) -> None:
