@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle.manifest import Layout
-from dfs_deploy.network import Architecture
 from dfs_deploy.runtimes.buffers import Buffer, BufferPool
 from dfs_deploy.runtimes.gate import Gate
 from dfs_deploy.runtimes.onnxruntime.loading import LoadedEngine, LoadedEngines
@@ -31,10 +30,10 @@ class BatchDispatch:
     Args:
         engines: loaded engines, shared with clones.
         gate: gate of this dispatch.
-        architecture: network, for the sizes of the buffers.
     """
 
-    def __init__(self, engines: LoadedEngines, gate: Gate, architecture: Architecture) -> None:
+    def __init__(self, engines: LoadedEngines, gate: Gate) -> None:
+        architecture = engines.architecture
         self._engines = engines
         self._gate = gate
         self._sizes = [block.out_shape for block in architecture.blocks]

@@ -15,13 +15,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.bundle.cache import Cache
 from dfs_deploy.bundle.engines import PlacedEngine, Size
 from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.errors import BundleError, EnvironmentLacksError, OutOfMemoryError
 from dfs_deploy.io.files import sha256
-from dfs_deploy.runtimes.backend import Substitution, running_engines
+from dfs_deploy.network import Architecture
+from dfs_deploy.runtimes.backend import BackendOptions, Substitution, running_engines
 from dfs_deploy.runtimes.buffers import laid_out
-from dfs_deploy.runtimes.onnxruntime.prepared import PreparedEngines
+from dfs_deploy.runtimes.gate import GateWeights, read_gate_weights
+from dfs_deploy.runtimes.onnxruntime.engine_choice import decide_substitutions, load_choice
+from dfs_deploy.runtimes.onnxruntime.prepared import (
+    PLAIN,
+    DamagedError,
+    PreparedEngines,
+    obtain_prepared,
+    prepare_engines,
+)
 from dfs_deploy.runtimes.onnxruntime.sessions import has_global_pool, open_session, session_options
 from dfs_deploy.system.ort import onnxruntime as ort
 
@@ -56,47 +66,68 @@ class LoadedEngines:
     """Everything that the clones of a runtime share; it does not change after loading.
 
     Attributes:
+        architecture: network.
+        gate: weights of the gate.
         stem: engine of the stem and the first block.
         blocks: for each gated block, its engine by option index; ``None`` if the option passes features on untouched.
         head: engine of the head.
         feature_scales: value of one unit of uint8 features, by block.
-        threads: threads of each engine.
-        pools: description of the thread pools; empty if every engine runs in the calling thread.
         channel_block: channels that lie together in float32 features.
+        threads: threads of each engine.
+        substitutions: options that run on an engine of another precision.
+        description: plain facts for reports; see :func:`describe`.
     """
 
+    architecture: Architecture
+    gate: GateWeights
     stem: LoadedEngine
     blocks: tuple[tuple[LoadedEngine | None, ...], ...]
     head: LoadedEngine
     feature_scales: tuple[float, ...]
-    threads: int
-    pools: str
     channel_block: int
+    threads: int
+    substitutions: tuple[Substitution, ...]
+    description: dict[str, Any]
 
 
-def load_engines(
-    bundle: Bundle, threads: int, substitutions: tuple[Substitution, ...], prepared: PreparedEngines
-) -> LoadedEngines:
+def load_engines(bundle: Bundle, options: BackendOptions) -> LoadedEngines:
     """Makes a session of every engine that can run here.
 
     Args:
         bundle: bundle with a gate; its digests are checked again as each file is read.
-        threads: threads that one engine may use.
-        substitutions: options that run on an engine of another precision.
-        prepared: engines that run instead of the bundle's.
+        options: choices of how it runs.
 
     Raises:
-        BundleError: a file is no model that ONNX Runtime takes.
-        DamagedError: a prepared engine is not what was kept.
+        BundleError: the bundle has no gate, or a file is no model that ONNX Runtime takes.
         OutOfMemoryError: there is not enough memory for them.
         EnvironmentLacksError: so many threads cannot be started here.
     """
+    check_memory(bundle)
+    gate = read_gate_weights(bundle, "onnxruntime")
+    if gate is None:
+        raise BundleError(f"{bundle.path} has a static policy, and no gate")
+    cache = Cache(bundle, options.cache_dir)
+    try:
+        return _load(bundle, options, cache, gate, obtain_prepared(bundle, cache) if options.prepared else PLAIN)
+    except DamagedError as error:
+        _LOG.warning("%s: the prepared engines are made again: %s", bundle.path, error)
+        return _load(bundle, options, cache, gate, prepare_engines(bundle, cache=cache))
+
+
+def _load(
+    bundle: Bundle, options: BackendOptions, cache: Cache, gate: GateWeights, prepared: PreparedEngines
+) -> LoadedEngines:
+    wanted = options.threads or 1
+    choice = load_choice(bundle, wanted, prepared.channel_block, cache) if options.plan else None
+    substitutions = decide_substitutions(bundle, choice)
+    for each in substitutions:
+        _LOG.info("%s: option %s runs in %s: %s", bundle.path, each.option, each.served_by, each.reason)
     running = list(running_engines(bundle, "onnxruntime", substitutions))
     files = {file for placed in running for file in placed.engine.files.values()}
     sessions = len({prepared.digest(file) or bundle.manifest.files[file].sha256 for file in files})
-    threads, pools = affordable_threads(bundle, threads, sessions)
+    threads, pools = affordable_threads(bundle, wanted, sessions)
     loader = _Loader(bundle, threads, prepared)
-    stem, *gated, head = [(placed, loader.load(placed)) for placed in running]
+    (_, stem), *gated, (_, head) = [(placed, loader.load(placed)) for placed in running]
     index = {name: i for i, name in enumerate(bundle.options.names)}
     blocks: list[list[LoadedEngine | None]] = [[None] * len(index) for _ in range(bundle.architecture.gated_blocks)]
     for placed, engine in gated:
@@ -104,13 +135,16 @@ def load_engines(
             blocks[placed.block - 1][index[placed.option]] = engine
     _LOG.info("%s: %d engines in %d sessions, %s", bundle.path, len(running), sessions, prepared.description)
     return LoadedEngines(
-        stem=stem[1],
+        architecture=bundle.architecture,
+        gate=gate,
+        stem=stem,
         blocks=tuple(map(tuple, blocks)),
-        head=head[1],
+        head=head,
         feature_scales=tuple(bundle.manifest.runtimes["onnxruntime"].feature_scales),
-        threads=threads,
-        pools=pools,
         channel_block=prepared.channel_block,
+        threads=threads,
+        substitutions=substitutions,
+        description=describe(threads, pools, "", choice is not None, prepared.description),
     )
 
 

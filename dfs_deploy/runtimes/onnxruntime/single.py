@@ -31,10 +31,10 @@ class SingleDispatch:
     Args:
         engines: loaded engines, shared with clones.
         gate: gate of this dispatch.
-        architecture: network, for the sizes of the buffers.
     """
 
-    def __init__(self, engines: LoadedEngines, gate: Gate, architecture: Architecture) -> None:
+    def __init__(self, engines: LoadedEngines, gate: Gate) -> None:
+        architecture = engines.architecture
         self._engines = engines
         self._gate = gate
         self._images = aligned_buffer((1, *architecture.image_shape), _FLOAT32)
