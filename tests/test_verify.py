@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from dfs_deploy.errors import SavedResultError
-from dfs_deploy.verify import EngineError, Verification, load_verification, save_verification
+from dfs_deploy.verify import DeviationRecord, Verification, load_verification, save_verification
 from tests.checks import refuses
 
 RESULT = Verification(
@@ -29,7 +29,7 @@ RESULT = Verification(
     computation_percentage_bundle=31.0,
     max_abs_logit_error=None,
     per_block=[
-        EngineError(
+        DeviationRecord(
             block=1,
             option="8",
             precision="int8",

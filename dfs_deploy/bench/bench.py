@@ -36,7 +36,7 @@ from dfs_deploy.options import computation_percentage
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.suspicion import suspicions
-from dfs_deploy.system.target_cpu import made_for_another_cpu
+from dfs_deploy.system.cpu import made_for_another_cpu
 from dfs_deploy.thresholds import VERDICT_MAX_TOP1_DROP
 
 Report = Callable[[str, float], None]
@@ -357,7 +357,7 @@ def _engines_of(name: str) -> str:
 def _caveats(bundles: Sequence[Bundle], disturbance: Disturbance) -> Iterator[str]:
     """What weakens any verdict, a line each."""
     for bundle in bundles:
-        note = made_for_another_cpu(bundle.manifest)
+        note = made_for_another_cpu(bundle.manifest.int8_weight_bits)
         if note is not None:
             yield f"{bundle.name} was {note}"
     if disturbance.throttled_periods:

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from dfs_deploy.system.parent import end_with_parent
+from dfs_deploy.system.process import end_with_parent
 
 _RESULTS = 20
 """Results before memory is looked at, the first included."""

@@ -276,6 +276,13 @@ class Manifest(_Record, frozen=True, kw_only=True):
     samples: Name | None
     files: dict[Name, FileRecord]
 
+    @property
+    def int8_weight_bits(self) -> int | None:
+        """Bits of the INT8 weights of the engines for ONNX Runtime; ``None`` if there are none."""
+        if self.calibration is None or "int8" not in self.targets or "onnxruntime" not in self.runtimes:
+            return None
+        return self.calibration.weight_bits
+
 
 _ADDED: dict[str, Any] = {"policy": None, "budgets": []}
 """What version 2 has and version 1 had not, with the values of a version 1 manifest."""

@@ -15,10 +15,8 @@ from dfs_deploy.cli.arguments import JsonOption
 from dfs_deploy.cli.console import output, print_json
 from dfs_deploy.errors import DependencyError, EnvironmentLacksError
 from dfs_deploy.io.text import first_line
-from dfs_deploy.system.cpu import cpu_limits
-from dfs_deploy.system.extras import CORE, EXTRA_OF, find_library
-from dfs_deploy.system.installed import install_line
-from dfs_deploy.system.target_cpu import is_x86
+from dfs_deploy.system.cpu import cpu_limits, is_x86
+from dfs_deploy.system.libraries import CORE, EXTRA_OF, find_library, install_line
 
 
 @dataclass(frozen=True)

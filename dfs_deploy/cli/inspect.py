@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dfs_deploy.cli.arguments import BundleArgument, CacheOption, JsonOption, bundle_path
-from dfs_deploy.cli.budgets import show_budgets
-from dfs_deploy.cli.console import output, percent, print_json, show_table
+from dfs_deploy.cli.console import output, percent, print_json, show_budgets, show_table
 from dfs_deploy.errors import EnvironmentLacksError
 from dfs_deploy.io.text import one_line
 

@@ -19,12 +19,12 @@ from dfs_deploy.cli.arguments import (
     SeedOption,
     ThreadsOption,
     bundle_path,
+    check_writable,
     refuse_given,
 )
 from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
-from dfs_deploy.cli.outputs import check_writable
 from dfs_deploy.errors import UsageError
-from dfs_deploy.system.extras import required
+from dfs_deploy.system.libraries import required
 
 if TYPE_CHECKING:
     from dfs_deploy.report import BundleReport

@@ -19,7 +19,7 @@ from dfs_deploy.cli.arguments import (
     ThreadsOption,
     bundle_path,
 )
-from dfs_deploy.cli.cells import cells, cells_per_line, legend, wrapped_cells
+from dfs_deploy.cli.classified import cells, cells_per_line, legend, wrapped_cells
 from dfs_deploy.cli.console import errors, output, print_json, progress, show_table
 from dfs_deploy.errors import CheckFailedError, DataError, UsageError
 

@@ -31,7 +31,7 @@ from dfs_deploy.report.results import (
 from dfs_deploy.report.routes import decisions, group_of_block, hot_paths, path_tree
 from dfs_deploy.runtimes import Result, Runtime
 from dfs_deploy.suspicion import suspicions
-from dfs_deploy.system.target_cpu import made_for_another_cpu
+from dfs_deploy.system.cpu import made_for_another_cpu
 
 SAMPLES = 1024
 EXAMPLES = 6
@@ -172,7 +172,7 @@ def _inputs(bundle: Bundle, data: Dataset | ImageFolder | None, count: int | Non
 def _notes(bundle: Bundle, inputs: Inputs, result: Result, bench: BenchFigures) -> Iterator[str]:
     """What weakens the figures, a line each, unless the bench says it beside its verdict."""
     said = bench.verdict.caveats if bench.verdict is not None else []
-    another = made_for_another_cpu(bundle.manifest)
+    another = made_for_another_cpu(bundle.manifest.int8_weight_bits)
     yield from inputs.notes
     for line in suspicions(inputs.labels, result.classes, bundle.architecture.classes, bundle.input.class_names):
         if f"{DYNAMIC}: {line}" not in said:

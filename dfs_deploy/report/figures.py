@@ -24,7 +24,7 @@ from dfs_deploy.io.files import write_whole
 from dfs_deploy.options import Options
 from dfs_deploy.report.palette import option_colors
 from dfs_deploy.report.runs import TrainingRun
-from dfs_deploy.system.extras import required
+from dfs_deploy.system.libraries import required
 
 SCHEMA = 1
 FLOPS = "flops"

@@ -11,7 +11,7 @@ from dfs_deploy.bench.forced import ForcedPath
 from dfs_deploy.errors import UsageError
 from dfs_deploy.io.files import write_whole
 from dfs_deploy.report.figures import CONFIG, SCALE, Spec
-from dfs_deploy.system.extras import required
+from dfs_deploy.system.libraries import required
 
 _LINES = ("dispatch", "trace: the same path as one engine", "static: every block")
 _COLORS = ("#1b5e9e", "#c2571a", "#555555")

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.text import Text
 
-from dfs_deploy.cli.cells import cells, cells_per_line, legend, wrapped_cells
+from dfs_deploy.cli.classified import cells, cells_per_line, legend, wrapped_cells
 from dfs_deploy.options import Option, Options
 
 SIGNS = {0: "·", 4: "4", 8: "8", 16: "16", 31: "31", 32: "F"}

@@ -11,8 +11,7 @@ from dfs_deploy.bundle import Bundle
 from dfs_deploy.data import Dataset, save_npz
 from dfs_deploy.exporters import pipeline
 from dfs_deploy.runtimes import Runtime
-from dfs_deploy.system.cpu import Cpu, cpu_limits
-from dfs_deploy.system.target_cpu import WORDS, TargetCpu
+from dfs_deploy.system.cpu import WORDS, Cpu, TargetCpu, cpu_limits
 from tests.builders import release_state_dict, save_release, skipnet_state_dict
 from tests.bundles import Made, pixels
 from tests.cli.program import run, run_apart
@@ -94,8 +93,8 @@ def test_weights_suit_this_cpu_unless_another_is_named(
 ) -> None:
     """On x86 without VNNI, eight bits would handicap the static INT8 engine that DFS is compared with."""
     old = Cpu("An old one", frozenset(("avx2",)), "", False, "old")
-    monkeypatch.setattr("dfs_deploy.system.target_cpu.describe_cpu", lambda: old)
-    monkeypatch.setattr("dfs_deploy.system.target_cpu.is_x86", lambda: True)
+    monkeypatch.setattr("dfs_deploy.system.cpu.describe_cpu", lambda: old)
+    monkeypatch.setattr("dfs_deploy.system.cpu.is_x86", lambda: True)
     flags = ["--calibration-data", mixed.data_file, "--targets", "fp32,int8", "--out", tmp_path / "net.dfs"]
     ran = run("export", mixed.checkpoint, *flags)
     assert "INT8 weights of 7 bits, for x86 without VNNI (the kind of this CPU; --target-cpu names another)" in ran.out
