@@ -267,9 +267,9 @@ def exit_codes(debug: bool) -> Iterator[None]:
         _discard(sys.stdout, sys.stderr)
         sys.exit(CLOSED_PIPE)
     except OSError as error:
-        what = error.filename or ("" if _flush(sys.stdout) else "standard output")
-        seen = f"{what}: {error.strerror or error}" if what else str(error.strerror or error)
-        _end(ENVIRONMENT, f"{seen}; check the path, its permissions and the space left", trace=debug)
+        what = f"{error.filename}: " if error.filename else ""
+        seen = f"{what}{error.strerror or error}; check the path, its permissions and the space left"
+        _end(ENVIRONMENT, seen, trace=debug)
     except (KeyboardInterrupt, Stopped) as stop:
         how, code = describe_stop(stop)
         _end(code, how, head="")
@@ -305,14 +305,12 @@ def _end(code: int, *lines: str, head: str = "error: ", trace: bool = False) -> 
     sys.exit(code)
 
 
-def _flush(stream: TextIO) -> bool:
-    """Writes what is buffered; says whether that worked. If not, discards it, or Python would try again at its end."""
+def _flush(stream: TextIO) -> None:
+    """Writes what is buffered; if that fails, discards it, or Python would try again at its end."""
     try:
         stream.flush()
     except OSError:
         _discard(stream)
-        return False
-    return True
 
 
 def _discard(*streams: TextIO) -> None:

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 INTERRUPTED = 130
 """Exit code of a process that Ctrl-C ended."""
@@ -84,6 +85,18 @@ def stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+class _Output(io.FileIO):
+    """Standard output whose errors say that they are its own; an error of a write otherwise names no file."""
+
+    def write(self, data: Any, /) -> int:
+        """Writes as a file does."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = "standard output"
+            raise
+
+
 def open_streams() -> None:
     """Makes the standard streams usable: characters that an encoding lacks are escaped, and closed streams are opened.
 
@@ -99,6 +112,12 @@ def open_streams() -> None:
             os.set_inheritable(handle, True)
             setattr(sys, name, os.fdopen(handle, mode, encoding="utf-8"))
     codecs.register_error(_ENCODING_ERRORS, _spelled)
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(_Output(sys.stdout.fileno(), "wb", closefd=False)),
+            encoding=sys.stdout.encoding,
+            line_buffering=sys.stdout.line_buffering or sys.stdout.write_through,
+        )
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_ENCODING_ERRORS)
