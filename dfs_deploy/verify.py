@@ -8,7 +8,6 @@ A result can be judged again with other thresholds, without PyTorch and without 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from functools import partial
@@ -19,18 +18,9 @@ import msgspec
 from msgspec import Meta
 
 from dfs_deploy.errors import CheckpointError, SavedResultError, UsageError
-from dfs_deploy.io.files import read_file, sha256_file, write_whole
-from dfs_deploy.io.json_files import (
-    LONGEST_NAME,
-    MAX_JSON,
-    Digest,
-    MalformedError,
-    Name,
-    Percentage,
-    Share,
-    decode_json,
-)
-from dfs_deploy.io.text import first_line, one_line
+from dfs_deploy.io.files import sha256_file
+from dfs_deploy.io.json_files import LONGEST_NAME, Digest, Name, Percentage, Share, VersionedFormat
+from dfs_deploy.io.text import one_line
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.system.libraries import required
 from dfs_deploy.thresholds import VERIFY_MAX_COMPUTATION_CHANGE, VERIFY_MAX_TOP1_DROP, VERIFY_MIN_ROUTE_AGREEMENT
@@ -38,7 +28,7 @@ from dfs_deploy.verbs import make_callable
 
 if TYPE_CHECKING:
     from dfs_deploy.bundle import Bundle
-    from dfs_deploy.data import Dataset
+    from dfs_deploy.data import Dataset, ImageFolder
     from dfs_deploy.exporters.validation import EngineDeviation
     from dfs_deploy.models import DFSNetwork
 
@@ -196,7 +186,7 @@ def check_thresholds(max_top1_drop: float, min_route_agreement: float, max_compu
 def verify(
     bundle: str | Path | Bundle,
     checkpoint: str | Path,
-    data: str | Path | Dataset,
+    data: Dataset | ImageFolder | str | Path,
     *,
     weights_key: str | None = None,
     samples: int | None = None,
@@ -236,7 +226,7 @@ def verify(
         from dfs_deploy.exporters.validation import compare_engines
         from dfs_deploy.models.threads import torch_threads
     from dfs_deploy import __version__
-    from dfs_deploy.data import Dataset, open_dataset
+    from dfs_deploy.data import open_dataset
     from dfs_deploy.runtimes import Runtime
 
     checkpoint = Path(checkpoint)
@@ -247,7 +237,7 @@ def verify(
         facts = CheckpointFacts(weights_key or source.weights_key, input_size=runtime.input.shape[1:])
         loaded = load_checkpoint(checkpoint, runtime.options, facts)
         _check_network(checkpoint, loaded.network, runtime.bundle)
-        images = data if isinstance(data, Dataset) else open_dataset(data, size=runtime.input.shape[1:])
+        images = open_dataset(data, size=runtime.input.shape[1:]) if isinstance(data, str | Path) else data
         labelled = images.labelled_for(runtime.bundle.architecture.classes, runtime.input.class_names)
         drawn = labelled.load() if samples is None else labelled.subset(samples, seed).load()
         _LOG.info("%s against %s on %d images", runtime.bundle.path, checkpoint, len(drawn.images))
@@ -318,16 +308,20 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+FORMAT = VersionedFormat(
+    "saved result",
+    Verification,
+    SCHEMA_VERSION,
+    "make it with dfs-deploy verify --save",
+    error=SavedResultError,
+    mark=("schema", SCHEMA),
+    older={1: (Verification, lambda found: found)},
+)
+
+
 def save_verification(path: Path, verification: Verification) -> None:
     """Writes a result to a file, which is replaced as a whole."""
-    write_whole(path, json.dumps(verification.as_json(), indent=1, allow_nan=False).encode() + b"\n")
-
-
-class _Head(msgspec.Struct):
-    """Keys that a file of any version has."""
-
-    schema: str
-    schema_version: int
+    FORMAT.write(path, verification)
 
 
 def load_verification(path: Path, bundle: str | Path | None = None) -> Verification:
@@ -342,23 +336,7 @@ def load_verification(path: Path, bundle: str | Path | None = None) -> Verificat
             or the result is about another bundle.
         BundleError: the bundle cannot be read.
     """
-    remedy = "make it with dfs-deploy verify --save"
-    try:
-        content = read_file(path, MAX_JSON)
-    except OSError as error:
-        raise SavedResultError(f"{path} cannot be read ({first_line(error)}); {remedy}") from error
-    try:
-        head = decode_json(content, _Head)
-        if head.schema != SCHEMA:
-            raise SavedResultError(f"{path} holds {head.schema!r}, expected {SCHEMA!r}; {remedy}")
-        if not 1 <= head.schema_version <= SCHEMA_VERSION:
-            newer = "update dfs-deploy" if head.schema_version > SCHEMA_VERSION else "verify again"
-            raise SavedResultError(
-                f"{path} has schema version {head.schema_version}, expected 1 to {SCHEMA_VERSION}; {newer}"
-            )
-        found = decode_json(content, Verification)
-    except MalformedError as error:
-        raise SavedResultError(f"{path} is not a saved result ({error}); {remedy}") from error
+    found = FORMAT.read(path)
     if bundle is not None:
         from dfs_deploy.bundle import Bundle
 

@@ -66,7 +66,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
         ({"per_block": [{}]}, "per_block"),
         ({"schema": "other"}, "other"),
         ({"schema_version": 3}, "update dfs-deploy"),
-        ({"schema_version": 0}, "verify again"),
+        ({"schema_version": 0}, "expected 1 to 2"),
     ],
 )
 def test_what_is_malformed_is_named(tmp_path: Path, change: dict[str, Any], word: str) -> None:
