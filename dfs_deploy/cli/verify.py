@@ -151,14 +151,8 @@ def _show(found: Verification, missed: Sequence[str]) -> None:
 
 def _show_per_block(deviations: Sequence[DeviationRecord]) -> None:
     """Prints one row per block and one column per engine; a cell has the worst of the engine's layouts."""
-    cells: dict[tuple[int, tuple[str, str, str]], DeviationRecord] = {}
-    columns: dict[tuple[str, str, str], None] = {}
-    for found in deviations:
-        column = (found.option, found.precision, found.runtime)
-        columns[column] = None
-        before = cells.get((found.block, column))
-        if before is None or _severity(found) > _severity(before):
-            cells[found.block, column] = found
+    columns = dict.fromkeys(map(_column, deviations))
+    cells = {(found.block, _column(found)): found for found in sorted(deviations, key=_severity)}
     several = len({runtime for _, _, runtime in columns}) > 1
     heads = [f"{option} {precision}" + (f" {runtime}" if several else "") for option, precision, runtime in columns]
     show_table(
@@ -169,6 +163,10 @@ def _show_per_block(deviations: Sequence[DeviationRecord]) -> None:
             for block in sorted({found.block for found in deviations})
         ],
     )
+
+
+def _column(found: DeviationRecord) -> tuple[str, str, str]:
+    return found.option, found.precision, found.runtime
 
 
 def _cell(found: DeviationRecord | None) -> str:
