@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from dfs_deploy.bench.baseline import load_baseline
+from dfs_deploy.bench.result import load_bench
 from dfs_deploy.costs import load_costs
 from dfs_deploy.errors import ArtefactError, CheckpointError, DataError, SavedResultError, UsageError
-from dfs_deploy.report.bench_file import load_bench
 from dfs_deploy.report.runs import load_run
 from dfs_deploy.training import read_metrics
 from dfs_deploy.training.job import JOB_FILE, load_job
