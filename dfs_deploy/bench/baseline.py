@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from dfs_deploy.bench.result import BenchResult, Change, Comparison, Interval, Machine, Problem, load_bench
+from dfs_deploy.bench.result import BenchResult, Change, Comparison, Interval, Problem, Setup, load_bench
 from dfs_deploy.bench.verdict import unsteady
 from dfs_deploy.errors import ArtefactError, CheckFailedError, SavedResultError, UsageError
 from dfs_deploy.io.files import write_whole
@@ -50,62 +49,46 @@ def load_baseline(file: Path) -> BenchResult:
     return baseline
 
 
-def check_conditions(
-    baseline: BenchResult,
-    *,
-    checkpoint: str,
-    architecture: str,
-    device: str,
-    machine: Machine,
-    threads: int | None,
-    batch: int,
-    data: str,
-    inputs: int,
-    seed: int,
-    budget: float | None,
-) -> None:
+def check_conditions(baseline: BenchResult, now: Setup, batch: int) -> None:
     """Makes sure that a run measures, or is to measure, what the baseline did.
 
     Args:
         baseline: earlier run.
-        checkpoint: SHA-256 of the checkpoint that the bundle was made from.
-        architecture: name of the architecture.
-        device: see :class:`~dfs_deploy.bench.result.BenchResult`, as the next seven.
-        machine: machine of the run.
-        threads: threads that one engine may use.
-        batch: images per call.
-        data: name of the inputs.
-        inputs: number of inputs.
-        seed: seed of their order.
-        budget: budget of the dynamic network.
+        now: setup of this run.
+        batch: images per call of this run.
 
     Raises:
         ArtefactError: another network, machine, batch, number of threads, or inputs: their ratios may differ though no
             code has changed.
     """
-    theirs = baseline.machine
-    pairs: dict[str, tuple[Any, Any]] = {
-        "checkpoint": (baseline.bundle.checkpoint, checkpoint),
-        "architecture": (baseline.bundle.architecture, architecture),
-        "device": (baseline.device, device),
-        "CPU": (theirs.cpu, machine.cpu),
-        "cores": (theirs.cores, machine.cores),
-        "CPU quota": (theirs.quota, machine.quota),
-        "set of 8-bit instructions": (theirs.int8, machine.int8),
-        "system": (theirs.system, machine.system),
-        "threads": (baseline.threads, threads),
-        "batch": (baseline.dynamic.batch, batch),
-        "data": (baseline.data, data),
-        "inputs": (baseline.inputs, inputs),
-        "seed": (baseline.seed, seed),
-        "budget": (_budget(baseline.budget), _budget(budget)),
-    }
-    for name, (before, now) in pairs.items():
-        if before != now:
+    before = _conditions(baseline, baseline.dynamic.batch)
+    for name, value in _conditions(now, batch).items():
+        if before[name] != value:
             raise ArtefactError(
-                f"the baseline is of another {name}: {before}, this run has {now}; compare like with like, or make a"
-                " new baseline with --save-baseline"
+                f"the baseline is of another {name}: {before[name]}, this run has {value}; compare like with like, or"
+                " make a new baseline with --save-baseline"
             )
+
+
+def _conditions(setup: Setup, batch: int) -> dict[str, object]:
+    """What two runs must share, by name."""
+    machine = setup.machine
+    return {
+        "checkpoint": setup.bundle.checkpoint,
+        "architecture": setup.bundle.architecture,
+        "device": setup.device,
+        "CPU": machine.cpu,
+        "cores": machine.cores,
+        "CPU quota": machine.quota,
+        "set of 8-bit instructions": machine.int8,
+        "system": machine.system,
+        "threads": setup.threads,
+        "batch": batch,
+        "data": setup.data,
+        "inputs": setup.inputs,
+        "seed": setup.seed,
+        "budget": "as trained" if setup.budget is None else setup.budget,
+    }
 
 
 def compare_with_baseline(result: BenchResult, baseline: BenchResult, noise_band: float = NOISE_BAND) -> Comparison:
@@ -125,19 +108,7 @@ def compare_with_baseline(result: BenchResult, baseline: BenchResult, noise_band
     """
     if not noise_band >= 0.0:
         raise UsageError(f"noise band {noise_band}, expected 0 or more; 0.05 is 5 %")
-    check_conditions(
-        baseline,
-        checkpoint=result.bundle.checkpoint,
-        architecture=result.bundle.architecture,
-        device=result.device,
-        machine=result.machine,
-        threads=result.threads,
-        batch=result.dynamic.batch,
-        data=result.data,
-        inputs=result.inputs,
-        seed=result.seed,
-        budget=result.budget,
-    )
+    check_conditions(baseline, result, result.dynamic.batch)
     changes = tuple(_changes(result, baseline, noise_band))
     failures = []
     problem = _unusable(result)
@@ -204,7 +175,3 @@ def _notes(result: BenchResult, baseline: BenchResult) -> Sequence[str]:
 def _unusable(result: BenchResult) -> Problem | None:
     """Reason why a run can neither be a baseline nor be compared with one."""
     return next(iter(result.problems), unsteady(result.cases))
-
-
-def _budget(budget: float | None) -> str:
-    return "as trained" if budget is None else f"{budget:g}"

@@ -48,7 +48,6 @@ def read_jetson(root: Path = ROOT) -> Jetson:
         l4t=release,
         jetpack=_upstream(jetpack),
         tensorrt=_upstream(library),
-        tensorrt_python=_upstream(packages.get("python3-libnvinfer")),
         cuda=_cuda(root),
     )
 
@@ -81,12 +80,6 @@ def problems(jetson: Jetson) -> list[str]:
         )
     if jetson.tensorrt is None:
         found.append(f"TensorRT is not installed; {APT_JETPACK}")
-    elif jetson.tensorrt_python is None:
-        found.append(f"TensorRT has no Python bindings here; {APT_TENSORRT}")
-    elif _numbers(jetson.tensorrt_python) != version:
-        found.append(
-            f"TensorRT is {jetson.tensorrt} and its Python bindings are {jetson.tensorrt_python}; {APT_TENSORRT}"
-        )
     if jetson.cuda is None:
         found.append(f"the CUDA toolkit is not installed, and pycuda is built with it; {APT_JETPACK}")
     return found

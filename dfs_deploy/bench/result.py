@@ -415,7 +415,6 @@ class Jetson(msgspec.Struct, frozen=True):
         l4t: release of Jetson Linux, as in ``36.4.3``.
         jetpack: version of the package ``nvidia-jetpack``, or the major version that goes with Jetson Linux.
         tensorrt: version of the library.
-        tensorrt_python: version of its Python bindings.
         cuda: version of the toolkit.
     """
 
@@ -423,7 +422,6 @@ class Jetson(msgspec.Struct, frozen=True):
     l4t: str | None
     jetpack: str | None
     tensorrt: str | None
-    tensorrt_python: str | None
     cuda: str | None
 
 
@@ -487,21 +485,40 @@ class Comparison(msgspec.Struct, frozen=True):
     failures: tuple[str, ...]
 
 
-class BenchResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Whole bench: the object of ``bench --json``.
+class Setup(msgspec.Struct, frozen=True, kw_only=True):
+    """What a bench runs, on what and how: known before anything is timed.
 
     Attributes:
         schema_version: version of the keys.
-        bundle: bundle that was run.
-        against: bundles of the static networks that it was compared with besides its own.
+        bundle: bundle that is run.
+        against: bundles of the static networks that it is compared with besides its own.
         device: device as asked for.
         threads: threads that one engine may use; ``None`` on a device whose runtime has none.
         seed: seed of the order of inputs.
-        budget: budget that the dynamic network was to hold, 0 to 1; ``None`` for the gate as trained.
+        budget: budget that the dynamic network is to hold, 0 to 1; ``None`` for the gate as trained.
         data: name of the inputs.
-        inputs: number of different images that were run.
+        inputs: number of different images that are run.
         notes: assumptions and findings while they were read, one line each.
-        machine: machine that it ran on.
+        machine: machine that it runs on.
+    """
+
+    schema_version: int
+    bundle: BenchedBundle
+    against: tuple[BenchedBundle, ...]
+    device: Name
+    threads: int | None
+    seed: int
+    budget: float | None
+    data: Name
+    inputs: int
+    notes: tuple[str, ...]
+    machine: Machine
+
+
+class BenchResult(Setup, frozen=True, kw_only=True, omit_defaults=True):
+    """Whole bench: the object of ``bench --json``, with the keys of its setup.
+
+    Attributes:
         state: state of the machine, before.
         disturbance: disturbance of the timing, by others.
         runtime: provider, version, gate and more, as the runtime describes itself.
@@ -527,17 +544,6 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         comparison: changes since the baseline; ``None`` without one.
     """
 
-    schema_version: int
-    bundle: BenchedBundle
-    against: tuple[BenchedBundle, ...]
-    device: Name
-    threads: int | None
-    seed: int
-    budget: float | None
-    data: Name
-    inputs: int
-    notes: tuple[str, ...]
-    machine: Machine
     state: MachineState
     disturbance: Disturbance
     runtime: dict[str, Any]

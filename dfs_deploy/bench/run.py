@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 from numpy.typing import NDArray
 
 from dfs_deploy.bench.baseline import check_conditions, compare_with_baseline, load_baseline
@@ -51,13 +52,12 @@ from dfs_deploy.bench.result import (
     CaseResult,
     Disturbance,
     JetsonRun,
-    Problem,
-    Ratios,
     Round,
+    Setup,
 )
 from dfs_deploy.bench.sensors import find_sampler
 from dfs_deploy.bench.start_up import measure_start_up
-from dfs_deploy.bench.verdict import decide, find_problems, rival_ratios, standing, unsteady, wants_more
+from dfs_deploy.bench.verdict import Evidence, unsteady
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.cache import Cache
 from dfs_deploy.costs import save_costs as write_costs
@@ -176,20 +176,21 @@ def bench(
     count = len(inputs.images) // batch * batch
     if not count:
         raise UsageError(f"{len(inputs.images)} images, expected at least one batch of {batch}; give more with --data")
+    setup = Setup(
+        schema_version=SCHEMA_VERSION,
+        bundle=_benched(bundle),
+        against=tuple(map(_benched, rivals)),
+        device=device,
+        threads=threads,
+        seed=seed,
+        budget=budget,
+        data=inputs.name,
+        inputs=count,
+        notes=inputs.notes,
+        machine=describe_machine(),
+    )
     if earlier is not None:
-        check_conditions(
-            earlier,
-            checkpoint=bundle.manifest.source.sha256,
-            architecture=bundle.architecture.name,
-            device=device,
-            machine=describe_machine(),
-            threads=threads,
-            batch=batch,
-            data=inputs.name,
-            inputs=count,
-            seed=seed,
-            budget=budget,
-        )
+        check_conditions(earlier, setup, batch)
     with ExitStack() as undo:
         kept: list[Path] = []
         if save_plan:
@@ -201,18 +202,15 @@ def bench(
             costs = measure_costs(bundle, threads, plan, progress, prepared, device)
             kept.append(Path(save_costs))
         result = _measured(
+            setup,
             bundle,
             rivals,
             inputs,
-            device=device,
             batch=batch,
-            threads=threads,
             plan=plan,
             prepared=prepared,
-            budget=budget,
             budgets=budgets,
             forced=forced,
-            seed=seed,
             min_s=min_seconds,
             max_s=EXTENSION * min_seconds if max_seconds is None else max_seconds,
             min_iterations=min_iterations,
@@ -289,19 +287,16 @@ class _EngineChoice:
 
 
 def _measured(
+    setup: Setup,
     bundle: Bundle,
     against: Sequence[Bundle],
     inputs: Inputs,
     *,
-    device: str,
     batch: int,
-    threads: int | None,
     plan: bool,
     prepared: bool,
-    budget: float | None,
     budgets: Sequence[float],
     forced: bool,
-    seed: int,
     min_s: float,
     max_s: float,
     min_iterations: int,
@@ -314,14 +309,13 @@ def _measured(
     progress: Progress,
 ) -> BenchResult:
     """Opens everything, times it, and puts the result together; see :func:`bench`."""
+    device, threads, count = setup.device, setup.threads, setup.inputs
     on_cpu = RUNTIME_OF[device] == "onnxruntime"
-    count = len(inputs.images) // batch * batch
-    machine, state = describe_machine(), read_state()
+    choices: dict[str, Any] = {"plan": plan, "prepared": prepared, "budget": setup.budget}
+    state = read_state()
     before = read_power_state() if device == "jetson" else None
     with ExitStack() as closing:
-        runtime = closing.enter_context(
-            open_runtime(bundle, RUNTIME_OF[device], threads=threads, plan=plan, prepared=prepared, budget=budget)
-        )
+        runtime = closing.enter_context(open_runtime(bundle, RUNTIME_OF[device], threads=threads, **choices))
         candidates = open_candidates(
             bundle,
             runtime,
@@ -370,21 +364,11 @@ def _measured(
         )
         facts = runtime.description
     used = {} if energy is None else {case.name: case.joules_per_image for case in energy.cases}
-    found = measured.found
+    found = measured.evidence
     cases = tuple(replace(case, joules_per_image=used.get(case.name)) for case in found.cases)
     caveats = (*judge.suspicions(), *_caveats((bundle, *against) if on_cpu else (), measured.disturbance))
     return BenchResult(
-        schema_version=SCHEMA_VERSION,
-        bundle=_benched(bundle),
-        against=tuple(map(_benched, against)),
-        device=device,
-        threads=threads,
-        seed=seed,
-        budget=budget,
-        data=inputs.name,
-        inputs=count,
-        notes=inputs.notes,
-        machine=machine,
+        **asdict(setup),
         state=state,
         disturbance=measured.disturbance,
         runtime=facts,
@@ -394,14 +378,14 @@ def _measured(
         valid=not found.problems,
         problems=found.problems,
         noisy=tuple(case.name for case in cases if case.static and case.latency_ms.cov > NOISY),
-        verdict=decide(cases, found.over_static, found.problems, max_top1_drop, device, caveats),
+        verdict=found.verdict(device, caveats),
         option_share=option_shares(paths, len(bundle.options)),
         energy=energy,
         no_energy=sampler if isinstance(sampler, str) else "",
         jetson=None if before is None else JetsonRun(read_jetson(), before, read_power_state()),
         cases=cases,
-        over_static=found.over_static,
-        rival=rival_ratios(cases, found.over_static, max_top1_drop),
+        over_static=tuple(found.over_static),
+        rival=found.rival,
         paths=timed_paths,
         forced=forced_paths(bundle.options, cases, measured.rounds, bundle.architecture.gated_blocks),
         start_up=measure_start_up(
@@ -409,26 +393,14 @@ def _measured(
             [case.name for case in cases if (case.static and not case.rival) or case.name == DYNAMIC],
             start_ups if on_cpu else 0,
             threads=threads or 1,
-            plan=plan,
-            prepared=prepared,
-            budget=budget,
             progress=progress,
+            **choices,
         ),
     )
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """Figures of the times so far; ``more`` if further ones may show what is not known yet."""
-
-    cases: tuple[CaseResult, ...]
-    over_static: tuple[Ratios, ...]
-    problems: tuple[Problem, ...]
-    more: bool
-
-
 class _Judge:
-    """Makes figures of times, and looks for what is not known yet.
+    """Makes figures of times.
 
     Args:
         bundle: bundle that is run.
@@ -482,23 +454,35 @@ class _Judge:
             if name == DYNAMIC or RIVAL in name:
                 yield from (f"{name}: {line}" for line in suspicions(self._labels, predicted, classes, names))
 
-    def __call__(self, rounds: Mapping[str, Rounds], size: Round, growth: float) -> _Judged:
+    def __call__(self, rounds: Mapping[str, Rounds], size: Round) -> Evidence:
         """Judges the times so far.
 
         Args:
             rounds: times of each case.
             size: calls of a case before the next one takes over.
-            growth: how many times as many calls there can be in the end.
         """
-        cases, drop = self._cases(rounds), self._max_top1_drop
-        over_static = [paired_ratios(rounds[DYNAMIC], rounds[case.name], case.name) for case in cases if case.static]
-        known = tuple(ratios for ratios in over_static if ratios is not None)
-        problems = find_problems(cases, known, size, self._inputs, drop)
-        swaying = unsteady(cases) if self._steady else None
-        problems += () if swaying is None else (swaying,)
-        return _Judged(cases, known, problems, wants_more(problems, cases, known, size, growth, drop))
 
-    def _cases(self, rounds: Mapping[str, Rounds]) -> tuple[CaseResult, ...]:
+        def evidence(cases: Sequence[CaseResult]) -> Evidence:
+            doubt = unsteady(cases) if self._steady else None
+            return Evidence(cases, over, size, self._inputs, self._max_top1_drop, () if doubt is None else (doubt,))
+
+        cases = self._cases(rounds)
+        ratios = [paired_ratios(rounds[DYNAMIC], rounds[case.name], case.name) for case in cases if case.static]
+        over = [ratio for ratio in ratios if ratio is not None]
+        found = evidence(cases)
+        if found.standing is None:
+            return found
+        best = self._right[found.standing.best.name]
+        return evidence(
+            [
+                case
+                if case.top1 is None
+                else replace(case, top1_below_best=share_difference(self._right[case.name], best))
+                for case in cases
+            ]
+        )
+
+    def _cases(self, rounds: Mapping[str, Rounds]) -> list[CaseResult]:
         """Figures of every case; those of static cases and of the gate's own paths come with accuracy."""
         right, architecture = self._right, self._bundle.architecture
         base = next((each.name for each in self._candidates if each.name.startswith(STATIC)), None)
@@ -529,21 +513,14 @@ class _Judge:
                     dispatch_efficiency_interval=None if between is None else between.p50,
                 )
             results.append(case)
-        found = standing(results)
-        if found is None:
-            return tuple(results)
-        best = right[found.best.name]
-        return tuple(
-            case if case.top1 is None else replace(case, top1_below_best=share_difference(right[case.name], best))
-            for case in results
-        )
+        return results
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """All times, their figures, and how often these were looked at."""
+    """All times, what a verdict can rest on, and how often that was looked at."""
 
-    found: _Judged
+    evidence: Evidence
     rounds: Mapping[str, Rounds]
     size: Round
     looks: int
@@ -585,9 +562,9 @@ def _timed(
             rounds[name] = np.concatenate([rounds[name], new]) if looks else new
         order = np.roll(order, -len(times[timed[0].name]))
         looks, passed = looks + 1, passed + ahead
-        found = judge(rounds, size, max_s / passed if passed else 1.0)
+        found = judge(rounds, size)
         ahead = min(passed, max_s - passed)
-        if not found.more or ahead <= 0.0:
+        if not found.wants_more(max_s / passed if passed else 1.0) or ahead <= 0.0:
             return _Measured(found, rounds, size, looks, watch.stop())
         _log.info("timing for longer: %s", found.problems[0].what if found.problems else "the 95th percentile")
         least = 1

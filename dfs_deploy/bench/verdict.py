@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from dfs_deploy.bench.clock import MIN_SEGMENTS, calls_for_tail
@@ -16,9 +17,18 @@ from dfs_deploy.thresholds import MAX_UNCERTAINTY, MIN_INPUTS, TIE, VERDICT_MAX_
 _ROUNDING = 1e-9
 
 
+def compare(ratio: Interval) -> Literal["faster", "slower", "tie", "unknown"]:
+    """Reads a ratio of latencies: clear of one on either side, as good as one, or not known well enough."""
+    if ratio.high < 1.0 and ratio.value <= 1.0 - TIE:
+        return "faster"
+    if ratio.low > 1.0 and ratio.value >= 1.0 + TIE:
+        return "slower"
+    return "tie" if ratio.uncertainty <= MAX_UNCERTAINTY else "unknown"
+
+
 @dataclass(frozen=True)
 class Standing:
-    """The dynamic network and the static networks by accuracy.
+    """The dynamic network and the static networks, by accuracy.
 
     Attributes:
         best: most accurate case of all, the dynamic network included.
@@ -35,128 +45,154 @@ class Standing:
     nearest: CaseResult
 
 
-def standing(cases: Sequence[CaseResult], max_top1_drop: float = VERDICT_MAX_TOP1_DROP) -> Standing | None:
-    """Sorts cases by accuracy.
-
-    Args:
-        cases: ``dfs`` and the static cases; others are passed over.
-        max_top1_drop: share of right answers that may be lost against the most accurate case.
-
-    Returns:
-        How they stand, or ``None`` if there is no static case, or if the accuracy is not known.
-    """
-    known = {case.name: case.top1 for case in cases if (case.static or case.name == DYNAMIC) and case.top1 is not None}
-    statics = [case for case in cases if case.static and case.name in known]
-    dynamic = next(case for case in cases if case.name == DYNAMIC)
-    if not statics or dynamic.name not in known:
-        return None
-    best = max((*statics, dynamic), key=lambda case: known[case.name])
-    floor = known[best.name] - max_top1_drop - _ROUNDING
-    accurate = tuple(case for case in statics if known[case.name] >= floor)
-    fastest = min((case.latency_ms.p50 for case in accurate), default=0.0)
-    return Standing(
-        best=best,
-        dynamic=known[dynamic.name] >= floor,
-        accurate=accurate,
-        choice=next((case for case in accurate if case.latency_ms.p50 <= (1.0 + TIE) * fastest), None),
-        nearest=max(statics, key=lambda case: known[case.name]),
-    )
+_Choice = tuple[str | None, str, tuple[str, ...]]
+"""Choice, words and caveats of a verdict."""
 
 
-def rival_ratios(
-    cases: Sequence[CaseResult], over_static: Sequence[Ratios], max_top1_drop: float = VERDICT_MAX_TOP1_DROP
-) -> Ratios | None:
-    """Dynamic network's latency over that of its rival, the static case that the verdict compares it with.
+@dataclass(frozen=True)
+class Evidence:
+    """What a verdict rests on, and what follows from it.
 
-    The rival is the fastest static case that is accurate enough; the first one if the accuracy is not known.
-
-    Args:
-        cases: cases, with their ratios over the normaliser.
+    Attributes:
+        cases: cases with their ratios over the normaliser; ``dfs`` and the static ones are read.
         over_static: dynamic network's latency over that of each static case.
-        max_top1_drop: share of right answers that may be lost against the most accurate case.
-
-    Returns:
-        The ratios, or ``None`` if accuracy decides without a clock, or if nothing can be compared.
-    """
-    found = standing(cases, max_top1_drop)
-    if found is None:
-        rival = next((case for case in cases if case.static), None)
-    else:
-        rival = found.choice if found.dynamic else None
-    return None if rival is None else next((each for each in over_static if each.over == rival.name), None)
-
-
-def compare(ratio: Interval) -> Literal["faster", "slower", "tie", "unknown"]:
-    """Reads a ratio of latencies: clear of one on either side, as good as one, or not known well enough."""
-    if ratio.high < 1.0 and ratio.value <= 1.0 - TIE:
-        return "faster"
-    if ratio.low > 1.0 and ratio.value >= 1.0 + TIE:
-        return "slower"
-    return "tie" if ratio.uncertainty <= MAX_UNCERTAINTY else "unknown"
-
-
-def find_problems(
-    cases: Sequence[CaseResult],
-    over_static: Sequence[Ratios],
-    size: Round,
-    inputs: int,
-    max_top1_drop: float = VERDICT_MAX_TOP1_DROP,
-) -> tuple[Problem, ...]:
-    """Looks for what makes the figures unreliable that the verdict reads.
-
-    Args:
-        cases: see :func:`rival_ratios`.
-        over_static: see :func:`rival_ratios`.
         size: calls of a case before the next one takes over.
         inputs: number of different images that were run.
-        max_top1_drop: see :func:`rival_ratios`.
+        max_top1_drop: share of right answers that may be lost against the most accurate case.
+        doubts: further reasons why the run is INVALID.
     """
-    found = []
-    if inputs < MIN_INPUTS:
-        what = f"{inputs} different inputs, expected at least {MIN_INPUTS}"
-        found.append(Problem(what, "give more images with --data", "inputs"))
-    least = min(case.iterations for case in cases)
-    wanted = MIN_SEGMENTS * size.measured
-    if least < wanted:
-        what = f"{least} calls per case, expected at least {wanted}"
-        return (*found, Problem(what, f"--min-iterations {wanted} or more, or leave it out"))
-    against = rival_ratios(cases, over_static, max_top1_drop)
-    if against is not None and compare(against.p50) == "unknown":
-        ratio = against.p50
-        what = (
-            f"the median of dfs over that of {against.over} lies between {ratio.low:.2f} and {ratio.high:.2f}, expected"
-            f" all of it on one side of 1, or within ±{100 * MAX_UNCERTAINTY:.0f} %"
+
+    cases: Sequence[CaseResult]
+    over_static: Sequence[Ratios]
+    size: Round
+    inputs: int
+    max_top1_drop: float = VERDICT_MAX_TOP1_DROP
+    doubts: tuple[Problem, ...] = ()
+
+    @cached_property
+    def standing(self) -> Standing | None:
+        """Cases by accuracy; ``None`` if there is no static case, or if the accuracy is not known."""
+        cases = [case for case in self.cases if case.static or case.name == DYNAMIC]
+        known = {case.name: case.top1 for case in cases if case.top1 is not None}
+        statics = [case for case in cases if case.static and case.name in known]
+        if not statics or DYNAMIC not in known:
+            return None
+        best = max((*statics, self.dynamic), key=lambda case: known[case.name])
+        floor = known[best.name] - self.max_top1_drop - _ROUNDING
+        accurate = tuple(case for case in statics if known[case.name] >= floor)
+        fastest = min((case.latency_ms.p50 for case in accurate), default=0.0)
+        return Standing(
+            best=best,
+            dynamic=known[DYNAMIC] >= floor,
+            accurate=accurate,
+            choice=next((case for case in accurate if case.latency_ms.p50 <= (1.0 + TIE) * fastest), None),
+            nearest=max(statics, key=lambda case: known[case.name]),
         )
-        found.append(Problem(what, "stop what else runs here, or raise --max-seconds"))
-    return tuple(found)
 
+    @property
+    def dynamic(self) -> CaseResult:
+        """Case of the dynamic network."""
+        return next(case for case in self.cases if case.name == DYNAMIC)
 
-def wants_more(
-    problems: Sequence[Problem],
-    cases: Sequence[CaseResult],
-    over_static: Sequence[Ratios],
-    size: Round,
-    growth: float,
-    max_top1_drop: float = VERDICT_MAX_TOP1_DROP,
-) -> bool:
-    """Whether more measuring may show what the verdict reads and does not know yet, the 95th percentile included.
+    @cached_property
+    def rival(self) -> Ratios | None:
+        """Dynamic network's latency over that of its rival, the static case that the verdict compares it with.
 
-    Args:
-        problems: reasons why the run is INVALID so far.
-        cases: see :func:`rival_ratios`.
-        over_static: see :func:`rival_ratios`.
-        size: calls of a case before the next one takes over.
-        growth: how many times as many calls there can be in the end.
-        max_top1_drop: see :func:`rival_ratios`.
-    """
-    if any(problem.about == "inputs" for problem in problems):
-        return False
-    against = rival_ratios(cases, over_static, max_top1_drop)
-    if problems or against is None:
-        return bool(problems)
-    if against.p95 is None:
-        return growth * min(case.iterations for case in cases) >= calls_for_tail(size.measured)
-    return compare(against.p95) == "unknown"
+        The rival is the fastest static case that is accurate enough; the first one if the accuracy is not known.
+        ``None`` if accuracy decides without a clock, or if nothing can be compared.
+        """
+        found = self.standing
+        if found is None:
+            rival = next((case for case in self.cases if case.static), None)
+        else:
+            rival = found.choice if found.dynamic else None
+        return None if rival is None else next((each for each in self.over_static if each.over == rival.name), None)
+
+    @cached_property
+    def problems(self) -> tuple[Problem, ...]:
+        """Reasons why the run is INVALID: what makes the figures unreliable that the verdict reads."""
+        found = []
+        if self.inputs < MIN_INPUTS:
+            what = f"{self.inputs} different inputs, expected at least {MIN_INPUTS}"
+            found.append(Problem(what, "give more images with --data", "inputs"))
+        least, wanted = min(case.iterations for case in self.cases), MIN_SEGMENTS * self.size.measured
+        if least < wanted:
+            what = f"{least} calls per case, expected at least {wanted}"
+            found.append(Problem(what, f"--min-iterations {wanted} or more, or leave it out"))
+        elif self.rival is not None and compare(self.rival.p50) == "unknown":
+            ratio = self.rival.p50
+            what = (
+                f"the median of dfs over that of {self.rival.over} lies between {ratio.low:.2f} and {ratio.high:.2f},"
+                f" expected all of it on one side of 1, or within ±{100 * MAX_UNCERTAINTY:.0f} %"
+            )
+            found.append(Problem(what, "stop what else runs here, or raise --max-seconds"))
+        return (*found, *self.doubts)
+
+    def wants_more(self, growth: float) -> bool:
+        """Whether more measuring may show what the verdict reads and does not know yet, p95 included.
+
+        Args:
+            growth: how many times as many calls there can be in the end.
+        """
+        if any(problem.about == "inputs" for problem in self.problems):
+            return False
+        if self.problems or self.rival is None:
+            return bool(self.problems)
+        if self.rival.p95 is None:
+            return growth * min(case.iterations for case in self.cases) >= calls_for_tail(self.size.measured)
+        return compare(self.rival.p95) == "unknown"
+
+    def verdict(self, device: str = "cpu", caveats: Sequence[str] = ()) -> Verdict:
+        """Chooses between the dynamic network and the static ones.
+
+        Args:
+            device: device that the run was on.
+            caveats: known weaknesses of any choice, one line each.
+        """
+        choice, words, more = self._choose(device)
+        return Verdict(choice, words, (*caveats, *more), rule_of(self.max_top1_drop))
+
+    def _choose(self, device: str) -> _Choice:
+        """Follows the rule."""
+        dynamic, statics = self.dynamic, [case for case in self.cases if case.static]
+        allowed = f"{100 * self.max_top1_drop:.2f}"
+        if not statics:
+            return None, f"none: {_no_static(device)}", ()
+        ratios = {ratio.over: ratio for ratio in self.over_static}
+        found = self.standing
+        if any(problem.about == "inputs" or found is None for problem in self.problems):
+            return None, "none: the run is INVALID", ()
+        if found is None:
+            return _unlabelled(statics, ratios)
+        nearest, choice = found.nearest, found.choice
+        if choice is None and not any(case.rival for case in statics):
+            words = (
+                f"none: {title(nearest)} has a top-1 of {_points(nearest)} against {_points(dynamic)} of DFS, more than"
+                f" the {allowed} points allowed: it is this network's own backbone with every block run, trained for"
+                " the paths that the network takes, and nobody would ship it; compare with a network that was trained"
+                " to be static, by --against BUNDLE"
+            )
+            return None, words, ()
+        caveats = _caveats((dynamic, *found.accurate), self.max_top1_drop)
+        if choice is None:
+            ratio = ratios.get(nearest.name)
+            time = "" if ratio is None else f", and DFS takes {ratio.p50.value:.2f}x its time at the median"
+            words = (
+                f"ship DFS: top-1 {_points(dynamic)}, and no static network comes within {allowed} points of it;"
+                f" {title(nearest)}, the nearest, has {_points(nearest)}{time}"
+            )
+            return dynamic.name, words, caveats
+        if not found.dynamic:
+            lost = (found.best.top1 or 0.0) - (dynamic.top1 or 0.0)
+            words = (
+                f"ship {title(choice)}: DFS loses {100 * lost:.2f} points of top-1 against {title(found.best)}, more"
+                f" than the {allowed} allowed"
+            )
+            return choice.name, words, caveats
+        if self.problems:
+            return None, "none: the run is INVALID", ()
+        name, words, more = _by_latency(dynamic, choice, ratios[choice.name])
+        return name, words, (*caveats, *more)
 
 
 def unsteady(cases: Sequence[CaseResult]) -> Problem | None:
@@ -178,28 +214,6 @@ def unsteady(cases: Sequence[CaseResult]) -> Problem | None:
     return Problem(what, "stop what else runs here, or raise --min-seconds")
 
 
-def decide(
-    cases: Sequence[CaseResult],
-    over_static: Sequence[Ratios],
-    problems: Sequence[Problem],
-    max_top1_drop: float = VERDICT_MAX_TOP1_DROP,
-    device: str = "cpu",
-    caveats: Sequence[str] = (),
-) -> Verdict:
-    """Chooses between the dynamic network and the static ones.
-
-    Args:
-        cases: ``dfs`` and the static cases; others are passed over.
-        over_static: dynamic network's latency over that of each static case.
-        problems: reasons why the run is INVALID.
-        max_top1_drop: share of right answers that may be lost against the most accurate case.
-        device: device that the run was on.
-        caveats: known weaknesses of any choice, one line each.
-    """
-    choice, words, more = _choose(cases, over_static, problems, max_top1_drop, device)
-    return Verdict(choice, words, (*caveats, *more), rule_of(max_top1_drop))
-
-
 def rule_of(max_top1_drop: float) -> str:
     """The rule, in words."""
     return (
@@ -211,60 +225,6 @@ def rule_of(max_top1_drop: float) -> str:
         " network, which is simpler; a p95 that is not known leaves the choice to the median; if no static engine of"
         " the same backbone is accurate enough, there is no verdict without a network that was trained to be static"
     )
-
-
-_Choice = tuple[str | None, str, tuple[str, ...]]
-"""Choice, words and caveats of a verdict."""
-
-
-def _choose(
-    cases: Sequence[CaseResult],
-    over_static: Sequence[Ratios],
-    problems: Sequence[Problem],
-    max_top1_drop: float,
-    device: str,
-) -> _Choice:
-    """Follows the rule; see :func:`decide`."""
-    dynamic = next(case for case in cases if case.name == DYNAMIC)
-    statics = [case for case in cases if case.static]
-    allowed = f"{100 * max_top1_drop:.2f}"
-    if not statics:
-        return None, f"none: {_no_static(device)}", ()
-    ratios = {ratio.over: ratio for ratio in over_static}
-    found = standing(cases, max_top1_drop)
-    if any(problem.about == "inputs" or found is None for problem in problems):
-        return None, "none: the run is INVALID", ()
-    if found is None:
-        return _unlabelled(statics, ratios)
-    nearest, choice = found.nearest, found.choice
-    if choice is None and not any(case.rival for case in statics):
-        words = (
-            f"none: {title(nearest)} has a top-1 of {_points(nearest)} against {_points(dynamic)} of DFS, more than the"
-            f" {allowed} points allowed: it is this network's own backbone with every block run, trained for the paths"
-            " that the network takes, and nobody would ship it; compare with a network that was trained to be static,"
-            " by --against BUNDLE"
-        )
-        return None, words, ()
-    caveats = _caveats((dynamic, *found.accurate), max_top1_drop)
-    if choice is None:
-        ratio = ratios.get(nearest.name)
-        time = "" if ratio is None else f", and DFS takes {ratio.p50.value:.2f}x its time at the median"
-        words = (
-            f"ship DFS: top-1 {_points(dynamic)}, and no static network comes within {allowed} points of it;"
-            f" {title(nearest)}, the nearest, has {_points(nearest)}{time}"
-        )
-        return dynamic.name, words, caveats
-    if not found.dynamic:
-        lost = (found.best.top1 or 0.0) - (dynamic.top1 or 0.0)
-        words = (
-            f"ship {title(choice)}: DFS loses {100 * lost:.2f} points of top-1 against {title(found.best)}, more than"
-            f" the {allowed} allowed"
-        )
-        return choice.name, words, caveats
-    if problems:
-        return None, "none: the run is INVALID", ()
-    name, words, more = _by_latency(dynamic, choice, ratios[choice.name])
-    return name, words, (*caveats, *more)
 
 
 def _no_static(device: str) -> str:

@@ -20,7 +20,7 @@ from dfs_deploy.bench.result import (
     Ratios,
     Round,
 )
-from dfs_deploy.bench.verdict import decide, find_problems, rival_ratios
+from dfs_deploy.bench.verdict import Evidence
 from dfs_deploy.thresholds import NOISY
 
 FACTS = BenchedBundle("net", "d" * 64, "c" * 64, "ResNet-14", ("skip", "full"))
@@ -91,7 +91,7 @@ def made_bench(
         for name, taken in times.items()
         if name.startswith("static") and (found := paired_ratios(times["dfs"], taken, name)) is not None
     ]
-    problems = find_problems(cases, over, Round(16), inputs)
+    evidence = Evidence(cases, over, Round(16), inputs)
     fields: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "bundle": FACTS,
@@ -110,7 +110,7 @@ def made_bench(
         "clock": CLOCK,
         "round": Round(16),
         "looks": 1,
-        "valid": not problems,
+        "valid": not evidence.problems,
         "noisy": tuple(case.name for case in cases if case.static and case.latency_ms.cov > NOISY),
         "energy": None,
         "no_energy": "not asked for",
@@ -121,8 +121,8 @@ def made_bench(
         "cases": cases,
         "over_static": tuple(over),
         "option_share": ((0.25, 0.75), (1.0, 0.0)),
-        "problems": problems,
-        "verdict": decide(cases, over, problems),
-        "rival": rival_ratios(cases, over),
+        "problems": evidence.problems,
+        "verdict": evidence.verdict(),
+        "rival": evidence.rival,
     }
     return BenchResult(**(fields | changes))

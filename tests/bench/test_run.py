@@ -15,6 +15,7 @@ from dfs_deploy.bench.candidates import engines_alone
 from dfs_deploy.bench.clock import time_interleaved
 from dfs_deploy.bench.energy import EnergyReading, EnergySampler
 from dfs_deploy.bench.result import Jetson, PowerState
+from dfs_deploy.bench.verdict import Evidence
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.data import Dataset
@@ -328,11 +329,11 @@ def test_a_run_goes_on_until_what_the_verdict_reads_is_known_or_the_limit_is_rea
     for wanted, limit, looks in ((1, 9.0, 1), (3, 9.0, 3), (99, 0.03, 3), (99, 0.01, 1)):
         seen: list[int] = []
 
-        def more(problems: Any, cases: Any, *_: Any, seen: list[int] = seen, wanted: int = wanted) -> bool:
-            seen.append(cases[0].iterations)
+        def more(self: Evidence, growth: float, seen: list[int] = seen, wanted: int = wanted) -> bool:
+            seen.append(self.cases[0].iterations)
             return len(seen) < wanted
 
-        monkeypatch.setattr(run, "wants_more", more)
+        monkeypatch.setattr(Evidence, "wants_more", more)
         result = bench(
             Bundle(mixed.path),
             mixed.data,
@@ -426,7 +427,7 @@ def test_without_a_sensor_there_is_no_energy_and_a_line_says_why(
 
 def test_on_a_jetson_tensorrt_runs_and_the_board_is_reported(mixed: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """With ONNX Runtime in the place of TensorRT, which says so itself, and a board of files."""
-    board = Jetson("Orin", "36.4.3", "6.2", "10.3.0.30", "10.3.0.30", "12.6.68")
+    board = Jetson("Orin", "36.4.3", "6.2", "10.3.0.30", "12.6.68")
     states = [PowerState("MAXN", True, 45.0, "tj-thermal"), PowerState("MAXN", True, 51.5, "tj-thermal")]
     monkeypatch.setattr(run, "check_device", lambda device: None)
     monkeypatch.setattr(run, "read_jetson", lambda: board)

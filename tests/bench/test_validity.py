@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dfs_deploy.bench.verdict import unsteady, wants_more
+from dfs_deploy.bench.verdict import Evidence, unsteady
 from tests.bench.made import made_bench
 
 
@@ -64,7 +64,7 @@ def test_no_clock_is_needed_where_accuracy_decides() -> None:
 def test_a_run_is_extended_while_more_may_tell() -> None:
     def more(growth: float = 4.0, **made: Any) -> bool:
         result = made_bench(**{"top1": dict.fromkeys(RIVALS, 0.9), **made})
-        return wants_more(result.problems, result.cases, result.over_static, result.round, growth)
+        return Evidence(result.cases, result.over_static, result.round, result.inputs).wants_more(growth)
 
     assert not more(rounds=200), "all is known"
     assert more(ms=RIVALS, spread=0.8, rounds=12), "the median is not"

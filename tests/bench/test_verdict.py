@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfs_deploy.bench.clock import case_result
-from dfs_deploy.bench.result import Interval, Problem, Verdict
-from dfs_deploy.bench.verdict import compare, decide, times, title
+from dfs_deploy.bench.result import BenchResult, Interval, Problem, Round, Verdict
+from dfs_deploy.bench.verdict import Evidence, compare, times, title
 from dfs_deploy.thresholds import MAX_UNCERTAINTY, TIE
 from tests.bench.made import exactly, made_bench, ratios_of
 
@@ -36,7 +36,12 @@ def verdict(
         for name in p50
         if name != "dfs"
     ]
-    return decide(cases, over, problems, drop)
+    return Evidence(cases, over, Round(16), 100, drop, tuple(problems)).verdict()
+
+
+def evidence(result: BenchResult) -> Evidence:
+    """What the verdict of a bench rests on."""
+    return Evidence(result.cases, result.over_static, result.round, result.inputs)
 
 
 def test_the_dynamic_network_is_shipped_where_it_is_fastest_and_accurate() -> None:
@@ -175,9 +180,7 @@ def test_a_tail_that_is_not_known_leaves_the_choice_to_the_median_and_is_a_cavea
 
 def test_what_is_known_beforehand_is_a_caveat_of_every_verdict() -> None:
     for result in (made_bench(), made_bench({"dfs": 1.0}), made_bench(rounds=2)):
-        assert decide(result.cases, result.over_static, result.problems, caveats=["it rained"]).caveats == (
-            "it rained",
-        )
+        assert evidence(result).verdict(caveats=["it rained"]).caveats == ("it rained",)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +198,7 @@ def test_without_a_static_engine_there_is_nothing_to_compare_with() -> None:
 
 
 def test_a_device_without_static_engines_is_not_told_to_export_for_a_cpu() -> None:
-    found = decide(made_bench({"dfs": 1.0}).cases, [], [], device="jetson")
+    found = evidence(made_bench({"dfs": 1.0})).verdict("jetson")
     assert found.choice is None
     assert "none on jetson" in found.words
     assert "--targets" not in found.words
@@ -214,7 +217,8 @@ def test_an_accuracy_that_the_images_cannot_tell_is_a_caveat() -> None:
         case_result("dfs", 1, times, top1=0.945, top1_below_best=Interval(-0.005, -0.02, 0.01)),
         case_result("static-fp32", 1, times, top1=0.95, top1_below_best=Interval(0.0, 0.0, 0.0)),
     ]
-    found = decide(cases, [ratios_of("static-fp32", exactly(0.5), exactly(0.5))], [])
+    over = [ratios_of("static-fp32", exactly(0.5), exactly(0.5))]
+    found = Evidence(cases, over, Round(16), 100).verdict()
     assert found.choice == "dfs"
     (caveat,) = found.caveats
     for word in ("DFS", "-0.50 points", "between -2.00 and +1.00", "1.00"):
