@@ -9,12 +9,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
-from dfs_deploy.bench.result import BenchResult, Change, Comparison, Interval, Problem, Setup, load_bench
+from dfs_deploy.bench.result import FORMAT, BenchResult, Change, Comparison, Interval, Problem, Setup, load_bench
 from dfs_deploy.bench.verdict import unsteady
 from dfs_deploy.errors import ArtefactError, CheckFailedError, SavedResultError, UsageError
-from dfs_deploy.io.files import write_whole
 from dfs_deploy.io.text import one_line
 from dfs_deploy.thresholds import NOISE_BAND
 
@@ -30,7 +27,7 @@ def save_baseline(result: BenchResult, file: Path) -> None:
         raise CheckFailedError(
             f"an INVALID run is no baseline: {problem.what}; {problem.remedy}; {file} was not written"
         )
-    write_whole(file, msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+    FORMAT.write(file, result)
 
 
 def load_baseline(file: Path) -> BenchResult:

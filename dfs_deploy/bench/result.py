@@ -13,7 +13,7 @@ import msgspec
 
 from dfs_deploy.errors import SavedResultError, UsageError
 from dfs_deploy.io.files import read_file
-from dfs_deploy.io.json_files import MAX_JSON, MalformedError, Measured, Name, Share, decode_json
+from dfs_deploy.io.json_files import MAX_JSON, Measured, Name, Share, VersionedFormat
 from dfs_deploy.io.text import first_line
 
 SCHEMA_VERSION = 1
@@ -601,35 +601,25 @@ class BenchResult(Setup, frozen=True, kw_only=True, omit_defaults=True):
         return plain
 
 
-class _Head(msgspec.Struct):
-    """Key that a saved bench of any version has."""
-
-    schema_version: int
+FORMAT = VersionedFormat(
+    "saved bench",
+    BenchResult,
+    SCHEMA_VERSION,
+    "make it with dfs-deploy bench --save-baseline, or --json",
+    error=SavedResultError,
+)
+"""File that ``bench --json`` or ``bench --save-baseline`` wrote; keys that are not known are passed over."""
 
 
 def load_bench(file: Path) -> BenchResult:
-    """Reads what ``bench --json`` or ``bench --save-baseline`` wrote; keys that it does not know are passed over.
+    """Reads a saved bench.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: there is no file that can be read.
         SavedResultError: it is no bench, or one of another version.
     """
     try:
         content = read_file(file, MAX_JSON)
     except OSError as error:
-        raise UsageError(
-            f"{file} cannot be read ({first_line(error)}), expected a saved bench; make it with dfs-deploy bench"
-            " --save-baseline, or --json"
-        ) from error
-    try:
-        version = decode_json(content, _Head).schema_version
-        if version != SCHEMA_VERSION:
-            raise SavedResultError(
-                f"{file} is a bench of schema version {version}, expected {SCHEMA_VERSION}; make it again with bench"
-                " --save-baseline, or --json"
-            )
-        return decode_json(content, BenchResult)
-    except MalformedError as error:
-        raise SavedResultError(
-            f"{file} is no saved bench ({error}); make it with dfs-deploy bench --save-baseline, or --json"
-        ) from error
+        raise UsageError(f"{file} cannot be read ({first_line(error)}); {FORMAT.remedy}") from error
+    return FORMAT.decode(content, file)
