@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace as replace_struct
 
-from dfs_deploy.bench import BenchResult, bench, machine, run
+from dfs_deploy.bench import BenchResult, bench, load_bench, machine, run
 from dfs_deploy.bench.candidates import engines_alone
 from dfs_deploy.bench.clock import time_interleaved
 from dfs_deploy.bench.energy import EnergyReading, EnergySampler
@@ -246,6 +249,32 @@ def test_the_engines_alone_are_those_of_each_inputs_path(mixed: Made) -> None:
             ran.clear()
             engines(index)
             assert ran == list(runtime.engine_calls(path))
+
+
+# As a library
+
+
+def test_a_program_calls_the_package_with_paths_and_keeps_what_it_asks_for(
+    mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dfs_deploy.bench.verdict.MAX_UNCERTAINTY", math.inf)  # however busy this machine is
+    base = tmp_path / "base.json"
+    choices: dict[str, Any] = {"min_seconds": 0.0, "min_iterations": 2000, **NOTHING_ELSE}
+    verb: Any = sys.modules["dfs_deploy.bench"]
+    first = verb(str(mixed.path), str(mixed.data_file), save_baseline=base, **choices)
+    assert isinstance(first, BenchResult)
+    assert first.kept == (str(base),)
+    assert load_bench(base) == replace_struct(first, kept=())
+    second = bench(mixed.path, mixed.data_file, compare=str(base), noise_band=9.0, **choices)
+    assert second.comparison is not None
+    assert second.comparison.failures == ()
+    assert {change.name for change in second.comparison.changes} == {"dfs", "static-fp16", "static-int8"}
+
+
+def test_an_invalid_run_keeps_nothing_and_says_so(mixed: Made, tmp_path: Path) -> None:
+    result = bench(mixed.path, mixed.data, save_baseline=tmp_path / "base.json", **QUICK)
+    assert (result.valid, result.kept) == (False, ())
+    assert not list(tmp_path.iterdir())
 
 
 # Networks that were trained to be static
