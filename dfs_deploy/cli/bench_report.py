@@ -10,7 +10,7 @@ from rich.text import Text
 from dfs_deploy.cli.console import output, percent, show_table
 
 if TYPE_CHECKING:
-    from dfs_deploy.bench.result import BenchResult, Comparison, Interval, PowerState
+    from dfs_deploy.bench.result import BenchResult, Comparison, PowerState, Ratios
 
 _BLOCKS_PER_ROW = 18
 
@@ -20,7 +20,6 @@ def show_bench(result: BenchResult) -> None:
     console = output()
     for line in _where(result):
         console.print(line)
-    console.print()
     _show_cases(result)
     _show_mixture(result)
     _show_paths(result)
@@ -44,7 +43,6 @@ def show_bench(result: BenchResult) -> None:
 def _show_comparison(comparison: Comparison) -> None:
     """Prints what changed since the baseline."""
     console = output()
-    console.print()
     band = f"{100 * comparison.noise_band:.1f} %"
     rows: list[list[str | Text]] = [
         [
@@ -58,7 +56,7 @@ def _show_comparison(comparison: Comparison) -> None:
         for change in comparison.changes
     ]
     over = comparison.changes[0].over if comparison.changes else "baseline"
-    show_table(f"latency over {over}, against the baseline", ["case", "before", "now", "change", "95 %", ""], rows)
+    _show(f"latency over {over}, against the baseline", ["case", "before", "now", "change", "95 %", ""], rows)
     for note in comparison.notes:
         console.print(f"note: {note}")
     console.print("FAILED" if comparison.failures else f"PASSED: no ratio rose beyond the noise band of {band}")
@@ -98,19 +96,16 @@ def _show_cases(result: BenchResult) -> None:
     rows: list[list[str | Text]] = []
     for case in (result.dynamic, *result.budgets, *result.statics):
         latency = case.latency_ms
-        cov = Text(f"{100 * latency.cov:.0f} %", "yellow" if case.name in result.noisy else "")
         row: list[str | Text] = [
             case.name,
-            f"{latency.p50:.3f}",
-            _milliseconds(latency.p95),
-            _milliseconds(latency.p99),
-            cov,
+            *(_number(value, ".3f") for value in (latency.p50, latency.p95, latency.p99)),
+            Text(f"{100 * latency.cov:.0f} %", "yellow" if case.name in result.noisy else ""),
             f"{case.throughput_per_s:,.0f}",
             percent(case.top1),
         ]
-        rows.append(row if base is None else [*row, _ratio(None if case.ratio is None else case.ratio.p50)])
+        rows.append(row if base is None else [*row, _p50(case.ratio)])
     over = "" if base is None else f"; ratio: p50 over that of {base.name}"
-    show_table(f"batch {result.cases[0].batch}, in rounds on the same inputs{over}", columns, rows)
+    _show(f"batch {result.cases[0].batch}, in rounds on the same inputs{over}", columns, rows)
 
 
 def _show_mixture(result: BenchResult) -> None:
@@ -128,49 +123,42 @@ def _show_mixture(result: BenchResult) -> None:
 
 
 def _show_paths(result: BenchResult) -> None:
-    if not result.paths:
-        return
     rows = [
         [
             path.kind,
-            f"{path.latency_ms.p50:.3f}",
-            _milliseconds(path.latency_ms.p95),
+            _number(path.latency_ms.p50, ".3f"),
+            _number(path.latency_ms.p95, ".3f"),
             percent(path.share, 1),
             f"{path.computation_percentage:.1f} %",
-            _counts(path.path, result.bundle.options),
+            ", ".join(f"{count} {name}" for name in result.bundle.options if (count := path.path.count(name))),
         ]
         for path in result.paths
     ]
-    output().print()
-    show_table("by path", ["path", "p50 ms", "p95 ms", "of inputs", "computation", "blocks"], rows)
+    _show("by path", ["path", "p50 ms", "p95 ms", "of inputs", "computation", "blocks"], rows)
 
 
 def _show_forced(result: BenchResult) -> None:
-    if not result.forced:
-        return
-    console, blocks = output(), len(result.option_share)
+    blocks = len(result.option_share)
     rows = [
         [
             f"{path.blocks}/{blocks} {path.precision.upper()}",
             f"{path.dispatch_ms:.3f}",
             f"{path.trace_ms:.3f}",
-            _ratio(None if path.over_static is None else path.over_static.p50),
-            _ratio(None if path.over_trace is None else path.over_trace.p50),
-            "-" if path.gate_us is None else f"{path.gate_us:.1f}",
-            "-" if path.dispatch_us is None else f"{path.dispatch_us:.1f}",
+            _p50(path.over_static),
+            _p50(path.over_trace),
+            _number(path.gate_us, ".1f"),
+            _number(path.dispatch_us, ".1f"),
         ]
         for path in result.forced
     ]
     columns = ["blocks run", "p50 ms", "trace", "/ static", "/ trace", "gate us", "other us"]
-    console.print()
-    show_table("forced paths, the other blocks skipped", columns, rows)
-    console.print("static: of that precision; trace: the same path as one engine; in us: for each")
-    console.print("gated block the gate's step, and what engines and gates leave of the time")
+    _show("forced paths, the other blocks skipped", columns, rows)
+    if rows:
+        output().print("static: of that precision; trace: the same path as one engine; in us: for each")
+        output().print("gated block the gate's step, and what engines and gates leave of the time")
 
 
 def _show_start_up(result: BenchResult) -> None:
-    if not result.start_up:
-        return
     rows = [
         [
             start.name,
@@ -178,14 +166,13 @@ def _show_start_up(result: BenchResult) -> None:
             f"{start.load_ms:.0f}",
             f"{start.first_result_ms:.2f}",
             f"{start.total_ms:.0f}",
-            "-" if start.rss_mb is None else f"{start.rss_mb:.0f}",
-            "-" if start.loaded_mb is None else f"{start.loaded_mb:.0f}",
+            _number(start.rss_mb, ".0f"),
+            _number(start.loaded_mb, ".0f"),
         ]
         for start in result.start_up
     ]
     columns = ["process", "import ms", "load ms", "first ms", "total ms", "RSS MB", "for it MB"]
-    output().print()
-    show_table(f"start of a process, median of {result.start_up[0].processes}", columns, rows)
+    _show(f"start of a process, median of {max((s.processes for s in result.start_up), default=0)}", columns, rows)
 
 
 def _show_energy(result: BenchResult) -> None:
@@ -203,8 +190,14 @@ def _show_energy(result: BenchResult) -> None:
         for case in energy.cases
     ]
     where = f"{energy.rail} by {energy.source}, {energy.rate_hz:.0f} samples per second, idle {energy.idle_watts:.2f} W"
-    output().print()
-    show_table(f"energy: {where}", ["case", "mJ per image", "over idle", "W", "images"], rows)
+    _show(f"energy: {where}", ["case", "mJ per image", "over idle", "W", "images"], rows)
+
+
+def _show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
+    """Prints a table after an empty line; nothing if it has no rows."""
+    if rows:
+        output().print()
+        show_table(title, columns, rows)
 
 
 def _notes(result: BenchResult) -> Iterator[str]:
@@ -241,17 +234,12 @@ def _celsius(state: PowerState) -> str:
     return "temperature unknown" if state.celsius is None else f"{state.celsius:.1f} °C ({state.sensor})"
 
 
-def _milliseconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
-def _ratio(ratio: Interval | None) -> str:
-    return "-" if ratio is None else f"{ratio.value:.2f} ±{100 * ratio.uncertainty:.0f} %"
-
-
-def _counts(path: Sequence[str], options: Sequence[str]) -> str:
-    """A path in short: how many blocks run each option."""
-    return ", ".join(f"{count} {name}" for name in options if (count := path.count(name)))
+def _p50(ratios: Ratios | None) -> str:
+    return "-" if ratios is None else f"{ratios.p50.value:.2f} ±{100 * ratios.p50.uncertainty:.0f} %"
 
 
 def _ranges(numbers: Sequence[int]) -> str:
