@@ -26,8 +26,8 @@ TAIL = 10
 
 CLOCK = (
     "one call, from a normalised float32 image in memory to logits in memory; loading, decoding and normalising are"
-    " outside; cases take turns, and the first calls of a turn are not measured; percentiles are linear between"
-    f" samples, no sample is dropped, and {TAIL} samples must lie beyond a percentile above the median"
+    " outside; cases are called in rounds, and the first calls of a round are not measured; percentiles are linear"
+    f" between samples, no sample is dropped, and {TAIL} samples must lie beyond a percentile above the median"
 )
 """What the clock covers, in words."""
 
@@ -152,7 +152,7 @@ def median_alone(call: Callable[[], object], repeats: int = 101) -> float:
 
 
 def summarize(nanoseconds: Sequence[int] | NDArray[np.int64]) -> Latency:
-    """Figures of a case from its latencies in nanoseconds."""
+    """Latency figures of calls that took so many nanoseconds each."""
     ms = np.asarray(nanoseconds, np.float64).ravel() / 1e6
     mean = float(ms.mean())
     return Latency(

@@ -28,7 +28,7 @@ def check_device(device: str, root: Path = ROOT) -> None:
 
     Raises:
         UsageError: an unknown device.
-        EnvironmentLacksError: this machine is another, or lacks a package; says what was looked for and what to do.
+        EnvironmentLacksError: this machine is another, or lacks a package.
     """
     if device not in DEVICES:
         raise UsageError(f"unknown device {device!r}, expected {', '.join(DEVICES)}")

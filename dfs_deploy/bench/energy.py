@@ -39,7 +39,7 @@ class EnergyReading:
         joules: energy.
         seconds: length of the window, from the first sample to the last.
         source: name of the sensor: ``ina3221``, ``tegrastats``, ``nvml`` or ``rapl``.
-        rail: what it measures.
+        rail: measured rail, or rails that are added.
         rate_hz: samples per second.
         samples: number of samples.
     """
@@ -62,7 +62,7 @@ class EnergySampler(ABC):
 
     Attributes:
         source: name of the sensor.
-        rail: what it measures.
+        rail: measured rail, or rails that are added.
     """
 
     source: str

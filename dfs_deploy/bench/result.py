@@ -270,7 +270,7 @@ class Verdict(msgspec.Struct, frozen=True):
     """Answer to what to ship.
 
     Attributes:
-        choice: name of a case, or ``None`` if this run cannot tell.
+        choice: name of a case, or ``None`` if this run does not decide.
         words: verdict and the figures that decide it, one sentence.
         caveats: weaknesses of the verdict, one line each.
         rule: rule that it follows from.
@@ -353,7 +353,7 @@ class StartUp(msgspec.Struct, frozen=True, kw_only=True):
         total_ms: sum of these three.
         rss_mb: resident memory after twenty results, in 10**6 bytes; ``None`` if the system does not say.
         peak_rss_mb: greatest resident memory until then.
-        loaded_mb: ``rss_mb`` less what was resident after the imports.
+        loaded_mb: ``rss_mb`` less the resident memory after the imports.
     """
 
     name: str
@@ -391,8 +391,8 @@ class EnergyReport(msgspec.Struct, frozen=True):
     """Energy of every case.
 
     Attributes:
-        source: sensor.
-        rail: what it measures.
+        source: name of the sensor.
+        rail: measured rail, or rails that are added.
         rate_hz: samples per second, in the idle window.
         idle_watts: power before, while nothing ran.
         idle_seconds: length of that window.
