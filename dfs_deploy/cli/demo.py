@@ -30,7 +30,7 @@ def demo(
 ) -> None:
     """Export, verify and bench a small network on real scanned digits."""
     with required():
-        from dfs_deploy.bench import run_bench
+        from dfs_deploy.bench import bench
         from dfs_deploy.data.digits import load_digits
         from dfs_deploy.exporters import export
         from dfs_deploy.verify import verify
@@ -41,7 +41,7 @@ def demo(
         exported = export(checkpoint, out, calibration_data=train, progress=callback)
         bundle = exported.bundle
         found = verify(bundle, checkpoint, test, progress=callback)
-        result = run_bench(bundle, test, min_s=min_seconds, progress=callback)
+        result = bench(bundle, test, min_seconds=min_seconds, start_ups=0, energy_seconds=0.0, progress=callback)
     missed = found.missed()
     if json:
         values = found.as_json()

@@ -72,10 +72,11 @@ def report(
 ) -> None:
     """Write one page on accuracy, latency, decisions and errors of bundles; or the figures of training runs."""
     from dfs_deploy.bench.candidates import check_rivals
+    from dfs_deploy.bench.result import load_bench
     from dfs_deploy.bundle import Bundle
     from dfs_deploy.data import open_dataset
     from dfs_deploy.report import Report, as_json, report_bundle
-    from dfs_deploy.report.bench_file import load_bench, match_benches
+    from dfs_deploy.report.bench_file import match_benches
     from dfs_deploy.report.build import distinct_names
     from dfs_deploy.report.runs import is_run
 

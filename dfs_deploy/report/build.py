@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.bench import run_bench
-from dfs_deploy.bench.candidates import BUDGET, DYNAMIC, STATIC
-from dfs_deploy.bench.inputs import Inputs
+from dfs_deploy.bench.candidates import Inputs
+from dfs_deploy.bench.result import BUDGET, DYNAMIC, STATIC, BenchResult
+from dfs_deploy.bench.run import bench as bench_bundle
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.data import Dataset, ImageFolder
 from dfs_deploy.errors import BundleError, UsageError
-from dfs_deploy.report.bench_file import BenchFigures, RuntimeFacts, bench_figures
 from dfs_deploy.report.engines import engine_figures
 from dfs_deploy.report.examples import pick_examples
 from dfs_deploy.report.results import (
@@ -43,7 +42,7 @@ Progress = Callable[[str, float], None]
 def report_bundle(
     bundle: Bundle,
     data: Dataset | ImageFolder | None = None,
-    bench: BenchFigures | None = None,
+    bench: BenchResult | None = None,
     *,
     against: Sequence[Bundle] = (),
     samples: int | None = SAMPLES,
@@ -84,7 +83,7 @@ def report_bundle(
     images, labels = inputs.images, inputs.labels
     groups = [block.group for block in bundle.architecture.blocks]
     with Runtime(bundle, threads=threads, plan=plan, prepared=prepared) as runtime:
-        here = msgspec.convert(runtime.description, RuntimeFacts)
+        here = runtime.description
         result = _run(runtime, images, lambda share: tell(f"{bundle.name}: running", share))
         substitutions = runtime.substitutions
         engines = engine_figures(
@@ -98,20 +97,21 @@ def report_bundle(
             lambda share: tell(f"{bundle.name}: measuring engines", share),
         )
     if bench is None:
-        made = run_bench(
+        bench = bench_bundle(
             bundle,
             data,
             against=against,
-            budgets=[point.budget for point in bundle.manifest.budgets],
+            all_budgets=bool(bundle.manifest.budgets),
             threads=threads,
             plan=plan,
             prepared=prepared,
             seed=seed,
-            min_s=min_s,
+            min_seconds=min_s,
             min_iterations=min_iterations,
+            start_ups=0,
+            energy_seconds=0.0,
             progress=lambda what, share: tell(f"{bundle.name}: {what}", share),
         )
-        bench = bench_figures(made.as_json())
     right = None if labels is None else result.classes == labels
     rows, hottest = hot_paths(result.path, right, bundle.options)
     budgets = _budgets(bundle)
@@ -169,9 +169,9 @@ def _inputs(bundle: Bundle, data: Dataset | ImageFolder | None, count: int | Non
     return Inputs(carried.images, None, "images carried by the bundle, chosen for different paths")
 
 
-def _notes(bundle: Bundle, inputs: Inputs, result: Result, bench: BenchFigures) -> Iterator[str]:
+def _notes(bundle: Bundle, inputs: Inputs, result: Result, bench: BenchResult) -> Iterator[str]:
     """What weakens the figures, a line each, unless the bench says it beside its verdict."""
-    said = bench.verdict.caveats if bench.verdict is not None else []
+    said = bench.verdict.caveats
     another = made_for_another_cpu(bundle.manifest.int8_weight_bits)
     yield from inputs.notes
     for line in suspicions(inputs.labels, result.classes, bundle.architecture.classes, bundle.input.class_names):
@@ -208,17 +208,16 @@ def _facts(bundle: Bundle) -> BundleFacts:
     )
 
 
-def _differences(timed: RuntimeFacts, here: RuntimeFacts) -> Iterator[str]:
+def _differences(timed: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
     """What ran when the bench was made and runs otherwise now; what an older file does not tell is passed over."""
     for name in ("version", "gate", "plan", "layout"):
-        then, now = getattr(timed, name), getattr(here, name)
+        then, now = timed.get(name), here.get(name)
         if then and then != now:
             yield f"{name}: {then} in the bench, {now} now"
 
 
-def _frontier(bundle: Bundle, bench: BenchFigures) -> Iterator[Point]:
-    trained = bench.case(DYNAMIC)
-    p50, top1 = (None, None) if trained is None else (trained.latency_ms.p50, trained.top1)
+def _frontier(bundle: Bundle, bench: BenchResult) -> Iterator[Point]:
+    p50, top1 = bench.dynamic.latency_ms.p50, bench.dynamic.top1
     for case in bench.cases:
         kind = _kind(case.name)
         if kind is None:
@@ -231,7 +230,7 @@ def _frontier(bundle: Bundle, bench: BenchFigures) -> Iterator[Point]:
             p95_ms=case.latency_ms.p95,
             top1=case.top1,
             computation_percentage=case.computation_percentage,
-            latency_ratio=None if p50 is None else case.latency_ms.p50 / p50,
+            latency_ratio=case.latency_ms.p50 / p50,
             top1_change=None if case.top1 is None or top1 is None else case.top1 - top1,
         )
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import vl_convert
 
-from dfs_deploy.bench.candidates import DYNAMIC, RIVAL
+from dfs_deploy.bench.result import DYNAMIC, RIVAL
 from dfs_deploy.report.results import BundleReport, Point, Report
 
 Spec = dict[str, Any]

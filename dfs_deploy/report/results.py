@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from dfs_deploy.bench.result import BenchResult
 from dfs_deploy.io.text import one_line
-from dfs_deploy.report.bench_file import BenchFigures
 
 SCHEMA = "dfs-deploy/report"
 SCHEMA_VERSION = 1
@@ -286,7 +286,7 @@ class BundleReport:
     substitutions: tuple[SubstitutionFacts, ...]
     outcome: Outcome
     notes: tuple[str, ...]
-    bench: BenchFigures | None
+    bench: BenchResult | None
     bench_differs: tuple[str, ...]
     frontier: tuple[Point, ...]
     decisions: tuple[Decision, ...]

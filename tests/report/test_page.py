@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace as replace_struct
 
+from dfs_deploy.bench.result import Problem
 from dfs_deploy.report import BundleReport, Report, as_json, render_page
-from dfs_deploy.report.bench_file import ProblemFacts
 from dfs_deploy.report.charts import frontier
 from dfs_deploy.report.page import FORMATS, frontier_caption, latency_caption
 
@@ -224,7 +224,7 @@ def test_an_invalid_bench_may_have_a_verdict_by_accuracy_alone(told: BundleRepor
     assert told.bench is not None
     assert told.bench.verdict is not None
     verdict = replace_struct(told.bench.verdict, choice="static-fp32", words="ship static FP32: DFS loses")
-    bench = replace_struct(told.bench, valid=False, problems=[ProblemFacts("shaky", "wait")], verdict=verdict)
+    bench = replace_struct(told.bench, valid=False, problems=[Problem("shaky", "wait")], verdict=verdict)
     text = " ".join(Page(render_page(Report("0", "now", (replace(told, bench=bench),)))).text)
     assert "is INVALID, so no ratio of it is told" in text
     assert "told and there is no verdict" not in text
@@ -286,7 +286,7 @@ def test_a_bench_of_another_plan_or_layout_is_told(told: BundleReport) -> None:
 
 def test_an_invalid_bench_is_called_so(told: BundleReport) -> None:
     assert told.bench is not None
-    problem = ProblemFacts("two inputs, expected eight", "give more images")
+    problem = Problem("two inputs, expected eight", "give more images")
     for sound, shown in ((True, False), (False, True), (None, False)):
         bench = replace_struct(told.bench, valid=sound, problems=[] if sound else [problem])
         text = " ".join(Page(render_page(Report("0", "now", (replace(told, bench=bench),)))).text)

@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 
 from dfs_deploy.bench.baseline import compare_with_baseline, load_baseline, save_baseline
+from dfs_deploy.bench.result import load_bench
 from dfs_deploy.costs import LatencyTable, OptionCost, load_costs, save_costs
 from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
-from dfs_deploy.report.bench_file import load_bench, match_benches
+from dfs_deploy.report.bench_file import match_benches
 from dfs_deploy.report.runs import load_run
 from dfs_deploy.training.job import load_job, save_job
 from dfs_deploy.verify import Verification, load_verification, save_verification
