@@ -18,8 +18,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dfs_deploy.report.charts import BUNDLE_COLORS, axis_end, charts, runtime_script
-from dfs_deploy.report.palette import option_colors
-from dfs_deploy.report.results import Point, Report, as_json
+from dfs_deploy.report.colors import OptionColor, option_colors
+from dfs_deploy.report.data import Point, Report
 
 _TEMPLATES = "templates"
 _UNKNOWN = "\N{EN DASH}"
@@ -34,7 +34,7 @@ def render_page(report: Report) -> str:
     Returns:
         A whole HTML document.
     """
-    value = as_json(report)
+    value = report.as_json()
     vega, own = runtime_script(), _template_text("report.js")
     environment = Environment(
         loader=PackageLoader("dfs_deploy.report", _TEMPLATES),
@@ -43,7 +43,7 @@ def render_page(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(short=_short, option_colors=option_colors, places=_places)
+    environment.filters.update(short=_short, colors=_colors, slots=_slots)
     template = environment.get_template("report.html.j2")
     return template.render(
         report=value,
@@ -70,7 +70,7 @@ def frontier_caption(points: Sequence[Point]) -> str:
     if any(point.kind == "static" for point in shown):
         parts.append("Hollow: static networks.")
     if any(point.kind == "budget" for point in shown):
-        parts.append("Joined by a dashed line: the network at its budgets, timed in the same turns.")
+        parts.append("Joined by a dashed line: the network at its budgets, timed in the same rounds.")
     return " ".join([*parts, *_arrows(shown)])
 
 
@@ -95,7 +95,8 @@ class _Numbers:
         """The number at a place, formatted by its kind, one of :data:`FORMATS`; a dash for ``None``."""
         value: Any = self._report
         for part in at.strip("/").split("/"):
-            value = value[int(part)] if isinstance(value, Sequence) else value[part]
+            # A bench leaves out keys whose value is not known.
+            value = value[int(part)] if isinstance(value, Sequence) else value.get(part)
         if value is None:
             return Markup('<span class="unknown" title="not known">{}</span>').format(_UNKNOWN)
         shown = FORMATS[kind](value)
@@ -118,7 +119,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "error": lambda value: f"{value:.2e}",
     "fixed": lambda value: f"{value:.2f}",
     "megabytes": lambda value: f"{value / 1e6:.2f} MB",
-    "joules": lambda value: f"{1e3 * value:.2f} mJ",
+    "length": lambda value: f"{len(value):,}",
 }
 """How each kind of number is written."""
 
@@ -128,9 +129,13 @@ def _short(option: str) -> str:
     return {"skip": _UNKNOWN, "full": "F"}.get(option, option)
 
 
-def _places(options: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Where each option stands among the options, by name."""
-    return {option["name"]: place for place, option in enumerate(options)}
+def _slots(options: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Index of each option among the options, by name."""
+    return {option["name"]: slot for slot, option in enumerate(options)}
+
+
+def _colors(options: Sequence[dict[str, Any]]) -> list[OptionColor]:
+    return option_colors([option["bits"] for option in options])
 
 
 def _embedded(value: Any) -> Markup:
