@@ -86,8 +86,7 @@ def report(
     """
     if html is not None:
         _check_page(Path(html))
-    single = isinstance(bundles, (str, Path, Bundle))
-    opened = [_opened(each) for each in ([bundles] if single else bundles)]
+    opened = [_opened(each) for each in ([bundles] if isinstance(bundles, (str, Path, Bundle)) else bundles)]
     rivals = [_opened(each) for each in against]
     for bundle in opened:
         check_rivals(bundle, rivals)

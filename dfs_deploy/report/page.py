@@ -18,8 +18,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dfs_deploy.report.charts import BUNDLE_COLORS, axis_end, charts, runtime_script
-from dfs_deploy.report.colors import OptionColor, option_colors
 from dfs_deploy.report.data import Point, Report
+from dfs_deploy.report.style import OptionColor, option_colors
 
 _TEMPLATES = "templates"
 _UNKNOWN = "\N{EN DASH}"

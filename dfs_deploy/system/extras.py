@@ -30,6 +30,7 @@ EXTRA_OF = {
     "tensorboard": "tensorboard",
     "jinja2": "report",
     "markupsafe": "report",
+    "altair": "report",
     "vl_convert": "report",
     "av": "video",
     "pynvml": "nvml",

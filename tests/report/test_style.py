@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dfs_deploy.report.colors import option_colors
+from dfs_deploy.report.style import option_colors
 
 
 def luminance(color: str) -> float:

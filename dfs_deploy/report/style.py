@@ -1,9 +1,23 @@
-"""Colours of options: more bits, more colour; a skip is grey. Letters in the cells say the same without colour."""
+"""What pages and figures have in common: colours of options, and the look of figures in files.
+
+More bits, more colour; a skip is grey. Letters in a page's cells say the same without colour.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+FIGURE_CONFIG: dict[str, Any] = {
+    "background": "white",
+    "font": "sans-serif",
+    "view": {"stroke": None},
+    "axis": {"labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": 500, "gridColor": "#e3e6ea"},
+    "legend": {"labelFontSize": 11, "titleFontSize": 12},
+    "title": {"fontSize": 13, "anchor": "start"},
+}
+"""Vega-Lite's ``config`` of a figure that is written to a file."""
 
 _LIGHT = ((78, 165, 160), (58, 110, 176), (20, 36, 82))
 _DARK = ((40, 112, 122), (84, 156, 224), (214, 234, 255))
@@ -49,3 +63,16 @@ def _text_on(color: Sequence[int]) -> str:
 
 def _hex(color: Sequence[int]) -> str:
     return "#" + "".join(f"{part:02x}" for part in color)
+
+
+def drawn(spec: dict[str, Any], kind: str) -> bytes:
+    """A figure as the content of a file.
+
+    Args:
+        spec: Vega-Lite.
+        kind: ``svg`` or ``png``.
+    """
+    import vl_convert
+
+    spec = spec | {"config": FIGURE_CONFIG}
+    return vl_convert.vegalite_to_svg(spec).encode() if kind == "svg" else vl_convert.vegalite_to_png(spec, scale=2.0)
