@@ -282,11 +282,15 @@ class Verdict(msgspec.Struct, frozen=True):
     rule: str
 
 
+PathKind = Literal["fastest", "commonest", "slowest"]
+"""Why a path is timed: by the time of its engines, or by count."""
+
+
 class PathLatency(msgspec.Struct, frozen=True):
     """One path, as the gate chose it.
 
     Attributes:
-        kind: ``fastest``, ``commonest`` or ``slowest``; by the time of its engines, and by count.
+        kind: ``fastest`` or ``slowest`` by the time of its engines, or ``commonest``.
         path: option name of each gated block.
         inputs: number of inputs that took it.
         share: share of the inputs that took it.
@@ -296,7 +300,7 @@ class PathLatency(msgspec.Struct, frozen=True):
         latency_ms: latency of a call at batch 1, on the inputs that took it.
     """
 
-    kind: Literal["fastest", "commonest", "slowest"]
+    kind: PathKind
     path: tuple[str, ...]
     inputs: int
     share: float
@@ -587,7 +591,7 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     def as_json(self) -> dict[str, Any]:
         """The tree as plain values; docs/bench.md describes the keys."""
-        plain: dict[str, Any] = msgspec.to_builtins(self)
+        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
         return plain
 
 

@@ -1,4 +1,4 @@
-"""A bench as a person reads it: what was run where, the table, what lies behind it, and the verdict last."""
+"""A bench as a person reads it: what was run on what, the tables, and the verdict and the comparison last."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ from rich.text import Text
 from dfs_deploy.cli.console import output, percent, show_table
 
 if TYPE_CHECKING:
-    from dfs_deploy.bench import BenchResult
-    from dfs_deploy.bench.baseline import BenchComparison
-    from dfs_deploy.bench.intervals import Interval
-    from dfs_deploy.bench.jetson import PowerState
+    from dfs_deploy.bench.result import BenchResult, Comparison, Interval, PowerState
 
-_BLOCKS_A_ROW = 18
+_BLOCKS_PER_ROW = 18
 
 
 def show_bench(result: BenchResult) -> None:
-    """Prints a bench; the verdict stands last."""
+    """Prints a bench; the verdict comes last, or the comparison with a baseline."""
     console = output()
     for line in _where(result):
         console.print(line)
@@ -40,9 +37,11 @@ def show_bench(result: BenchResult) -> None:
     if result.valid:
         console.print(Text.assemble(("VALID", "bold green"), f": {_steadiness(result)}"))
     console.print(Text.assemble(("verdict: ", "bold"), (result.verdict.words, "bold")))
+    if result.comparison is not None:
+        _show_comparison(result.comparison)
 
 
-def show_comparison(comparison: BenchComparison) -> None:
+def _show_comparison(comparison: Comparison) -> None:
     """Prints what changed since the baseline."""
     console = output()
     console.print()
@@ -98,20 +97,20 @@ def _show_cases(result: BenchResult) -> None:
     columns += [] if base is None else ["ratio"]
     rows: list[list[str | Text]] = []
     for case in (result.dynamic, *result.budgets, *result.statics):
-        timing = case.timing
-        cov = Text(f"{100 * timing.cov:.0f} %", "yellow" if case.name in result.noisy else "")
+        latency = case.latency_ms
+        cov = Text(f"{100 * latency.cov:.0f} %", "yellow" if case.name in result.noisy else "")
         row: list[str | Text] = [
             case.name,
-            f"{timing.p50:.3f}",
-            _milliseconds(timing.p95),
-            _milliseconds(timing.p99),
+            f"{latency.p50:.3f}",
+            _milliseconds(latency.p95),
+            _milliseconds(latency.p99),
             cov,
             f"{case.throughput_per_s:,.0f}",
             percent(case.top1),
         ]
-        rows.append(row if base is None else [*row, _ratio(None if case.ratios is None else case.ratios.p50)])
+        rows.append(row if base is None else [*row, _ratio(None if case.ratio is None else case.ratio.p50)])
     over = "" if base is None else f"; ratio: p50 over that of {base.name}"
-    show_table(f"batch {result.cases[0].batch}, in turns on the same inputs{over}", columns, rows)
+    show_table(f"batch {result.cases[0].batch}, in rounds on the same inputs{over}", columns, rows)
 
 
 def _show_mixture(result: BenchResult) -> None:
@@ -119,8 +118,8 @@ def _show_mixture(result: BenchResult) -> None:
     console, names = output(), result.bundle.options
     width = max(map(len, (*names, "block")))
     blocks = list(enumerate(result.option_share, 1))
-    for start in range(0, len(blocks), _BLOCKS_A_ROW):
-        part = blocks[start : start + _BLOCKS_A_ROW]
+    for start in range(0, len(blocks), _BLOCKS_PER_ROW):
+        part = blocks[start : start + _BLOCKS_PER_ROW]
         console.print()
         console.print(Text("path mixture: percent of the inputs, by block and option", "bold"))
         console.print(f"{'block':<{width}}" + "".join(f"{block:4}" for block, _ in part))
@@ -134,8 +133,8 @@ def _show_paths(result: BenchResult) -> None:
     rows = [
         [
             path.kind,
-            f"{path.timing.p50:.3f}",
-            _milliseconds(path.timing.p95),
+            f"{path.latency_ms.p50:.3f}",
+            _milliseconds(path.latency_ms.p95),
             percent(path.share, 1),
             f"{path.computation_percentage:.1f} %",
             _counts(path.path, result.bundle.options),
@@ -203,9 +202,9 @@ def _show_energy(result: BenchResult) -> None:
         ]
         for case in energy.cases
     ]
-    where = f"{energy.rail} by {energy.source}, {energy.rate_hz:.0f} samples a second, idle {energy.idle_watts:.2f} W"
+    where = f"{energy.rail} by {energy.source}, {energy.rate_hz:.0f} samples per second, idle {energy.idle_watts:.2f} W"
     output().print()
-    show_table(f"energy: {where}", ["case", "mJ an image", "over idle", "W", "images"], rows)
+    show_table(f"energy: {where}", ["case", "mJ per image", "over idle", "W", "images"], rows)
 
 
 def _notes(result: BenchResult) -> Iterator[str]:
@@ -214,10 +213,14 @@ def _notes(result: BenchResult) -> Iterator[str]:
     if dfs.computation_percentage is not None:
         yield f"computation {dfs.computation_percentage:.1f} % of every gated block in full precision"
     if dfs.engine_ms is not None and dfs.gate_us is not None and dfs.gate_share is not None:
-        within = "" if dfs.efficiency is None else f" ({dfs.efficiency.low:.2f} to {dfs.efficiency.high:.2f})"
+        within = (
+            ""
+            if dfs.dispatch_efficiency_interval is None
+            else f" ({dfs.dispatch_efficiency_interval.low:.2f} to {dfs.dispatch_efficiency_interval.high:.2f})"
+        )
         yield (
-            f"dispatch efficiency {dfs.dispatch_efficiency:.2f}{within}: the engines alone {dfs.engine_ms:.3f} ms of"
-            f" {dfs.timing.p50:.3f}; gate {dfs.gate_us:.1f} us per step, {percent(dfs.gate_share, 1)} of the time"
+            f"dispatch efficiency {dfs.dispatch_efficiency:.2f}{within}: engines without dispatch {dfs.engine_ms:.3f} ms of"
+            f" {dfs.latency_ms.p50:.3f}; gate {dfs.gate_us:.1f} us per step, {percent(dfs.gate_share, 1)} of the time"
         )
     if result.energy is None:
         yield f"no energy: {result.no_energy}"
@@ -234,7 +237,7 @@ def _steadiness(result: BenchResult) -> str:
         said = f"the median of dfs over that of {against.over} lies within {ends} with 95 % confidence"
     longer = "" if result.looks == 1 else f", after {result.looks - 1} extension(s)"
     taken = result.disturbance.preemptions_per_s
-    return said + longer + ("" if taken is None else f", interrupted {taken:.0f} times a second")
+    return said + longer + ("" if taken is None else f", interrupted {taken:.0f} times per second")
 
 
 def _celsius(state: PowerState) -> str:

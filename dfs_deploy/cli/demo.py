@@ -28,7 +28,7 @@ def demo(
 ) -> None:
     """Export, verify and bench a small network on real scanned digits."""
     with required():
-        from dfs_deploy.bench import run_bench
+        from dfs_deploy.bench import bench
         from dfs_deploy.checkpoints import load_checkpoint
         from dfs_deploy.data.digits import load_digits
         from dfs_deploy.exporters import compare, export
@@ -42,7 +42,7 @@ def demo(
         loaded = load_checkpoint(source)
         with Runtime(exported.bundle) as runtime:
             comparison = compare(runtime, loaded.network, test.images, test.labels)
-        result = run_bench(exported.bundle, test, min_s=min_seconds, progress=report)
+        result = bench(exported.bundle, test, min_seconds=min_seconds, start_ups=0, energy_seconds=0.0, progress=report)
     failures = missed_bars(comparison)
     if json:
         print_json(

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from rich.text import Text
 
 import dfs_deploy
-from dfs_deploy.bench.energy import find_sampler, why_no_sampler
+from dfs_deploy.bench.energy import EnergySampler
 from dfs_deploy.bench.jetson import APT_TENSORRT, is_jetson, problems, read_jetson, read_power_state
 from dfs_deploy.bench.machine import describe_machine
+from dfs_deploy.bench.sensors import find_sampler
 from dfs_deploy.cli.arguments import JsonOption
 from dfs_deploy.cli.console import output, print_json
 from dfs_deploy.errors import DependencyError, EnvironmentLacksError
@@ -115,7 +116,7 @@ def _telemetry() -> str:
 
 def _energy(device: str) -> str:
     sampler = find_sampler(device)
-    return f"none: {why_no_sampler(device)}" if sampler is None else f"{sampler.source}, {sampler.rail}"
+    return f"{sampler.source}, {sampler.rail}" if isinstance(sampler, EnergySampler) else f"none: {sampler}"
 
 
 def _jetson_facts() -> dict[str, str]:

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 import dfs_deploy
-from dfs_deploy.bench import run_bench
-from dfs_deploy.bench.candidates import check_rivals
-from dfs_deploy.bench.inputs import Inputs
+from dfs_deploy.bench.candidates import Inputs, check_rivals
 from dfs_deploy.bench.result import BUDGET, DYNAMIC, BenchResult, load_bench
+from dfs_deploy.bench.run import bench as run_bench
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.data import Dataset, ImageFolder, open_dataset
 from dfs_deploy.errors import BundleError, DataError, UsageError
@@ -206,20 +204,21 @@ def _measured(
         progress,
     )
     if bench is None:
-        made = run_bench(
+        bench = run_bench(
             bundle,
             data,
             against=how.against,
-            budgets=[point.budget for point in bundle.manifest.budgets],
+            all_budgets=bool(bundle.manifest.budgets),
             threads=how.threads,
             plan=how.plan,
             prepared=how.prepared,
             seed=how.seed,
-            min_s=how.min_seconds,
+            min_seconds=how.min_seconds,
             min_iterations=how.min_iterations,
+            start_ups=0,
+            energy_seconds=0.0,
             progress=progress,
         )
-        bench = msgspec.convert(made.as_json(), BenchResult)
     right = None if inputs.labels is None else result.classes == inputs.labels
     rows, hottest = hot_paths(result.path, right, bundle.options)
     return BundleReport(

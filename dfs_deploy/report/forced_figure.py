@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dfs_deploy.bench import BenchResult
-from dfs_deploy.bench.forced import ForcedPath
+from dfs_deploy.bench.result import BenchResult, ForcedPath
 from dfs_deploy.errors import UsageError
 from dfs_deploy.io.files import write_whole
 from dfs_deploy.report.style import drawn
@@ -18,14 +17,14 @@ _COLORS = ("#1b5e9e", "#c2571a", "#555555")
 
 
 def figure_writer(file: Path) -> Callable[[BenchResult], None]:
-    """What will write the figure of a bench with forced paths; made first, so that a bench is not run for nothing.
+    """Function that writes the figure of a bench; made before the bench, so that none is run for a figure that fails.
 
     Args:
         file: SVG or PNG, as its suffix says.
 
     Raises:
         UsageError: another suffix; or, when it is called, a file that cannot be written.
-        MissingExtraError: what draws is not installed.
+        MissingExtraError: the library that draws is not installed.
     """
     if file.suffix not in (".svg", ".png"):
         raise UsageError(f"{file} ends in {file.suffix or 'nothing'!r}, expected .svg or .png; name the plot so")

@@ -28,7 +28,7 @@ def test_the_page_embeds_what_json_prints(mixed: Made, tmp_path: Path) -> None:
 def test_a_person_reads_what_was_made(
     mixed: Made, floats: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dfs_deploy.bench.validity.MIN_INPUTS", 1 << 20)
+    monkeypatch.setattr("dfs_deploy.bench.verdict.MIN_INPUTS", 1 << 20)
     page = tmp_path / "within" / "out.html"
     ran = run("report", mixed.path, floats.path, "--html", page, "--examples", "0", *QUICK)
     assert ran.code == 0
