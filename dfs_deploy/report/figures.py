@@ -23,7 +23,7 @@ from dfs_deploy.errors import UsageError
 from dfs_deploy.io.files import write_whole
 from dfs_deploy.options import Options
 from dfs_deploy.report.runs import TrainingRun, runs_json, table_1, table_2
-from dfs_deploy.report.style import drawn, option_colors
+from dfs_deploy.report.style import draw, option_colors
 
 Spec = dict[str, Any]
 
@@ -52,7 +52,7 @@ def write_figures(runs: Sequence[TrainingRun], folder: str | Path) -> list[Path]
     folder = Path(folder)
     files: dict[str, bytes] = {JSON_FILE: json.dumps(runs_json(runs), indent=1, allow_nan=False).encode() + b"\n"}
     for name, spec in figures(runs).items():
-        files |= {f"{name}.{kind}": drawn(spec, kind) for kind in ("svg", "png")}
+        files |= {f"{name}.{kind}": draw(spec, kind) for kind in ("svg", "png")}
     try:
         for name, data in files.items():
             write_whole(folder / name, data)

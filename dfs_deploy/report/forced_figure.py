@@ -9,7 +9,7 @@ from typing import Any
 from dfs_deploy.bench.result import BenchResult, ForcedPath
 from dfs_deploy.errors import UsageError
 from dfs_deploy.io.files import write_whole
-from dfs_deploy.report.style import drawn
+from dfs_deploy.report.style import draw
 from dfs_deploy.system.extras import required
 
 _LINES = ("dispatch", "trace: the same path as one engine", "static: every block")
@@ -33,7 +33,7 @@ def figure_writer(file: Path) -> Callable[[BenchResult], None]:
 
     def write(result: BenchResult) -> None:
         try:
-            write_whole(file, drawn(forced_figure(result), file.suffix[1:]))
+            write_whole(file, draw(forced_figure(result), file.suffix[1:]))
         except OSError as error:
             raise UsageError(f"{file} cannot be written ({error.strerror}); name another file") from error
 

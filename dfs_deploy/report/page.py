@@ -81,7 +81,7 @@ def latency_caption(points: Sequence[Point]) -> str:
 
 def _arrows(points: Sequence[Point]) -> list[str]:
     if any(point.p95_ms is not None and point.p95_ms > axis_end(points) for point in points):
-        return ["Arrow at the edge: the 95th percentile lies beyond it; the table tells it."]
+        return ["Arrow at the edge: the 95th percentile lies beyond it; the table gives its value."]
     return []
 
 

@@ -65,7 +65,7 @@ def _hex(color: Sequence[int]) -> str:
     return "#" + "".join(f"{part:02x}" for part in color)
 
 
-def drawn(spec: dict[str, Any], kind: str) -> bytes:
+def draw(spec: dict[str, Any], kind: str) -> bytes:
     """A figure as the content of a file.
 
     Args:
