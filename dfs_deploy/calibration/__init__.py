@@ -9,7 +9,6 @@ from dfs_deploy.calibration.routing import (
     calibrate,
     calibrate_static,
     from_checkpoint,
-    group_of,
 )
 
 __all__ = [
@@ -21,5 +20,4 @@ __all__ = [
     "calibrate",
     "calibrate_static",
     "from_checkpoint",
-    "group_of",
 ]

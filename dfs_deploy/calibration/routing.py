@@ -63,11 +63,6 @@ Batches = Callable[[], Iterator[Tensor]]
 """Called once a pass; yields (N, C, H, W) float32, normalised, the same each time."""
 
 
-def group_of(architecture: Architecture) -> tuple[int, ...]:
-    """The group that each block belongs to, from 0."""
-    return tuple(group for group, count in enumerate(architecture.groups) for _ in range(count))
-
-
 def calibrate(
     network: DFSNetwork, options: Sequence[int], batches: Batches, method: str
 ) -> dict[TensorKey, CalibratedRange]:
@@ -160,7 +155,6 @@ def from_checkpoint(network: DFSNetwork, options: Sequence[int]) -> dict[TensorK
     shortcut is whatever may reach the block: what its first convolution saw, an output of its group, or what enters the
     group without being one.
     """
-    groups = group_of(network.architecture)
     ranges = {}
     for block in network.blocks[1:]:
         index = block.shape.index
@@ -171,7 +165,7 @@ def from_checkpoint(network: DFSNetwork, options: Sequence[int]) -> dict[TensorK
             b
             for b in network.blocks[1:]
             if b.shape.index > index
-            and groups[b.shape.index - 1] == groups[index]
+            and network.blocks[b.shape.index - 1].shape.group == block.shape.group
             and any(option.quantized for option in network.options_of(b.shape.index))
         ]
         tensors: dict[TensorName, tuple[float, float]] = {
@@ -231,7 +225,7 @@ def saturation(block: BasicBlock, tensor: TensorName) -> tuple[float, float]:
 
 def share_outputs(architecture: Architecture, ranges: Ranges) -> dict[TensorKey, CalibratedRange]:
     """Gives the outputs of a group's blocks the widest interval among them."""
-    groups = group_of(architecture)
+    groups = [block.group for block in architecture.blocks]
     widest: dict[int, float] = {}
     for key, value in ranges.items():
         if key.tensor == "output":

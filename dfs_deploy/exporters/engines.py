@@ -13,7 +13,7 @@ import numpy as np
 
 from dfs_deploy.exporters.graph import OPSET, GraphBuilder
 from dfs_deploy.exporters.split import BlockPart, ConvPart, GatePart, HeadPart
-from dfs_deploy.network import BlockShape
+from dfs_deploy.network import Block
 
 BATCH = "N"
 
@@ -73,7 +73,7 @@ def stem_engine(stem: ConvPart, block: BlockPart, dialect: Dialect = ONNXRUNTIME
     """Images (N, C, H, W) float32, normalised, to the first block's output, float32."""
     shape = block.shape
     graph = GraphBuilder("stem", dialect.opset)
-    images = graph.input("images", np.float32, (BATCH, stem.weight.shape[1], *shape.in_size))
+    images = graph.input("images", np.float32, (BATCH, stem.weight.shape[1], *shape.in_shape[1:]))
     features = graph.node("Relu", convolve(graph, "stem", images, stem, np.float32))
     return finish(graph, residual(graph, features, block, np.float32), block.shape, dialect)
 
@@ -91,7 +91,7 @@ def block_engine(
         dialect: dialect of the runtime.
     """
     graph = GraphBuilder(name, dialect.opset)
-    features = feature_input(graph, block.shape.in_channels, block.shape.in_size, grid)
+    features = feature_input(graph, block.shape.in_channels, block.shape.in_shape[1:], grid)
     if dtype is np.float16:
         features = cast(graph, features, np.float16)
     output = residual(graph, features, block, dtype)
@@ -105,7 +105,7 @@ def skip_engine(
 ) -> bytes:
     """What a skipped block with a projection passes on, in FP32."""
     graph = GraphBuilder(name, dialect.opset)
-    features = feature_input(graph, block.shape.in_channels, block.shape.in_size, grid)
+    features = feature_input(graph, block.shape.in_channels, block.shape.in_shape[1:], grid)
     output = convolve(graph, "projection", features, projection, np.float32)
     return finish(graph, output, block.shape, dialect)
 
@@ -177,9 +177,9 @@ def gate_engine(gate: GatePart) -> bytes:
     return graph.build()
 
 
-def finish(graph: GraphBuilder, features: str, shape: BlockShape, dialect: Dialect) -> bytes:
+def finish(graph: GraphBuilder, features: str, shape: Block, dialect: Dialect) -> bytes:
     """Makes float32 features the output of a graph, with their mean where the dialect wants it; returns the model."""
-    graph.output(features, "output", np.float32, (BATCH, shape.out_channels, *shape.out_size))
+    graph.output(features, "output", np.float32, (BATCH, *shape.out_shape))
     if dialect.pooled:
         graph.output(mean_over_map(graph, "output"), "pooled", np.float32, (BATCH, shape.out_channels))
     return graph.build()

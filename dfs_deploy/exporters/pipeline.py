@@ -179,7 +179,7 @@ def export(
             assumptions=[one_line(assumption) for assumption in loaded.assumptions],
             weights_key=loaded.weights_key,
         ),
-        architecture=_architecture_record(loaded),
+        architecture=loaded.network.architecture,
         options=[schema.OptionRecord(name=o.name, bits=o.bits, cost=o.cost) for o in network.options],
         policy=None if network.policy is None else [network.options[choice].name for choice in network.policy],
         budgets=[],
@@ -345,19 +345,6 @@ def _producer() -> dict[str, str]:
     # Of the modules: distributions have other names, as onnxruntime-gpu and the wheels of boards' makers do.
     versions = {module.__name__: str(module.__version__) for module in (torch, onnx, onnxruntime, np)}
     return {"name": "dfs-deploy", "version": dfs_deploy.__version__, "python": platform.python_version(), **versions}
-
-
-def _architecture_record(loaded: Checkpoint) -> schema.ArchitectureRecord:
-    architecture = loaded.network.architecture
-    return schema.ArchitectureRecord(
-        name=architecture.name,
-        groups=list(architecture.groups),
-        widths=list(architecture.widths),
-        classes=architecture.classes,
-        image_shape=architecture.image_shape,
-        gate_embedding=architecture.gate_embedding,
-        gate_hidden=architecture.gate_hidden,
-    )
 
 
 def _name(text: str) -> str:

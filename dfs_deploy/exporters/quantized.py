@@ -117,13 +117,15 @@ def onnxruntime_block(name: str, block: BlockPart, ranges: BlockRanges, grid: Gr
     """
     shape, graph = block.shape, GraphBuilder(name)
     if grid is None:
-        features = graph.input("features", np.float32, (BATCH, shape.in_channels, *shape.in_size))
+        features = graph.input("features", np.float32, (BATCH, *shape.in_shape))
     else:
-        features = uint8_input(graph, shape.in_channels, shape.in_size)
+        features = uint8_input(graph, shape.in_channels, shape.in_shape[1:])
     writer = OnnxRuntimeWriter(graph, weight_bits)
     y, shortcut = writer.summands(features, grid, block, ranges)
     y, shortcut = (graph.node("Transpose", x, perm=[0, 2, 3, 1]) for x in (y, shortcut))
-    graph.output(writer.join(y, shortcut, ranges), "output", np.uint8, (BATCH, *shape.out_size, shape.out_channels))
+    graph.output(
+        writer.join(y, shortcut, ranges), "output", np.uint8, (BATCH, *shape.out_shape[1:], shape.out_channels)
+    )
     return graph.build()
 
 

@@ -29,7 +29,7 @@ def tensorrt_block(name: str, block: BlockPart, ranges: BlockRanges) -> bytes:
         ranges: calibrated intervals; each is widened to be symmetric about zero.
     """
     shape, graph = block.shape, GraphBuilder(name, TENSORRT.opset)
-    features = graph.input("features", np.float32, (BATCH, shape.in_channels, *shape.in_size))
+    features = graph.input("features", np.float32, (BATCH, *shape.in_shape))
     return finish(graph, TensorRTWriter(graph).block(features, block, ranges), shape, TENSORRT)
 
 

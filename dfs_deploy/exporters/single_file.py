@@ -41,7 +41,7 @@ from dfs_deploy.exporters.split import (
     split_stem,
 )
 from dfs_deploy.models import DFSNetwork
-from dfs_deploy.network import BlockShape
+from dfs_deploy.network import Block
 from dfs_deploy.options import Precision, engine_precision
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.runtimes import Runtime
@@ -356,5 +356,5 @@ def _floats(state: _State, part: BlockPart) -> _Leaf:
     return lambda branch: residual(branch, state.features, part, np.float32)
 
 
-def _features_type(shape: BlockShape) -> onnx.TypeProto:
-    return helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, (1, shape.out_channels, *shape.out_size))
+def _features_type(shape: Block) -> onnx.TypeProto:
+    return helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, (1, *shape.out_shape))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dfs_deploy.models import BasicBlock, DFSNetwork, QuantizedConv2d, fake_quantize_weight
-from dfs_deploy.network import BlockShape
+from dfs_deploy.network import Block
 from dfs_deploy.options import FULL_BITS, Option
 
 Array = NDArray[np.float32]
@@ -58,7 +58,7 @@ class ConvPart:
 class BlockPart:
     """One residual block as one option computes it."""
 
-    shape: BlockShape
+    shape: Block
     conv1: ConvPart
     conv2: ConvPart
     projection: ConvPart | None

@@ -89,7 +89,7 @@ def straight_line(
     """
     graph = GraphBuilder(name, dialect.opset)
     first = next(step.block.shape for step in steps if not isinstance(step, SkipStep))
-    x = graph.input("images", np.float32, (BATCH, stem.weight.shape[1], *first.in_size))
+    x = graph.input("images", np.float32, (BATCH, stem.weight.shape[1], *first.in_shape[1:]))
     grid: Grid | None = None
     if stem_ranges is not None and dialect == TENSORRT:
         rounding = TensorRTWriter(graph, "stem_")

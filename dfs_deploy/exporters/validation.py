@@ -302,7 +302,7 @@ def _compare_gate(bundle: Bundle, network: DFSNetwork, images: Tensor) -> list[_
     mismatches = []
     for file in {engines.gate for engines in bundle.manifest.runtimes.values() if engines.gate is not None}:
         session = open_session(bundle.read(file), file, session_options(threads=1))
-        hidden = cell = np.zeros((len(images), network.architecture.gate_hidden), np.float32)
+        hidden = cell = np.zeros((len(images), network.architecture.gate.hidden), np.float32)
         for block in range(len(network.blocks) - 1):
             feeds = {"pooled": pooled[block], "block": np.array(block, np.int64), "hidden": hidden, "cell": cell}
             scores, hidden, cell = session.run(["scores", "hidden_out", "cell_out"], feeds)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dfs_deploy.bundle.manifest import BlockEngines, Engine, Layout, RuntimeEngines
-from dfs_deploy.calibration import STATIC, CalibratedRange, TensorKey, group_of
+from dfs_deploy.calibration import STATIC, CalibratedRange, TensorKey
 from dfs_deploy.exporters.engines import (
     ONNXRUNTIME,
     TENSORRT,
@@ -69,7 +69,7 @@ class EngineWriter:
         features are float32 at every boundary, and come with their mean over the map. The gate is the same for all.
         """
         dialect = _DIALECTS[runtime]
-        network, shapes = self.network, list(self.network.architecture.block_shapes())
+        network, shapes = self.network, self.network.architecture.blocks
         grids = self._feature_grids()
         passes_bytes = runtime == "onnxruntime" and any(key.option != STATIC for key in self.ranges)
         layouts: tuple[Layout, ...] = ("float32", "uint8") if passes_bytes else ("float32",)
@@ -105,7 +105,7 @@ class EngineWriter:
         gate = split_gate(network)
         if gate is not None:
             self.files["common/gate.onnx"] = gate_engine(gate)
-        size = shapes[-1].out_size
+        size = shapes[-1].out_shape[1:]
         heads: dict[Layout, bytes] = {
             layout: head_engine(split_head(network), size, grids[-1] if layout == "uint8" else None, dialect)
             for layout in layouts
@@ -230,7 +230,7 @@ class EngineWriter:
 
     def _feature_grids(self) -> list[Grid]:
         """The uint8 grid of each block's output; one a group, whatever the option, so that a skip can pass it on."""
-        groups = group_of(self.network.architecture)
+        groups = [block.group for block in self.network.architecture.blocks]
         highest = {
             groups[key.block]: value.high
             for key, value in self.ranges.items()

@@ -23,7 +23,7 @@ from dfs_deploy.io.files import write_whole
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.report.data import BundleReport, Kind, Outcome, Point, Provenance, Report
 from dfs_deploy.report.engines import engine_figures
-from dfs_deploy.report.paths import decisions, group_of_block, hot_paths, path_tree, pick_examples
+from dfs_deploy.report.paths import decisions, hot_paths, path_tree, pick_examples
 from dfs_deploy.runtimes import Result, Runtime
 from dfs_deploy.suspicion import suspicions
 from dfs_deploy.system.extras import required
@@ -189,7 +189,7 @@ def _measured(
     progress: Progress,
 ) -> BundleReport:
     inputs = _inputs(bundle, data, how)
-    groups = group_of_block(bundle.architecture.groups)
+    groups = [block.group for block in bundle.architecture.blocks]
     with Runtime(bundle, threads=how.threads, plan=how.plan, prepared=how.prepared) as runtime:
         result = _run(runtime, inputs.images, progress)
         substitutions, running = runtime.substitutions, runtime.description

@@ -24,11 +24,6 @@ LARGEST = 96
 """Pixels along the longer side of a picture; larger inputs are made smaller for the page."""
 
 
-def group_of_block(groups: Sequence[int]) -> tuple[int, ...]:
-    """The group of each block, from 1, given the number of blocks in each group."""
-    return tuple(number for number, count in enumerate(groups, start=1) for _ in range(count))
-
-
 def decisions(paths: NDArray[np.uint8], options: Options, groups: Sequence[int]) -> tuple[Decision, ...]:
     """How often each option was chosen at each gated block.
 

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.report.data import EngineFigures
 from dfs_deploy.report.engines import Sessions, engine_figures, walk
-from dfs_deploy.report.paths import group_of_block
 from dfs_deploy.runtimes import Runtime
 from tests.bundles import Made, copied, manifest_of, rewritten, static_bundle
 from tests.exporters.test_validation import perturbed
@@ -23,7 +22,7 @@ def measured(bundle: Bundle, images: NDArray[np.uint8]) -> tuple[EngineFigures, 
             runtime.substitutions,
             bundle.input.normalize(images),
             runtime(images).path,
-            group_of_block(bundle.architecture.groups),
+            [block.group for block in bundle.architecture.blocks],
         )
 
 
