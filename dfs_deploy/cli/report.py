@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _OF_A_BENCH = ("against", "min_seconds", "min_iterations")
 _OF_BUNDLES = ("html", "data", "bench", "samples", "examples", "threads", "plan", "prepared", "seed", *_OF_A_BENCH)
-"""Options that mean nothing where only training runs are named."""
+"""Options that mean nothing if only training runs are named."""
 
 
 def report(
@@ -50,7 +50,7 @@ def report(
     data: Annotated[Path | None, typer.Option(help=DataHelp, show_default="images carried by the bundle")] = None,
     bench: Annotated[
         list[Path] | None,
-        typer.Option(help="A file of bench --json for a bundle, instead of timing it now.", show_default="none"),
+        typer.Option(help="Result of bench --json for a bundle, instead of timing it now.", show_default="none"),
     ] = None,
     against: AgainstOption = None,
     samples: Annotated[int, typer.Option(min=1, help="Images to draw from the data.")] = 1024,
@@ -72,7 +72,7 @@ def report(
     runs = [path for path in bundles or () if _is_run(path)]
     bundles = [path for path in bundles or () if path not in runs]
     if runs and not bundles:
-        refuse_given(context, "with training runs alone, expected a bundle, which it is about; name one", *_OF_BUNDLES)
+        refuse_given(context, "with nothing but training runs; it is about a bundle, so name one", *_OF_BUNDLES)
     drawn_runs = _draw(runs, figures, json)
     if runs and not bundles:
         if json:
@@ -84,7 +84,7 @@ def report(
     named = [bundle_path(path) for path in bundles] or [bundle_path(None)]
     if bench and len(bench) >= len(named):
         refuse_given(context, "with a --bench of every bundle: nothing is timed; leave it out", *_OF_A_BENCH)
-    with progress(quiet=json) as tell:
+    with progress(quiet=json) as show:
         made = make_report(
             named,
             data=data,
@@ -99,7 +99,7 @@ def report(
             seed=seed,
             min_seconds=min_seconds,
             min_iterations=min_iterations,
-            progress=tell,
+            progress=show,
         )
     if json:
         print_json(made.as_json() | ({"training": drawn_runs} if runs else {}))

@@ -26,7 +26,7 @@ ROWS = "rows"
 """Name of the data set that the page fills in."""
 
 BUNDLE_COLORS = 6
-"""Number of colours that bundles are told apart by; after that they repeat."""
+"""Number of colours of bundles; after that they repeat."""
 
 _TAIL_ROOM = 1.5
 """Range of latencies over the greatest median: a busy machine's tail would press the medians together, so an arrow at

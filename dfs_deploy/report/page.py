@@ -1,6 +1,6 @@
 """The page: one HTML file that asks the network for nothing, made from a report's JSON.
 
-Numbers reach the page through :class:`_Numbers` alone, which looks each up in the JSON and marks where it stands; text
+Numbers reach the page only through :class:`_Numbers`, which looks each up in the JSON and marks where it stands; text
 is escaped by Jinja, and the embedded JSON cannot end its script element. The content security policy lets the page's
 own scripts run, by their digests, and nothing else.
 """
@@ -64,7 +64,7 @@ def render_page(report: Report) -> str:
 
 
 def frontier_caption(points: Sequence[Point]) -> str:
-    """What the chart of accuracy against latency shows, of these points and no others."""
+    """Caption of the chart of accuracy against latency."""
     shown = [point for point in points if point.top1 is not None]
     parts = ["Accuracy against latency: up and to the left is better. Point: median; line: to the 95th percentile."]
     if any(point.kind == "static" for point in shown):
@@ -75,7 +75,7 @@ def frontier_caption(points: Sequence[Point]) -> str:
 
 
 def latency_caption(points: Sequence[Point]) -> str:
-    """What the chart of latencies shows."""
+    """Caption of the chart of latencies."""
     return " ".join(["Latency of a call, by case. Bar: median; mark: 95th percentile.", *_arrows(points)])
 
 
@@ -86,13 +86,13 @@ def _arrows(points: Sequence[Point]) -> list[str]:
 
 
 class _Numbers:
-    """Shows numbers of a report, each with the place that it stands at in the JSON (RFC 6901, a JSON pointer)."""
+    """Shows numbers of a report, each with its JSON pointer (RFC 6901)."""
 
     def __init__(self, report: dict[str, Any]) -> None:
         self._report = report
 
     def __call__(self, at: str, kind: str = "plain") -> Markup:
-        """The number at a place, formatted by its kind, one of :data:`FORMATS`; a dash for ``None``."""
+        """The number that a pointer names, formatted by its kind, one of :data:`FORMATS`; a dash for ``None``."""
         value: Any = self._report
         for part in at.strip("/").split("/"):
             # A bench leaves out keys whose value is not known.

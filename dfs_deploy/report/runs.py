@@ -240,14 +240,14 @@ def runs_json(runs: Sequence[TrainingRun]) -> dict[str, Any]:
 
 
 def table_1(runs: Sequence[TrainingRun]) -> list[TrainingRun]:
-    """Runs with a constant alpha, and those with a dynamic one that differ from one of them in the sign alone."""
+    """Runs with a constant alpha, and those with a dynamic one that differ from one of them only in the sign."""
     constant = {_asked(run, "alpha_sign") for run in runs if run.alpha_sign == "constant" and run.target is not None}
     dynamic = {_asked(run, "alpha_sign") for run in runs if run.alpha_sign == "dynamic" and run.target is not None}
     return [run for run in runs if run.target is not None and _asked(run, "alpha_sign") in constant & dynamic]
 
 
 def table_2(runs: Sequence[TrainingRun]) -> list[TrainingRun]:
-    """Runs with a dynamic alpha that differ from another one in its absolute value alone, by target and value."""
+    """Runs with a dynamic alpha that differ from another one only in its absolute value, by target and value."""
     dynamic = [run for run in runs if run.alpha_sign == "dynamic" and run.target is not None]
     values: dict[tuple[object, ...], set[float | None]] = {}
     for run in dynamic:
