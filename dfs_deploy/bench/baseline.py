@@ -14,7 +14,7 @@ import msgspec
 
 from dfs_deploy.bench.result import BenchResult, Change, Comparison, Interval, Machine, Problem, load_bench
 from dfs_deploy.bench.verdict import unsteady
-from dfs_deploy.errors import ArtefactError, CheckFailedError, UsageError
+from dfs_deploy.errors import ArtefactError, CheckFailedError, SavedResultError, UsageError
 from dfs_deploy.io.files import write_whole
 from dfs_deploy.io.text import one_line
 from dfs_deploy.thresholds import NOISE_BAND
@@ -39,15 +39,14 @@ def load_baseline(file: Path) -> BenchResult:
 
     Raises:
         UsageError: there is no such file.
-        SavedResultError: it is no bench, or one of another version.
-        ArtefactError: it is of an INVALID run, or its mean ratios are hardly known.
+        SavedResultError: it is no bench, or one of another version, of an INVALID run, or of ratios hardly known.
     """
     baseline = load_bench(file)
     if not baseline.valid:
-        raise ArtefactError(f"{file} is of an INVALID run, expected a VALID one; make it again with --save-baseline")
+        raise SavedResultError(f"{file} is of an INVALID run, expected a VALID one; make it again with --save-baseline")
     problem = unsteady(baseline.cases)
     if problem is not None:
-        raise ArtefactError(f"{file} is no baseline: {problem.what}; make it again with --save-baseline")
+        raise SavedResultError(f"{file} is no baseline: {problem.what}; make it again with --save-baseline")
     return baseline
 
 

@@ -69,7 +69,7 @@ def measure_start_up(
             starts[case].append(_run({**wanted, "case": case}))
     found = []
     for case, times in starts.items():
-        medians = {
+        medians: dict[str, Any] = {
             key: None if value is None else median(each[key] for each in times) for key, value in times[0].items()
         }
         total_ms = medians["import_ms"] + medians["load_ms"] + medians["first_result_ms"]

@@ -213,14 +213,11 @@ def _notes(result: BenchResult) -> Iterator[str]:
     if dfs.computation_percentage is not None:
         yield f"computation {dfs.computation_percentage:.1f} % of every gated block in full precision"
     if dfs.engine_ms is not None and dfs.gate_us is not None and dfs.gate_share is not None:
-        within = (
-            ""
-            if dfs.dispatch_efficiency_interval is None
-            else f" ({dfs.dispatch_efficiency_interval.low:.2f} to {dfs.dispatch_efficiency_interval.high:.2f})"
-        )
+        interval = dfs.dispatch_efficiency_interval
+        within = "" if interval is None else f" ({interval.low:.2f} to {interval.high:.2f})"
         yield (
-            f"dispatch efficiency {dfs.dispatch_efficiency:.2f}{within}: engines without dispatch {dfs.engine_ms:.3f} ms of"
-            f" {dfs.latency_ms.p50:.3f}; gate {dfs.gate_us:.1f} us per step, {percent(dfs.gate_share, 1)} of the time"
+            f"dispatch efficiency {dfs.dispatch_efficiency:.2f}{within}: engines by themselves {dfs.engine_ms:.3f}"
+            f" of {dfs.latency_ms.p50:.3f} ms; gate {dfs.gate_us:.1f} us per step, {percent(dfs.gate_share, 1)} of it"
         )
     if result.energy is None:
         yield f"no energy: {result.no_energy}"

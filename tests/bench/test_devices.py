@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dfs_deploy.bench import check_device
-from dfs_deploy.bench.devices import DEVICES, RUNTIME_OF
+from dfs_deploy.bench.devices import DEVICES, RUNTIME_OF, check_device
 from dfs_deploy.errors import EnvironmentLacksError, UsageError
 from tests.bench.boards import jetson_tree
 from tests.bench.sensors import write_tree

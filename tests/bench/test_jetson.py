@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import asdict
 
 from dfs_deploy.bench.jetson import (
-    Jetson,
     clocks_locked,
     hottest,
     installed_packages,
@@ -17,6 +17,7 @@ from dfs_deploy.bench.jetson import (
     read_jetson,
     read_power_state,
 )
+from dfs_deploy.bench.result import Jetson
 from tests.bench.boards import jetson_tree
 from tests.bench.sensors import write_tree
 
@@ -66,7 +67,7 @@ def test_a_bare_board_has_nothing_and_is_told_what_to_install(tmp_path: Path) ->
     ],
 )
 def test_what_is_known_not_to_work(changes: dict[str, str | None], words: list[str]) -> None:
-    values = {**ORIN.__dict__, **changes}
+    values = {**asdict(ORIN), **changes}
     if "tensorrt" in changes and "tensorrt_python" not in changes:
         values["tensorrt_python"] = changes["tensorrt"]
     (line,) = problems(Jetson(**values))

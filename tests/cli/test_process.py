@@ -324,7 +324,7 @@ def _starting(pid: int) -> list[int]:
     found = []
     for child in children_of(pid):
         try:
-            ours = b"bench.child" in Path(f"/proc/{child}/cmdline").read_bytes()
+            ours = b"bench.start_up" in Path(f"/proc/{child}/cmdline").read_bytes()
             begun = ours and "onnxruntime" in Path(f"/proc/{child}/maps").read_text()
         except OSError:
             continue
