@@ -45,7 +45,7 @@ def report(
     html: Annotated[Path | None, typer.Option(help="The page to write.", show_default="none")] = None,
     figures: Annotated[
         Path | None,
-        typer.Option(help="Folder for the figures and tables of the training runs, as SVG, PNG and JSON."),
+        typer.Option(help="Folder for the figures and tables of the training runs, as SVG, PNG, Markdown and JSON."),
     ] = None,
     data: Annotated[Path | None, typer.Option(help=DataHelp, show_default="images carried by the bundle")] = None,
     bench: Annotated[

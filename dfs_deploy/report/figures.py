@@ -1,9 +1,11 @@
-"""The paper's figures and tables from training runs: drawn with Altair as SVG and PNG, every number in one JSON file.
+"""The paper's figures from training runs, drawn with Altair as SVG and PNG, and its tables in Markdown.
 
 - Accuracy against computation percentage: Figures 3 to 7 and 11. One figure for each model and data set; a line for
   each method; the full-precision network as a rule.
 - Decisions by block: Figures 8 to 10. One figure for each run with a gate.
 - Table 1: runs with a constant alpha beside those with a dynamic one. Table 2: runs by the absolute value of alpha.
+
+One JSON file holds every number.
 
 Altair: https://altair-viz.github.io/.
 """
@@ -22,7 +24,7 @@ import altair as alt
 from dfs_deploy.errors import UsageError
 from dfs_deploy.io.files import write_whole
 from dfs_deploy.options import Options
-from dfs_deploy.report.runs import TrainingRun, runs_json, table_1, table_2
+from dfs_deploy.report.runs import TrainingRun, runs_json, tables
 from dfs_deploy.report.style import draw, option_colors
 
 Spec = dict[str, Any]
@@ -35,7 +37,7 @@ _METHODS = {"DFS": "#1b5e9e", "SkipNet": "#c2571a", "static mixed": "#3d7d43", "
 
 
 def write_figures(runs: Sequence[TrainingRun], folder: str | Path) -> list[Path]:
-    """Writes every figure that some runs make, and the JSON with their numbers.
+    """Writes every figure and table that some runs make, and the JSON with their numbers.
 
     Args:
         runs: runs in the order in which tables show them.
@@ -53,6 +55,7 @@ def write_figures(runs: Sequence[TrainingRun], folder: str | Path) -> list[Path]
     files: dict[str, bytes] = {JSON_FILE: json.dumps(runs_json(runs), indent=1, allow_nan=False).encode() + b"\n"}
     for name, spec in figures(runs).items():
         files |= {f"{name}.{kind}": draw(spec, kind) for kind in ("svg", "png")}
+    files |= {f"table-{number}.md": table(rows).encode() for number, rows in tables(runs).items() if rows}
     try:
         for name, data in files.items():
             write_whole(folder / name, data)
@@ -75,9 +78,6 @@ def figures(runs: Sequence[TrainingRun]) -> dict[str, Spec]:
     for run in runs:
         if run.option_share:
             made[_file_name(made, "decisions", run.name)] = decisions_figure(run)
-    for number, rows in ((1, table_1(runs)), (2, table_2(runs))):
-        if rows:
-            made[f"table-{number}"] = table_figure(rows)
     return made
 
 
@@ -147,40 +147,20 @@ def decisions_figure(run: TrainingRun) -> Spec:
 _COLUMNS = ("model", "alpha", "target cp", "actual cp", "top-1", "steps")
 
 
-def table_rows(runs: Sequence[TrainingRun]) -> list[list[str]]:
-    """A table's cells, under :data:`_COLUMNS`, one row per run."""
-    return [
-        [
+def table(runs: Sequence[TrainingRun]) -> str:
+    """A table in Markdown: alpha with its sign, the target, what was reached, and the accuracy (Tables 1 and 2)."""
+    rows = [
+        (
             f"{run.method}-{run.model}",
             f"{'±' if run.alpha_sign == 'dynamic' else '+'}{run.alpha:g}",
             f"{run.target:g} %",
             f"{run.percentage:.2f} %",
             f"{100 * run.top1:.2f} %",
             f"{run.steps:,}",
-        ]
+        )
         for run in runs
     ]
-
-
-def table_figure(runs: Sequence[TrainingRun]) -> Spec:
-    """A table as a figure: alpha with its sign, the target, what was reached, and the accuracy (Tables 1 and 2)."""
-    cells = [
-        {"row": row, "column": column, "text": text}
-        for row, texts in enumerate([list(_COLUMNS), *table_rows(runs)])
-        for column, text in zip(_COLUMNS, texts, strict=True)
-    ]
-    table: alt.Chart = (
-        _data(cells)
-        .mark_text(fontSize=12)
-        .encode(
-            x=alt.X("column:O", sort=_COLUMNS, axis=None),
-            y=alt.Y("row:O", axis=None),
-            text="text:N",
-            opacity=alt.when("datum.row === 0").then(alt.value(0.6)).otherwise(alt.value(1.0)),
-        )
-        .properties(width=110 * len(_COLUMNS), height=22 * (len(runs) + 1))
-    )
-    return table.to_dict()
+    return "".join(f"| {' | '.join(row)} |\n" for row in (_COLUMNS, ("---",) * len(_COLUMNS), *rows))
 
 
 def _file_name(taken: Container[str], *parts: str) -> str:

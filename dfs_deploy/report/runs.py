@@ -234,9 +234,13 @@ def runs_json(runs: Sequence[TrainingRun]) -> dict[str, Any]:
         "schema_version": FIGURES_SCHEMA,
         "version": dfs_deploy.__version__,
         "runs": [asdict(run) for run in runs],
-        "table_1": [asdict(run) for run in table_1(runs)],
-        "table_2": [asdict(run) for run in table_2(runs)],
+        **{f"table_{number}": [asdict(run) for run in rows] for number, rows in tables(runs).items()},
     }
+
+
+def tables(runs: Sequence[TrainingRun]) -> dict[int, list[TrainingRun]]:
+    """The runs of each of the paper's tables, by its number."""
+    return {1: table_1(runs), 2: table_2(runs)}
 
 
 def table_1(runs: Sequence[TrainingRun]) -> list[TrainingRun]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dfs_deploy.errors import UsageError
-from dfs_deploy.report.figures import figures, table_rows, write_figures
+from dfs_deploy.report.figures import figures, table, write_figures
 from dfs_deploy.report.runs import TrainingRun, load_run, runs_json, table_1, table_2
 from tests.checks import refuses
 from tests.report.logs import SKIPNET, records, write_log
@@ -47,8 +47,6 @@ def test_a_figure_for_each_model_and_data_set_and_each_gate(runs: list[TrainingR
         "decisions-dfs-40-coarse",
         "decisions-skipnet-20",
         "decisions-other",
-        "table-1",
-        "table-2",
     ]
 
 
@@ -75,7 +73,7 @@ def test_decisions_stack_up_to_every_image_at_each_block(runs: list[TrainingRun]
 def test_table_1_sets_a_constant_alpha_beside_its_dynamic_twin(runs: list[TrainingRun]) -> None:
     assert [row.name for row in table_1(runs)] == ["dfs-40", "dfs-40-constant"]
     assert table_1([row for row in runs if row.name != "dfs-40"]) == []
-    assert table_rows(table_1(runs))[1] == ["DFS-ResNet-20", "+0.0003", "40 %", "8.25 %", "86.00 %", "1,500"]
+    assert table(table_1(runs)).splitlines()[-1] == "| DFS-ResNet-20 | +0.0003 | 40 % | 8.25 % | 86.00 % | 1,500 |"
 
 
 def test_table_2_sets_absolute_values_of_alpha_side_by_side(runs: list[TrainingRun]) -> None:
@@ -96,6 +94,12 @@ def test_every_figure_is_written_as_svg_and_png_and_every_number_as_json(
         assert content.startswith(b"<svg" if file.suffix == ".svg" else b"\x89PNG")
     assert json.loads(files[0].read_text()) == json.loads(json.dumps(runs_json(some)))
     assert json.loads(files[0].read_text())["runs"][0]["percentage"] == 20.25
+
+
+def test_tables_are_written_as_markdown(tmp_path: Path, runs: list[TrainingRun]) -> None:
+    write_figures(runs[1:4], tmp_path)
+    for number, rows in ((1, table_1(runs)), (2, table_2(runs))):
+        assert (tmp_path / f"table-{number}.md").read_text() == table(rows)
 
 
 def test_names_from_outside_stay_in_the_folder(tmp_path: Path) -> None:
