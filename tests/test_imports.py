@@ -15,13 +15,13 @@ from PIL import Image
 import dfs_deploy
 from tests.bundles import Made, mixed_bundle, pixels
 
-EXTRAS = ("torch", "onnx", "safetensors", "sklearn", "jinja2", "vl_convert", "av")
+EXTRAS = ("torch", "onnx", "safetensors", "sklearn", "jinja2", "altair", "vl_convert", "av")
 
 NEEDS_EXTRAS = ("models", "checkpoints", "exporters", "calibration", "training")
 """Packages that are made of what the extras bring; ``digits`` imports scikit-learn when it loads."""
 
-DRAWS = ("dfs_deploy.report.charts", "dfs_deploy.report.page")
-"""Modules that are made of what the extra of reports brings; a report's figures need none."""
+DRAWS = ("dfs_deploy.report.charts", "dfs_deploy.report.figures", "dfs_deploy.report.page")
+"""Modules that are made of what the extra of reports brings; a report's data needs none."""
 
 MODULES = sorted(
     module.name

@@ -36,6 +36,7 @@ EXTRA_OF = {
     "scipy": "train",
     "sklearn": "train",
     "tensorboard": "tensorboard",
+    "altair": "report",
     "jinja2": "report",
     "markupsafe": "report",
     "vl_convert": "report",
