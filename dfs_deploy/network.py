@@ -92,8 +92,8 @@ class GateShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         kind: ``lstm``, one LSTM that steps from block to block.
     """
 
-    embedding: GateSize = 10
-    hidden: GateSize = 10
+    embedding: GateSize
+    hidden: GateSize
     kind: Literal["lstm"] = "lstm"
 
 
@@ -114,7 +114,7 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     name: Name
     image_shape: Shape
     classes: Number
-    gate: GateShape = GateShape()
+    gate: GateShape
     blocks: Annotated[tuple[Block, ...], Meta(min_length=1, max_length=MAX_BLOCKS)]
 
     def __post_init__(self) -> None:
