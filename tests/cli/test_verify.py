@@ -266,7 +266,7 @@ def test_what_is_suspicious_is_said_beside_passed(floats: Made, tmp_path: Path) 
     assert "PASSED" in shown.out
     warned = [line.removeprefix("warning: ") for line in shown.out.splitlines() if line.startswith("warning: ")]
     for word in (
-        "of one colour each",
+        "a single colour",
         "60 of 60 images were resized to 8x8",
         "every one of 60 images is classified as",
     ):
