@@ -155,9 +155,7 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             words += f" on {height}x{width} images"
             if channels != other.image_shape[0]:
                 words += f" of {channels} channels"
-        elif len(self.blocks) != len(other.blocks):
-            words += f" with {len(self.blocks)} blocks"
-        else:
+        elif self.name == other.name:
             words += self._unlike_blocks(other)
         if self.classes != other.classes:
             words += f" with {self.classes} classes"
@@ -166,6 +164,8 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         return words
 
     def _unlike_blocks(self, other: Architecture) -> str:
+        if len(self.blocks) != len(other.blocks):
+            return f" with {len(self.blocks)} blocks"
         for ours, theirs in zip(self.blocks, other.blocks, strict=True):
             fields = (name for name in Block.__struct_fields__ if getattr(ours, name) != getattr(theirs, name))
             if differing := ", ".join(f"{name} {getattr(ours, name)}" for name in fields):
