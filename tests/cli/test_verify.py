@@ -267,7 +267,7 @@ def test_what_is_suspicious_is_said_beside_passed(floats: Made, tmp_path: Path) 
     assert "PASSED" in shown.out
     warned = [line.removeprefix("note: ") for line in shown.out.splitlines() if line.startswith("note: ")]
     for word in (
-        "of one colour each",
+        "a single colour",
         "60 of 60 images were resized to 8x8",
         "every one of 60 images is classified as",
     ):
