@@ -1,7 +1,11 @@
-"""Modules that are called like the function in them that has their name.
+"""Modules that can be called like the function in them that has their name.
 
-``dfs_deploy.bench`` is the package with the measuring code and the verb ``bench`` at once: importing any module below
-it puts the package at this place, whatever was there before. So the package itself can be called.
+``dfs_deploy.bench`` is a package and a verb. As soon as anything below the package is imported, Python sets this
+attribute of ``dfs_deploy`` to the package, whatever it was before. So the package itself is made callable: then
+``dfs_deploy.bench("net.dfs")`` works in every order of imports, and ``dfs_deploy.bench`` is always the same object.
+Type checkers see the function, which ``dfs_deploy/__init__.py`` imports for them.
+
+A submodule must not have the verb's name, or it would replace the function: ``bench/run.py``, not ``bench/bench.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from typing import Any
 
 
 class VerbModule(ModuleType):
-    """A module whose call is that of its function of the same name, as ``dfs_deploy.bench.bench``."""
+    """A module whose call is that of its function of the same name; it can be pickled, as functions can."""
 
     @property
     def _verb(self) -> Callable[..., Any]:
@@ -34,5 +38,5 @@ class VerbModule(ModuleType):
 
 
 def make_callable(module: str) -> None:
-    """Makes a module a :class:`VerbModule`; the module calls it with its ``__name__``."""
+    """Makes a module callable; the module calls this with its own ``__name__``."""
     sys.modules[module].__class__ = VerbModule

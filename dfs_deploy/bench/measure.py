@@ -50,7 +50,7 @@ from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.progress import Progress
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.suspicion import suspicions
-from dfs_deploy.system.target_cpu import made_for_another_cpu
+from dfs_deploy.system.cpu import made_for_another_cpu
 from dfs_deploy.thresholds import NOISY
 
 _log = logging.getLogger(__name__)
@@ -388,7 +388,7 @@ def _engines_of(name: str) -> str:
 def _caveats(bundles: Sequence[Bundle], disturbance: Disturbance) -> Iterator[str]:
     """Weaknesses of any verdict, one line each."""
     for bundle in bundles:
-        note = made_for_another_cpu(bundle.manifest)
+        note = made_for_another_cpu(bundle.manifest.int8_weight_bits)
         if note is not None:
             yield f"{bundle.name} was {note}"
     if disturbance.throttled_periods:

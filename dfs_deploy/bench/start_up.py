@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfs_deploy.errors import EnvironmentLacksError
 from dfs_deploy.progress import Progress, silent
-from dfs_deploy.system.parent import end_with_parent
+from dfs_deploy.system.process import end_with_parent
 
 if TYPE_CHECKING:
     from dfs_deploy.bench.result import StartUp

@@ -18,11 +18,11 @@ from dfs_deploy.cli.arguments import (
     PreparedOption,
     SeedOption,
     bundle_path,
+    check_writable,
     refuse_given,
 )
 from dfs_deploy.cli.bench_report import show_bench
 from dfs_deploy.cli.console import output, print_json, progress
-from dfs_deploy.cli.outputs import check_writable
 from dfs_deploy.errors import CheckFailedError, RegressionError
 from dfs_deploy.thresholds import NOISE_BAND, VERDICT_MAX_TOP1_DROP
 

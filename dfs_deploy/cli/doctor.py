@@ -16,21 +16,19 @@ from dfs_deploy.cli.arguments import JsonOption
 from dfs_deploy.cli.console import output, print_json
 from dfs_deploy.errors import DependencyError, EnvironmentLacksError
 from dfs_deploy.io.text import first_line
-from dfs_deploy.system.cpu import cpu_limits
-from dfs_deploy.system.extras import CORE, EXTRA_OF, find_library
-from dfs_deploy.system.installed import install_line
-from dfs_deploy.system.target_cpu import is_x86
+from dfs_deploy.system.cpu import cpu_limits, is_x86
+from dfs_deploy.system.libraries import CORE, EXTRA_OF, find_library, install_line
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked for.
+    """A library that was looked for.
 
     Attributes:
-        name: distribution, or module of an extra.
+        name: name of the distribution, or of the module for an extra.
         found: version; empty if it is missing or cannot be used.
         needed: whether running a bundle needs it.
-        remedy: instruction for one who misses it.
+        remedy: command that installs it.
         problem: reason why it cannot be used although it is installed; empty if there is none.
     """
 
@@ -155,4 +153,4 @@ def _layout() -> str:
     together = block_size()
     if together > 1:
         return f"blocked by {together}, for networks whose channels are multiples of it"
-    return "plain: ONNX Runtime has no blocked one for this CPU"
+    return "plain: ONNX Runtime has no blocked layout for this CPU"

@@ -18,15 +18,15 @@ from dfs_deploy.cli.arguments import (
     StdOption,
     TorchThreadsOption,
     WeightsKeyOption,
+    parse_budgets,
     parse_class_names,
     parse_numbers,
     parse_size,
 )
-from dfs_deploy.cli.budgets import parse_budgets, show_budgets
-from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
+from dfs_deploy.cli.console import output, percent, print_json, progress, show_budgets, show_table
 from dfs_deploy.options import Options, parse_targets
-from dfs_deploy.system.extras import required
-from dfs_deploy.system.target_cpu import AUTO, WEIGHT_BITS, WORDS, WeightBits, target_named
+from dfs_deploy.system.cpu import AUTO, WEIGHT_BITS, WORDS, WeightBits, target_named
+from dfs_deploy.system.libraries import required
 
 
 def export(

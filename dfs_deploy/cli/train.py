@@ -15,12 +15,11 @@ import typer
 
 from dfs_deploy.cli.arguments import DataHelp, JsonOption, SeedOption, parse_size, refuse_given
 from dfs_deploy.cli.console import errors, output, percent, print_json, show_table
-from dfs_deploy.cli.next_step import command
-from dfs_deploy.cli.process import Stopped, describe_stop
+from dfs_deploy.cli.process import Stopped, command, describe_stop
 from dfs_deploy.cli.train_progress import Progression, training_progress
 from dfs_deploy.errors import DataError, UsageError
 from dfs_deploy.options import Options
-from dfs_deploy.system.extras import required
+from dfs_deploy.system.libraries import required
 
 if TYPE_CHECKING:
     from dfs_deploy.costs import LatencyTable

@@ -30,7 +30,7 @@ from dfs_deploy.errors import CheckpointError, DataError
 from dfs_deploy.io.files import UnfitFileError, check_file, read_file
 from dfs_deploy.io.json_files import MAX_LOG, MalformedError, decode_json
 from dfs_deploy.io.text import first_line
-from dfs_deploy.system.extras import required
+from dfs_deploy.system.libraries import required
 
 SCHEMA = 1
 

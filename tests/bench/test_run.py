@@ -379,7 +379,7 @@ def test_a_run_goes_on_until_what_the_verdict_reads_is_known_or_the_limit_is_rea
 
 
 def test_a_bundle_for_another_cpu_and_a_throttled_run_are_caveats(mixed: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "made_for_another_cpu", lambda manifest: "made for another CPU: a toaster")
+    monkeypatch.setattr(measure, "made_for_another_cpu", lambda weight_bits: "made for another CPU: a toaster")
     periods = itertools.count()
     monkeypatch.setattr(machine, "cpu_limits", lambda root=None: CpuLimits((0, 1), 0.5, next(periods)))
     result = bench(Bundle(mixed.path), mixed.data, **QUICK)

@@ -66,7 +66,7 @@ def test_a_full_output_is_one_line(mixed: Made, verb: str) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     bundle = mixed.path if "inspect" in verb else ""
-    shell(f"{verb} {bundle} > /dev/full").failed(3, "No space left on device")
+    shell(f"{verb} {bundle} > /dev/full").failed(3, "standard output: No space left on device")
 
 
 def test_without_standard_error_results_and_codes_are_the_same(mixed: Made, pictures: Path) -> None:

@@ -90,7 +90,7 @@ def test_bundles_and_training_runs_go_together(floats: Made, tmp_path: Path) -> 
 def test_a_wrong_call_about_training_runs(floats: Made, tmp_path: Path) -> None:
     folder = write_log(tmp_path / "dfs", records())
     run("report", folder).failed(2, "--figures")
-    run("report", folder, "--figures", tmp_path / "f", "--data", tmp_path).failed(2, "--data", "training runs alone")
+    run("report", folder, "--figures", tmp_path / "f", "--data", tmp_path).failed(2, "--data", "training runs")
     run("report", folder, "--html", tmp_path / "out.html", "--figures", tmp_path / "f").failed(2, "--html", "bundle")
     run("report", floats.path, "--figures", tmp_path / "f", "--json").failed(2, "training run")
     (tmp_path / "other.json").write_text("{}\n")

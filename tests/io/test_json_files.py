@@ -29,7 +29,7 @@ Read = Callable[[Path], Any]
 READERS: dict[str, tuple[Read, str, type[Exception], type[Exception]]] = {
     "a baseline": (load_baseline, "base.json", UsageError, SavedResultError),
     "a table of costs": (load_costs, "costs.json", DataError, DataError),
-    "a bench for a report": (load_bench, "bench.json", UsageError, SavedResultError),
+    "a bench": (load_bench, "bench.json", UsageError, SavedResultError),
     "a training run": (load_run, "metrics.jsonl", DataError, DataError),
     "a metrics log": (read_metrics, "metrics.jsonl", DataError, DataError),
     "a job": (lambda file: load_job(file.parent), JOB_FILE, CheckpointError, CheckpointError),

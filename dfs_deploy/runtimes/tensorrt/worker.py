@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from dfs_deploy.bundle.cache import MAX_FILE
-from dfs_deploy.errors import DfsDeployError, EnvironmentLacksError
+from dfs_deploy.errors import DfsDeployError
 from dfs_deploy.io.files import read_file, write_whole
 from dfs_deploy.runtimes.tensorrt.library import STRONG_SINCE, Log, libraries, numbers
-from dfs_deploy.system.parent import end_with_parent
+from dfs_deploy.system.process import end_with_parent
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -206,10 +206,10 @@ def main() -> None:
         say(Message(share=1.0, typing=build(request, model, lambda share: say(Message(share=share)))))
     except DfsDeployError as error:
         say(Message(error=str(error)))
-        sys.exit(error.exit_code)
+        sys.exit(1)
     except OSError as error:
         say(Message(error=f"{error.filename or 'the plan'}: {error.strerror or error}"))
-        sys.exit(EnvironmentLacksError.exit_code)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

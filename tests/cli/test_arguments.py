@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dfs_deploy.cli.outputs import check_writable
+from dfs_deploy.cli.arguments import check_writable
 from dfs_deploy.errors import UsageError
 from tests.bundles import Made
 from tests.checks import refuses
