@@ -1,24 +1,24 @@
-"""The forward that joint training differentiates: one backward a sample, whatever the number of options.
+"""The forward that joint training differentiates: one backward per sample, whatever the number of options.
 
 Equation 1 mixes every option's output by the gate's weights. With the hard choice of Section 3 the weights are one-hot
-in the forward, and the softmax only carries the gradient; so for one sample and one block
+in the forward, and the softmax only carries the gradient. For one sample and one block this means:
 
-- the chosen option has weight 1: it needs a forward and a backward;
-- an option that was not chosen has weight 0: nothing flows back through its output. The gate's gradient needs the
+- The chosen option has weight 1: it needs a forward and a backward.
+- An option that was not chosen has weight 0: nothing flows back through its output. The gate's gradient needs the
   output itself, so it needs a forward without a graph.
 
-``DFSNetwork.forward`` pays a backward for each option of each sample; this one pays it once. In evaluation mode both
-give the same values and the same gradients. In training mode they differ in what a batch is for normalisation:
+``DFSNetwork.forward`` pays a backward for each option of each sample; this forward pays it once. In evaluation mode
+both give the same values and the same gradients. In training mode they differ in the batch that is normalised:
 
-- There, each option of a block normalises the whole batch on its own, samples included that chose another option, and
+- There, each option of a block normalises the whole batch on its own, with the samples that chose another option, and
   the running statistics follow every one of them.
-- Here, a block's normalisation sees what will reach it when deployed: the samples that run the block, each in its own
-  bitwidth, together. The running statistics follow that, by the share of the batch that ran. Options that were not
-  chosen are normalised by the same statistics, as constants. Where all samples choose one option, the forward and the
+- Here, a block's normalisation sees what reaches it when deployed: the samples that run the block, each in its own
+  bitwidth, as one batch. The running statistics follow that, by the share of the batch that ran. Options that were not
+  chosen are normalised by the same statistics, as constants. If all samples choose one option, the forward and the
   gradient of the backbone are again those of ``DFSNetwork.forward``.
 - Fewer than ``LEAST_ROWS`` samples are no batch: they are normalised by the running statistics, which then stay.
 
-A convolution's running input range moves once a step: over all samples for a block's first convolution and its
+A convolution's running input range moves once per step: over all samples for a block's first convolution and its
 projection, over the samples that run the block for its second.
 """
 
@@ -31,12 +31,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfs_deploy.models import BasicBlock, DFSNetwork, NetworkOutput, QuantizedConv2d, decide
+from dfs_deploy.models import BasicBlock, DFSNetwork, NetworkOutput, QuantizedConv2d
+from dfs_deploy.models.network import Decision
 from dfs_deploy.models.quantize import fake_quantize, fake_quantize_weight
 from dfs_deploy.options import FULL_BITS, Options
 
 LEAST_ROWS = 4
-"""Samples from which a block's own batch statistics are used in training mode."""
+"""Fewest samples whose own batch statistics are used in training mode."""
 
 
 class _Affine(NamedTuple):
@@ -47,8 +48,16 @@ class _Affine(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """Consecutive samples of one option, in an order sorted by option."""
+    """Consecutive samples of one option, in a batch that is sorted by option.
 
+    Attributes:
+        option: index of the option.
+        bits: bitwidth of the option; 0 for a skip.
+        start: first of the samples.
+        stop: first after them.
+    """
+
+    option: int
     bits: int
     start: int
     stop: int
@@ -67,41 +76,19 @@ def joint_forward(network: DFSNetwork, x: Tensor) -> NetworkOutput:
     """
     if network.gate is None:
         return network(x)  # type: ignore[no-any-return]
-    first, *gated = network.blocks
-    features = first(network.backbone.stem(x))
-    state = network.gate.initial_state(features)
-    costs = torch.tensor(network.options.costs, device=x.device)
-    scores, path, cost = [], [], []
-    for index, block in enumerate(gated):
-        score, state = network.gate(index, features, state)
-        choice = decide(score)
-        soft = functional.softmax(score, 1)
-        features = _run_block(block, features, choice, soft, network.options)
-        scores.append(score)
-        path.append(choice)
-        # The difference first: it is exactly zero, so the cost is exactly that of the choice.
-        cost.append(costs[choice] + ((soft - soft.detach()) * costs).sum(1))
-    n, k = x.shape[0], len(network.options)
-    return NetworkOutput(
-        logits=network.backbone.classify(features),
-        path=torch.stack(path, 1) if path else x.new_zeros((n, 0), dtype=torch.int64),
-        scores=torch.stack(scores, 1) if scores else x.new_zeros((n, 0, k)),
-        expected_cost=torch.stack(cost, 1).mean(1) if cost else x.new_ones(n),
-    )
+    return network.unroll(x, lambda block, features, taken: _run_block(block, features, taken, network.options))
 
 
-def _run_block(block: BasicBlock, x: Tensor, choice: Tensor, soft: Tensor, options: Options) -> Tensor:
+def _run_block(block: BasicBlock, x: Tensor, taken: Decision, options: Options) -> Tensor:
     """Runs one gated block, and gives the gate the outputs of the options that were not chosen."""
-    # Skipping samples stand first, so that those that run are consecutive.
-    lanes = sorted(range(len(options)), key=lambda k: not options[k].skips)
-    place = torch.empty_like(choice[:1]).new_tensor([lanes.index(k) for k in range(len(options))])
-    lane = place[choice]
-    order = torch.argsort(lane, stable=True)
-    counts = torch.bincount(lane, minlength=len(lanes)).tolist()
-    groups, start = [], 0
-    for k, count in zip(lanes, counts, strict=True):
-        groups.append(_Group(options[k].bits, start, start + count))
-        start += count
+    # Skipping samples come first, so that those that run are consecutive.
+    sequence = sorted(range(len(options)), key=lambda k: not options[k].skips)
+    rank = taken.choice.new_tensor([sequence.index(k) for k in range(len(options))])[taken.choice]
+    order = torch.argsort(rank, stable=True)
+    stops = torch.bincount(rank, minlength=len(options)).cumsum(0).tolist()
+    groups = [
+        _Group(k, options[k].bits, start, stop) for k, start, stop in zip(sequence, [0, *stops], stops, strict=False)
+    ]
     rows = x.index_select(0, order)
     if any(option.quantized for option in options):
         _follow(block.conv1, rows)
@@ -109,11 +96,12 @@ def _run_block(block: BasicBlock, x: Tensor, choice: Tensor, soft: Tensor, optio
             _follow(block.projection.conv, rows)
     chosen = _Chosen(block, groups)
     result = chosen.run(rows)
-    if torch.is_grad_enabled() and soft.requires_grad:
+    if torch.is_grad_enabled() and taken.scores.requires_grad:
         with torch.no_grad():
-            others = [chosen.run_other(rows.detach(), result.detach(), group) for group in groups]
-        by_option = [output for _, output in sorted(zip(lanes, others, strict=True), key=lambda pair: pair[0])]
-        result = _HardChoice.apply(result, soft.index_select(0, order), *by_option)  # type: ignore[no-untyped-call]
+            outputs = {group.option: chosen.run_other(rows.detach(), result.detach(), group) for group in groups}
+        soft = functional.softmax(taken.scores, 1).index_select(0, order)
+        by_option = [outputs[k] for k in range(len(options))]
+        result = _HardChoice.apply(result, soft, *by_option)  # type: ignore[no-untyped-call]
     return result.index_select(0, torch.argsort(order))
 
 
@@ -154,7 +142,7 @@ class _Chosen:
         return result
 
     def run_other(self, rows: Tensor, result: Tensor, group: _Group) -> Tensor:
-        """Gives the output (N, C', H', W') of one option for all samples; those that chose it have theirs already."""
+        """Gives the output (N, C', H', W') of one option for all samples; those that chose it have it in ``result``."""
         if group.start == 0 and group.stop == len(rows):
             return result
         x = torch.cat([rows[: group.start], rows[group.stop :]]) if group.stop > group.start else rows
@@ -191,10 +179,10 @@ class _HardChoice(torch.autograd.Function):
         (gradient,) = gradients
         by_sample = gradient.permute(0, 2, 3, 1).flatten(1).unsqueeze(1)
         dots = [
-            torch.bmm(by_sample, output.to(gradient.dtype).permute(0, 2, 3, 1).flatten(1).unsqueeze(2)).flatten()
+            torch.bmm(by_sample, output.permute(0, 2, 3, 1).flatten(1).unsqueeze(2)).flatten()
             for output in ctx.saved_tensors
         ]
-        return (gradient, torch.stack(dots, 1).float(), *(None for _ in dots))
+        return (gradient, torch.stack(dots, 1), *(None for _ in dots))
 
 
 def _convolve(conv: QuantizedConv2d, x: Tensor, groups: Sequence[_Group]) -> Tensor:
@@ -208,9 +196,9 @@ def _convolve(conv: QuantizedConv2d, x: Tensor, groups: Sequence[_Group]) -> Ten
 
 
 def _round_and_convolve(conv: QuantizedConv2d, x: Tensor, bits: int) -> Tensor:
-    # As QuantizedConv2d's own forward, but that the range was moved before, once for all options.
+    # As QuantizedConv2d's own forward, but the range was moved before, once for all options.
     if bits < FULL_BITS:
-        x = fake_quantize(x.float(), conv.low, conv.high, bits)
+        x = fake_quantize(x, conv.low, conv.high, bits)
     weight = fake_quantize_weight(conv.weight, bits)
     return functional.conv2d(x, weight, stride=conv.stride, padding=conv.padding)
 
@@ -218,19 +206,19 @@ def _round_and_convolve(conv: QuantizedConv2d, x: Tensor, bits: int) -> Tensor:
 def _convolve_affine(conv: QuantizedConv2d, x: Tensor, bits: int, affine: _Affine) -> Tensor:
     """Convolution and normalisation by constants in one: the scale goes into the weight. No gradient."""
     if bits < FULL_BITS:
-        x = fake_quantize(x.float(), conv.low, conv.high, bits)
+        x = fake_quantize(x, conv.low, conv.high, bits)
     weight = fake_quantize_weight(conv.weight, bits) * affine.scale[:, None, None, None]
     weight = weight.contiguous(memory_format=torch.channels_last) if _is_channels_last(conv.weight) else weight
     return functional.conv2d(x, weight, affine.shift, stride=conv.stride, padding=conv.padding)
 
 
 def _normalize(norm: nn.BatchNorm2d, x: Tensor, share: float) -> tuple[Tensor, _Affine]:
-    """Normalises, and gives what it did as constants.
+    """Normalises, and gives the normalisation as constants too.
 
     Args:
-        norm: weights and running statistics.
+        norm: the layer.
         x: (n, C, H, W), the samples that run the block.
-        share: of the batch that they are; the running statistics move by as much of their momentum.
+        share: their share of the batch, 0 to 1; the running statistics move by that share of their momentum.
     """
     if not norm.training or len(x) < LEAST_ROWS:
         result = functional.batch_norm(
@@ -248,8 +236,9 @@ def _normalize(norm: nn.BatchNorm2d, x: Tensor, share: float) -> tuple[Tensor, _
 
 @torch.no_grad()
 def _running_affine(norm: nn.BatchNorm2d) -> _Affine:
-    assert norm.running_mean is not None and norm.running_var is not None  # noqa: S101 (for the type checker)
-    return _affine(norm, norm.running_mean, (norm.running_var + norm.eps).rsqrt())
+    # Buffers are typed as optional, and these normalisations have them.
+    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    return _affine(norm, mean, (variance + norm.eps).rsqrt())
 
 
 @torch.no_grad()
