@@ -207,7 +207,7 @@ HOSTILE: dict[str, tuple[Build, str]] = {
     "a sparse constant": (sparse, "fields"),
     "training": (training, "fields"),
     "shapes of its own": (lambda: changed(value_info), "fields"),
-    "weights outside": (outside, "file of its own"),
+    "weights outside": (outside, "another file"),
     "a sum of unlike shapes": (broadcast, "Add"),
     "a product of two vectors": (outer_product, "9,000,000 values"),
     "a convolution with huge pads": (lambda: convolution(pads=[2**20] * 4), "Conv"),
