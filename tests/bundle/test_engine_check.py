@@ -238,7 +238,7 @@ HOSTILE: dict[str, tuple[Build, str]] = {
         lambda: changed(lambda m: m.graph.initializer[0].int64_data.extend([1])),
         "fields",
     ),
-    "a constant for an input": (lambda: changed(lambda m: setattr(m.graph.input[0], "name", "bias")), "value"),
+    "a constant for an input": (lambda: changed(lambda m: setattr(m.graph.input[0], "name", "bias")), "constant"),
     "a thousand nodes": (lambda: many(1000), "parts"),
     "a hundred nodes": (lambda: many(100), "100 nodes"),
     "a node before its input": (lambda: model([node("Relu", "later"), node("Relu", "features", output="later")]), "Re"),

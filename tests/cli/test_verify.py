@@ -289,4 +289,4 @@ def test_only_the_samples_that_are_drawn_are_decoded(floats: Made, tmp_path: Pat
             path.write_bytes(b"damaged")
     arguments = ["verify", floats.path, "--checkpoint", floats.checkpoint, "--data", tmp_path, "--seed", "5", "--json"]
     assert run(*arguments, "--samples", "4").json["samples"] == 4
-    run(*arguments).failed(2, "no image of a known kind")
+    run(*arguments).failed(2, "no image of a known format")
