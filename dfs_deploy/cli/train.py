@@ -106,7 +106,7 @@ def train(
 ) -> None:
     """Train a network: its backbone, its gate, then both toward a computation percentage."""
     with required():
-        from dfs_deploy import training
+        from dfs_deploy.training import run as training
     if resume is not None:
         others = [each.name for each in context.command.params if each.name and each.name not in ("resume", "json")]
         refuse_given(
