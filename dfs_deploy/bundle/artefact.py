@@ -112,6 +112,7 @@ class Bundle:
         for name in self.manifest.files:
             self._content(name)
         self._unchecked = engine_uses(self.manifest, self.options)
+        _LOG.info("%s: opened, digest %s, %d files", one_line(self.path), self.digest[:12], len(self.manifest.files))
         self.foreign = tuple(sorted(foreign_entries(self.path, self.manifest.files, within=False)))
         if self.foreign:
             level = logging.INFO if all(map(is_litter_entry, self.foreign)) else logging.WARNING
