@@ -25,34 +25,6 @@ def option_shares(paths: NDArray[np.uint8], options: int) -> tuple[tuple[float, 
     return tuple(tuple(float(np.mean(column == option)) for option in range(options)) for column in paths.T)
 
 
-class EngineTimes:
-    """Standalone medians at batch 1; each engine is timed once, when a path first runs it.
-
-    Args:
-        runtime: runtime that has the engines.
-    """
-
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self._medians: dict[int, float] = {}
-        self._paths: dict[bytes, float] = {}
-
-    def path_ms(self, path: NDArray[np.uint8]) -> float:
-        """Sum of the medians of the engines that a path runs, in milliseconds.
-
-        Args:
-            path: (gated blocks,) option indices.
-        """
-        key = path.tobytes()
-        if key not in self._paths:
-            calls = self._runtime.engine_calls(path)
-            for call in calls:
-                if id(call) not in self._medians:
-                    self._medians[id(call)] = median_alone(call)
-            self._paths[key] = sum(self._medians[id(call)] for call in calls)
-        return self._paths[key]
-
-
 def time_paths(
     runtime: Runtime,
     images: NDArray[np.float32],
@@ -75,8 +47,10 @@ def time_paths(
         progress: progress of the timing.
     """
     unique, which, counts = np.unique(paths, axis=0, return_inverse=True, return_counts=True)
-    engines = EngineTimes(runtime)
-    cost = [engines.path_ms(row) for row in unique]
+    calls = [runtime.engine_calls(row) for row in unique]
+    engines = {id(call): call for each in calls for call in each}  # several paths share most of them
+    alone_ms = {key: median_alone(call) for key, call in engines.items()}
+    cost = [sum(alone_ms[id(call)] for call in each) for each in calls]
     chosen: dict[PathKind, int] = {
         "fastest": int(np.argmin(cost)),
         "commonest": int(np.argmax(counts)),

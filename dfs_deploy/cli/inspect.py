@@ -53,23 +53,23 @@ def _onnxruntime_here(bundle: Bundle) -> dict[str, Any]:
 
 
 def _tensorrt_here(bundle: Bundle) -> dict[str, Any]:
-    """Facts about the plans that are ready for TensorRT; none is built or loaded for it."""
-    from dfs_deploy.runtimes.tensorrt.building import Plans
+    """Facts about the engines that are ready for TensorRT; none is built or loaded for it."""
     from dfs_deploy.runtimes.tensorrt.device import device_facts
+    from dfs_deploy.runtimes.tensorrt.engine_cache import EngineCache
 
     try:
         facts = device_facts()
-        plans = Plans(bundle, facts)
-        ready, count = plans.ready()
+        built = EngineCache(bundle, facts)
+        ready, count = built.ready()
     except EnvironmentLacksError as error:
         return {"runtime": "tensorrt", "lacks": str(error)}
     return {
         "runtime": "tensorrt",
-        "version": plans.version,
+        "version": built.version,
         "device": facts.name,
-        "batch": plans.settings.batch,
-        "plans": count,
-        "plans_ready": ready,
+        "batch": built.settings.batch,
+        "engines": count,
+        "engines_ready": ready,
     }
 
 

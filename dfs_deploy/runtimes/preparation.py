@@ -13,7 +13,7 @@ from dfs_deploy.errors import EngineError, EnvironmentLacksError, UsageError
 from dfs_deploy.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from dfs_deploy.runtimes.tensorrt.building import Prepared as BuiltEngines
+    from dfs_deploy.runtimes.tensorrt.engine_cache import Prepared as BuiltEngines
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ def prepare(
     opened = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     cache = Cache(opened, cache_dir)
     if runtime == "tensorrt":
-        from dfs_deploy.runtimes.tensorrt.building import prepare as build
-        from dfs_deploy.runtimes.tensorrt.plan import Settings
+        from dfs_deploy.runtimes.tensorrt.engine_cache import BuildSettings
+        from dfs_deploy.runtimes.tensorrt.engine_cache import prepare as build
 
-        built = build(opened, Settings(batch or 1, workspace_mib), progress, cache)
+        built = build(opened, BuildSettings(batch or 1, workspace_mib), progress, cache)
         return Prepared(runtime, built.folder, made=bool(built.built), built=built)
     if workspace_mib is not None or batch is not None:
         raise UsageError(

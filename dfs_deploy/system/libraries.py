@@ -35,7 +35,6 @@ EXTRA_OF = {
     "safetensors": "export",
     "scipy": "train",
     "sklearn": "train",
-    "tensorboard": "tensorboard",
     "altair": "report",
     "jinja2": "report",
     "markupsafe": "report",

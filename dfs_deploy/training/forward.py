@@ -111,59 +111,85 @@ class _Chosen:
     def __init__(self, block: BasicBlock, groups: Sequence[_Group]) -> None:
         self._block = block
         self._groups = groups
-        self._running = [group for group in groups if group.bits]
-        self._first = self._running[0].start if self._running else groups[-1].stop
-        self._affines: list[_Affine] = []
-        self._has_second_range = False
+        self._affines: dict[nn.BatchNorm2d, _Affine] = {}
+        self._moved_second_range = False
 
     def run(self, rows: Tensor) -> Tensor:
         """Gives (N, C', H', W'), each sample in its own option."""
-        block, first = self._block, self._first
-        share = (len(rows) - first) / len(rows)
-        shortcut, through = rows, None
+        block = self._block
+        running = [group for group in self._groups if group.bits]
+        first = running[0].start if running else len(rows)
+        shortcut = rows
         if block.projection is not None:
-            shortcut = _convolve(block.projection.conv, rows, self._groups)
-            shortcut, through = _normalize(block.projection.norm, shortcut, 1.0)
+            convolved = _convolve(block.projection.conv, rows, self._groups)
+            shortcut = self._normalize(block.projection.norm, convolved, 1.0)
         if first == len(rows):
-            self._affines = [_running_affine(block.norm1), _running_affine(block.norm2)]
-            result = shortcut
-        else:
-            y, one = _normalize(block.norm1, _convolve(block.conv1, rows[first:], self._running), share)
-            y = functional.relu(y)
-            if any(0 < group.bits < FULL_BITS for group in self._groups):
-                _follow(block.conv2, y)
-                self._has_second_range = True
-            y, two = _normalize(block.norm2, _convolve(block.conv2, y, self._running), share)
-            self._affines = [one, two]
-            ran = functional.relu(y + shortcut[first:])
-            result = ran if first == 0 else torch.cat([shortcut[:first], ran])
-        if through is not None:
-            self._affines.append(through)
-        return result
+            return shortcut
+        share = (len(rows) - first) / len(rows)
+        y = functional.relu(self._normalize(block.norm1, _convolve(block.conv1, rows[first:], running), share))
+        if any(group.bits < FULL_BITS for group in running):
+            self._move_second_range(y)
+        y = self._normalize(block.norm2, _convolve(block.conv2, y, running), share)
+        ran = functional.relu(y + shortcut[first:])
+        return ran if first == 0 else torch.cat([shortcut[:first], ran])
 
     def run_other(self, rows: Tensor, result: Tensor, group: _Group) -> Tensor:
         """Gives the output (N, C', H', W') of one option for all samples; those that chose it have it in ``result``."""
-        if group.start == 0 and group.stop == len(rows):
-            return result
-        x = torch.cat([rows[: group.start], rows[group.stop :]]) if group.stop > group.start else rows
-        output = self._option(x, group.bits)
         if group.stop == group.start:
-            return output
+            return self._option(rows, group.bits)
+        if group.stop - group.start == len(rows):
+            return result
+        output = self._option(torch.cat([rows[: group.start], rows[group.stop :]]), group.bits)
         return torch.cat([output[: group.start], result[group.start : group.stop], output[group.start :]])
 
     def _option(self, x: Tensor, bits: int) -> Tensor:
         block = self._block
-        one, two, *through = self._affines
         shortcut = x
         if block.projection is not None:
-            shortcut = _convolve_affine(block.projection.conv, x, bits or FULL_BITS, through[0])
+            shortcut = self._convolve_affine(block.projection.conv, block.projection.norm, x, bits or FULL_BITS)
         if not bits:
             return shortcut
-        y = _convolve_affine(block.conv1, x, bits, one).relu_()
-        if bits < FULL_BITS and not self._has_second_range:
-            _follow(block.conv2, y)
-            self._has_second_range = True
-        return _convolve_affine(block.conv2, y, bits, two).add_(shortcut).relu_()
+        y = self._convolve_affine(block.conv1, block.norm1, x, bits).relu_()
+        if bits < FULL_BITS:
+            self._move_second_range(y)
+        return self._convolve_affine(block.conv2, block.norm2, y, bits).add_(shortcut).relu_()
+
+    def _move_second_range(self, y: Tensor) -> None:
+        if not self._moved_second_range:
+            _follow(self._block.conv2, y)
+            self._moved_second_range = True
+
+    def _normalize(self, norm: nn.BatchNorm2d, x: Tensor, share: float) -> Tensor:
+        """Normalises, and keeps the normalisation as constants too.
+
+        Args:
+            norm: the layer.
+            x: (n, C, H, W), the samples that run the block.
+            share: their share of the batch, 0 to 1; the running statistics move by that share of their momentum.
+        """
+        if not norm.training or len(x) < LEAST_ROWS:
+            return functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        momentum = (0.1 if norm.momentum is None else norm.momentum) * share
+        result, mean, inverse_std = torch.native_batch_norm(
+            x, norm.weight, norm.bias, norm.running_mean, norm.running_var, True, momentum, norm.eps
+        )
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+        self._affines[norm] = _affine(norm, mean.detach(), inverse_std.detach())
+        return result
+
+    def _convolve_affine(self, conv: QuantizedConv2d, norm: nn.BatchNorm2d, x: Tensor, bits: int) -> Tensor:
+        """Convolution and normalisation by constants in one: the scale goes into the weight. No gradient."""
+        affine = self._affines.get(norm)
+        if affine is None:
+            mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+            affine = _affine(norm, mean, (variance + norm.eps).rsqrt())
+        if bits < FULL_BITS:
+            x = fake_quantize(x, conv.low, conv.high, bits)
+        weight = fake_quantize_weight(conv.weight, bits) * affine.scale[:, None, None, None]
+        if conv.weight.is_contiguous(memory_format=torch.channels_last):
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        return functional.conv2d(x, weight, affine.shift, stride=conv.stride, padding=conv.padding)
 
 
 class _HardChoice(torch.autograd.Function):
@@ -203,44 +229,6 @@ def _round_and_convolve(conv: QuantizedConv2d, x: Tensor, bits: int) -> Tensor:
     return functional.conv2d(x, weight, stride=conv.stride, padding=conv.padding)
 
 
-def _convolve_affine(conv: QuantizedConv2d, x: Tensor, bits: int, affine: _Affine) -> Tensor:
-    """Convolution and normalisation by constants in one: the scale goes into the weight. No gradient."""
-    if bits < FULL_BITS:
-        x = fake_quantize(x, conv.low, conv.high, bits)
-    weight = fake_quantize_weight(conv.weight, bits) * affine.scale[:, None, None, None]
-    weight = weight.contiguous(memory_format=torch.channels_last) if _is_channels_last(conv.weight) else weight
-    return functional.conv2d(x, weight, affine.shift, stride=conv.stride, padding=conv.padding)
-
-
-def _normalize(norm: nn.BatchNorm2d, x: Tensor, share: float) -> tuple[Tensor, _Affine]:
-    """Normalises, and gives the normalisation as constants too.
-
-    Args:
-        norm: the layer.
-        x: (n, C, H, W), the samples that run the block.
-        share: their share of the batch, 0 to 1; the running statistics move by that share of their momentum.
-    """
-    if not norm.training or len(x) < LEAST_ROWS:
-        result = functional.batch_norm(
-            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps
-        )
-        return result, _running_affine(norm)
-    momentum = (0.1 if norm.momentum is None else norm.momentum) * share
-    result, mean, inverse_std = torch.native_batch_norm(
-        x, norm.weight, norm.bias, norm.running_mean, norm.running_var, True, momentum, norm.eps
-    )
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-    return result, _affine(norm, mean.detach(), inverse_std.detach())
-
-
-@torch.no_grad()
-def _running_affine(norm: nn.BatchNorm2d) -> _Affine:
-    # Buffers are typed as optional, and these normalisations have them.
-    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
-    return _affine(norm, mean, (variance + norm.eps).rsqrt())
-
-
 @torch.no_grad()
 def _affine(norm: nn.BatchNorm2d, mean: Tensor, inverse_std: Tensor) -> _Affine:
     scale = norm.weight * inverse_std
@@ -251,7 +239,3 @@ def _affine(norm: nn.BatchNorm2d, mean: Tensor, inverse_std: Tensor) -> _Affine:
 def _follow(conv: QuantizedConv2d, x: Tensor) -> None:
     if conv.training:
         conv.follow_range(x.detach())
-
-
-def _is_channels_last(weight: Tensor) -> bool:
-    return weight.is_contiguous(memory_format=torch.channels_last)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from dfs_deploy.bench.paths import EngineTimes, option_shares, time_paths
+from dfs_deploy.bench.paths import option_shares, time_paths
 from dfs_deploy.bench.result import PathLatency, Round
 from dfs_deploy.runtimes import Runtime
 from tests.bundles import Made
@@ -50,12 +50,3 @@ def test_a_path_costs_what_it_computes(found: tuple[PathLatency, ...], runtime: 
     costs = dict(zip(runtime.options.names, runtime.options.costs, strict=True))
     for path in found:
         assert path.computation_percentage == pytest.approx(100 * np.mean([costs[name] for name in path.path]))
-
-
-def test_an_engine_is_timed_once_however_many_paths_run_it(runtime: Runtime) -> None:
-    engines = EngineTimes(runtime)
-    blocks = runtime.bundle.architecture.gated_blocks
-    skipping, running = np.zeros(blocks, np.uint8), np.full(blocks, 3, np.uint8)
-    first = engines.path_ms(running)
-    assert engines.path_ms(running) == first
-    assert engines.path_ms(skipping) < first

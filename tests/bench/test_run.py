@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace as replace_struct
 
-from dfs_deploy.bench import BenchResult, bench, load_bench, machine, run
+from dfs_deploy.bench import BenchResult, bench, load_bench, machine, measure, run
 from dfs_deploy.bench.candidates import engines_alone
 from dfs_deploy.bench.clock import time_interleaved
 from dfs_deploy.bench.energy import EnergyReading, EnergySampler
@@ -222,7 +222,7 @@ def test_engines_alone_are_timed_in_the_rounds_of_what_they_are_compared_with(
         timed.append([case.name for case in cases])
         return time_interleaved(cases, *args, **kwargs)
 
-    monkeypatch.setattr(run, "time_interleaved", seen)
+    monkeypatch.setattr(measure, "time_interleaved", seen)
     result = bench(Bundle(mixed.path), mixed.data, min_seconds=0.0, min_iterations=1600, **NOTHING_ELSE)
     assert len(timed) == 1
     assert {"dfs", "dfs engines", "gates", "static-fp32"} <= set(timed[0])
@@ -379,7 +379,7 @@ def test_a_run_goes_on_until_what_the_verdict_reads_is_known_or_the_limit_is_rea
 
 
 def test_a_bundle_for_another_cpu_and_a_throttled_run_are_caveats(mixed: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "made_for_another_cpu", lambda weight_bits: "made for another CPU: a toaster")
+    monkeypatch.setattr(measure, "made_for_another_cpu", lambda weight_bits: "made for another CPU: a toaster")
     periods = itertools.count()
     monkeypatch.setattr(machine, "cpu_limits", lambda root=None: CpuLimits((0, 1), 0.5, next(periods)))
     result = bench(Bundle(mixed.path), mixed.data, **QUICK)
@@ -430,7 +430,7 @@ class Meter(EnergySampler):
 
 
 def test_energy_of_every_case_where_there_is_a_sensor(mixed: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "find_sampler", lambda device: Meter())
+    monkeypatch.setattr(measure, "find_sampler", lambda device: Meter())
     monkeypatch.setattr("dfs_deploy.bench.energy.IDLE_S", 0.0)
     report = bench(Bundle(mixed.path), mixed.data, **{**QUICK, "energy_seconds": 0.001}).as_json()
     assert report["no_energy"] == ""
@@ -449,7 +449,7 @@ def test_without_a_sensor_there_is_no_energy_and_a_line_says_why(
     mixed: Made, result: BenchResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (result.energy, result.no_energy) == (None, "not asked for")
-    monkeypatch.setattr(run, "find_sampler", lambda device: f"no sensor for {device}")
+    monkeypatch.setattr(measure, "find_sampler", lambda device: f"no sensor for {device}")
     report = bench(Bundle(mixed.path), mixed.data, **{**QUICK, "energy_seconds": 1.0}).as_json()
     assert (report["energy"], report["no_energy"]) == (None, "no sensor for cpu")
 
@@ -459,8 +459,8 @@ def test_on_a_jetson_tensorrt_runs_and_the_board_is_reported(mixed: Made, monkey
     board = Jetson("Orin", "36.4.3", "6.2", "10.3.0.30", "12.6.68")
     states = [PowerState("MAXN", True, 45.0, "tj-thermal"), PowerState("MAXN", True, 51.5, "tj-thermal")]
     monkeypatch.setattr(run, "check_device", lambda device: None)
-    monkeypatch.setattr(run, "read_jetson", lambda: board)
-    monkeypatch.setattr(run, "read_power_state", lambda: states.pop(0))
+    monkeypatch.setattr(measure, "read_jetson", lambda: board)
+    monkeypatch.setattr(measure, "read_power_state", lambda: states.pop(0))
     asked: list[str] = []
 
     class Elsewhere(Runtime):

@@ -22,8 +22,9 @@ from dfs_deploy.checkpoints import load_checkpoint, save_checkpoint
 from dfs_deploy.data import Dataset, save_npz
 from dfs_deploy.errors import CheckFailedError, CheckpointError, DataError, EnvironmentLacksError, UsageError
 from dfs_deploy.options import Options
-from dfs_deploy.training import Job, evaluate, read_metrics, resume, run_job
+from dfs_deploy.training import Job, read_metrics, resume, run_job
 from dfs_deploy.training.job import load_job
+from dfs_deploy.training.loop import evaluate
 from dfs_deploy.training.recipe import StageName
 from tests.builders import small_network
 from tests.bundles import CONTRACT

@@ -123,7 +123,7 @@ class VerificationReader(FileReader):
                     "option": "8",
                     "precision": "int8",
                     "runtime": "onnxruntime",
-                    "layout": "uint8",
+                    "form": "uint8",
                     "max_relative": 0.1,
                     "rms_relative": None,
                     "tolerance": 0.15,
