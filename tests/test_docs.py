@@ -61,6 +61,7 @@ def test_what_never_ran_on_hardware_is_marked() -> None:
     marked = [heading for heading in headings if heading.endswith("*[not run on hardware]*")]
     assert [heading for heading in headings if heading not in marked] == ["2. The bundle, on the machine that exports"]
 
+
 def messages() -> str:
     """Every string literal of the package, with ``...`` for what is filled in, one per line."""
     found = []
