@@ -1,4 +1,4 @@
-"""What an option costs on a device: a table of measured times, which training can aim for instead of FLOPs.
+"""Latency table: the measured cost of each option on a device, which training can aim for instead of FLOPs.
 
 ``dfs-deploy bench --save-costs FILE`` writes one on the target; ``dfs-deploy train --cost FILE`` reads it, on another
 machine if need be. docs/training.md describes the file for people.
@@ -37,7 +37,7 @@ class OptionCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     Attributes:
         block: index of the gated block, from 1.
         option: name of the option.
-        engine_us: median time of its engine at batch 1, in microseconds; 0 if nothing runs.
+        engine_us: median time of the engine that runs for it, in microseconds, at batch 1; 0 if nothing runs.
         precision: precision of that engine; ``None`` if nothing runs.
     """
 
@@ -51,16 +51,16 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Measured times of every option of every gated block.
 
     Attributes:
-        schema_version: version of the format.
-        kind: constant that identifies the format.
-        bundle: digest of the timed bundle.
-        machine: description of the machine.
+        schema_version: version of this format.
+        kind: mark that distinguishes the file from other JSON.
+        bundle: digest of the bundle that was timed.
+        machine: machine that it was measured on, in words.
         runtime: name and version of the runtime.
-        threads: threads per engine.
+        threads: threads that one engine might use.
         image_shape: channels, height and width of an input.
         block_shapes: channels, height and width of each block's output, the first block included.
-        gate_us: median time of one step of the gate, in microseconds; spent at each gated block for every decision.
-        entries: one entry per gated block and option.
+        gate_us: median time of one step of the gate, in microseconds: spent at each gated block, whatever it decides.
+        entries: one entry for each gated block and option.
     """
 
     schema_version: Literal[2] = SCHEMA_VERSION
@@ -75,21 +75,21 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     entries: list[OptionCost]
 
     def costs(self, architecture: Architecture, options: Options) -> NDArray[np.float64]:
-        """Cost of each option at each block, in full-precision blocks, including the gate's step.
+        """Cost of each option at each block, in full-precision blocks, the gate's step included.
 
-        ``cost[i, k] = (engine[i, k] + gate) / mean over blocks of (engine[i, full] + gate)``. The mean
-        over the blocks is the share of the time that all blocks take in full precision. It replaces the computation
-        percentage of Section 4, in which ``cost[i, k]`` is ``(bits / 32) ** 2`` at every block.
+        ``cost[i, k] = (engine[i, k] + gate) / mean over blocks of (engine[i, full] + gate)``. So the mean over the
+        blocks is the share of the time that all blocks take in full precision: it takes the place of Section 4's
+        computation percentage, for which ``cost[i, k]`` is ``(bits / 32) ** 2`` at every block.
 
         Args:
             architecture: architecture of the network to train.
-            options: options of the network; the table may have more.
+            options: options that its gate chooses from; the table may hold more.
 
         Returns:
             (gated blocks, options) float64.
 
         Raises:
-            DataError: the table is of another network, lacks an option, or all its times are zero.
+            DataError: the table is of another network, lacks an option, or says nothing.
         """
         import numpy as np
 
@@ -163,7 +163,7 @@ def load_costs(path: str | Path) -> LatencyTable:
     """Reads a table strictly.
 
     Raises:
-        DataError: the file cannot be read or is no latency table.
+        DataError: the file cannot be read, or is no such table.
     """
     table = FORMAT.read(Path(path))
     named = [(entry.block, entry.option) for entry in table.entries]

@@ -260,6 +260,13 @@ class Manifest(_Record, frozen=True, kw_only=True):
     samples: Name | None
     files: dict[Name, FileRecord]
 
+    @property
+    def int8_weight_bits(self) -> int | None:
+        """Bits of the INT8 weights of the engines for ONNX Runtime; ``None`` if there are none."""
+        if self.calibration is None or "int8" not in self.targets or "onnxruntime" not in self.runtimes:
+            return None
+        return self.calibration.weight_bits
+
 
 class _CifarResNet(_Record, frozen=True, kw_only=True):
     """The architecture in versions 1 to 3, which know CIFAR ResNets only."""

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dfs_deploy.data import Dataset
-from dfs_deploy.errors import MissingExtraError, UsageError
+from dfs_deploy.errors import UsageError
+from dfs_deploy.system.libraries import missing_extra
 
 DIGITS_SIZE = 16
 """Height and width of an image."""
@@ -46,7 +47,7 @@ def load_digits(split: Literal["train", "test"] | None = None) -> Dataset:
     try:
         from sklearn.datasets import load_digits as load_scans
     except ModuleNotFoundError as error:
-        raise MissingExtraError("scikit-learn", "train") from error
+        raise missing_extra("scikit-learn", "train") from error
     scans = load_scans()
     labels = np.asarray(scans.target, np.int64)
     pixels = np.asarray(scans.images).reshape(-1, _SCANNED_SIZE, _SCANNED_SIZE)

@@ -13,7 +13,7 @@ from dfs_deploy.data.image_headers import MAX_HEAVY_PIXELS
 from dfs_deploy.data.images import check_size, resize
 from dfs_deploy.errors import DataError, EnvironmentLacksError
 from dfs_deploy.io.text import first_line
-from dfs_deploy.system.extras import required
+from dfs_deploy.system.libraries import required
 
 if TYPE_CHECKING:
     from av.container import InputContainer
