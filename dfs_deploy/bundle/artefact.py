@@ -308,7 +308,7 @@ def _check_names(path: Path, names: Collection[str]) -> None:
             )
         twin = seen.setdefault(name.lower(), name)
         if twin != name or name == MANIFEST:
-            raise DigestError(f"{path}: the manifest lists {name!r} beside {twin!r}; do not use this bundle")
+            raise DigestError(f"{path}: the manifest lists both {name!r} and {twin!r}; do not use this bundle")
 
 
 def foreign_entries(path: Path, listed: Collection[str], *, within: bool) -> Iterator[str]:

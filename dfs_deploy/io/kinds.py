@@ -166,7 +166,7 @@ def _folder(path: Path) -> Kind | None:
         return Kind("a bundle", "bundle", _BUNDLE)
     if path.name.endswith(".dfs.cache"):
         bundle = one_line(path.name.removesuffix(".cache"))
-        return Kind("the cache of a bundle", "part", f"give the bundle beside it, {bundle}")
+        return Kind("the cache of a bundle", "part", f"give the bundle next to it, {bundle}")
     if (path / "checkpoint.pt").is_file():
         return Kind("the folder of a training run", "record", "give the checkpoint.pt in it")
     return None
