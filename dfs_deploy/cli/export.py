@@ -18,15 +18,24 @@ from dfs_deploy.cli.arguments import (
     StdOption,
     TorchThreadsOption,
     WeightsKeyOption,
+    parse_budgets,
     parse_class_names,
     parse_numbers,
     parse_size,
 )
-from dfs_deploy.cli.budgets import parse_budgets, show_budgets
-from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
+from dfs_deploy.cli.console import (
+    output,
+    percent,
+    print_json,
+    progress,
+    show_assumptions,
+    show_budgets,
+    show_notes,
+    show_table,
+)
 from dfs_deploy.options import Options, parse_targets
-from dfs_deploy.system.extras import required
-from dfs_deploy.system.target_cpu import AUTO, WEIGHT_BITS, WORDS, WeightBits, target_named
+from dfs_deploy.system.cpu import AUTO, WEIGHT_BITS, WORDS, WeightBits, target_named
+from dfs_deploy.system.libraries import required
 
 
 def export(
@@ -135,10 +144,8 @@ def export(
         return
     console = output()
     console.print(f"{manifest.architecture.name} ({manifest.source.format}), options {bundle.options}")
-    for assumption in exported.assumptions:
-        console.print(f"assumed: {assumption}")
-    for note in exported.notes:
-        console.print(f"note: {note}")
+    show_assumptions(exported.assumptions)
+    show_notes(exported.notes)
     for option, precision in served.items():
         console.print(f"option {option} is served by {precision}: its own precision is not among the targets")
     if manifest.calibration is not None:
@@ -167,8 +174,7 @@ def export(
             f" (reference {percent(c.top1_reference)}), route agreement {percent(c.route_agreement)},"
             f" computation {c.computation_percentage_bundle:.2f} %"
         )
-    for suspicion in suspicions:
-        console.print(f"warning: {suspicion}")
+    show_notes(suspicions)
     if manifest.budgets:
         show_budgets(manifest.budgets)
     if exported.single_file is not None:

@@ -45,8 +45,8 @@ from dfs_deploy.models import DFSNetwork
 from dfs_deploy.models.threads import in_torch_threads
 from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_precision, parse_targets
 from dfs_deploy.runtimes import Runtime
+from dfs_deploy.system.cpu import WEIGHT_BITS, WeightBits, target_named
 from dfs_deploy.system.ort import onnxruntime
-from dfs_deploy.system.target_cpu import WEIGHT_BITS, WeightBits, target_named
 
 RUNTIMES = ("onnxruntime", "tensorrt")
 CALIBRATION_METHODS = ("checkpoint", *METHODS)

@@ -25,8 +25,8 @@ def test_engines_are_built_once(mixed: Made, tmp_path: Path) -> None:
         shown = run("inspect", bundle)
     assert again.code == 0
     assert f"0 engine(s) built in 0 s, {len(ran.json['built'])} kept, batch 1 to 4" in again.out
-    assert (seen["plans"], seen["plans_ready"], seen["batch"]) == (len(ran.json["built"]),) * 2 + (4,)
-    assert f"{seen['plans']} of {seen['plans']} plans ready" in shown.out
+    assert (seen["engines"], seen["engines_ready"], seen["batch"]) == (len(ran.json["built"]),) * 2 + (4,)
+    assert f"{seen['engines']} of {seen['engines']} engines ready" in shown.out
 
 
 def test_a_build_that_fails_is_one_line(mixed: Made, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_folder_that_cannot_be_written_is_said(
 
 def test_what_cannot_be_prepared(mixed: Made, floats: Made) -> None:
     run("prepare", mixed.path, "--runtime", "abacus", "--json").failed(2, "abacus")
-    run("prepare", mixed.path, "--batch", "2", "--json").failed(2, "--runtime tensorrt")
+    run("prepare", mixed.path, "--batch", "2", "--json").failed(2, "batch", "tensorrt")
     run("prepare", mixed.path, "--runtime", "tensorrt", "--json").failed(3, "pip install -e", '[tensorrt]"')
     with machine():
         run("prepare", floats.path, "--runtime", "tensorrt", "--json").failed(4, "--runtime tensorrt")
