@@ -45,6 +45,11 @@ class BlockShape:
         return self.stride != 1 or self.in_channels != self.out_channels
 
     @property
+    def in_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of its input."""
+        return (self.in_channels, *self.in_size)
+
+    @property
     def out_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of its output."""
         return (self.out_channels, *self.out_size)

@@ -7,6 +7,8 @@ through links either. Files that the manifest does not list are never read; they
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import errno
 import glob
 import io
@@ -52,7 +54,7 @@ from dfs_deploy.io.files import (
 from dfs_deploy.io.json_files import MAX_JSON, MalformedError, read_json
 from dfs_deploy.io.kinds import GIT_LFS_MARK, given_instead
 from dfs_deploy.io.text import first_line, one_line
-from dfs_deploy.options import Options
+from dfs_deploy.options import Options, Precision
 
 SUFFIX = ".dfs"
 
@@ -152,6 +154,22 @@ class Bundle:
         self._unchecked.pop(name, None)  # its digest says that the next time it is the same
         return data
 
+    def without(self, precision: Precision) -> Bundle:
+        """This bundle as a machine runs it that is slow in a precision: blocks keep only their other engines."""
+        twin = copy.copy(self)
+        runtimes = {}
+        for name, engines in self.manifest.runtimes.items():
+            blocks = [
+                msgspec.structs.replace(
+                    block,
+                    options={key: [e for e in made if e.precision != precision] for key, made in block.options.items()},
+                )
+                for block in engines.blocks
+            ]
+            runtimes[name] = msgspec.structs.replace(engines, blocks=blocks)
+        twin.manifest = msgspec.structs.replace(self.manifest, runtimes=runtimes)
+        return twin
+
     def _content(self, name: str) -> bytes:
         record = self.manifest.files.get(name)
         if record is None:
@@ -245,19 +263,56 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
     Raises:
         UsageError: there is something else at ``path``, or in the bundle there.
     """
+    with drafted_bundle(path, manifest, files):
+        pass
+    return Bundle(path)
+
+
+@dataclass
+class Draft:
+    """A bundle that is not in its place yet.
+
+    Attributes:
+        bundle: the bundle as it lies in a temporary directory.
+        manifest: manifest to put in its place; what was measured with the draft may be added to it.
+    """
+
+    bundle: Bundle
+    manifest: Manifest
+
+
+@contextlib.contextmanager
+def drafted_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes]) -> Iterator[Draft]:
+    """Writes a bundle beside its place, and puts it there when the block ends; if the block fails nothing is put there.
+
+    Arguments and errors are those of :func:`write_bundle`.
+    """
     path = Path(path)
     check_writable(path)
     records = {name: FileRecord(sha256=sha256(data), size=len(data)) for name, data in sorted(files.items())}
-    content = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(manifest, files=records)), indent=1)
     with temporary_folder(path) as temporary:
         made = temporary / path.name
-        for name, data in {**files, MANIFEST: content + b"\n"}.items():
-            target = made / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
-        sync_tree_to_disk(made)
-        put_folder(made, path)
-    return Bundle(path)
+        try:
+            for name, data in files.items():
+                target = made / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(data)
+            complete = msgspec.structs.replace(manifest, files=records)
+            _write_manifest(made, complete)
+            draft = Draft(Bundle(made), complete)
+            yield draft
+            _write_manifest(made, draft.manifest)
+            sync_tree_to_disk(made)
+            put_folder(made, path)
+        except OSError as error:
+            if str(temporary) in str(error.filename):  # nobody knows the temporary directory's name
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            raise
+
+
+def _write_manifest(path: Path, manifest: Manifest) -> None:
+    content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    (path / MANIFEST).write_bytes(content + b"\n")
 
 
 def check_writable(path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -209,7 +208,7 @@ def _compared(
         images_of = open_dataset(data, size=runtime.input.shape[1:])
         images_of = images_of.labelled_for(runtime.bundle.architecture.classes, runtime.input.class_names)
         drawn = images_of.load() if samples is None else images_of.subset(samples, seed).load()
-        result = compare(runtime, loaded.network, drawn.images, drawn.labels, partial(report, "comparing"))
+        result = compare(runtime, loaded.network, drawn.images, drawn.labels, report)
         deviations = None
         if per_block:
             report("comparing engines", 0.0)

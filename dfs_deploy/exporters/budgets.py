@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from dfs_deploy.bundle.manifest import BudgetRecord
 from dfs_deploy.data import Dataset
 from dfs_deploy.errors import UsageError
+from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.budgets import GREATEST_BIAS
 
@@ -69,7 +70,7 @@ def check_budgets(budgets: Sequence[float], costs: Sequence[float]) -> tuple[flo
 
 
 def calibrate_budgets(
-    runtime: Runtime, budgets: Sequence[float], data: Dataset, progress: Callable[[float], None] | None = None
+    runtime: Runtime, budgets: Sequence[float], data: Dataset, progress: Progress = silent
 ) -> list[BudgetRecord]:
     """Finds the bias that holds each budget on a data set, and measures accuracy and latency with it.
 
@@ -77,7 +78,7 @@ def calibrate_budgets(
         runtime: runtime of the bundle; left as the gate was trained.
         budgets: shares of running every gated block in full precision.
         data: images of the network's size, with labels.
-        progress: called with how far it is, 0 to 1.
+        progress: called as the work goes on.
 
     Returns:
         A record a budget, least budget first, and between two of them others where a bias interpolated in a straight
@@ -90,16 +91,15 @@ def calibrate_budgets(
     wanted = check_budgets(budgets, runtime.options.costs)
     if runtime.bundle.architecture.gated_blocks == 0:
         raise UsageError("the network has no gated block, so it always computes the same; leave out the budgets")
-    report = progress or (lambda share: None)
     search = _Search(runtime, data)
     asked: list[_Point] = []
     # The greatest budget first: the bias of each is where the search of the next begins, so that none can fall.
     for budget in reversed(wanted):
-        report(len(asked) / (2 * len(wanted)))
+        progress("calibrating budgets", len(asked) / (2 * len(wanted)))
         asked.insert(0, search.held(budget, asked[0].bias if asked else None))
     points = asked[:1]
     for done, upper in enumerate(asked[1:], 1):
-        report(0.5 + done / (2 * len(wanted)))
+        progress("calibrating budgets", 0.5 + done / (2 * len(wanted)))
         points += [*search.between(points[-1], upper, _MOST_SPLITS), upper]
     records = [
         BudgetRecord(
@@ -113,7 +113,7 @@ def calibrate_budgets(
         for point in points
     ]
     runtime.set_budget(None)
-    report(1.0)
+    progress("calibrating budgets", 1.0)
     return records
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Precision, computation_percentage
+from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.budgets import score_offset
 from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
@@ -55,7 +56,7 @@ def compare(
     network: DFSNetwork,
     images: NDArray[np.uint8],
     labels: NDArray[np.int64] | None,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress = silent,
 ) -> Comparison:
     """Runs both on the same images.
 
@@ -64,7 +65,7 @@ def compare(
         network: the reference, in evaluation mode.
         images: (N, H, W, C) uint8.
         labels: (N,) int64, or ``None``.
-        progress: called with how far it is, 0 to 1.
+        progress: called as the work goes on.
     """
     reference_logits, reference_path, logits, path = [], [], [], []
     for start in range(0, len(images), BATCH):
@@ -76,8 +77,7 @@ def compare(
         path.append(ours.path)
         reference_logits.append(theirs.logits.numpy())
         reference_path.append(theirs.path.numpy().astype(np.uint8))
-        if progress is not None:
-            progress((start + len(batch)) / len(images))
+        progress("comparing with the reference", (start + len(batch)) / len(images))
     return summarize(
         np.concatenate(logits),
         np.concatenate(path),

@@ -102,6 +102,14 @@ class BasicBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(shape.out_channels)
         self.projection = Projection(shape) if shape.projects else None
 
+    @property
+    def convolutions(self) -> dict[str, tuple[QuantizedConv2d, nn.BatchNorm2d]]:
+        """Each convolution and its normalisation: ``conv1``, ``conv2``, and ``projection`` if the block has one."""
+        found = {"conv1": (self.conv1, self.norm1), "conv2": (self.conv2, self.norm2)}
+        if self.projection is not None:
+            found["projection"] = (self.projection.conv, self.projection.norm)
+        return found
+
     def forward(self, x: Tensor, bits: int = FULL_BITS, round_inputs: bool = True) -> Tensor:
         """Runs the block in a bitwidth; its projection is quantised along with it.
 

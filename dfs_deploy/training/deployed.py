@@ -20,10 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfs_deploy.calibration import CalibratedRange, TensorKey, calibrate
-from dfs_deploy.exporters.engines import Grid
-from dfs_deploy.exporters.quantized import UINT8_STEPS, BlockRanges, output_grid, uint8_grid
-from dfs_deploy.exporters.split import Range
+from dfs_deploy.calibration import CalibratedRange, Range, TensorKey, block_ranges, calibrate
+from dfs_deploy.exporters.int8 import UINT8_MAX, BlockRanges, Grid, output_grid
 from dfs_deploy.models import BasicBlock, DFSNetwork, NetworkOutput, QuantizedConv2d, decide, run_option
 from dfs_deploy.models.quantize import fake_quantize_weight
 from dfs_deploy.options import PRECISIONS, Option, engine_precision
@@ -122,7 +120,7 @@ def deployed_forward(network: DFSNetwork, x: Tensor, ranges: Ranges) -> NetworkO
             if option not in network.options_of(block.shape.index):
                 continue
             if k in int8:
-                own = BlockRanges.calibrated(ranges, block.shape.index, k)
+                own = block_ranges(ranges, block.shape.index, k)
                 y = _by_form(block, features, in_uint8, grid, option, own)
             else:
                 y = run_option(block, features, option, round_inputs=False)
@@ -175,7 +173,7 @@ def _forms(
         ran_int8 |= choice == k
         key = TensorKey(block.shape.index, k, "output")
         if key in ranges:
-            grid = uint8_grid(Range(0.0, ranges[key].high))
+            grid = Grid.uint8(Range(0.0, ranges[key].high))
     if block.projection is not None:
         return ran_int8, grid
     skips = torch.tensor([option.skips for option in network.options], device=choice.device)[choice]
@@ -211,18 +209,17 @@ def int8_block(block: BasicBlock, features: Tensor, option: Option, ranges: Bloc
 
     def convolve(conv: QuantizedConv2d, norm: nn.BatchNorm2d, calibrated: Range) -> Tensor:
         interval = _clamped(calibrated, conv)
-        own = uint8_grid(interval) if grid is None else grid
+        own = Grid.uint8(interval) if grid is None else grid
         return _convolve(conv, norm, _round(features, own, interval), option.bits)
 
-    hidden = uint8_grid(Range(0.0, ranges.conv2.high))
-    y = _round(convolve(block.conv1, block.norm1, ranges.conv1), hidden, Range(0.0, ranges.conv2.high))
-    y = _round(y, hidden, _clamped(ranges.conv2, block.conv2))
-    y = _round(_convolve(block.conv2, block.norm2, y, option.bits), uint8_grid(ranges.conv2_out))
+    hidden = Grid.uint8(Range(0.0, ranges["conv2"].high))
+    y = _round(convolve(block.conv1, block.norm1, ranges["conv1"]), hidden, Range(0.0, ranges["conv2"].high))
+    y = _round(y, hidden, _clamped(ranges["conv2"], block.conv2))
+    y = _round(_convolve(block.conv2, block.norm2, y, option.bits), Grid.uint8(ranges["conv2_out"]))
     shortcut = features
     if block.projection is not None:
-        assert ranges.projection is not None and ranges.projection_out is not None  # noqa: S101 (one calibration)
-        shortcut = convolve(block.projection.conv, block.projection.norm, ranges.projection)
-        shortcut = _round(shortcut, uint8_grid(ranges.projection_out))
+        shortcut = convolve(block.projection.conv, block.projection.norm, ranges["projection"])
+        shortcut = _round(shortcut, Grid.uint8(ranges["projection_out"]))
     return _round(y + shortcut, output_grid(ranges))
 
 
@@ -242,10 +239,10 @@ def _convolve(conv: QuantizedConv2d, norm: nn.BatchNorm2d, x: Tensor, bits: int)
 
 def _round(x: Tensor, grid: Grid, interval: Range | None = None) -> Tensor:
     """Rounds to a uint8 grid and clamps to it, or to an interval of it; the gradient stops where it clamps."""
-    low, high = 0, UINT8_STEPS
+    low, high = 0, UINT8_MAX
     if interval is not None:
         low, high = (round(end / grid.scale) + grid.zero_point for end in (interval.low, interval.high))
-        low, high = max(low, 0), min(high, UINT8_STEPS)
+        low, high = max(low, 0), min(high, UINT8_MAX)
     with torch.no_grad():
         levels = (x / grid.scale).round() + grid.zero_point
         rounded = (levels.clamp(low, high) - grid.zero_point) * grid.scale
@@ -255,5 +252,5 @@ def _round(x: Tensor, grid: Grid, interval: Range | None = None) -> Tensor:
 
 
 def _clamped(interval: Range, conv: QuantizedConv2d) -> Range:
-    """As :func:`dfs_deploy.exporters.quantized.clamped`, for a convolution that an option of up to 8 bits runs."""
+    """As :func:`dfs_deploy.exporters.int8.clamped`, for a convolution that an option of up to 8 bits runs."""
     return Range(interval.low if interval.low < 0.0 else max(float(conv.low), 0.0), max(interval.high, 0.0))

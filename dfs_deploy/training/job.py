@@ -11,12 +11,12 @@ import msgspec
 from dfs_deploy.errors import CheckpointError, UsageError
 from dfs_deploy.io.files import write_whole
 from dfs_deploy.io.json_files import MalformedError, read_json
+from dfs_deploy.io.kinds import JOB_FILE as JOB_FILE
 from dfs_deploy.io.kinds import given_instead
 from dfs_deploy.io.text import first_line
 from dfs_deploy.options import Options
 from dfs_deploy.training.recipe import STAGES, STEERED, Recipe, StageName
 
-JOB_FILE = "job.json"
 SCHEMA = 1
 
 _MOST_SEED = 2**63 - 1
