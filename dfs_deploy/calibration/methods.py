@@ -37,14 +37,12 @@ class Histogram:
     Args:
         low: least value, as the first pass found it.
         high: greatest value.
-
-    Attributes:
-        counts: (bins,) int64, evenly over ``low`` to ``high``.
+        counts: (bins,) int64, evenly over ``low`` to ``high``; ``None`` for nothing counted yet.
     """
 
-    def __init__(self, low: float, high: float, bins: int = BINS) -> None:
+    def __init__(self, low: float, high: float, counts: NDArray[np.int64] | None = None) -> None:
         self.low, self.high = low, high
-        self.counts: NDArray[np.int64] = np.zeros(bins, np.int64)
+        self.counts = np.zeros(BINS, np.int64) if counts is None else counts
 
     def add(self, x: Tensor) -> None:
         """Takes in a batch, (N, ...)."""

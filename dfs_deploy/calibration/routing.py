@@ -102,9 +102,7 @@ def calibrate(
         network has one. The outputs of a group's blocks share one, so that a skipped block can pass on a feature map as
         it is.
     """
-    taken: Counter[tuple[int, int]] = Counter()
-    for x in batches():
-        network.route(x, lambda block, option, rows, features: taken.update({(block, option): len(rows)}))
+    taken = _count_taken(network, batches)
     ranges = {}
     for key, found in _measure(functools.partial(_run_routed, network, options, taken, batches), method).items():
         if not taken[key.block, key.option]:
@@ -113,6 +111,14 @@ def calibrate(
             found = replace(saturation(network.blocks[key.block], key.tensor), samples=found.samples)
         ranges[key] = found
     return share_outputs(network.architecture, ranges)
+
+
+def _count_taken(network: DFSNetwork, batches: Batches) -> Counter[tuple[int, int]]:
+    """Number of samples that each block, by index, runs at each option, by index."""
+    taken: Counter[tuple[int, int]] = Counter()
+    for x in batches():
+        network.route(x, lambda block, option, rows, features: taken.update({(block, option): len(rows)}))
+    return taken
 
 
 def _run_routed(
