@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint format bench fuzz soak kill clean
+.PHONY: help install demo test lint format docs bench fuzz soak kill clean
 
 help:
 	@echo "make demo    export, verify and bench a small network on real digits"
 	@echo "make test    run the tests"
 	@echo "make lint    check style and types"
+	@echo "make docs    build the site of docs/ into build/site; a broken link fails"
 	@echo "make bench   print the benchmarks of docs/performance.md"
 	@echo "make fuzz    give hostile files to every reader (READER=, CASES=, SEED=, CASE=)"
 	@echo "make soak    run a network a million times, and watch memory and results (SCALE=, SEED=)"
@@ -27,7 +28,7 @@ demo: $(INSTALLED)
 	$(BIN)/dfs-deploy demo --out build/digits.dfs
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -37,6 +38,9 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.dispatch

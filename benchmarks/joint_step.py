@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfs_deploy.models import DFSNetwork
-from dfs_deploy.network import Architecture
+from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 from dfs_deploy.training import joint_forward
 
@@ -48,7 +48,7 @@ def main() -> None:
 def spread_network(options: Options, blocks: int) -> DFSNetwork:
     """A network of random weights whose gate sends the images of a batch to all options."""
     torch.manual_seed(0)
-    network = DFSNetwork(Architecture((blocks,) * 3), options)
+    network = DFSNetwork(cifar_resnet((blocks,) * 3), options)
     with torch.no_grad():
         for name, weight in network.named_parameters():
             if name.startswith("gate.embeddings.") and name.endswith(".weight"):

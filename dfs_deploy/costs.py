@@ -7,24 +7,25 @@ machine if need be. docs/training.md describes the file for people.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
 from dfs_deploy.errors import DataError
-from dfs_deploy.io.files import write_whole
-from dfs_deploy.io.json_files import MalformedError, Name, read_json
-from dfs_deploy.io.text import first_line
-from dfs_deploy.network import Architecture
+from dfs_deploy.io.json_files import Name, VersionedFormat
+from dfs_deploy.network import MAX_BLOCKS, Architecture, Shape, cifar_resnet
 from dfs_deploy.options import Options, Precision
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 2
+"""Version 2 describes the network by the shapes of its blocks; version 1, by groups and widths, is still read."""
+
 FULL = "full"
+KIND: Final = "dfs-deploy latency table"
 
 _Count = Annotated[int, Meta(ge=1, le=1 << 16)]
 _Microseconds = Annotated[float, Meta(ge=0.0, le=1e9)]
@@ -56,22 +57,20 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         machine: where, in words.
         runtime: name and version.
         threads: threads that one engine might use.
-        groups: blocks in each group of the architecture.
-        widths: channels of each group.
         image_shape: channels, height and width of an input.
+        block_shapes: channels, height and width of each block's output, the first block included.
         gate_us: median time of one step of the gate, in microseconds: spent at each gated block, whatever it decides.
         entries: one for each gated block and option.
     """
 
-    schema_version: int
-    kind: Literal["dfs-deploy latency table"]
+    schema_version: Literal[2] = SCHEMA_VERSION
+    kind: Literal["dfs-deploy latency table"] = KIND
     bundle: Name
     machine: Name
     runtime: Name
     threads: _Count
-    groups: Annotated[list[_Count], Meta(max_length=16)]
-    widths: Annotated[list[_Count], Meta(max_length=16)]
-    image_shape: tuple[_Count, _Count, _Count]
+    image_shape: Shape
+    block_shapes: Annotated[tuple[Shape, ...], Meta(min_length=1, max_length=MAX_BLOCKS)]
     gate_us: _Microseconds
     entries: list[OptionCost]
 
@@ -94,12 +93,10 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         """
         import numpy as np
 
-        shape = (tuple(self.groups), tuple(self.widths), self.image_shape)
-        wanted = (architecture.groups, architecture.widths, architecture.image_shape)
-        if shape != wanted:
+        if problem := self._unlike(architecture):
             raise DataError(
-                f"latency table of a network of groups, widths and images {shape}, expected {wanted}; measure a bundle"
-                " of this architecture with bench --save-costs"
+                f"latency table of another network: {problem}; measure a bundle of this architecture with"
+                " bench --save-costs"
             )
         times = {(entry.block, entry.option): entry.engine_us for entry in self.entries}
         blocks = range(1, architecture.gated_blocks + 1)
@@ -114,6 +111,53 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             raise DataError("latency table whose full-precision blocks take no time; measure again")
         return np.array([[(times[block, name] + self.gate_us) / full for name in options.names] for block in blocks])
 
+    def _unlike(self, architecture: Architecture) -> str | None:
+        blocks = architecture.blocks
+        if self.image_shape != architecture.image_shape:
+            return f"images of {self.image_shape}, expected {architecture.image_shape}"
+        if len(self.block_shapes) != len(blocks):
+            return f"{len(self.block_shapes)} blocks, expected {len(blocks)}"
+        for shape, block in zip(self.block_shapes, blocks, strict=True):
+            if shape != block.out_shape:
+                return f"block {block.index} gives {shape}, expected {block.out_shape}"
+        return None
+
+
+class _LatencyTable1(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of version 1; see :class:`LatencyTable`."""
+
+    schema_version: Literal[1]
+    kind: Literal["dfs-deploy latency table"] = KIND
+    bundle: Name
+    machine: Name
+    runtime: Name
+    threads: _Count
+    groups: Annotated[list[_Count], Meta(max_length=16)]
+    widths: Annotated[list[_Count], Meta(max_length=16)]
+    image_shape: Shape
+    gate_us: _Microseconds
+    entries: list[OptionCost]
+
+
+def _from_version_1(table: _LatencyTable1) -> LatencyTable:
+    """Raises UsageError if its groups and widths describe no network."""
+    values = msgspec.structs.asdict(table)
+    groups, widths = tuple(values.pop("groups")), tuple(values.pop("widths"))
+    blocks = cifar_resnet(groups, widths, image_shape=table.image_shape).blocks
+    shapes = tuple(block.out_shape for block in blocks)
+    return LatencyTable(**{**values, "schema_version": SCHEMA_VERSION, "block_shapes": shapes})
+
+
+FORMAT = VersionedFormat(
+    "latency table",
+    LatencyTable,
+    SCHEMA_VERSION,
+    "write one with dfs-deploy bench --save-costs",
+    error=DataError,
+    mark=("kind", KIND),
+    older={1: (_LatencyTable1, _from_version_1)},
+)
+
 
 def load_costs(path: str | Path) -> LatencyTable:
     """Reads a table strictly.
@@ -121,21 +165,7 @@ def load_costs(path: str | Path) -> LatencyTable:
     Raises:
         DataError: the file cannot be read, or is no such table.
     """
-    try:
-        table = read_json(Path(path), LatencyTable)
-    except OSError as error:
-        raise DataError(
-            f"latency table {path} cannot be read ({first_line(error)}); write one with bench --save-costs"
-        ) from error
-    except MalformedError as error:
-        raise DataError(
-            f"{path} is no latency table ({error}); write one with dfs-deploy bench --save-costs"
-        ) from error
-    if table.schema_version != SCHEMA_VERSION:
-        raise DataError(
-            f"{path} is a latency table of schema version {table.schema_version}, expected {SCHEMA_VERSION}; write it"
-            " again with bench --save-costs"
-        )
+    table = FORMAT.read(Path(path))
     named = [(entry.block, entry.option) for entry in table.entries]
     if len(set(named)) != len(named):
         raise DataError(f"{path} has an option of a block twice; write it again with bench --save-costs")
@@ -144,4 +174,4 @@ def load_costs(path: str | Path) -> LatencyTable:
 
 def save_costs(path: str | Path, table: LatencyTable) -> None:
     """Writes a table, whole or not at all."""
-    write_whole(Path(path), msgspec.json.format(msgspec.json.encode(table), indent=1) + b"\n")
+    FORMAT.write(Path(path), table)

@@ -1,12 +1,21 @@
-"""The shape of a network: what a checkpoint, a manifest and a runtime must agree on."""
+"""Description of a network: its blocks, their shapes, and what each may do.
+
+A checkpoint, a manifest and a runtime share it, so the types here are also the records that ``manifest.json`` holds.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
 
 from dfs_deploy.errors import UsageError
+from dfs_deploy.io.json_files import Name
+from dfs_deploy.options import Option
 from dfs_deploy.preprocessing import MAX_INPUT_VALUES
 
 MAX_BLOCKS = 1000
@@ -20,90 +29,120 @@ MAX_MAP = MAX_INPUT_VALUES
 
 _MAX_NUMBER = 1 << 20
 
+Number = Annotated[int, Meta(ge=1, le=1 << 16)]
+GateSize = Annotated[int, Meta(ge=1, le=1 << 12)]
 
-@dataclass(frozen=True)
-class BlockShape:
-    """Where one residual block stands and what it takes and gives.
+Shape = tuple[Number, Number, Number]
+"""Channels, height and width."""
+
+
+class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One residual block: its place in the network, what it takes and gives, and what it may do.
 
     Attributes:
-        index: 0 for the first block, which is never gated.
-        in_channels: channels of its input.
-        out_channels: channels of its output.
-        stride: 1, or 2 where a group after the first begins.
-        in_size: height and width of its input, in pixels.
+        index: position in the network; 0 for the first block, which always runs in full precision.
+        name: what people and checkpoints call it, such as ``layer2.0``.
+        in_shape: channels, height and width of its input.
+        out_shape: channels, height and width of its output.
+        group: number of the quantisation grid of its output, from 1. A block that can be skipped for free has the
+            group of the block before, because a skip passes those features on untouched.
+        skip: ``free`` if a skip passes the input on, ``projection`` if a skip runs the layers of the shortcut, and
+            ``None`` if the block cannot be skipped.
+        options: names of the options that it may run, or ``None`` for all of the network's.
     """
 
-    index: int
-    in_channels: int
-    out_channels: int
-    stride: int
-    in_size: tuple[int, int]
+    index: Annotated[int, Meta(ge=0, lt=MAX_BLOCKS)]
+    name: Name
+    in_shape: Shape
+    out_shape: Shape
+    group: Number
+    skip: Literal["free", "projection"] | None
+    options: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=33)] | None = None
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of its input."""
+        return self.in_shape[0]
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of its output."""
+        return self.out_shape[0]
 
     @property
     def projects(self) -> bool:
-        """Whether its shortcut is a 1x1 convolution, so that a skip costs that convolution."""
-        return self.stride != 1 or self.in_channels != self.out_channels
+        """Whether a skip runs the layers of its shortcut."""
+        return self.skip == "projection"
 
-    @property
-    def in_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of its input."""
-        return (self.in_channels, *self.in_size)
-
-    @property
-    def out_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of its output."""
-        return (self.out_channels, *self.out_size)
-
-    @property
-    def out_size(self) -> tuple[int, int]:
-        """Height and width of its output, in pixels."""
-        height, width = self.in_size
-        return (-(-height // self.stride), -(-width // self.stride))
+    def choices(self, options: Iterable[Option]) -> tuple[Option, ...]:
+        """The options, of those given, that the block may run."""
+        return tuple(
+            option
+            for option in options
+            if (self.options is None or option.name in self.options) and not (option.skips and self.skip is None)
+        )
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """A CIFAR-style residual network of basic blocks (He et al. 2016, Section 4.2) with a gate between blocks.
+class GateShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Kind and sizes of the gate that chooses an option for each block.
 
     Attributes:
-        groups: blocks in each group; (n, n, n) is ResNet-(6n+2).
-        widths: channels of each group.
-        classes: outputs of the classifier.
-        image_shape: channels, height and width of an input.
-        gate_embedding: features that a gate's 1x1 convolution gives the LSTM.
-        gate_hidden: hidden units of the LSTM.
+        embedding: features that the gate's 1x1 convolution gives the LSTM.
+        hidden: hidden units of the LSTM.
+        kind: ``lstm``, one LSTM that steps from block to block.
     """
 
-    groups: tuple[int, ...]
-    widths: tuple[int, ...] = (16, 32, 64)
-    classes: int = 10
-    image_shape: tuple[int, int, int] = (3, 32, 32)
-    gate_embedding: int = 10
-    gate_hidden: int = 10
+    embedding: GateSize = 10
+    hidden: GateSize = 10
+    kind: Literal["lstm"] = "lstm"
+
+
+class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A chain of residual blocks between stem and classifier, with a gate that chooses what each block does.
+
+    Attributes:
+        name: what people call the network, such as ``ResNet-20``.
+        image_shape: channels, height and width of an input.
+        classes: outputs of the classifier.
+        gate: the gate's kind and sizes; a network with a static policy has no gate and ignores them.
+        blocks: the blocks in the order in which they run.
+
+    Raises:
+        UsageError: a number out of bounds, or blocks that do not form a chain.
+    """
+
+    name: Name
+    image_shape: Shape
+    classes: Number
+    gate: GateShape = GateShape()
+    blocks: Annotated[tuple[Block, ...], Meta(min_length=1, max_length=MAX_BLOCKS)]
 
     def __post_init__(self) -> None:
-        numbers = (*self.groups, *self.widths, self.classes, *self.image_shape, self.gate_embedding, self.gate_hidden)
-        sound = all(type(number) is int and 0 < number <= _MAX_NUMBER for number in numbers)
-        if not sound or not self.groups or len(self.groups) != len(self.widths) or len(self.image_shape) != 3:
+        if not 1 <= len(self.blocks) <= MAX_BLOCKS:
+            raise UsageError(f"network of {len(self.blocks):,} blocks, expected 1 to {MAX_BLOCKS}")
+        maps = [self.image_shape, *(shape for block in self.blocks for shape in (block.in_shape, block.out_shape))]
+        numbers = itertools.chain((self.classes, self.gate.embedding, self.gate.hidden), *maps)
+        if any(len(shape) != 3 for shape in maps) or not all(map(_is_size, numbers)):
             raise UsageError(
-                f"impossible architecture {self}; every number must be positive and at most {_MAX_NUMBER:,}, with one"
-                " width per group"
+                f"impossible architecture {self.name}: every size must be a whole number from 1 to {_MAX_NUMBER:,}, and"
+                " every shape have three"
             )
-        if sum(self.groups) > MAX_BLOCKS:
-            raise UsageError(f"architecture of {sum(self.groups)} blocks, expected {MAX_BLOCKS} at most")
         if max(self.image_shape[1:]) > MAX_SIDE:
             height, width = self.image_shape[1:]
             raise UsageError(
                 f"images of {height}x{width} pixels, expected at most {MAX_SIDE} on each side; resize them"
             )
-        maps = (shape.out_channels * math.prod(shape.out_size) for shape in self.block_shapes())
-        if (largest := max(math.prod(self.image_shape), *maps)) > MAX_MAP:
+        if (largest := max(map(math.prod, maps))) > MAX_MAP:
             raise UsageError(f"an image or feature map of {largest:,} values, expected at most {MAX_MAP:,}")
+        for index, block in enumerate(self.blocks):
+            before = self.blocks[index - 1] if index else None
+            if problem := _misfit(index, block, before):
+                raise UsageError(f"impossible architecture {self.name}: block {index} {problem}")
 
     @property
-    def name(self) -> str:
-        """``ResNet-20`` and the like; the layer count is two a block, the stem and the classifier."""
-        return f"ResNet-{2 * sum(self.groups) + 2}"
+    def gated_blocks(self) -> int:
+        """How many blocks the gate decides about: all but the first."""
+        return len(self.blocks) - 1
 
     def beside(self, expected: Architecture) -> str:
         """What differs from another architecture: ``ResNet-14 on 16x16 images, expected ResNet-20 on 32x32 images``."""
@@ -112,36 +151,112 @@ class Architecture:
     def _unlike(self, other: Architecture) -> str:
         words = self.name
         if self.image_shape != other.image_shape:
-            channels, *size = self.image_shape
-            extent = "x".join(map(str, size))
-            words += f" on {extent} images"
+            channels, height, width = self.image_shape
+            words += f" on {height}x{width} images"
             if channels != other.image_shape[0]:
                 words += f" of {channels} channels"
-        if self.groups != other.groups and self.name == other.name:
-            words += f" with groups of {_listed(self.groups)} blocks"
-        if self.widths != other.widths:
-            words += f" with {_listed(self.widths)} channels"
+        elif len(self.blocks) != len(other.blocks):
+            words += f" with {len(self.blocks)} blocks"
+        else:
+            words += self._unlike_blocks(other)
         if self.classes != other.classes:
             words += f" with {self.classes} classes"
-        if (self.gate_embedding, self.gate_hidden) != (other.gate_embedding, other.gate_hidden):
-            words += f" with a gate of {self.gate_embedding} features and {self.gate_hidden} hidden units"
+        if self.gate != other.gate:
+            words += f" with a gate of {self.gate.embedding} features and {self.gate.hidden} hidden units"
         return words
 
-    @property
-    def gated_blocks(self) -> int:
-        """Blocks that a gate decides over: all but the first."""
-        return sum(self.groups) - 1
-
-    def block_shapes(self) -> Iterator[BlockShape]:
-        """Yields the blocks in the order in which they run."""
-        channels, size = self.widths[0], self.image_shape[1:]
-        index = 0
-        for group, (count, width) in enumerate(zip(self.groups, self.widths, strict=True)):
-            for position in range(count):
-                shape = BlockShape(index, channels, width, 2 if group and not position else 1, size)
-                yield shape
-                channels, size, index = width, shape.out_size, index + 1
+    def _unlike_blocks(self, other: Architecture) -> str:
+        for ours, theirs in zip(self.blocks, other.blocks, strict=True):
+            fields = (name for name in Block.__struct_fields__ if getattr(ours, name) != getattr(theirs, name))
+            if differing := ", ".join(f"{name} {getattr(ours, name)}" for name in fields):
+                return f" whose block {ours.index} has {differing}"
+        return ""
 
 
-def _listed(numbers: tuple[int, ...]) -> str:
-    return ", ".join(map(str, numbers))
+def _is_size(number: object) -> bool:
+    return type(number) is int and 0 < number <= _MAX_NUMBER
+
+
+def _misfit(index: int, block: Block, before: Block | None) -> str | None:
+    """Says why a block cannot stand where it does."""
+    if block.index != index:
+        return f"has index {block.index}"
+    if before is None:
+        return None if block.skip is None else "is the first, which always runs, and can be skipped"
+    if block.in_shape != before.out_shape:
+        return f"takes {block.in_shape}, and the block before gives {before.out_shape}"
+    if block.skip == "free" and block.in_shape != block.out_shape:
+        return f"can be skipped for free, and gives {block.out_shape} for {block.in_shape}"
+    if block.skip == "free" and block.group != before.group:
+        return f"can be skipped for free, and has group {block.group} after group {before.group}"
+    return None
+
+
+def cifar_resnet(
+    groups: tuple[int, ...],
+    widths: tuple[int, ...] = (16, 32, 64),
+    classes: int = 10,
+    image_shape: tuple[int, int, int] = (3, 32, 32),
+    gate_embedding: int = 10,
+    gate_hidden: int = 10,
+) -> Architecture:
+    """Describes a CIFAR-style residual network of basic blocks (He et al. 2016, Section 4.2) with an LSTM gate.
+
+    The first block of each group after the first halves height and width.
+
+    Args:
+        groups: blocks in each group; (n, n, n) is ResNet-(6n+2).
+        widths: channels of each group.
+        classes: outputs of the classifier.
+        image_shape: channels, height and width of an input.
+        gate_embedding: features that the gate's 1x1 convolution gives the LSTM.
+        gate_hidden: hidden units of the LSTM.
+
+    Raises:
+        UsageError: values that describe no network, or one without bounds.
+    """
+    sizes = (*groups, *widths, *image_shape)
+    if not all(map(_is_size, sizes)) or not groups or len(groups) != len(widths) or len(image_shape) != 3:
+        raise UsageError(
+            f"impossible architecture with groups {groups}, widths {widths} and images {image_shape}; every number must"
+            f" be positive and at most {_MAX_NUMBER:,}, with one width per group"
+        )
+    if sum(groups) > MAX_BLOCKS:
+        raise UsageError(f"architecture of {sum(groups)} blocks, expected {MAX_BLOCKS} at most")
+    blocks: list[Block] = []
+    before = (widths[0], *image_shape[1:])
+    for group, (count, width) in enumerate(zip(groups, widths, strict=True), start=1):
+        for position in range(count):
+            halves = group > 1 and position == 0
+            _, height, columns = before
+            after = (width, -(-height // 2), -(-columns // 2)) if halves else (width, height, columns)
+            skip: Literal["free", "projection"] | None = "projection" if halves else "free" if blocks else None
+            blocks.append(Block(len(blocks), f"layer{group}.{position}", before, after, group, skip))
+            before = after
+    return Architecture(
+        name=f"ResNet-{2 * len(blocks) + 2}",  # two layers per block, the stem and the classifier
+        image_shape=image_shape,
+        classes=classes,
+        gate=GateShape(gate_embedding, gate_hidden),
+        blocks=tuple(blocks),
+    )
+
+
+def cifar_values(architecture: Architecture) -> dict[str, Any]:
+    """The arguments of :func:`cifar_resnet` that describe a network.
+
+    Raises:
+        UsageError: it is another kind of network.
+    """
+    groups = [list(blocks) for _, blocks in itertools.groupby(architecture.blocks, key=lambda block: block.group)]
+    values: dict[str, Any] = {
+        "groups": tuple(map(len, groups)),
+        "widths": tuple(blocks[0].out_channels for blocks in groups),
+        "classes": architecture.classes,
+        "image_shape": architecture.image_shape,
+        "gate_embedding": architecture.gate.embedding,
+        "gate_hidden": architecture.gate.hidden,
+    }
+    if cifar_resnet(**values) != architecture:
+        raise UsageError(f"{architecture.name} is no CIFAR ResNet of basic blocks")
+    return values

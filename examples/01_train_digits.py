@@ -47,7 +47,7 @@ from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.data import Dataset
 from dfs_deploy.data.digits import DIGITS_SIZE, load_digits
 from dfs_deploy.models import DFSNetwork, NetworkOutput, QuantizedConv2d
-from dfs_deploy.network import Architecture
+from dfs_deploy.network import cifar_resnet, cifar_values
 from dfs_deploy.options import Options, computation_percentage
 from dfs_deploy.preprocessing import InputContract
 
@@ -118,7 +118,7 @@ class Evaluation:
 
 def new_network() -> DFSNetwork:
     """Makes the untrained network."""
-    architecture = Architecture(
+    architecture = cifar_resnet(
         groups=(2, 2, 2), widths=(16, 32, 64), classes=10, image_shape=(3, DIGITS_SIZE, DIGITS_SIZE)
     )
     return DFSNetwork(architecture, Options.parse("skip,8,16,full"))
@@ -406,7 +406,7 @@ def train(recipe: Recipe, seed: int) -> tuple[DFSNetwork, InputContract, dict[st
     log = {
         "seed": seed,
         "seconds": round(sum(stage["seconds"] for stage in stages), 1),
-        "architecture": dataclasses.asdict(network.architecture),
+        "architecture": cifar_values(network.architecture),
         "options": list(network.options.names),
         "recipe": dataclasses.asdict(recipe),
         "beyond_the_paper": [

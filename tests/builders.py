@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dfs_deploy.models import DFSNetwork
-from dfs_deploy.network import Architecture
+from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 
 Shapes = dict[str, tuple[int, ...]]
@@ -159,7 +159,7 @@ def small_network(
 ) -> DFSNetwork:
     """A network in evaluation mode with random weights, statistics and ranges, whose images take different paths."""
     options = Options.parse(options) if isinstance(options, str) else options
-    architecture = Architecture((blocks,) * len(widths), widths, classes, (3, *size))
+    architecture = cifar_resnet((blocks,) * len(widths), widths, classes, (3, *size))
     generator = torch.Generator().manual_seed(seed)
     network = DFSNetwork(architecture, options)
     with torch.no_grad():

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfs_deploy.costs import SCHEMA_VERSION, LatencyTable, OptionCost, load_costs, save_costs
+from dfs_deploy.costs import LatencyTable, OptionCost, load_costs, save_costs
 from dfs_deploy.errors import DataError
-from dfs_deploy.network import Architecture
+from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 from tests.checks import refuses
 
-ARCHITECTURE = Architecture((2, 1), (4, 8), 10, (3, 8, 8))
+ARCHITECTURE = cifar_resnet((2, 1), (4, 8), 10, (3, 8, 8))
 OPTIONS = Options.parse("skip,8,full")
 TIMES = {
     (1, "skip"): 0.0,
@@ -29,15 +29,12 @@ TIMES = {
 
 def table(times: dict[tuple[int, str], float] = TIMES, gate_us: float = 0.0, **changes: Any) -> LatencyTable:
     values: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "dfs-deploy latency table",
         "bundle": "0" * 64,
         "machine": "a machine",
         "runtime": "onnxruntime 1.20",
         "threads": 1,
-        "groups": [2, 1],
-        "widths": [4, 8],
         "image_shape": (3, 8, 8),
+        "block_shapes": ((4, 8, 8), (4, 8, 8), (8, 4, 4)),
         "gate_us": gate_us,
         "entries": [
             OptionCost(block=block, option=option, engine_us=time, precision="fp32" if time else None)
@@ -72,11 +69,11 @@ def test_columns_follow_the_options_and_some_may_be_left_out() -> None:
 
 def test_a_table_of_another_network_is_refused() -> None:
     for other in (
-        Architecture((1, 2), (4, 8), 10, (3, 8, 8)),
-        Architecture((2, 1), (4, 16), 10, (3, 8, 8)),
-        Architecture((2, 1), (4, 8), 10, (3, 16, 16)),
+        cifar_resnet((1, 2), (4, 8), 10, (3, 8, 8)),
+        cifar_resnet((2, 1), (4, 16), 10, (3, 8, 8)),
+        cifar_resnet((2, 1), (4, 8), 10, (3, 16, 16)),
     ):
-        with refuses(DataError, "groups", "save-costs"):
+        with refuses(DataError, "expected", "save-costs"):
             table().costs(other, OPTIONS)
 
 
@@ -98,6 +95,20 @@ def test_a_round_trip(tmp_path: Path) -> None:
     assert load_costs(tmp_path / "latency.json") == table(gate_us=1.5)
 
 
+def test_a_table_of_version_1_says_groups_and_widths(tmp_path: Path) -> None:
+    file = tmp_path / "latency.json"
+    save_costs(file, table())
+    values = json.loads(file.read_text())
+    del values["block_shapes"]
+    for groups, loads in ([2, 1], True), ([0, 1], False), ([2], False):
+        file.write_text(json.dumps({**values, "schema_version": 1, "groups": groups, "widths": [4, 8]}))
+        if loads:
+            assert load_costs(file) == table()
+        else:
+            with refuses(DataError, "latency.json", "save-costs"):
+                load_costs(file)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -110,7 +121,7 @@ def test_a_round_trip(tmp_path: Path) -> None:
         {"entries": [{"block": 0, "option": "8", "engine_us": 1.0, "precision": "int8"}]},
         {"entries": [{"block": 1, "option": "8", "engine_us": -1.0, "precision": "int8"}]},
         {"entries": [{"block": 1, "option": "8", "engine_us": 1.0, "precision": "int4"}]},
-        {"schema_version": 2},
+        {"schema_version": 0},
     ],
 )
 def test_a_malformed_file_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:

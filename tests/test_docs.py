@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import re
 import shlex
@@ -59,3 +60,30 @@ def test_what_never_ran_on_hardware_is_marked() -> None:
     headings = re.findall(r"^## (.*)$", (ROOT / "docs" / "jetson.md").read_text(), re.MULTILINE)
     marked = [heading for heading in headings if heading.endswith("*[not run on hardware]*")]
     assert [heading for heading in headings if heading not in marked] == ["2. The bundle, on the machine that exports"]
+
+
+def messages() -> str:
+    """Every string literal of the package, with ``...`` for what is filled in, one per line."""
+    found = []
+    for file in sorted((ROOT / "dfs_deploy").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(str(v.value) if isinstance(v, ast.Constant) else "..." for v in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_every_message_of_the_troubleshooting_page_is_one_of_ours() -> None:
+    known = messages()
+    quoted = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert quoted
+    for message in quoted:
+        parts = (re.escape(part) for part in message.strip(". ").split("..."))
+        assert re.search("[^\n]*?".join(parts), known), message
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_no_line_is_too_long_to_read(page: Path) -> None:
+    long = [line for line in page.read_text().splitlines() if len(line) > 160 and not line.startswith("|")]
+    assert not long, long[0]

@@ -7,12 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfs_deploy.errors import UsageError
-from dfs_deploy.network import Architecture, BlockShape
+from dfs_deploy.network import Architecture, Block, GateShape, cifar_resnet, cifar_values
+from dfs_deploy.options import Options
 from tests.checks import refuses
 
 architectures = st.integers(1, 4).flatmap(
     lambda groups: st.builds(
-        Architecture,
+        cifar_resnet,
         groups=st.tuples(*[st.integers(1, 4)] * groups),
         widths=st.tuples(*[st.integers(1, 64)] * groups),
         classes=st.integers(1, 100),
@@ -26,7 +27,7 @@ architectures = st.integers(1, 4).flatmap(
     [((3, 3, 3), "ResNet-20", 8), ((6, 6, 6), "ResNet-38", 17), ((12, 12, 12), "ResNet-74", 35)],
 )
 def test_names_and_decisions_are_the_papers(groups: tuple[int, ...], name: str, gated: int) -> None:
-    architecture = Architecture(groups)
+    architecture = cifar_resnet(groups)
     assert architecture.name == name
     assert architecture.gated_blocks == gated
 
@@ -35,22 +36,23 @@ def test_names_and_decisions_are_the_papers(groups: tuple[int, ...], name: str, 
     ("seen", "words"),
     [
         (
-            Architecture((2, 2, 2), image_shape=(3, 16, 16)),
+            cifar_resnet((2, 2, 2), image_shape=(3, 16, 16)),
             "ResNet-14 on 16x16 images, expected ResNet-20 on 32x32 images",
         ),
         (
-            Architecture((3, 3, 3), image_shape=(1, 32, 32)),
+            cifar_resnet((3, 3, 3), image_shape=(1, 32, 32)),
             "ResNet-20 on 32x32 images of 1 channels, expected ResNet-20 on 32x32 images of 3 channels",
         ),
         (
-            Architecture((2, 3, 4)),
-            "ResNet-20 with groups of 2, 3, 4 blocks, expected ResNet-20 with groups of 3, 3, 3 blocks",
+            cifar_resnet((2, 3, 4)),
+            "ResNet-20 whose block 2 has name layer2.0, out_shape (32, 16, 16), group 2, skip projection, expected"
+            " ResNet-20 whose block 2 has name layer1.2, out_shape (16, 32, 32), group 1, skip free",
         ),
-        (Architecture((3, 3, 3), classes=7), "ResNet-20 with 7 classes, expected ResNet-20 with 10 classes"),
+        (cifar_resnet((3, 3, 3), classes=7), "ResNet-20 with 7 classes, expected ResNet-20 with 10 classes"),
     ],
 )
 def test_what_differs_is_said_and_nothing_else(seen: Architecture, words: str) -> None:
-    assert seen.beside(Architecture((3, 3, 3))) == words
+    assert seen.beside(cifar_resnet((3, 3, 3))) == words
 
 
 @given(architectures, architectures)
@@ -60,37 +62,75 @@ def test_architectures_that_differ_are_told_apart(one: Architecture, other: Arch
 
 
 def test_blocks_of_a_small_network() -> None:
-    assert list(Architecture((1, 2, 1)).block_shapes()) == [
-        BlockShape(0, 16, 16, 1, (32, 32)),
-        BlockShape(1, 16, 32, 2, (32, 32)),
-        BlockShape(2, 32, 32, 1, (16, 16)),
-        BlockShape(3, 32, 64, 2, (16, 16)),
-    ]
+    assert cifar_resnet((1, 2, 1)).blocks == (
+        Block(0, "layer1.0", (16, 32, 32), (16, 32, 32), 1, None),
+        Block(1, "layer2.0", (16, 32, 32), (32, 16, 16), 2, "projection"),
+        Block(2, "layer2.1", (32, 16, 16), (32, 16, 16), 2, "free"),
+        Block(3, "layer3.0", (32, 16, 16), (64, 8, 8), 3, "projection"),
+    )
 
 
 @given(architectures)
 def test_each_block_takes_what_the_one_before_gives(architecture: Architecture) -> None:
-    shapes = list(architecture.block_shapes())
-    assert [shape.index for shape in shapes] == list(range(sum(architecture.groups)))
-    assert len(shapes) == architecture.gated_blocks + 1
-    assert shapes[0].in_channels == architecture.widths[0]
-    assert shapes[0].in_size == architecture.image_shape[1:]
-    assert not shapes[0].projects
-    for before, after in itertools.pairwise(shapes):
-        assert after.in_channels == before.out_channels
-        assert after.in_size == before.out_size
-    assert sum(shape.stride == 2 for shape in shapes) == len(architecture.groups) - 1
-    assert all(shape.projects == (shape.stride == 2) for shape in shapes)
+    groups, blocks = cifar_values(architecture)["groups"], architecture.blocks
+    assert [block.index for block in blocks] == list(range(sum(groups)))
+    assert len(blocks) == architecture.gated_blocks + 1
+    assert blocks[0].in_shape[1:] == architecture.image_shape[1:]
+    for before, after in itertools.pairwise(blocks):
+        assert after.in_shape == before.out_shape
+        assert after.projects == (after.group != before.group)
+    assert sum(block.projects for block in blocks) == len(groups) - 1
+
+
+@given(architectures)
+def test_the_values_that_describe_a_cifar_resnet_are_found_again(architecture: Architecture) -> None:
+    assert cifar_resnet(**cifar_values(architecture)) == architecture
 
 
 def test_odd_sizes_round_up() -> None:
-    assert BlockShape(1, 4, 8, 2, (7, 9)).out_size == (4, 5)
-    assert BlockShape(1, 4, 8, 2, (1, 1)).out_size == (1, 1)
+    assert cifar_resnet((1, 1), (4, 8), image_shape=(3, 7, 9)).blocks[1].out_shape == (8, 4, 5)
+    assert cifar_resnet((1, 1), (4, 8), image_shape=(3, 1, 1)).blocks[1].out_shape == (8, 1, 1)
 
 
-def test_a_change_of_channels_alone_projects() -> None:
-    assert BlockShape(1, 4, 8, 1, (8, 8)).projects
-    assert not BlockShape(1, 8, 8, 1, (8, 8)).projects
+def chain(*blocks: Block) -> Architecture:
+    return Architecture(name="chain", image_shape=(3, 8, 8), classes=2, blocks=blocks)
+
+
+def test_any_chain_of_blocks_is_a_network() -> None:
+    network = chain(
+        Block(0, "stem.0", (4, 8, 8), (4, 8, 8), 1, None),
+        Block(1, "plain", (4, 8, 8), (6, 5, 8), 1, None, ("full",)),
+        Block(2, "skipped", (6, 5, 8), (6, 5, 8), 1, "free", ("skip", "8")),
+    )
+    assert network.gate == GateShape(10, 10, "lstm")
+    options = Options.parse("skip,8,16,full")
+    assert [[option.name for option in block.choices(options)] for block in network.blocks] == [
+        ["8", "16", "full"],
+        ["full"],
+        ["skip", "8"],
+    ]
+    with refuses(UsageError, "no CIFAR ResNet"):
+        cifar_values(network)
+
+
+FIRST = Block(0, "a", (4, 8, 8), (4, 8, 8), 1, None)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "word"),
+    [
+        ((), "0 blocks"),
+        ((FIRST, FIRST), "index 0"),
+        ((Block(0, "a", (4, 8, 8), (4, 8, 8), 1, "free"),), "first"),
+        ((FIRST, Block(1, "b", (5, 8, 8), (5, 8, 8), 1, "free")), "the block before gives (4, 8, 8)"),
+        ((FIRST, Block(1, "b", (4, 8, 8), (5, 8, 8), 1, "free")), "gives (5, 8, 8)"),
+        ((FIRST, Block(1, "b", (4, 8, 8), (4, 8, 8), 2, "free")), "group 2 after group 1"),
+        ((FIRST, Block(1, "b", (4, 8, 8), (0, 8, 8), 2, None)), "whole number"),
+    ],
+)
+def test_blocks_that_form_no_chain_are_refused(blocks: tuple[Block, ...], word: str) -> None:
+    with refuses(UsageError, word):
+        chain(*blocks)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +150,7 @@ def test_a_change_of_channels_alone_projects() -> None:
 )
 def test_impossible_networks_are_refused(values: dict[str, tuple[int, ...]]) -> None:
     with refuses(UsageError, "impossible architecture"):
-        Architecture(**values)  # type: ignore[arg-type]
+        cifar_resnet(**values)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -124,5 +164,5 @@ def test_impossible_networks_are_refused(values: dict[str, tuple[int, ...]]) -> 
 )
 def test_networks_without_bounds_are_refused(values: dict[str, tuple[int, ...]], word: str) -> None:
     with refuses(UsageError, word):
-        Architecture(**values)  # type: ignore[arg-type]
-    Architecture((1, 1, 1), image_shape=(64, 1024, 1024))
+        cifar_resnet(**values)  # type: ignore[arg-type]
+    cifar_resnet((1, 1, 1), image_shape=(64, 1024, 1024))

@@ -89,9 +89,8 @@ def measure_costs(
         machine=f"{facts.get('device', machine.cpu)}, {machine.system}",
         runtime=f"{facts['runtime']} {facts['version']}",
         threads=threads or 1,
-        groups=list(bundle.architecture.groups),
-        widths=list(bundle.architecture.widths),
         image_shape=bundle.architecture.image_shape,
+        block_shapes=tuple(block.out_shape for block in bundle.architecture.blocks),
         gate_us=float(np.median(steps)) if steps else 0.0,
         entries=entries,
     )

@@ -26,12 +26,12 @@ from numpy.typing import DTypeLike, NDArray
 
 from dfs_deploy.bundle.engine_check import check_engine, engine_uses
 from dfs_deploy.bundle.manifest import (
+    FORMAT,
     MANIFEST,
     FileRecord,
     Head,
     Manifest,
     SourceHead,
-    architecture_of,
     contradictions,
     input_of,
     parse_manifest,
@@ -54,6 +54,7 @@ from dfs_deploy.io.files import (
 from dfs_deploy.io.json_files import MAX_JSON, MalformedError, read_json
 from dfs_deploy.io.kinds import GIT_LFS_MARK, given_instead
 from dfs_deploy.io.text import first_line, one_line
+from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options, Precision
 
 SUFFIX = ".dfs"
@@ -117,10 +118,10 @@ class Bundle:
         self.digest = sha256(content)
         try:
             self.options = Options(option.bits for option in self.manifest.options)
-            self.architecture, self.input = architecture_of(self.manifest), input_of(self.manifest)
+            self.input = input_of(self.manifest)
         except UsageError as error:
             raise BundleError(f"{self.path}: {MANIFEST} cannot be: {error}") from error
-        for problem in contradictions(self.manifest, self.options, self.architecture):
+        for problem in contradictions(self.manifest, self.options):
             raise BundleError(f"{self.path}: {MANIFEST} contradicts itself: {problem}; export again")
         _check_names(self.path, self.manifest.files)
         for name in self.manifest.files:
@@ -130,6 +131,11 @@ class Bundle:
         if self.foreign:
             level = logging.INFO if all(map(_is_litter, self.foreign)) else logging.WARNING
             _LOG.log(level, "%s", one_line(f"{self.path}: {_listed(self.foreign)} not in its manifest, passed over"))
+
+    @property
+    def architecture(self) -> Architecture:
+        """Description of the network."""
+        return self.manifest.architecture
 
     @property
     def name(self) -> str:
@@ -311,8 +317,7 @@ def drafted_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, byt
 
 
 def _write_manifest(path: Path, manifest: Manifest) -> None:
-    content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-    (path / MANIFEST).write_bytes(content + b"\n")
+    (path / MANIFEST).write_bytes(FORMAT.encode(manifest))
 
 
 def check_writable(path: Path) -> None:

@@ -123,8 +123,7 @@ class _UnfitError(ValueError):
 
 
 def _uses(engines: RuntimeEngines, architecture: Architecture) -> Iterator[tuple[str, EngineUse]]:
-    shapes = list(architecture.block_shapes())
-    maps = [(shape.out_channels, *shape.out_size) for shape in shapes]
+    maps = [block.out_shape for block in architecture.blocks]
     images, logits = architecture.image_shape, (architecture.classes,)
 
     def files(engine: Engine, label: str, takes: Shape, gives: Shape) -> Iterator[tuple[str, EngineUse]]:
@@ -143,17 +142,17 @@ def _uses(engines: RuntimeEngines, architecture: Architecture) -> Iterator[tuple
     yield from files(engines.head, "the head", maps[-1], logits)
     largest, taken = max(map(math.prod, (images, logits, *maps))), (("", FLOAT, (BATCH, *images)),)
     for precision, file in engines.static.items():
-        yield file, EngineUse(f"static {precision}", taken, (BATCH, *logits), largest, len(shapes) + 2)
+        yield file, EngineUse(f"static {precision}", taken, (BATCH, *logits), largest, len(maps) + 2)
     if engines.gate is not None:
-        widest = max((shape.out_channels for shape in shapes[:-1]), default=1)
-        state = (BATCH, architecture.gate_hidden)
+        widest = max((channels for channels, *_ in maps[:-1]), default=1)
+        state = (BATCH, architecture.gate.hidden)
         inputs = (
             ("pooled", FLOAT, (BATCH, widest)),
             ("block", INT64, ()),
             ("hidden", FLOAT, state),
             ("cell", FLOAT, state),
         )
-        yield engines.gate, EngineUse("the gate", inputs, None, max(widest, 4 * architecture.gate_hidden))
+        yield engines.gate, EngineUse("the gate", inputs, None, max(widest, 4 * architecture.gate.hidden))
 
 
 def _laid_out(size: Shape, layout: Layout) -> Shape:

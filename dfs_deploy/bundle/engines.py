@@ -61,7 +61,7 @@ def engines_of(bundle: Bundle, runtime: str) -> Iterator[PlacedEngine]:
     if runtime not in bundle.manifest.runtimes:
         raise BundleError(f"{bundle.path} has no engines for {runtime}; export with --runtime {runtime}")
     engines, network = bundle.manifest.runtimes[runtime], bundle.architecture
-    maps = [shape.out_shape for shape in network.block_shapes()]
+    maps = [block.out_shape for block in network.blocks]
     yield PlacedEngine("stem", 0, "", 0, engines.stem, network.image_shape, maps[0])
     for block in engines.blocks:
         takes, gives = maps[block.index - 1 : block.index + 1]

@@ -6,7 +6,7 @@ docs/bundle-format.md describes it for people.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,8 +14,8 @@ import msgspec
 from msgspec import Meta
 
 from dfs_deploy.errors import BundleError, SchemaVersionError
-from dfs_deploy.io.json_files import Digest, MalformedError, Name, Percentage, Share, decode_json
-from dfs_deploy.network import Architecture
+from dfs_deploy.io.json_files import Digest, MalformedError, Name, Percentage, Share, VersionedFormat, decode_json
+from dfs_deploy.network import Architecture, GateSize, cifar_resnet
 from dfs_deploy.options import Option, Options, Precision
 from dfs_deploy.preprocessing import (
     MAX_CLASSES,
@@ -26,7 +26,7 @@ from dfs_deploy.preprocessing import (
     InputContract,
 )
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST = "manifest.json"
 PRODUCER = "dfs-deploy"
 
@@ -46,7 +46,6 @@ ClassName = Annotated[str, Meta(max_length=MAX_NAME)]
 
 Sentence = Annotated[str, Meta(max_length=4096)]
 Positive = Annotated[int, Meta(ge=1, le=1 << 16)]
-GateSize = Annotated[int, Meta(ge=1, le=1 << 12)]
 NotNegative = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Value = Annotated[float, Meta(ge=-3.5e38, le=3.5e38)]
 Scale = Annotated[float, Meta(ge=1e-38, le=1e38)]
@@ -121,18 +120,6 @@ class OptionRecord(_Record, frozen=True, kw_only=True):
     name: Name
     bits: Annotated[int, Meta(ge=0, le=32)]
     cost: Annotated[float, Meta(ge=0, le=1)]
-
-
-class ArchitectureRecord(_Record, frozen=True, kw_only=True):
-    """See :class:`dfs_deploy.network.Architecture`."""
-
-    name: Name
-    groups: Annotated[list[Annotated[int, Meta(ge=1, le=1000)]], Meta(max_length=16)]
-    widths: Annotated[list[Positive], Meta(max_length=16)]
-    classes: Positive
-    image_shape: tuple[Positive, Positive, Positive]
-    gate_embedding: GateSize
-    gate_hidden: GateSize
 
 
 class InputRecord(_Record, frozen=True, kw_only=True):
@@ -263,7 +250,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     schema_version: int
     producer: Annotated[dict[Name, Name], Meta(max_length=64)]
     source: SourceRecord
-    architecture: ArchitectureRecord
+    architecture: Architecture
     options: list[OptionRecord]
     policy: list[Name] | None
     budgets: list[BudgetRecord]
@@ -277,8 +264,16 @@ class Manifest(_Record, frozen=True, kw_only=True):
     files: dict[Name, FileRecord]
 
 
-_ADDED: dict[str, Any] = {"policy": None, "budgets": []}
-"""What version 2 has and version 1 had not, with the values of a version 1 manifest."""
+class _CifarResNet(_Record, frozen=True, kw_only=True):
+    """The architecture in versions 1 to 3, which know CIFAR ResNets only."""
+
+    name: Name
+    groups: Annotated[list[Annotated[int, Meta(ge=1, le=1000)]], Meta(max_length=16)]
+    widths: Annotated[list[Positive], Meta(max_length=16)]
+    classes: Positive
+    image_shape: tuple[Positive, Positive, Positive]
+    gate_embedding: GateSize
+    gate_hidden: GateSize
 
 
 def _older(record: type[msgspec.Struct], without: Collection[str], **types: Any) -> type[msgspec.Struct]:
@@ -288,8 +283,23 @@ def _older(record: type[msgspec.Struct], without: Collection[str], **types: Any)
 
 
 _SOURCE = _older(SourceRecord, ("weights_key",))
-_OLDER = {1: _older(Manifest, _ADDED, source=_SOURCE), 2: _older(Manifest, (), source=_SOURCE)}
-"""The manifests of older versions."""
+_OLDER = {
+    1: _older(Manifest, ("policy", "budgets"), source=_SOURCE, architecture=_CifarResNet),
+    2: _older(Manifest, (), source=_SOURCE, architecture=_CifarResNet),
+    3: _older(Manifest, (), architecture=_CifarResNet),
+}
+"""Manifests of older versions: version 2 added ``policy`` and ``budgets``, 3 ``weights_key``, 4 the explicit blocks."""
+
+
+def _from_older(older: msgspec.Struct) -> Manifest:
+    """A manifest of an older version as this version has it; raises UsageError if its architecture is impossible."""
+    values = {"policy": None, "budgets": [], **msgspec.structs.asdict(older)}
+    source = {"weights_key": None, **msgspec.structs.asdict(values["source"])}
+    network = msgspec.structs.asdict(values["architecture"])
+    del network["name"]
+    network |= {"groups": tuple(network["groups"]), "widths": tuple(network["widths"])}
+    values |= {"source": SourceRecord(**source), "architecture": cifar_resnet(**network)}
+    return Manifest(**{**values, "schema_version": SCHEMA_VERSION})
 
 
 class Head(msgspec.Struct):
@@ -336,6 +346,17 @@ class _Producer(msgspec.Struct):
     name: str = ""
 
 
+FORMAT = VersionedFormat(
+    "manifest of a bundle",
+    Manifest,
+    SCHEMA_VERSION,
+    "copy or export the bundle again",
+    error=BundleError,
+    version_error=SchemaVersionError,
+    older={version: (older, _from_older) for version, older in _OLDER.items()},
+)
+
+
 def parse_manifest(content: bytes, path: Path) -> Manifest:
     """Reads a manifest of this or an older version and checks it against the schema.
 
@@ -350,31 +371,7 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
         SchemaVersionError: a newer version wrote it, or one that never was.
         BundleError: it is not JSON, or a key is missing, unknown or of another type.
     """
-    try:
-        version = decode_json(content, Head).schema_version
-        if not 1 <= version <= SCHEMA_VERSION:
-            known, remedy = f"1 to {SCHEMA_VERSION}", "update dfs-deploy" if version > 1 else "export it again"
-            raise SchemaVersionError(f"{path} has schema version {version}, expected {known}; {remedy}")
-        if version == SCHEMA_VERSION:
-            return decode_json(content, Manifest)
-        older = msgspec.structs.asdict(decode_json(content, _OLDER[version]))
-        source = SourceRecord(**msgspec.structs.asdict(older.pop("source")), weights_key=None)
-        return Manifest(**{**_ADDED, **older, "source": source, "schema_version": SCHEMA_VERSION})
-    except MalformedError as error:
-        raise BundleError(f"{path}: {MANIFEST} is malformed ({error}); copy or export the bundle again") from error
-
-
-def architecture_of(manifest: Manifest) -> Architecture:
-    """The architecture; raises UsageError if it cannot be."""
-    record = manifest.architecture
-    return Architecture(
-        groups=tuple(record.groups),
-        widths=tuple(record.widths),
-        classes=record.classes,
-        image_shape=record.image_shape,
-        gate_embedding=record.gate_embedding,
-        gate_hidden=record.gate_hidden,
-    )
+    return FORMAT.decode(content, path / MANIFEST)
 
 
 def input_of(manifest: Manifest) -> InputContract:
@@ -383,8 +380,9 @@ def input_of(manifest: Manifest) -> InputContract:
     return InputContract(record.shape, tuple(record.mean), tuple(record.std), tuple(record.class_names))
 
 
-def contradictions(manifest: Manifest, options: Options, architecture: Architecture) -> Iterator[str]:
+def contradictions(manifest: Manifest, options: Options) -> Iterator[str]:
     """What the schema cannot say: yields a line for each part of a manifest that does not go with another."""
+    architecture = manifest.architecture
     if [(o.name, o.cost) for o in manifest.options] != [(o.name, o.cost) for o in options]:
         yield "names or costs of options do not go with their bits"
     if manifest.input.shape != architecture.image_shape:
@@ -403,8 +401,11 @@ def contradictions(manifest: Manifest, options: Options, architecture: Architect
     points = manifest.budgets
     if any(low.budget >= high.budget or low.bias < high.bias for low, high in itertools.pairwise(points)):
         yield "budgets do not rise, or their biases do not fall"
+    limited = [block.index for block in architecture.blocks[1:] if len(block.choices(options)) < len(options)]
+    if manifest.policy is None and limited:
+        yield f"block {limited[0]} may not run every option, which no gate of this version respects"
     if manifest.policy is not None:
-        for problem in _policy_problems(manifest.policy, manifest, options, architecture):
+        for problem in _policy_problems(manifest.policy, manifest, options):
             yield problem
             return  # what follows asks the policy about every block
     if not manifest.runtimes:
@@ -412,17 +413,19 @@ def contradictions(manifest: Manifest, options: Options, architecture: Architect
     for name, engines in manifest.runtimes.items():
         for problem in _layouts(name, engines):
             yield f"the {name} engines {problem}"
-        for problem in _gaps(engines, manifest, options, architecture):
+        for problem in _gaps(engines, manifest, options):
             yield f"the {name} engines {problem}"
 
 
-def _policy_problems(
-    policy: list[str], manifest: Manifest, options: Options, architecture: Architecture
-) -> Iterator[str]:
-    if len(policy) != architecture.gated_blocks:
-        yield f"a policy for {len(policy)} gated blocks, the architecture has {architecture.gated_blocks}"
+def _policy_problems(policy: list[str], manifest: Manifest, options: Options) -> Iterator[str]:
+    gated = manifest.architecture.blocks[1:]
+    if len(policy) != len(gated):
+        yield f"a policy for {len(policy)} gated blocks, the architecture has {len(gated)}"
     for name in sorted(set(policy) - set(options.names)):
         yield f"the policy names option {name!r}, which is not among {options}"
+    for name, block in zip(policy, gated, strict=False):
+        if name not in (option.name for option in block.choices(options)):
+            yield f"the policy has option {name!r} at block {block.index}, which may not run it"
     if manifest.budgets:
         yield "budgets for a network whose policy is static"
 
@@ -441,19 +444,20 @@ def _layouts(name: RuntimeName, engines: RuntimeEngines) -> Iterator[str]:
             yield f"leave another layout than float32 at block {block.index}"
 
 
-def _gaps(engines: RuntimeEngines, manifest: Manifest, options: Options, architecture: Architecture) -> Iterator[str]:
+def _gaps(engines: RuntimeEngines, manifest: Manifest, options: Options) -> Iterator[str]:
+    architecture = manifest.architecture
     if len(engines.blocks) != architecture.gated_blocks:  # counted before a block of it is made
         yield f"are for {len(engines.blocks)} gated blocks, the architecture has {architecture.gated_blocks}"
         return
     if (engines.gate is None) != (manifest.policy is not None):
         yield "have a gate beside a static policy, or neither"
-    shapes = list(architecture.block_shapes())
+    shapes = architecture.blocks
     if [block.index for block in engines.blocks] != [shape.index for shape in shapes[1:]]:
         yield "do not cover every gated block"
         return
     if len(engines.feature_scales) != len(shapes) or min(engines.feature_scales) <= 0.0:
         yield "have no positive feature scale for every block"
-    choices = _choices(manifest, options, architecture)
+    choices = _choices(manifest, options)
     for block, shape, choice in zip(engines.blocks, shapes[1:], choices, strict=True):
         names = {option.name for option in choice if not option.skips}
         if set(block.options) != names or not all(block.options.values()):
@@ -471,14 +475,14 @@ def _gaps(engines: RuntimeEngines, manifest: Manifest, options: Options, archite
         yield f"name {file}, which is not among the bundle's files"
 
 
-def _choices(manifest: Manifest, options: Options, architecture: Architecture) -> list[list[Option]]:
-    """The options that each gated block may run: all of them, or with a policy its own."""
+def _choices(manifest: Manifest, options: Options) -> list[Sequence[Option]]:
+    """The options that each gated block may run; under a policy only the policy's."""
     if manifest.policy is None:
-        return [list(options)] * architecture.gated_blocks
+        return [block.choices(options) for block in manifest.architecture.blocks[1:]]
     return [[option for option in options if option.name == name] for name in manifest.policy]
 
 
-def _unreached(engines: RuntimeEngines, choices: list[list[Option]]) -> Iterator[str]:
+def _unreached(engines: RuntimeEngines, choices: list[Sequence[Option]]) -> Iterator[str]:
     """A line for each engine that has no variant for a layout in which features may reach it."""
 
     def missing(engine: Engine, layouts: set[Layout], label: str) -> Iterator[str]:

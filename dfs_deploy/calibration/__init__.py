@@ -11,7 +11,6 @@ from dfs_deploy.calibration.routing import (
     calibrate,
     calibrate_static,
     from_checkpoint,
-    group_of,
 )
 
 __all__ = [
@@ -25,5 +24,4 @@ __all__ = [
     "calibrate",
     "calibrate_static",
     "from_checkpoint",
-    "group_of",
 ]

@@ -72,11 +72,6 @@ Batches = Callable[[], Iterator[Tensor]]
 """Called once per pass; yields (N, C, H, W) float32, normalised, the same each time."""
 
 
-def group_of(architecture: Architecture) -> tuple[int, ...]:
-    """The group that each block belongs to, from 0."""
-    return tuple(group for group, count in enumerate(architecture.groups) for _ in range(count))
-
-
 def block_ranges(ranges: Ranges, block: int, option: int) -> dict[str, CalibratedRange]:
     """The ranges of one block at one option, by tensor; block and option are indices."""
     return {key.tensor: value for key, value in ranges.items() if (key.block, key.option) == (block, option)}
@@ -237,7 +232,7 @@ def saturation(block: BasicBlock, tensor: str) -> CalibratedRange:
 
 def share_outputs(architecture: Architecture, ranges: Ranges) -> dict[TensorKey, CalibratedRange]:
     """Gives the outputs of a group's blocks the widest interval among them."""
-    groups = group_of(architecture)
+    groups = [block.group for block in architecture.blocks]
     widest: dict[int, float] = {}
     for key, value in ranges.items():
         if key.tensor == "output":
@@ -269,7 +264,6 @@ def from_checkpoint(network: DFSNetwork, options: Sequence[int]) -> dict[TensorK
     Returns:
         The same tensors as :func:`calibrate`.
     """
-    groups = group_of(network.architecture)
     ranges: dict[TensorKey, CalibratedRange] = {}
     for block in network.blocks[1:]:
         index = block.shape.index
@@ -280,7 +274,7 @@ def from_checkpoint(network: DFSNetwork, options: Sequence[int]) -> dict[TensorK
         readers = [
             saturation(later, "conv1").high
             for later in network.blocks[index + 1 :]
-            if groups[later.shape.index - 1] == groups[index]
+            if network.blocks[later.shape.index - 1].shape.group == block.shape.group
             and any(option.quantized for option in network.options_of(later.shape.index))
         ]
         high = min(_HEADROOM * max(readers), top) if readers else top

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from dfs_deploy.checkpoints.tensors import COUNTER, TensorReader
 from dfs_deploy.errors import CheckpointError, UsageError
-from dfs_deploy.network import Architecture, BlockShape
+from dfs_deploy.network import Architecture, Block, cifar_resnet
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _BLOCK = re.compile(r"group(\d{1,6})_layer(\d{1,6})\.conv1\.weight")
@@ -36,7 +37,7 @@ def read_architecture(keys: Iterable[str], reader: TensorReader, size: tuple[int
         raise CheckpointError(f"a checkpoint with blocks {some}, expected groups 1 to 3 with blocks from 0 on")
     channels = reader.shape("conv1.weight", (None, 3, 3, 3))[0]
     try:
-        return Architecture(
+        return cifar_resnet(
             groups=counts,
             widths=(channels, 2 * channels, 4 * channels),
             classes=reader.shape("fc.weight", (None, 4 * channels))[0],
@@ -48,11 +49,11 @@ def read_architecture(keys: Iterable[str], reader: TensorReader, size: tuple[int
         raise CheckpointError(f"a checkpoint of an {error}") from error
 
 
-def numbered_blocks(architecture: Architecture) -> Iterator[tuple[BlockShape, int, int]]:
+def numbered_blocks(architecture: Architecture) -> Iterator[tuple[Block, int, int]]:
     """Yields each block with its group, from 1, and its place in the group, from 0, in the order in which they run."""
-    numbers = ((group + 1, place) for group, count in enumerate(architecture.groups) for place in range(count))
-    for shape, (group, place) in zip(architecture.block_shapes(), numbers, strict=True):
-        yield shape, group, place
+    for group, blocks in itertools.groupby(architecture.blocks, key=lambda block: block.group):
+        for place, block in enumerate(blocks):
+            yield block, group, place
 
 
 class GroupsReader:
@@ -92,8 +93,9 @@ class GroupsReader:
             projection_conv: name, within a stride block, of its projection's convolution.
             projection_norm: name of its normalisation there.
         """
-        first, last_width = self.architecture.widths[0], self.architecture.widths[-1]
-        embedding, hidden = self.architecture.gate_embedding, self.architecture.gate_hidden
+        blocks, gate = self.architecture.blocks, self.architecture.gate
+        first, last_width = blocks[0].in_channels, blocks[-1].out_channels
+        embedding, hidden = gate.embedding, gate.hidden
         self.conv("backbone.stem_conv", "conv1", (first, self.architecture.image_shape[0], 3, 3))
         self.norm("backbone.stem_norm", "bn1", first)
         for shape, group, place in numbered_blocks(self.architecture):
@@ -107,10 +109,10 @@ class GroupsReader:
                 self.conv(f"{ours}.projection.conv", f"{theirs}.{projection_conv}", shortcut)
                 self.norm(f"{ours}.projection.norm", f"{theirs}.{projection_norm}", channels)
             if shape.index < self.architecture.gated_blocks:
-                gate = f"group{group}_gate{place}.1"
-                weight = self.reader.take(f"{gate}.weight", (embedding, channels, 1, 1))
+                their_gate = f"group{group}_gate{place}.1"
+                weight = self.reader.take(f"{their_gate}.weight", (embedding, channels, 1, 1))
                 self.state[f"gate.embeddings.{shape.index}.weight"] = weight[..., 0, 0]
-                self.state[f"gate.embeddings.{shape.index}.bias"] = self.reader.take(f"{gate}.bias", (embedding,))
+                self.state[f"gate.embeddings.{shape.index}.bias"] = self.reader.take(f"{their_gate}.bias", (embedding,))
         for name, inputs in (("ih", embedding), ("hh", hidden)):
             weights, biases = f"weight_{name}", f"bias_{name}"
             self.state[f"gate.lstm.{weights}"] = self.reader.take(f"{lstm}.{weights}_l0", (4 * hidden, inputs))
@@ -119,6 +121,5 @@ class GroupsReader:
         self.state["backbone.head.weight"] = self.reader.take("fc.weight", (classes, last_width))
         self.state["backbone.head.bias"] = self.reader.take("fc.bias", (classes,))
         # The gate after the last block is computed there and never used.
-        groups = self.architecture.groups
-        last = f"group{len(groups)}_gate{groups[-1] - 1}."
+        last = f"group{group}_gate{place}."
         self.reader.skip(lambda key: key.endswith(COUNTER) or key.startswith(last))

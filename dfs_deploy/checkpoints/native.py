@@ -20,7 +20,7 @@ from dfs_deploy.errors import CheckpointError
 from dfs_deploy.io.files import write_whole
 from dfs_deploy.io.text import first_line
 from dfs_deploy.models import DFSNetwork
-from dfs_deploy.network import Architecture
+from dfs_deploy.network import Architecture, cifar_resnet, cifar_values
 from dfs_deploy.options import Options, parse_policy
 from dfs_deploy.preprocessing import InputContract, class_names_problem
 
@@ -46,7 +46,7 @@ def save_checkpoint(path: str | Path, network: DFSNetwork, contract: InputContra
     values: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "architecture": dataclasses.asdict(network.architecture),
+        "architecture": cifar_values(network.architecture),
         "options": list(network.options.bits),
         "policy": None if network.policy is None else [network.options[choice].name for choice in network.policy],
         "input": dataclasses.asdict(contract),
@@ -85,11 +85,13 @@ def load_native(raw: RawCheckpoint, options: Options | None, facts: CheckpointFa
         raise CheckpointError(f"the checkpoint's options are {saved}, not {options}; leave --options out")
     contract, corrections = corrected_input(recorded, facts)
     # What the values describe is built only if there are tensors for it.
-    if _TENSORS_OF_A_BLOCK * sum(architecture.groups) > len(reader):
+    if _TENSORS_OF_A_BLOCK * len(architecture.blocks) > len(reader):
         raise CheckpointError(
             f"dfs-deploy checkpoint of a {architecture.name} with {len(reader)} tensors, too few for it; save it again"
         )
-    network = without_values(dataclasses.replace(architecture, image_shape=contract.shape), saved, policy)
+    network = without_values(
+        cifar_resnet(**{**cifar_values(architecture), "image_shape": contract.shape}), saved, policy
+    )
     state = {
         key: reader.take_counter(key) if key.endswith(COUNTER) else reader.take(key, tuple(tensor.shape))
         for key, tensor in network.state_dict().items()
@@ -102,7 +104,7 @@ def _described(
     values: Mapping[str, Any], facts: CheckpointFacts
 ) -> tuple[Architecture, InputContract, Options, tuple[int, ...] | None]:
     """The network that plain values describe, with its input, options and policy."""
-    architecture = Architecture(**_tuples(values["architecture"]))
+    architecture = cifar_resnet(**_tuples(values["architecture"]))
     record = _tuples(values["input"])
     if facts.class_names is not None and class_names_problem(record.get("class_names", ())):
         record["class_names"] = ()  # those that are given go before names that no file can hold

@@ -46,7 +46,7 @@ def load_release(raw: RawCheckpoint, options: Options | None, facts: CheckpointF
     reader = TensorReader(raw.tensors, "DFS release", _ALIASES)
     contract, assumptions = assumed_input(3, facts, "the release's")
     architecture = read_architecture(raw.tensors, reader, contract.shape[1:])
-    count = reader.shape("control.proj.weight", (None, architecture.gate_hidden))[0]
+    count = reader.shape("control.proj.weight", (None, architecture.gate.hidden))[0]
     if options is None:
         if count not in DEFAULT_OPTIONS:
             raise UnknownCheckpointError(
@@ -58,7 +58,7 @@ def load_release(raw: RawCheckpoint, options: Options | None, facts: CheckpointF
 
     groups = GroupsReader(reader, architecture, quantized=True)
     groups.common("control.rnn_one", "downsample", "bn3")
-    for name, shape in (("weight", (count, architecture.gate_hidden)), ("bias", (count,))):
+    for name, shape in (("weight", (count, architecture.gate.hidden)), ("bias", (count,))):
         groups.state[f"gate.projection.{name}"] = reader.take(f"control.proj.{name}", shape)
     # Every block has a bn3; only those with a projection use it.
     reader.skip(lambda key: ".bn3." in key)

@@ -50,7 +50,7 @@ def load_skipnet(raw: RawCheckpoint, options: Options | None, facts: CheckpointF
     groups = GroupsReader(reader, architecture, quantized=False)
     groups.common("control.rnn", "downsample.0", "downsample.1")
     score, bias = (
-        reader.take("control.proj.weight", (1, architecture.gate_hidden)),
+        reader.take("control.proj.weight", (1, architecture.gate.hidden)),
         reader.take("control.proj.bias", (1,)),
     )
     groups.state["gate.projection.weight"] = torch.cat([torch.zeros_like(score), score])

@@ -271,11 +271,11 @@ def _costs(table: LatencyTable, recipe: Recipe, splits: Splits, options: Options
     from dfs_deploy.training.beginning import new_architecture
 
     architecture = new_architecture(recipe, splits)
-    blocks = max(table.groups, default=0)
-    if table.groups == [blocks] * len(architecture.groups) != list(architecture.groups):
+    blocks, others = len(table.block_shapes), len(architecture.blocks)
+    if blocks != others and blocks % 3 == 0:  # a network that train can make has three groups of equal length
         raise DataError(
-            f"latency table of a network of {blocks} block(s) a group, and {architecture.groups[0]} are to be trained;"
-            f" add --blocks {blocks}, or measure such a network with bench --save-costs"
+            f"latency table of a network of {blocks} blocks, and one of {others} is to be trained; add"
+            f" --blocks {blocks // 3}, or measure such a network with bench --save-costs"
         )
     return tuple(map(tuple, table.costs(architecture, options).tolist()))
 

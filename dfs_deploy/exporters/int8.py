@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dfs_deploy.calibration import Range
 from dfs_deploy.exporters.split import BlockPart, ConvPart
-from dfs_deploy.network import BlockShape
+from dfs_deploy.network import Block
 
 UINT8_MAX = 255
 INT8_LIMIT = 127
@@ -143,7 +143,7 @@ class Int8Block:
         output: grid of the block's output; ``None`` if that is float32.
     """
 
-    shape: BlockShape
+    shape: Block
     features: Grid | None
     branch: tuple[Int8Conv, ...]
     projection: Int8Conv | None

@@ -185,7 +185,7 @@ def export(
             schema_version=schema.SCHEMA_VERSION,
             producer=_producer(),
             source=_source_record(source, loaded),
-            architecture=_architecture_record(loaded),
+            architecture=network.architecture,
             options=[schema.OptionRecord(name=o.name, bits=o.bits, cost=o.cost) for o in network.options],
             policy=None if network.policy is None else [network.options[choice].name for choice in network.policy],
             budgets=[],
@@ -396,11 +396,6 @@ def _source_record(source: Path, loaded: Checkpoint) -> schema.SourceRecord:
         assumptions=[one_line(assumption) for assumption in loaded.assumptions],
         weights_key=loaded.weights_key,
     )
-
-
-def _architecture_record(loaded: Checkpoint) -> schema.ArchitectureRecord:
-    architecture = loaded.network.architecture
-    return schema.ArchitectureRecord(name=architecture.name, **asdict(architecture))
 
 
 def _substitutions(network: DFSNetwork, targets: Sequence[Precision]) -> list[schema.ServedRecord]:

@@ -38,7 +38,7 @@ from dfs_deploy.exporters.split import (
     split_stem,
 )
 from dfs_deploy.models import BasicBlock, DFSNetwork
-from dfs_deploy.network import BlockShape
+from dfs_deploy.network import Block
 from dfs_deploy.options import Precision, engine_precision
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.runtimes import Runtime
@@ -269,5 +269,5 @@ class _BlockWriter:
         return dequantize(branch, "block_output", onnxruntime_block(branch, features, block), block.output)
 
 
-def _features_type(shape: BlockShape) -> onnx.TypeProto:
+def _features_type(shape: Block) -> onnx.TypeProto:
     return helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, (1, *shape.out_shape))

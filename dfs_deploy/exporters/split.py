@@ -15,7 +15,7 @@ from torch import nn
 
 from dfs_deploy.calibration import Range
 from dfs_deploy.models import BasicBlock, DFSNetwork, QuantizedConv2d, fake_quantize_weight
-from dfs_deploy.network import BlockShape
+from dfs_deploy.network import Block
 from dfs_deploy.options import FULL_BITS, Option
 
 Array = NDArray[np.float32]
@@ -53,7 +53,7 @@ class BlockPart:
         projection: convolution of the shortcut; ``None`` if the shortcut is the block's input.
     """
 
-    shape: BlockShape
+    shape: Block
     branch: tuple[ConvPart, ...]
     projection: ConvPart | None
 

@@ -291,7 +291,7 @@ def _rms(x: NDArray[np.floating]) -> float:
 
 def _compare_gate(bundle: Bundle, reference: _Reference) -> Iterator[_Mismatch]:
     """Steps the exported gate on the reference's pooled features, and compares its scores."""
-    images, hidden_size = len(reference.images), reference.network.architecture.gate_hidden
+    images, hidden_size = len(reference.images), reference.network.architecture.gate.hidden
     for file in {engines.gate for engines in bundle.manifest.runtimes.values() if engines.gate is not None}:
         session = open_session(bundle.read(file), file, session_options(threads=1))
         hidden = cell = np.zeros((images, hidden_size), np.float32)

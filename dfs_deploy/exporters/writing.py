@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dfs_deploy.bundle.manifest import BlockEngines, Engine, Layout, RuntimeEngines
-from dfs_deploy.calibration import STATIC, CalibratedRange, Range, TensorKey, block_ranges, group_of
+from dfs_deploy.calibration import STATIC, CalibratedRange, Range, TensorKey, block_ranges
 from dfs_deploy.exporters.engines import (
     ONNXRUNTIME,
     TENSORRT,
@@ -210,7 +210,7 @@ class EngineWriter:
 
     def _feature_grids(self) -> list[Grid]:
         """The uint8 grid of each block's output; one per group, whatever the option, so that a skip can pass it on."""
-        groups = group_of(self.network.architecture)
+        groups = [block.group for block in self.network.architecture.blocks]
         highest = {
             groups[key.block]: value.high
             for key, value in self.ranges.items()

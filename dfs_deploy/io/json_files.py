@@ -1,17 +1,29 @@
-"""JSON that somebody else wrote: of bounded size, of the expected types, or one named error."""
+"""JSON files: bounded in size, strict in types, and versioned where the package wrote them.
+
+:class:`VersionedFormat` is the one reader and writer of files with a version: a manifest, a latency table, a saved
+bench or verification, an engine choice, the index of prepared engines, a training job. A module declares its format::
+
+    FORMAT = VersionedFormat("latency table", LatencyTable, 2, "write one with bench --save-costs", error=DataError,
+                             mark=("kind", "dfs-deploy latency table"), older={1: (LatencyTable1, from_version_1)})
+
+and calls ``FORMAT.read(path)`` and ``FORMAT.write(path, value)``. :func:`decode_json` and :func:`read_json` are for
+JSON without a version.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 from msgspec import Meta
 
-from dfs_deploy.io.files import read_file
+from dfs_deploy.errors import ArtefactError, DfsDeployError, UsageError
+from dfs_deploy.io.files import read_file, write_whole
 from dfs_deploy.io.kinds import kind_of_content
-from dfs_deploy.io.text import first_line
+from dfs_deploy.io.text import first_line, one_line
 
 MAX_JSON = 32 << 20
 """Most bytes of a JSON file: a manifest of a thousand blocks with all its engines and ranges takes about 3 MB."""
@@ -36,6 +48,7 @@ UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for JSON that is malformed, of other types, not in UTF-8, or nested without end."""
 
 _T = TypeVar("_T")
+_V = TypeVar("_V")
 
 
 class MalformedError(ValueError):
@@ -79,3 +92,97 @@ def read_json(
         OSError: it is not there, no regular file, too large, or cannot be read.
     """
     return decode_json(read_file(path, limit, follow=follow), type, dec_hook=dec_hook)
+
+
+@dataclass(frozen=True)
+class VersionedFormat(Generic[_T]):
+    """A JSON file format with a version in it.
+
+    Attributes:
+        name: what messages call such a file, as in ``latency table``.
+        newest: type of a file of the newest version: a msgspec ``Struct`` that forbids unknown keys.
+        version: the newest version, which is what :meth:`write` writes.
+        remedy: what to do about a file that cannot be used, as the end of a message.
+        error: error for a file that cannot be used.
+        version_error: error for a file of a version that is not read; ``None`` for ``error``.
+        version_key: key that holds the version.
+        mark: key and value that tell the format from other JSON; ``None`` if only its keys do.
+        older: for each older version that is read, its type and what makes the newest type of it.
+        dec_hook: reads values of types that msgspec does not know; see :func:`decode_json`.
+    """
+
+    name: str
+    newest: type[_T]
+    version: int
+    remedy: str
+    error: type[DfsDeployError] = ArtefactError
+    version_error: type[DfsDeployError] | None = None
+    version_key: str = "schema_version"
+    mark: tuple[str, str] | None = None
+    older: Mapping[int, tuple[type[Any], Callable[[Any], _T]]] = field(default_factory=dict)
+    dec_hook: Callable[[Any, Any], Any] | None = None
+
+    def read(self, path: Path, *, limit: int = MAX_JSON, follow: bool = True) -> _T:
+        """Reads a file of any version that is known, strictly.
+
+        Args:
+            path: the file.
+            limit: most bytes that are read.
+            follow: whether ``path`` may be a link.
+
+        Raises:
+            DfsDeployError: as :attr:`error` and :attr:`version_error` say: the file cannot be read, is malformed, of
+                another format, or of a version that is not read. One line says which.
+        """
+        try:
+            content = read_file(path, limit, follow=follow)
+        except OSError as error:
+            raise self.error(f"{path} cannot be read ({first_line(error)}); {self.remedy}") from error
+        return self.decode(content, path)
+
+    def decode(self, content: bytes, path: Path) -> _T:
+        """Reads the content of a file; see :meth:`read`.
+
+        Args:
+            content: of the file.
+            path: the file, for messages.
+        """
+        try:
+            keys = decode_json(content, dict[str, msgspec.Raw])
+            seen = None if self.mark is None else self._value(keys, self.mark[0], str)
+            version = self._value(keys, self.version_key, int)
+        except MalformedError as error:
+            raise self._malformed(path, error) from error
+        if self.mark is not None and seen != self.mark[1]:
+            raise self.error(f"{path} holds {one_line(str(seen), 80)!r}, expected {self.mark[1]!r}; {self.remedy}")
+        if version != self.version and version not in self.older:
+            raise self._of_another_version(path, version)
+        try:
+            if version == self.version:
+                return decode_json(content, self.newest, dec_hook=self.dec_hook)
+            older, newer = self.older[version]
+            return newer(decode_json(content, older, dec_hook=self.dec_hook))
+        except (MalformedError, UsageError) as error:
+            raise self._malformed(path, error) from error
+
+    def write(self, path: Path, value: _T) -> None:
+        """Writes a file whole or not at all."""
+        write_whole(path, self.encode(value))
+
+    def encode(self, value: _T) -> bytes:
+        """Content of a file of the newest version, indented for people."""
+        return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
+
+    def _value(self, keys: Mapping[str, msgspec.Raw], key: str, kind: type[_V]) -> _V:
+        if key not in keys:
+            raise MalformedError(f"no key {key!r}")
+        return decode_json(bytes(keys[key]), kind)
+
+    def _malformed(self, path: Path, error: Exception) -> DfsDeployError:
+        return self.error(f"{path} is no {self.name} ({first_line(error)}); {self.remedy}")
+
+    def _of_another_version(self, path: Path, version: int) -> DfsDeployError:
+        known = sorted({*self.older, self.version})
+        expected = f"{known[0]} to {known[-1]}" if len(known) > 1 else str(known[0])
+        remedy = "update dfs-deploy" if version > self.version else self.remedy
+        return (self.version_error or self.error)(f"{path} has schema version {version}, expected {expected}; {remedy}")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dfs_deploy.models.quantize import batch_range, fake_quantize, fake_quantize_weight
-from dfs_deploy.network import Architecture, BlockShape
+from dfs_deploy.network import Architecture, Block, cifar_values
 from dfs_deploy.options import FULL_BITS
 
 RANGE_MOMENTUM = 0.1
@@ -76,12 +76,17 @@ class QuantizedConv2d(nn.Module):
         self.high.lerp_(high.to(self.high.dtype), momentum)
 
 
+def _stride(shape: Block) -> int:
+    (_, *before), (_, *after) = shape.in_shape, shape.out_shape
+    return max(-(-size // left) for size, left in zip(before, after, strict=True))
+
+
 class Projection(nn.Module):
     """The shortcut of a block that changes shape: a strided 1x1 convolution and its normalisation."""
 
-    def __init__(self, shape: BlockShape) -> None:
+    def __init__(self, shape: Block) -> None:
         super().__init__()
-        self.conv = QuantizedConv2d(shape.in_channels, shape.out_channels, 1, shape.stride)
+        self.conv = QuantizedConv2d(shape.in_channels, shape.out_channels, 1, _stride(shape))
         self.norm = nn.BatchNorm2d(shape.out_channels)
 
     def forward(self, x: Tensor, bits: int = FULL_BITS, round_input: bool = True) -> Tensor:
@@ -93,10 +98,10 @@ class Projection(nn.Module):
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with a shortcut: ``relu(norm2(conv2(relu(norm1(conv1(x))))) + shortcut(x))``."""
 
-    def __init__(self, shape: BlockShape) -> None:
+    def __init__(self, shape: Block) -> None:
         super().__init__()
         self.shape = shape
-        self.conv1 = QuantizedConv2d(shape.in_channels, shape.out_channels, 3, shape.stride)
+        self.conv1 = QuantizedConv2d(shape.in_channels, shape.out_channels, 3, _stride(shape))
         self.norm1 = nn.BatchNorm2d(shape.out_channels)
         self.conv2 = QuantizedConv2d(shape.out_channels, shape.out_channels, 3, 1)
         self.norm2 = nn.BatchNorm2d(shape.out_channels)
@@ -139,18 +144,19 @@ class Backbone(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        channels = architecture.image_shape[0]
-        self.stem_conv = QuantizedConv2d(channels, architecture.widths[0], 3, 1)
-        self.stem_norm = nn.BatchNorm2d(architecture.widths[0])
-        self.blocks = nn.ModuleList(BasicBlock(shape) for shape in architecture.block_shapes())
-        self.head = nn.Linear(architecture.widths[-1], architecture.classes)
+        cifar_values(architecture)  # raises UsageError for blocks of another kind
+        first, last = architecture.blocks[0].in_channels, architecture.blocks[-1].out_channels
+        self.stem_conv = QuantizedConv2d(architecture.image_shape[0], first, 3, 1)
+        self.stem_norm = nn.BatchNorm2d(first)
+        self.blocks = nn.ModuleList(BasicBlock(block) for block in architecture.blocks)
+        self.head = nn.Linear(last, architecture.classes)
 
     def stem(self, x: Tensor) -> Tensor:
-        """Maps normalised images (N, C, H, W) to the first block's input (N, widths[0], H, W)."""
+        """Maps normalised images (N, C, H, W) to the first block's input (N, C', H, W)."""
         return functional.relu(self.stem_norm(self.stem_conv(x)))
 
     def classify(self, features: Tensor) -> Tensor:
-        """Maps the last features (N, widths[-1], H, W) to logits (N, classes)."""
+        """Maps the last features (N, C, H, W) to logits (N, classes)."""
         logits: Tensor = self.head(features.mean((2, 3)))
         return logits
 

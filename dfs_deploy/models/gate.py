@@ -11,7 +11,7 @@ from dfs_deploy.network import Architecture
 
 
 class GateState(NamedTuple):
-    """The LSTM's memory between blocks: ``hidden`` and ``cell``, each (N, gate_hidden) float32."""
+    """The LSTM's memory between blocks: ``hidden`` and ``cell``, each (N, hidden) float32."""
 
     hidden: Tensor
     cell: Tensor
@@ -27,10 +27,12 @@ class Gate(nn.Module):
 
     def __init__(self, architecture: Architecture, options: int) -> None:
         super().__init__()
-        shapes = list(architecture.block_shapes())[: architecture.gated_blocks]
-        self.embeddings = nn.ModuleList(nn.Linear(shape.out_channels, architecture.gate_embedding) for shape in shapes)
-        self.lstm = nn.LSTMCell(architecture.gate_embedding, architecture.gate_hidden)
-        self.projection = nn.Linear(architecture.gate_hidden, options)
+        sizes = architecture.gate
+        self.embeddings = nn.ModuleList(
+            nn.Linear(block.out_channels, sizes.embedding) for block in architecture.blocks[:-1]
+        )
+        self.lstm = nn.LSTMCell(sizes.embedding, sizes.hidden)
+        self.projection = nn.Linear(sizes.hidden, options)
 
     def initial_state(self, features: Tensor) -> GateState:
         """Zeros, for the samples of ``features`` (N, C, H, W)."""

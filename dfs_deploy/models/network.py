@@ -173,8 +173,8 @@ class DFSNetwork(nn.Module):
             (N, C', H', W') float32.
         """
         block = self.blocks[index]
-        shape = block.shape
-        result = features.new_empty(features.shape[0], shape.out_channels, *_out_size(features, shape.stride))
+        size = _out_size(features, block.conv1.stride)
+        result = features.new_empty(features.shape[0], block.shape.out_channels, *size)
         for k in sorted(set(choice.tolist())):
             rows = torch.nonzero(choice == k).flatten()
             group = features[rows]

@@ -28,7 +28,7 @@ from dfs_deploy.report.results import (
     Point,
     SubstitutionFacts,
 )
-from dfs_deploy.report.routes import decisions, group_of_block, hot_paths, path_tree
+from dfs_deploy.report.routes import decisions, hot_paths, path_tree
 from dfs_deploy.runtimes import Result, Runtime
 from dfs_deploy.suspicion import suspicions
 from dfs_deploy.system.target_cpu import made_for_another_cpu
@@ -82,7 +82,7 @@ def report_bundle(
         raise BundleError(f"{bundle.path} has no engines for onnxruntime; export with --runtime onnxruntime")
     inputs = _inputs(bundle, data, samples, seed)
     images, labels = inputs.images, inputs.labels
-    groups = group_of_block(bundle.architecture)
+    groups = [block.group for block in bundle.architecture.blocks]
     with Runtime(bundle, threads=threads, plan=plan, prepared=prepared) as runtime:
         here = msgspec.convert(runtime.description, RuntimeFacts)
         result = _run(runtime, images, lambda share: tell(f"{bundle.name}: running", share))

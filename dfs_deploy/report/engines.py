@@ -101,13 +101,13 @@ def _times(
     bundle: Bundle, sessions: Sessions, block: BlockEngines, choices: Sequence[Engine], layout: Layout
 ) -> list[float]:
     """Median times of some engines of a block at batch 1, in microseconds, measured in turns."""
-    shape = list(bundle.architecture.block_shapes())[block.index]
-    source = aligned_buffer((1, *laid_out((shape.in_channels, *shape.in_size), layout)), _DTYPES[layout])
+    shape = bundle.architecture.blocks[block.index]
+    source = aligned_buffer((1, *laid_out(shape.in_shape, layout)), _DTYPES[layout])
     random = np.random.default_rng(block.index)
     source[...] = random.integers(0, 128, source.shape) if layout == "uint8" else random.random(source.shape)
     calls = []
     for engine in choices:
-        target = laid_out((shape.out_channels, *shape.out_size), engine.output)
+        target = laid_out(shape.out_shape, engine.output)
         calls.append(bind(sessions.open(engine, layout), source, aligned_buffer((1, *target), _DTYPES[engine.output])))
     return median_us(calls)
 

@@ -8,18 +8,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options, computation_percentage
 from dfs_deploy.report.results import Branch, Decision, HotPath
 
 HOT_PATHS = 16
 """Paths that a report lists."""
-
-
-def group_of_block(architecture: Architecture) -> tuple[int, ...]:
-    """The group that each block belongs to, from 1, the first block included."""
-    counts = enumerate(architecture.groups, start=1)
-    return tuple(itertools.chain.from_iterable([group] * count for group, count in counts))
 
 
 def decisions(paths: NDArray[np.uint8], options: Options, groups: Sequence[int]) -> tuple[Decision, ...]:

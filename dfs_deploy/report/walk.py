@@ -110,10 +110,10 @@ def advance(
     Returns:
         The features after it.
     """
-    shape = list(bundle.architecture.block_shapes())[block.index]
+    shape = bundle.architecture.blocks[block.index]
     after = features
     if shape.projects:  # every sample runs something there: a skip runs its projection
-        after = Features.empty(len(choice), (shape.out_channels, *shape.out_size))
+        after = Features.empty(len(choice), shape.out_shape)
     steps = [
         (engine.output, own, sessions.run(engine, layout, maps))
         for index, option in enumerate(bundle.options)
@@ -146,8 +146,7 @@ def walk(
         A gated block and the features that reach it, which are valid until the next is asked for.
     """
     engines = bundle.manifest.runtimes["onnxruntime"]
-    first = next(bundle.architecture.block_shapes())
-    features = Features.empty(len(images), (first.out_channels, *first.out_size))
+    features = Features.empty(len(images), bundle.architecture.blocks[0].out_shape)
     features.put("float32", np.arange(len(images)), sessions.run(engines.stem, "float32", images))
     for block, choice in zip(engines.blocks, paths.T, strict=True):
         yield block, features

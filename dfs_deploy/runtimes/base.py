@@ -537,7 +537,7 @@ def _opened_again(path: str, digest: str, choices: dict[str, Any], budget: float
 
 def _most_at_once(architecture: Architecture, batch: int) -> int:
     """Images that run at once, at most; as many times a backend's own batch as fit."""
-    widest = max(shape.out_channels * math.prod(shape.out_size) for shape in architecture.block_shapes())
+    widest = max(math.prod(block.out_shape) for block in architecture.blocks)
     bytes_each = 4 * (math.prod(architecture.image_shape) + widest)
     return max(PART_BYTES // bytes_each, _LEAST_PART, batch) // batch * batch
 

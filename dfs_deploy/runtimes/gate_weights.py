@@ -33,8 +33,8 @@ def read_gate_weights(bundle: Bundle, runtime: str) -> GateWeights | None:
 def gate_weights(session: ort.InferenceSession, bundle: Bundle) -> GateWeights:
     """Asks the gate's graph for its weights, which are among its outputs; a reader of ONNX is not needed."""
     architecture, options = bundle.architecture, len(bundle.options)
-    gates, hidden = architecture.gated_blocks, architecture.gate_hidden
-    widest = max((s.out_channels for s in list(architecture.block_shapes())[:gates]), default=1)
+    gates, hidden = architecture.gated_blocks, architecture.gate.hidden
+    widest = max((block.out_channels for block in architecture.blocks[:gates]), default=1)
     feeds: dict[str, Any] = {
         "pooled": np.zeros((1, widest), np.float32),
         "block": np.array(0, np.int64),
@@ -54,7 +54,7 @@ def gate_weights(session: ort.InferenceSession, bundle: Bundle) -> GateWeights:
         raise BundleError(
             f"{bundle.path}: the gate's weights have other shapes than the architecture says; export again"
         )
-    for block, shape in zip(range(gates), architecture.block_shapes(), strict=False):
+    for block, shape in enumerate(architecture.blocks[:gates]):
         if values[0][block, :, shape.out_channels :].any():
             raise BundleError(
                 f"{bundle.path}: the gate has weights for channels that block {block} has not; export again"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dfs_deploy.checkpoints import load_checkpoint
 from dfs_deploy.errors import CheckpointError
 from dfs_deploy.models import DFSNetwork
-from dfs_deploy.network import Architecture
+from dfs_deploy.network import Architecture, cifar_resnet
 from dfs_deploy.training.data import Splits
 from dfs_deploy.training.recipe import Recipe
 
@@ -15,7 +15,7 @@ from dfs_deploy.training.recipe import Recipe
 def new_architecture(recipe: Recipe, splits: Splits) -> Architecture:
     """ResNet-(6n+2) for the classes and images of some data (He et al. 2016, Section 4.2)."""
     groups = (recipe.blocks_per_group,) * 3
-    return Architecture(groups, classes=splits.classes, image_shape=splits.contract().shape)
+    return cifar_resnet(groups, classes=splits.classes, image_shape=splits.contract().shape)
 
 
 def begin_with(path: str, architecture: Architecture, say: Callable[[str], object] = lambda line: None) -> DFSNetwork:

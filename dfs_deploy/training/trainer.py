@@ -21,6 +21,7 @@ from dfs_deploy.io.files import check_folder, remove_leftovers, sole_use
 from dfs_deploy.io.text import first_line
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.models.threads import torch_threads
+from dfs_deploy.network import cifar_values
 from dfs_deploy.options import FULL_BITS, Options
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.training.beginning import begin_with, new_architecture
@@ -469,7 +470,7 @@ class _Trainer:
             "schema": METRICS_SCHEMA,
             "version": dfs_deploy.__version__,
             "job": self._job.as_json(),
-            "architecture": dataclasses.asdict(self._network.architecture),
+            "architecture": cifar_values(self._network.architecture),
             "options": list(self._network.options.names),
             "policy": None if policy is None else [self._network.options[choice].name for choice in policy],
             "cost": self._recipe.cost,

@@ -28,14 +28,15 @@ from dfs_deploy.bundle.manifest import MANIFEST, SCHEMA_VERSION, Manifest, parse
 from dfs_deploy.errors import ArtefactError, BundleError, DigestError, SchemaVersionError, UsageError
 from dfs_deploy.io.arrays import Arrays
 from dfs_deploy.io.files import sha256
+from dfs_deploy.network import Architecture, cifar_resnet
 from dfs_deploy.runtimes import Runtime
 from tests.checks import MakesFolder, refuses
 from tests.io.test_arrays import mutated
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "manifest-v3.json"
+GOLDEN = Path(__file__).parents[1] / "golden" / "manifest-v4.json"
 """A manifest as this version writes it; each of its files holds its own name."""
 
-GOLDEN_V1, GOLDEN_V2 = GOLDEN.with_name("manifest-v1.json"), GOLDEN.with_name("manifest-v2.json")
+GOLDEN_V1, GOLDEN_V2, GOLDEN_V3 = (GOLDEN.with_name(f"manifest-v{version}.json") for version in (1, 2, 3))
 """The same network's as older versions wrote them."""
 
 Edit = Callable[[dict[str, Any]], None]
@@ -79,6 +80,8 @@ def put(folder: Path, name: str, data: bytes) -> None:
 
 def strategy(kind: inspect.Type) -> st.SearchStrategy[Any]:
     """Values of a type, within the bounds that the schema gives."""
+    if isinstance(kind, inspect.StructType) and kind.cls is Architecture:  # its blocks must form a chain
+        return st.builds(cifar_resnet, st.tuples(*[st.integers(1, 3)] * 3), classes=st.integers(1, 1 << 16))
     if isinstance(kind, inspect.StructType):
         return st.builds(kind.cls, **{field.name: strategy(field.type) for field in kind.fields})
     if isinstance(kind, inspect.IntType):
@@ -118,7 +121,7 @@ def test_the_golden_manifest_keeps_loading(made: Path) -> None:
     bundle = Bundle(made)
     manifest = bundle.manifest
     assert bundle.options.names == ("skip", "8", "16", "full")
-    assert bundle.architecture.groups == (1, 1)
+    assert bundle.architecture == cifar_resnet((1, 1), (4, 8), 10, (3, 8, 8))
     assert bundle.architecture.gated_blocks == 1
     assert bundle.input.shape == (3, 8, 8)
     assert manifest.targets == ["int8", "fp32"]
@@ -139,15 +142,24 @@ def test_the_golden_manifest_keeps_loading(made: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("older", "lacking"), [(GOLDEN_V1, {"policy": None, "budgets": []}), (GOLDEN_V2, {})], ids=["1", "2"]
+    ("older", "lacking"),
+    [
+        (GOLDEN_V1, {"policy": None, "budgets": [], "weights_key": None}),
+        (GOLDEN_V2, {"weights_key": None}),
+        (GOLDEN_V3, {}),
+    ],
+    ids=["1", "2", "3"],
 )
 def test_a_manifest_of_an_older_version_is_read_as_this_version_has_it(
     made: Path, tmp_path: Path, older: Path, lacking: dict[str, Any]
 ) -> None:
     manifest = Bundle(made).manifest
-    source = msgspec.structs.replace(manifest.source, weights_key=None)
+    of_source = {key: value for key, value in lacking.items() if key == "weights_key"}
+    source = msgspec.structs.replace(manifest.source, **of_source)
     (made / MANIFEST).write_bytes(older.read_bytes())
-    assert Bundle(made).manifest == msgspec.structs.replace(manifest, source=source, **lacking)
+    assert Bundle(made).manifest == msgspec.structs.replace(
+        manifest, source=source, **{key: value for key, value in lacking.items() if key not in of_source}
+    )
     origin = source_of(made)
     assert origin is not None
     assert (origin.file, origin.sha256) == (source.file, source.sha256)
@@ -162,6 +174,7 @@ def test_a_manifest_of_an_older_version_is_read_as_this_version_has_it(
         (GOLDEN_V1, ("budgets",)),
         (GOLDEN_V1, ("source", "weights_key")),
         (GOLDEN_V2, ("source", "weights_key")),
+        (GOLDEN_V3, ("architecture", "blocks")),
     ],
     ids=lambda value: value.stem if isinstance(value, Path) else value[-1],
 )
@@ -446,10 +459,10 @@ def drop(*keys: str | int) -> Edit:
     return edit
 
 
-@pytest.mark.parametrize(("version", "word"), [(0, "export it again"), (4, "update"), (99, "update"), (-1, "export")])
+@pytest.mark.parametrize(("version", "word"), [(0, "export"), (5, "update"), (99, "update"), (-1, "export")])
 def test_another_schema_version(made: Path, version: int, word: str) -> None:
     edit_manifest(made, set_to("schema_version", value=version))
-    with refuses(SchemaVersionError, str(version), "expected 1 to 3", word):
+    with refuses(SchemaVersionError, str(version), "expected 1 to 4", word):
         Bundle(made)
     assert SchemaVersionError.exit_code == 4
 
@@ -515,7 +528,7 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
     "a long producer": (set_to("producer", "name", value="a" * 10_000), "producer"),
     "a long path": (set_to("samples", value="a/" * 1000), "samples"),
     "ten thousand versions": (set_to("producer", value={str(i): "1" for i in range(10_000)}), "producer"),
-    "a gate of a hundred gigabytes": (set_to("architecture", "gate_hidden", value=1 << 16), "gate_hidden"),
+    "a gate of a hundred gigabytes": (set_to("architecture", "gate", "hidden", value=1 << 16), "gate.hidden"),
     "a file of a terabyte": (set_to("files", "samples.npz", "size", value=1 << 40), "size"),
     "a standard deviation of next to nothing": (set_to("input", "std", 0, value=1e-300), "std"),
     "a mean beyond float32": (set_to("input", "mean", 0, value=1e300), "mean"),
@@ -545,8 +558,16 @@ INCONSISTENT: dict[str, Edit] = {
     "an input of another shape": set_to("input", "shape", value=[3, 9, 9]),
     "too few means": set_to("input", "mean", value=[0.5]),
     "a standard deviation of zero": set_to("input", "std", 0, value=0.0),
-    "widths that are not the groups'": set_to("architecture", "widths", value=[4]),
-    "no groups": set_to("architecture", "groups", value=[]),
+    "no blocks": set_to("architecture", "blocks", value=[]),
+    "a block that takes what no block gives": set_to("architecture", "blocks", 1, "in_shape", value=[4, 9, 8]),
+    "a block of another index": set_to("architecture", "blocks", 1, "index", value=0),
+    "a free skip that changes the shape": set_to("architecture", "blocks", 1, "skip", value="free"),
+    "a first block that can be skipped": set_to("architecture", "blocks", 0, "skip", value="projection"),
+    "a free skip onto another grid": lambda m: m["architecture"]["blocks"][1].update(
+        skip="free", out_shape=m["architecture"]["blocks"][1]["in_shape"]
+    ),
+    "a block with a gate that may not run every option": set_to("architecture", "blocks", 1, "options", value=["8"]),
+    "a block with a gate that cannot be skipped": set_to("architecture", "blocks", 1, "skip", value=None),
     "engines for fewer blocks": set_to("runtimes", "onnxruntime", "blocks", value=[]),
     "engines for more blocks": lambda m: m["runtimes"]["onnxruntime"]["blocks"].append(
         {**m["runtimes"]["onnxruntime"]["blocks"][0], "index": 2}
@@ -563,7 +584,7 @@ INCONSISTENT: dict[str, Edit] = {
     "a budget twice": lambda m: m["budgets"].append(dict(m["budgets"][1])),
     "a bias that rises with the budget": set_to("budgets", 1, "bias", value=4.0),
     "engines for no runtime": set_to("runtimes", value={}),
-    "ten thousand blocks": set_to("architecture", "groups", value=[1000] * 10),
+    "ten thousand blocks": lambda m: m["architecture"].update(blocks=m["architecture"]["blocks"] * 5000),
     "images of a terabyte": lambda m: (
         set_to("architecture", "image_shape", value=[3, 1 << 16, 1 << 16])(m),
         set_to("input", "shape", value=[3, 1 << 16, 1 << 16])(m),
@@ -571,7 +592,8 @@ INCONSISTENT: dict[str, Edit] = {
     "feature maps of 4 GB": lambda m: (
         set_to("architecture", "image_shape", value=[3, 512, 512])(m),
         set_to("input", "shape", value=[3, 512, 512])(m),
-        set_to("architecture", "widths", value=[1 << 12, 1 << 12])(m),
+        set_to("architecture", "blocks", 0, "out_shape", value=[1 << 12, 512, 512])(m),
+        set_to("architecture", "blocks", 1, "in_shape", value=[1 << 12, 512, 512])(m),
     ),
     "files of a terabyte together": lambda m: m["files"].update(
         {f"more/{i}": {"sha256": "0" * 64, "size": 1 << 30} for i in range(1000)}
@@ -584,7 +606,14 @@ INCONSISTENT: dict[str, Edit] = {
     "an engine without a file": set_to("runtimes", "tensorrt", "blocks", 0, "options", "8", 0, "files", value={}),
     "shares of other blocks": set_to("accuracy", "option_share", value=[]),
     "shares of other options": set_to("accuracy", "option_share", 0, value=[1.0]),
-    "more blocks than engines": set_to("architecture", "groups", value=[2, 1]),
+    "more blocks than engines": lambda m: m["architecture"]["blocks"].append(
+        {
+            **m["architecture"]["blocks"][1],
+            "index": 2,
+            "skip": "free",
+            "in_shape": m["architecture"]["blocks"][1]["out_shape"],
+        }
+    ),
 }
 
 
@@ -596,6 +625,28 @@ def test_parts_that_contradict_each_other(made: Path, what: str) -> None:
     assert caught.value.exit_code == 4
     assert str(made) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+OLD_ARCHITECTURES: dict[str, Edit] = {
+    "widths that are not the groups'": set_to("architecture", "widths", value=[4]),
+    "no groups": set_to("architecture", "groups", value=[]),
+    "ten thousand blocks": set_to("architecture", "groups", value=[1000] * 10),
+    "feature maps of 4 GB": lambda m: (
+        set_to("architecture", "image_shape", value=[3, 512, 512])(m),
+        set_to("input", "shape", value=[3, 512, 512])(m),
+        set_to("architecture", "widths", value=[1 << 12, 1 << 12])(m),
+    ),
+    "more blocks than engines": set_to("architecture", "groups", value=[2, 1]),
+    "a gate of a hundred gigabytes": set_to("architecture", "gate_hidden", value=1 << 16),
+}
+
+
+@pytest.mark.parametrize("what", OLD_ARCHITECTURES)
+def test_an_impossible_architecture_in_a_manifest_of_version_3(made: Path, what: str) -> None:
+    (made / MANIFEST).write_bytes(GOLDEN_V3.read_bytes())
+    edit_manifest(made, OLD_ARCHITECTURES[what])
+    with refuses(BundleError, str(made)):
+        Bundle(made)
 
 
 def make_static(manifest: dict[str, Any], option: str = "8") -> None:
@@ -621,6 +672,7 @@ def test_a_static_policy_needs_no_gate_and_the_engines_of_its_options_alone(made
 WRONG_POLICIES: dict[str, tuple[Edit, str]] = {
     "of another length": (lambda m: m["policy"].append("8"), "2 gated blocks"),
     "of no block": (set_to("policy", value=[]), "0 gated blocks"),
+    "of an option that the block may not run": (set_to("architecture", "blocks", 1, "options", value=["16"]), "'8'"),
     "of an unknown option": (set_to("policy", 0, value="4"), "'4'"),
     "beside a gate": (set_to("runtimes", "onnxruntime", "gate", value="common/gate.onnx"), "gate"),
     "with budgets": (
@@ -670,6 +722,7 @@ def test_a_part_that_is_missing_is_found_on_opening(made: Path, what: str) -> No
 
 
 def test_an_architecture_far_larger_than_its_engines_takes_no_memory(made: Path) -> None:
+    (made / MANIFEST).write_bytes(GOLDEN_V3.read_bytes())
     edit_manifest(made, set_to("architecture", "groups", value=[100_000, 1]))
     tracemalloc.start()
     try:

@@ -16,12 +16,10 @@ from dfs_deploy.calibration import (
     calibrate,
     calibrate_static,
     from_checkpoint,
-    group_of,
     routing,
 )
 from dfs_deploy.errors import CheckpointError
 from dfs_deploy.models import BasicBlock, DFSNetwork, run_option
-from dfs_deploy.network import Architecture
 from tests.bundles import Split, normal_images, rig_gate, settled_network
 from tests.checks import refuses
 
@@ -169,7 +167,7 @@ def test_the_outputs_of_a_group_share_the_widest_interval(
 ) -> None:
     network, images, path = routed
     ranges = calibrate(network, [EIGHT, SIXTEEN], batches(images), method)
-    groups = group_of(network.architecture)
+    groups = [block.group for block in network.architecture.blocks]
     expected = expected_ends(network, images, path, [EIGHT, SIXTEEN])
     for group in set(groups):
         outputs = {key: value for key, value in ranges.items() if key.tensor == "output" and groups[key.block] == group}
@@ -285,7 +283,7 @@ def test_the_static_network_runs_every_block_in_full_on_everything() -> None:
 def test_without_data_the_checkpoint_and_its_statistics_say() -> None:
     network = settled_network("skip,4,8,full", blocks=2, widths=(4, 8, 16))
     ranges = from_checkpoint(network, [1, 2])
-    groups = group_of(network.architecture)
+    groups = [block.group for block in network.architecture.blocks]
     for block in network.blocks[1:]:
         index = block.shape.index
         names = {"conv1", "conv2", "conv2_out", "output"}
@@ -316,10 +314,6 @@ def test_without_a_gated_block_or_an_option_there_is_nothing_to_measure() -> Non
     network = settled_network()
     assert from_checkpoint(network, []) == {}
     assert calibrate(network, [], batches(normal_images(4)), "minmax") == {}
-
-
-def test_group_of() -> None:
-    assert group_of(Architecture((2, 1, 3), (4, 4, 4))) == (0, 0, 1, 2, 2, 2)
 
 
 @pytest.mark.parametrize("method", ["minmax", "mse"])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dfs_deploy.checkpoints import load_checkpoint, release
 from dfs_deploy.errors import CheckpointError, UnknownCheckpointError
+from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 from tests.builders import random_images, release_state_dict, save_release
 from tests.checkpoints.oracle import GroupsOracle
@@ -42,8 +43,7 @@ def test_the_shape_is_read_from_the_tensors(tmp_path: Path) -> None:
     state = release_state_dict((2, 1, 3), 4, classes=100, width=16)
     loaded = load_checkpoint(save_release(tmp_path / "net.pth.tar", state, arch="cifar10_rnn_gate_110"))
     architecture = loaded.network.architecture
-    assert (architecture.groups, architecture.widths) == ((2, 1, 3), (16, 32, 64))
-    assert (architecture.classes, architecture.image_shape) == (100, (3, 32, 32))
+    assert architecture == cifar_resnet((2, 1, 3), classes=100)
     assert loaded.input.class_names == ()
     assert not loaded.network.training
 

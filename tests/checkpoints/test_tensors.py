@@ -9,7 +9,7 @@ from torch import Tensor
 from dfs_deploy.checkpoints import load_checkpoint, save_checkpoint
 from dfs_deploy.checkpoints.tensors import fill, without_values
 from dfs_deploy.errors import CheckpointError
-from dfs_deploy.network import Architecture
+from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract
 from tests.builders import release_state_dict, save_release, skipnet_state_dict, small_network
@@ -104,7 +104,7 @@ def test_a_counter_that_counts_nothing_is_refused(tmp_path: Path, ours: Path, co
 
 
 def test_a_network_without_values_takes_no_memory_and_every_value_from_its_file() -> None:
-    network = without_values(Architecture((1, 1, 1), (2**18,) * 3, image_shape=(3, 8, 8)), Options.parse("skip,full"))
+    network = without_values(cifar_resnet((1, 1, 1), (2**18,) * 3, image_shape=(3, 8, 8)), Options.parse("skip,full"))
     assert {tensor.device.type for tensor in network.state_dict().values()} == {"meta"}
     small = small_network("skip,full")
     whole = {key: value for key, value in small.state_dict().items() if not key.endswith("num_batches_tracked")}

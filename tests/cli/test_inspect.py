@@ -95,7 +95,7 @@ EMPTY: dict[str, tuple[list[str | int], object, str]] = {
     "feature scales": (["runtimes", "onnxruntime", "feature_scales"], [], "feature scale"),
     "options": (["options"], [], "option"),
     "files": (["files"], {}, "not among"),
-    "widths": (["architecture", "widths"], [], "architecture"),
+    "blocks of the architecture": (["architecture", "blocks"], [], "blocks"),
     "shares of options": (["accuracy", "option_share"], [], "shares"),
     "a mean": (["input", "mean"], [], "mean"),
     "static engines": (["runtimes", "onnxruntime", "static"], {}, ""),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dfs_deploy.costs import SCHEMA_VERSION, LatencyTable, OptionCost, save_costs
+from dfs_deploy.costs import LatencyTable, OptionCost, save_costs
 from dfs_deploy.data import save_npz
 from dfs_deploy.options import Options
 from dfs_deploy.training import read_metrics
@@ -44,15 +44,12 @@ def latency_table(blocks: int = 2) -> LatencyTable:
         for option, time in times.items()
     ]
     return LatencyTable(
-        schema_version=SCHEMA_VERSION,
-        kind="dfs-deploy latency table",
         bundle="0" * 64,
         machine="a machine",
         runtime="onnxruntime",
         threads=1,
-        groups=[1] * (blocks + 1),
-        widths=[16, 32, 64],
         image_shape=(3, 8, 8),
+        block_shapes=((16, 8, 8), (32, 4, 4), (64, 2, 2), (64, 2, 2))[: blocks + 1],
         gate_us=10.0,
         entries=entries,
     )
@@ -95,7 +92,7 @@ def test_costs_come_from_a_table(folder: Path, tmp_path: Path) -> None:
     assert first["job"]["recipe"]["costs"] == [[0.2, 0.6, 1.0, 1.0]] * 2
     train(folder, *arguments, tmp_path / "no", "--target", "10").failed(2, "expected 20 to 100")
     save_costs(tmp_path / "latency.json", latency_table(3))
-    train(folder, *arguments, tmp_path / "no").failed(2, "groups", "save-costs")
+    train(folder, *arguments, tmp_path / "no").failed(2, "4 blocks", "save-costs")
     train(folder, "--cost", tmp_path / "missing.json", "--out", tmp_path / "no").failed(2, "missing.json")
 
 

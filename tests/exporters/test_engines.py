@@ -20,7 +20,7 @@ GRID = Grid(0.03)
 
 def features_for(block: BasicBlock, layout: str, seed: int = 0) -> tuple[NDArray[np.generic], torch.Tensor]:
     """What an engine is fed and what that means; float features partly negative, as after a skipped stride block."""
-    shape = (6, block.shape.in_channels, *block.shape.in_size)
+    shape = (6, *block.shape.in_shape)
     random = np.random.default_rng(seed)
     if layout == "uint8":
         fed = random.integers(0, 256, shape, dtype=np.uint8)
@@ -117,8 +117,8 @@ def test_the_gate_engine_steps_as_the_gate(network: DFSNetwork) -> None:
     model = gate_engine(split_gate(network))
     state = network.gate.initial_state(torch.zeros(7, 4, 2, 2))
     hidden, cell = (part.numpy() for part in state)
-    for index, shape in enumerate(list(network.architecture.block_shapes())[:-1]):
-        features = 2 * torch.rand(7, shape.out_channels, *shape.out_size)
+    for index, shape in enumerate(network.architecture.blocks[:-1]):
+        features = 2 * torch.rand(7, *shape.out_shape)
         scores, state = network.gate(index, features, state)
         pooled = features.mean((2, 3)).numpy()
         got = run_model(model, pooled=pooled, block=np.array(index, np.int64), hidden=hidden, cell=cell)

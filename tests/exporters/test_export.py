@@ -19,7 +19,7 @@ from dfs_deploy.data import Dataset, ImageFolder, open_dataset, save_npz
 from dfs_deploy.errors import CheckpointError, DataError, UsageError
 from dfs_deploy.exporters import CALIBRATION_METHODS, checkpoint_stem, export
 from dfs_deploy.models import DFSNetwork
-from dfs_deploy.network import Architecture
+from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import PRECISIONS, Options, computation_percentage
 from dfs_deploy.runtimes import Runtime
 from tests.builders import release_state_dict, save_release, skipnet_state_dict
@@ -128,7 +128,7 @@ def test_any_option_list(tmp_path: Path, options: str) -> None:
 
 
 def test_a_network_whose_only_block_is_never_gated(tmp_path: Path) -> None:
-    network = DFSNetwork(Architecture((1,), (4,), 10, (3, 8, 8)), Options.parse("skip,8,full")).eval()
+    network = DFSNetwork(cifar_resnet((1,), (4,), 10, (3, 8, 8)), Options.parse("skip,8,full")).eval()
     save_checkpoint(tmp_path / "net.pt", network, CONTRACT)
     data = labelled(network, 10)
     exported = export(tmp_path / "net.pt", tmp_path / "net.dfs", calibration_data=data)
@@ -206,7 +206,7 @@ def test_each_runtime_has_engines_of_its_own_form_and_the_gate_is_one(mixed: Mad
     for block in ours.blocks:
         assert block.options["8"][0].files.keys() == {"float32", "uint8"}
         assert block.options["8"][0].output == "uint8"
-    shapes = list(bundle.architecture.block_shapes())[1:]
+    shapes = bundle.architecture.blocks[1:]
     assert [block.skip is not None for block in ours.blocks] == [shape.projects for shape in shapes]
 
 

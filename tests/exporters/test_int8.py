@@ -87,7 +87,7 @@ def plain_and_stride(seed: int = 0) -> tuple[BasicBlock, BasicBlock]:
 
 def features(block: BasicBlock, low: float = -1.0, high: float = 4.0) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return low + (high - low) * torch.rand(8, block.shape.in_channels, *block.shape.in_size, generator=generator)
+    return low + (high - low) * torch.rand(8, *block.shape.in_shape, generator=generator)
 
 
 def feed(x: Tensor, layout: str) -> tuple[NDArray[Any], Tensor]:
@@ -256,7 +256,7 @@ def test_a_hidden_layer_that_was_always_zero_keeps_the_bias_after_it(layout: str
 
 def test_features_of_nothing_but_zero_give_what_the_biases_make() -> None:
     for block in plain_and_stride():
-        x = torch.zeros(2, block.shape.in_channels, *block.shape.in_size)
+        x = torch.zeros(2, *block.shape.in_shape)
         assert error(block, x, "float32") < 0.03
 
 

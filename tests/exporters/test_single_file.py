@@ -21,7 +21,7 @@ from dfs_deploy.errors import ExportMismatchError, UsageError
 from dfs_deploy.exporters import Exported, export, pipeline
 from dfs_deploy.exporters.single_file import LOGIT_TOLERANCE, check_single_file, single_file
 from dfs_deploy.models import DFSNetwork
-from dfs_deploy.network import Architecture
+from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract
 from tests.builders import small_network
@@ -133,7 +133,7 @@ def test_an_odd_size_agrees_as_well(tmp_path: Path) -> None:
 
 
 def test_a_network_without_gated_blocks_has_an_empty_path(tmp_path: Path) -> None:
-    made = make(tmp_path, DFSNetwork(Architecture((1,), (4,), 10, (3, 8, 8)), Options.parse("skip,8")).eval())
+    made = make(tmp_path, DFSNetwork(cifar_resnet((1,), (4,), 10, (3, 8, 8)), Options.parse("skip,8")).eval())
     assert made.agrees(inputs(4)).shape == (4, 0)
 
 

@@ -112,7 +112,7 @@ def test_the_gate_with_its_embedding_folded_scores_as_before() -> None:
     assert len(part.input_weight) == len(part.bias) == network.architecture.gated_blocks
     state = network.gate.initial_state(torch.zeros(5, 4, 2, 2))
     hidden = cell = np.zeros((5, 10))
-    for index, shape in enumerate(list(network.architecture.block_shapes())[:-1]):
+    for index, shape in enumerate(network.architecture.blocks[:-1]):
         features = torch.rand(5, shape.out_channels, 2, 2)
         scores, state = network.gate(index, features, state)
         pooled = features.double().mean((2, 3)).numpy()

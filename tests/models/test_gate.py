@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dfs_deploy.models import Gate, decide
-from dfs_deploy.network import Architecture
+from dfs_deploy.network import cifar_resnet
 
 few_values = st.integers(1, 6).flatmap(
     lambda options: st.lists(
@@ -40,7 +40,7 @@ def test_different_scores_choose_the_greatest(seed: int) -> None:
 
 
 def test_there_is_an_embedding_for_each_block_before_a_gated_one() -> None:
-    architecture = Architecture((2, 1, 2), (4, 8, 16), gate_embedding=5, gate_hidden=6)
+    architecture = cifar_resnet((2, 1, 2), (4, 8, 16), gate_embedding=5, gate_hidden=6)
     gate = Gate(architecture, 3)
     assert [embedding.in_features for embedding in gate.embeddings] == [4, 4, 8, 16]
     assert all(embedding.out_features == 5 for embedding in gate.embeddings)
@@ -50,9 +50,9 @@ def test_there_is_an_embedding_for_each_block_before_a_gated_one() -> None:
 def test_the_gate_is_pooling_embedding_lstm_and_projection() -> None:
     """Against the sequence form of the LSTM, which is what the authors' release steps."""
     torch.manual_seed(0)
-    architecture = Architecture((2, 1, 1), (4, 8, 16))
+    architecture = cifar_resnet((2, 1, 1), (4, 8, 16))
     gate = Gate(architecture, 4).eval()
-    lstm = nn.LSTM(architecture.gate_embedding, architecture.gate_hidden)
+    lstm = nn.LSTM(architecture.gate.embedding, architecture.gate.hidden)
     with torch.no_grad():
         for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
             getattr(lstm, f"{name}_l0").copy_(getattr(gate.lstm, name))
@@ -72,7 +72,7 @@ def test_the_gate_is_pooling_embedding_lstm_and_projection() -> None:
 
 def test_samples_do_not_see_each_other() -> None:
     torch.manual_seed(0)
-    gate = Gate(Architecture((2, 1, 1), (4, 8, 16)), 4)
+    gate = Gate(cifar_resnet((2, 1, 1), (4, 8, 16)), 4)
     features = torch.randn(5, 4, 8, 8)
     together, _ = gate(0, features, gate.initial_state(features))
     alone, _ = gate(0, features[2:3], gate.initial_state(features[2:3]))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dfs_deploy.errors import OptionError
 from dfs_deploy.models import BasicBlock, DFSNetwork, QuantizedConv2d, run_option
-from dfs_deploy.network import Architecture, BlockShape
+from dfs_deploy.network import Block, cifar_resnet
 from dfs_deploy.options import Option, Options, computation_percentage
 from tests.builders import random_images, small_network
 
@@ -208,12 +208,13 @@ def test_a_quantised_stride_block_quantises_its_projection_too() -> None:
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 2))
 def test_a_block_gives_what_its_shape_says(height: int, width: int, stride: int) -> None:
-    shape = BlockShape(1, 4, 4 * stride, stride, (height, width))
+    halved = (4 * stride, -(-height // stride), -(-width // stride))
+    shape = Block(1, "layer2.0", (4, height, width), halved, 2, "projection" if stride > 1 else "free")
     block = BasicBlock(shape).eval()
     features = torch.rand(2, 4, height, width)
     with torch.no_grad():
-        assert block(features).shape == (2, shape.out_channels, *shape.out_size)
-        assert block.skip(features).shape == (2, shape.out_channels, *shape.out_size)
+        assert block(features).shape == (2, *shape.out_shape)
+        assert block.skip(features).shape == (2, *shape.out_shape)
 
 
 @pytest.mark.parametrize("size", [(7, 9), (5, 8), (3, 3)])
@@ -225,7 +226,7 @@ def test_odd_sizes_run(size: tuple[int, int]) -> None:
 
 
 def test_a_network_of_one_block_has_nothing_to_decide() -> None:
-    network = DFSNetwork(Architecture((1,), (4,), 3, (3, 8, 8)), Options.parse("skip,full")).eval()
+    network = DFSNetwork(cifar_resnet((1,), (4,), 3, (3, 8, 8)), Options.parse("skip,full")).eval()
     for output in (network(random_images(2)), network.route(random_images(2))):
         assert output.path.shape == (2, 0)
         assert output.scores.shape == (2, 0, 2)

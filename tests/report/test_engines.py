@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.report.engines import engine_figures
 from dfs_deploy.report.results import EngineFigures
-from dfs_deploy.report.routes import group_of_block
 from dfs_deploy.report.walk import Sessions, advance, walk
 from dfs_deploy.runtimes import Runtime
 from tests.bundles import Made, copied, manifest_of, rewritten, static_bundle
@@ -24,7 +23,7 @@ def measured(bundle: Bundle, images: NDArray[np.uint8]) -> tuple[EngineFigures, 
             runtime.substitutions,
             bundle.input.normalize(images),
             runtime(images).path,
-            group_of_block(bundle.architecture),
+            [block.group for block in bundle.architecture.blocks],
         )
 
 

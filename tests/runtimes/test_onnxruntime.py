@@ -20,7 +20,7 @@ from dfs_deploy.errors import BundleError, DfsDeployError, EngineError
 from dfs_deploy.exporters import export
 from dfs_deploy.exporters.graph import GraphBuilder
 from dfs_deploy.models import DFSNetwork
-from dfs_deploy.network import Architecture
+from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 from dfs_deploy.runtimes import Result, Runtime, native
 from dfs_deploy.runtimes.gate_choice import GATES, native_available
@@ -81,7 +81,7 @@ def test_the_images_take_different_paths(made: Made, runtime: Runtime, alone: tu
     path, _ = alone
     assert len(np.unique(path, axis=0)) >= 4
     skip = runtime.options.names.index("skip")
-    strided = [shape.projects for shape in list(made.network.architecture.block_shapes())[1:]]
+    strided = [shape.projects for shape in made.network.architecture.blocks[1:]]
     for kind in (True, False):
         columns = path[:, [stride == kind for stride in strided]]
         assert (columns == skip).any()
@@ -225,7 +225,7 @@ def test_threads_change_no_path(mixed: Made, threads: int) -> None:
 
 
 def test_a_skipped_block_runs_no_engine(made: Made, runtime: Runtime) -> None:
-    shapes = list(made.network.architecture.block_shapes())[1:]
+    shapes = made.network.architecture.blocks[1:]
     last = len(runtime.options) - 1
     skip = runtime.options.names.index("skip")
     full = runtime.engine_calls(np.full(len(shapes), last, np.uint8))
@@ -376,7 +376,7 @@ def test_an_fp32_bundle_needs_no_substitution(floats: Made) -> None:
 
 
 def test_one_block_has_nothing_to_decide(tmp_path: Path) -> None:
-    network = DFSNetwork(Architecture((1,), (4,), 10, (3, 8, 8)), Options.parse("skip,full")).eval()
+    network = DFSNetwork(cifar_resnet((1,), (4,), 10, (3, 8, 8)), Options.parse("skip,full")).eval()
     save_checkpoint(tmp_path / "net.pt", network, CONTRACT)
     export(tmp_path / "net.pt", tmp_path / "net.dfs", targets=["fp32"])
     with Runtime(tmp_path / "net.dfs") as runtime:

@@ -78,7 +78,7 @@ class OnnxRuntimeBackend(Backend):
         self._gate = gate
         self._offset = np.zeros(engines.gate.options, np.float32)
         self._single: SingleDispatch | None = SingleDispatch(engines, gate, architecture)
-        maps = [(shape.out_channels, *shape.out_size) for shape in architecture.block_shapes()]
+        maps = [block.out_shape for block in architecture.blocks]
         self._batch: BatchDispatch | None = BatchDispatch(engines, gate, maps, architecture.classes)
 
     def set_score_offset(self, offset: NDArray[np.float32]) -> None:

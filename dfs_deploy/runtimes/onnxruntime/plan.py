@@ -141,13 +141,13 @@ def measure_plan(
     if "onnxruntime" not in bundle.manifest.runtimes:
         raise BundleError(f"{bundle.path} has no engines for onnxruntime to time; export with --runtime onnxruntime")
     blocks = bundle.manifest.runtimes["onnxruntime"].blocks
-    shapes = list(bundle.architecture.block_shapes())
+    shapes = bundle.architecture.blocks
     entries = []
     for i, block in enumerate(blocks):
         shape = shapes[block.index]
-        source = aligned_buffer((1, shape.in_channels, *shape.in_size), _DTYPES["float32"])
+        source = aligned_buffer((1, *shape.in_shape), _DTYPES["float32"])
         source[...] = np.abs(np.random.default_rng(block.index).normal(size=source.shape))
-        out_size = (shape.out_channels, *shape.out_size)
+        out_size = shape.out_shape
         for option, engines in block.options.items():
             if len(engines) > 1:
                 medians = _medians(bundle, prepared, engines, source, out_size, threads)

@@ -267,7 +267,7 @@ def _why_plain(bundle: Bundle, together: int) -> str:
         return ONE_ENGINE
     if together == 1:
         return "ONNX Runtime has no blocked layout for this CPU"
-    channels = {shape.out_channels for shape in bundle.architecture.block_shapes()}
+    channels = {block.out_channels for block in bundle.architecture.blocks}
     return f"not every block's channels are a multiple of {together}" if any(c % together for c in channels) else ""
 
 
@@ -290,7 +290,7 @@ class _Part:
 
 def _parts(bundle: Bundle) -> Iterator[_Part]:
     engines, architecture = bundle.manifest.runtimes["onnxruntime"], bundle.architecture
-    maps = [(shape.out_channels, *shape.out_size) for shape in architecture.block_shapes()]
+    maps = [block.out_shape for block in architecture.blocks]
     yield _Part(engines.stem, architecture.image_shape, maps[0], is_stem=True)
     for block in engines.blocks:
         served = [engine for options in block.options.values() for engine in options]

@@ -112,7 +112,7 @@ def load_engines(
     digests = {prepared.digest(f) or bundle.manifest.files[f].sha256 for e in running for f in e.files.values()}
     threads, pools = affordable_threads(bundle, threads, len(digests))
     loader = _Loader(bundle, threads, prepared)
-    maps = [(shape.out_channels, *shape.out_size) for shape in architecture.block_shapes()]
+    maps = [block.out_shape for block in architecture.blocks]
     blocks = []
     for block in engines.blocks:
         sizes = maps[block.index - 1 : block.index + 1]

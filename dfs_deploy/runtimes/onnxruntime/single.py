@@ -37,14 +37,14 @@ class SingleDispatch:
     def __init__(self, engines: LoadedEngines, gate: Gate, architecture: Architecture) -> None:
         self._engines = engines
         self._gate = gate
-        shapes = list(architecture.block_shapes())
+        shapes = architecture.blocks
         images = aligned_buffer((1, *architecture.image_shape), np.dtype(np.float32))
         logits = aligned_buffer((1, architecture.classes), np.dtype(np.float32))
         self._images, self._logits = images, logits
         by_size: dict[tuple[int, ...], list[NDArray[Any]]] = {}
         buffers = []
         for shape in shapes:
-            size = (shape.out_channels, *shape.out_size)
+            size = shape.out_shape
             if size not in by_size:
                 by_size[size] = [
                     aligned_buffer((1, *laid_out(size, layout)), np.dtype(layout)) for layout, _ in _PLACES

@@ -40,7 +40,7 @@ class BatchDispatch:
         self, engines: LoadedEngines, gate: Gate | None, architecture: Architecture, lane: Lane, binder: Binder
     ) -> None:
         self._gate, self._lane, self._most = gate, lane, engines.batch
-        maps = [(shape.out_channels, *shape.out_size) for shape in architecture.block_shapes()]
+        maps = [block.out_shape for block in architecture.blocks]
         self._map_bytes = [_FLOAT * int(np.prod(size)) for size in maps]
         by_size = {size: lane.allocate(self._most * _FLOAT * int(np.prod(size))) for size in dict.fromkeys(maps)}
         self._features = [by_size[size] for size in maps]

@@ -67,12 +67,12 @@ class SingleDispatch:
     ) -> None:
         self._gate, self._lane = gate, lane
         self.counts = PathCounts(len(engines.blocks[0])) if speculate and engines.blocks else None
-        shapes = list(architecture.block_shapes())
+        shapes = architecture.blocks
         places = 1 + AHEAD if speculate else 2
         by_size: dict[tuple[int, ...], list[int]] = {}
         buffers = []
         for shape in shapes:
-            size = (shape.out_channels, *shape.out_size)
+            size = shape.out_shape
             if size not in by_size:
                 by_size[size] = [lane.allocate(4 * int(np.prod(size))) for _ in range(places)]
             buffers.append(by_size[size])

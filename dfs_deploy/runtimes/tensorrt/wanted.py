@@ -44,7 +44,7 @@ def wanted_engines(bundle: Bundle) -> Iterator[WantedEngine]:
     """Yields the engines of a bundle in the order in which they run; with a static policy its own alone."""
     engines, architecture = bundle.manifest.runtimes["tensorrt"], bundle.architecture
     policy = bundle.manifest.policy
-    maps = [(shape.out_channels, *shape.out_size) for shape in architecture.block_shapes()]
+    maps = [block.out_shape for block in architecture.blocks]
 
     def emitting(features: Size) -> dict[str, Size]:
         return {"output": features, "pooled": features[:1]}

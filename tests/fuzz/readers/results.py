@@ -11,7 +11,7 @@ import msgspec
 
 from dfs_deploy.bench.baseline import compare_with_baseline, load_baseline, save_baseline
 from dfs_deploy.costs import LatencyTable, OptionCost, load_costs, save_costs
-from dfs_deploy.network import Architecture
+from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 from dfs_deploy.report.bench_file import load_bench, match_benches
 from dfs_deploy.report.runs import load_run
@@ -71,15 +71,12 @@ class CostsReader(FileReader):
             )
         ]
         table = LatencyTable(
-            schema_version=1,
-            kind="dfs-deploy latency table",
             bundle="d" * 64,
             machine="a machine",
             runtime="onnxruntime 1",
             threads=1,
-            groups=[1, 1, 1],
-            widths=[4, 8, 16],
             image_shape=(3, 8, 8),
+            block_shapes=((4, 8, 8), (8, 4, 4), (16, 2, 2)),
             gate_us=2.0,
             entries=entries,
         )
@@ -89,7 +86,7 @@ class CostsReader(FileReader):
 
     def read(self, folder: Path) -> str:
         table = load_costs(folder / self.file)
-        costs = table.costs(Architecture((1, 1, 1), (4, 8, 16), 10, (3, 8, 8)), Options.parse("skip,8,16,full"))
+        costs = table.costs(cifar_resnet((1, 1, 1), (4, 8, 16), 10, (3, 8, 8)), Options.parse("skip,8,16,full"))
         return fingerprint(costs, table)
 
 
