@@ -1,8 +1,8 @@
-"""Which bias on the gate's scores holds which budget, found by running the bundle itself on calibration data.
+"""Budgets: the bias on the gate's scores that holds each of them, found by running the bundle on calibration data.
 
-The mean computation of a data set falls as the bias rises, though not strictly: it is a step function, and a block that
-is left out changes what the gate sees after it. So the search never trusts its slope. It keeps two biases with the
-budget between them and halves; of all that it tried, the nearest is kept.
+The mean computation of a data set falls as the bias rises, but not strictly: it is a step function, and a block that is
+skipped changes what the gate sees after it. So the search never trusts its slope. It keeps two biases with the budget
+between them and halves the interval; of all biases tried, the nearest is kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.budgets import GREATEST_BIAS
 
 TOLERANCE = 1.0
-"""Points of computation that a bias may miss a budget by on the calibration data."""
+"""Percentage points of computation that a bias may miss a budget by on the calibration data."""
 
 _NEAR_ENOUGH = 0.05
 _MOST_HALVINGS = 30
@@ -33,7 +33,7 @@ _TIMED = 200
 
 @dataclass(frozen=True)
 class _Point:
-    """A bias tried for a budget, and what was measured with it: computation in percent, right answers as a share."""
+    """A bias tried for a budget, and its results: computation in percent, right answers as a share."""
 
     budget: float
     bias: float
@@ -42,7 +42,7 @@ class _Point:
 
     @property
     def excess(self) -> float:
-        """Points of computation beyond the budget."""
+        """Percentage points of computation beyond the budget."""
         return self.percentage - 100.0 * self.budget
 
 
@@ -81,7 +81,7 @@ def calibrate_budgets(
         progress: called as the work goes on.
 
     Returns:
-        A record a budget, least budget first, and between two of them others where a bias interpolated in a straight
+        One record per budget, least budget first, and more between two of them if a bias interpolated in a straight
         line would miss by more than :data:`TOLERANCE` points. Biases never rise.
 
     Raises:
@@ -118,7 +118,7 @@ def calibrate_budgets(
 
 
 class _Search:
-    """Looks for biases on one data set; what was measured is kept."""
+    """A search for biases on one data set, which keeps every measurement."""
 
     def __init__(self, runtime: Runtime, data: Dataset) -> None:
         self._runtime = runtime
@@ -147,7 +147,7 @@ class _Search:
         return nearest
 
     def between(self, lower: _Point, upper: _Point, splits: int) -> list[_Point]:
-        """The points that two need between them for a straight line to come near enough everywhere, in order."""
+        """The points needed between two others for a straight line to come near enough everywhere, in order."""
         budget = round((lower.budget + upper.budget) / 2.0, 6)  # no 0.15000000000000002
         line = self._measure(budget, (lower.bias + upper.bias) / 2.0)
         if splits == 0 or abs(line.excess) <= TOLERANCE:
@@ -158,7 +158,7 @@ class _Search:
         return [*self.between(lower, middle, splits - 1), middle, *self.between(middle, upper, splits - 1)]
 
     def _halve(self, low: _Point, high: _Point) -> tuple[_Point, _Point, _Point]:
-        """Of the biases between two points of one budget the one that holds it best, and its last neighbours."""
+        """The bias between two points of one budget that holds it best, and its last neighbours."""
         nearest = min(low, high, key=lambda point: abs(point.excess))
         for _ in range(_MOST_HALVINGS):
             if abs(nearest.excess) <= _NEAR_ENOUGH:
@@ -183,7 +183,7 @@ class _Search:
 
 
 def _latency_ms(runtime: Runtime, data: Dataset, bias: float) -> float:
-    """The median time of one image, each of the first once, in milliseconds; normalising is left out."""
+    """Median time in milliseconds of one image, over the first of them, without normalisation."""
     runtime.set_cost_bias(bias)
     images = runtime.input.normalize(data.images[:_TIMED])
     runtime(images[:1])

@@ -190,12 +190,7 @@ def export(
             policy=None if network.policy is None else [network.options[choice].name for choice in network.policy],
             budgets=[],
             targets=list(wanted),
-            input=schema.InputRecord(
-                shape=contract.shape,
-                mean=list(contract.mean),
-                std=list(contract.std),
-                class_names=list(contract.class_names),
-            ),
+            input=schema.InputRecord(**asdict(contract)),
             runtimes=engines,
             calibration=_calibration_record(network, ranges, data, method, seed, bits) if ranges else None,
             accuracy=None,

@@ -2,9 +2,9 @@
 
 A gated block is a chain of ``If`` over the gate's decision, the cheapest option first; weights live inside the
 branches, where a runtime can prepack and fuse them. A network with a static policy is a straight line, without gate and
-``If``. Features are float32 between blocks, whatever branch made them. An
-INT8 branch still has both layouts of its engine, and chooses by a flag that goes along with the features: those that an
-INT8 block left lie on its grid exactly and are read on that grid, as the runtime does. So both take the same decisions.
+``If``. Features are float32 between blocks, whatever branch made them. An INT8 branch still has both layouts of its
+engine, and chooses by a flag that goes along with the features: those that an INT8 block left lie on its grid exactly
+and are read on that grid, as the runtime does. So both take the same decisions.
 
 An option of 9 to 16 bits keeps its rounded weights and is computed in FP32, as the runtime does on a CPU without fast
 float16.
@@ -63,9 +63,9 @@ def single_file(
 
     Args:
         network: the reference, in evaluation mode.
-        contract: how pixels become its input; it goes into the metadata.
-        ranges: an interval for each tensor of each option that INT8 serves.
-        targets: precisions to use; one that is missing is served by the next more precise one.
+        contract: preparation of its input; it goes into the metadata.
+        ranges: an interval for each tensor of each option that INT8 engines run.
+        targets: precisions to use; the next more precise one stands in for one that is missing.
         weight_bits: bits of INT8 weights, 8 or 7.
 
     Returns:
@@ -110,7 +110,7 @@ def check_single_file(model: bytes, bundle: Bundle, images: NDArray[np.float32])
     """Compares a single file with the runtime on the bundle made from the same parts, image by image.
 
     Args:
-        model: what :func:`single_file` made.
+        model: content of the file that :func:`single_file` made.
         bundle: bundle with engines for ONNX Runtime.
         images: (N, C, H, W) float32, normalised.
 

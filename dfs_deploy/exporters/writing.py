@@ -1,4 +1,4 @@
-"""Every engine of a bundle, written for each runtime in the form that it takes."""
+"""Every engine of a bundle, static baselines included, written for each runtime in the form that it takes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,37 @@ import numpy as np
 from dfs_deploy.bundle.manifest import BlockEngines, Engine, Layout, RuntimeEngines
 from dfs_deploy.calibration import STATIC, CalibratedRange, Range, TensorKey, block_ranges
 from dfs_deploy.exporters.engines import (
+    BATCH,
     ONNXRUNTIME,
     TENSORRT,
+    Dialect,
     block_engine,
+    cast,
+    classify,
+    convolve,
     gate_engine,
     head_engine,
+    residual,
     skip_engine,
     stem_engine,
 )
+from dfs_deploy.exporters.graph import GraphBuilder
 from dfs_deploy.exporters.int8 import BlockRanges, Grid, Int8Block, Int8Conv
-from dfs_deploy.exporters.int8_graphs import onnxruntime_engine, tensorrt_engine
+from dfs_deploy.exporters.int8_graphs import (
+    dequantize,
+    onnxruntime_block,
+    onnxruntime_conv,
+    onnxruntime_engine,
+    quantize,
+    quantized,
+    tensorrt_block,
+    tensorrt_conv,
+    tensorrt_engine,
+)
 from dfs_deploy.exporters.split import (
     BlockPart,
     ConvPart,
+    HeadPart,
     split_block,
     split_conv,
     split_gate,
@@ -31,7 +49,6 @@ from dfs_deploy.exporters.split import (
     split_skip,
     split_stem,
 )
-from dfs_deploy.exporters.static import static_engine
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import FULL_BITS, Option, Precision, engine_precision
 from dfs_deploy.progress import Progress, silent
@@ -217,3 +234,53 @@ class EngineWriter:
             if key.tensor == "output" and key.option != STATIC
         }
         return [Grid.uint8(Range(0.0, highest.get(group, 1.0))) for group in groups]
+
+
+def static_engine(
+    name: str,
+    stem: ConvPart | Int8Conv,
+    blocks: Sequence[BlockPart | Int8Block],
+    head: HeadPart,
+    *,
+    dtype: type[np.floating] = np.float32,
+    dialect: Dialect = ONNXRUNTIME,
+) -> bytes:
+    """A static baseline: the whole backbone as one graph, every block run.
+
+    Args:
+        name: name of the graph.
+        stem: the first convolution, in float arithmetic or in INT8.
+        blocks: every block, the first included; an INT8 block takes its features as the part before it gives them, and
+            no block in float arithmetic comes after one in INT8.
+        head: the classifier.
+        dtype: type of the float parts; images and logits are float32 in any case.
+        dialect: dialect of the runtime.
+
+    Returns:
+        A model from ``images`` (N, C, H, W) float32 to ``output`` (N, classes) float32.
+    """
+    graph = GraphBuilder(name, dialect.opset)
+    images = graph.input("images", np.float32, (BATCH, stem.weight.shape[1], *blocks[0].shape.in_shape[1:]))
+    grid: Grid | None = None
+    if isinstance(stem, ConvPart):
+        x = cast(graph, images, dtype) if dtype is not np.float32 else images
+        x = graph.node("Relu", convolve(graph, "stem", x, stem, dtype))
+    elif dialect == TENSORRT:
+        x = quantized(graph, "stem_images", images, stem.takes)
+        x = graph.node("Relu", tensorrt_conv(graph, "stem_conv", x, stem))
+    else:
+        x = onnxruntime_conv(graph, "stem_conv", quantize(graph, "stem_images", images, stem.takes), stem)
+        grid = stem.gives
+    for index, block in enumerate(blocks):
+        prefix = f"block_{index}_"
+        if isinstance(block, BlockPart):
+            x = residual(graph, x, block, dtype, prefix)
+        elif dialect == TENSORRT:
+            x = tensorrt_block(graph, x, block, prefix)
+        else:
+            x, grid = onnxruntime_block(graph, x, block, prefix), block.output
+    logits = classify(graph, dequantize(graph, "head_input", x, grid), head, dtype)
+    if dtype is not np.float32:
+        logits = cast(graph, logits, np.float32)
+    graph.output(logits, "output", np.float32, (BATCH, head.weight.shape[0]))
+    return graph.build()

@@ -13,8 +13,7 @@ from dfs_deploy.bundle import Bundle
 from dfs_deploy.calibration import Ranges, calibrate, calibrate_static, from_checkpoint
 from dfs_deploy.errors import BundleError, RuntimeClosedError
 from dfs_deploy.exporters.split import split_block, split_conv, split_head
-from dfs_deploy.exporters.static import static_engine
-from dfs_deploy.exporters.writing import EngineWriter
+from dfs_deploy.exporters.writing import EngineWriter, static_engine
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Option
 from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
