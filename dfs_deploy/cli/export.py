@@ -44,8 +44,10 @@ def export(
         str | None,
         typer.Option(help="checkpoint, minmax, percentile, entropy or mse.", show_default="minmax with data"),
     ] = None,
-    calibration_samples: Annotated[int, typer.Option(min=1, help="Images to draw from the data.")] = 1024,
-    options: Annotated[str | None, typer.Option(help="What the gate chooses from, as in skip,8,16,full.")] = None,
+    calibration_samples: Annotated[int, typer.Option(min=1, help="Number of images to draw from the data.")] = 1024,
+    options: Annotated[
+        str | None, typer.Option(help="Options that the gate chooses from, as in skip,8,16,full.")
+    ] = None,
     weights_key: WeightsKeyOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
@@ -53,7 +55,7 @@ def export(
     input_size: InputSizeOption = None,
     budgets: Annotated[
         str | None,
-        typer.Option(help="Computation to be able to hold at run time, as in 0.1,0.2,0.4.", show_default="none"),
+        typer.Option(help="Computation that can be held at run time, as in 0.1,0.2,0.4.", show_default="none"),
     ] = None,
     target_cpu: Annotated[
         str,
@@ -119,7 +121,7 @@ def _show(exported: Exported, target_cpu: str) -> None:
     for note in exported.notes:
         console.print(f"note: {note}")
     for served in manifest.substitutions:
-        console.print(f"option {served.option} is served by {served.served_by}: {served.reason}")
+        console.print(f"option {served.option} falls back to {served.served_by}: {served.reason}")
     for line in _calibration(manifest, target_cpu):
         console.print(line)
     rows = []

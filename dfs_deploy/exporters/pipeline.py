@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import shlex
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,8 @@ from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.system.ort import onnxruntime
 from dfs_deploy.system.target_cpu import WEIGHT_BITS, WeightBits, target_named
+
+_LOG = logging.getLogger(__name__)
 
 RUNTIMES = ("onnxruntime", "tensorrt")
 CALIBRATION_METHODS = ("checkpoint", *METHODS)
@@ -169,6 +172,7 @@ def export(
     with torch_threads(threads):
         loaded = load_checkpoint(source, options, facts)
         network, contract = loaded.network, loaded.input
+        _LOG.info("%s: %s of format %s, options %s", source, network.architecture.name, loaded.format, network.options)
         data = _load_data(calibration_data, loaded, calibration_samples, seed)
         if budgets is not None:
             budgets = _check_budgets(budgets, network, data, made_for)
@@ -198,7 +202,8 @@ def export(
             samples=_SAMPLES,
             files={},
         )
-        with drafted_bundle(out, manifest, {**writer.files, _SAMPLES: pack_samples(samples)}) as draft:
+        files = {**writer.files, _SAMPLES: pack_samples(samples)}
+        with drafted_bundle(out, manifest, files) as draft:
             progress("validating", 0.0)
             validation = validate(draft.bundle, network, probes)
             comparison = None
@@ -209,8 +214,10 @@ def export(
                 progress("writing the single file", 0.0)
                 model = write_single_file(network, contract, ranges, wanted, bits)
                 check_single_file(model, draft.bundle, probes)
+    _LOG.info("%s: %s, %d files", out, "written" if replaced is None else f"replaced that of {replaced}", len(files))
     if single is not None:
         write_whole(single, model)
+        _LOG.info("%s: written, %d bytes", single, len(model))
     notes = () if data is None else data.notes
     return Exported(Bundle(out), validation, comparison, loaded.assumptions, single, notes, replaced)
 
@@ -400,6 +407,7 @@ def _substitutions(network: DFSNetwork, targets: Sequence[Precision]) -> list[sc
         wanted, served = engine_precision(option, PRECISIONS), engine_precision(option, targets)
         if wanted != served and wanted is not None and served is not None:
             reason = f"{wanted} is not among the targets"
+            _LOG.info("option %s falls back to %s: %s", option.name, served, reason)
             records.append(schema.ServedRecord(option=option.name, wanted=wanted, served_by=served, reason=reason))
     return records
 
