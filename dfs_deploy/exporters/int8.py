@@ -1,11 +1,11 @@
-"""What an INT8 block computes, described once: the graphs of every runtime are written from this description.
+"""The arithmetic of an INT8 block, described once: the graphs of every runtime are written from this description.
 
 The weights of an option are rounded to integers again, one scale per output channel; activations are rounded to grids
 that calibration chose, and clamped where the option clamps. Which grids those are depends on the runtime:
 
 - ONNX Runtime on a CPU is fast with uint8 activations, and runs a convolution in integers only if its input, weight,
   bias and output are all rounded. Clamping at zero is then the relu.
-- TensorRT takes int8 with zero point 0 alone, one scale per tensor, no rounded bias, and at a residual addition a
+- TensorRT takes only int8 with zero point 0, one scale per tensor, no rounded bias, and at a residual addition a
   rounded shortcut and a convolution as it is, so that convolution, addition and relu become one kernel ("Working with
   Quantized Types", NVIDIA TensorRT documentation). :mod:`dfs_deploy.exporters.tensorrt_lint` holds every graph to that.
 """
@@ -158,7 +158,7 @@ class Int8Block:
             part: the block as its option computes it.
             ranges: calibrated intervals.
             features: grid of features that arrive in uint8; ``None`` for float32. From float32 the shortcut stays
-                float32: what a skipped stride block passes on is negative in parts, which the grid of a block's output
+                float32: the output of a skipped stride block is negative in parts, which the grid of a block's output
                 cannot hold.
             bits: bits of the weights, 8 or 7.
         """
@@ -192,7 +192,7 @@ class Int8Block:
         """A block for TensorRT, with float32 features at both ends; arguments as in :meth:`for_onnxruntime`."""
 
         def taken(name: str, conv: ConvPart) -> tuple[Grid, Range | None]:
-            # What a skipped stride block passes on is negative in parts, and a symmetric grid would not saturate it
+            # The output of a skipped stride block is negative in parts, and a symmetric grid would not saturate it
             # where the option does.
             interval = clamped(ranges[name], conv)
             return Grid.int8(interval), None if conv.saturates is None else interval

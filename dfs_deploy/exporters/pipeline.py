@@ -62,9 +62,9 @@ class Exported:
         bundle: opened, every digest checked.
         validation: distance of each engine from the reference.
         comparison: figures measured on the calibration data; ``None`` without data.
-        assumptions: what the checkpoint does not say and was assumed, one line each.
+        assumptions: facts that the checkpoint does not say and that were assumed, one line each.
         single_file: path of the whole network as one ONNX file; ``None`` if it was not asked for.
-        notes: what was assumed or noticed about the calibration data, one line each.
+        notes: assumptions and remarks about the calibration data, one line each.
         replaced: name of another checkpoint, whose bundle stood in this one's place; ``None`` if there was none.
     """
 
@@ -130,8 +130,8 @@ def export(
         targets: engine precisions to make, among ``int8``, ``fp16`` and ``fp32``; ``None`` for all three.
         runtimes: runtimes to make engines for, ``onnxruntime`` and ``tensorrt``; ``None`` for the first only.
         options: options that the gate chooses from, if the checkpoint does not say.
-        facts: what else the caller knows of the checkpoint: which weights in it, its normalisation, class names and
-            image size; ``None`` for nothing. What is neither in the file nor given is assumed, and said.
+        facts: further knowledge of the checkpoint: which weights in it, its normalisation, class names and image
+            size; ``None`` for nothing. What is neither in the file nor given is assumed, and said.
         calibration_data: a :class:`~dfs_deploy.data.Dataset`, or where to load one from (its training split; of a
             folder, only the images drawn are decoded); ``None`` uses the ranges that the checkpoint carries.
         calibration_method: ``checkpoint``, ``minmax``, ``percentile``, ``entropy`` or ``mse``; ``None`` for ``minmax``
@@ -172,7 +172,7 @@ def export(
     with torch_threads(threads):
         loaded = load_checkpoint(source, options, facts)
         network, contract = loaded.network, loaded.input
-        _LOG.info("%s: %s of format %s, options %s", source, network.architecture.name, loaded.format, network.options)
+        _log(f"{source}: {network.architecture.name} of format {loaded.format}, options {network.options}")
         data = _load_data(calibration_data, loaded, calibration_samples, seed)
         if budgets is not None:
             budgets = _check_budgets(budgets, network, data, made_for)
@@ -214,10 +214,10 @@ def export(
                 progress("writing the single file", 0.0)
                 model = write_single_file(network, contract, ranges, wanted, bits)
                 check_single_file(model, draft.bundle, probes)
-    _LOG.info("%s: %s, %d files", out, "written" if replaced is None else f"replaced that of {replaced}", len(files))
+    _log(f"{out}: {len(files)} files written" + ("" if replaced is None else f", replacing the bundle of {replaced}"))
     if single is not None:
         write_whole(single, model)
-        _LOG.info("%s: written, %d bytes", single, len(model))
+        _log(f"{single}: {len(model)} bytes written")
     notes = () if data is None else data.notes
     return Exported(Bundle(out), validation, comparison, loaded.assumptions, single, notes, replaced)
 
@@ -379,6 +379,10 @@ def _measure(
     return comparison, msgspec.structs.replace(draft.manifest, accuracy=accuracy, budgets=points)
 
 
+def _log(line: str) -> None:
+    _LOG.info("%s", one_line(line))
+
+
 def _name(text: str) -> str:
     """A name of a file or of data as a manifest holds it: on one line, and not without end."""
     return one_line(text, LONGEST_NAME)
@@ -407,7 +411,7 @@ def _substitutions(network: DFSNetwork, targets: Sequence[Precision]) -> list[sc
         wanted, served = engine_precision(option, PRECISIONS), engine_precision(option, targets)
         if wanted != served and wanted is not None and served is not None:
             reason = f"{wanted} is not among the targets"
-            _LOG.info("option %s falls back to %s: %s", option.name, served, reason)
+            _log(f"option {option.name} falls back to {served}: {reason}")
             records.append(schema.ServedRecord(option=option.name, wanted=wanted, served_by=served, reason=reason))
     return records
 

@@ -91,7 +91,7 @@ class HeadPart:
 def split_conv(conv: QuantizedConv2d, norm: nn.BatchNorm2d, bits: int = FULL_BITS) -> ConvPart:
     """Folds a normalisation into a convolution as it computes at a bitwidth.
 
-    The folding is done in float64, so that an FP32 engine differs from the reference by its own arithmetic alone.
+    The folding is done in float64, so that an FP32 engine differs from the reference only by its own arithmetic.
     """
     with torch.no_grad():
         weight = fake_quantize_weight(conv.weight, bits).double()

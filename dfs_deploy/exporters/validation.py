@@ -84,7 +84,7 @@ class EngineDeviation:
 
 @dataclass(frozen=True)
 class Validation:
-    """What was compared, and how far apart it was.
+    """Result of a validation: everything compared lies within its tolerance.
 
     Attributes:
         engines: one entry per engine file.
@@ -105,7 +105,7 @@ def validate(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -
     """Compares an export with its reference.
 
     Args:
-        bundle: what was written.
+        bundle: the bundle, in its place or still a draft.
         network: the reference, in evaluation mode.
         images: (N, C, H, W) float32, normalised; the more paths they take the better.
 
@@ -143,7 +143,7 @@ def compare_engines(bundle: Bundle, network: DFSNetwork, images: NDArray[np.floa
     """Distances of all engines from what their options mean, on the reference's own intermediate tensors.
 
     Args:
-        bundle: what was exported.
+        bundle: the bundle.
         network: the reference, in evaluation mode.
         images: (N, C, H, W) float32, normalised.
     """
@@ -196,7 +196,7 @@ class _Reference:
         return features[rows] if len(rows) else features
 
     def expected(self, placed: PlacedEngine, features: Tensor) -> Tensor:
-        """What an engine should give, for features that may have been rounded."""
+        """The output that an engine should give, for features that may have been rounded."""
         if placed.block is None:
             return self.network.backbone.classify(features)
         block = self.network.blocks[placed.block]
@@ -208,7 +208,7 @@ class _Reference:
 
 
 def _remedy(bundle: Bundle, mismatches: Sequence[_Mismatch]) -> str:
-    """What to do about engines that disagree, the exact ones first: nothing cures those."""
+    """Advice about engines that disagree, the exact ones first: nothing cures those."""
     wrong = {mismatch.precision for mismatch in mismatches}
     left = ",".join(target for target in bundle.manifest.targets if target not in wrong)
     if "fp32" in wrong:

@@ -132,7 +132,7 @@ class BasicBlock(nn.Module):
         return functional.relu(self.norm2(self.conv2(y, bits, round_inputs)) + shortcut)
 
     def skip(self, x: Tensor) -> Tensor:
-        """What a skipped block passes on: its input, or the projection's output in full precision, without relu."""
+        """Output of a skipped block: its input, or the projection's output in full precision, without relu."""
         if self.projection is None:
             return x
         result: Tensor = self.projection(x)
