@@ -15,7 +15,7 @@ from onnx import helper
 
 from dfs_deploy.exporters.graph import OPSET, GraphBuilder
 from dfs_deploy.exporters.int8 import Grid
-from dfs_deploy.exporters.split import BlockPart, ConvPart, GatePart, HeadPart
+from dfs_deploy.exporters.split import BlockPart, ConvPart, GatePart, HeadPart, Window
 
 BATCH = "N"
 
@@ -201,12 +201,12 @@ def convolve(graph: GraphBuilder, name: str, x: str, part: ConvPart, dtype: type
     with np.errstate(over="ignore"):  # what float16 cannot hold is found when the engine is validated
         weight = graph.constant(f"{name}_weight", part.weight.astype(dtype))
         bias = graph.constant(f"{name}_bias", part.bias.astype(dtype))
-    return graph.node("Conv", x, weight, bias, **conv_attributes(part.weight.shape[2], part.stride))
+    return graph.node("Conv", x, weight, bias, **conv_attributes(part.window))
 
 
-def conv_attributes(kernel: int, stride: int) -> dict[str, Any]:
-    """Attributes of a Conv node whose padding keeps the size at stride 1, spelled out."""
-    return {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [kernel // 2] * 4}
+def conv_attributes(window: Window) -> dict[str, Any]:
+    """Attributes of a Conv node, spelled out."""
+    return {"kernel_shape": [window.kernel] * 2, "strides": [window.stride] * 2, "pads": [window.padding] * 4}
 
 
 def classify(graph: GraphBuilder, features: str, head: HeadPart, dtype: type[np.floating]) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.calibration import Range
-from dfs_deploy.exporters.split import BlockPart, ConvPart
+from dfs_deploy.exporters.split import BlockPart, ConvPart, Window
 from dfs_deploy.network import Block
 
 UINT8_MAX = 255
@@ -84,11 +84,11 @@ class Int8Conv:
     Attributes:
         takes: grid to which the input is rounded.
         clamp: interval to which the input is clamped; ``None`` if the ends of the grid do that.
-        weight: (out, in, k, k) int8.
+        weight: (out, in, kernel, kernel) int8.
         weight_scale: (out,) float32, value of one step of a channel's weights.
         bias: (out,) int32 in steps of ``bias_scale``, or float32 if it is added to the dequantised sum.
         gives: grid to which the output is rounded; ``None`` if it stays float32.
-        stride: 1 or 2.
+        window: kernel, stride and padding.
     """
 
     takes: Grid
@@ -97,7 +97,7 @@ class Int8Conv:
     weight_scale: NDArray[np.float32]
     bias: NDArray[np.int32] | NDArray[np.float32]
     gives: Grid | None
-    stride: int
+    window: Window
 
     @property
     def bias_scale(self) -> NDArray[np.float32]:
@@ -120,13 +120,13 @@ class Int8Conv:
         weight, scale = quantize_weight(part.weight, bits, np.abs(part.bias) / takes.scale / INT32_LIMIT)
         steps = np.rint(part.bias / _product_scale(scale, takes))
         bias = np.clip(steps, -INT32_LIMIT, INT32_LIMIT).astype(np.int32)
-        return cls(takes, clamp, weight, scale, bias, gives, part.stride)
+        return cls(takes, clamp, weight, scale, bias, gives, part.window)
 
     @classmethod
     def for_tensorrt(cls, part: ConvPart, takes: Grid, clamp: Range | None, gives: Grid | None = None) -> Int8Conv:
         """A convolution of int8 values whose sum gets a float32 bias; arguments as in :meth:`for_onnxruntime`."""
         weight, scale = quantize_weight(part.weight, 8, LEAST_SCALE)
-        return cls(takes, clamp, weight, scale, part.bias, gives, part.stride)
+        return cls(takes, clamp, weight, scale, part.bias, gives, part.window)
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,12 +234,12 @@ def quantize_weight(
     """Rounds a weight to symmetric integers, with one scale per output channel.
 
     Args:
-        weight: (out, in, k, k) float32.
+        weight: (out, in, kernel, kernel) float32.
         bits: 8, or 7 for CPUs whose 8-bit products saturate in 16 bits (x86 without VNNI).
         least: least scale of a channel; (out,) or one for all.
 
     Returns:
-        (out, in, k, k) int8 and (out,) float32 scales.
+        (out, in, kernel, kernel) int8 and (out,) float32 scales.
     """
     limit = (1 << (bits - 1)) - 1
     largest = np.abs(weight).max(axis=(1, 2, 3)).astype(np.float64)

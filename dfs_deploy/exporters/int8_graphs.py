@@ -72,7 +72,7 @@ def onnxruntime_conv(graph: GraphBuilder, name: str, x: str, conv: Int8Conv) -> 
     weight = _scaled(graph, f"{name}_weight", conv.weight, conv.weight_scale)
     bias = _scaled(graph, f"{name}_bias", conv.bias, conv.bias_scale)
     x = dequantize(graph, f"{name}_input", x, conv.takes)
-    y = graph.node("Conv", x, weight, bias, **conv_attributes(conv.weight.shape[2], conv.stride))
+    y = graph.node("Conv", x, weight, bias, **conv_attributes(conv.window))
     return quantize(graph, f"{name}_output", y, conv.gives)
 
 
@@ -118,7 +118,7 @@ def tensorrt_conv(graph: GraphBuilder, name: str, x: str, conv: Int8Conv) -> str
     """Adds a convolution of a value that :func:`quantized` rounded to ``conv.takes``."""
     weight = _scaled(graph, f"{name}_weight", conv.weight, conv.weight_scale)
     bias = graph.constant(f"{name}_bias", conv.bias)
-    return graph.node("Conv", x, weight, bias, **conv_attributes(conv.weight.shape[2], conv.stride))
+    return graph.node("Conv", x, weight, bias, **conv_attributes(conv.window))
 
 
 def quantize(graph: GraphBuilder, name: str, value: str, grid: Grid | None) -> str:

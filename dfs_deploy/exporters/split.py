@@ -21,26 +21,30 @@ from dfs_deploy.options import FULL_BITS, Option
 Array = NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Window:
+    """The window that a convolution slides over a map: the same numbers for height and width, the same on each side."""
+
+    kernel: int
+    stride: int
+    padding: int
+
+
 @dataclass(frozen=True, eq=False)
 class ConvPart:
     """A convolution with its normalisation folded in.
 
     Attributes:
-        weight: (out, in, k, k) float32.
+        weight: (out, in, kernel, kernel) float32.
         bias: (out,) float32.
-        stride: 1 or 2.
+        window: kernel, stride and padding.
         saturates: interval to which the option clamps the input; ``None`` if it does not.
     """
 
     weight: Array
     bias: Array
-    stride: int
+    window: Window
     saturates: Range | None = None
-
-    @property
-    def padding(self) -> int:
-        """Zeros added on each side, as many as keep the size at stride 1."""
-        return int(self.weight.shape[2]) // 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +104,8 @@ def split_conv(conv: QuantizedConv2d, norm: nn.BatchNorm2d, bits: int = FULL_BIT
         folded = weight * scale[:, None, None, None]
         bias = norm.bias.double() - mean.double() * scale
     saturates = Range(float(conv.low), float(conv.high)) if bits < FULL_BITS else None
-    return ConvPart(folded.float().numpy(), bias.float().numpy(), conv.stride, saturates)
+    window = Window(conv.weight.shape[2], conv.stride, conv.padding)
+    return ConvPart(folded.float().numpy(), bias.float().numpy(), window, saturates)
 
 
 def split_stem(network: DFSNetwork) -> tuple[ConvPart, BlockPart]:

@@ -422,8 +422,8 @@ def convolved(conv: Int8Conv, x: NDArray[np.float64]) -> NDArray[np.float64]:
     bias = conv.bias * conv.bias_scale.astype(np.float64) if conv.bias.dtype == np.int32 else conv.bias
     y = torch.nn.functional.conv2d(
         *(torch.from_numpy(np.asarray(value, np.float64)) for value in (x, weight, bias)),
-        stride=conv.stride,
-        padding=conv.weight.shape[2] // 2,
+        stride=conv.window.stride,
+        padding=conv.window.padding,
     )
     return rounded(y.numpy(), conv.gives)
 

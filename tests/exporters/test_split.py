@@ -11,6 +11,7 @@ from torch.nn import functional
 from dfs_deploy.calibration import Range
 from dfs_deploy.exporters.split import (
     ConvPart,
+    Window,
     split_block,
     split_conv,
     split_gate,
@@ -25,7 +26,7 @@ from tests.bundles import normal_images, settled_network
 
 def convolve(part: ConvPart, x: Tensor) -> Tensor:
     weight, bias = torch.from_numpy(part.weight).double(), torch.from_numpy(part.bias).double()
-    return functional.conv2d(x.double(), weight, bias, stride=part.stride, padding=part.padding)
+    return functional.conv2d(x.double(), weight, bias, stride=part.window.stride, padding=part.window.padding)
 
 
 @settings(max_examples=30)
@@ -49,7 +50,7 @@ def test_a_folded_convolution_is_the_convolution_and_its_normalisation(
     expected = norm.double()(functional.conv2d(x.double(), weight, stride=stride, padding=kernel // 2))
     torch.testing.assert_close(convolve(part, x), expected, rtol=1e-5, atol=1e-5)
     assert part.weight.dtype == part.bias.dtype == np.float32
-    assert (part.stride, part.padding) == (stride, kernel // 2)
+    assert part.window == Window(kernel, stride, kernel // 2)
     assert part.saturates == (None if bits == 32 else Range(-0.5, 2.0))
 
 
