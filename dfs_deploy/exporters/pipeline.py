@@ -222,20 +222,14 @@ def export(
     return Exported(Bundle(out), validation, comparison, loaded.assumptions, single, notes, replaced)
 
 
-def checkpoint_stem(path: Path) -> str:
-    """A checkpoint's name without its suffixes: ``net`` for ``net.pth.tar``."""
-    name = path.name
-    while (suffix := Path(name).suffix) in (".tar", ".pt", ".pth", ".safetensors", ".ckpt"):
-        name = name.removesuffix(suffix)
-    return name
-
-
-def bundle_stem(path: Path) -> str:
-    """Name of a bundle that is given none: the checkpoint's, or the run's if a training run left the checkpoint.
+def bundle_stem(checkpoint: Path) -> str:
+    """Name of a bundle that is given none: ``net`` for ``net.pth.tar``, or the run's if a training run left the file.
 
     Every run gives its checkpoint the same name, so one run's bundle would take the place of another's.
     """
-    stem, run = checkpoint_stem(path), path.resolve().parent
+    stem, run = checkpoint.name, checkpoint.resolve().parent
+    while (suffix := Path(stem).suffix) in (".tar", ".pt", ".pth", ".safetensors", ".ckpt"):
+        stem = stem.removesuffix(suffix)
     if stem not in _SUFFIXES_OF_A_RUN or not run.name or not (run / JOB_FILE).is_file():
         return stem
     return run.name + _SUFFIXES_OF_A_RUN[stem]
