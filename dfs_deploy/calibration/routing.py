@@ -212,7 +212,7 @@ def _tap(block: BasicBlock, emit: Callable[[str, Tensor], None], clamp: bool, st
 
 
 def _rounded_outputs(block: BasicBlock) -> dict[str, nn.BatchNorm2d]:
-    """The normalisations before the addition, whose outputs an INT8 engine rounds, by the names of the outputs."""
+    """The normalisations before the addition, whose outputs an INT8 engine rounds, by output: the branch's first."""
     norms = {name: norm for name, (_, norm) in block.convolutions.items()}
     projection = norms.pop("projection", None)
     last, norm = norms.popitem()
@@ -268,9 +268,10 @@ def from_checkpoint(network: DFSNetwork, options: Sequence[int]) -> dict[TensorK
     for block in network.blocks[1:]:
         index = block.shape.index
         tensors = {name: saturation(block, name) for name in block.convolutions}
-        tensors |= {name: _statistics(norm) for name, norm in _rounded_outputs(block).items()}
-        shortcut = tensors.get("projection_out", tensors["conv1"])
-        top = tensors["conv2_out"].high + (shortcut.high if block.projection is None else max(shortcut.high, 0.0))
+        outputs = {name: _statistics(norm) for name, norm in _rounded_outputs(block).items()}
+        tensors |= outputs
+        branch, *projected = outputs.values()
+        top = branch.high + (max(projected[0].high, 0.0) if projected else tensors["conv1"].high)
         readers = [
             saturation(later, "conv1").high
             for later in network.blocks[index + 1 :]
@@ -287,9 +288,8 @@ def from_checkpoint(network: DFSNetwork, options: Sequence[int]) -> dict[TensorK
 
 def _shortcuts(network: DFSNetwork, options: Sequence[int], ranges: Ranges) -> dict[TensorKey, CalibratedRange]:
     found = {}
-    first = network.blocks[0]
-    top = sum(max(_statistics(norm).high, 0.0) for norm in (network.backbone.stem_norm, first.norm2))
-    entering = Range(0.0, top)
+    first = (network.backbone.stem_norm, *_rounded_outputs(network.blocks[0]).values())
+    entering = Range(0.0, sum(max(_statistics(norm).high, 0.0) for norm in first))
     for block in network.blocks[1:]:
         index = block.shape.index
         if block.projection is not None:
