@@ -161,17 +161,17 @@ class Bundle:
         return data
 
     def without(self, precision: Precision) -> Bundle:
-        """This bundle as a machine runs it that is slow in a precision: blocks keep only their other engines."""
+        """This bundle for a machine that is slow in a precision: options use their other engines, if they have some."""
         twin = copy.copy(self)
         runtimes = {}
         for name, engines in self.manifest.runtimes.items():
-            blocks = [
-                msgspec.structs.replace(
-                    block,
-                    options={key: [e for e in made if e.precision != precision] for key, made in block.options.items()},
-                )
-                for block in engines.blocks
-            ]
+            blocks = []
+            for block in engines.blocks:
+                others = {
+                    option: [engine for engine in made if engine.precision != precision] or made
+                    for option, made in block.options.items()
+                }
+                blocks.append(msgspec.structs.replace(block, options=others))
             runtimes[name] = msgspec.structs.replace(engines, blocks=blocks)
         twin.manifest = msgspec.structs.replace(self.manifest, runtimes=runtimes)
         return twin
