@@ -1,8 +1,8 @@
-"""What one step of joint training costs beside a step of the backbone alone.
+"""Time of one step of joint training, compared with a step of the backbone only.
 
 A step is forward, backward and the optimizer, on random weights and images. The gate's scores are spread so that a
-batch uses all options. All cases take turns in one process; a figure is the median over the turns. The ratio is to a
-step of the plain backbone times the number of options that compute something.
+batch uses all options. All cases run in one process, in rounds; a figure is the median over the rounds. The ratio is to
+a step of the plain backbone times the number of options that compute something.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from dfs_deploy.training import joint_forward
 
 
 def main() -> None:
-    """Prints a line for each list of options."""
+    """Prints one line per list of options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--options", nargs="*", default=["skip,8,16,full", "skip,full"], help="lists to measure")
     parser.add_argument("--blocks", type=int, default=3, help="n of ResNet-(6n+2)")
     parser.add_argument("--batch", type=int, default=128, help="images in a step")
-    parser.add_argument("--turns", type=int, default=7, help="turns that each case is timed in")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds in which each case is timed")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -37,7 +37,7 @@ def main() -> None:
     for text in args.options:
         options = Options.parse(text)
         network = spread_network(options, args.blocks)
-        shares, seconds = measure(network, args.batch, args.turns)
+        shares, seconds = measure(network, args.batch, args.rounds)
         computing = sum(not option.skips for option in options)
         ratio = seconds["joint"] / (seconds["backbone"] * computing)
         listed = " ".join(f"{share:.0%}" for share in shares)
@@ -58,7 +58,7 @@ def spread_network(options: Options, blocks: int) -> DFSNetwork:
     return network.to(memory_format=torch.channels_last)
 
 
-def measure(network: DFSNetwork, batch: int, turns: int) -> tuple[list[float], dict[str, float]]:
+def measure(network: DFSNetwork, batch: int, rounds: int) -> tuple[list[float], dict[str, float]]:
     """Share of the decisions by option, and the median seconds of a step by name."""
     x = torch.randn(batch, 3, 32, 32) * torch.rand(batch, 1, 1, 1) * 3.0
     x = x.contiguous(memory_format=torch.channels_last)
@@ -72,13 +72,13 @@ def measure(network: DFSNetwork, batch: int, turns: int) -> tuple[list[float], d
     shares = (torch.bincount(path, minlength=len(network.options)) / len(path)).tolist()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9)
     times: dict[str, list[float]] = {name: [] for name in cases}
-    for turn in range(turns + 1):
+    for round_ in range(rounds + 1):
         for name, forward in cases.items():
             started = time.perf_counter()
             optimizer.zero_grad()
             functional.cross_entropy(forward(x), labels).backward()
             optimizer.step()
-            if turn:  # the first warms up
+            if round_:  # the first warms up
                 times[name].append(time.perf_counter() - started)
     return shares, {name: statistics.median(values) for name, values in times.items()}
 

@@ -68,8 +68,8 @@ def inspect(bundle: BundleArgument = None, cache_dir: CacheOption = None, json: 
             console.print(f"  not here     {name}: {facts['lacks']}")
         elif name == "tensorrt":
             console.print(
-                f"  runs here    {name} {facts['version']} on {facts['device']}, {facts['plans_ready']} of"
-                f" {facts['plans']} plans ready (dfs-deploy prepare --runtime tensorrt builds the others)"
+                f"  runs here    {name} {facts['version']} on {facts['device']}, {facts['engines_ready']} of"
+                f" {facts['engines']} engines ready (dfs-deploy prepare --runtime tensorrt builds the others)"
             )
         else:
             console.print(
@@ -110,22 +110,22 @@ def inspect(bundle: BundleArgument = None, cache_dir: CacheOption = None, json: 
 
 def _tensorrt_here(bundle: Bundle) -> dict[str, Any]:
     """What is ready to run in TensorRT; nothing is built or loaded for it."""
-    from dfs_deploy.runtimes.tensorrt.building import Plans
     from dfs_deploy.runtimes.tensorrt.device import device_facts
+    from dfs_deploy.runtimes.tensorrt.engine_cache import EngineCache
 
     try:
         facts = device_facts()
-        plans = Plans(bundle, facts)
-        ready, count = plans.ready()
+        built = EngineCache(bundle, facts)
+        ready, count = built.ready()
     except EnvironmentLacksError as error:
         return {"runtime": "tensorrt", "lacks": str(error)}
     return {
         "runtime": "tensorrt",
-        "version": plans.version,
+        "version": built.version,
         "device": facts.name,
-        "batch": plans.settings.batch,
-        "plans": count,
-        "plans_ready": ready,
+        "batch": built.settings.batch,
+        "engines": count,
+        "engines_ready": ready,
     }
 
 

@@ -1,4 +1,4 @@
-"""The live counter of ``dfs-deploy run`` on a video or a camera, and what is told at its end."""
+"""The live counter of ``dfs-deploy run`` on a video or a camera, and its figures at the end."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _RECENT = 64
 
 @dataclass
 class Tally:
-    """What was seen of a video so far.
+    """Figures of a video so far.
 
     Attributes:
         file: the video, or the camera's device.
-        frames: how many were classified.
-        seconds: since the first was asked for: decoding, resizing and classifying.
+        frames: number of frames that were classified.
+        seconds: time since the first frame was asked for: decoding, resizing and classifying.
         computation: sum of the frames' computation percentages.
-        classes: frames by name of their class.
-        last: the newest frame's result.
-        error: why it ended before its end.
+        classes: number of frames by name of their class.
+        last: result of the newest frame.
+        error: reason why the video ended early.
     """
 
     file: str
@@ -48,7 +48,7 @@ class Tally:
     _recent: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
 
     def add(self, result: Classified, seconds: float) -> None:
-        """Counts a frame that was done so many seconds after the start."""
+        """Counts a frame that was done ``seconds`` after the start."""
         self.frames += 1
         self.seconds = seconds
         self.computation += result.computation_percentage
@@ -58,22 +58,22 @@ class Tally:
 
     @property
     def frames_per_s(self) -> float:
-        """Mean over all frames; NaN before the first."""
+        """Frames per second over all frames; NaN before the first."""
         return self.frames / self.seconds if self.frames else float("nan")
 
     @property
     def recent_frames_per_s(self) -> float:
-        """Over the last frames; NaN before the second."""
+        """Frames per second over the last frames; NaN before the second."""
         passed = self._recent[-1] - self._recent[0] if self._recent else 0.0
         return (len(self._recent) - 1) / passed if passed > 0.0 else float("nan")
 
     @property
     def computation_percentage(self) -> float:
-        """Mean over all frames; NaN before the first."""
+        """Mean computation percentage over all frames; NaN before the first."""
         return self.computation / self.frames if self.frames else float("nan")
 
     def as_json(self) -> dict[str, Any]:
-        """Its entry of ``run --json``."""
+        """The video's entry of ``run --json``."""
         return {
             "file": self.file,
             "frames": self.frames,
@@ -88,18 +88,18 @@ class Tally:
 def watch(
     runtime: Runtime, frames: Iterator[NDArray[np.uint8]], name: str, limit: int | None, quiet: bool, endless: bool
 ) -> Tally:
-    """Classifies frame after frame, and counts on standard error where a person watches.
+    """Classifies frame after frame, and counts on standard error if a person watches.
 
     Args:
-        runtime: what runs them.
+        runtime: the runtime that classifies.
         frames: (H, W, 3) uint8 each, of the network's size.
-        name: of the video, or of the camera's device.
-        limit: frames after which it stops; ``None`` for none.
-        quiet: shows nothing.
-        endless: whether Ctrl-C is how it ends, rather than a reason to end the program.
+        name: name of the video, or of the camera's device.
+        limit: number of frames after which it stops; ``None`` for no limit.
+        quiet: whether nothing is shown.
+        endless: whether Ctrl-C ends only the video, and not the program.
 
     Returns:
-        What was seen, up to what could not be decoded: its ``error`` says so.
+        The figures, up to a frame that could not be decoded: ``error`` says so.
     """
     tally = Tally(name)
     console = errors()

@@ -76,11 +76,11 @@ def _prepare_onnxruntime(opened: Bundle, json: bool) -> None:
 
 
 def _prepare_tensorrt(opened: Bundle, workspace: int | None, batch: int, json: bool) -> None:
-    from dfs_deploy.runtimes.tensorrt.building import prepare as build
-    from dfs_deploy.runtimes.tensorrt.plan import Settings
+    from dfs_deploy.runtimes.tensorrt.engine_cache import BuildSettings
+    from dfs_deploy.runtimes.tensorrt.engine_cache import prepare as build
 
     with progress(quiet=json) as report:
-        prepared = build(opened, Settings(batch, workspace), report)
+        prepared = build(opened, BuildSettings(batch, workspace), report)
     if json:
         print_json({**asdict(prepared), "folder": str(prepared.folder), "batch": batch, "workspace_mib": workspace})
         return

@@ -19,7 +19,8 @@ from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.engines import PlacedEngine, engines_of
 from dfs_deploy.errors import ExportMismatchError
 from dfs_deploy.exporters.int8 import Grid
-from dfs_deploy.models import DFSNetwork, NetworkOutput, run_option
+from dfs_deploy.models import BasicBlock, DFSNetwork, NetworkOutput, run_option
+from dfs_deploy.models.network import Decision
 from dfs_deploy.options import PRECISIONS, Precision
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime.binding import open_session, session_options
@@ -329,7 +330,12 @@ def _compare_whole(bundle: Bundle, reference: _Reference) -> tuple[int, float, l
     with Runtime(bundle, "onnxruntime", plan=False, prepared=False) as runtime:
         forced = None if network.gate is None else path[first]
         got = runtime(images[first].numpy(), path=forced, finite=False)
-    expected = np.concatenate([_along(network, images[i : i + 1], path[i]) for i in first])
+
+    def meant(block: BasicBlock, features: Tensor, decision: Decision) -> Tensor:
+        return run_option(block, features, network.options[int(decision.choice[0])], round_inputs=False)
+
+    runs = [network.unroll(images[i : i + 1], meant, reference.routed.path[i : i + 1]) for i in first]
+    expected = torch.cat([run.logits for run in runs]).numpy()
     error = _rms(got.logits - expected) / max(_rms(expected), _TINY)
     if not np.array_equal(got.path, path[first]):
         seen = f"path {got.path[0].tolist()}, the reference's is {path[first[0]].tolist()}"
@@ -341,12 +347,3 @@ def _compare_whole(bundle: Bundle, reference: _Reference) -> tuple[int, float, l
         return len(first), error, []
     seen = f"logits on {len(first)} forced paths: error {error:.3g}, tolerance {tolerance:g}"
     return len(first), error, [_Mismatch(least, seen)]
-
-
-def _along(network: DFSNetwork, image: Tensor, path: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Logits of one image along a path, by what its options mean."""
-    first, *gated = network.blocks
-    features: Tensor = first(network.backbone.stem(image))
-    for block, choice in zip(gated, path, strict=True):
-        features = run_option(block, features, network.options[int(choice)], round_inputs=False)
-    return network.backbone.classify(features).numpy()

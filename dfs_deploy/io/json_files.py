@@ -109,6 +109,7 @@ class VersionedFormat(Generic[_T]):
         mark: key and value that tell the format from other JSON; ``None`` if only its keys do.
         older: for each older version that is read, its type and what makes the newest type of it.
         dec_hook: reads values of types that msgspec does not know; see :func:`decode_json`.
+        enc_hook: makes plain values of such types.
     """
 
     name: str
@@ -121,6 +122,7 @@ class VersionedFormat(Generic[_T]):
     mark: tuple[str, str] | None = None
     older: Mapping[int, tuple[type[Any], Callable[[Any], _T]]] = field(default_factory=dict)
     dec_hook: Callable[[Any, Any], Any] | None = None
+    enc_hook: Callable[[Any], Any] | None = None
 
     def read(self, path: Path, *, limit: int = MAX_JSON, follow: bool = True) -> _T:
         """Reads a file of any version that is known, strictly.
@@ -171,7 +173,7 @@ class VersionedFormat(Generic[_T]):
 
     def encode(self, value: _T) -> bytes:
         """Content of a file of the newest version, indented for people."""
-        return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
+        return msgspec.json.format(msgspec.json.encode(value, enc_hook=self.enc_hook), indent=1) + b"\n"
 
     def _value(self, keys: Mapping[str, msgspec.Raw], key: str, kind: type[_V]) -> _V:
         if key not in keys:

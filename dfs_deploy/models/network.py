@@ -1,17 +1,19 @@
-"""The dynamic network, in two forwards over the same weights that must agree.
+"""The dynamic network: one loop over gate and blocks, and the two forwards over the same weights that must agree.
 
 ``forward`` computes every option of every block and mixes them by the gate's one-hot choice (Equation 1): it is what
-training differentiates, and the oracle. ``route`` runs for each sample only what its gate chose.
+training differentiates, and the oracle. ``route`` runs for each sample only what its gate chose. Both are
+:meth:`DFSNetwork.unroll` with another way to run a block, and so is every other forward over these weights.
 
 A network may have a static *policy* instead of a gate: an option for each block, the same for every input. Uniform
 bitwidths (Banner et al. 2018) and mixed precision (HAQ, Wang et al. 2019) are such networks; both forwards then run the
-policy's option alone.
+policy's option only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +28,13 @@ from dfs_deploy.options import Option, Options
 
 @dataclass(frozen=True, eq=False)
 class NetworkOutput:
-    """What one forward computed.
+    """Result of one forward.
 
     Attributes:
         logits: (N, classes) float32.
         path: (N, gated blocks) int64, the option index that each gated block ran.
-        scores: (N, gated blocks, options) float32, the gate's scores before softmax; zeros where a policy decides.
-        expected_cost: (N,) float32, mean over gated blocks of the cost chosen; differentiable in ``forward``.
+        scores: (N, gated blocks, options) float32, the gate's scores before softmax; zeros if a policy decides.
+        expected_cost: (N,) float32, mean cost of the options taken; see :func:`expected_cost`.
     """
 
     logits: Tensor
@@ -40,6 +42,21 @@ class NetworkOutput:
     scores: Tensor
     expected_cost: Tensor
 
+
+class Decision(NamedTuple):
+    """Decision before one gated block.
+
+    Attributes:
+        scores: (N, options) float32, before softmax; zeros if a policy decides.
+        choice: (N,) int64, the option index that each sample takes.
+    """
+
+    scores: Tensor
+    choice: Tensor
+
+
+RunBlock = Callable[[BasicBlock, Tensor, Decision], Tensor]
+"""One way to run a gated block: ``run(block, features, decision)`` maps (N, C, H, W) to (N, C', H', W')."""
 
 BlockObserver = Callable[[int, int, Tensor, Tensor], None]
 """Called as ``observer(block, option_index, rows, features)`` with the samples that a block is about to run."""
@@ -50,12 +67,12 @@ class DFSNetwork(nn.Module):
 
     Args:
         architecture: shape of the network.
-        options: what a gated block may do, in the order of the gate's scores.
-        policy: for a network without a gate, the option index of each gated block; ``None`` for one with a gate.
+        options: options of a gated block, in the order of the gate's scores.
+        policy: option index of each gated block, for a network without a gate; ``None`` for one with a gate.
 
     Attributes:
-        gate: the gate, or ``None`` where a policy decides.
-        policy: the option index of each gated block, or ``None`` where the gate decides.
+        gate: the gate, or ``None`` if a policy decides.
+        policy: option index of each gated block, or ``None`` if the gate decides.
 
     Raises:
         OptionError: a policy of another length, or with an option that is not there.
@@ -79,7 +96,7 @@ class DFSNetwork(nn.Module):
 
         Args:
             policy: the option index of each gated block.
-            options: what the indices point into; ``None`` for the network's own.
+            options: options that the indices point into; ``None`` for the network's own.
 
         Raises:
             OptionError: a policy that does not fit.
@@ -90,8 +107,10 @@ class DFSNetwork(nn.Module):
         return static
 
     def options_of(self, index: int) -> tuple[Option, ...]:
-        """What the gated block ``index``, at least 1, may do: every option, or the policy's alone."""
-        return tuple(self.options) if self.policy is None else (self.options[self.policy[index - 1]],)
+        """Options of the gated block ``index``, at least 1: those that the block may run, or the policy's only."""
+        if self.policy is not None:
+            return (self.options[self.policy[index - 1]],)
+        return self.architecture.blocks[index].choices(self.options)
 
     def forward(self, x: Tensor) -> NetworkOutput:
         """Computes every option and mixes by the hard choice; the softmax carries the gradient (Section 3).
@@ -102,27 +121,7 @@ class DFSNetwork(nn.Module):
         Returns:
             The output; ``path`` is the hard choice.
         """
-        if self.gate is None:
-            return self._follow_policy(x, None)
-        first, *gated = self.blocks
-        features = first(self.backbone.stem(x))
-        state = self.gate.initial_state(features)
-        costs = torch.tensor(self.options.costs, device=x.device)
-        scores, path, cost = [], [], []
-        for index, block in enumerate(gated):
-            score, state = self.gate(index, features, state)
-            choice = decide(score)
-            soft = functional.softmax(score, 1)
-            # The difference first: it is exactly zero, so the weights are exactly one-hot.
-            weight = functional.one_hot(choice, len(self.options)).to(soft.dtype) + (soft - soft.detach())
-            features = sum(
-                weight[:, k, None, None, None] * run_option(block, features, option)
-                for k, option in enumerate(self.options)
-            )
-            scores.append(score)
-            path.append(choice)
-            cost.append((weight * costs).sum(1))
-        return self._output(x, features, scores, path, cost)
+        return self.unroll(x, self._mix_options)
 
     @torch.no_grad()
     def route(self, x: Tensor, observer: BlockObserver | None = None) -> NetworkOutput:
@@ -138,26 +137,62 @@ class DFSNetwork(nn.Module):
         Raises:
             CheckpointError: a score of the gate is NaN or infinite: the features overflowed.
         """
-        if self.gate is None:
-            return self._follow_policy(x, observer)
-        first, *gated = self.blocks
-        features = first(self.backbone.stem(x))
-        state = self.gate.initial_state(features)
-        costs = torch.tensor(self.options.costs, device=x.device)
-        scores, path, cost = [], [], []
-        for index in range(len(gated)):
-            score, state = self.gate(index, features, state)
-            if not torch.isfinite(score).all():  # no option has the greatest score then
+
+        def run(block: BasicBlock, features: Tensor, decision: Decision) -> Tensor:
+            index = block.shape.index
+            if not torch.isfinite(decision.scores).all():  # no option has the greatest score then
                 raise CheckpointError(
-                    f"the gate's scores after block {index} are NaN or infinite on these data, expected finite values;"
-                    " check the checkpoint's weights and how it was trained"
+                    f"the gate's scores after block {index - 1} are NaN or infinite on these data, expected finite"
+                    " values; check the checkpoint's weights and how it was trained"
                 )
-            choice = decide(score)
-            features = self.run_block(index + 1, features, choice, observer)
-            scores.append(score)
-            path.append(choice)
-            cost.append(costs[choice])
-        return self._output(x, features, scores, path, cost)
+            return self.run_block(index, features, decision.choice, observer)
+
+        return self.unroll(x, run)
+
+    def unroll(self, x: Tensor, run: RunBlock, path: Tensor | None = None) -> NetworkOutput:
+        """Runs the network block by block: THE loop over gate and blocks.
+
+        Args:
+            x: (N, C, H, W) float32, normalised.
+            run: runs each gated block by what was decided for it.
+            path: (N, gated blocks) int64, the choices to take; ``None`` for the gate's own, or the policy's.
+
+        Returns:
+            The output; ``path`` holds the choices taken.
+        """
+        first, *gated = self.blocks
+        n, options = len(x), len(self.options)
+        if path is None and self.policy is not None:
+            path = torch.tensor(self.policy, dtype=torch.int64, device=x.device).repeat(n, 1)
+        features = first(self.backbone.stem(x))
+        state = None if self.gate is None else self.gate.initial_state(features)
+        scores, choices = x.new_zeros(n, 0, options), x.new_zeros(n, 0, dtype=torch.int64)
+        steps: list[Decision] = []
+        for index, block in enumerate(gated):
+            if self.gate is None or state is None:
+                score = x.new_zeros(n, options)
+            else:
+                score, state = self.gate(index, features, state)
+            steps.append(Decision(score, decide(score) if path is None else path[:, index]))
+            features = run(block, features, steps[-1])
+        if steps:
+            scores, choices = (torch.stack(values, 1) for values in zip(*steps, strict=True))
+        costs = torch.tensor(self.options.costs, device=x.device).expand(len(gated), -1)
+        return NetworkOutput(self.backbone.classify(features), choices, scores, expected_cost(scores, choices, costs))
+
+    def _mix_options(self, block: BasicBlock, features: Tensor, decision: Decision) -> Tensor:
+        possible = self.options_of(block.shape.index)
+        if len(possible) == 1:
+            return run_option(block, features, possible[0])
+        soft = functional.softmax(decision.scores, 1)
+        # The difference first: it is exactly zero, so the weights are exactly one-hot.
+        weight = functional.one_hot(decision.choice, len(self.options)).to(soft.dtype) + (soft - soft.detach())
+        outputs = (
+            weight[:, k, None, None, None] * run_option(block, features, option)
+            for k, option in enumerate(self.options)
+            if option in possible
+        )
+        return torch.stack(list(outputs)).sum(0)
 
     @torch.no_grad()
     def run_block(self, index: int, features: Tensor, choice: Tensor, observer: BlockObserver | None = None) -> Tensor:
@@ -173,43 +208,34 @@ class DFSNetwork(nn.Module):
             (N, C', H', W') float32.
         """
         block = self.blocks[index]
-        size = _out_size(features, block.conv1.stride)
-        result = features.new_empty(features.shape[0], block.shape.out_channels, *size)
+        outputs, order = [], []
         for k in sorted(set(choice.tolist())):
             rows = torch.nonzero(choice == k).flatten()
-            group = features[rows]
+            group = features if len(rows) == len(features) else features[rows]
             if observer is not None:
                 observer(index, k, rows, group)
-            result[rows] = run_option(block, group, self.options[k])
-        return result
+            outputs.append(run_option(block, group, self.options[k]))
+            order.append(rows)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)[torch.argsort(torch.cat(order))]
 
-    def _follow_policy(self, x: Tensor, observer: BlockObserver | None) -> NetworkOutput:
-        assert self.policy is not None  # noqa: S101 (there is a gate or a policy)
-        first, *gated = self.blocks
-        features = first(self.backbone.stem(x))
-        for block, choice in zip(gated, self.policy, strict=True):
-            if observer is not None:
-                observer(block.shape.index, choice, torch.arange(len(x), device=x.device), features)
-            features = run_option(block, features, self.options[choice])
-        path = torch.tensor(self.policy, dtype=torch.int64, device=x.device).expand(len(x), -1)
-        costs = torch.tensor(self.options.costs, device=x.device)[path]
-        return NetworkOutput(
-            logits=self.backbone.classify(features),
-            path=path.clone(),
-            scores=x.new_zeros(len(x), len(gated), len(self.options)),
-            expected_cost=costs.mean(1) if gated else x.new_ones(len(x)),
-        )
 
-    def _output(
-        self, x: Tensor, features: Tensor, scores: list[Tensor], path: list[Tensor], cost: list[Tensor]
-    ) -> NetworkOutput:
-        n, k = x.shape[0], len(self.options)
-        return NetworkOutput(
-            logits=self.backbone.classify(features),
-            path=torch.stack(path, 1) if path else x.new_zeros((n, 0), dtype=torch.int64),
-            scores=torch.stack(scores, 1) if scores else x.new_zeros((n, 0, k)),
-            expected_cost=torch.stack(cost, 1).mean(1) if cost else x.new_ones(n),
-        )
+def expected_cost(scores: Tensor, path: Tensor, costs: Tensor) -> Tensor:
+    """Mean cost of the options taken; the softmax of the gate's scores carries its gradient (Section 3).
+
+    Args:
+        scores: (N, gated blocks, options) float32, before softmax.
+        path: (N, gated blocks) int64, option indices.
+        costs: (gated blocks, options) float32, in full-precision blocks.
+
+    Returns:
+        (N,) float32; 1 for a network without gated blocks.
+    """
+    if not path.shape[1]:
+        return scores.new_ones(len(path))
+    soft = functional.softmax(scores, 2)
+    chosen = costs.expand(len(path), -1, -1).gather(2, path.unsqueeze(2)).squeeze(2)
+    # The difference first: it is exactly zero, so the cost is exactly that of the choice.
+    return (chosen + ((soft - soft.detach()) * costs).sum(2)).mean(1)
 
 
 def run_option(block: BasicBlock, features: Tensor, option: Option, round_inputs: bool = True) -> Tensor:
@@ -225,11 +251,6 @@ def run_option(block: BasicBlock, features: Tensor, option: Option, round_inputs
         (N, C', H', W') float32.
     """
     return block.skip(features) if option.skips else block(features, option.bits, round_inputs)
-
-
-def _out_size(features: Tensor, stride: int) -> tuple[int, int]:
-    height, width = features.shape[2:]
-    return -(-height // stride), -(-width // stride)
 
 
 def _check_policy(policy: Sequence[int], architecture: Architecture, options: Options) -> tuple[int, ...]:

@@ -169,7 +169,6 @@ class Choices:
     gate: str | None = None
     plan: bool = True
     prepared: bool = True
-    speculate: bool = False
     cache_dir: str | None = None
 
 
@@ -179,8 +178,6 @@ BackendFactory = Callable[[Bundle, Choices], Backend]
 def _onnxruntime(bundle: Bundle, choices: Choices) -> Backend:
     from dfs_deploy.runtimes.onnxruntime import OnnxRuntimeBackend, PolicyBackend
 
-    if choices.speculate:
-        raise UsageError("the runtime onnxruntime has nothing to gain from speculation; use tensorrt, or leave it out")
     cache = Cache(bundle, choices.cache_dir)
     if bundle.policy is not None:
         return PolicyBackend(bundle, bundle.policy, choices.threads, choices.plan, cache)
@@ -192,7 +189,7 @@ def _tensorrt(bundle: Bundle, choices: Choices) -> Backend:
 
     if choices.threads is not None:
         raise UsageError(f"{choices.threads} threads for the runtime tensorrt, which has none; leave threads out")
-    return TensorRTBackend(bundle, choices.gate, choices.speculate, Cache(bundle, choices.cache_dir))
+    return TensorRTBackend(bundle, choices.gate, Cache(bundle, choices.cache_dir))
 
 
 BACKENDS: dict[str, BackendFactory] = {"onnxruntime": _onnxruntime, "tensorrt": _tensorrt}
@@ -216,8 +213,6 @@ class Runtime(Living[Backend]):
         prepared: whether engines prepared for this machine run (``dfs-deploy prepare``), made at load where there are
             none; else the bundle's own do.
         budget: see :meth:`set_budget`; ``None`` for the gate as trained.
-        speculate: on ``tensorrt``, whether single images run ahead of the gate on the paths that most inputs took: the
-            results are the same. ``description`` tells how many guesses were right.
         cache_dir: folder in which what is made once on a machine is kept; ``None`` for the one that the environment
             variable ``DFS_DEPLOY_CACHE`` names, else beside the bundle; see :class:`~dfs_deploy.bundle.cache.Cache`.
 
@@ -238,7 +233,6 @@ class Runtime(Living[Backend]):
         plan: bool = True,
         prepared: bool = True,
         budget: float | None = None,
-        speculate: bool = False,
         cache_dir: str | Path | None = None,
     ) -> None:
         name = runtime or "onnxruntime"
@@ -247,7 +241,7 @@ class Runtime(Living[Backend]):
         if threads is not None and threads < 1:
             raise UsageError(f"{threads} threads, expected at least 1")
         place = None if cache_dir is None else str(Path(cache_dir).absolute())  # also for a process elsewhere
-        self._choices = Choices(name, threads, gate, plan, prepared, speculate, place)
+        self._choices = Choices(name, threads, gate, plan, prepared, place)
         self._bundle = bundle if isinstance(bundle, Bundle) else _opened(bundle)
         if name not in self._bundle.manifest.runtimes:
             made = ", ".join(self._bundle.manifest.runtimes) or "none"

@@ -1,40 +1,55 @@
 """Training by the paper's two-step procedure: a backbone, its gate, then both toward a computation percentage.
 
-from dfs_deploy.training import Job, preset, train
+from dfs_deploy.training import train
 
-trained = train(Job("digits", preset("quick", target=30.0)), "run")
-trained.checkpoint  # what dfs-deploy export takes
+result = train("digits", "run", preset="quick", target=30.0)
+result.checkpoint  # the file to export
+
+Names are imported when they are first asked for: reading a metrics log needs no PyTorch.
 """
 
-from dfs_deploy.training.data import DIGITS, SplitChoice, Splits, choose_splits, is_digits, load_splits
-from dfs_deploy.training.evaluation import Evaluation, evaluate
-from dfs_deploy.training.forward import joint_forward
-from dfs_deploy.training.job import Job
-from dfs_deploy.training.metrics import read_metrics
-from dfs_deploy.training.recipe import PRESETS, Recipe, preset
-from dfs_deploy.training.sensitivity import PolicySearch, search_policy
-from dfs_deploy.training.trainer import Observer, Trained, check_new, resume, train
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dfs_deploy.training.forward import joint_forward
+    from dfs_deploy.training.job import Job
+    from dfs_deploy.training.metrics import Evaluation, read_metrics
+    from dfs_deploy.training.recipe import PRESETS, Recipe, preset
+    from dfs_deploy.training.run import TrainingResult, resume, run_job, train
+
+_HOMES = {
+    "PRESETS": "recipe",
+    "Evaluation": "metrics",
+    "Job": "job",
+    "Recipe": "recipe",
+    "TrainingResult": "run",
+    "joint_forward": "forward",
+    "preset": "recipe",
+    "read_metrics": "metrics",
+    "resume": "run",
+    "run_job": "run",
+    "train": "run",
+}
 
 __all__ = [
-    "DIGITS",
     "PRESETS",
     "Evaluation",
     "Job",
-    "Observer",
-    "PolicySearch",
     "Recipe",
-    "SplitChoice",
-    "Splits",
-    "Trained",
-    "check_new",
-    "choose_splits",
-    "evaluate",
-    "is_digits",
+    "TrainingResult",
     "joint_forward",
-    "load_splits",
     "preset",
     "read_metrics",
     "resume",
-    "search_policy",
+    "run_job",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

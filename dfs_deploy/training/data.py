@@ -1,12 +1,13 @@
-"""Training data on the device: batches that depend on the seed and the step alone, augmented all at once.
+"""Training data on the device: batches that depend only on seed, stage and step, augmented all at once.
 
-Nothing here has a state that runs on: the batch of a step is a function of seed, stage and step, so a run that is
-resumed at a step, or split over several processes, sees what a run that never stopped would have seen.
+Nothing here has a state that advances: a run that is resumed at a step, or split over several processes, sees the
+batches that a run that never stopped would have seen.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,75 +21,27 @@ from dfs_deploy.data import Dataset, ImageFolder, open_dataset, splits_of
 from dfs_deploy.data.digits import load_digits
 from dfs_deploy.data.images import resize
 from dfs_deploy.errors import DataError
+from dfs_deploy.network import Architecture, cifar_resnet
 from dfs_deploy.preprocessing import CIFAR10_CLASSES, InputContract, class_names_problem
-from dfs_deploy.training.processes import Processes
+from dfs_deploy.training.processes import Processes, is_first
 from dfs_deploy.training.recipe import Augmentation
 
 DIGITS = "digits"
-"""In place of a path: scikit-learn's digits."""
+"""Word for scikit-learn's digits, in place of a path."""
 
 HELD_OUT = "held-out"
 """Name of an evaluation split that was taken out of the training split."""
 
 HELD_OUT_SHARE = 0.1
-"""Of the training images, where a data set has no test split of its own."""
+"""Share of the training images that is held out if a data set has no other split."""
 
 _EVALUATED = ("test", "val")
-"""Splits to evaluate on if nothing is asked for, the first that is there."""
+"""Splits to evaluate on if none is asked for; the first that is there."""
 
 SHIFT = 4
-"""Most pixels by which an image is moved, each way; what comes in is black."""
+"""Most pixels by which an image is moved, each way; the new border is black."""
 
-
-@dataclass(frozen=True)
-class SplitChoice:
-    """What to train on and what to evaluate on, said before an image is decoded.
-
-    Attributes:
-        data: ``digits``, or the path of a data set.
-        there: names of the splits that the data have; empty for data without any.
-        evaluation: name of the split to evaluate on; ``None`` for images held out of the training split.
-        held_out: number of those; ``None`` for a tenth.
-    """
-
-    data: str
-    there: tuple[str, ...]
-    evaluation: str | None
-    held_out: int | None
-
-    def __str__(self) -> str:
-        train = f"split train of {self.data}" if self.there else f"all images of {self.data}"
-        if self.evaluation is not None:
-            others = [name for name in self.there if name not in ("train", self.evaluation)]
-            beside = f" (also there: {', '.join(others)}; --evaluate-on {others[0]})" if others else ""
-            return f"training on {train}, evaluating on split {self.evaluation}{beside}"
-        held_out = "a tenth of the images" if self.held_out is None else f"{self.held_out} images"
-        return f"training on {train}, evaluating on {held_out} held out of them"
-
-
-def choose_splits(data: str, held_out: int | None = None, evaluate_on: str | None = None) -> SplitChoice:
-    """Chooses what to train on and what to evaluate on. No image is decoded.
-
-    Args:
-        data: ``digits``, or a path that :func:`dfs_deploy.load_dataset` reads.
-        held_out: number of training images, drawn and taken out, to evaluate on; ``None`` for a split of its own, or a
-            tenth of the images if the data have none.
-        evaluate_on: name of that split; ``None`` for ``test``, else ``val``.
-
-    Raises:
-        DataError: nothing is there, or not the splits that are asked for.
-    """
-    there: tuple[str, ...] = ("train", "test") if is_digits(data) else splits_of(data)
-    if there and "train" not in there:
-        raise DataError(f"{data} holds {', '.join(there)} and no train; give the data that are to be trained on")
-    others = [name for name in there if name != "train"]
-    if evaluate_on is not None and evaluate_on not in others:
-        seen = f"no split {evaluate_on!r} to evaluate on in {data}"
-        remedy = f"it has {', '.join(others)}" if others else "it has no other than the one to train on: use --held-out"
-        raise DataError(f"{seen}, {remedy}")
-    if held_out is not None:
-        return SplitChoice(data, there, None, held_out)
-    return SplitChoice(data, there, evaluate_on or next((name for name in _EVALUATED if name in others), None), None)
+_log = logging.getLogger(__name__)
 
 
 def is_digits(data: str) -> bool:
@@ -98,13 +51,13 @@ def is_digits(data: str) -> bool:
 
 @dataclass(frozen=True)
 class Splits:
-    """What a network trains on and what it is evaluated on.
+    """Images to train and to evaluate a network on.
 
     Attributes:
         train: the training images.
         evaluation: other images.
         evaluation_name: ``test`` or ``val``, or ``held-out`` for images taken out of the training split.
-        classes: number that the network must know.
+        classes: number of classes.
     """
 
     train: Dataset
@@ -114,7 +67,7 @@ class Splits:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was assumed or looks wrong about the data and may be meant, a line each."""
+        """What was assumed about the data, or looks wrong and may be meant; one line each."""
         notes = [*self.train.notes, *self.evaluation.notes]
         empty = np.flatnonzero(np.bincount(self.train.labels, minlength=self.classes) == 0)
         if len(empty):
@@ -128,7 +81,7 @@ class Splits:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells these data from others, the same on every machine: pixels are left out, as decoders differ."""
+        """Facts that tell these data from others on every machine: pixels are left out, as decoders differ."""
         labels = hashlib.sha256(self.train.labels.tobytes() + self.evaluation.labels.tobytes())
         return {
             "class names": list(self.train.class_names),
@@ -138,6 +91,10 @@ class Splits:
             f"{self.evaluation_name} images": len(self.evaluation),
             "labels": labels.hexdigest()[:16],
         }
+
+    def architecture(self, blocks_per_group: int) -> Architecture:
+        """ResNet-(6n+2) for the classes and the image size of these data (He et al. 2016, Section 4.2)."""
+        return cifar_resnet((blocks_per_group,) * 3, classes=self.classes, image_shape=self.contract().shape)
 
     def contract(self) -> InputContract:
         """The normalisation that the training split asks for; CIFAR-10's usual one if its classes are CIFAR-10's."""
@@ -158,19 +115,20 @@ def load_splits(
     seed: int = 0,
     evaluate_on: str | None = None,
 ) -> Splits:
-    """Loads what to train on and what to evaluate on.
+    """Loads the images to train and to evaluate on; what is chosen is logged before an image is decoded.
 
     Args:
         data: ``digits``, or a path that :func:`dfs_deploy.load_dataset` reads.
         size: height and width to resize images to; ``None`` for their own.
-        held_out: as in :func:`choose_splits`.
-        seed: of the draw of images that are held out.
-        evaluate_on: as in :func:`choose_splits`.
+        held_out: number of training images, drawn and taken out, to evaluate on; ``None`` for a split of its own, or a
+            tenth of the images if the data have none.
+        seed: seed of the draw of the images that are held out.
+        evaluate_on: name of the split to evaluate on; ``None`` for ``test``, else ``val``.
 
     Raises:
         DataError: the data cannot be read, are of one class, have too few images, or splits that do not fit together.
     """
-    choice = choose_splits(data, held_out, evaluate_on)
+    evaluation = _choose_split(data, held_out, evaluate_on)
     train = _open(data, "train", size)
     if len(set(train.labels.tolist())) < 2:
         raise DataError(f"{train.name} has images of one class only, expected at least 2; add the other classes")
@@ -182,26 +140,49 @@ def load_splits(
             f"{train.name} has label {classes - 1} and {len(train)} images, expected labels from 0 on with images of"
             " every class; number the classes without gaps"
         )
-    if choice.evaluation is not None:
+    if evaluation is not None:
         # Of a folder, nothing was decoded until here.
-        opened = _open(data, choice.evaluation, size).labelled_for(classes, train.class_names)
+        opened = _open(data, evaluation, size).labelled_for(classes, train.class_names)
         images, test = train.load(), opened.load()
         if test.images.shape[1:] != images.images.shape[1:]:
             raise DataError(
                 f"{test.name} has images of {_pixels(test)}, {images.name} of {_pixels(images)}, expected one size;"
                 f" give the size to resize to, as in --size {_pixels(images)}"
             )
-        return Splits(images, test, choice.evaluation, classes)
-    if held_out is None:
-        held_out = max(1, int(len(train) * HELD_OUT_SHARE))
-    if not 0 < held_out < len(train):
-        raise DataError(f"{held_out} of {len(train)} images held out, expected at least 1, and some left to train on")
+        return Splits(images, test, evaluation, classes)
+    count = max(1, int(len(train) * HELD_OUT_SHARE)) if held_out is None else held_out
+    if not 0 < count < len(train):
+        raise DataError(f"{count} of {len(train)} images held out, expected at least 1, and some left to train on")
     shuffled = train.load().subset(None, seed)
     parts = [
         replace(shuffled, images=shuffled.images[rows], labels=shuffled.labels[rows])
-        for rows in (slice(held_out, None), slice(None, held_out))
+        for rows in (slice(count, None), slice(None, count))
     ]
     return Splits(parts[0], parts[1], HELD_OUT, classes)
+
+
+def _choose_split(data: str, held_out: int | None, evaluate_on: str | None) -> str | None:
+    """Name of the split to evaluate on, or ``None`` for images held out of the training split."""
+    there: tuple[str, ...] = ("train", "test") if is_digits(data) else splits_of(data)
+    if there and "train" not in there:
+        raise DataError(f"{data} holds {', '.join(there)} and no train; give the data to train on")
+    others = [name for name in there if name != "train"]
+    if evaluate_on is not None and evaluate_on not in others:
+        seen = f"no split {evaluate_on!r} to evaluate on in {data}"
+        remedy = f"it has {', '.join(others)}" if others else "it has no other than the one to train on: use --held-out"
+        raise DataError(f"{seen}, {remedy}")
+    chosen = evaluate_on or next((name for name in _EVALUATED if name in others), None)
+    if held_out is not None:
+        chosen = None
+    evaluated = f"{'a tenth of the images' if held_out is None else f'{held_out} images'} held out of them"
+    if chosen is not None:
+        left = [name for name in others if name != chosen]
+        evaluated = f"split {chosen}"
+        evaluated += f" (also there: {', '.join(left)}; --evaluate-on {left[0]})" if left else ""
+    if is_first():
+        train = f"split train of {data}" if there else f"all images of {data}"
+        _log.info("training on %s, evaluating on %s", train, evaluated)
+    return chosen
 
 
 def _open(data: str, split: str, size: tuple[int, int] | None) -> Dataset | ImageFolder:
@@ -222,8 +203,8 @@ class Images:
 
     Args:
         dataset: the images.
-        contract: how they are normalised.
-        device: where they lie; as bytes, until a batch is taken.
+        contract: their normalisation.
+        device: device that holds them, as bytes until a batch is taken.
     """
 
     def __init__(self, dataset: Dataset, contract: InputContract, device: torch.device) -> None:
@@ -238,7 +219,7 @@ class Images:
 
     @property
     def device(self) -> torch.device:
-        """Where they lie."""
+        """Device that holds them."""
         return self._labels.device
 
     def take(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
@@ -246,7 +227,7 @@ class Images:
         return self._pixels[rows], self._labels[rows]
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Maps (N, 3, H, W) uint8 to float32, channels last in memory: that is how convolutions are fast."""
+        """Maps (N, 3, H, W) uint8 to float32, channels last in memory, in which convolutions are fast."""
         scaled = (pixels.float() / 255.0 - self._mean) / self._std
         return scaled.contiguous(memory_format=torch.channels_last)
 
@@ -257,9 +238,9 @@ class Batches:
     Args:
         images: the training split.
         size: images in a batch, over all processes.
-        augmentation: how they are varied.
-        seed: of order and variation.
-        processes: whose share of each batch is given.
+        augmentation: variation of the images.
+        seed: seed of order and variation.
+        processes: processes that share each batch.
 
     Raises:
         DataError: fewer images than a batch.
@@ -278,22 +259,22 @@ class Batches:
         self._epoch: tuple[str, int, Tensor] | None = None
 
     def __len__(self) -> int:
-        """Batches in an epoch; what does not fill one is left out, other images each time."""
+        """Batches in an epoch; images that do not fill one are left out, others each time."""
         return len(self._images) // self._size
 
     def take(self, stage: str, step: int, plain: bool = False) -> tuple[Tensor, Tensor]:
         """The batch of a step: this process's share of it.
 
         Args:
-            stage: each has its own order.
-            step: from 0.
+            stage: name of the stage; each has its own order.
+            step: index of the step, from 0.
             plain: whether images are left as they are.
 
         Returns:
             (n, 3, H, W) float32, normalised, and (n,) int64.
         """
-        epoch, place = divmod(step, len(self))
-        rows = self._order(stage, epoch)[place * self._size : (place + 1) * self._size][self._share]
+        epoch, index = divmod(step, len(self))
+        rows = self._order(stage, epoch)[index * self._size : (index + 1) * self._size][self._share]
         pixels, labels = self._images.take(rows.to(self._images.device))
         if not plain and self._augmentation != "none":
             random = _generator(self._seed, stage, "vary", step)
@@ -322,6 +303,6 @@ def _shift(pixels: Tensor, shifts: Tensor) -> Tensor:
 
 
 def _generator(*key: object) -> torch.Generator:
-    """A stream of its own for each key, the same on every machine."""
+    """A random stream for each key, the same on every machine."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -1,24 +1,24 @@
-"""The forward that joint training differentiates: one backward a sample, whatever the number of options.
+"""The forward that joint training differentiates: one backward per sample, whatever the number of options.
 
 Equation 1 mixes every option's output by the gate's weights. With the hard choice of Section 3 the weights are one-hot
-in the forward, and the softmax only carries the gradient; so for one sample and one block
+in the forward, and the softmax only carries the gradient. For one sample and one block this means:
 
-- the chosen option has weight 1: it needs a forward and a backward;
-- an option that was not chosen has weight 0: nothing flows back through its output. The gate's gradient needs the
+- The chosen option has weight 1: it needs a forward and a backward.
+- An option that was not chosen has weight 0: nothing flows back through its output. The gate's gradient needs the
   output itself, so it needs a forward without a graph.
 
-``DFSNetwork.forward`` pays a backward for each option of each sample; this one pays it once. In evaluation mode both
-give the same values and the same gradients. In training mode they differ in what a batch is for normalisation:
+``DFSNetwork.forward`` pays a backward for each option of each sample; this forward pays it once. In evaluation mode
+both give the same values and the same gradients. In training mode they differ in the batch that is normalised:
 
-- There, each option of a block normalises the whole batch on its own, samples included that chose another option, and
+- There, each option of a block normalises the whole batch on its own, with the samples that chose another option, and
   the running statistics follow every one of them.
-- Here, a block's normalisation sees what will reach it when deployed: the samples that run the block, each in its own
-  bitwidth, together. The running statistics follow that, by the share of the batch that ran. Options that were not
-  chosen are normalised by the same statistics, as constants. Where all samples choose one option, the forward and the
+- Here, a block's normalisation sees what reaches it when deployed: the samples that run the block, each in its own
+  bitwidth, as one batch. The running statistics follow that, by the share of the batch that ran. Options that were not
+  chosen are normalised by the same statistics, as constants. If all samples choose one option, the forward and the
   gradient of the backbone are again those of ``DFSNetwork.forward``.
 - Fewer than ``LEAST_ROWS`` samples are no batch: they are normalised by the running statistics, which then stay.
 
-A convolution's running input range moves once a step: over all samples for a block's first convolution and its
+A convolution's running input range moves once per step: over all samples for a block's first convolution and its
 projection, over the samples that run the block for its second.
 """
 
@@ -31,12 +31,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfs_deploy.models import BasicBlock, DFSNetwork, NetworkOutput, QuantizedConv2d, decide
+from dfs_deploy.models import BasicBlock, DFSNetwork, NetworkOutput, QuantizedConv2d
+from dfs_deploy.models.network import Decision
 from dfs_deploy.models.quantize import fake_quantize, fake_quantize_weight
 from dfs_deploy.options import FULL_BITS, Options
 
 LEAST_ROWS = 4
-"""Samples from which a block's own batch statistics are used in training mode."""
+"""Fewest samples whose own batch statistics are used in training mode."""
 
 
 class _Affine(NamedTuple):
@@ -47,8 +48,16 @@ class _Affine(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """Consecutive samples of one option, in an order sorted by option."""
+    """Consecutive samples of one option, in a batch that is sorted by option.
 
+    Attributes:
+        option: index of the option.
+        bits: bitwidth of the option; 0 for a skip.
+        start: first of the samples.
+        stop: first after them.
+    """
+
+    option: int
     bits: int
     start: int
     stop: int
@@ -67,41 +76,19 @@ def joint_forward(network: DFSNetwork, x: Tensor) -> NetworkOutput:
     """
     if network.gate is None:
         return network(x)  # type: ignore[no-any-return]
-    first, *gated = network.blocks
-    features = first(network.backbone.stem(x))
-    state = network.gate.initial_state(features)
-    costs = torch.tensor(network.options.costs, device=x.device)
-    scores, path, cost = [], [], []
-    for index, block in enumerate(gated):
-        score, state = network.gate(index, features, state)
-        choice = decide(score)
-        soft = functional.softmax(score, 1)
-        features = _run_block(block, features, choice, soft, network.options)
-        scores.append(score)
-        path.append(choice)
-        # The difference first: it is exactly zero, so the cost is exactly that of the choice.
-        cost.append(costs[choice] + ((soft - soft.detach()) * costs).sum(1))
-    n, k = x.shape[0], len(network.options)
-    return NetworkOutput(
-        logits=network.backbone.classify(features),
-        path=torch.stack(path, 1) if path else x.new_zeros((n, 0), dtype=torch.int64),
-        scores=torch.stack(scores, 1) if scores else x.new_zeros((n, 0, k)),
-        expected_cost=torch.stack(cost, 1).mean(1) if cost else x.new_ones(n),
-    )
+    return network.unroll(x, lambda block, features, taken: _run_block(block, features, taken, network.options))
 
 
-def _run_block(block: BasicBlock, x: Tensor, choice: Tensor, soft: Tensor, options: Options) -> Tensor:
+def _run_block(block: BasicBlock, x: Tensor, taken: Decision, options: Options) -> Tensor:
     """Runs one gated block, and gives the gate the outputs of the options that were not chosen."""
-    # Skipping samples stand first, so that those that run are consecutive.
-    lanes = sorted(range(len(options)), key=lambda k: not options[k].skips)
-    place = torch.empty_like(choice[:1]).new_tensor([lanes.index(k) for k in range(len(options))])
-    lane = place[choice]
-    order = torch.argsort(lane, stable=True)
-    counts = torch.bincount(lane, minlength=len(lanes)).tolist()
-    groups, start = [], 0
-    for k, count in zip(lanes, counts, strict=True):
-        groups.append(_Group(options[k].bits, start, start + count))
-        start += count
+    # Skipping samples come first, so that those that run are consecutive.
+    sequence = sorted(range(len(options)), key=lambda k: not options[k].skips)
+    rank = taken.choice.new_tensor([sequence.index(k) for k in range(len(options))])[taken.choice]
+    order = torch.argsort(rank, stable=True)
+    stops = torch.bincount(rank, minlength=len(options)).cumsum(0).tolist()
+    groups = [
+        _Group(k, options[k].bits, start, stop) for k, start, stop in zip(sequence, [0, *stops], stops, strict=False)
+    ]
     rows = x.index_select(0, order)
     if any(option.quantized for option in options):
         _follow(block.conv1, rows)
@@ -109,11 +96,12 @@ def _run_block(block: BasicBlock, x: Tensor, choice: Tensor, soft: Tensor, optio
             _follow(block.projection.conv, rows)
     chosen = _Chosen(block, groups)
     result = chosen.run(rows)
-    if torch.is_grad_enabled() and soft.requires_grad:
+    if torch.is_grad_enabled() and taken.scores.requires_grad:
         with torch.no_grad():
-            others = [chosen.run_other(rows.detach(), result.detach(), group) for group in groups]
-        by_option = [output for _, output in sorted(zip(lanes, others, strict=True), key=lambda pair: pair[0])]
-        result = _HardChoice.apply(result, soft.index_select(0, order), *by_option)  # type: ignore[no-untyped-call]
+            outputs = {group.option: chosen.run_other(rows.detach(), result.detach(), group) for group in groups}
+        soft = functional.softmax(taken.scores, 1).index_select(0, order)
+        by_option = [outputs[k] for k in range(len(options))]
+        result = _HardChoice.apply(result, soft, *by_option)  # type: ignore[no-untyped-call]
     return result.index_select(0, torch.argsort(order))
 
 
@@ -123,59 +111,85 @@ class _Chosen:
     def __init__(self, block: BasicBlock, groups: Sequence[_Group]) -> None:
         self._block = block
         self._groups = groups
-        self._running = [group for group in groups if group.bits]
-        self._first = self._running[0].start if self._running else groups[-1].stop
-        self._affines: list[_Affine] = []
-        self._has_second_range = False
+        self._affines: dict[nn.BatchNorm2d, _Affine] = {}
+        self._moved_second_range = False
 
     def run(self, rows: Tensor) -> Tensor:
         """Gives (N, C', H', W'), each sample in its own option."""
-        block, first = self._block, self._first
-        share = (len(rows) - first) / len(rows)
-        shortcut, through = rows, None
+        block = self._block
+        running = [group for group in self._groups if group.bits]
+        first = running[0].start if running else len(rows)
+        shortcut = rows
         if block.projection is not None:
-            shortcut = _convolve(block.projection.conv, rows, self._groups)
-            shortcut, through = _normalize(block.projection.norm, shortcut, 1.0)
+            convolved = _convolve(block.projection.conv, rows, self._groups)
+            shortcut = self._normalize(block.projection.norm, convolved, 1.0)
         if first == len(rows):
-            self._affines = [_running_affine(block.norm1), _running_affine(block.norm2)]
-            result = shortcut
-        else:
-            y, one = _normalize(block.norm1, _convolve(block.conv1, rows[first:], self._running), share)
-            y = functional.relu(y)
-            if any(0 < group.bits < FULL_BITS for group in self._groups):
-                _follow(block.conv2, y)
-                self._has_second_range = True
-            y, two = _normalize(block.norm2, _convolve(block.conv2, y, self._running), share)
-            self._affines = [one, two]
-            ran = functional.relu(y + shortcut[first:])
-            result = ran if first == 0 else torch.cat([shortcut[:first], ran])
-        if through is not None:
-            self._affines.append(through)
-        return result
+            return shortcut
+        share = (len(rows) - first) / len(rows)
+        y = functional.relu(self._normalize(block.norm1, _convolve(block.conv1, rows[first:], running), share))
+        if any(group.bits < FULL_BITS for group in running):
+            self._move_second_range(y)
+        y = self._normalize(block.norm2, _convolve(block.conv2, y, running), share)
+        ran = functional.relu(y + shortcut[first:])
+        return ran if first == 0 else torch.cat([shortcut[:first], ran])
 
     def run_other(self, rows: Tensor, result: Tensor, group: _Group) -> Tensor:
-        """Gives the output (N, C', H', W') of one option for all samples; those that chose it have theirs already."""
-        if group.start == 0 and group.stop == len(rows):
-            return result
-        x = torch.cat([rows[: group.start], rows[group.stop :]]) if group.stop > group.start else rows
-        output = self._option(x, group.bits)
+        """Gives the output (N, C', H', W') of one option for all samples; those that chose it have it in ``result``."""
         if group.stop == group.start:
-            return output
+            return self._option(rows, group.bits)
+        if group.stop - group.start == len(rows):
+            return result
+        output = self._option(torch.cat([rows[: group.start], rows[group.stop :]]), group.bits)
         return torch.cat([output[: group.start], result[group.start : group.stop], output[group.start :]])
 
     def _option(self, x: Tensor, bits: int) -> Tensor:
         block = self._block
-        one, two, *through = self._affines
         shortcut = x
         if block.projection is not None:
-            shortcut = _convolve_affine(block.projection.conv, x, bits or FULL_BITS, through[0])
+            shortcut = self._convolve_affine(block.projection.conv, block.projection.norm, x, bits or FULL_BITS)
         if not bits:
             return shortcut
-        y = _convolve_affine(block.conv1, x, bits, one).relu_()
-        if bits < FULL_BITS and not self._has_second_range:
-            _follow(block.conv2, y)
-            self._has_second_range = True
-        return _convolve_affine(block.conv2, y, bits, two).add_(shortcut).relu_()
+        y = self._convolve_affine(block.conv1, block.norm1, x, bits).relu_()
+        if bits < FULL_BITS:
+            self._move_second_range(y)
+        return self._convolve_affine(block.conv2, block.norm2, y, bits).add_(shortcut).relu_()
+
+    def _move_second_range(self, y: Tensor) -> None:
+        if not self._moved_second_range:
+            _follow(self._block.conv2, y)
+            self._moved_second_range = True
+
+    def _normalize(self, norm: nn.BatchNorm2d, x: Tensor, share: float) -> Tensor:
+        """Normalises, and keeps the normalisation as constants too.
+
+        Args:
+            norm: the layer.
+            x: (n, C, H, W), the samples that run the block.
+            share: their share of the batch, 0 to 1; the running statistics move by that share of their momentum.
+        """
+        if not norm.training or len(x) < LEAST_ROWS:
+            return functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        momentum = (0.1 if norm.momentum is None else norm.momentum) * share
+        result, mean, inverse_std = torch.native_batch_norm(
+            x, norm.weight, norm.bias, norm.running_mean, norm.running_var, True, momentum, norm.eps
+        )
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+        self._affines[norm] = _affine(norm, mean.detach(), inverse_std.detach())
+        return result
+
+    def _convolve_affine(self, conv: QuantizedConv2d, norm: nn.BatchNorm2d, x: Tensor, bits: int) -> Tensor:
+        """Convolution and normalisation by constants in one: the scale goes into the weight. No gradient."""
+        affine = self._affines.get(norm)
+        if affine is None:
+            mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+            affine = _affine(norm, mean, (variance + norm.eps).rsqrt())
+        if bits < FULL_BITS:
+            x = fake_quantize(x, conv.low, conv.high, bits)
+        weight = fake_quantize_weight(conv.weight, bits) * affine.scale[:, None, None, None]
+        if conv.weight.is_contiguous(memory_format=torch.channels_last):
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        return functional.conv2d(x, weight, affine.shift, stride=conv.stride, padding=conv.padding)
 
 
 class _HardChoice(torch.autograd.Function):
@@ -191,10 +205,10 @@ class _HardChoice(torch.autograd.Function):
         (gradient,) = gradients
         by_sample = gradient.permute(0, 2, 3, 1).flatten(1).unsqueeze(1)
         dots = [
-            torch.bmm(by_sample, output.to(gradient.dtype).permute(0, 2, 3, 1).flatten(1).unsqueeze(2)).flatten()
+            torch.bmm(by_sample, output.permute(0, 2, 3, 1).flatten(1).unsqueeze(2)).flatten()
             for output in ctx.saved_tensors
         ]
-        return (gradient, torch.stack(dots, 1).float(), *(None for _ in dots))
+        return (gradient, torch.stack(dots, 1), *(None for _ in dots))
 
 
 def _convolve(conv: QuantizedConv2d, x: Tensor, groups: Sequence[_Group]) -> Tensor:
@@ -208,48 +222,11 @@ def _convolve(conv: QuantizedConv2d, x: Tensor, groups: Sequence[_Group]) -> Ten
 
 
 def _round_and_convolve(conv: QuantizedConv2d, x: Tensor, bits: int) -> Tensor:
-    # As QuantizedConv2d's own forward, but that the range was moved before, once for all options.
+    # As QuantizedConv2d's own forward, but the range was moved before, once for all options.
     if bits < FULL_BITS:
-        x = fake_quantize(x.float(), conv.low, conv.high, bits)
+        x = fake_quantize(x, conv.low, conv.high, bits)
     weight = fake_quantize_weight(conv.weight, bits)
     return functional.conv2d(x, weight, stride=conv.stride, padding=conv.padding)
-
-
-def _convolve_affine(conv: QuantizedConv2d, x: Tensor, bits: int, affine: _Affine) -> Tensor:
-    """Convolution and normalisation by constants in one: the scale goes into the weight. No gradient."""
-    if bits < FULL_BITS:
-        x = fake_quantize(x.float(), conv.low, conv.high, bits)
-    weight = fake_quantize_weight(conv.weight, bits) * affine.scale[:, None, None, None]
-    weight = weight.contiguous(memory_format=torch.channels_last) if _is_channels_last(conv.weight) else weight
-    return functional.conv2d(x, weight, affine.shift, stride=conv.stride, padding=conv.padding)
-
-
-def _normalize(norm: nn.BatchNorm2d, x: Tensor, share: float) -> tuple[Tensor, _Affine]:
-    """Normalises, and gives what it did as constants.
-
-    Args:
-        norm: weights and running statistics.
-        x: (n, C, H, W), the samples that run the block.
-        share: of the batch that they are; the running statistics move by as much of their momentum.
-    """
-    if not norm.training or len(x) < LEAST_ROWS:
-        result = functional.batch_norm(
-            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps
-        )
-        return result, _running_affine(norm)
-    momentum = (0.1 if norm.momentum is None else norm.momentum) * share
-    result, mean, inverse_std = torch.native_batch_norm(
-        x, norm.weight, norm.bias, norm.running_mean, norm.running_var, True, momentum, norm.eps
-    )
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-    return result, _affine(norm, mean.detach(), inverse_std.detach())
-
-
-@torch.no_grad()
-def _running_affine(norm: nn.BatchNorm2d) -> _Affine:
-    assert norm.running_mean is not None and norm.running_var is not None  # noqa: S101 (for the type checker)
-    return _affine(norm, norm.running_mean, (norm.running_var + norm.eps).rsqrt())
 
 
 @torch.no_grad()
@@ -262,7 +239,3 @@ def _affine(norm: nn.BatchNorm2d, mean: Tensor, inverse_std: Tensor) -> _Affine:
 def _follow(conv: QuantizedConv2d, x: Tensor) -> None:
     if conv.training:
         conv.follow_range(x.detach())
-
-
-def _is_channels_last(weight: Tensor) -> bool:
-    return weight.is_contiguous(memory_format=torch.channels_last)

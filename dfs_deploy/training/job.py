@@ -1,7 +1,8 @@
-"""What a run was asked to do, on disk beside its results: whoever resumes it needs no other word."""
+"""The job of a run, on disk with its results: whoever resumes the run needs nothing else."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,14 @@ from typing import Any
 import msgspec
 
 from dfs_deploy.errors import CheckpointError, UsageError
-from dfs_deploy.io.files import write_whole
-from dfs_deploy.io.json_files import MalformedError, read_json
-from dfs_deploy.io.kinds import JOB_FILE as JOB_FILE
-from dfs_deploy.io.kinds import given_instead
+from dfs_deploy.io.json_files import MalformedError, VersionedFormat
+from dfs_deploy.io.kinds import JOB_FILE, given_instead
 from dfs_deploy.io.text import first_line
 from dfs_deploy.options import Options
-from dfs_deploy.training.recipe import STAGES, STEERED, Recipe, StageName
+from dfs_deploy.training.recipe import STAGES, Recipe, StageName
 
-SCHEMA = 1
+SCHEMA = 2
+"""Version 2 has no values of stage 3; version 1 is still read."""
 
 _MOST_SEED = 2**63 - 1
 _MOST_STEPS = 10**9
@@ -31,23 +31,6 @@ _BOUNDS = {
 """Least and most of each integer of a job."""
 
 _MOST_PIXELS = 4096
-_SGD = ("momentum", "nesterov", "weight_decay")
-_READ: dict[StageName, tuple[str, ...]] = {
-    "backbone": ("backbone_steps", "backbone_lr", "augmentation", *_SGD),
-    "gate": (
-        "options",
-        "gate_steps",
-        "gate_patience",
-        "gate_lr",
-        "gate_optimizer",
-        "standardize_gate",
-        "alpha",
-        "augmentation",
-    ),
-    "joint": ("options", "policy", "joint_steps", "settle_share", "joint_lr", "augmentation", *_SGD),
-    "deploy": ("options", "policy", "deploy_steps", "deploy_rate", "joint_lr", *_SGD),
-}
-"""The values of a recipe that a stage reads, besides those that every stage does."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +40,20 @@ class Job:
     Attributes:
         data: ``digits``, or the path of a data set.
         recipe: the hyperparameters.
-        seed: of every draw.
+        seed: seed of every draw.
         size: height and width to resize images to; ``None`` for their own.
         held_out: number of training images to evaluate on instead of a split of its own; ``None`` for that split.
         evaluate_on: name of the split to evaluate on; ``None`` for ``test`` if the data have one, else ``val``, else
             images held out.
         backbone: checkpoint whose backbone is taken, in place of stage 0.
         start: checkpoint whose backbone and gate are taken, in place of stages 0 and 1.
+        weights_key: name of the weights to take from that checkpoint, if it holds several.
         until: the last stage that runs.
         evaluate_every: steps between evaluations; 0 for the end of each stage only.
         save_every: steps between saved states.
-        device: what to compute on; ``None`` for a GPU where there is one.
-        threads: that one operation may use on the CPU; ``None`` for PyTorch's choice, but no more than CPU
+        device: device to compute on; ``None`` for a GPU if there is one.
+        threads: threads that one operation may use on the CPU; ``None`` for PyTorch's choice, but no more than CPU
             affinity and the container's quota keep busy.
-        amp: whether convolutions run in bfloat16.
-        compile: whether ``torch.compile`` compiles stage 0.
-        tensorboard: whether TensorBoard's events are written too.
     """
 
     data: str
@@ -83,25 +64,25 @@ class Job:
     evaluate_on: str | None = None
     backbone: str | None = None
     start: str | None = None
-    until: StageName = "deploy"
+    weights_key: str | None = None
+    until: StageName = "joint"
     evaluate_every: int = 0
     save_every: int = 200
     device: str | None = None
     threads: int | None = None
-    amp: bool = False
-    compile: bool = False
-    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         if self.backbone is not None and self.start is not None:
             raise UsageError("a backbone and a start are given, expected at most one; a start has a backbone in it")
         if self.start is not None and self.recipe.policy is not None:
             raise UsageError("a start is given and a policy, which has no gate to start with; give its backbone")
+        if self.weights_key is not None and self.backbone is None and self.start is None:
+            raise UsageError("a weights key is given without a backbone or a start that it chooses from; leave it out")
         for name, (least, most) in _BOUNDS.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 raise UsageError(f"{name} is {value}, expected {least} to {most}")
-        for name in ("data", "backbone", "start", "evaluate_on", "device"):
+        for name in ("data", "backbone", "start", "weights_key", "evaluate_on", "device"):
             _check_storable(name, getattr(self, name))
         _check_storable("cost", self.recipe.cost)
         if self.size is not None and not all(1 <= side <= _MOST_PIXELS for side in self.size):
@@ -111,6 +92,8 @@ class Job:
                 f"{self.held_out} images to hold out and the split {self.evaluate_on!r} to evaluate on, expected at"
                 " most one of the two"
             )
+        if self.until not in STAGES:
+            raise UsageError(f"stage {self.until!r}, expected {', '.join(STAGES)}")
         if not self.stages:
             raise UsageError(f"nothing to do until stage {self.until!r} from what is given; choose a later stage")
 
@@ -118,78 +101,65 @@ class Job:
     def stages(self) -> tuple[StageName, ...]:
         """The stages that run."""
         first = 2 if self.start is not None else 1 if self.backbone is not None else 0
-        left_out = {
-            "gate": self.recipe.policy is not None,
-            "deploy": self.recipe.deploy_steps == 0,
-        }
-        return tuple(s for s in STAGES[first : STAGES.index(self.until) + 1] if not left_out.get(s, False))
+        stages = STAGES[first : STAGES.index(self.until) + 1]
+        return tuple(stage for stage in stages if stage != "gate" or self.recipe.policy is None)
 
     @property
     def target(self) -> float | None:
         """Computation percentage that the last stage is steered to; ``None`` if nothing steers it."""
         recipe = self.recipe
-        steered = any(stage in STEERED and recipe.steps(stage) for stage in self.stages)
-        return recipe.target if steered and recipe.policy is None and recipe.alpha_sign == "dynamic" else None
+        steered = "joint" in self.stages and recipe.joint_steps and recipe.policy is None
+        return recipe.target if steered and recipe.alpha_sign == "dynamic" else None
 
     @property
     def used(self) -> frozenset[str]:
         """Names of the values of the recipe that this run reads; the others have no effect on it."""
-        recipe, gated = self.recipe, self.recipe.policy is None
-        used = {"batch", "blocks_per_group", "schedule", "clip"}
-        for stage in self.stages:
-            if not recipe.steps(stage):
-                used.add(f"{stage}_steps")
-                continue
-            used.update(_READ[stage])
-            if stage == "gate" and recipe.gate_optimizer == "sgd":
-                used.update(_SGD)
-            if stage in STEERED:
-                used.update(("costs", "cost"))
-            if stage in STEERED and gated:
-                used.update(("alpha", "alpha_sign", "joint_gate_lr", "gate_optimizer"))
-        if self.target is not None:
-            used.add("target")
-        if recipe.deploy_steps == 0:
-            used.add("deploy_steps")  # that there is no such stage
-        return frozenset(used)
+        return self.recipe.read_by(self.stages) | (set() if self.target is None else {"target"})
 
     def as_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """The job as plain values."""
         plain: dict[str, Any] = msgspec.to_builtins(self, enc_hook=str)
         return plain
 
 
+def upgraded(plain: dict[str, Any]) -> dict[str, Any]:
+    """A job of an older version, as plain values of this one.
+
+    Raises:
+        CheckpointError: the older version did what this one cannot go on with.
+    """
+    recipe = plain.get("recipe")
+    if plain.get("amp"):
+        raise CheckpointError("the run computes in bfloat16 (--amp), which is gone; end it with dfs-deploy 0.1.0")
+    if plain.get("until") == "deploy":  # the last stage of version 0.1.0, which had no steps by default
+        if isinstance(recipe, dict) and recipe.get("deploy_steps"):
+            raise CheckpointError(
+                "the run has a stage in the arithmetic of INT8 engines (--deploy-steps), which is gone; export its"
+                " checkpoint.pt, or end it with dfs-deploy 0.1.0"
+            )
+        plain = {**plain, "until": "joint"}
+    return plain
+
+
 def save_job(folder: Path, job: Job) -> None:
     """Writes a job whole."""
-    content = msgspec.json.encode({"schema": SCHEMA, "job": job.as_json()})
-    write_whole(folder / JOB_FILE, msgspec.json.format(content, indent=1) + b"\n")
+    FORMAT.write(folder / JOB_FILE, _JobFile(schema=SCHEMA, job=job))
 
 
 def load_job(folder: Path) -> Job:
     """Reads the job of a run.
 
     Raises:
-        CheckpointError: there is none, or it is malformed.
-        UsageError: it asks for what cannot be.
+        CheckpointError: there is none, it is malformed or impossible, or an older version began what this one cannot go
+            on with.
     """
     path = folder / JOB_FILE
-    try:
-        content = read_json(path, _JobFile, follow=False, dec_hook=_decode)
-    except (FileNotFoundError, NotADirectoryError) as error:
+    if not os.path.lexists(path):
         raise CheckpointError(
             given_instead(folder, "the folder of a training run", "record")
             or f"no training run in {folder}, expected {JOB_FILE} there; give the --out of a run"
-        ) from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({first_line(error)}); check it, or begin a new run") from error
-    except MalformedError as error:
-        impossible = None if error.__cause__ is None else error.__cause__.__cause__
-        if isinstance(impossible, UsageError):
-            raise impossible from error
-        raise CheckpointError(f"{path} is malformed ({error}); start the run again") from error
-    if content.schema != SCHEMA:
-        raise CheckpointError(f"{path} has schema {content.schema}, expected {SCHEMA}; update dfs-deploy")
-    return content.job
+        )
+    return FORMAT.read(path, follow=False).job
 
 
 def _check_storable(name: str, text: str | None) -> None:
@@ -199,10 +169,16 @@ def _check_storable(name: str, text: str | None) -> None:
         raise UsageError(f"{name} {text!r} is not UTF-8 and cannot be stored in {JOB_FILE}; rename it") from error
 
 
-@dataclass(frozen=True)
-class _JobFile:
+class _JobFile(msgspec.Struct, forbid_unknown_fields=True):
     schema: int
     job: Job
+
+
+class _JobFile1(msgspec.Struct):
+    """A job of version 0.1.0, with values that are gone; see :func:`upgraded`."""
+
+    schema: int
+    job: dict[str, Any]
 
 
 def _decode(kind: type, value: Any) -> Any:
@@ -211,3 +187,23 @@ def _decode(kind: type, value: Any) -> Any:
             raise ValueError(f"options of type {type(value).__name__}, expected text")
         return Options.parse(value)
     raise NotImplementedError(f"no way to read a {kind.__name__}")
+
+
+def _from_version_1(file: _JobFile1) -> _JobFile:
+    try:
+        return _JobFile(SCHEMA, msgspec.convert(upgraded(file.job), Job, dec_hook=_decode))
+    except msgspec.ValidationError as error:
+        raise MalformedError(first_line(error)) from error
+
+
+FORMAT = VersionedFormat(
+    "training job",
+    _JobFile,
+    SCHEMA,
+    "put it back, or begin a new run",
+    error=CheckpointError,
+    version_key="schema",
+    older={1: (_JobFile1, _from_version_1)},
+    dec_hook=_decode,
+    enc_hook=str,
+)

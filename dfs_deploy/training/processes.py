@@ -1,8 +1,8 @@
 """The processes of one run: one, or several that ``torchrun`` started on one machine or more.
 
 Every process holds the whole network and takes its share of each batch. Gradients and statistics are averaged in one
-exchange a step. ``DistributedDataParallel`` is not used: which parameters a step touches depends on what the gate
-chose, and differs between processes.
+exchange per step. ``DistributedDataParallel`` is not used: the parameters that a step touches depend on the gate's
+choices and differ between processes.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _MOST_DIGITS = 9  # int() itself refuses thousands of them
 
 @dataclass(frozen=True)
 class Processes:
-    """This process and how many there are.
+    """This process among all of a run.
 
     Attributes:
-        rank: of this process, from 0.
-        count: of all.
+        rank: index of this process, from 0.
+        count: number of processes.
     """
 
     rank: int = 0
@@ -39,15 +39,15 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes files and speaks to the user."""
+        """Whether this process is the one that writes files and logs."""
         return self.rank == 0
 
     def share(self, items: int) -> slice:
-        """The consecutive part of ``items`` that is this process's."""
+        """This process's consecutive part of ``items``."""
         return slice(items * self.rank // self.count, items * (self.rank + 1) // self.count)
 
     def check_batch(self, batch: int) -> None:
-        """Raises UsageError where a batch cannot be split evenly."""
+        """Raises UsageError if a batch cannot be split evenly."""
         if batch % self.count:
             raise UsageError(f"a batch of {batch} for {self.count} processes, expected a multiple of their number")
 
@@ -78,10 +78,10 @@ class Processes:
 
 
 def started_by_torchrun() -> int:
-    """How many processes ``torchrun`` started for this run; 1 without it.
+    """Number of processes that ``torchrun`` started for this run; 1 without it.
 
     Raises:
-        UsageError: ``WORLD_SIZE`` says that there are others, and what is needed to reach them is not set: batch
+        UsageError: ``WORLD_SIZE`` says that there are others, and the variables that lead to them are not set: batch
             systems set some of these variables for every job.
     """
     count = _whole("WORLD_SIZE", 1, least=1)
@@ -95,16 +95,16 @@ def started_by_torchrun() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that speaks to the user, before the processes have met."""
+    """Whether this process is the one that writes and logs, before the processes have met."""
     return started_by_torchrun() == 1 or _whole("RANK", 0, least=0) == 0
 
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[Processes]:
-    """Joins the processes that ``torchrun`` started; alone without it.
+    """Joins the processes that ``torchrun`` started; this one only without it.
 
     Args:
-        device: on which the network is; decides how processes speak, by NCCL or by Gloo.
+        device: device of the network; on GPUs the processes exchange by NCCL, else by Gloo.
 
     Raises:
         UsageError: see :func:`started_by_torchrun`.

@@ -1,11 +1,12 @@
-"""What training is told, besides the data: the paper's hyperparameters, and a preset for small machines."""
+"""The hyperparameters of training: the paper's, and a preset for small machines."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 from dfs_deploy.errors import OptionError, UsageError
 from dfs_deploy.options import Options, parse_policy
@@ -14,43 +15,38 @@ AlphaSign = Literal["dynamic", "constant"]
 Schedule = Literal["steps", "one-cycle"]
 GateOptimizer = Literal["sgd", "adam"]
 Augmentation = Literal["crop-flip", "crop", "none"]
-StageName = Literal["backbone", "gate", "joint", "deploy"]
+StageName = Literal["backbone", "gate", "joint"]
 
 FLOPS = "flops"
-"""What a cost is without a latency table."""
+"""Name of the cost without a latency table."""
 
 STAGES: tuple[StageName, ...] = get_args(StageName)
 """The stages, in the order in which they run."""
 
-STEERED: tuple[StageName, ...] = ("joint", "deploy")
-"""The stages that aim for the target."""
-
+_BOOLEANS = (True, False)
 _MOST_STEPS = 10**9
-_WHOLE = {
-    "blocks_per_group": (1, 333),  # a thousand blocks: a network of this kind beyond that cannot be deployed here
-    "batch": (1, 10**6),
-    "backbone_steps": (0, _MOST_STEPS),
-    "gate_steps": (0, _MOST_STEPS),
-    "joint_steps": (0, _MOST_STEPS),
-    "gate_patience": (0, _MOST_STEPS),
-    "deploy_steps": (0, _MOST_STEPS),
-}
-"""Least and most of each value that is an integer."""
-
-_AT_LEAST_0 = (
-    "backbone_lr",
-    "gate_lr",
-    "joint_lr",
-    "joint_gate_lr",
-    "deploy_rate",
-    "weight_decay",
-    "clip",
-    "alpha",
-)
+_BELOW_1 = math.nextafter(1.0, 0.0)
+_SGD: tuple[StageName, ...] = ("backbone", "joint")  # stage 1 too if the gate's optimizer is SGD
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _facts(
+    low: float = 0.0,
+    high: float = math.inf,
+    *,
+    among: Sequence[object] = (),
+    stages: Sequence[StageName] = STAGES,
+    gated: bool = False,
+) -> dict[str, Any]:
+    """Facts about a value of the recipe.
+
+    Args:
+        low: least number.
+        high: greatest number.
+        among: the only possible values, if it is no number.
+        stages: stages that read it.
+        gated: whether only a network with a gate reads it.
+    """
+    return {"low": low, "high": high, "among": among, "stages": frozenset(stages), "gated": gated}
 
 
 @dataclass(frozen=True)
@@ -58,99 +54,88 @@ class Recipe:
     """Hyperparameters of all stages; the defaults are the paper's (Section 4, Training Details).
 
     Attributes:
-        options: what the gate chooses from.
+        options: options that the gate chooses from.
         target: computation percentage that joint training aims for.
         blocks_per_group: n of ResNet-(6n+2).
         batch: images in a step, over all processes.
         backbone_steps: steps of stage 0, the backbone alone in full precision.
         gate_steps: most steps of stage 1, the gate alone on the fixed backbone.
-        gate_patience: stage 1 ends early after so many steps in a row in which every block ran the dearest option;
-            0 for never.
+        gate_patience: steps in a row in which every block ran the dearest option, after which stage 1 ends early; 0 for
+            never.
         joint_steps: steps of stage 2, backbone and gate toward the target.
         settle_share: last part of stage 2, 0 to 1, in which normalisation and ranges stay as they are and images are
-            not varied: what is steered to the target then is what will be deployed.
+            not varied: the network that is steered to the target then is the one that will be deployed.
         backbone_lr: initial or peak learning rate of stage 0.
-        gate_lr: of stage 1.
-        joint_lr: of the backbone in stage 2.
-        joint_gate_lr: of the gate in stage 2.
+        gate_lr: learning rate of stage 1.
+        joint_lr: learning rate of the backbone in stage 2.
+        joint_gate_lr: learning rate of the gate in stage 2.
         schedule: ``steps`` divides the rate by 10 after half of a stage and again after three quarters of it, as the
             paper; ``one-cycle`` warms up over a tenth of the stage and then follows a cosine to zero.
         gate_optimizer: ``sgd``, as for the backbone and in the paper; or ``adam``.
-        momentum: of SGD.
+        momentum: momentum of SGD.
         nesterov: whether SGD looks ahead.
-        weight_decay: of SGD.
-        deploy_steps: steps of stage 3, in the arithmetic of the deployed engines; 0 for no such stage.
-        deploy_rate: factor on stage 2's learning rates in stage 3.
+        weight_decay: weight decay of SGD.
         clip: greatest norm of a step's gradient; 0 for no limit.
         standardize_gate: whether stage 1 begins by scaling the gate's embeddings to mean 0 and deviation 1 over a
             batch. Pooled features differ little from image to image; unscaled, so do the first choices.
         alpha: absolute weight of the cost (Equation 2); the cost is summed over the gated blocks and the samples of a
             batch, in full-precision blocks, as in the authors' code.
-        alpha_sign: ``dynamic`` flips the sign of alpha at every step, positive where the batch cost more than the
-            target and negative where it did not (Section 3); ``constant`` keeps it positive (Table 1).
-        policy: for a network without a gate, the option that each gated block always runs: one name for all of them,
-            or one for each, separated by commas. Stage 1 falls away, and stage 2 trains the backbone as the policy
+        alpha_sign: ``dynamic`` flips the sign of alpha at every step, positive if the batch cost more than the target
+            and negative if it did not (Section 3); ``constant`` keeps it positive (Table 1).
+        augmentation: ``crop-flip`` moves each image by up to 4 pixels and mirrors half of them; ``crop`` only moves.
+        policy: the option that each gated block always runs, for a network without a gate: one name for all blocks, or
+            one per block, separated by commas. There is no stage 1 then, and stage 2 trains the backbone as the policy
             runs it.
         costs: cost of each option at each gated block, in full-precision blocks, as
             :meth:`dfs_deploy.costs.LatencyTable.costs` measures it; ``None`` for ``(bits / 32) ** 2`` (Section 4,
             Metrics).
-        cost: what the costs are, in a word: ``flops``, or the latency table's file.
-        augmentation: ``crop-flip`` moves each image by up to 4 pixels and mirrors half of them; ``crop`` only moves.
+        cost: name of the costs: ``flops``, or the latency table's file.
     """
 
-    options: Options = Options((0, 8, 16, 32))  # noqa: RUF009 (immutable)
-    target: float = 40.0
-    blocks_per_group: int = 6
-    batch: int = 128
-    backbone_steps: int = 64_000
-    gate_steps: int = 64_000
-    gate_patience: int = 0
-    joint_steps: int = 64_000
-    settle_share: float = 0.0
-    deploy_steps: int = 0
-    deploy_rate: float = 0.1
-    backbone_lr: float = 0.1
-    gate_lr: float = 0.1
-    joint_lr: float = 0.01
-    joint_gate_lr: float = 0.01
-    schedule: Schedule = "steps"
-    gate_optimizer: GateOptimizer = "sgd"
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4
-    clip: float = 0.0
-    standardize_gate: bool = False
-    alpha: float = 5e-6
-    alpha_sign: AlphaSign = "dynamic"
-    augmentation: Augmentation = "crop-flip"
-    policy: str | None = None
-    costs: tuple[tuple[float, ...], ...] | None = None
-    cost: str = FLOPS
+    options: Options = field(default=Options((0, 8, 16, 32)), metadata=_facts(stages=("gate", "joint")))
+    target: float = field(default=40.0, metadata=_facts(-math.inf, stages=()))
+    blocks_per_group: int = field(default=6, metadata=_facts(1, 333))  # 333: a thousand blocks, the most of a network
+    batch: int = field(default=128, metadata=_facts(1, 10**6))
+    backbone_steps: int = field(default=64_000, metadata=_facts(0, _MOST_STEPS, stages=["backbone"]))
+    gate_steps: int = field(default=64_000, metadata=_facts(0, _MOST_STEPS, stages=["gate"]))
+    gate_patience: int = field(default=0, metadata=_facts(0, _MOST_STEPS, stages=["gate"]))
+    joint_steps: int = field(default=64_000, metadata=_facts(0, _MOST_STEPS, stages=["joint"]))
+    settle_share: float = field(default=0.0, metadata=_facts(0.0, 1.0, stages=["joint"]))
+    backbone_lr: float = field(default=0.1, metadata=_facts(stages=["backbone"]))
+    gate_lr: float = field(default=0.1, metadata=_facts(stages=["gate"]))
+    joint_lr: float = field(default=0.01, metadata=_facts(stages=["joint"]))
+    joint_gate_lr: float = field(default=0.01, metadata=_facts(stages=["joint"], gated=True))
+    schedule: Schedule = field(default="steps", metadata=_facts(among=get_args(Schedule)))
+    gate_optimizer: GateOptimizer = field(
+        default="sgd", metadata=_facts(among=get_args(GateOptimizer), stages=("gate", "joint"), gated=True)
+    )
+    momentum: float = field(default=0.9, metadata=_facts(0.0, _BELOW_1, stages=_SGD))
+    nesterov: bool = field(default=False, metadata=_facts(among=_BOOLEANS, stages=_SGD))
+    weight_decay: float = field(default=1e-4, metadata=_facts(stages=_SGD))
+    clip: float = field(default=0.0, metadata=_facts())
+    standardize_gate: bool = field(default=False, metadata=_facts(among=_BOOLEANS, stages=["gate"]))
+    alpha: float = field(default=5e-6, metadata=_facts(stages=("gate", "joint"), gated=True))
+    alpha_sign: AlphaSign = field(
+        default="dynamic", metadata=_facts(among=get_args(AlphaSign), stages=["joint"], gated=True)
+    )
+    augmentation: Augmentation = field(default="crop-flip", metadata=_facts(among=get_args(Augmentation)))
+    policy: str | None = field(default=None, metadata=_facts(stages=["joint"]))
+    costs: tuple[tuple[float, ...], ...] | None = field(default=None, metadata=_facts(stages=["joint"]))
+    cost: str = field(default=FLOPS, metadata=_facts(stages=["joint"]))
 
     def __post_init__(self) -> None:
-        self._check_choices()
-        for name, (least, most) in _WHOLE.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                raise UsageError(f"{name} is {value!r}, expected an integer of {least} to {most:,}")
-        for name in _AT_LEAST_0:
-            value = getattr(self, name)
-            if not (_is_number(value) and value >= 0.0):
-                raise UsageError(f"{name} is {value!r}, expected a number of at least 0")
-        if not (_is_number(self.settle_share) and 0.0 <= self.settle_share <= 1.0):
-            raise UsageError(f"settle_share is {self.settle_share!r}, expected 0 to 1")
-        if not (_is_number(self.momentum) and 0.0 <= self.momentum < 1.0):
-            raise UsageError(f"momentum is {self.momentum!r}, expected 0 to less than 1")
+        for each in dataclasses.fields(self):
+            _check(each, getattr(self, each.name))
         if self.nesterov and not self.momentum:
             raise UsageError("nesterov without momentum, which it needs; set nesterov to false, or give a momentum")
         self._check_costs()
         if self.policy is not None:
             self.policy_indices()
         low, high = (100.0 * sum(map(edge, self.cost_rows)) / len(self.cost_rows) for edge in (min, max))
-        # A policy costs what it costs, so nothing is steered to the target; it must be a percentage all the same.
-        if not _is_number(self.target) or (self.policy is None and not low <= self.target <= high):
+        # A policy costs what it costs, and nothing is steered to the target; it must be a percentage all the same.
+        if self.policy is None and not low <= self.target <= high:
             raise UsageError(
-                f"target {self.target} %, expected {low:.4g} to {high:.4g}, what the options '{self.options}' reach;"
+                f"target {self.target} %, expected {low:.4g} to {high:.4g}, the reach of the options '{self.options}';"
                 " choose another target or other options"
             )
 
@@ -169,19 +154,6 @@ class Recipe:
         if not all(_is_number(cost) and cost >= 0.0 for row in self.costs for cost in row):
             raise UsageError("a cost is negative or no finite number, expected each to be at least 0; measure again")
 
-    def _check_choices(self) -> None:
-        for name, kind in (
-            ("schedule", Schedule),
-            ("gate_optimizer", GateOptimizer),
-            ("alpha_sign", AlphaSign),
-            ("augmentation", Augmentation),
-        ):
-            if getattr(self, name) not in get_args(kind):
-                raise UsageError(f"{name} {getattr(self, name)!r}, expected {' or '.join(get_args(kind))}")
-        for name in ("nesterov", "standardize_gate"):
-            if not isinstance(getattr(self, name), bool):
-                raise UsageError(f"{name} is {getattr(self, name)!r}, expected true or false")
-
     @property
     def gated_blocks(self) -> int:
         """Blocks after the first."""
@@ -194,11 +166,11 @@ class Recipe:
 
     @property
     def full_percentage(self) -> float:
-        """Computation percentage where every block runs the dearest option, by bits: what stage 1 aims for."""
+        """Computation percentage if every block runs the dearest option, by bits: stage 1 aims for it."""
         return 100.0 * max(self.options.costs)
 
     def policy_indices(self) -> tuple[int, ...] | None:
-        """The policy as an option index for each gated block, or ``None`` for a network with a gate.
+        """The policy as an option index per gated block, or ``None`` for a network with a gate.
 
         Raises:
             OptionError: an option that is not there, or another number of blocks.
@@ -215,22 +187,16 @@ class Recipe:
 
     def steps(self, stage: StageName) -> int:
         """Most steps that a stage takes."""
-        steps = {"backbone": self.backbone_steps, "gate": self.gate_steps, "joint": self.joint_steps}
-        return {**steps, "deploy": self.deploy_steps}[stage]
+        return {"backbone": self.backbone_steps, "gate": self.gate_steps, "joint": self.joint_steps}[stage]
 
     def settled_from(self, stage: StageName) -> int:
-        """The step of a stage, from 0, from which normalisation and ranges stay; its end where they never do."""
+        """First step of a stage, from 0, at which normalisation and ranges stay; its end if they never do."""
         return self.steps(stage) - (round(self.settle_share * self.joint_steps) if stage == "joint" else 0)
 
     def rate(self, stage: StageName, step: int) -> float:
-        """Factor on a stage's learning rates at a step.
+        """Factor on a stage's learning rates at a step, from 0; between 0 and 1.
 
-        Args:
-            stage: which.
-            step: from 0.
-
-        Returns:
-            Between 0 and 1.
+        A function of the step only: PyTorch's schedulers have a state, which a resumed run would have to restore.
         """
         steps = self.steps(stage)
         if self.schedule == "steps":
@@ -239,6 +205,39 @@ class Recipe:
         if step < warm:
             return (step + 1) / (warm + 1)
         return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+    def read_by(self, stages: Sequence[StageName]) -> frozenset[str]:
+        """Names of the values that some stages read; the target is read by whoever aims for it, and is left out."""
+        running = {stage for stage in stages if self.steps(stage)}
+        names = {f"{stage}_steps" for stage in stages}
+        for each in dataclasses.fields(self):
+            facts = each.metadata
+            if facts["stages"] & running and not (facts["gated"] and self.policy is not None):
+                names.add(each.name)
+        if "gate" in running and self.gate_optimizer == "sgd":
+            names.update(("momentum", "nesterov", "weight_decay"))
+        return frozenset(names | {"batch", "blocks_per_group", "schedule", "clip"})
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check(each: dataclasses.Field[Any], value: object) -> None:
+    """Raises UsageError for a value that is out of its bounds or of another type."""
+    among, low, high = (each.metadata[name] for name in ("among", "low", "high"))
+    if among:
+        if not any(value is one if isinstance(one, bool) else value == one for one in among):
+            words = ("true", "false") if among is _BOOLEANS else among
+            raise UsageError(f"{each.name} is {value!r}, expected {' or '.join(words)}")
+    elif isinstance(each.default, int):
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise UsageError(f"{each.name} is {value!r}, expected an integer of {low} to {high:,}")
+    elif isinstance(each.default, float) and not (_is_number(value) and low <= value <= high):
+        bounds = f" from {low:g} to {'less than 1' if high == _BELOW_1 else f'{high:g}'}"
+        if high == math.inf:
+            bounds = "" if low == -math.inf else f" of at least {low:g}"
+        raise UsageError(f"{each.name} is {value!r}, expected a number{bounds}")
 
 
 PRESETS = {
@@ -271,7 +270,7 @@ def preset(name: str, **changes: object) -> Recipe:
 
     Args:
         name: ``paper`` or ``quick``.
-        changes: by attribute; ``None`` keeps the preset's value.
+        changes: values by attribute; ``None`` keeps the preset's.
 
     Raises:
         UsageError: no such preset, no such attribute, or a value that cannot be.
@@ -279,7 +278,7 @@ def preset(name: str, **changes: object) -> Recipe:
     if name not in PRESETS:
         raise UsageError(f"preset {name!r}, expected {' or '.join(PRESETS)}")
     given = {key: value for key, value in changes.items() if value is not None}
-    known = [field.name for field in dataclasses.fields(Recipe)]
+    known = [each.name for each in dataclasses.fields(Recipe)]
     for key in given:
         if key not in known:
             raise UsageError(f"no value {key!r} in a recipe, expected one of {', '.join(known)}")

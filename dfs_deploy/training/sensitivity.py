@@ -1,8 +1,8 @@
 """A static mixed-precision policy: a bitwidth for each block, by measured sensitivity under a computation budget.
 
-In the spirit of HAQ (Wang et al. 2019), which Section 4 compares with: each block's bitwidth is chosen for what it
-costs and what it spoils. HAQ searches by reinforcement learning; here the choice is exact for what was measured. What
-one block spoils is measured with every other block in full precision, and what several spoil is taken to add up.
+In the spirit of HAQ (Wang et al. 2019), which Section 4 compares with: each block's bitwidth is chosen by its cost and
+by the loss that it adds. HAQ searches by reinforcement learning; here the choice is exact for the measured losses. The
+loss that one block adds is measured with every other block in full precision; those of several are assumed to add up.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch.nn import functional
 from dfs_deploy.errors import UsageError
 from dfs_deploy.models import DFSNetwork, QuantizedConv2d, run_option
 from dfs_deploy.options import FULL_BITS, Options
-from dfs_deploy.training.beginning import begin_with, new_architecture
 from dfs_deploy.training.data import HELD_OUT, Images, Splits, load_splits
 from dfs_deploy.training.job import Job
 from dfs_deploy.training.processes import local_device
+from dfs_deploy.training.state import begin_with
 
 SEARCH_IMAGES = 1024
-"""Training images that sensitivity is measured on, where none are held out."""
+"""Training images that sensitivity is measured on, if none are held out."""
 
 _BATCH = 128
 _TOLERANCE = 1e-9
@@ -33,13 +33,13 @@ _TOLERANCE = 1e-9
 
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
-    """What each option of each gated block does to the loss, all other blocks in full precision.
+    """Loss with one gated block at one option and all other blocks in full precision.
 
     Attributes:
-        options: what was tried.
-        images: how many it was measured on.
+        options: options that were tried.
+        images: number of images it was measured on.
         full_loss: mean cross entropy with every block in full precision.
-        losses: (gated blocks, options) mean cross entropy with that block alone at that option.
+        losses: (gated blocks, options) mean cross entropy with only that block at that option.
     """
 
     options: Options
@@ -50,13 +50,13 @@ class Sensitivity:
 
 @torch.no_grad()
 def measure_sensitivity(network: DFSNetwork, options: Options, batches: Iterable[tuple[Tensor, Tensor]]) -> Sensitivity:
-    """Measures how much each option of each gated block spoils.
+    """Measures the loss that each option of each gated block causes.
 
     The network stays as it is. Convolutions that never ran quantised take their input range from the first batch.
 
     Args:
-        network: with a trained backbone; its gate or policy is not asked.
-        options: to try at each block.
+        network: network with a trained backbone; its gate or policy is not used.
+        options: options to try at each block.
         batches: images (N, C, H, W) float32, normalised, and labels (N,) int64; best ones that were not trained on.
 
     Returns:
@@ -112,7 +112,7 @@ def choose_policy(sensitivity: Sensitivity, costs: NDArray[np.floating], target:
     """The policy of least summed loss that costs no more than the target: a multiple-choice knapsack, solved exactly.
 
     Args:
-        sensitivity: as measured.
+        sensitivity: measured losses.
         costs: (gated blocks, options) cost of each option, in full-precision blocks: ``(bits / 32) ** 2`` (Section 4,
             Metrics), or measured times (:meth:`dfs_deploy.costs.LatencyTable.costs`).
         target: computation percentage that the policy may cost.
@@ -129,14 +129,14 @@ def choose_policy(sensitivity: Sensitivity, costs: NDArray[np.floating], target:
     least = 100.0 * float(costs.min(1).mean())
     if least > target + _TOLERANCE:
         raise UsageError(
-            f"target {target:g} %, expected at least {least:.4g}, what the cheapest of the options"
-            f" '{sensitivity.options}' cost; choose another target or other options"
+            f"target {target:g} %, expected at least {least:.4g}, the cost of the cheapest of the options"
+            f" '{sensitivity.options}'; choose another target or other options"
         )
-    spoilt = sensitivity.losses - sensitivity.full_loss
+    added = sensitivity.losses - sensitivity.full_loss
     one_each = sparse.kron(sparse.eye(blocks), np.ones((1, options)))
     found = optimize.milp(
-        # Of policies that spoil the same, the cheaper one.
-        spoilt.ravel() + _TOLERANCE * costs.ravel(),
+        # Of policies that add the same loss, the cheaper one.
+        added.ravel() + _TOLERANCE * costs.ravel(),
         integrality=np.ones(blocks * options),
         bounds=optimize.Bounds(0, 1),
         constraints=[
@@ -151,13 +151,13 @@ def choose_policy(sensitivity: Sensitivity, costs: NDArray[np.floating], target:
 
 @dataclass(frozen=True)
 class PolicySearch:
-    """A policy that was found.
+    """Result of a search for a policy.
 
     Attributes:
-        policy: the name of an option for each gated block.
-        percentage: computation percentage of it.
-        images: name of what was measured on.
-        sensitivity: what was measured.
+        policy: name of the option of each gated block.
+        percentage: computation percentage of the policy.
+        images: the images that were measured on, in words.
+        sensitivity: the measured losses.
     """
 
     policy: tuple[str, ...]
@@ -169,11 +169,11 @@ class PolicySearch:
 def search_policy(job: Job, splits: Splits | None = None) -> PolicySearch:
     """Chooses a policy for a job: the best for its target, by the sensitivity of its backbone.
 
-    Measured on images held out of the training split where the job holds some out, which a backbone trained with the
-    same seed and number has not seen; else on :data:`SEARCH_IMAGES` training images.
+    Measured on images held out of the training split if the job holds some out, which a backbone trained with the same
+    seed and number has not seen; else on :data:`SEARCH_IMAGES` training images.
 
     Args:
-        job: with a backbone; its recipe gives the options, the costs and the target.
+        job: job with a backbone; its recipe gives the options, the costs and the target.
         splits: its data if they are loaded already; ``None`` loads them.
 
     Raises:
@@ -182,13 +182,16 @@ def search_policy(job: Job, splits: Splits | None = None) -> PolicySearch:
         DataError: the data cannot be read.
     """
     if job.backbone is None:
-        raise UsageError("a policy is searched for a trained backbone and none is given; train one, then --backbone it")
+        raise UsageError(
+            "policy mixed without a backbone, whose sensitivity it measures; train one, then --backbone it"
+        )
     recipe = job.recipe
     device = local_device(job.device)
     splits = splits or load_splits(job.data, job.size, job.held_out, job.seed, job.evaluate_on)
     held_out = splits.evaluation_name == HELD_OUT
     measured = splits.evaluation if held_out else splits.train.subset(SEARCH_IMAGES, job.seed)
-    network = begin_with(job.backbone, new_architecture(recipe, splits)).to(device)
+    architecture = splits.architecture(recipe.blocks_per_group)
+    network = begin_with(job.backbone, architecture, job.weights_key)[0].to(device)
     images = Images(measured, splits.contract(), device)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:

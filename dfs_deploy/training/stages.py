@@ -1,29 +1,32 @@
-"""The stages of training: what each one computes, and which parameters it moves (Section 3, Two-Step Procedure)."""
+"""The stages of training: what each computes and minimises, and which parameters it moves (Section 3)."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dfs_deploy.models import DFSNetwork, NetworkOutput, QuantizedConv2d
-from dfs_deploy.training.deployed import Ranges, in_both_arithmetics
+from dfs_deploy.models.network import expected_cost
 from dfs_deploy.training.forward import joint_forward
-from dfs_deploy.training.recipe import Recipe, StageName
-
-Forward = Callable[[Tensor], NetworkOutput]
+from dfs_deploy.training.processes import Processes
+from dfs_deploy.training.recipe import AlphaSign, Recipe, StageName
 
 
 def stage_optimizers(network: DFSNetwork, stage: StageName, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """The optimizers of a stage: one for the backbone where it learns, then one for the gate where it learns."""
+    """The optimizers of a stage: one for the backbone if it learns, then one for the gate if it learns."""
     optimizers: list[torch.optim.Optimizer] = []
     if stage != "gate":
-        rate = recipe.backbone_lr if stage == "backbone" else recipe.joint_lr * _factor(stage, recipe)
-        optimizers.append(_sgd(network.backbone, rate, recipe))
+        optimizers.append(
+            _sgd(network.backbone, recipe.backbone_lr if stage == "backbone" else recipe.joint_lr, recipe)
+        )
     if stage != "backbone" and network.gate is not None:
-        rate = recipe.gate_lr if stage == "gate" else recipe.joint_gate_lr * _factor(stage, recipe)
+        rate = recipe.gate_lr if stage == "gate" else recipe.joint_gate_lr
         adam = recipe.gate_optimizer == "adam"
         optimizers.append(
             torch.optim.Adam(network.gate.parameters(), rate) if adam else _sgd(network.gate, rate, recipe)
@@ -32,10 +35,6 @@ def stage_optimizers(network: DFSNetwork, stage: StageName, recipe: Recipe) -> l
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
-
-
-def _factor(stage: StageName, recipe: Recipe) -> float:
-    return recipe.deploy_rate if stage == "deploy" else 1.0
 
 
 def _sgd(module: nn.Module, rate: float, recipe: Recipe) -> torch.optim.Optimizer:
@@ -55,11 +54,11 @@ def set_modes(network: DFSNetwork, stage: StageName, settled: bool) -> None:
     useful when joint training begins.
 
     Args:
-        network: to change.
+        network: the network to change.
         stage: the stage.
         settled: whether normalisation and ranges stay as they are.
     """
-    network.train(stage in ("backbone", "joint") and not settled)
+    network.train(stage != "gate" and not settled)
     if stage == "gate":
         for module in network.modules():
             if isinstance(module, QuantizedConv2d):
@@ -68,7 +67,7 @@ def set_modes(network: DFSNetwork, stage: StageName, settled: bool) -> None:
 
 @contextlib.contextmanager
 def learning(network: DFSNetwork, stage: StageName) -> Iterator[None]:
-    """Keeps gradients away from the part that a stage leaves alone."""
+    """Keeps gradients away from the part that a stage leaves as it is."""
     fixed = {"backbone": network.gate, "gate": network.backbone}.get(stage)
     if fixed is not None:
         fixed.requires_grad_(False)
@@ -78,33 +77,17 @@ def learning(network: DFSNetwork, stage: StageName) -> Iterator[None]:
         network.requires_grad_(True)
 
 
-def stage_forward(network: DFSNetwork, stage: StageName, compiled: bool, ranges: Ranges) -> Forward:
-    """What a stage computes: the backbone in full precision, the gate's hard choice, or that in both arithmetics.
-
-    Args:
-        network: the network.
-        stage: the stage.
-        compiled: whether ``torch.compile`` compiles stage 0.
-        ranges: of the deployed engines; asked for in stage 3 only.
-    """
-    if stage == "deploy":
-        return lambda x: in_both_arithmetics(network, x, ranges)
+def stage_forward(network: DFSNetwork, stage: StageName, x: Tensor) -> NetworkOutput:
+    """Computes a stage's forward: the backbone in full precision in stage 0, else the gate's hard choice."""
     if stage != "backbone":
-        return lambda x: joint_forward(network, x)
-    backbone: Callable[[Tensor], Tensor] = network.backbone
-    if compiled:
-        backbone = torch.compile(network.backbone)
-
-    def forward(x: Tensor) -> NetworkOutput:
-        n, gated = len(x), network.architecture.gated_blocks
-        return NetworkOutput(
-            logits=backbone(x),
-            path=torch.zeros((n, gated), dtype=torch.int64, device=x.device),
-            scores=x.new_zeros((n, gated, len(network.options))),
-            expected_cost=x.new_ones(n),
-        )
-
-    return forward
+        return joint_forward(network, x)
+    n, gated = len(x), network.architecture.gated_blocks
+    return NetworkOutput(
+        logits=network.backbone(x),
+        path=torch.zeros((n, gated), dtype=torch.int64, device=x.device),
+        scores=x.new_zeros((n, gated, len(network.options))),
+        expected_cost=x.new_ones(n),
+    )
 
 
 @torch.no_grad()
@@ -120,9 +103,87 @@ def standardize_gate(network: DFSNetwork, x: Tensor) -> None:
         return
     features = network.backbone.stem(x)
     for block, embedding in zip(network.blocks, network.gate.embeddings, strict=False):
-        assert isinstance(embedding, nn.Linear)  # noqa: S101 (for the type checker)
         features = block(features)
         embedded = embedding(features.mean((2, 3)))
         mean, deviation = embedded.mean(0), embedded.std(0).clamp_min(1e-6)
-        embedding.weight.div_(deviation[:, None])
-        embedding.bias.sub_(mean).div_(deviation)
+        embedding.get_parameter("weight").div_(deviation[:, None])
+        embedding.get_parameter("bias").sub_(mean).div_(deviation)
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """The loss of a batch and its terms, scalars over the batches of all processes except for ``total``.
+
+    Attributes:
+        total: the loss that this process differentiates.
+        accuracy_loss: mean cross entropy, L of Equation 2.
+        cost: E of Equation 2, summed over samples and gated blocks, in full-precision blocks.
+        percentage: computation percentage of the batch.
+        alpha: weight of the cost, with its sign.
+    """
+
+    total: Tensor
+    accuracy_loss: Tensor
+    cost: Tensor
+    percentage: Tensor
+    alpha: Tensor
+
+
+def with_costs(output: NetworkOutput, costs: Tensor) -> NetworkOutput:
+    """The output with its cost counted by other costs than ``(bits / 32) ** 2``.
+
+    Args:
+        output: output of a forward.
+        costs: (gated blocks, options) float32, in full-precision blocks.
+    """
+    return dataclasses.replace(output, expected_cost=expected_cost(output.scores, output.path, costs))
+
+
+def joint_loss(
+    output: NetworkOutput,
+    labels: Tensor,
+    target: float,
+    alpha: float,
+    alpha_sign: AlphaSign,
+    processes: Processes,
+) -> Loss:
+    """Computes Equation 2: cross entropy + alpha * cost.
+
+    Args:
+        output: output of a forward over this process's share of the batch.
+        labels: (n,) int64.
+        target: computation percentage; alpha is positive if the batch is above it, and negative if not.
+        alpha: absolute weight of the cost.
+        alpha_sign: whether the sign follows the batch, or stays positive.
+        processes: all processes, whose shares count for the sign.
+    """
+    accuracy_loss = functional.cross_entropy(output.logits, labels)
+    mean_cost = output.expected_cost.mean()
+    seen = torch.stack([accuracy_loss.detach(), mean_cost.detach()])
+    processes.average([seen])
+    percentage = 100.0 * seen[1]
+    sign = torch.where(percentage > target, 1.0, -1.0) if alpha_sign == "dynamic" else torch.ones_like(percentage)
+    # Gradients are averaged over the processes, so each takes its own share as if it were the whole batch.
+    scale = len(labels) * processes.count * output.path.shape[1]
+    return Loss(
+        total=accuracy_loss + sign * alpha * scale * mean_cost,
+        accuracy_loss=seen[0],
+        cost=scale * seen[1],
+        percentage=percentage,
+        alpha=sign * alpha,
+    )
+
+
+def optimized(optimizers: Sequence[torch.optim.Optimizer]) -> list[Tensor]:
+    """All parameters of some optimizers."""
+    return [parameter for each in optimizers for group in each.param_groups for parameter in group["params"]]
+
+
+def gradients(optimizers: Sequence[torch.optim.Optimizer]) -> list[Tensor]:
+    """All gradients; zeros if the gate left a parameter out, so that the optimizers of all processes do the same."""
+    found = []
+    for parameter in optimized(optimizers):
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        found.append(parameter.grad)
+    return found

@@ -1,4 +1,4 @@
-"""Where a run stands, on disk: enough to go on as if it had never stopped."""
+"""The state of a run: a checkpoint to begin with, and on disk enough to go on as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -8,38 +8,44 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dfs_deploy.checkpoints import CheckpointFacts, load_checkpoint
 from dfs_deploy.checkpoints.archives import check_archive
 from dfs_deploy.checkpoints.reading import MAX_CHECKPOINT
 from dfs_deploy.errors import CheckpointError, DataError, EnvironmentLacksError
 from dfs_deploy.io.files import check_file, write_whole
+from dfs_deploy.io.kinds import JOB_FILE
 from dfs_deploy.io.text import first_line
-from dfs_deploy.training.job import JOB_FILE, Job
-from dfs_deploy.training.recipe import StageName
+from dfs_deploy.models import DFSNetwork
+from dfs_deploy.network import Architecture
+from dfs_deploy.training.job import Job, upgraded
+from dfs_deploy.training.recipe import STAGES, StageName
 
 STATE_FILE = "state.pt"
 SCHEMA = 1
 
-_FREE = ("data", "device", "threads", "evaluate_every", "save_every", "compile", "tensorboard")
-"""What of a job may be changed between two parts of a run: the path of the same data, and how it is computed."""
+_FREE = ("data", "device", "threads", "evaluate_every", "save_every")
+"""Values of a job that may change between two parts of a run: the path of the same data, and how it is computed."""
+
+_GATHERED = {"SGD": {"momentum_buffer": True}, "Adam": {"step": False, "exp_avg": True, "exp_avg_sq": True}}
+"""What each optimizer gathers of a parameter, and whether it has the parameter's shape."""
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """What a run needs to go on.
+    """Everything that a run needs to go on.
 
     Attributes:
-        stage: the stage it is in; ``None`` when all are done.
+        stage: the stage it is in; ``None`` if all are done.
         step: steps taken in it.
         streak: last steps in a row in which every block ran the dearest option.
         log_bytes: size of the metrics log at that step.
-        network: state dict.
+        network: state dict of the network.
         optimizers: state dicts, in the order in which the stage makes its optimizers.
-        ranges: of the deployed engines in stage 3, as :func:`dfs_deploy.training.deployed.plain_ranges` makes them.
         job: plain values of the job that it belongs to.
         data: identity of the data that it belongs to, as :attr:`dfs_deploy.training.data.Splits.identity` gives it.
     """
@@ -50,26 +56,25 @@ class State:
     log_bytes: int = 0
     network: dict[str, Tensor] = field(default_factory=dict)
     optimizers: list[dict[str, Any]] = field(default_factory=list)
-    ranges: list[tuple[Any, ...]] = field(default_factory=list)
     job: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
 
     def check(self, folder: Path, job: Job, data: dict[str, Any]) -> None:
         """Makes sure that a run goes on with the job and the data that it was begun with.
 
-        States of version 0.1.0 say nothing of either, and pass.
+        The first states of version 0.1.0 hold neither, and pass.
 
         Raises:
-            CheckpointError: ``job.json`` was changed.
+            CheckpointError: the job's file was changed.
             DataError: the data were.
         """
         if self.stage not in (None, *job.stages):
             raise CheckpointError(
-                f"the run in {folder} is in stage {self.stage}, and {JOB_FILE} there has {', '.join(job.stages)} alone;"
+                f"the run in {folder} is in stage {self.stage}, and {JOB_FILE} there has {', '.join(job.stages)} only;"
                 " it was changed: put it back, or begin a new run"
             )
         now = job.as_json()
-        for name, was, is_now in _differences(self.job, {key: now[key] for key in now if key not in _FREE}):
+        for name, was, is_now in _differences(upgraded(self.job), {key: now[key] for key in now if key not in _FREE}):
             raise CheckpointError(
                 f"{JOB_FILE} in {folder} was changed since the run was begun: {name} is {is_now!r}, was {was!r}; put it"
                 " back, or begin a new run"
@@ -80,10 +85,73 @@ class State:
                 f" expected {was!r}; put them back, or begin a new run"
             )
 
+    def restore_network(self, network: DFSNetwork, folder: Path) -> None:
+        """Gives a network the state's weights.
+
+        Raises:
+            CheckpointError: they are of another network, or not finite.
+        """
+        try:
+            network.load_state_dict(self.network)
+            sound = all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values())
+        except (AttributeError, RuntimeError, TypeError) as error:
+            raise CheckpointError(f"the state in {folder} is of another network than its job's; start again") from error
+        if not sound:
+            raise CheckpointError(f"the state in {folder} holds NaN or infinity; start again")
+
+    def restore_optimizers(self, optimizers: list[torch.optim.Optimizer], folder: Path) -> None:
+        """Gives optimizers what the state's had gathered of each parameter; rates and the like are the recipe's.
+
+        Raises:
+            CheckpointError: the state is of other optimizers, or not finite.
+        """
+        try:
+            for optimizer, saved in zip(optimizers, self.optimizers, strict=True):
+                own = [
+                    {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+                ]
+                optimizer.load_state_dict(saved)
+                for group, values in zip(optimizer.param_groups, own, strict=True):
+                    parameters = group["params"]
+                    group.clear()
+                    group.update(values, params=parameters)
+                    for parameter in parameters:
+                        _check_gathered(optimizer, parameter)
+                        # Memory of its own, which a file's tensors may share with each other and with themselves.
+                        gathered = optimizer.state.get(parameter, {})
+                        gathered.update({key: value.clone() for key, value in gathered.items()})
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the state in {folder} does not fit the stage {self.stage} ({first_line(error, 120)}); start again"
+            ) from error
+
+
+def begin_with(path: str, architecture: Architecture, weights_key: str | None) -> tuple[DFSNetwork, list[str]]:
+    """Reads a trained network to begin with.
+
+    Args:
+        path: path of its checkpoint.
+        architecture: architecture of the network that is trained.
+        weights_key: name of the weights to take, if the checkpoint holds several.
+
+    Returns:
+        The network, and what was assumed about the checkpoint, one line each.
+
+    Raises:
+        CheckpointError: it cannot be read, or is of another architecture.
+    """
+    checkpoint = load_checkpoint(path, facts=CheckpointFacts(weights_key=weights_key), deployable=False)
+    if checkpoint.network.architecture != architecture:
+        raise CheckpointError(
+            f"{path} is another network than this job's: {checkpoint.network.architecture.beside(architecture)}; give a"
+            " checkpoint of the same blocks, classes and image size"
+        )
+    return checkpoint.network, [f"assumed of {path}: {line}" for line in checkpoint.assumptions]
+
 
 @contextlib.contextmanager
 def saving(folder: Path) -> Iterator[None]:
-    """Turns what the file system refuses while a run writes into one line; what was saved before stays.
+    """Turns an error of the file system while a run writes into one line; what was saved before stays.
 
     Raises:
         EnvironmentLacksError: for instance, the disk is full.
@@ -110,7 +178,7 @@ def load_state(folder: Path) -> State | None:
     """Reads the last state of a run; nothing in the file is executed.
 
     Returns:
-        The state, or ``None`` where the run was stopped before it saved one.
+        The state, or ``None`` if the run was stopped before it saved one.
 
     Raises:
         CheckpointError: it is malformed.
@@ -128,16 +196,14 @@ def load_state(folder: Path) -> State | None:
             stream.seek(0)
             content = torch.load(stream, map_location="cpu", weights_only=True)
         schema = content.pop("schema")
+        content.pop("ranges", None)  # of version 0.1.0, for a stage that is gone
         state = State(**content)
+        kinds = {"step": int, "streak": int, "log_bytes": int, "network": dict, "optimizers": list, "job": dict}
         sound = (
             schema == SCHEMA
-            and state.stage in (None, *get_args(StageName))
-            and all(isinstance(value, int) and value >= 0 for value in (state.step, state.streak, state.log_bytes))
-            and isinstance(state.network, dict)
-            and isinstance(state.optimizers, list)
-            and isinstance(state.ranges, list)
-            and isinstance(state.job, dict)
-            and isinstance(state.data, dict)
+            and state.stage in (None, *STAGES)
+            and all(isinstance(getattr(state, name), kind) for name, kind in {**kinds, "data": dict}.items())
+            and min(state.step, state.streak, state.log_bytes) >= 0
         )
     except Exception as error:  # a damaged archive raises whatever its readers meet in it
         cause = first_line(error, 120)
@@ -157,3 +223,15 @@ def _differences(before: dict[str, Any], now: dict[str, Any], path: str = "") ->
             yield from _differences(was, value, f"{name}.")
         elif value != was:
             yield name, was, value
+
+
+def _check_gathered(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
+    """Raises ValueError if an optimizer's state of a parameter is not what such an optimizer makes."""
+    gathered = optimizer.state.get(parameter, {})
+    shapes = _GATHERED[type(optimizer).__name__]
+    if gathered and set(gathered) != set(shapes):
+        raise ValueError(f"{type(optimizer).__name__} with {', '.join(map(str, gathered))}")
+    for key, value in gathered.items():
+        wanted = parameter.shape if shapes[key] else torch.Size()
+        if not isinstance(value, Tensor) or value.shape != wanted or not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{key} of another shape, or not finite")

@@ -25,8 +25,8 @@ def test_engines_are_built_once(mixed: Made, tmp_path: Path) -> None:
         shown = run("inspect", bundle)
     assert again.code == 0
     assert f"0 engine(s) built in 0 s, {len(ran.json['built'])} kept, batch 1 to 4" in again.out
-    assert (seen["plans"], seen["plans_ready"], seen["batch"]) == (len(ran.json["built"]),) * 2 + (4,)
-    assert f"{seen['plans']} of {seen['plans']} plans ready" in shown.out
+    assert (seen["engines"], seen["engines_ready"], seen["batch"]) == (len(ran.json["built"]),) * 2 + (4,)
+    assert f"{seen['engines']} of {seen['engines']} engines ready" in shown.out
 
 
 def test_a_build_that_fails_is_one_line(mixed: Made, tmp_path: Path) -> None:

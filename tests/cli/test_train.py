@@ -17,15 +17,16 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.costs import save_costs
 from dfs_deploy.data import Dataset, save_npz
-from dfs_deploy.training import Recipe, read_metrics
+from dfs_deploy.training import Recipe
 from dfs_deploy.training.state import load_state
 from tests.cli.program import Ran, run
-from tests.cli.test_train_baselines import latency_table
+from tests.cli.test_train_baselines import header, latency_table
 from tests.training.small import colour_patches
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -42,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(data: Path) -> Path:
-    """A run with all stages but the last."""
+    """A run with all stages."""
     out = data.parent / "finished"
     ran = train(data, "--out", out)
     assert ran.code == 0, ran.err
@@ -76,8 +77,6 @@ CHANGED = {
     "gate_patience": ("2", 2),
     "joint_steps": ("1", 1),
     "settle_share": ("0.5", 0.5),
-    "deploy_steps": ("1", 1),
-    "deploy_rate": ("0.2", 0.2),
     "backbone_lr": ("1e-2", 0.01),
     "gate_lr": ("1e-3", 0.001),
     "joint_lr": ("0.02", 0.02),
@@ -134,11 +133,11 @@ def test_costs_and_a_policy_can_be_set_by_name(data: Path, finished: Path, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--set", "alpha=1", "--alpha", "1"], ["--set alpha beside --alpha", "one value"]),
-        (["--set", "batch=8"], ["--set batch beside --batch"]),
-        (["--set", "blocks_per_group=1"], ["beside --blocks"]),
-        (["--set", "clip=1", "--set", "clip=2"], ["--set clip beside --set clip"]),
-        (["--set", "cost=flops", "--cost", "flops"], ["--set cost beside --cost"]),
+        (["--set", "alpha=1", "--alpha", "1"], ["--set alpha and --alpha", "one value"]),
+        (["--set", "batch=8"], ["--set batch and --batch"]),
+        (["--set", "blocks_per_group=1"], ["and --blocks"]),
+        (["--set", "clip=1", "--set", "clip=2"], ["--set clip and --set clip"]),
+        (["--set", "cost=flops", "--cost", "flops"], ["--set cost and --cost"]),
         (["--set", "costs=1"], ["NAME=VALUE with one of"]),
         (["--set", "speed=1"], ["NAME=VALUE", "alpha"]),
         (["--set", "alpha"], ["NAME=VALUE"]),
@@ -156,10 +155,14 @@ def test_costs_and_a_policy_can_be_set_by_name(data: Path, finished: Path, tmp_p
         (["--alpha", "-1"], ["alpha"]),
         (["--target", "150"], ["0 to 100"]),
         (["--target", "-1"], ["0 to 100"]),
-        (["--target", "nan"], ["0 to 100"]),
-        (["--policy", "8", "--target", "nan"], ["target nan"]),
-        (["--set", "deploy_steps=-1"], ["deploy_steps"]),
-        (["--set", f"deploy_steps={10**30}"], ["deploy_steps", "1,000,000,000"]),
+        (["--target", "nan"], ["target is nan"]),
+        (["--policy", "8", "--target", "nan"], ["target is nan"]),
+        (["--set", "joint_steps=-1"], ["joint_steps"]),
+        (["--set", f"joint_steps={10**30}"], ["joint_steps", "1,000,000,000"]),
+        (["--set", "deploy_steps=1"], ["NAME=VALUE with one of"]),
+        (["--set", "cost="], ["cost ''", "flops or the path of a latency table"]),
+        (["--cost", ""], ["cost ''", "flops or the path of a latency table"]),
+        (["--weights-key", "state_dict_ema"], ["a weights key is given without a backbone"]),
         (["--set", "options=skip"], ["option"]),
         (["--options", "8,8"], ["8"]),
         (["--seed", "9" * 30], ["seed"]),
@@ -217,23 +220,41 @@ def test_a_value_that_no_stage_reads_is_named(data: Path, finished: Path, tmp_pa
         "gate_lr=1",
         "--target",
         "30",
-        "--compile",
         "--json",
         "--out",
         tmp_path / "a",
     )
     assert ran.code == 0
-    (note,) = ran.err.splitlines()
-    for word in ("--target", "--set gate_lr", "--gate-steps", "--backbone-steps", "--compile", "no effect"):
+    (note,) = ran.json["notes"][:1]
+    for word in ("target", "gate_lr", "gate_steps", "backbone_steps", "no effect", "a network with a policy"):
         assert word in note
-    assert "--joint-steps" not in note
+    assert "joint_steps" not in note
     ran = until_backbone(data, "--backbone-steps", "2", "--alpha", "1", "--json", "--out", tmp_path / "b")
-    assert "no effect on this run: --alpha (" in ran.err
+    assert "no effect on this run: alpha (" in ran.json["notes"][0]
     ran = train(data, "--alpha-sign", "constant", "--target", "30", "--json", "--out", tmp_path / "c")
-    assert "no effect on this run: --target (" in ran.err
+    assert "no effect on this run: target (" in ran.json["notes"][0]
     assert ran.json["target"] is None
     ran = train(data, "--target", "30", "--set", "clip=1", "--json", "--out", tmp_path / "d")
     assert (ran.code, ran.err) == (0, "")
+    assert not [note for note in ran.json["notes"] if "no effect" in note]
+    ran = train(data, "--set", "gate_lr=1", "--until", "backbone", "--out", tmp_path / "e")
+    assert "note: no effect on this run: gate_lr, gate_steps, joint_steps (" in ran.err
+
+
+def test_weights_of_a_checkpoint_can_be_chosen(data: Path, finished: Path, tmp_path: Path) -> None:
+    content = torch.load(finished / "backbone.pt", weights_only=True)
+    weights = content["state_dict"]
+    content["state_dict_ema"] = {k: v * 0.5 if v.is_floating_point() else v for k, v in weights.items()}
+    torch.save(content, tmp_path / "two.pt")
+    arguments = ["--backbone", tmp_path / "two.pt", "--until", "gate", "--json", "--out"]
+    chosen = train(data, *arguments, tmp_path / "ema", "--weights-key", "state_dict_ema")
+    assert chosen.code == 0, chosen.err
+    key = "backbone.blocks.1.conv1.weight"
+    state = load_state(tmp_path / "ema")
+    assert state is not None
+    assert torch.equal(state.network[key], weights[key] * 0.5)
+    train(data, *arguments, tmp_path / "no", "--weights-key", "nonsense").failed(4, "nonsense")
+    assert not (tmp_path / "no").exists()
 
 
 # ------------------------------------------------------------------------------------------------------------ the data
@@ -332,12 +353,11 @@ def test_digits_are_resized_as_any_data_and_give_way_to_a_folder_of_that_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert until_backbone("digits", "--size", "8x8", "--backbone-steps", "1").code == 0
-    assert read_metrics("run/metrics.jsonl")[0]["architecture"]["image_shape"] == [3, 8, 8]
+    assert header("run").network.image_shape == (3, 8, 8)
     split_folders(tmp_path / "digits", "train")
     until_backbone("digits", "--backbone-steps", "1", "--out", "other")
-    header = read_metrics("other/metrics.jsonl")[0]
-    assert header["architecture"]["classes"] == 2
-    assert header["job"]["recipe"]["augmentation"] == "crop-flip"
+    assert header("other").network.classes == 2
+    assert header("other").job["recipe"]["augmentation"] == "crop-flip"
 
 
 @pytest.mark.parametrize(
@@ -467,8 +487,7 @@ def test_training_for_a_device_works_as_documented(tmp_path: Path, monkeypatch: 
             printed = ran.out.splitlines()[-1].removeprefix("next: ")
             assert printed == "dfs-deploy inspect digits.dfs"
             assert run(*shlex.split(printed)[1:]).code == 0
-    header = read_metrics(tmp_path / "for-this-device" / "metrics.jsonl")[0]
-    assert header["cost"] == "latency.json"
+    assert header(tmp_path / "for-this-device").cost == "latency.json"
 
 
 def test_a_table_of_another_depth_names_the_flag(tmp_path: Path, data: Path) -> None:
@@ -520,20 +539,16 @@ def test_a_stop_says_what_was_saved_and_how_to_go_on(
 def test_a_stop_between_two_saved_states_says_so(data: Path, tmp_path: Path, stage: str) -> None:
     out = tmp_path / "run"
 
-    def stop(record: dict[str, Any]) -> None:
-        if (stage, record["event"], record.get("stage")) in (
-            ("job", "run", None),
-            ("gate", "step", "gate"),
-            ("end", "stopped", None),
-        ):
+    def stop(text: str, share: float) -> None:
+        if text.startswith({"job": "backbone", "gate": "gate", "end": "nothing"}[stage]):
             raise KeyboardInterrupt
 
-    with mock.patch("dfs_deploy.cli.train_progress.Progression.__call__", lambda self, record: stop(record)):
-        if stage == "end":
-            with mock.patch("dfs_deploy.training.trainer.Trained", side_effect=KeyboardInterrupt):
-                ran = train(data, "--json", "--out", out)
-        else:
-            ran = train(data, "--json", "--out", out)
+    ends = KeyboardInterrupt if stage == "end" else None
+    with (
+        mock.patch("dfs_deploy.cli.train_progress.silent", stop),
+        mock.patch("dfs_deploy.training.run.TrainingResult", side_effect=ends),
+    ):
+        ran = train(data, "--json", "--out", out)
     go_on = f"go on with: dfs-deploy train --resume {out}"
     said = {
         "job": f"nothing was saved yet; {go_on}",
@@ -544,7 +559,7 @@ def test_a_stop_between_two_saved_states_says_so(data: Path, tmp_path: Path, sta
 
 
 def test_ctrl_c_before_training_says_that_nothing_was_written(data: Path, tmp_path: Path) -> None:
-    with mock.patch("dfs_deploy.training.trainer.load_splits", side_effect=KeyboardInterrupt):
+    with mock.patch("dfs_deploy.training.run.load_splits", side_effect=KeyboardInterrupt):
         ran = until_backbone(data, "--json", "--out", tmp_path / "run")
     assert (ran.code, ran.err) == (130, "interrupted: nothing was written\n")
     assert not (tmp_path / "run").exists()

@@ -1,9 +1,8 @@
-"""``dfs-deploy train`` with a static policy, with costs that were measured, and with the last stage."""
+"""``dfs-deploy train`` with a static policy, and with costs that were measured."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,6 +10,7 @@ from dfs_deploy.costs import LatencyTable, OptionCost, save_costs
 from dfs_deploy.data import save_npz
 from dfs_deploy.options import Options
 from dfs_deploy.training import read_metrics
+from dfs_deploy.training.metrics import RunRecord
 from tests.cli.program import Ran, run
 from tests.training.small import colour_patches
 
@@ -32,8 +32,10 @@ def train(folder: Path, *arguments: str | Path) -> Ran:
     return run("train", "--data", folder / "patches.npz", *QUICK, *arguments, "--json")
 
 
-def header(run_folder: Path) -> dict[str, Any]:
-    return read_metrics(run_folder / "metrics.jsonl")[0]
+def header(run_folder: str | Path) -> RunRecord:
+    first = read_metrics(run_folder)[0]
+    assert isinstance(first, RunRecord)
+    return first
 
 
 def latency_table(blocks: int = 2) -> LatencyTable:
@@ -63,15 +65,14 @@ def test_a_policy_brings_its_options(folder: Path, tmp_path: Path, policy: str, 
     assert ran.json["options"] == list(Options.parse(options).names)
     assert ran.json["paths"] == 1
     names = policy.split(",")
-    assert header(tmp_path / "run")["policy"] == (names if len(names) > 1 else names * 2)
+    assert header(tmp_path / "run").policy == (names if len(names) > 1 else names * 2)
 
 
 def test_a_mixed_policy_is_searched_and_said(folder: Path, tmp_path: Path) -> None:
     backbone = folder / "backbone" / "backbone.pt"
     ran = train(folder, "--backbone", backbone, "--policy", "mixed", "--target", "16", *STEPS, "--out", tmp_path / "a")
     assert ran.code == 0, ran.err
-    policy = header(tmp_path / "a")["policy"]
-    assert f"policy {','.join(policy)}: " in ran.err
+    assert len(header(tmp_path / "a").policy or ()) == 2
     assert ran.json["computation_percentage"] <= 16.0
     train(folder, "--policy", "mixed", *STEPS, "--out", tmp_path / "b").failed(2, "backbone")
     train(folder, "--backbone", backbone, "--policy", "mixed", "--target", "3", "--out", tmp_path / "b").failed(
@@ -88,19 +89,12 @@ def test_costs_come_from_a_table(folder: Path, tmp_path: Path) -> None:
     ran = train(folder, *arguments, tmp_path / "run", "--target", "60")
     assert ran.code == 0, ran.err
     first = header(tmp_path / "run")
-    assert first["cost"] == "latency.json"
-    assert first["job"]["recipe"]["costs"] == [[0.2, 0.6, 1.0, 1.0]] * 2
+    assert first.cost == "latency.json"
+    assert first.job["recipe"]["costs"] == [[0.2, 0.6, 1.0, 1.0]] * 2
     train(folder, *arguments, tmp_path / "no", "--target", "10").failed(2, "expected 20 to 100")
     save_costs(tmp_path / "latency.json", latency_table(3))
     train(folder, *arguments, tmp_path / "no").failed(2, "4 blocks", "save-costs")
     train(folder, "--cost", tmp_path / "missing.json", "--out", tmp_path / "no").failed(2, "missing.json")
-
-
-def test_the_last_stage_runs_where_it_has_steps(folder: Path, tmp_path: Path) -> None:
-    backbone = folder / "backbone" / "backbone.pt"
-    ran = train(folder, "--backbone", backbone, *STEPS, "--deploy-steps", "3", "--out", tmp_path / "run")
-    assert ran.code == 0, ran.err
-    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["stage"] == "deploy"
 
 
 def test_resume_stands_alone_and_a_finished_run_has_nothing_left(folder: Path) -> None:
@@ -110,7 +104,7 @@ def test_resume_stands_alone_and_a_finished_run_has_nothing_left(folder: Path) -
         run("train", "--resume", finished, flag, value).failed(2, "--resume", flag)
     run("train", "--resume", finished, "--seed", "0").failed(2, "--seed")
     ran = run("train", "--resume", finished)
-    assert (ran.code, ran.err) == (0, f"nothing left to do: the run in {finished} is finished\n")
+    assert (ran.code, ran.err.splitlines()[1:]) == (0, [f"nothing left to do: the run in {finished} is finished"])
     assert run("train", "--resume", finished, "--json").json["run"] == str(finished)
     assert (finished / "metrics.jsonl").read_bytes() == log
 

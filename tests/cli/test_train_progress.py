@@ -1,17 +1,13 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+import logging
 
 import pytest
 
-from dfs_deploy.cli.train_progress import LEAST_WAIT_S, MOST_WAIT_S, Lines, describe_duration
+from dfs_deploy.cli.train_progress import LEAST_WAIT_S, MOST_WAIT_S, Lines, describe_duration, training_progress
 
-RUN = {"event": "run", "job": {"recipe": {"backbone_steps": 20_000, "gate_steps": 10, "target": 40.0}}}
-
-
-def step(number: int, stage: str = "backbone") -> dict[str, Any]:
-    return {"event": "step", "stage": stage, "step": number, "loss": 0.5, "accuracy": 0.875, "percentage": 100.0}
+STEPS = {"backbone": 20_000, "gate": 10}
 
 
 class Log:
@@ -20,12 +16,11 @@ class Log:
     def __init__(self) -> None:
         self.now = 0.0
         self.said: list[tuple[float, str]] = []
-        self.observe = Lines(lambda line: self.said.append((self.now, line)), clock=lambda: self.now).progression
-        self.observe(RUN)
+        self.lines = Lines(lambda line: self.said.append((self.now, line)), clock=lambda: self.now)
 
     def steps(self, count: int, seconds_each: float, stage: str = "backbone") -> None:
         for number in range(1, count + 1):
-            self.observe(step(number, stage))
+            self.lines(f"{stage} step {number}/{STEPS[stage]}: loss 0.500", number / STEPS[stage])
             self.now += seconds_each
 
 
@@ -48,10 +43,10 @@ def test_a_line_comes_at_least_once_a_minute_however_long_it_takes() -> None:
     assert len(times) < 40_000 / MOST_WAIT_S * 1.2
 
 
-def test_a_line_says_step_loss_accuracy_computation_and_time_left() -> None:
+def test_a_line_says_the_step_and_the_time_left() -> None:
     log = Log()
     log.steps(195, 0.5)
-    assert log.said[0][1] == "backbone step 1/20000: loss 0.500, accuracy 87.5 %, computation 100.0 %"
+    assert log.said[0][1] == "backbone step 1/20000: loss 0.500"
     assert log.said[-1][1].startswith("backbone step 181/20000: ")
     # 19,819 steps of half a second.
     assert log.said[-1][1].endswith(", about 2 h 45 min left of this stage")
@@ -62,14 +57,21 @@ def test_each_stage_begins_with_a_line_and_its_own_pace() -> None:
     log.steps(30, 0.1)
     log.steps(10, 2.0, "gate")
     lines = [line for _, line in log.said]
-    assert lines[1] == "gate step 1/10: loss 0.500, accuracy 87.5 %, computation 100.0 %"
+    assert lines[1] == "gate step 1/10: loss 0.500"
     assert lines[2].endswith("about 8 s left of this stage")
 
 
-def test_notes_are_shown_on_one_line_whatever_is_in_them() -> None:
-    log = Log()
-    log.observe({"event": "note", "text": "class a\nb\x1b[31m"})
-    assert log.said == [(0.0, "note: class a\\nb\\x1b[31m")]
+def test_the_log_of_training_is_shown_on_one_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("dfs_deploy.training.loop")
+    before = logging.getLogger("dfs_deploy.training").level
+    with training_progress(quiet=False):
+        log.warning("%s", "class a\nb\x1b[31m")
+        log.info("gate step 3: top-1 50 %")
+        log.debug("no matter")
+    with training_progress(quiet=True):
+        log.info("silent")
+    assert capsys.readouterr().err == "note: class a\\nb\\x1b[31m\ngate step 3: top-1 50 %\n"
+    assert logging.getLogger("dfs_deploy.training").level == before
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The GPU behind the doubles of TensorRT, pycuda and cuda-python: host memory, lazy streams, rules and faults.
+"""The GPU behind the doubles of TensorRT and pycuda: host memory, lazy streams, rules and faults.
 
 Everything enqueued runs as late as CUDA allows, when the host waits for it: who does not wait reads poison. What breaks
 a rule of CUDA or TensorRT is kept in :attr:`Gpu.violations`, and raised where it happens.
@@ -39,25 +39,15 @@ class Block:
 class Stream:
     """Work in order, none of it done before somebody waits."""
 
-    def __init__(self, gpu: Gpu, handle: int) -> None:
-        self.gpu, self.handle = gpu, handle
+    def __init__(self) -> None:
         self.queue: list[Operation] = []
-        self.done = 0
-        self.capturing: list[Operation] | None = None
 
     def add(self, operation: Operation) -> None:
-        (self.queue if self.capturing is None else self.capturing).append(operation)
+        self.queue.append(operation)
 
-    def position(self) -> int:
-        return self.done + len(self.queue)
-
-    def run(self, until: int) -> None:
-        if self.capturing is not None:
-            self.gpu.violate("waited for a stream that is being captured")
-        while self.done < until:
-            operation = self.queue.pop(0)
-            self.done += 1
-            operation.run()
+    def run(self) -> None:
+        while self.queue:
+            self.queue.pop(0).run()
 
 
 class Operation:

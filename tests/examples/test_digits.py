@@ -1,4 +1,4 @@
-"""The shipped checkpoint is what its log says, and the script that made it works."""
+"""The shipped checkpoint is what its log says; the script that made it works, and so does the first example."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import Checkpoint, load_checkpoint
 from dfs_deploy.data.digits import load_digits
 
@@ -24,13 +25,12 @@ def checkpoint() -> Checkpoint:
     return load_checkpoint(EXAMPLES / "digits.pt")
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_digits", EXAMPLES / "01_train_digits.py")
+def script_of(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["train_digits"] = module
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -62,12 +62,20 @@ def test_its_gate_truly_varies(checkpoint: Checkpoint) -> None:
     assert len(np.unique(path, axis=0)) >= 10
 
 
-def test_training_starts_and_its_checkpoint_loads(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_starts_and_its_checkpoint_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = script_of("digits_checkpoint")
     monkeypatch.setattr(script, "load_digits", lambda split: load_digits(split).subset(256, 0))
     recipe = script.Recipe(backbone_epochs=1, gate_epochs=1, joint_epochs=1, settle_epochs=1)
     network, contract, log = script.train(recipe, 0)
     script.save_checkpoint(tmp_path / "digits.pt", network, contract)
     assert load_checkpoint(tmp_path / "digits.pt").network.options == network.options
     assert all(np.isfinite(stage["test_accuracy"]) for stage in log["stages"])
+
+
+def test_the_first_example_trains_and_exports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = {"backbone_steps": 2, "gate_steps": 2, "joint_steps": 2}
+    script_of("01_train_digits").main(["--out", str(tmp_path / "run")], **few)
+    *_, before, last = capsys.readouterr().out.splitlines()
+    assert before.startswith("top-1 ")
+    assert last == f"wrote {tmp_path / 'run' / 'checkpoint.pt'} and {tmp_path / 'run.dfs'}"
+    assert Bundle(tmp_path / "run.dfs").manifest.options[0].name == "skip"

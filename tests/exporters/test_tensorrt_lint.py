@@ -202,14 +202,6 @@ def fixed_batch(model: onnx.ModelProto) -> None:
         value.type.tensor_type.shape.dim[0].dim_value = 1
 
 
-def unused_constant(model: onnx.ModelProto) -> None:
-    model.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), "left_over"))
-
-
-def unused_node(model: onnx.ModelProto) -> None:
-    model.graph.node.append(helper.make_node("Relu", ["features"], ["nowhere"], name="nowhere"))
-
-
 def infinite_weight(model: onnx.ModelProto) -> None:
     replace(model, "conv1_bias", value_of(model, "conv1_bias") * np.float32(np.inf))
 
@@ -236,10 +228,6 @@ def float16_features(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
 
 
-def nameless(model: onnx.ModelProto) -> None:
-    node(model, "Add").name = ""
-
-
 def computed_weight(model: onnx.ModelProto) -> None:
     node(model, "Conv", 1).input[1] = "features"
 
@@ -249,8 +237,8 @@ ILLEGAL: list[tuple[str, Edit]] = [
     ("zero point", uint8_activations),
     ("zero point", no_zero_point),
     ("zero point", fewer_zero_points_than_scales),
-    ("bias", int32_bias),
-    ("axis", weight_axis),
+    ("weights", int32_bias),
+    ("granularity", weight_axis),
     ("granularity", one_scale_for_a_weight),
     ("granularity", scales_for_an_activation),
     ("residual", no_rounding_on_the_shortcut),
@@ -260,25 +248,22 @@ ILLEGAL: list[tuple[str, Edit]] = [
     ("scale", subnormal_scale),
     ("scale", empty_scale),
     ("scale", scale_of_text),
-    ("float16 scale", float16_scale_in_an_old_opset),
+    ("scale", float16_scale_in_an_old_opset),
     ("pair", another_scale_after_it),
     ("pair", quantized_value_read_elsewhere),
     ("opset", newer_opset),
     ("opset", foreign_domain),
     ("operator", unsupported_operator),
-    ("folding", batch_normalization),
-    ("static shape", dynamic_map),
-    ("batch", fixed_batch),
-    ("unused", unused_constant),
-    ("unused", unused_node),
+    ("operator", batch_normalization),
+    ("shape", dynamic_map),
+    ("shape", fixed_batch),
     ("finite", infinite_weight),
     ("strong typing", mixed_types),
     ("type", double_constant),
     ("interface", other_names),
     ("interface", no_pooled),
     ("interface", float16_features),
-    ("name", nameless),
-    ("weight", computed_weight),
+    ("weights", computed_weight),
 ]
 
 
@@ -292,7 +277,7 @@ def test_an_illegal_graph_breaks_its_rule(graphs: dict[str, bytes], block: str, 
     assert rule in rules(model)
 
 
-@pytest.mark.parametrize("edit", [unsupported_operator, dynamic_map, unused_constant, infinite_weight, mixed_types])
+@pytest.mark.parametrize("edit", [unsupported_operator, dynamic_map, infinite_weight, mixed_types])
 def test_a_float16_graph_is_held_to_the_rules_too(graphs: dict[str, bytes], edit: Edit) -> None:
     assert rules(graphs["plain-fp16"]) == set()
     model = onnx.load_from_string(graphs["plain-fp16"])
@@ -300,7 +285,7 @@ def test_a_float16_graph_is_held_to_the_rules_too(graphs: dict[str, bytes], edit
         replace(model, "conv1_bias", value_of(model, "conv1_bias").astype(np.float32))
     else:
         edit(model)
-    assert rules(model) & {"operator", "static shape", "unused", "finite", "strong typing"}
+    assert rules(model) & {"operator", "shape", "finite", "strong typing"}
 
 
 def test_what_is_no_model_is_one_finding() -> None:
@@ -326,7 +311,7 @@ def quantized_by_onnxruntime(tmp_path: Path, **choices: Any) -> bytes:
 
 def test_the_defaults_of_onnx_runtimes_quantizer_are_refused(tmp_path: Path) -> None:
     found = rules(quantized_by_onnxruntime(tmp_path))
-    assert {"zero point", "bias", "granularity", "residual"} <= found
+    assert {"zero point", "weights", "granularity", "residual"} <= found
 
 
 def test_unsigned_activations_and_signed_weights_are_refused(tmp_path: Path) -> None:
@@ -334,7 +319,7 @@ def test_unsigned_activations_and_signed_weights_are_refused(tmp_path: Path) -> 
     model = quantized_by_onnxruntime(
         tmp_path, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, per_channel=True
     )
-    assert {"zero point", "bias", "type"} <= rules(model)
+    assert {"zero point", "weights", "type"} <= rules(model)
 
 
 def test_what_onnx_runtimes_quantizer_can_make_legal_keeps_its_scales_and_zero_points(tmp_path: Path) -> None:
@@ -349,13 +334,13 @@ def test_what_onnx_runtimes_quantizer_can_make_legal_keeps_its_scales_and_zero_p
             "QDQOpTypePerChannelSupportToAxis": {"Conv": 0},
         },
     )
-    assert not rules(model) & {"zero point", "bias", "axis", "granularity", "scale", "weight", "half quantised"}
+    assert not rules(model) & {"zero point", "weights", "granularity", "scale", "half quantised"}
 
 
 def test_all_findings_of_all_graphs_are_listed(graphs: dict[str, bytes]) -> None:
     first, second = (onnx.load_from_string(graphs[name]) for name in ("plain-int8", "stride-int8"))
     non_zero_zero_point(first)
-    unused_constant(first)
+    infinite_weight(first)
     weight_axis(second)
     check_graphs(graphs)
     with pytest.raises(GraphRuleError) as caught:
@@ -365,7 +350,7 @@ def test_all_findings_of_all_graphs_are_listed(graphs: dict[str, bytes]) -> None
     starts = [line.partition(":")[0] for line in caught.value.mismatches]
     assert set(starts) == {"first.onnx", "second.onnx"}
     assert str(len(starts)) in str(caught.value)
-    for rule in ("zero point", "unused", "axis"):
+    for rule in ("zero point", "finite", "granularity"):
         assert any(f"[{rule}]" in line for line in caught.value.mismatches)
 
 

@@ -160,7 +160,7 @@ class Train(Work):
     def command(self, folder: Path) -> list[str]:
         if (folder / "run" / "job.json").exists():
             return ["train", "--resume", "run"]
-        steps = ["--backbone-steps", "4", "--gate-steps", "4", "--joint-steps", "4", "--deploy-steps", "0"]
+        steps = ["--backbone-steps", "4", "--gate-steps", "4", "--joint-steps", "4"]
         small = ["--preset", "quick", "--blocks", "1", "--batch", "8", "--save-every", "2", "--size", f"{SIZE}x{SIZE}"]
         return ["train", "--data", "patches.npz", "--out", "run", *small, *steps, "--threads", "1", "--device", "cpu"]
 

@@ -287,3 +287,23 @@ def test_the_observer_sees_a_policys_blocks() -> None:
 def test_a_policy_that_does_not_fit_is_refused(policy: list[int]) -> None:
     with pytest.raises(OptionError, match="policy"):
         small_network("skip,8,full", 1).with_policy(policy)
+
+
+@settings(max_examples=10)
+@given(policies, st.integers(0, 2**31))
+def test_a_forced_path_runs_its_options_and_keeps_the_gates_scores(path: list[int], seed: int) -> None:
+    network = small_network("skip,8,16,full", 2, seed=seed)
+    images = random_images(3, seed=seed)
+    forced = torch.tensor([path, path[::-1], path])
+    with torch.no_grad():
+        output = network.unroll(
+            images, lambda block, x, taken: network.run_block(block.shape.index, x, taken.choice), forced
+        )
+    assert torch.equal(output.path, forced)
+    for row, image in enumerate(images):
+        expected = network.with_policy(forced[row].tolist()).route(image[None])
+        torch.testing.assert_close(output.logits[row], expected.logits[0], rtol=0, atol=1e-4)
+    own = network.route(images)
+    same = (own.path == forced).all(1)
+    torch.testing.assert_close(output.scores[:, 0], own.scores[:, 0])
+    torch.testing.assert_close(output.scores[same], own.scores[same])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dfs_deploy.training import train
+from dfs_deploy.training import run_job
 from tests.bundles import Made, mixed_bundle
 from tests.training.small import job
 
@@ -25,4 +25,4 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def backbone(folder: Path) -> Path:
     """A backbone trained on the images, some held out."""
     alone = dataclasses.replace(job(folder, held_out=24), until="backbone")
-    return train(alone, folder / "backbone").checkpoint
+    return run_job(alone, folder / "backbone").checkpoint

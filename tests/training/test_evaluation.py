@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from dfs_deploy.preprocessing import InputContract
-from dfs_deploy.training import evaluate
 from dfs_deploy.training.data import Images
+from dfs_deploy.training.loop import evaluate
 from tests.builders import small_network
 from tests.training.small import SIZE, colour_patches
 

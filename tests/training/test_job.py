@@ -16,9 +16,6 @@ def job(recipe: dict[str, Any] | None = None, **changes: Any) -> Job:
 
 def test_a_run_reads_the_values_of_its_stages_alone() -> None:
     assert "backbone_lr" in job().used
-    assert "deploy_rate" not in job().used
-    assert "deploy_rate" in job({"deploy_steps": 5}).used
-    assert "deploy_steps" not in job({"deploy_steps": 5}, until="joint").used
     alone = job(until="backbone").used
     assert {"backbone_steps", "batch", "augmentation", "momentum"} <= alone
     assert not {"options", "target", "alpha", "gate_steps", "joint_lr", "cost", "policy"} & alone
@@ -48,6 +45,8 @@ def test_a_target_is_that_of_what_is_steered_to_it() -> None:
         {"data": "caf\udce9"},
         {"backbone": "caf\udce9.pt"},
         {"held_out": 5, "evaluate_on": "val"},
+        {"until": "deploy"},
+        {"weights_key": "ema"},
     ],
 )
 def test_a_job_that_cannot_be_is_refused(changes: dict[str, Any]) -> None:

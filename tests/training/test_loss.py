@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from dfs_deploy.models import NetworkOutput
-from dfs_deploy.training.loss import joint_loss
 from dfs_deploy.training.processes import Processes
+from dfs_deploy.training.stages import joint_loss
 
 
 def output(costs: torch.Tensor, blocks: int = 5) -> NetworkOutput:

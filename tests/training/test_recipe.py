@@ -40,7 +40,7 @@ def test_changes_that_are_none_keep_the_preset() -> None:
         ({"target": 101.0}, "0 to 100"),
         ({"target": 3.0, "options": Options.parse("8,16,full")}, "6.25 to 100"),
         ({"target": 40.0, "options": Options.parse("skip,8")}, "0 to 6.25"),
-        ({"target": float("nan")}, "0 to 100"),
+        ({"target": float("nan")}, "target is nan"),
         ({"batch": 0}, "batch"),
         ({"joint_lr": -1.0}, "joint_lr"),
         ({"alpha": float("inf")}, "alpha"),

@@ -13,8 +13,13 @@ from torch.nn import functional
 from dfs_deploy.errors import UsageError
 from dfs_deploy.models import run_option
 from dfs_deploy.options import Options
-from dfs_deploy.training import search_policy
-from dfs_deploy.training.sensitivity import Sensitivity, choose_policy, measure_sensitivity, policy_percentage
+from dfs_deploy.training.sensitivity import (
+    Sensitivity,
+    choose_policy,
+    measure_sensitivity,
+    policy_percentage,
+    search_policy,
+)
 from tests.bundles import normal_images, settled_network
 from tests.checks import refuses
 from tests.training.small import job

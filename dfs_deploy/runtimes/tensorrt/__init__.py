@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,15 @@ from numpy.typing import NDArray
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.cache import Cache
 from dfs_deploy.errors import DfsDeployError, EngineError, RuntimeClosedError
+from dfs_deploy.io.text import first_line
 from dfs_deploy.network import Architecture
 from dfs_deploy.runtimes.base import Backend, Substitution
+from dfs_deploy.runtimes.gate import GateWeights
 from dfs_deploy.runtimes.gate_choice import gate_for
 from dfs_deploy.runtimes.gate_weights import read_gate_weights
-from dfs_deploy.runtimes.tensorrt.batch import BatchDispatch
-from dfs_deploy.runtimes.tensorrt.contexts import Binder
-from dfs_deploy.runtimes.tensorrt.device import Lane
-from dfs_deploy.runtimes.tensorrt.engines import LoadedEngines, forget_frames
-from dfs_deploy.runtimes.tensorrt.graphs import Launch, Launcher
-from dfs_deploy.runtimes.tensorrt.single import SingleDispatch
+from dfs_deploy.runtimes.tensorrt.device import Stream
+from dfs_deploy.runtimes.tensorrt.dispatch import Call, Dispatch
+from dfs_deploy.runtimes.tensorrt.engines import LoadedEngines, clear_frames
 
 __all__ = ["TensorRTBackend"]
 
@@ -35,60 +35,48 @@ class TensorRTBackend(Backend):
     A failure on the device closes the backend: CUDA's state is not known after it.
 
     Args:
-        bundle: the bundle; plans that are missing or do not fit this machine are built first.
-        gate: ``native`` or ``numpy``; ``None`` for the first where it was compiled.
-        speculate: whether single images run ahead of the gate.
-        cache: where plans are kept; ``None`` for the bundle's usual cache.
+        bundle: the bundle; engines that are missing or do not fit this machine are built first.
+        gate: ``native`` or ``numpy``; ``None`` for the first if it was compiled.
+        cache: cache of the engines; ``None`` for the bundle's usual cache.
     """
 
     name = "tensorrt"
 
-    def __init__(
-        self, bundle: Bundle, gate: str | None = None, speculate: bool = False, cache: Cache | None = None
-    ) -> None:
-        self._timed_calls: dict[Launch, Callable[[], None]] = {}
-        with _named("loading"):
-            engines = LoadedEngines(bundle, read_gate_weights(bundle, "tensorrt"), cache or Cache(bundle))
-        self._setup(engines, bundle.architecture, gate, speculate and engines.gate is not None)
+    def __init__(self, bundle: Bundle, gate: str | None = None, cache: Cache | None = None) -> None:
+        weights = read_gate_weights(bundle, "tensorrt")
+        with _device_errors("loading"):
+            engines = LoadedEngines(bundle, cache or Cache(bundle))
+        self._setup(engines, bundle.architecture, weights, gate)
 
-    def _setup(self, engines: LoadedEngines, architecture: Architecture, kind: str | None, speculate: bool) -> None:
-        """Takes over one use of the engines, and gives it back where anything fails."""
+    def _setup(
+        self, engines: LoadedEngines, network: Architecture, weights: GateWeights | None, kind: str | None
+    ) -> None:
+        """Takes over one use of the engines; releases it if anything fails."""
         self._engines: LoadedEngines | None = engines
-        self._architecture, self._speculate = architecture, speculate
-        self.batch = engines.batch
-        self._facts = {
-            "version": engines.version,
-            "device": engines.device.facts.name,
-            "batch": engines.batch,
-            "plans": f"not kept: {engines.unkept}" if engines.unkept else "kept",
-        }
-        self._lane: Lane | None = None
-        self._launcher: Launcher | None = None
-        self._single: SingleDispatch | None = None
-        self._batch: BatchDispatch | None = None
-        self._gate = None if engines.gate is None else gate_for(engines.gate, kind)
-        self._offset = np.zeros(0 if engines.gate is None else engines.gate.options, np.float32)
+        self._network, self._weights = network, weights
+        self.batch = engines.settings.batch
+        self._stream: Stream | None = None
+        self._dispatches: list[Dispatch] = []  # for one image, and for batches if the engines take them
+        self._timed: dict[Call, Callable[[], None]] = {}
         with self._closed_on_failure(lambda: "loading"), engines.device.active():
-            lane = self._lane = Lane(engines.device.facts)
-            launcher = self._launcher = Launcher(lane)
-            binder = Binder(engines, lane)
-            self._single = SingleDispatch(engines, self._gate, architecture, lane, binder, launcher, speculate)
-            if engines.batch > 1:
-                self._batch = BatchDispatch(engines, self._gate, architecture, lane, binder)
-            lane.synchronize()
+            self._gate = None if weights is None else gate_for(weights, kind)
+            self._offset = np.zeros(0 if weights is None else weights.options, np.float32)
+            stream = self._stream = Stream(engines.device.facts)
+            scratch = stream.allocate(engines.scratch)
+            for profile, (_, _, most) in enumerate(engines.settings.profiles):
+                self._dispatches.append(Dispatch(engines, self._gate, network, stream, scratch, profile, most))
+            stream.synchronize()
 
     def infer(
         self, images: NDArray[np.float32], forced: NDArray[np.uint8] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        engines, _, single = self._open()
-        size = 1 if self._batch is None else engines.batch
-        running: SingleDispatch | BatchDispatch = single
-        results = []
+        engines, _, dispatches = self._open()
+        running, results = dispatches[0], []
         with self._closed_on_failure(lambda: running.at), engines.device.active():
-            for start in range(0, len(images), size):
-                part = images[start : start + size]
-                running = single if len(part) == 1 or self._batch is None else self._batch
-                results.append(running.run(part, None if forced is None else forced[start : start + size]))
+            for start in range(0, len(images), self.batch):
+                part = slice(start, start + self.batch)
+                running = dispatches[0 if len(images[part]) == 1 else -1]
+                results.append(running.run(images[part], None if forced is None else forced[part]))
         if len(results) == 1:
             return results[0]
         return np.concatenate([logits for logits, _ in results]), np.concatenate([path for _, path in results])
@@ -100,34 +88,38 @@ class TensorRTBackend(Backend):
         self._offset = offset.copy()
 
     def engine_calls(self, path: NDArray[np.uint8]) -> tuple[Callable[[], None], ...]:
-        engines, lane, single = self._open()
-        return tuple(self._timed(engines, lane, launch) for launch in single.engine_calls(path))
+        engines, stream, dispatches = self._open()
+
+        def run(call: Call) -> None:
+            with engines.device.active():
+                dispatches[0].launch(call)
+                stream.synchronize()
+
+        calls = dispatches[0].engine_calls(path)
+        return tuple(self._timed.setdefault(call, partial(run, call)) for call in calls)
 
     def gate_calls(self) -> tuple[Callable[[], object], ...]:
-        return self._open()[2].gate_calls()
+        return self._open()[2][0].gate_calls()
 
     def clone(self) -> TensorRTBackend:
         engines = self._open()[0].retain()
         other = object.__new__(TensorRTBackend)
-        other._timed_calls = {}
-        other._setup(engines, self._architecture, None if self._gate is None else self._gate.name, self._speculate)
+        other._setup(engines, self._network, self._weights, None if self._gate is None else self._gate.name)
         other.set_score_offset(self._offset)
         return other
 
     def close(self) -> None:
-        engines, lane, launcher = self._engines, self._lane, self._launcher
-        self._engines = self._lane = self._launcher = None
+        engines, stream = self._engines, self._stream
+        self._engines = self._stream = None
         if engines is None:
             return
-        steps: list[Callable[[], object]] = [] if lane is None else [lane.synchronize]
-        steps += [] if launcher is None else [launcher.close]
-        steps += [self._forget]
-        steps += [] if lane is None else [lane.close]
-        with _named("closing"):
+        steps = [] if stream is None else [stream.synchronize, stream.close]
+        self._dispatches, self._timed = [], {}
+        with _device_errors("closing"):
             try:
                 engines.device.free(*steps)
             except BaseException as error:
-                forget_frames(error)  # they hold the stream, which must be gone before the device is
+                clear_frames(error)  # they hold the stream, which must be gone before the device is
                 raise
             finally:
                 engines.release()
@@ -138,82 +130,54 @@ class TensorRTBackend(Backend):
 
     @property
     def description(self) -> dict[str, Any]:
-        _, _, single = self._open()
-        counts = single.counts
-        speculation = None if counts is None else {"guesses": counts.guesses, "hits": counts.hits}
+        engines = self._open()[0]
         return {
             "runtime": self.name,
             "provider": "TensorRT",
-            **self._facts,
+            "version": engines.version,
+            "device": engines.device.facts.name,
+            "batch": self.batch,
+            "engines": f"not kept: {engines.unkept}" if engines.unkept else "kept",
             "gate": "none: a static policy" if self._gate is None else self._gate.name,
-            "cuda_graphs": self._launcher is not None and self._launcher.captures,
-            "speculation": speculation,
         }
 
-    def _open(self) -> tuple[LoadedEngines, Lane, SingleDispatch]:
-        if self._engines is None or self._lane is None or self._single is None:
+    def _open(self) -> tuple[LoadedEngines, Stream, list[Dispatch]]:
+        if self._engines is None or self._stream is None:
             raise RuntimeClosedError(
                 "this Runtime was closed, by close() or by a failure on the device; make a new one"
             )
-        return self._engines, self._lane, self._single
-
-    def _forget(self) -> None:
-        """Drops what holds contexts, graphs and events, while the device is active."""
-        for dispatch in (self._single, self._batch):
-            if dispatch is not None:
-                vars(dispatch).clear()  # a frame of the traceback that leads here may hold the dispatch itself
-        self._single = self._batch = None
-        self._timed_calls.clear()
+        return self._engines, self._stream, self._dispatches
 
     @contextlib.contextmanager
     def _closed_on_failure(self, at: Callable[[], str]) -> Iterator[None]:
-        """Closes the backend where anything fails, and names what did."""
+        """Closes the backend if anything fails, and names what did."""
         try:
             yield
         except BaseException as error:
             where = at()
-            forget_frames(error)
+            clear_frames(error)
+            more = ""
             try:
                 self.close()
-            except Exception as freeing:  # the first failure is the one to tell; this one is told with it
-                raise _failed(where, error, f"; and freeing its memory failed: {_first_line(freeing)}") from error
-            if isinstance(error, DfsDeployError) or not isinstance(error, Exception):
+            except Exception as freeing:  # reported with the first failure, which is the one that counts
+                more = f"; and freeing its memory failed: {first_line(freeing)}"
+            if not isinstance(error, Exception) or (isinstance(error, DfsDeployError) and not more):
                 raise
-            raise _failed(where, error) from error
-
-    def _timed(self, engines: LoadedEngines, lane: Lane, launch: Launch) -> Callable[[], None]:
-        """A call that launches an engine and waits for it; the same launch is the same call each time."""
-        if launch not in self._timed_calls:
-
-            def call() -> None:
-                with engines.device.active():
-                    launch()
-                    lane.synchronize()
-
-            self._timed_calls[launch] = call
-        return self._timed_calls[launch]
+            failed = first_line(error) if isinstance(error, DfsDeployError) else _failed(where, error)
+            raise EngineError(f"{failed}{more}; the Runtime is closed, make a new one") from error
 
 
 @contextlib.contextmanager
-def _named(where: str) -> Iterator[None]:
-    """Makes errors of the device ours; outside of it, there is no backend to close."""
+def _device_errors(where: str) -> Iterator[None]:
+    """Turns errors of the device into ours, when there is no backend to close."""
     try:
         yield
     except DfsDeployError:
         raise
     except Exception as error:
-        forget_frames(error)
-        raise EngineError(f"{where} failed on the device: {_first_line(error)}") from error
+        clear_frames(error)
+        raise EngineError(_failed(where, error)) from error
 
 
-def _failed(where: str, error: BaseException, more: str = "") -> EngineError:
-    what = (
-        _first_line(error)
-        if isinstance(error, DfsDeployError)
-        else f"{where} failed on the device: {_first_line(error)}"
-    )
-    return EngineError(f"{what}{more}; the Runtime is closed, make a new one")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _failed(where: str, error: Exception) -> str:
+    return f"{where} failed on the device: {first_line(error)}"

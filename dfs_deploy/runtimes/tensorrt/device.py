@@ -1,8 +1,9 @@
-"""The GPU, through pycuda: its context, and for each thread a stream with the memory and events that it uses."""
+"""The GPU, through pycuda: its context, and one stream per thread with the memory that is used on it."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,15 +18,15 @@ if TYPE_CHECKING:
     import pycuda.driver as cuda
 
 ALIGNMENT = 256
-"""Bytes on whose multiples TensorRT wants every address (IExecutionContext.set_tensor_address)."""
+"""Bytes; every address must be a multiple of them (IExecutionContext.set_tensor_address)."""
 
 _NON_BLOCKING = 1
-"""CU_STREAM_NON_BLOCKING: the stream does not wait for the default stream, nor that for it."""
+"""CU_STREAM_NON_BLOCKING: this stream and the default stream do not wait for each other."""
 
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """What tells one kind of GPU from another.
+    """Properties of a GPU that its engines depend on.
 
     Attributes:
         name: its model.
@@ -66,8 +67,7 @@ class Device:
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Makes the context current in this thread; everything on the device happens within."""
-        with libraries():
-            import pycuda.driver as cuda
+        import pycuda.driver as cuda
 
         if self._context is None:
             raise InternalError("the GPU was used after it was given back")
@@ -78,9 +78,9 @@ class Device:
             cuda.Context.pop()
 
     def free(self, *steps: Callable[[], object]) -> None:
-        """Takes each step, in order, with the device active where it can be made so; the last failure is raised.
+        """Runs each step, in order, with the device active if it can be made so; raises the last failure.
 
-        A step that fails keeps no other from being taken: what can be freed is freed.
+        A step that fails does not stop the others: what can be freed is freed.
         """
         with contextlib.ExitStack() as last_first:
             active = contextlib.ExitStack()
@@ -97,33 +97,57 @@ class Device:
 
 
 def device_facts() -> DeviceFacts:
-    """Facts of the GPU that a runtime would use; raises EnvironmentLacksError where there is none."""
+    """Facts of the GPU that a runtime would use; raises EnvironmentLacksError if there is none."""
     device = Device()
     device.close()
     return device.facts
 
 
-class Lane:
-    """A stream and all that a thread uses on it; made, used and closed while the device is active.
+@dataclass(frozen=True, eq=False)
+class HostOutput:
+    """Memory of an output that the host reads.
 
-    Args:
-        facts: of the device.
+    Attributes:
+        array: its values on the host, float32, valid once the stream was waited for after :meth:`Stream.fetch`.
+        address: its address on the device.
+        mapped: whether both are the same memory, as on a Jetson: then nothing is copied.
     """
 
-    def __init__(self, facts: DeviceFacts) -> None:
-        with libraries():
-            import pycuda.driver as cuda
+    array: NDArray[np.float32]
+    address: int
+    mapped: bool
+
+    def rows(self, samples: int, width: int) -> NDArray[np.float32]:
+        """The first rows, (samples, width): an engine writes them without gaps, however wide the memory is."""
+        return self.array.reshape(-1)[: samples * width].reshape(samples, width)
+
+
+class Stream:
+    """A CUDA stream and the memory that is used on it; made, used and closed while the device is active.
+
+    Args:
+        device: facts of the GPU.
+    """
+
+    def __init__(self, device: DeviceFacts) -> None:
+        import pycuda.driver as cuda
 
         self._cuda = cuda
-        self._integrated = facts.integrated
+        self._integrated = device.integrated
         self._held = contextlib.ExitStack()
-        self.stream = cuda.Stream(_NON_BLOCKING)
+        self._stream = cuda.Stream(_NON_BLOCKING)
+        self._held.callback(self.__dict__.pop, "_stream", None)  # pycuda frees it while the device is active
+
+    @property
+    def handle(self) -> int:
+        """CUDA's handle, for TensorRT."""
+        return self._stream.handle
 
     def allocate(self, size: int) -> int:
-        """Device memory of some bytes; the address lies on a multiple of :data:`ALIGNMENT`."""
+        """Address of some bytes of device memory."""
         allocation = self._cuda.mem_alloc(max(size, 1))
         self._held.callback(allocation.free)
-        return aligned(int(allocation))
+        return _aligned(int(allocation))
 
     def pinned(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Host memory that the device reads and writes without a copy by the driver, float32, zeroed."""
@@ -133,34 +157,32 @@ class Lane:
         """Memory for an output that the host reads."""
         if self._integrated:
             array, owner = self._host_memory(shape, self._cuda.host_alloc_flags.DEVICEMAP)
-            return HostOutput(array, aligned(int(owner.get_device_pointer())), mapped=True)
-        return HostOutput(self.pinned(shape), self.allocate(4 * int(np.prod(shape))), mapped=False)
-
-    def mark(self) -> Mark:
-        """A mark to set on the stream and wait for."""
-        return Mark(self._cuda.Event(int(self._cuda.event_flags.DISABLE_TIMING)), self.stream)
+            return HostOutput(array, _aligned(int(owner.get_device_pointer())), mapped=True)
+        return HostOutput(self.pinned(shape), self.allocate(4 * math.prod(shape)), mapped=False)
 
     def upload(self, address: int, values: NDArray[Any]) -> None:
         """Enqueues a copy from the host; the array must be pinned, and stay as it is until the copy ran."""
-        self._cuda.memcpy_htod_async(address, values, self.stream)
+        self._cuda.memcpy_htod_async(address, values, self._stream)
 
     def copy(self, target: int, source: int, size: int) -> None:
         """Enqueues a copy of some bytes on the device."""
-        self._cuda.memcpy_dtod_async(target, source, size, self.stream)
+        self._cuda.memcpy_dtod_async(target, source, size, self._stream)
 
-    def fetch(self, output: HostOutput, count: int | None = None) -> None:
-        """Enqueues what brings an output to the host, all of it or its first values; nothing where it is there."""
+    def fetch(self, output: HostOutput, count: int) -> None:
+        """Enqueues the copy of an output's first values to the host, unless they are there anyway."""
         if not output.mapped:
-            array = output.array if count is None else output.array.reshape(-1)[:count]
-            self._cuda.memcpy_dtoh_async(array, output.address, self.stream)
+            self._cuda.memcpy_dtoh_async(output.array.reshape(-1)[:count], output.address, self._stream)
 
     def synchronize(self) -> None:
-        """Waits until all that was enqueued is done."""
-        self.stream.synchronize()
+        """Waits until everything that was enqueued is done."""
+        self._stream.synchronize()
+
+    def on_close(self, step: Callable[[], object]) -> None:
+        """Registers a step for :meth:`close`, before what was made earlier is freed."""
+        self._held.callback(step)
 
     def close(self) -> None:
-        """Frees what was made here, when the stream is idle; whatever fails on the way, the last failure is raised."""
-        self._held.callback(self.__dict__.pop, "stream", None)  # pycuda frees it while the device is active
+        """Frees all that was made here, when the stream is idle, and raises the last failure after that."""
         self._held.close()
 
     def _host_memory(self, shape: tuple[int, ...], flags: int) -> tuple[NDArray[np.float32], Any]:
@@ -171,38 +193,7 @@ class Lane:
         return array, owner
 
 
-class Mark:
-    """A place in a stream that the host can wait for: a CUDA event that measures no time, which is the cheap kind."""
-
-    def __init__(self, event: cuda.Event, stream: cuda.Stream) -> None:
-        self._event, self._stream = event, stream
-
-    def set(self) -> None:
-        """Sets the mark behind all that was enqueued so far, and forgets where it stood."""
-        self._event.record(self._stream)
-
-    def wait(self) -> None:
-        """Waits until the stream has passed the mark."""
-        self._event.synchronize()
-
-
-@dataclass(frozen=True, eq=False)
-class HostOutput:
-    """What an engine writes and the host reads.
-
-    Attributes:
-        array: on the host, valid when the stream has passed a mark set after :meth:`Lane.fetch`.
-        address: where the engine writes.
-        mapped: whether both are the same memory, as on a Jetson: then nothing is copied.
-    """
-
-    array: NDArray[np.float32]
-    address: int
-    mapped: bool
-
-
-def aligned(address: int) -> int:
-    """The address, checked."""
+def _aligned(address: int) -> int:
     if address % ALIGNMENT:
-        raise InternalError(f"CUDA gave the address {address:#x}, which is no multiple of {ALIGNMENT}")
+        raise InternalError(f"CUDA gave the address {address:#x}, expected a multiple of {ALIGNMENT}; report it")
     return address

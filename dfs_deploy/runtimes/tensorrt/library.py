@@ -1,4 +1,4 @@
-"""TensorRT itself: importing it, its version, what it logs."""
+"""TensorRT itself: importing it, its version, the errors that it logs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,14 @@ if TYPE_CHECKING:
 
 _TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 _APT = {"tensorrt": "sudo apt install python3-libnvinfer", "pycuda": "sudo apt install python3-pycuda"}
-"""On a Jetson pip brings no TensorRT: JetPack's packages do."""
+"""JetPack's packages by module: pip has no TensorRT for a Jetson."""
 
 _KEPT_MESSAGES = 3
-
-STRONG_SINCE = (10, 12)
-"""From here on networks are strongly typed without a fallback; before, strong typing is young."""
 
 
 @contextlib.contextmanager
 def libraries() -> Iterator[None]:
-    """Turns a failed import of tensorrt or pycuda into what to do about it.
+    """Turns a failed import of tensorrt or pycuda into an error that says what to do.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -48,14 +45,14 @@ def libraries() -> Iterator[None]:
 
 
 def tensorrt_version() -> str:
-    """Version of the TensorRT that is installed, as in ``10.3.0``."""
+    """Version of the installed TensorRT, as in ``10.3.0``."""
     with libraries():
         import tensorrt as trt
     return trt.__version__
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: (10, 13, 3) of ``10.13.3.9.post1``; at most three."""
+    """Leading numbers of a version, at most three: (10, 13, 3) of ``10.13.3.9.post1``."""
     found = []
     for part in version.split(".")[:3]:
         if not part.isdigit():
@@ -65,10 +62,10 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 class Log:
-    """The last errors that TensorRT logged, which say why a call of it returned nothing.
+    """The last errors that TensorRT logged, which say why one of its calls returned nothing.
 
     Attributes:
-        logger: to be given to TensorRT; it must outlive what is made with it.
+        logger: object for TensorRT's constructors; it must outlive what is made with it.
     """
 
     def __init__(self) -> None:
@@ -79,8 +76,6 @@ class Log:
         messages: deque[str] = deque(maxlen=_KEPT_MESSAGES)
 
         class Logger(trt.ILogger):
-            """Keeps errors; the rest is of no use to who runs a network."""
-
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)  # NVIDIA's classes want this spelled out
 
@@ -92,7 +87,7 @@ class Log:
         self.logger: trt.ILogger = Logger()
 
     def take(self) -> str:
-        """The errors since the last call, on one line; empty where there are none."""
-        text = "; ".join(self._messages)
+        """Errors since the last call, on one line."""
+        text = "; ".join(self._messages) or "TensorRT gives no reason"
         self._messages.clear()
         return text

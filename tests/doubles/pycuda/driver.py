@@ -35,11 +35,6 @@ class device_attribute(enum.Enum):
     INTEGRATED = 18
 
 
-class event_flags(enum.IntFlag):
-    DEFAULT = 0
-    DISABLE_TIMING = 2
-
-
 class host_alloc_flags:
     DEVICEMAP = 2
 
@@ -123,12 +118,12 @@ class Stream(_Dependent):
             GPU.violate("a stream that waits for the default stream")
         super().__init__()
         self.handle = next(_handles)
-        self.queue = GPU.streams[self.handle] = Queue(GPU, self.handle)
+        self.queue = GPU.streams[self.handle] = Queue()
 
     def synchronize(self) -> None:
         GPU.current("a stream was waited for")
         _fault("cuStreamSynchronize")
-        self.queue.run(self.queue.position())
+        self.queue.run()
 
     def __del__(self) -> None:
         if hasattr(self, "queue"):
@@ -136,36 +131,6 @@ class Stream(_Dependent):
                 GPU.violations.append("a stream was freed with work under way")
             GPU.streams.pop(self.handle, None)
         super().__del__()
-
-
-class Event(_Dependent):
-    _kind = "event"
-
-    def __init__(self, flags: int = 0) -> None:
-        _fault("cuEventCreate")
-        super().__init__()
-        self.queue: Queue | None = None
-        self.position = 0
-
-    def record(self, stream: Stream | None = None) -> Event:
-        GPU.current("an event was recorded")
-        _fault("cuEventRecord")
-        if stream is None:
-            GPU.violate("an event on the default stream")
-            raise AssertionError
-        if stream.queue.capturing is not None:
-            GPU.violate("an event of the host within a capture")
-        self.queue, self.position = stream.queue, stream.queue.position()
-        return self
-
-    def synchronize(self) -> Event:
-        GPU.current("an event was waited for")
-        _fault("cuEventSynchronize")
-        if self.queue is None:
-            GPU.violate("waited for an event that was never recorded")
-            raise AssertionError
-        self.queue.run(self.position)
-        return self
 
 
 class _Memory:

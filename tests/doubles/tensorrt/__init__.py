@@ -1,4 +1,4 @@
-"""A double of TensorRT that runs a plan's graph in ONNX Runtime; test_conformance.py holds it to NVIDIA's bindings.
+"""A double of TensorRT that runs an engine's graph in ONNX Runtime; test_conformance.py holds it to NVIDIA's bindings.
 
 ``DOUBLE_TENSORRT`` in the environment chooses the version, and with it which names there are. ``DOUBLE_BUILD_FAULT`` is
 ``KIND:NAME``: building the graph of that name fails in that way.
@@ -43,20 +43,6 @@ class ILogger:
         assert self._made, "ILogger.__init__ was not called"
         self.log(ILogger.Severity.WARNING, "a warning")
         self.log(ILogger.Severity.ERROR, text)
-
-
-class IProgressMonitor:
-    def __init__(self) -> None:
-        self._made = True
-
-    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-        raise NotImplementedError
-
-    def step_complete(self, phase_name: str, step: int) -> bool:
-        raise NotImplementedError
-
-    def phase_finish(self, phase_name: str) -> None:
-        raise NotImplementedError
 
 
 class BuilderFlag(enum.Enum):
@@ -132,8 +118,6 @@ class INetworkDefinition:
 
 
 class IBuilderConfig:
-    progress_monitor: IProgressMonitor | None = None
-
     def __init__(self) -> None:
         self._flags = {BuilderFlag.TF32}
         self._preview: set[PreviewFeature] = set()
@@ -204,15 +188,6 @@ class Builder:
         if not config._profiles or network._model is None:
             self._logger._error("dynamic inputs without an optimization profile")
             return None
-        monitor = config.progress_monitor
-        if monitor is not None:
-            monitor.phase_start("Building", None, 2)
-            monitor.phase_start("Tactics", "Building", 7)
-            for step in range(2):
-                monitor.step_complete("Tactics", step)
-                monitor.step_complete("Building", step)
-            monitor.phase_finish("Tactics")
-            monitor.phase_finish("Building")
         print("a library prints this")
         if config._cache is not None:
             times = config._cache._data or f"timing {__version__}:".encode()
@@ -294,15 +269,15 @@ class Runtime(_Counted):
         self._logger = logger
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
-        plan = bytes(serialized_engine)
-        magic, zero, *version, length = _HEADER.unpack_from(plan)
+        given = bytes(serialized_engine)
+        magic, zero, *version, length = _HEADER.unpack_from(given)
         if (magic, zero) != (_MAGIC, 0) or tuple(version[:3]) != _NUMBERS:
-            GPU.violate("TensorRT was given a plan of another version, or none")
+            GPU.violate("TensorRT was given an engine of another version, or none")
         if GPU.fault("deserialize_cuda_engine"):
-            self._logger._error("the plan cannot be read")
+            self._logger._error("the engine cannot be read")
             return None
-        facts = json.loads(plan[_HEADER.size : _HEADER.size + length])
-        return ICudaEngine(facts, session_of(plan[_HEADER.size + length :]), self)
+        facts = json.loads(given[_HEADER.size : _HEADER.size + length])
+        return ICudaEngine(facts, session_of(given[_HEADER.size + length :]), self)
 
 
 _TYPES = {
@@ -385,7 +360,6 @@ class IExecutionContext(_Counted):
         self._shape: tuple[int, ...] | None = None
         self._profile: int | None = None
         self._running = threading.Lock()
-        self._warm = False
 
     def _set_scratch(self, memory: int, size: int) -> None:
         needed = self._engine.device_memory_size_v2 if _NUMBERS >= (10,) else self._engine.device_memory_size
@@ -447,14 +421,15 @@ class IExecutionContext(_Counted):
             if GPU.fault("execute_async_v3"):
                 self._log._error("cuda error: an illegal memory access was encountered")
                 return False
-            if stream.capturing is not None and not self._warm:
-                GPU.violate("an engine was captured that never ran")
-            self._warm = True
             assert self._scratch is not None and self._shape is not None
             GPU.check_scratch(stream, *self._scratch)
             stream.add(Operation(functools.partial(self._run, dict(self._addresses), self._shape), self._scratch))
+            (source,) = engine._inputs
+            first, last = self._addresses[source], self._addresses[source] + self._sizes(source, self._shape)
             for name in engine._outputs:
                 size = self._sizes(name, self._shape)
+                if self._addresses[name] < last and first < self._addresses[name] + size:
+                    GPU.violate(f"{engine._facts['name']} writes {name} over its own input")
                 place = GPU.find(self._addresses[name], size, f"{engine._facts['name']}: {name}")
                 block = GPU.block(self._addresses[name])
                 if block is not None and block.kind == "host memory":
@@ -481,7 +456,7 @@ class IExecutionContext(_Counted):
 
 
 if _NUMBERS < (10,):  # what 8.6 has not
-    del IProgressMonitor, ExecutionContextAllocationStrategy
+    del ExecutionContextAllocationStrategy
     del ICudaEngine.create_execution_context, ICudaEngine.device_memory_size_v2, IExecutionContext.set_device_memory
 if _NUMBERS >= (11,):  # what 11 has no more
     del ICudaEngine.create_execution_context_without_device_memory, ICudaEngine.device_memory_size

@@ -1,4 +1,4 @@
-"""What is kept beside a bundle: engines prepared for this machine, measured plans, TensorRT's plans."""
+"""What is kept beside a bundle: engines prepared for this machine, measured plans, TensorRT's engines."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class PlanReader(CacheReader):
 
 
 class TensorRTReader(CacheReader):
-    """TensorRT's plans and settings, on the tests' double of it."""
+    """TensorRT's engines and settings, on the tests' double of it."""
 
     name = "tensorrt"
     seeds = ("static",)

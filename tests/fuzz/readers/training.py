@@ -6,7 +6,8 @@ import contextlib
 import os
 from pathlib import Path
 
-from dfs_deploy.training import resume, train
+from dfs_deploy.checkpoints import load_checkpoint
+from dfs_deploy.training import resume, run_job
 from dfs_deploy.training.state import load_state
 from tests.fuzz.corpus import Corpus
 from tests.fuzz.mutators.checkpoints import mutate_torch
@@ -32,17 +33,17 @@ class StateReader(Reader):
 
         self._folder = corpus.mktemp(self.name)
         recipe = dataclasses.replace(
-            RECIPE, backbone_steps=3, gate_steps=3, gate_patience=1, joint_steps=4, deploy_steps=0, settle_share=0.0
+            RECIPE, backbone_steps=3, gate_steps=3, gate_patience=1, joint_steps=4, settle_share=0.0
         )
         job = small_job(self._folder, recipe, save_every=2, until="joint")
-        train(job, self._folder / "done")
+        run_job(job, self._folder / "done")
 
-        def stop(record: object) -> None:
-            if isinstance(record, dict) and (record.get("stage"), record.get("step")) == ("joint", 3):
+        def stop(text: str, share: float) -> None:
+            if text.startswith("joint step 4/"):
                 raise StopError
 
         with contextlib.suppress(StopError):
-            train(job, self._folder / "joint", stop)
+            run_job(job, self._folder / "joint", stop)
         (self._folder / "patches.npz").rename(self._folder / "images.npz")
         self._data = self._folder / "images.npz"
 
@@ -74,4 +75,5 @@ class StateReader(Reader):
     def read(self, folder: Path) -> str:
         load_state(folder / "run")
         trained = resume(folder / "run")
-        return fingerprint(*(value.numpy() for value in trained.network.state_dict().values()))
+        network = load_checkpoint(trained.checkpoint).network
+        return fingerprint(*(value.numpy() for value in network.state_dict().values()))

@@ -15,36 +15,32 @@ from unittest import mock
 
 import msgspec
 
-from dfs_deploy.runtimes.tensorrt import building, worker
+from dfs_deploy.runtimes.tensorrt import builder, engine_cache
 
 TESTS = Path(__file__).parents[2]
 DOUBLES = TESTS / "doubles"
-GRAPHS = TESTS / "doubles_graphs"
 
 VERSIONS = ("8.6.1", "10.3.0", "10.13.3.9", "11.4.0.106")
 """Of TensorRT that the double can be."""
 
-_MODULES = ("tensorrt", "pycuda", "pycuda.driver", "cuda", "cuda.bindings", "cuda.bindings.driver")
+_MODULES = ("tensorrt", "pycuda", "pycuda.driver")
 
 
 @contextlib.contextmanager
-def machine(
-    version: str = VERSIONS[2], *, integrated: bool = False, graphs: bool = False, clean: bool = True, **env: str
-) -> Iterator[Any]:
-    """Has the doubles imported as tensorrt, pycuda and, with graphs, cuda-python; also in processes started meanwhile.
+def machine(version: str = VERSIONS[2], *, integrated: bool = False, clean: bool = True, **env: str) -> Iterator[Any]:
+    """Has the doubles imported as tensorrt and pycuda; also in processes started meanwhile.
 
     Gives the GPU, and at the end checks that no rule was broken and, unless not ``clean``, that nothing is left on it.
     """
-    folders = [str(DOUBLES), *([str(GRAPHS)] if graphs else [])]
     variables = {
         "DOUBLE_TENSORRT": version,
         "DOUBLE_INTEGRATED": "1" if integrated else "",
-        "PYTHONPATH": os.pathsep.join(folders),
+        "PYTHONPATH": str(DOUBLES),
         **env,
     }
     with (
         mock.patch.dict(os.environ, variables),
-        mock.patch.object(sys, "path", [*folders, *sys.path]),
+        mock.patch.object(sys, "path", [str(DOUBLES), *sys.path]),
         _imported_anew(),
     ):
         gpu = importlib.import_module("double_gpu").GPU
@@ -80,16 +76,16 @@ def left(gpu: Any) -> dict[str, int]:
 def building_here() -> Iterator[None]:
     """Builds in this process, which saves starting one for each engine, and does not wait until the disk has it."""
 
-    def run(request: worker.BuildRequest, model: bytes, report: Callable[[float], None]) -> str:
+    def run(request: builder.BuildRequest, model: bytes) -> str:
         with contextlib.redirect_stdout(sys.stderr):
-            return worker.build(request, model, report)
+            return builder.build(request, model)
 
-    with mock.patch.object(building, "_run_worker", run), mock.patch.object(os, "fsync"):
+    with mock.patch.object(engine_cache, "build_in_process", run), mock.patch.object(os, "fsync"):
         yield
 
 
 def records(bundle: Path) -> list[Any]:
-    """What is kept beside each plan of a bundle, as plain values."""
+    """What is kept beside each engine of a bundle, as plain values."""
     folder = bundle.with_name(f"{bundle.name}.cache") / "tensorrt"
     return [msgspec.json.decode(file.read_bytes()) for file in sorted(folder.glob("????????????????.json"))]
 

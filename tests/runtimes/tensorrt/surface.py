@@ -1,15 +1,17 @@
-"""Prints the public names of a module and its classes, with signatures, as JSON: of NVIDIA's bindings and of doubles.
+"""The public names of a module and its classes, with signatures: of NVIDIA's bindings, of doubles and of stubs.
 
-Run as a program, one module a process: two versions of one library do not fit in one.
+Run as a program it prints those of a module as JSON: two versions of one library do not fit in one process.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import json
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 Parameter = tuple[str, bool]
@@ -73,6 +75,35 @@ def _split(text: str) -> list[str]:
 
 def _parameter(text: str) -> Parameter:
     return text.partition(":")[0].strip(), " = " in text
+
+
+def stub_surface(stub: Path, prefix: str) -> dict[str, dict[str, Any]]:
+    """The same of a stub file."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def add(body: list[ast.stmt], name: str, method: bool) -> None:
+        for node in body:
+            if isinstance(node, ast.ClassDef):
+                found[f"{name}.{node.name}"] = {"kind": "class"}
+                add(node.body, f"{name}.{node.name}", True)
+            elif isinstance(node, ast.FunctionDef) and (not node.name.startswith("_") or node.name in _SPECIAL):
+                kinds = {decorator.id for decorator in node.decorator_list if isinstance(decorator, ast.Name)}
+                arguments = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
+                required = len(arguments) - len(node.args.defaults)
+                taken = [(argument, i >= required) for i, argument in enumerate(arguments)]
+                bound = method and "staticmethod" not in kinds
+                found[f"{name}.{node.name}"] = (
+                    {"kind": "property", "set": False}
+                    if "property" in kinds
+                    else {"kind": "callable", "signatures": [taken[1:] if bound else taken]}
+                )
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+                assert isinstance(target, ast.Name)
+                found[f"{name}.{target.id}"] = {"kind": "value", "set": True}
+
+    add(ast.parse(stub.read_text()).body, prefix, False)
+    return found
 
 
 if __name__ == "__main__":

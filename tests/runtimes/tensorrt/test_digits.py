@@ -16,8 +16,7 @@ from dfs_deploy import export
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.data.digits import load_digits
 from dfs_deploy.runtimes.base import Result, Runtime
-from dfs_deploy.runtimes.tensorrt.building import prepare
-from dfs_deploy.runtimes.tensorrt.plan import Settings
+from dfs_deploy.runtimes.tensorrt.engine_cache import BuildSettings, prepare
 from tests.bundles import run_model
 from tests.runtimes.tensorrt.direct import direct
 from tests.runtimes.tensorrt.machine import building_here, machine
@@ -42,7 +41,7 @@ def made(folder: Path, *targets: str) -> Path:
         calibration_samples=256,
     )
     with machine(), building_here():
-        prepare(Bundle(bundle), Settings(batch=IMAGES))
+        prepare(Bundle(bundle), BuildSettings(batch=IMAGES))
     return bundle
 
 
@@ -67,34 +66,28 @@ def gpu() -> Iterator[Any]:
         yield device
 
 
-def answers(bundle: Path, images: NDArray[np.uint8], batch: int, speculate: bool) -> Result:
-    with Runtime(bundle, "tensorrt", speculate=speculate) as runtime:
+def answers(bundle: Path, images: NDArray[np.uint8], batch: int) -> Result:
+    with Runtime(bundle, "tensorrt") as runtime:
         parts = [runtime(images[i : i + batch]) for i in range(0, len(images), batch)]
-        guessed = runtime.description["speculation"]
-    assert (guessed is not None and guessed["hits"] > 0) is (speculate and batch == 1)
     logits, path = (np.concatenate([getattr(part, name) for part in parts]) for name in ("logits", "path"))
     return Result(logits, path, parts[0].costs)
 
 
-@pytest.mark.parametrize("speculate", [False, True])
 @pytest.mark.parametrize("batch", [1, IMAGES])
-def test_float_engines_agree_with_onnxruntime(
-    floats: Path, images: NDArray[np.uint8], batch: int, speculate: bool
-) -> None:
+def test_float_engines_agree_with_onnxruntime(floats: Path, images: NDArray[np.uint8], batch: int) -> None:
     with Runtime(floats) as runtime:
         expected = runtime(images)
-    result = answers(floats, images, batch, speculate)
+    result = answers(floats, images, batch)
     assert len(np.unique(result.path, axis=0)) > 4, "the images take different paths"
     np.testing.assert_array_equal(result.path, expected.path)
     np.testing.assert_allclose(result.logits, expected.logits, rtol=0, atol=BAR)
 
 
-@pytest.mark.parametrize("speculate", [False, True])
 @pytest.mark.parametrize("batch", [1, IMAGES])
 def test_every_engine_and_the_gate_agree_with_the_graphs_themselves(
-    quantised: Path, images: NDArray[np.uint8], batch: int, speculate: bool
+    quantised: Path, images: NDArray[np.uint8], batch: int
 ) -> None:
-    result = answers(quantised, images, batch, speculate)
+    result = answers(quantised, images, batch)
     expected = direct(quantised, images)
     assert len(np.unique(expected.path)) == 4, "every option is taken"
     np.testing.assert_array_equal(result.path, expected.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,9 +21,7 @@ from dfs_deploy.errors import (
     UsageError,
 )
 from dfs_deploy.runtimes.base import Result, Runtime
-from dfs_deploy.runtimes.tensorrt.batch import runs
-from dfs_deploy.runtimes.tensorrt.building import prepare
-from dfs_deploy.runtimes.tensorrt.plan import Settings
+from dfs_deploy.runtimes.tensorrt.engine_cache import BuildSettings, prepare
 from tests.bundles import Made, copied, pixels, rewritten, static_bundle
 from tests.runtimes.tensorrt.conftest import BATCH
 from tests.runtimes.tensorrt.direct import direct
@@ -53,27 +52,20 @@ def one_by_one(runtime: Runtime, images: Any, path: Any = None) -> Result:
 # Results
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("kind", ["discrete", "integrated", "graphs"])
+@pytest.mark.parametrize(("version", "integrated"), [*((version, False) for version in VERSIONS), (VERSIONS[1], True)])
 def test_batches_and_single_images_agree_with_the_graphs_themselves(
-    prepared_for: Callable[[str], Path], version: str, kind: str
+    prepared_for: Callable[[str], Path], version: str, integrated: bool
 ) -> None:
     bundle, images = prepared_for(version), pixels(IMAGES)
-    with machine(version, integrated=kind == "integrated", graphs=kind == "graphs"), building_here():
+    with machine(version, integrated=integrated), building_here():
         assert prepare(Bundle(bundle)).built == ()
         with Runtime(bundle, "tensorrt") as runtime, Runtime(bundle) as other:
-            assert runtime.description["cuda_graphs"] is (kind == "graphs")
             together, apart, expected = runtime(images), one_by_one(runtime, images), other(images)
-        with Runtime(bundle, "tensorrt", speculate=True) as runtime:
-            ahead = one_by_one(runtime, images)
-            speculation = runtime.description["speculation"]
     assert np.array_equal(together.path, expected.path)
     assert len(np.unique(together.path, axis=0)) > 4, "the images take different paths"
-    for result in (apart, ahead):
-        assert np.array_equal(result.path, together.path)
-        np.testing.assert_array_equal(result.logits, together.logits)
+    assert np.array_equal(apart.path, together.path)
+    np.testing.assert_array_equal(apart.logits, together.logits)
     np.testing.assert_allclose(together.logits, direct(bundle, images, together.path).logits, rtol=0, atol=1e-3)
-    assert 0 < speculation["hits"] <= speculation["guesses"] <= together.path.size
 
 
 def test_every_path_runs_in_a_batch_as_alone(runtime: Runtime, prepared: Path) -> None:
@@ -93,7 +85,7 @@ def test_a_result_does_not_depend_on_what_ran_before(runtime: Runtime) -> None:
     np.testing.assert_array_equal(runtime(images[order]).logits, first.logits[order])
 
 
-def test_plans_for_one_image_run_batches_image_by_image(mixed: Made, tmp_path: Path) -> None:
+def test_engines_for_one_image_run_batches_image_by_image(mixed: Made, tmp_path: Path) -> None:
     bundle = copied(mixed, tmp_path)
     with machine(), building_here(), Runtime(bundle, "tensorrt") as runtime:
         assert runtime.description["batch"] == 1
@@ -138,25 +130,16 @@ def test_a_batch_makes_one_call_for_each_decision(runtime: Runtime, gpu: Any) ->
     ]
 
 
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [([], []), ([3], [(0, 3, 1)]), ([0, 1, 2], [(0, 0, 3)]), ([0, 2, 3, 7], [(0, 0, 1), (1, 2, 2), (3, 7, 1)])],
-)
-def test_rows_are_copied_in_runs(rows: list[int], expected: list[tuple[int, int, int]]) -> None:
-    assert list(runs(np.array(rows, np.intp))) == expected
-
-
 # A static policy
 
 
-@pytest.mark.parametrize("graphs", [False, True])
 def test_a_static_policy_runs_its_own_engines_and_waits_once(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, graphs: bool
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     made, images = static_bundle(tmp_path_factory), pixels(5)
     bundle = copied(made, tmp_path)
-    with machine(graphs=graphs) as gpu, building_here():
-        prepared = prepare(Bundle(bundle), Settings(batch=4))
+    with machine() as gpu, building_here():
+        prepared = prepare(Bundle(bundle), BuildSettings(batch=4))
         assert prepared.built == (
             "the stem",
             "block 1, option 8 (int8)",
@@ -164,9 +147,8 @@ def test_a_static_policy_runs_its_own_engines_and_waits_once(
             "block 3, option 16 (fp16)",
             "the head",
         )
-        with Runtime(bundle, "tensorrt", speculate=True) as runtime, runtime.clone() as clone:
+        with Runtime(bundle, "tensorrt") as runtime, runtime.clone() as clone:
             assert runtime.description["gate"] == "none: a static policy"
-            assert runtime.description["speculation"] is None
             runtime.set_cost_bias(0.5)
             gpu.kernels.clear()
             together, apart = runtime(images), one_by_one(clone, images)
@@ -174,39 +156,11 @@ def test_a_static_policy_runs_its_own_engines_and_waits_once(
             assert runtime.gate_calls() == ()
             with pytest.raises(InputError):
                 runtime(images, path=np.zeros((5, 3), np.int64))
-            fail_at(gpu, "cuEventSynchronize", lambda: clone(images[:1]))
+            with failing(gpu, "cuStreamSynchronize"), pytest.raises(EngineError, match="static policy"):
+                clone(images[:1])
     assert (together.path == [1, 0, 2]).all()
     np.testing.assert_array_equal(together.logits, apart.logits)
     np.testing.assert_allclose(together.logits, direct(bundle, images, together.path).logits, rtol=0, atol=1e-3)
-
-
-# Speculation
-
-
-def test_guesses_fill_the_stream_before_the_gate_is_known(prepared: Path, gpu: Any) -> None:
-    with Runtime(prepared, "tensorrt", speculate=True) as runtime:
-        image = pixels(1)
-        first = runtime(image)
-        assert runtime.description["speculation"] == {"guesses": 0, "hits": 0}, "nothing was seen yet"
-        gpu.kernels.clear()
-        again = runtime(image)
-        assert runtime.description["speculation"] == {"guesses": 3, "hits": 3}
-        np.testing.assert_array_equal(again.logits, first.logits)
-        sure = list(gpu.kernels)
-        other = next(i for i in range(1, IMAGES) if (runtime(pixels(IMAGES)[i : i + 1]).path != first.path).any())
-        gpu.kernels.clear()
-        wrong = runtime(pixels(IMAGES)[other : other + 1])
-        assert runtime.description["speculation"]["hits"] < runtime.description["speculation"]["guesses"]
-        assert wrong.logits.shape == first.logits.shape
-        assert len(sure) == 2 + sum(option > 0 or i == 1 for i, option in enumerate(first.path[0]))
-
-
-def test_forced_paths_are_not_counted(prepared: Path, gpu: Any) -> None:
-    with Runtime(prepared, "tensorrt", speculate=True) as runtime:
-        for _ in range(3):
-            runtime(pixels(1), path=np.full((1, 3), 3))
-        runtime(pixels(1))
-        assert runtime.description["speculation"] == {"guesses": 0, "hits": 0}
 
 
 # Clones, closing, failures
@@ -260,19 +214,19 @@ def test_closing_frees_everything_and_twice_is_fine(prepared: Path, gpu: Any) ->
         runtime(pixels(1))
 
 
-def fail_at(gpu: Any, name: str, call: Any) -> str:
-    """Runs a call that fails at a named call of the device; returns its message."""
-    count = gpu.calls
-    original = gpu.fault
-    gpu.fault = lambda what: what == name or original(what)
-    try:
-        with pytest.raises(EngineError) as error:
-            call()
-    finally:
-        gpu.fault = original
-    assert gpu.calls >= count
-    assert "\n" not in str(error.value)
-    return str(error.value)
+@contextlib.contextmanager
+def failing(gpu: Any, name: str, time: int = 1) -> Iterator[None]:
+    """Has a call of the device fail, the first or a later one of its name."""
+    seen, original = 0, gpu.fault
+
+    def fault(what: str) -> bool:
+        nonlocal seen
+        seen += what == name
+        return bool(original(what)) or (what == name and seen == time)
+
+    gpu.fault = fault
+    yield
+    gpu.fault = original
 
 
 @pytest.mark.parametrize("count", [1, BATCH])
@@ -280,18 +234,8 @@ def test_a_failure_names_block_and_option_and_closes(prepared: Path, gpu: Any, c
     with Runtime(prepared, "tensorrt") as runtime:
         names = runtime.options.names
         path = np.full((count, 3), names.index("8"))
-        seen = 0
-        original = gpu.fault
-
-        def third_engine(what: str) -> bool:
-            nonlocal seen
-            seen += what == "execute_async_v3"
-            return what == "execute_async_v3" and seen == 3
-
-        gpu.fault = third_engine
-        with pytest.raises(EngineError) as error:
+        with failing(gpu, "execute_async_v3", 3), pytest.raises(EngineError) as error:
             runtime(pixels(count), path=path)
-        gpu.fault = original
         assert "block 2, option 8 (int8)" in str(error.value)
         assert "illegal memory access" in str(error.value), "TensorRT's own reason"
         assert left(gpu) == {}
@@ -301,23 +245,18 @@ def test_a_failure_names_block_and_option_and_closes(prepared: Path, gpu: Any, c
 
 def test_a_failure_while_waiting_names_the_block(prepared: Path, gpu: Any) -> None:
     runtime = Runtime(prepared, "tensorrt")
-    seen = 0
-
-    def third_wait(what: str) -> bool:
-        nonlocal seen
-        seen += what == "cuEventSynchronize"
-        return what == "cuEventSynchronize" and seen == 2
-
-    gpu.fault = third_wait
-    with pytest.raises(EngineError, match=r"block 1, option full \(fp32\).*closed"):
+    with (
+        failing(gpu, "cuStreamSynchronize", 2),
+        pytest.raises(EngineError, match=r"block 1, option full \(fp32\).*closed"),
+    ):
         runtime(pixels(1), path=np.full((1, 3), 3))
-    gpu.fault = type(gpu).fault.__get__(gpu)
 
 
 def test_a_failure_of_one_clone_leaves_the_other(prepared: Path, gpu: Any) -> None:
     with Runtime(prepared, "tensorrt") as runtime:
         expected, clone = runtime(pixels(2)), runtime.clone()
-        fail_at(gpu, "cuMemcpyHtoDAsync", lambda: clone(pixels(2)))
+        with failing(gpu, "cuMemcpyHtoDAsync"), pytest.raises(EngineError):
+            clone(pixels(2))
         np.testing.assert_array_equal(runtime(pixels(2)).logits, expected.logits)
 
 
@@ -329,14 +268,10 @@ def test_engines_that_are_not_those_of_the_manifest(mixed: Made, tmp_path: Path)
 
 
 def test_without_a_gpu(prepared: Path, gpu: Any) -> None:
-    gpu.fault = lambda what: what == "cuInit"
-    with pytest.raises(EnvironmentLacksError, match="NVIDIA GPU"):
+    with failing(gpu, "cuInit"), pytest.raises(EnvironmentLacksError, match="NVIDIA GPU"):
         Runtime(prepared, "tensorrt")
-    gpu.fault = type(gpu).fault.__get__(gpu)
 
 
 def test_choices_that_a_runtime_does_not_have(prepared: Path) -> None:
     with pytest.raises(UsageError, match="threads"):
         Runtime(prepared, "tensorrt", threads=2)
-    with pytest.raises(UsageError, match="speculation"):
-        Runtime(prepared, speculate=True)

@@ -8,12 +8,13 @@ import random
 import resource
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import msgspec
 import pytest
 import torch
 
@@ -21,8 +22,10 @@ from dfs_deploy.checkpoints import load_checkpoint, save_checkpoint
 from dfs_deploy.data import Dataset, save_npz
 from dfs_deploy.errors import CheckFailedError, CheckpointError, DataError, EnvironmentLacksError, UsageError
 from dfs_deploy.options import Options
-from dfs_deploy.training import Job, read_metrics, resume, train
+from dfs_deploy.training import Job, read_metrics, resume, run_job
 from dfs_deploy.training.job import load_job
+from dfs_deploy.training.loop import evaluate
+from dfs_deploy.training.recipe import StageName
 from tests.builders import small_network
 from tests.bundles import CONTRACT
 from tests.checks import refuses
@@ -32,8 +35,9 @@ FORK = multiprocessing.get_context("fork")
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """The metrics log without what it says of time."""
-    return [record for record in read_metrics(folder / "metrics.jsonl") if record["event"] != "time"]
+    """The metrics log without its times, as plain values."""
+    records: list[dict[str, Any]] = msgspec.to_builtins(read_metrics(folder))
+    return [record for record in records if record["event"] != "time"]
 
 
 def of(folder: Path, event: str, stage: str | None = None) -> list[dict[str, Any]]:
@@ -48,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Path:
     """A run that never stopped."""
-    train(small_job(folder, evaluate_every=6), folder / "whole")
+    run_job(small_job(folder, evaluate_every=6), folder / "whole")
     return folder / "whole"
 
 
@@ -68,7 +72,7 @@ def test_the_stages_run_in_order_and_leave_what_can_be_used(whole: Path) -> None
     backbone = load_checkpoint(whole / "backbone.pt").network
     assert backbone.policy == (1, 1)
     header = lines(whole)[0]
-    assert (header["event"], header["schema"], header["processes"]) == ("run", 1, 1)
+    assert (header["event"], header["schema"], header["processes"]) == ("run", 2, 1)
     assert header["job"] == load_job(whole).as_json()
 
 
@@ -89,7 +93,7 @@ COSTS = (0.0, 1 / 16, 1 / 4, 1.0)
 
 
 def test_stage_0_leaves_the_gate_alone_and_stage_1_the_backbone(folder: Path, whole: Path) -> None:
-    train(small_job(folder, until="gate"), folder / "gate")
+    run_job(small_job(folder, until="gate"), folder / "gate")
     state = torch.load(folder / "gate" / "state.pt", weights_only=True)["network"]
     backbone = load_checkpoint(whole / "backbone.pt").network.state_dict()
     fixed = [key for key in backbone if not key.endswith((".low", ".high"))]
@@ -109,16 +113,16 @@ def test_stage_1_ends_when_every_block_runs_in_full(whole: Path) -> None:
 def test_the_last_steps_of_joint_training_keep_statistics_and_ranges(folder: Path, whole: Path) -> None:
     recipe = small_recipe(settle_share=1.0, joint_lr=0.0, joint_gate_lr=0.0)
     before = load_checkpoint(whole / "checkpoint.pt").network.state_dict()
-    train(small_job(folder, recipe, start=str(whole / "checkpoint.pt")), folder / "settled")
+    run_job(small_job(folder, recipe, start=str(whole / "checkpoint.pt")), folder / "settled")
     after = load_checkpoint(folder / "settled" / "checkpoint.pt").network.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 def test_a_seed_repeats_and_another_does_not(folder: Path, whole: Path) -> None:
     job = small_job(folder, evaluate_every=6)
-    train(job, folder / "again")
+    run_job(job, folder / "again")
     assert lines(folder / "again") == lines(whole)
-    train(small_job(folder, evaluate_every=6, seed=2), folder / "other")
+    run_job(small_job(folder, evaluate_every=6, seed=2), folder / "other")
     assert of(folder / "other", "step")[0]["loss"] != of(whole, "step")[0]["loss"]
 
 
@@ -133,7 +137,7 @@ def test_the_target_is_reached_by_the_dynamic_sign_and_missed_by_the_constant_on
             options=Options.parse(options), joint_steps=80, alpha_sign=sign, alpha=1e-2, joint_gate_lr=1e-2
         )
         out = folder / f"{options.count(',')}-{sign}"
-        train(small_job(folder, recipe, backbone=str(whole / "backbone.pt"), save_every=1000), out)
+        run_job(small_job(folder, recipe, backbone=str(whole / "backbone.pt"), save_every=1000), out)
         last = [record["percentage"] for record in of(out, "step", "joint")[-15:]]
         missed[sign] = abs(sum(last) / len(last) - recipe.target)
     assert missed["dynamic"] < 10.0
@@ -158,7 +162,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_never_stopped(folder: Path, 
     killed = 0
     for _ in range(5):
         begun = (out / "job.json").exists()
-        process = forked((lambda: resume(out)) if begun else (lambda: train(job, out)))
+        process = forked((lambda: resume(out)) if begun else (lambda: run_job(job, out)))
         # At a random size of the log, and then a random moment after it: while it computes, logs or saves.
         grown = size_of(out) + moments.randint(0, total // 3)
         deadline = time.monotonic() + 60.0
@@ -169,7 +173,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_never_stopped(folder: Path, 
         process.join()
         killed += process.exitcode == -signal.SIGKILL
     assert killed
-    resume(out) if (out / "job.json").exists() else train(job, out)
+    resume(out) if (out / "job.json").exists() else run_job(job, out)
     mine, theirs = lines(out), lines(whole)
     assert mine[1:] == theirs[1:]
     one, other = (load_checkpoint(path / "checkpoint.pt").network.state_dict() for path in (out, whole))
@@ -192,19 +196,17 @@ def test_a_full_disk_is_one_line_and_loses_nothing(folder: Path) -> None:
     """A limit on the size of files stands for the disk: writing fails in the same place, with another errno."""
     out = folder / "full"
     job = small_job(folder, small_recipe(backbone_steps=40), save_every=10, until="backbone")
-    train(job, folder / "roomy")
-    steps = []
+    run_job(job, folder / "roomy")
 
-    def until_20(record: Any) -> None:
-        steps.append(record.get("step"))
-        if steps[-1] == 20:
+    def until_20(text: str, share: float) -> None:
+        if text.startswith("backbone step 20/"):
             # Room for the log, but not for a state.
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         with pytest.raises(EnvironmentLacksError, match="make room there") as raised:
-            train(job, out, until_20)
+            run_job(job, out, until_20)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(raised.value)
@@ -219,15 +221,15 @@ class StoppedError(Exception):
     pass
 
 
-def stopped(job: Job, out: Path, stage: str = "joint", step: int = 8) -> None:
-    """Begins a run and stops it at a step."""
+def stopped(job: Job, out: Path, stage: StageName = "joint", step: int = 8) -> None:
+    """Begins a run and stops it at a step or soon after."""
 
-    def stop(record: Any) -> None:
-        if record["event"] == "step" and record["stage"] == stage and record["step"] >= step:
+    def stop(text: str, share: float) -> None:
+        if text.startswith(stage) and share * job.recipe.steps(stage) >= step:
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        train(job, out, stop)
+        run_job(job, out, stop)
 
 
 def test_what_a_killed_process_left_half_written_is_removed_by_the_next(folder: Path) -> None:
@@ -248,20 +250,22 @@ def test_a_run_goes_on_without_what_it_began_with(folder: Path, whole: Path, tmp
     start = tmp_path / "start.pt"
     start.write_bytes((whole / "checkpoint.pt").read_bytes())
     job = small_job(folder, start=str(start))
-    train(job, tmp_path / "whole")
+    run_job(job, tmp_path / "whole")
     stopped(job, tmp_path / "run")
     start.unlink()
     resume(tmp_path / "run")
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
 
 
-def test_an_observer_is_told_the_job_and_the_records_that_follow(folder: Path) -> None:
-    out, told = folder / "observed", []
+def test_progress_goes_on_where_a_run_does_and_the_job_is_logged_once(folder: Path) -> None:
+    out, seen = folder / "observed", []
     stopped(small_job(folder, save_every=5), out, "backbone", 10)
-    resume(out, told.append)
-    assert [record["event"] for record in told[:2]] == ["run", "step"]
-    assert (told[1]["step"], told[0]["job"]) == (6, load_job(out).as_json())
-    assert json.loads(json.dumps([record for record in told[1:] if record["event"] != "time"])) == lines(out)[6:]
+    resume(out, lambda text, share: seen.append((text.partition(":")[0], share)))
+    assert seen[0] == ("backbone step 6/12", 6 / 12)
+    assert seen[-1] == ("joint step 12/12", 1.0)
+    stages = [text.partition(" ")[0] for text, _ in seen]
+    assert list(dict.fromkeys(stages)) == ["backbone", "gate", "joint"]
+    assert all(0.0 < share <= 1.0 for _, share in seen)
     assert [record["event"] for record in lines(out)].count("run") == 1
 
 
@@ -272,7 +276,7 @@ def test_an_observer_is_told_the_job_and_the_records_that_follow(folder: Path) -
         ({"recipe": {"joint_steps": 7}}, ["recipe.joint_steps is 7, was 12"]),
         ({"recipe": {"options": "skip,full"}}, ["skip,full"]),
         ({"seed": 9}, ["seed is 9, was 1"]),
-        ({"until": "gate"}, ["stage joint", "backbone, gate alone"]),
+        ({"until": "gate"}, ["stage joint", "backbone, gate only"]),
         ({"held_out": 9}, ["held_out"]),
     ],
 )
@@ -414,23 +418,52 @@ def test_a_state_of_an_older_version_goes_on(folder: Path, whole: Path, tmp_path
     assert lines(tmp_path)[1:] == lines(whole)[1:]
 
 
-def test_tensorboard_that_is_missing_is_said_before_anything_is_written(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def older(folder: Path, **changes: Any) -> None:
+    """Turns a run into one that version 0.1.0 left."""
+    gone = {"deploy_steps": changes.pop("deploy_steps", 0), "deploy_rate": 0.1}
+
+    def age(job: dict[str, Any]) -> None:
+        job["recipe"].update(gone)
+        del job["weights_key"]
+        job.update({"until": "deploy", "amp": False, "compile": True, "tensorboard": True, **changes})
+
+    content = json.loads((folder / "job.json").read_text())
+    content["schema"] = 1
+    age(content["job"])
+    (folder / "job.json").write_text(json.dumps(content))
+
+    def change(state: dict[str, Any]) -> None:
+        age(state["job"])
+        state["ranges"] = []
+
+    changed_state(folder, change)
+
+
+def test_a_run_of_version_0_1_0_goes_on(folder: Path, whole: Path, tmp_path: Path) -> None:
+    """It has a stage that is gone as its last one, without steps."""
+    stopped(small_job(folder, evaluate_every=6), tmp_path)
+    older(tmp_path)
+    resume(tmp_path)
+    assert lines(tmp_path)[1:] == lines(whole)[1:]
+
+
+@pytest.mark.parametrize(("change", "words"), [({"deploy_steps": 3}, "--deploy-steps"), ({"amp": True}, "--amp")])
+def test_a_run_that_does_what_is_gone_is_refused(
+    folder: Path, tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ImportError):
-        train(small_job(folder, tensorboard=True), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    stopped(small_job(folder), tmp_path)
+    older(tmp_path, **change)
+    with refuses(CheckpointError, words, "0.1.0"):
+        resume(tmp_path)
 
 
 def test_memory_that_runs_out_is_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(*args: Any, **kwargs: Any) -> Any:
         torch.empty(1 << 62, dtype=torch.uint8)
 
-    monkeypatch.setattr("dfs_deploy.training.trainer.joint_loss", no_memory)
+    monkeypatch.setattr("dfs_deploy.training.loop.joint_loss", no_memory)
     with refuses(EnvironmentLacksError, "memory is too small", "--batch"):
-        train(small_job(folder), tmp_path / "run")
+        run_job(small_job(folder), tmp_path / "run")
 
 
 # ----------------------------------------------------------------------------------------------------------- processes
@@ -447,8 +480,10 @@ def in_two_processes(job: Job, out: Path) -> list[float]:
         os.environ.update(
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
         )
-        trained = train(job, out)
-        results.put(sum(float(value.double().sum()) for value in trained.network.state_dict().values()))
+        with patch("dfs_deploy.training.loop.evaluate", side_effect=evaluate) as evaluated:
+            run_job(job, out)
+        network = evaluated.call_args.args[0]
+        results.put(sum(float(value.double().sum()) for value in network.state_dict().values()))
 
     processes = [FORK.Process(target=work, args=(rank,), daemon=True) for rank in (0, 1)]
     for process in processes:
@@ -464,7 +499,7 @@ def test_two_processes_share_the_work_of_one(folder: Path, whole: Path) -> None:
     recipe = small_recipe(settle_share=1.0, joint_steps=6)
     start = str(whole / "checkpoint.pt")
     one, two = folder / "one", folder / "two"
-    train(small_job(folder, recipe, start=start), one)
+    run_job(small_job(folder, recipe, start=start), one)
     weights = in_two_processes(small_job(folder, recipe, start=start), two)
     assert weights[0] == weights[1]
     assert lines(two)[0]["processes"] == 2
@@ -486,27 +521,26 @@ def test_two_processes_train_all_stages(folder: Path) -> None:
 def test_a_checkpoint_of_another_architecture_is_refused(folder: Path, whole: Path, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "other.pt", small_network(blocks=2), CONTRACT)
     with pytest.raises(CheckpointError, match="another network than this job's"):
-        train(small_job(folder, backbone=str(tmp_path / "other.pt")), tmp_path / "run")
+        run_job(small_job(folder, backbone=str(tmp_path / "other.pt")), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     recipe = small_recipe(options=Options.parse("skip,full"))
     with pytest.raises(CheckpointError, match="--backbone"):
-        train(small_job(folder, recipe, start=str(whole / "checkpoint.pt")), tmp_path / "run")
+        run_job(small_job(folder, recipe, start=str(whole / "checkpoint.pt")), tmp_path / "run")
 
 
 def test_what_is_assumed_of_a_checkpoint_to_begin_with_is_noted(folder: Path, whole: Path, tmp_path: Path) -> None:
     content = torch.load(whole / "backbone.pt", weights_only=True)
     content["state_dict"]["n_averaged"] = torch.tensor(3)
     torch.save(content, tmp_path / "averaged.pt")
-    records: list[Any] = []
-    train(small_job(folder, backbone=str(tmp_path / "averaged.pt"), until="gate"), tmp_path / "run", records.append)
-    (note,) = [record["text"] for record in records if record["event"] == "note"]
+    result = run_job(small_job(folder, backbone=str(tmp_path / "averaged.pt"), until="gate"), tmp_path / "run")
+    (note,) = result.notes
     assert "averaged.pt" in note
     assert "n_averaged" in note
 
 
 def test_a_run_is_not_written_over(folder: Path, whole: Path) -> None:
     with pytest.raises(UsageError, match="--resume"):
-        train(small_job(folder), whole)
+        run_job(small_job(folder), whole)
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
@@ -546,12 +580,12 @@ def test_a_job_of_another_schema_is_refused(whole: Path, tmp_path: Path) -> None
 def test_a_loss_that_is_no_number_ends_the_run(rate: str, folder: Path, tmp_path: Path) -> None:
     recipe = small_recipe(**{rate: 1e30}, clip=0.0)
     with pytest.raises(CheckFailedError, match="lower the learning rate"):
-        train(small_job(folder, recipe), tmp_path / "run")
+        run_job(small_job(folder, recipe), tmp_path / "run")
 
 
 def test_a_batch_that_is_larger_than_the_data_writes_nothing(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--batch"):
-        train(small_job(folder, small_recipe(batch=512)), tmp_path / "run")
+        run_job(small_job(folder, small_recipe(batch=512)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -1,0 +1,378 @@
+"""The loop of a run: stages, steps, evaluations, and saving so that nothing is lost (Section 3)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+import dfs_deploy
+from dfs_deploy.checkpoints import save_checkpoint
+from dfs_deploy.errors import CheckFailedError, CheckpointError
+from dfs_deploy.models import DFSNetwork
+from dfs_deploy.options import FULL_BITS, Options
+from dfs_deploy.progress import Progress
+from dfs_deploy.suspicion import suspicions
+from dfs_deploy.training.data import Batches, Images, Splits
+from dfs_deploy.training.job import Job
+from dfs_deploy.training.metrics import (
+    SCHEMA,
+    Evaluation,
+    EvaluationRecord,
+    MetricsLog,
+    Record,
+    RunRecord,
+    StepRecord,
+    TimeRecord,
+)
+from dfs_deploy.training.processes import Processes
+from dfs_deploy.training.recipe import StageName
+from dfs_deploy.training.stages import (
+    gradients,
+    joint_loss,
+    learning,
+    optimized,
+    set_modes,
+    stage_forward,
+    stage_optimizers,
+    standardize_gate,
+    with_costs,
+)
+from dfs_deploy.training.state import State, begin_with, save_state, saving
+
+CHECKPOINT_FILE = "checkpoint.pt"
+BACKBONE_FILE = "backbone.pt"
+
+_FLUSH_EVERY = 10
+_EVALUATED_AT_ONCE = 250
+_FULL_TOLERANCE = 1e-3
+
+_log = logging.getLogger(__name__)
+
+
+class Loop:
+    """A run in its folder, from its beginning or from a saved state.
+
+    Args:
+        job: the job.
+        folder: folder of the run.
+        splits: the job's data.
+        device: device to compute on.
+        processes: processes that share the work.
+        progress: called with the stage, the step and the batch's figures, and with the share of the stage that is done.
+        state: state to go on from; ``None`` for the beginning.
+
+    Attributes:
+        notes: what was assumed about the data and the checkpoints, or looks wrong and may be meant; one line each.
+
+    Raises:
+        CheckpointError: the state is of another network, or a checkpoint to begin with is.
+        DataError: fewer images than a batch.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        folder: Path,
+        splits: Splits,
+        device: torch.device,
+        processes: Processes,
+        progress: Progress,
+        state: State | None,
+    ) -> None:
+        self._job, self._recipe, self._state = job, job.recipe, state
+        self._folder = folder
+        self._processes = processes
+        self._progress = progress
+        self._splits = splits
+        self._contract = splits.contract()
+        train = Images(splits.train, self._contract, device)
+        self._evaluation_images = Images(splits.evaluation, self._contract, device)
+        self._batches = Batches(train, job.recipe.batch, job.recipe.augmentation, job.seed, processes)
+        self.notes: list[str] = []
+        self._network = self._new_network().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        costs = job.recipe.costs
+        self._costs = None if costs is None else torch.tensor(costs, device=device)
+        self._pending: list[tuple[Tensor, StageName, int, list[float]]] = []
+        self._metrics: MetricsLog | None = None
+        self._last: Evaluation | None = None
+
+    def _new_network(self) -> DFSNetwork:
+        job, architecture = self._job, self._splits.architecture(self._recipe.blocks_per_group)
+        torch.manual_seed(job.seed)
+        network = DFSNetwork(architecture, self._recipe.options, self._recipe.policy_indices())
+        if self._state is not None:
+            self._state.restore_network(network, self._folder)
+            return network
+        given = job.start or job.backbone
+        if given is not None:
+            begun, assumptions = begin_with(given, architecture, job.weights_key)
+            self.notes += assumptions
+            if job.start is None:
+                network.backbone.load_state_dict(begun.backbone.state_dict())
+            elif begun.options == network.options:
+                network.load_state_dict(begun.state_dict())
+            else:
+                raise CheckpointError(
+                    f"{given} has the options {begun.options}, expected {network.options}; give --options"
+                    f" {begun.options}, or take only its backbone with --backbone"
+                )
+        return network
+
+    def run(self) -> Evaluation:
+        """Runs all stages that are left.
+
+        Returns:
+            The evaluation after the last stage.
+        """
+        stages, state = self._job.stages, self._state
+        first = 0
+        if state is not None:
+            first = stages.index(state.stage) if state.stage is not None else len(stages)
+        if first < len(stages):
+            self.notes += self._splits.notes
+            if self._processes.first:
+                for note in self.notes:
+                    _log.warning("%s", note)
+            with self._logging(state.log_bytes if state else 0):
+                if state is None:
+                    self._write([self._header()])
+                for index, stage in enumerate(stages[first:], start=first):
+                    self._run_stage(stage, state if index == first else None)
+                    self._save(State(stages[index + 1] if index + 1 < len(stages) else None, 0, 0))
+        return self._last or self._evaluation(stages[-1])
+
+    def _run_stage(self, stage: StageName, state: State | None) -> None:
+        job, recipe, network = self._job, self._recipe, self._network
+        steps = recipe.steps(stage)
+        settled_from = recipe.settled_from(stage)
+        optimizers = stage_optimizers(network, stage, recipe)
+        begin = streak = 0
+        if state is not None and state.optimizers:
+            begin, streak = state.step, state.streak
+            state.restore_optimizers(optimizers, self._folder)
+        elif stage == "gate" and recipe.standardize_gate:
+            standardize_gate(network, self._batches.take(stage, 0, plain=True)[0])
+            self._processes.average(list(network.parameters()))
+        done, seconds = begin, 0.0
+        with learning(network, stage):
+            for step in range(begin, steps):
+                if step in (begin, settled_from):
+                    set_modes(network, stage, settled=step >= settled_from)
+                started = time.perf_counter()
+                percentage = self._step(stage, step, optimizers, plain=step >= settled_from)
+                seconds += time.perf_counter() - started
+                done = step + 1
+                if stage == "gate" and recipe.gate_patience:
+                    streak = streak + 1 if percentage.item() > recipe.full_percentage - _FULL_TOLERANCE else 0
+                    if streak == recipe.gate_patience:
+                        break
+                if done == steps:
+                    break
+                if done % _FLUSH_EVERY == 0 or done == begin + 1:
+                    self._flush()
+                if job.evaluate_every and done % job.evaluate_every == 0:
+                    self._evaluate(stage, done)
+                if done % job.save_every == 0:
+                    states = [each.state_dict() for each in optimizers]
+                    self._save(State(stage, done, streak, optimizers=states))
+        self._evaluate(stage, done)
+        self._write([TimeRecord(stage=stage, step=done, seconds=round(seconds, 3), steps=done - begin)])
+
+    def _step(self, stage: StageName, step: int, optimizers: Sequence[torch.optim.Optimizer], plain: bool) -> Tensor:
+        """Takes one step; gives the computation percentage of its batch."""
+        recipe, steered = self._recipe, stage == "joint"
+        x, labels = self._batches.take(stage, step, plain)
+        output = stage_forward(self._network, stage, x)
+        if self._costs is not None and steered:
+            output = with_costs(output, self._costs)
+        loss = joint_loss(
+            output,
+            labels,
+            target=recipe.target if steered else recipe.full_percentage,
+            alpha=0.0 if stage == "backbone" or self._network.gate is None else recipe.alpha,
+            # Stage 1 goes up to full computation, whatever stage 2 is steered by.
+            alpha_sign=recipe.alpha_sign if steered else "dynamic",
+            processes=self._processes,
+        )
+        rates = []
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * recipe.rate(stage, step)
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.zero_grad()
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        accuracy = (output.logits.detach().argmax(1) == labels).float().mean()
+        buffers = [buffer for buffer in self._network.buffers() if buffer.is_floating_point()]
+        self._processes.average([*gradients(optimizers), *buffers, accuracy])
+        if recipe.clip:
+            torch.nn.utils.clip_grad_norm_(optimized(optimizers), recipe.clip)
+        for optimizer in optimizers:
+            optimizer.step()
+        total = loss.accuracy_loss + loss.alpha * loss.cost
+        values = torch.stack([total, accuracy, loss.cost, loss.percentage, loss.alpha])
+        self._pending.append((values, stage, step + 1, rates))
+        return loss.percentage
+
+    def _evaluation(self, stage: StageName) -> Evaluation:
+        # Stage 1 goes up to full bitwidth, whatever that costs on a device.
+        costs = self._recipe.costs if stage == "joint" else None
+        return evaluate(self._network, self._evaluation_images, self._processes, stage != "backbone", costs)
+
+    def _evaluate(self, stage: StageName, step: int) -> None:
+        """Evaluates, logs that, and saves what can be used already."""
+        self._flush()
+        self._last = self._evaluation(stage)
+        measured = {name: getattr(self._last, name) for name in self._last.__struct_fields__}
+        record = EvaluationRecord(stage=stage, step=step, split=self._splits.evaluation_name, **measured)
+        self._write([record])
+        if self._processes.first:
+            _log.info("%s", record)
+            if stage != "gate":
+                network, name = self._network, CHECKPOINT_FILE
+                if stage == "backbone":
+                    # The backbone as a network of its own: a policy that runs every block in full precision.
+                    policy = [1] * network.architecture.gated_blocks
+                    network, name = network.with_policy(policy, Options((0, FULL_BITS))), BACKBONE_FILE
+                with saving(self._folder):
+                    save_checkpoint(self._folder / name, network, self._contract)
+
+    def _flush(self) -> None:
+        """Writes the records of the steps since the last time; one transfer from the device for all."""
+        if not self._pending:
+            return
+        rows = torch.stack([values for values, *_ in self._pending]).tolist()
+        records = []
+        for (loss, accuracy, cost, percentage, alpha), (_, stage, step, rates) in zip(rows, self._pending, strict=True):
+            if not math.isfinite(loss):
+                raise CheckFailedError(
+                    f"the loss is {loss} at step {step} of stage {stage}, expected a number; lower the learning rate;"
+                    f" the states saved in {self._folder} before it are whole"
+                )
+            records.append(
+                StepRecord(
+                    stage=stage,
+                    step=step,
+                    loss=loss,
+                    accuracy=accuracy,
+                    cost=cost,
+                    percentage=percentage,
+                    alpha=alpha,
+                    lr=rates,
+                )
+            )
+        self._pending.clear()
+        self._write(records)
+        if self._processes.first:
+            steps = self._recipe.steps(stage)
+            self._progress(
+                f"{stage} step {step}/{steps}: loss {loss:.3f}, accuracy {100.0 * accuracy:.1f} %, computation"
+                f" {percentage:.1f} %",
+                step / steps,
+            )
+
+    def _save(self, state: State) -> None:
+        self._flush()
+        if self._metrics is None:
+            return
+        with saving(self._folder):
+            whole = dataclasses.replace(
+                state,
+                log_bytes=self._metrics.sync(),
+                network={key: value.cpu() for key, value in self._network.state_dict().items()},
+                job=self._job.as_json(),
+                data=self._splits.identity,
+            )
+            save_state(self._folder, whole)
+
+    def _write(self, records: Sequence[Record]) -> None:
+        if self._metrics is not None:
+            with saving(self._folder):
+                self._metrics.write(records)
+
+    @contextlib.contextmanager
+    def _logging(self, keep: int) -> Iterator[None]:
+        if not self._processes.first:
+            yield
+            return
+        with saving(self._folder):
+            self._metrics = MetricsLog(self._folder, keep)
+        try:
+            yield
+        finally:
+            self._metrics.close()
+            self._metrics = None
+
+    def _header(self) -> RunRecord:
+        network, splits = self._network, self._splits
+        policy = network.policy
+        return RunRecord(
+            schema=SCHEMA,
+            version=dfs_deploy.__version__,
+            job=self._job.as_json(),
+            architecture=msgspec.to_builtins(network.architecture),
+            options=list(network.options.names),
+            policy=None if policy is None else [network.options[choice].name for choice in policy],
+            cost=self._recipe.cost,
+            images={"train": len(splits.train), splits.evaluation_name: len(splits.evaluation)},
+            processes=self._processes.count,
+        )
+
+
+@torch.no_grad()
+def evaluate(
+    network: DFSNetwork,
+    images: Images,
+    processes: Processes | None = None,
+    gated: bool = True,
+    costs: Sequence[Sequence[float]] | None = None,
+) -> Evaluation:
+    """Evaluates a network, in evaluation mode; every process takes a share and gets the whole result.
+
+    Args:
+        network: the network; its mode is restored afterwards, also after an error.
+        images: images to classify.
+        processes: processes that share the work.
+        gated: whether the gate or policy chooses; otherwise every block runs in full precision.
+        costs: cost of each option at each gated block; ``None`` for ``(bits / 32) ** 2`` (Section 4, Metrics).
+    """
+    processes = processes or Processes()
+    modes = [(module, module.training) for module in network.modules()]
+    share = processes.share(len(images))
+    blocks = network.architecture.gated_blocks
+    answers = [np.zeros((0, 2 + blocks), np.int64)]
+    try:
+        network.eval()
+        for start in range(share.start, share.stop, _EVALUATED_AT_ONCE):
+            pixels, labels = images.take(slice(start, min(start + _EVALUATED_AT_ONCE, share.stop)))
+            x = images.normalize(pixels)
+            if gated:
+                output = network.route(x)
+                logits, path = output.logits, output.path
+            else:
+                logits, path = network.backbone(x), labels.new_zeros(len(labels), blocks)
+            answers.append(torch.column_stack([labels, logits.argmax(1), path]).cpu().numpy())
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    every = np.concatenate(processes.gather(np.concatenate(answers)))
+    truth, predicted, path_of = every[:, 0], every[:, 1], every[:, 2:]
+    rows = np.asarray(costs or [network.options.costs] * blocks)
+    counts = np.array([np.bincount(column, minlength=len(network.options)) for column in path_of.T])
+    return Evaluation(
+        images=len(images),
+        top1=float((truth == predicted).mean()),
+        percentage=100.0 * float((counts * rows).sum()) / (len(images) * blocks) if gated and blocks else 100.0,
+        option_share=(counts / len(images)).tolist() if gated else [],
+        paths=len(np.unique(path_of, axis=0)) if gated and blocks else 1,
+        suspicions=list(suspicions(truth, predicted, network.architecture.classes, images.class_names)),
+    )

@@ -1,0 +1,85 @@
+"""Training as a library function."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from dfs_deploy.checkpoints import load_checkpoint
+from dfs_deploy.data import save_npz
+from dfs_deploy.errors import UsageError
+from dfs_deploy.options import Options
+from dfs_deploy.training import TrainingResult, resume, train
+from dfs_deploy.training.metrics import EvaluationRecord, RunRecord
+from tests.checks import refuses
+from tests.training.small import colour_patches
+
+QUICK = {
+    "preset": "quick",
+    "blocks_per_group": 1,
+    "batch": 16,
+    "backbone_steps": 4,
+    "gate_steps": 3,
+    "joint_steps": 12,
+    "threads": 1,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "patches.npz"
+    save_npz(path, colour_patches())
+    return path
+
+
+@pytest.fixture(scope="module")
+def result(data: Path) -> TrainingResult:
+    return train(data, data.parent / "run", options="skip,full", target=30.0, held_out=10, seed=3, **QUICK)
+
+
+def test_a_run_gives_checkpoint_metrics_and_job(result: TrainingResult) -> None:
+    assert load_checkpoint(result.checkpoint).network.options == Options.parse("skip,full")
+    job = result.job
+    assert (job.seed, job.held_out, job.recipe.target, job.recipe.joint_steps) == (3, 10, 30.0, 12)
+    assert (result.split, result.evaluation.images) == ("held-out", 10)
+    first, *rest = result.metrics
+    assert isinstance(first, RunRecord)
+    assert (first.asked.seed, first.network.name, first.images) == (3, "ResNet-8", {"train": 86, "held-out": 10})
+    last = [record for record in rest if isinstance(record, EvaluationRecord)][-1]
+    assert (last.stage, last.step, last.top1) == ("joint", 12, result.evaluation.top1)
+
+
+def test_a_finished_run_is_resumed_to_the_same_result(result: TrainingResult) -> None:
+    again = resume(result.folder)
+    assert again.finished_before
+    assert (again.checkpoint, again.job, again.evaluation) == (result.checkpoint, result.job, result.evaluation)
+
+
+def test_a_value_that_nobody_knows_is_refused(data: Path, tmp_path: Path) -> None:
+    with refuses(UsageError, "no value 'speed'"):
+        train(data, tmp_path / "run", speed=3)
+    with refuses(UsageError, "stage 'lunch'"):
+        train(data, tmp_path / "run", until="lunch")
+    assert not (tmp_path / "run").exists()
+
+
+def test_progress_is_called_and_the_log_says_the_rest(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="dfs_deploy.training")
+    seen: list[tuple[str, float]] = []
+    values = {**QUICK, "until": "backbone"}
+    trained = train(data, tmp_path / "run", progress=lambda text, share: seen.append((text, share)), **values)
+    assert [share for _, share in seen] == [0.25, 1.0]
+    assert all(text.startswith("backbone step ") for text, _ in seen)
+    levels = {record.getMessage(): record.levelno for record in caplog.records}
+    chosen = f"training on all images of {data}, evaluating on a tenth of the images held out of them"
+    assert levels[chosen] == logging.INFO
+    assert any(message.startswith("backbone step 4: top-1 ") for message in levels)
+    assert trained.notes == (
+        "no effect on this run: gate_steps, joint_steps (a network with a gate; stages: backbone)",
+    )
+    assert levels[trained.notes[0]] == logging.WARNING
