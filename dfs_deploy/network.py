@@ -92,8 +92,8 @@ class GateShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         kind: ``lstm``, one LSTM that steps from block to block.
     """
 
-    embedding: GateSize = 10
-    hidden: GateSize = 10
+    embedding: GateSize
+    hidden: GateSize
     kind: Literal["lstm"] = "lstm"
 
 
@@ -114,7 +114,7 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     name: Name
     image_shape: Shape
     classes: Number
-    gate: GateShape = GateShape()
+    gate: GateShape
     blocks: Annotated[tuple[Block, ...], Meta(min_length=1, max_length=MAX_BLOCKS)]
 
     def __post_init__(self) -> None:
@@ -155,9 +155,7 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             words += f" on {height}x{width} images"
             if channels != other.image_shape[0]:
                 words += f" of {channels} channels"
-        elif len(self.blocks) != len(other.blocks):
-            words += f" with {len(self.blocks)} blocks"
-        else:
+        elif self.name == other.name:
             words += self._unlike_blocks(other)
         if self.classes != other.classes:
             words += f" with {self.classes} classes"
@@ -166,6 +164,8 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         return words
 
     def _unlike_blocks(self, other: Architecture) -> str:
+        if len(self.blocks) != len(other.blocks):
+            return f" with {len(self.blocks)} blocks"
         for ours, theirs in zip(self.blocks, other.blocks, strict=True):
             fields = (name for name in Block.__struct_fields__ if getattr(ours, name) != getattr(theirs, name))
             if differing := ", ".join(f"{name} {getattr(ours, name)}" for name in fields):

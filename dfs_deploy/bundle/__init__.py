@@ -4,13 +4,11 @@ from dfs_deploy.bundle.artefact import (
     SUFFIX,
     Bundle,
     Samples,
-    check_writable,
-    drafted_bundle,
     find_bundle,
     other_than_bundle,
     source_of,
-    write_bundle,
 )
+from dfs_deploy.bundle.writing import check_writable, drafted_bundle, write_bundle
 
 __all__ = [
     "SUFFIX",

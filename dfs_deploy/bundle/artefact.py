@@ -7,7 +7,6 @@ through links either. Files that the manifest does not list are never read; they
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import errno
 import glob
@@ -16,7 +15,7 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,32 +23,18 @@ import msgspec
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from dfs_deploy.bundle.consistency import contradictions
 from dfs_deploy.bundle.engine_check import check_engine, engine_uses
-from dfs_deploy.bundle.manifest import (
-    FORMAT,
-    MANIFEST,
-    FileRecord,
-    Head,
-    Manifest,
-    SourceHead,
-    contradictions,
-    input_of,
-    parse_manifest,
-)
+from dfs_deploy.bundle.manifest import MANIFEST, Head, SourceHead, input_of, parse_manifest
 from dfs_deploy.errors import BundleError, DigestError, UsageError
 from dfs_deploy.io.arrays import Arrays, ArraysError
 from dfs_deploy.io.files import (
     ASIDE,
     UnfitFileError,
-    can_rename_folders,
-    check_folder,
     first_link,
     is_litter,
-    put_folder,
     read_file,
     sha256,
-    sync_tree_to_disk,
-    temporary_folder,
 )
 from dfs_deploy.io.json_files import MAX_JSON, MalformedError, read_json
 from dfs_deploy.io.kinds import GIT_LFS_MARK, given_instead
@@ -126,10 +111,10 @@ class Bundle:
         _check_names(self.path, self.manifest.files)
         for name in self.manifest.files:
             self._content(name)
-        self._unchecked = engine_uses(self.manifest, self.architecture)
-        self.foreign = tuple(sorted(_foreign(self.path, self.manifest.files, within=False)))
+        self._unchecked = engine_uses(self.manifest, self.options)
+        self.foreign = tuple(sorted(foreign_entries(self.path, self.manifest.files, within=False)))
         if self.foreign:
-            level = logging.INFO if all(map(_is_litter, self.foreign)) else logging.WARNING
+            level = logging.INFO if all(map(is_litter_entry, self.foreign)) else logging.WARNING
             _LOG.log(level, "%s", one_line(f"{self.path}: {_listed(self.foreign)} not in its manifest, passed over"))
 
     @property
@@ -258,105 +243,9 @@ def other_than_bundle(path: str | Path) -> str | None:
     return given_instead(path, f"a bundle (a NAME{SUFFIX} folder)", "bundle")
 
 
-def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
-    """Writes a bundle whole: into a temporary directory beside ``path``, on the disk, and then put in its place.
-
-    Args:
-        path: the directory to make; a bundle that is there already is replaced, unless it holds files of others.
-        manifest: without ``files``, which is filled in here.
-        files: content by path in the bundle.
-
-    Raises:
-        UsageError: there is something else at ``path``, or in the bundle there.
-    """
-    with drafted_bundle(path, manifest, files):
-        pass
-    return Bundle(path)
-
-
-@dataclass
-class Draft:
-    """A bundle that is not in its place yet.
-
-    Attributes:
-        bundle: the bundle as it lies in a temporary directory.
-        manifest: manifest to put in its place; what was measured with the draft may be added to it.
-    """
-
-    bundle: Bundle
-    manifest: Manifest
-
-
-@contextlib.contextmanager
-def drafted_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes]) -> Iterator[Draft]:
-    """Writes a bundle beside its place, and puts it there when the block ends; if the block fails nothing is put there.
-
-    Arguments and errors are those of :func:`write_bundle`.
-    """
-    path = Path(path)
-    check_writable(path)
-    records = {name: FileRecord(sha256=sha256(data), size=len(data)) for name, data in sorted(files.items())}
-    with temporary_folder(path) as temporary:
-        made = temporary / path.name
-        try:
-            for name, data in files.items():
-                target = made / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(data)
-            complete = msgspec.structs.replace(manifest, files=records)
-            _write_manifest(made, complete)
-            draft = Draft(Bundle(made), complete)
-            yield draft
-            _write_manifest(made, draft.manifest)
-            sync_tree_to_disk(made)
-            put_folder(made, path)
-        except OSError as error:
-            if str(temporary) in str(error.filename):  # nobody knows the temporary directory's name
-                raise OSError(error.errno, error.strerror, str(path)) from error
-            raise
-
-
-def _write_manifest(path: Path, manifest: Manifest) -> None:
-    (path / MANIFEST).write_bytes(FORMAT.encode(manifest))
-
-
-def check_writable(path: Path) -> None:
-    """Makes the folder in which a bundle is to stand.
-
-    Raises:
-        UsageError: something else stands at the path, or a bundle with files that are not its own, which replacing it
-            would delete; or nothing can be written there.
-    """
-    stands = path.exists()  # asked before the manifest is read: another export may put its bundle here in between
-    head = _head(path)
-    if path.is_symlink() or (stands and (head is None or not head.is_ours)):
-        raise UsageError(f"{path} exists and is no bundle; give another path with --out, or remove it")
-    if head is not None:
-        for entry in _foreign(path, head.listed, within=True):
-            if not _is_litter(entry):
-                raise UsageError(
-                    f"{path} holds {entry}, which is no file of the bundle and would be lost; move it away, or give"
-                    " another --out"
-                )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"no folder can be made at {path.parent} ({error.strerror}); give another --out") from error
-    try:
-        check_folder(path.parent)
-        replaceable = not path.exists() or can_rename_folders(path.parent)
-    except OSError as error:
-        raise UsageError(f"nothing can be written in {path.parent} ({error.strerror}); give another --out") from error
-    if not replaceable:
-        raise UsageError(
-            f"{path} exists, and the file system cannot rename folders, so it cannot be replaced whole; remove it, or"
-            " give another --out"
-        )
-
-
 def source_of(path: Path) -> SourceHead | None:
     """Checkpoint that a bundle, whole or damaged, was made from; ``None`` without a bundle, or if it does not say."""
-    head = _head(path)
+    head = read_head(path)
     return None if head is None else head.made_from
 
 
@@ -408,7 +297,7 @@ def _check_no_link(path: Path, name: str, refusal: type[BundleError]) -> None:
     )
 
 
-def _head(path: Path) -> Head | None:
+def read_head(path: Path) -> Head | None:
     """What can be read of the manifest of a bundle of any version, whole or damaged; ``None`` if there is none."""
     try:
         return read_json(path / MANIFEST, Head, follow=False)
@@ -416,7 +305,7 @@ def _head(path: Path) -> Head | None:
         return None
 
 
-def _is_litter(entry: str) -> bool:
+def is_litter_entry(entry: str) -> bool:
     """Whether an entry, or a folder that it is in, is what a system or an editor leaves."""
     return any(map(is_litter, Path(entry).parts))
 
@@ -434,7 +323,7 @@ def _check_names(path: Path, names: Collection[str]) -> None:
             raise DigestError(f"{path}: the manifest lists {name!r} beside {twin!r}; do not use this bundle")
 
 
-def _foreign(path: Path, listed: Collection[str], *, within: bool) -> Iterator[str]:
+def foreign_entries(path: Path, listed: Collection[str], *, within: bool) -> Iterator[str]:
     """Entries of a bundle that are neither its manifest nor listed, by their paths in it.
 
     Args:

@@ -13,7 +13,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from dfs_deploy.bundle.manifest import Engine, Layout, Manifest, RuntimeEngines
+from dfs_deploy.bundle.engines import walk
+from dfs_deploy.bundle.manifest import Layout, Manifest, RuntimeEngines
 from dfs_deploy.bundle.onnx_messages import (
     FLOAT,
     FLOAT16,
@@ -28,6 +29,7 @@ from dfs_deploy.bundle.onnx_messages import (
 )
 from dfs_deploy.errors import BundleError
 from dfs_deploy.network import Architecture
+from dfs_deploy.options import Options
 
 BATCH = -1
 """Stands in a shape for the number of images."""
@@ -75,16 +77,16 @@ class EngineUse:
     blocks: int = 1
 
 
-def engine_uses(manifest: Manifest, architecture: Architecture) -> dict[str, list[EngineUse]]:
-    """What each engine file of a bundle is used for; a use that is the same but for its label stands there once.
+def engine_uses(manifest: Manifest, options: Options) -> dict[str, list[EngineUse]]:
+    """What each engine file of a bundle is used for; uses that differ only in their label are listed once.
 
     Args:
         manifest: without contradictions.
-        architecture: its architecture.
+        options: its options.
     """
     uses: dict[str, dict[tuple[object, ...], EngineUse]] = {}
     for engines in manifest.runtimes.values():
-        for file, use in _uses(engines, architecture):
+        for file, use in _uses(engines, manifest.architecture, options):
             uses.setdefault(file, {}).setdefault((use.takes, use.gives, use.largest, use.blocks), use)
     return {file: list(different.values()) for file, different in uses.items()}
 
@@ -122,24 +124,14 @@ class _UnfitError(ValueError):
     """What is wrong with an engine, as the end of a sentence about it."""
 
 
-def _uses(engines: RuntimeEngines, architecture: Architecture) -> Iterator[tuple[str, EngineUse]]:
+def _uses(engines: RuntimeEngines, architecture: Architecture, options: Options) -> Iterator[tuple[str, EngineUse]]:
     maps = [block.out_shape for block in architecture.blocks]
     images, logits = architecture.image_shape, (architecture.classes,)
-
-    def files(engine: Engine, label: str, takes: Shape, gives: Shape) -> Iterator[tuple[str, EngineUse]]:
-        left, largest = _laid_out(gives, engine.output), max(math.prod(takes), math.prod(gives))
-        for layout, file in engine.files.items():
-            kind = UINT8 if layout == "uint8" else FLOAT
-            yield file, EngineUse(label, (("", kind, (BATCH, *_laid_out(takes, layout))),), (BATCH, *left), largest)
-
-    yield from files(engines.stem, "the stem", images, maps[0])
-    for block, before, after in zip(engines.blocks, maps, maps[1:], strict=False):
-        if block.skip is not None:
-            yield from files(block.skip, f"block {block.index}, option skip", before, after)
-        for option, served in block.options.items():
-            for engine in served:
-                yield from files(engine, f"block {block.index}, option {option}", before, after)
-    yield from files(engines.head, "the head", maps[-1], logits)
+    for each in walk(engines, architecture, options):
+        gives, largest = _laid_out(each.gives, each.engine.output), max(math.prod(each.takes), math.prod(each.gives))
+        for layout, file in each.engine.files.items():
+            takes = ("", UINT8 if layout == "uint8" else FLOAT, (BATCH, *_laid_out(each.takes, layout)))
+            yield file, EngineUse(each.label, (takes,), (BATCH, *gives), largest)
     largest, taken = max(map(math.prod, (images, logits, *maps))), (("", FLOAT, (BATCH, *images)),)
     for precision, file in engines.static.items():
         yield file, EngineUse(f"static {precision}", taken, (BATCH, *logits), largest, len(maps) + 2)

@@ -5,8 +5,7 @@ docs/bundle-format.md describes it for people.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +15,7 @@ from msgspec import Meta
 from dfs_deploy.errors import BundleError, SchemaVersionError
 from dfs_deploy.io.json_files import Digest, MalformedError, Name, Percentage, Share, VersionedFormat, decode_json
 from dfs_deploy.network import Architecture, GateSize, cifar_resnet
-from dfs_deploy.options import Option, Options, Precision
+from dfs_deploy.options import Precision
 from dfs_deploy.preprocessing import (
     MAX_CLASSES,
     MAX_MEAN,
@@ -263,6 +262,13 @@ class Manifest(_Record, frozen=True, kw_only=True):
     samples: Name | None
     files: dict[Name, FileRecord]
 
+    @property
+    def int8_weight_bits(self) -> int | None:
+        """Bits of the INT8 weights of the engines for ONNX Runtime; ``None`` if there are none."""
+        if self.calibration is None or "int8" not in self.targets or "onnxruntime" not in self.runtimes:
+            return None
+        return self.calibration.weight_bits
+
 
 class _CifarResNet(_Record, frozen=True, kw_only=True):
     """The architecture in versions 1 to 3, which know CIFAR ResNets only."""
@@ -378,126 +384,3 @@ def input_of(manifest: Manifest) -> InputContract:
     """The input contract; raises UsageError if it cannot be."""
     record = manifest.input
     return InputContract(record.shape, tuple(record.mean), tuple(record.std), tuple(record.class_names))
-
-
-def contradictions(manifest: Manifest, options: Options) -> Iterator[str]:
-    """What the schema cannot say: yields a line for each part of a manifest that does not go with another."""
-    architecture = manifest.architecture
-    if [(o.name, o.cost) for o in manifest.options] != [(o.name, o.cost) for o in options]:
-        yield "names or costs of options do not go with their bits"
-    if manifest.input.shape != architecture.image_shape:
-        yield "input shape and architecture disagree"
-    if manifest.input.class_names and len(manifest.input.class_names) != architecture.classes:
-        yield f"{len(manifest.input.class_names)} class names for {architecture.classes} classes"
-    size = sum(record.size for record in manifest.files.values())
-    if size > MAX_BUNDLE:
-        yield f"files of {size:,} bytes together, at most {MAX_BUNDLE:,} are read"
-    if manifest.samples is not None and manifest.samples not in manifest.files:
-        yield f"{manifest.samples} is not among its files"
-    if manifest.accuracy is not None:
-        shares = manifest.accuracy.option_share
-        if len(shares) != architecture.gated_blocks or any(len(row) != len(options) for row in shares):
-            yield "shares of options were measured for other blocks or options"
-    points = manifest.budgets
-    if any(low.budget >= high.budget or low.bias < high.bias for low, high in itertools.pairwise(points)):
-        yield "budgets do not rise, or their biases do not fall"
-    limited = [block.index for block in architecture.blocks[1:] if len(block.choices(options)) < len(options)]
-    if manifest.policy is None and limited:
-        yield f"block {limited[0]} may not run every option, which no gate of this version respects"
-    if manifest.policy is not None:
-        for problem in _policy_problems(manifest.policy, manifest, options):
-            yield problem
-            return  # what follows asks the policy about every block
-    if not manifest.runtimes:
-        yield "it has engines for no runtime"
-    for name, engines in manifest.runtimes.items():
-        for problem in _layouts(name, engines):
-            yield f"the {name} engines {problem}"
-        for problem in _gaps(engines, manifest, options):
-            yield f"the {name} engines {problem}"
-
-
-def _policy_problems(policy: list[str], manifest: Manifest, options: Options) -> Iterator[str]:
-    gated = manifest.architecture.blocks[1:]
-    if len(policy) != len(gated):
-        yield f"a policy for {len(policy)} gated blocks, the architecture has {len(gated)}"
-    for name in sorted(set(policy) - set(options.names)):
-        yield f"the policy names option {name!r}, which is not among {options}"
-    for name, block in zip(policy, gated, strict=False):
-        if name not in (option.name for option in block.choices(options)):
-            yield f"the policy has option {name!r} at block {block.index}, which may not run it"
-    if manifest.budgets:
-        yield "budgets for a network whose policy is static"
-
-
-def _layouts(name: RuntimeName, engines: RuntimeEngines) -> Iterator[str]:
-    """A line for each engine that leaves or takes features in a layout that its place does not have."""
-    for label, engine in (("the stem", engines.stem), ("the head", engines.head)):
-        if engine.output != "float32":
-            yield f"have {label} leave {engine.output}, expected float32"
-    for block in engines.blocks:
-        made = [engine for served in block.options.values() for engine in served]
-        made += [] if block.skip is None else [block.skip]
-        if not all(engine.files for engine in made):
-            yield f"have one without a file at block {block.index}"
-        if name == "tensorrt" and any(engine.output != "float32" for engine in made):
-            yield f"leave another layout than float32 at block {block.index}"
-
-
-def _gaps(engines: RuntimeEngines, manifest: Manifest, options: Options) -> Iterator[str]:
-    architecture = manifest.architecture
-    if len(engines.blocks) != architecture.gated_blocks:  # counted before a block of it is made
-        yield f"are for {len(engines.blocks)} gated blocks, the architecture has {architecture.gated_blocks}"
-        return
-    if (engines.gate is None) != (manifest.policy is not None):
-        yield "have a gate beside a static policy, or neither"
-    shapes = architecture.blocks
-    if [block.index for block in engines.blocks] != [shape.index for shape in shapes[1:]]:
-        yield "do not cover every gated block"
-        return
-    if len(engines.feature_scales) != len(shapes) or min(engines.feature_scales) <= 0.0:
-        yield "have no positive feature scale for every block"
-    choices = _choices(manifest, options)
-    for block, shape, choice in zip(engines.blocks, shapes[1:], choices, strict=True):
-        names = {option.name for option in choice if not option.skips}
-        if set(block.options) != names or not all(block.options.values()):
-            yield f"do not cover every option of block {block.index}"
-        if any(option.skips for option in choice) and (block.skip is not None) != shape.projects:
-            yield f"have a projection too many or too few at block {block.index}"
-    yield from _unreached(engines, choices)
-    files = [*engines.static.values(), *([] if engines.gate is None else [engines.gate])]
-    every = [engines.stem, engines.head]
-    for block in engines.blocks:
-        every += [engine for served in block.options.values() for engine in served]
-        every += [] if block.skip is None else [block.skip]
-    files += [file for engine in every for file in engine.files.values()]
-    for file in sorted(set(files) - set(manifest.files)):
-        yield f"name {file}, which is not among the bundle's files"
-
-
-def _choices(manifest: Manifest, options: Options) -> list[Sequence[Option]]:
-    """The options that each gated block may run; under a policy only the policy's."""
-    if manifest.policy is None:
-        return [block.choices(options) for block in manifest.architecture.blocks[1:]]
-    return [[option for option in options if option.name == name] for name in manifest.policy]
-
-
-def _unreached(engines: RuntimeEngines, choices: list[Sequence[Option]]) -> Iterator[str]:
-    """A line for each engine that has no variant for a layout in which features may reach it."""
-
-    def missing(engine: Engine, layouts: set[Layout], label: str) -> Iterator[str]:
-        for layout in sorted(layouts - set(engine.files)):
-            yield f"have no variant of {label} for {layout} features, which may reach it"
-
-    yield from missing(engines.stem, {"float32"}, "the stem")
-    layouts: set[Layout] = {engines.stem.output}
-    for block, choice in zip(engines.blocks, choices, strict=True):
-        skips = any(option.skips for option in choice)
-        left: set[Layout] = layouts if skips and block.skip is None else set()
-        served = [(name, engine) for name, listed in block.options.items() for engine in listed]
-        if skips and block.skip is not None:
-            served.append(("skip", block.skip))
-        for name, engine in served:
-            yield from missing(engine, layouts, f"block {block.index}, option {name}")
-        layouts = left | {engine.output for _, engine in served}
-    yield from missing(engines.head, layouts, "the head")

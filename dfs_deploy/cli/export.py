@@ -18,15 +18,24 @@ from dfs_deploy.cli.arguments import (
     StdOption,
     TorchThreadsOption,
     WeightsKeyOption,
+    parse_budgets,
     parse_class_names,
     parse_numbers,
     parse_size,
 )
-from dfs_deploy.cli.budgets import parse_budgets, show_budgets
-from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
+from dfs_deploy.cli.console import (
+    output,
+    percent,
+    print_json,
+    progress,
+    show_assumptions,
+    show_budgets,
+    show_notes,
+    show_table,
+)
 from dfs_deploy.options import Options, parse_targets
-from dfs_deploy.system.extras import required
-from dfs_deploy.system.target_cpu import AUTO, WEIGHT_BITS, WORDS, WeightBits, target_named
+from dfs_deploy.system.cpu import AUTO, WEIGHT_BITS, WORDS, WeightBits, target_named
+from dfs_deploy.system.libraries import required
 
 if TYPE_CHECKING:
     from dfs_deploy.bundle.manifest import Manifest
@@ -116,10 +125,8 @@ def _show(exported: Exported, target_cpu: str) -> None:
     bundle, manifest, measured = exported.bundle, exported.bundle.manifest, exported.comparison
     console = output()
     console.print(f"{manifest.architecture.name} ({manifest.source.format}), options {bundle.options}")
-    for assumption in exported.assumptions:
-        console.print(f"assumed: {assumption}")
-    for note in exported.notes:
-        console.print(f"note: {note}")
+    show_assumptions(exported.assumptions)
+    show_notes(exported.notes)
     for served in manifest.substitutions:
         console.print(f"option {served.option} falls back to {served.served_by}: {served.reason}")
     for line in _calibration(manifest, target_cpu):
@@ -136,8 +143,7 @@ def _show(exported: Exported, target_cpu: str) -> None:
             f" (reference {percent(measured.top1_reference)}), route agreement {percent(measured.route_agreement)},"
             f" computation {measured.computation_percentage_bundle:.2f} %"
         )
-        for suspicion in measured.suspicions:
-            console.print(f"warning: {suspicion}")
+        show_notes(measured.suspicions)
     if manifest.budgets:
         show_budgets(manifest.budgets)
     if exported.single_file is not None:

@@ -40,8 +40,8 @@ from dfs_deploy.models.threads import torch_threads
 from dfs_deploy.options import PRECISIONS, Options, Precision, engine_precision, parse_targets
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
+from dfs_deploy.system.cpu import WEIGHT_BITS, WeightBits, target_named
 from dfs_deploy.system.ort import onnxruntime
-from dfs_deploy.system.target_cpu import WEIGHT_BITS, WeightBits, target_named
 
 _LOG = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Training runs, read from their metrics logs: what each was asked for, and what it reached.
+"""Training runs, read from their metrics logs: what each was asked for and what it reached, and the tables they make.
 
 The log is written by ``dfs-deploy train`` (:mod:`dfs_deploy.training.metrics` says what stands in it); it is read here
 without PyTorch, so that figures can be made anywhere.
@@ -7,13 +7,14 @@ without PyTorch, so that figures can be made anywhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
+import dfs_deploy
 from dfs_deploy.errors import DataError, UsageError
 from dfs_deploy.io.files import read_file
 from dfs_deploy.io.json_files import MAX_LOG, UNREADABLE, Share
@@ -21,6 +22,9 @@ from dfs_deploy.io.text import first_line
 from dfs_deploy.options import Options
 
 METRICS_FILE = "metrics.jsonl"
+FIGURES_SCHEMA = 1
+"""Version of the keys of ``figures.json``."""
+
 SCHEMA = 1
 
 
@@ -222,3 +226,40 @@ def _method(options: Options, policy: Sequence[str] | None, stage: str) -> str:
     if policy is not None:
         return "static uniform" if len(set(policy)) == 1 else "static mixed"
     return "SkipNet" if set(options.names) == {"skip", "full"} else "DFS"
+
+
+def runs_json(runs: Sequence[TrainingRun]) -> dict[str, Any]:
+    """Every number of the figures and tables, as plain values."""
+    return {
+        "schema_version": FIGURES_SCHEMA,
+        "version": dfs_deploy.__version__,
+        "runs": [asdict(run) for run in runs],
+        **{f"table_{number}": [asdict(run) for run in rows] for number, rows in tables(runs).items()},
+    }
+
+
+def tables(runs: Sequence[TrainingRun]) -> dict[int, list[TrainingRun]]:
+    """The runs of each of the paper's tables, by its number."""
+    return {1: table_1(runs), 2: table_2(runs)}
+
+
+def table_1(runs: Sequence[TrainingRun]) -> list[TrainingRun]:
+    """Runs with a constant alpha, and those with a dynamic one that differ from one of them only in the sign."""
+    constant = {_asked(run, "alpha_sign") for run in runs if run.alpha_sign == "constant" and run.target is not None}
+    dynamic = {_asked(run, "alpha_sign") for run in runs if run.alpha_sign == "dynamic" and run.target is not None}
+    return [run for run in runs if run.target is not None and _asked(run, "alpha_sign") in constant & dynamic]
+
+
+def table_2(runs: Sequence[TrainingRun]) -> list[TrainingRun]:
+    """Runs with a dynamic alpha that differ from another one only in its absolute value, by target and value."""
+    dynamic = [run for run in runs if run.alpha_sign == "dynamic" and run.target is not None]
+    values: dict[tuple[object, ...], set[float | None]] = {}
+    for run in dynamic:
+        values.setdefault(_asked(run, "alpha"), set()).add(run.alpha)
+    chosen = [run for run in dynamic if len(values[_asked(run, "alpha")]) > 1]
+    return sorted(chosen, key=lambda run: (run.target or 0.0, run.alpha or 0.0))
+
+
+def _asked(run: TrainingRun, without: str) -> tuple[object, ...]:
+    names = ("model", "data", "options", "cost", "target", "alpha", "alpha_sign")
+    return tuple(getattr(run, name) for name in names if name != without)

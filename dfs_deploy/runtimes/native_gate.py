@@ -66,7 +66,7 @@ class NativeGate(Gate):
     def __init__(self, weights: GateWeights, variant: str | None = None, together: int = 1) -> None:
         super().__init__(weights, together)
         if native.lacks is not None:
-            from dfs_deploy.system.installed import install_line
+            from dfs_deploy.system.libraries import install_line
 
             raise EnvironmentLacksError(
                 f"the native gate is missing here ({native.lacks}); install a C compiler, then build it:"

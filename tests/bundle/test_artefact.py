@@ -290,7 +290,6 @@ def test_a_file_that_is_not_what_the_manifest_says(made: Path, what: str) -> Non
     spoil(made)
     with refuses(DigestError, str(made), word) as _:
         Bundle(made)
-    assert DigestError.exit_code == 4
 
 
 FOREIGN = {
@@ -464,7 +463,6 @@ def test_another_schema_version(made: Path, version: int, word: str) -> None:
     edit_manifest(made, set_to("schema_version", value=version))
     with refuses(SchemaVersionError, str(version), "expected 1 to 4", word):
         Bundle(made)
-    assert SchemaVersionError.exit_code == 4
 
 
 def test_another_version_is_told_before_its_unknown_keys(made: Path) -> None:
@@ -545,7 +543,6 @@ def test_a_manifest_that_breaks_the_schema(made: Path, what: str) -> None:
     edit_manifest(made, edit)
     with refuses(BundleError, str(made), word):
         Bundle(made)
-    assert BundleError.exit_code == 4
 
 
 INCONSISTENT: dict[str, Edit] = {
@@ -622,7 +619,6 @@ def test_parts_that_contradict_each_other(made: Path, what: str) -> None:
     edit_manifest(made, INCONSISTENT[what])
     with pytest.raises(ArtefactError) as caught:
         Bundle(made)
-    assert caught.value.exit_code == 4
     assert str(made) in str(caught.value)
     assert "\n" not in str(caught.value)
 

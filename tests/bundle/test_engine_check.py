@@ -43,7 +43,7 @@ def static(tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.mark.parametrize("which", ["mixed", "static"])
 def test_every_exported_engine_passes(which: str, request: pytest.FixtureRequest) -> None:
     bundle = Bundle(request.getfixturevalue(which).path)
-    uses = engine_uses(bundle.manifest, bundle.architecture)
+    uses = engine_uses(bundle.manifest, bundle.options)
     assert set(uses) == {name for name in bundle.manifest.files if name.endswith(".onnx")}
     for file, found in uses.items():
         for use in found:

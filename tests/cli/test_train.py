@@ -477,7 +477,7 @@ def test_training_for_a_device_works_as_documented(tmp_path: Path, monkeypatch: 
         "train": [*STEPS, "--threads", "1"],
     }
     monkeypatch.chdir(tmp_path)
-    for module in ("validity", "costs"):  # however busy this machine is: what is measured counts as known
+    for module in ("verdict", "costs"):  # however busy this machine is: what is measured counts as known
         monkeypatch.setattr(f"dfs_deploy.bench.{module}.MAX_UNCERTAINTY", math.inf)
     for program, verb, *arguments in commands:
         assert program == "dfs-deploy"

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from dfs_deploy.bench.baseline import load_baseline
+from dfs_deploy.bench.result import load_bench
 from dfs_deploy.costs import load_costs
-from dfs_deploy.errors import ArtefactError, CheckpointError, DataError, SavedResultError, UsageError
-from dfs_deploy.report.bench_file import load_bench
+from dfs_deploy.errors import CheckpointError, DataError, SavedResultError, UsageError
 from dfs_deploy.report.runs import load_run
 from dfs_deploy.training import read_metrics
 from dfs_deploy.training.job import JOB_FILE, load_job
@@ -27,9 +27,9 @@ from tests.checks import refuses
 Read = Callable[[Path], Any]
 
 READERS: dict[str, tuple[Read, str, type[Exception], type[Exception]]] = {
-    "a baseline": (load_baseline, "base.json", UsageError, ArtefactError),
+    "a baseline": (load_baseline, "base.json", UsageError, SavedResultError),
     "a table of costs": (load_costs, "costs.json", DataError, DataError),
-    "a bench for a report": (load_bench, "bench.json", DataError, DataError),
+    "a bench": (load_bench, "bench.json", UsageError, SavedResultError),
     "a training run": (load_run, "metrics.jsonl", DataError, DataError),
     "a metrics log": (read_metrics, "metrics.jsonl", DataError, DataError),
     "a job": (lambda file: load_job(file.parent), JOB_FILE, CheckpointError, CheckpointError),

@@ -22,7 +22,7 @@ from dfs_deploy.errors import DfsDeployError, EngineError
 from dfs_deploy.io.files import nameless_file, read_file, write_whole
 from dfs_deploy.io.text import one_line
 from dfs_deploy.runtimes.tensorrt.library import Log, libraries, numbers
-from dfs_deploy.system.parent import end_with_parent
+from dfs_deploy.system.process import end_with_parent
 
 if TYPE_CHECKING:
     import tensorrt as trt

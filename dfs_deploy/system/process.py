@@ -1,4 +1,4 @@
-"""A process that another one started for itself, and that must not outlive it."""
+"""Processes that must not outlive the one that started them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 def end_with_parent(parent: int) -> None:
-    """Lets the kernel end this process as soon as the one that started it ends, in whatever way; on Linux alone.
+    """Makes the kernel end this process as soon as the one that started it ends, however it ends; only on Linux.
 
     Call it in the new process, before its work.
 
     Args:
-        parent: number of the process that started this one. If it has ended meanwhile, this one ends at once.
+        parent: id of the process that started this one. If that has ended already, this one ends at once.
     """
     if sys.platform != "linux":
         return

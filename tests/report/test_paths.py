@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
-from dfs_deploy.report.routes import decisions, hot_paths, path_tree
+from dfs_deploy.report.paths import decisions, hot_paths, path_tree
 
 OPTIONS = Options.parse("skip,8,16,full")
 GROUPS = [block.group for block in cifar_resnet((2, 2, 1)).blocks]

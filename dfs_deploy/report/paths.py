@@ -1,18 +1,27 @@
-"""What the gate decided: by block, by path, and as a tree of the commonest paths."""
+"""The gate's decisions: by block, by path, as a tree of the commonest paths, and by example inputs."""
 
 from __future__ import annotations
 
+import base64
+import io
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from dfs_deploy.bundle import Bundle
 from dfs_deploy.options import Options, computation_percentage
-from dfs_deploy.report.results import Branch, Decision, HotPath
+from dfs_deploy.report.data import Branch, Decision, Example, HotPath
+from dfs_deploy.runtimes import Result
 
 HOT_PATHS = 16
-"""Paths that a report lists."""
+"""Number of paths that a report lists."""
+
+LARGEST = 96
+"""Pixels along the longer side of a picture; larger inputs are made smaller for the page."""
 
 
 def decisions(paths: NDArray[np.uint8], options: Options, groups: Sequence[int]) -> tuple[Decision, ...]:
@@ -20,7 +29,7 @@ def decisions(paths: NDArray[np.uint8], options: Options, groups: Sequence[int])
 
     Args:
         paths: (N, gated blocks) option indices.
-        options: of the gate.
+        options: options of the gate.
         groups: group of each block, the first block included.
     """
     return tuple(
@@ -33,16 +42,16 @@ def decisions(paths: NDArray[np.uint8], options: Options, groups: Sequence[int])
 def hot_paths(
     paths: NDArray[np.uint8], right: NDArray[np.bool_] | None, options: Options, most: int = HOT_PATHS
 ) -> tuple[NDArray[np.uint8], tuple[HotPath, ...]]:
-    """The commonest paths, the cheaper first where two are as common.
+    """The commonest paths; of two that are equally common, the cheaper first.
 
     Args:
         paths: (N, gated blocks) option indices.
         right: (N,) whether each answer was right, or ``None`` without labels.
-        options: of the gate.
-        most: how many to list.
+        options: options of the gate.
+        most: number of paths to list.
 
     Returns:
-        Their option indices, (paths, gated blocks) uint8, and what is told of each.
+        Their option indices, (paths, gated blocks) uint8, and their figures.
     """
     unique, which, counts = np.unique(paths, axis=0, return_inverse=True, return_counts=True)
     which, cost = which.ravel(), computation_percentage(unique, options.costs)
@@ -68,9 +77,9 @@ def path_tree(
 
     Args:
         rows: (paths, gated blocks) option indices, each path once.
-        counts: inputs of each.
-        total: inputs in all, those of other paths included.
-        options: of the gate.
+        counts: number of inputs of each path.
+        total: number of all inputs, those of other paths included.
+        options: options of the gate.
         groups: group of each block, the first block included.
 
     Returns:
@@ -94,3 +103,50 @@ def _branches(
         start, end = passed / total, (passed + inputs) / total
         yield Branch(depth + 1, group, options[prefix[-1]].name, inputs, inputs / total, start, end)
         passed += inputs
+
+
+def pick_examples(
+    bundle: Bundle, images: NDArray[np.uint8], labels: NDArray[np.int64] | None, result: Result, each: int
+) -> tuple[Example, ...]:
+    """Chooses inputs at both ends: by the cost of their path, and among equals by how sure the network was.
+
+    Args:
+        bundle: bundle that ran them.
+        images: (N, H, W, C) uint8.
+        labels: (N,) int64, or ``None``.
+        result: result of the images.
+        each: number of inputs per end; at most half of the inputs are shown.
+
+    Returns:
+        The easy ones, the cheapest first; then the hard ones, the most expensive first.
+    """
+    each = min(each, len(images) // 2)
+    powers = np.exp(result.logits - result.logits.max(1, keepdims=True))
+    sure, names = powers.max(1) / powers.sum(1), bundle.input.class_names
+    order = np.lexsort((-sure, result.computation_percentage))
+
+    def name(index: int) -> str:
+        return names[index] if index < len(names) else f"class {index}"
+
+    def example(end: Literal["easy", "hard"], i: int) -> Example:
+        return Example(
+            end=end,
+            image=picture(images[i]),
+            label=None if labels is None else name(int(labels[i])),
+            answer=name(int(result.classes[i])),
+            correct=None if labels is None else bool(result.classes[i] == labels[i]),
+            probability=float(sure[i]),
+            path=tuple(bundle.options[int(k)].name for k in result.path[i]),
+            computation_percentage=float(result.computation_percentage[i]),
+        )
+
+    return (*(example("easy", i) for i in order[:each]), *(example("hard", i) for i in order[::-1][:each]))
+
+
+def picture(image: NDArray[np.uint8]) -> str:
+    """An image (H, W, C) uint8 as the ``data:`` address of a PNG; three channels in colour, else the first in grey."""
+    shown = Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
+    shown.thumbnail((LARGEST, LARGEST))
+    stream = io.BytesIO()
+    shown.save(stream, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

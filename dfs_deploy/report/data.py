@@ -1,7 +1,8 @@
-"""The data of a report. Every number that the page shows is in it, and ``report --json`` prints it.
+"""The data of a report: every number that the page shows, and what ``report --json`` prints.
 
 Shares (top-1, share of inputs) are 0 to 1, percentages 0 to 100, times in the unit that their name ends in. Blocks are
-counted as in the manifest: block 0 is the first, which is never gated.
+counted as in the manifest: block 0 is the first, which is never gated. Records of the manifest, the runtime and the
+bench are held as they are.
 """
 
 from __future__ import annotations
@@ -11,39 +12,32 @@ from typing import Any, Literal
 
 import msgspec
 
+from dfs_deploy.bench.result import BenchResult
+from dfs_deploy.bundle.manifest import BudgetRecord, OptionRecord
 from dfs_deploy.io.text import one_line
-from dfs_deploy.report.bench_file import BenchFigures
+from dfs_deploy.runtimes import Substitution
 
 SCHEMA = "dfs-deploy/report"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
-class OptionFacts:
-    """An option of the gate: its name, bits and cost relative to the full-precision block."""
-
-    name: str
-    bits: int
-    cost: float
-
-
-@dataclass(frozen=True)
-class BundleFacts:
-    """What a bundle is.
+class Provenance:
+    """The bundle: what it is and where it comes from.
 
     Attributes:
-        name: of the directory, without suffix.
+        name: name of its directory, without suffix.
         digest: SHA-256 of its manifest.
-        bytes: of all its files but the manifest.
+        bytes: size of all its files but the manifest.
         checkpoint: name of the checkpoint's file.
-        checkpoint_sha256: of that file.
-        architecture: as ``ResNet-38``.
-        gated_blocks: how many blocks the gate decides over.
-        classes: how many classes there are.
+        checkpoint_sha256: SHA-256 of that file.
+        architecture: name of the network, such as ``ResNet-38``.
+        gated_blocks: number of blocks that the gate decides over.
+        classes: number of classes.
         targets: precisions that it was exported in.
-        calibration_method: ``None`` where nothing was calibrated.
+        calibration_method: name of the calibration method; ``None`` without calibration.
         calibration_data: name of the calibration data, or ``None``.
-        calibration_samples: how many images were used.
+        calibration_samples: number of images that it was calibrated on, or ``None``.
     """
 
     name: str
@@ -61,27 +55,16 @@ class BundleFacts:
 
 
 @dataclass(frozen=True)
-class SubstitutionFacts:
-    """An option that an engine of another precision serves here, and why; ``blocks`` says at how many blocks."""
-
-    option: str
-    wanted: str
-    served_by: str
-    reason: str
-    blocks: int
-
-
-@dataclass(frozen=True)
 class Outcome:
-    """What the network made of the inputs.
+    """The network's results on the inputs.
 
     Attributes:
         data: name of the inputs.
-        inputs: how many there were.
-        labelled: whether accuracy could be told.
+        inputs: number of inputs.
+        labelled: whether they have labels.
         top1: share of right answers, or ``None`` without labels.
         computation_percentage: mean over the inputs.
-        distinct_paths: how many different paths they took.
+        distinct_paths: number of different paths that they took.
     """
 
     data: str
@@ -98,18 +81,18 @@ Kind = Literal["dynamic", "static", "budget"]
 
 @dataclass(frozen=True)
 class Point:
-    """A point of the accuracy-latency frontier.
+    """A point of the accuracy-latency frontier; those of a bundle were timed in the same rounds, on the same inputs.
 
     Attributes:
         bundle: name of the bundle.
         name: name of the case in the bench: ``dfs``, ``static-int8``, ``static-int8@other``, ``dfs-budget-20``.
-        kind: what it is; all points of a bundle were timed in the same turns, on the same inputs.
+        kind: kind of network.
         p50_ms: median latency of a call.
-        p95_ms: 95th percentile, or ``None``.
-        top1: share of right answers on the bench's own inputs, or ``None`` where none is known.
-        computation_percentage: of a dynamic case.
-        latency_ratio: median latency over that of the network at its trained point, in the same run; nothing to rely on
-            where the bench says that it is not ``valid``.
+        p95_ms: 95th percentile of the latency, or ``None``.
+        top1: share of right answers on the bench's own inputs, or ``None`` if none is known.
+        computation_percentage: mean over the inputs, of a dynamic case.
+        latency_ratio: median latency over that of the network at its trained point, in the same run; not reliable if
+            the bench is not ``valid``.
         top1_change: ``top1`` less that of the network at its trained point.
     """
 
@@ -130,9 +113,9 @@ class Decision:
 
     Attributes:
         block: index of the block.
-        group: of the backbone, from 1.
-        option: name.
-        share: of the inputs.
+        group: group of the block in the backbone, from 1.
+        option: name of the option.
+        share: share of the inputs that took it.
     """
 
     block: int
@@ -146,11 +129,11 @@ class HotPath:
     """One of the commonest paths.
 
     Attributes:
-        rank: from 1.
-        path: option name a gated block.
-        inputs: how many took it.
-        share: of the inputs.
-        computation_percentage: of the path.
+        rank: position among the commonest, from 1.
+        path: name of the option at each gated block.
+        inputs: number of inputs that took it.
+        share: share of the inputs.
+        computation_percentage: cost of the path.
         top1: share of right answers on it, or ``None`` without labels.
     """
 
@@ -168,11 +151,11 @@ class Branch:
 
     Attributes:
         block: index of the block.
-        group: of the backbone, from 1.
-        option: chosen there.
-        inputs: how many came this way.
-        share: of all inputs.
-        start: where it lies among the inputs of the tree, as a share of all inputs; branches of a block do not overlap.
+        group: group of the block in the backbone, from 1.
+        option: name of the option chosen there.
+        inputs: number of inputs in the branch.
+        share: share of all inputs.
+        start: position among the inputs of the tree, as a share of all inputs; branches of a block do not overlap.
         end: ``start + share``.
     """
 
@@ -191,17 +174,17 @@ class EngineFigures:
 
     Attributes:
         block: index of the block.
-        group: of the backbone, from 1.
-        option: name.
-        precision: of the engine.
-        serves: whether this engine runs when the gate chooses the option here.
-        share: of the inputs that took the option at the block.
-        layout: in which most features arrive at the block; the engine was timed on that.
-        median_us: of the engine by itself, at batch 1.
-        samples: inputs whose features the error was measured on; 0 where there is nothing to compare with.
+        group: group of the block in the backbone, from 1.
+        option: name of the option.
+        precision: precision of the engine.
+        serves: whether this engine runs if the gate chooses the option here.
+        share: share of the inputs that took the option at the block.
+        layout: layout in which most features arrive at the block; the engine was timed on it.
+        median_us: median time of the engine by itself, at batch 1.
+        samples: number of inputs whose features the error was measured on; 0 if there is nothing to compare with.
         measured_on: ``routed``: the inputs that the gate sends there; ``reached``: it sends none, so all.
         relative_rms_error: root-mean-square difference from the float32 engine of the same option, over that of its
-            output; ``None`` for the float32 engine itself, and where a value is not finite.
+            output; ``None`` for the float32 engine itself, and if a value is not finite.
         relative_max_error: greatest difference over the greatest output, in the same way.
         finite: whether every output was a finite number.
     """
@@ -222,30 +205,18 @@ class EngineFigures:
 
 
 @dataclass(frozen=True)
-class BudgetPoint:
-    """A budget that the bundle was calibrated for, as export measured it; see the manifest's ``budgets``."""
-
-    budget_percentage: float
-    bias: float
-    computation_percentage: float
-    top1: float | None
-    latency_ms: float | None
-    samples: int
-
-
-@dataclass(frozen=True)
 class Example:
     """One of the inputs, with the path that it took.
 
     Attributes:
-        end: ``easy``: among the cheapest paths; ``hard``: among the dearest.
+        end: ``easy``: among the cheapest paths; ``hard``: among the most expensive.
         image: PNG as a ``data:`` address.
         label: name of its class, or ``None``.
         answer: name of the class that the network saw.
         correct: whether they agree, or ``None``.
         probability: softmax of the answer's logit.
-        path: option name a gated block.
-        computation_percentage: of the path.
+        path: name of the option at each gated block.
+        computation_percentage: cost of the path.
     """
 
     end: Literal["easy", "hard"]
@@ -260,33 +231,33 @@ class Example:
 
 @dataclass(frozen=True)
 class BundleReport:
-    """All that is told of one bundle.
+    """All that a report says of one bundle.
 
     Attributes:
-        facts: what it is.
-        options: of the gate, in its order.
-        substitutions: engines that stand in for others here.
-        outcome: what the network made of the inputs.
-        notes: what was assumed or looks like a mistake, a line each.
-        bench: of this machine, or from a file; ``None`` where none was made.
-        bench_differs: what ran otherwise when the bench was made than it does now, a line each.
-        frontier: accuracy against latency.
-        decisions: for each block and option.
+        facts: the bundle and where it comes from.
+        options: options of the gate, in its order.
+        substitutions: options that an engine of another precision serves here.
+        outcome: results on the inputs.
+        notes: what was assumed or looks like a mistake, one line each.
+        bench: bench of this machine, or from a file.
+        bench_differs: what ran otherwise when the bench was made than it does now, one line each.
+        frontier: accuracy against latency, the network at its trained point first.
+        decisions: shares of each block and option.
         paths: the commonest, first to last.
-        paths_listed: how many these are.
-        paths_share: of the inputs that took one of these.
-        tree: of the same paths.
-        engines: by block, option and precision.
-        budgets: sorted; empty where the bundle carries none.
-        examples: easy ones first; empty where they were not wanted.
+        paths_listed: number of them.
+        paths_share: share of the inputs that took one of them.
+        tree: branches of the same paths.
+        engines: times and errors by block, option and precision.
+        budgets: operating points as calibrated at export, least first; empty if the bundle has none.
+        examples: easy ones first; empty if they were not wanted.
     """
 
-    facts: BundleFacts
-    options: tuple[OptionFacts, ...]
-    substitutions: tuple[SubstitutionFacts, ...]
+    facts: Provenance
+    options: tuple[OptionRecord, ...]
+    substitutions: tuple[Substitution, ...]
     outcome: Outcome
     notes: tuple[str, ...]
-    bench: BenchFigures | None
+    bench: BenchResult
     bench_differs: tuple[str, ...]
     frontier: tuple[Point, ...]
     decisions: tuple[Decision, ...]
@@ -295,7 +266,7 @@ class BundleReport:
     paths_share: float
     tree: tuple[Branch, ...]
     engines: tuple[EngineFigures, ...]
-    budgets: tuple[BudgetPoint, ...]
+    budgets: tuple[BudgetRecord, ...]
     examples: tuple[Example, ...]
 
 
@@ -304,11 +275,11 @@ class Report:
     """A whole report.
 
     Attributes:
+        version: version of dfs-deploy.
+        made: time of making, UTC, as ISO 8601.
+        bundles: one report per bundle, in the order in which they were given.
         schema: ``dfs-deploy/report``.
-        schema_version: of these keys.
-        version: of dfs-deploy.
-        made: when, UTC, as ISO 8601.
-        bundles: in the order in which they were given.
+        schema_version: version of these keys.
     """
 
     version: str
@@ -317,20 +288,19 @@ class Report:
     schema: str = SCHEMA
     schema_version: int = SCHEMA_VERSION
 
+    def as_json(self) -> dict[str, Any]:
+        """The report as plain values: the object of ``report --json``, which the page embeds.
 
-def as_json(report: Report) -> dict[str, Any]:
-    """The report as plain values: the object of ``report --json``, and what the page embeds.
-
-    Names are another's text, and a page shows them in places that no template escapes, such as a chart's tooltip: what
-    is no visible character stands in them as an escape.
-    """
-    value: dict[str, Any] = _visible(msgspec.to_builtins(report))
-    return value
+        Names come from outside, and a page shows them in places that no template escapes, such as a chart's tooltip:
+        characters that are not visible stand in them as escapes.
+        """
+        value: dict[str, Any] = _visible(msgspec.to_builtins(self))
+        return value
 
 
 def _visible(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: item if key == "image" else _visible(item) for key, item in value.items()}  # no name: our PNG
+        return {key: item if key == "image" else _visible(item) for key, item in value.items()}  # our own PNG
     if isinstance(value, list | tuple):
         return [_visible(item) for item in value]
     return one_line(value) if isinstance(value, str) else value

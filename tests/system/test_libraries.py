@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 import dfs_deploy
-from dfs_deploy.system import installed
-from dfs_deploy.system.extras import EXTRA_OF
-from dfs_deploy.system.installed import install_line
+from dfs_deploy.system import libraries
+from dfs_deploy.system.libraries import EXTRA_OF, install_line
 
 REQUIRES = [
     "numpy>=1.26",
@@ -48,7 +47,7 @@ class Distribution(metadata.Distribution):
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The package lies in a folder of installed ones, not in its source tree."""
-    monkeypatch.setattr(installed, "__file__", str(tmp_path / "site-packages/dfs_deploy/system/installed.py"))
+    monkeypatch.setattr(libraries, "__file__", str(tmp_path / "site-packages/dfs_deploy/system/libraries.py"))
     return tmp_path
 
 
@@ -112,7 +111,7 @@ def test_every_extra_has_requirements(elsewhere: Path) -> None:
 
 def test_no_message_asks_an_index_for_the_package() -> None:
     package = Path(dfs_deploy.__file__).parent
-    sources = [file for file in package.rglob("*.py") if file.name != "installed.py"]
+    sources = [file for file in package.rglob("*.py") if file.name != "libraries.py"]
     assert len(sources) > 100
     guilty = [file for file in sources if "dfs-deploy[" in file.read_text() or "pip install dfs" in file.read_text()]
     assert not guilty

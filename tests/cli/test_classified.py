@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.text import Text
 
-from dfs_deploy.cli.cells import cells, cells_per_line, legend, wrapped_cells
+from dfs_deploy.cli.classified import cells, cells_per_line, legend, wrapped_cells
 from dfs_deploy.options import Option, Options
 
 SIGNS = {0: "·", 4: "4", 8: "8", 16: "16", 31: "31", 32: "F"}
@@ -32,6 +32,7 @@ def test_a_long_path_takes_several_lines(path: list[Option], per_line: int) -> N
 @given(st.integers(-100, 400))
 def test_as_many_cells_as_fit(columns: int) -> None:
     count = cells_per_line(columns)
+    assert count is not None
     assert count == 8 or len(cells([Option(16)] * count).plain) <= columns < len(
         cells([Option(16)] * (count + 1)).plain
     )
@@ -39,4 +40,4 @@ def test_as_many_cells_as_fit(columns: int) -> None:
 
 def test_the_legend_names_each_option() -> None:
     words = legend(list(Options.parse("skip,8,16,full"))).plain
-    assert words == "path: one cell a block,  · = skipped,  8 = 8 bits, 16 = 16 bits,  F = full precision"
+    assert words == "path: one cell per block,  · = skipped,  8 = 8 bits, 16 = 16 bits,  F = full precision"

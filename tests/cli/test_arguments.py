@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dfs_deploy.cli.outputs import check_writable
+from dfs_deploy.cli.arguments import check_writable
 from dfs_deploy.errors import UsageError
 from tests.bundles import Made
 from tests.checks import refuses
@@ -46,7 +46,7 @@ def test_no_work_is_done_for_a_file_that_cannot_be_written(
         raise AssertionError("work was done before the path was looked at")
 
     for work in (
-        "bench.bench.time_interleaved",
+        "bench.measure.time_interleaved",
         "bench.costs.measure_costs",
         "report.build._run",
         "exporters.pipeline._calibrate",
