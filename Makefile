@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 help:
 	@echo "make demo    export, verify and bench a small network on real digits"
 	@echo "make test    run the tests"
-	@echo "make lint    check style and types"
+	@echo "make lint    check style, types and the direction of imports"
 	@echo "make docs    build the site of docs/ into build/site; a broken link fails"
 	@echo "make bench   print the benchmarks of docs/performance.md"
 	@echo "make fuzz    give hostile files to every reader (READER=, CASES=, SEED=, CASE=)"
@@ -34,6 +34,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

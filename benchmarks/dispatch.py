@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.networks import random_bundle
-from dfs_deploy.bench import run_bench
+from dfs_deploy.bench import bench
 from dfs_deploy.cli.bench_report import show_bench
 from dfs_deploy.report.forced_figure import figure_writer
 
@@ -28,7 +28,8 @@ def main() -> None:
     args = parser.parse_args()
     draw = figure_writer(args.plot) if args.plot else None
     with tempfile.TemporaryDirectory() as folder:
-        result = run_bench(random_bundle(args.blocks, Path(folder)), forced=True, min_s=args.seconds)
+        bundle = random_bundle(args.blocks, Path(folder))
+        result = bench(bundle, forced=True, min_seconds=args.seconds, start_ups=0, energy_seconds=0.0)
     print("random weights: only times count")
     show_bench(result)
     if args.json:

@@ -17,16 +17,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.networks import random_bundle
-from dfs_deploy.bench import BenchResult, run_bench
-from dfs_deploy.bench.baseline import (
-    NOISE_BAND,
-    Baseline,
-    compare_with_baseline,
-    load_baseline,
-    save_baseline,
-)
-from dfs_deploy.bundle import Bundle
-from dfs_deploy.errors import UsageError
+from dfs_deploy.bench import BenchResult, bench
+from dfs_deploy.bench.baseline import compare_with_baseline, load_baseline, save_baseline
+from dfs_deploy.errors import CheckFailedError
 from dfs_deploy.runtimes import Result, Runtime
 
 
@@ -50,11 +43,11 @@ class SlowRuntime(Runtime):
 def main() -> None:
     """Runs everything, or the one run that the parent process asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, help="a bundle; a random ResNet-38 when left out")
+    parser.add_argument("--bundle", type=Path, help="a bundle; a random ResNet-38 if left out")
     parser.add_argument("--runs", type=int, default=10, help="runs without a slowdown, the baseline not counted")
     parser.add_argument("--slow-runs", type=int, default=5, help="runs with one")
     parser.add_argument("--slowdown", type=float, default=0.1, help="share by which the dynamic network is slowed")
-    parser.add_argument("--seconds", type=float, default=1.5, help="measured seconds a case")
+    parser.add_argument("--seconds", type=float, default=1.5, help="measured seconds per case")
     parser.add_argument("--baseline", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.baseline is not None:
@@ -70,14 +63,14 @@ def main() -> None:
 
 
 def one_run(bundle: Path, slowdown: float, seconds: float, file: Path) -> None:
-    """Makes the baseline where there is none, else a run that is compared with it; prints a line."""
+    """Makes the baseline if there is none, else a run that is compared with it; prints a line."""
     SlowRuntime.slowdown = slowdown
     opened = SlowRuntime if slowdown else Runtime
-    result = run_bench(Bundle(bundle), min_s=seconds, open_runtime=opened)
+    result = bench(bundle, min_seconds=seconds, start_ups=0, energy_seconds=0.0, open_runtime=opened)
     if not file.exists():
         try:
             save_baseline(result, file)
-        except UsageError as error:
+        except CheckFailedError as error:
             sys.exit(str(error))
         print(f"{'baseline':<10} {ratios(result)}")
         return
@@ -88,15 +81,15 @@ def ratios(result: BenchResult) -> str:
     """Every ratio over the normaliser: mean, p50, p95."""
     parts = []
     for case in result.cases:
-        if case.ratios is not None and case.name != case.ratios.over:
-            p95 = np.nan if case.ratios.p95 is None else case.ratios.p95.value
-            parts.append(f"{case.name} {case.ratios.mean.value:.3f} {case.ratios.p50.value:.3f} {p95:.3f}")
+        if case.ratio is not None and case.name != case.ratio.over:
+            p95 = np.nan if case.ratio.p95 is None else case.ratio.p95.value
+            parts.append(f"{case.name} {case.ratio.mean.value:.3f} {case.ratio.p50.value:.3f} {p95:.3f}")
     return ", ".join(parts)
 
 
-def judged(result: BenchResult, baseline: Baseline) -> str:
-    """What the comparison says."""
-    found = compare_with_baseline(result, baseline, NOISE_BAND)
+def judged(result: BenchResult, baseline: BenchResult) -> str:
+    """Outcome of the comparison in words."""
+    found = compare_with_baseline(result, baseline)
     regressed = [change.name for change in found.changes if change.regressed]
     valid = "" if result.valid else f"INVALID ({result.problems[0].what}) "
     return valid + (f"regressed: {', '.join(regressed)}" if regressed else "passed")

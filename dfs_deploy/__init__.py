@@ -1,12 +1,14 @@
 """Skipped work becomes skipped time: deploys networks that choose, per input and per block, what to compute.
 
-    from dfs_deploy import Runtime
+    import dfs_deploy
 
-    with Runtime("model.dfs") as net:
+    dfs_deploy.export("net.pt", "net.dfs", calibration_data="data.npz")     # needs PyTorch: the extra "export"
+    dfs_deploy.verify("net.dfs", "net.pt", "data.npz").passed
+    with dfs_deploy.Runtime("net.dfs") as net:                              # needs numpy and onnxruntime
         result = net(images)
 
-Everything is imported when it is first asked for: importing the package costs nothing, and an application that only
-runs bundles never touches PyTorch.
+Every name is imported when it is first used: importing the package is cheap, and an application that only runs bundles
+never imports PyTorch. Errors are in :mod:`dfs_deploy.errors`.
 """
 
 from __future__ import annotations
@@ -16,12 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dfs_deploy import errors
+    from dfs_deploy.bench import bench
     from dfs_deploy.bundle import Bundle
     from dfs_deploy.checkpoints import CheckpointFacts
     from dfs_deploy.data import Dataset, load_dataset, load_image
     from dfs_deploy.exporters import Exported, export
     from dfs_deploy.options import Option, Options
+    from dfs_deploy.report import report
     from dfs_deploy.runtimes import Result, Runtime, Substitution
+    from dfs_deploy.runtimes.preparation import Prepared, prepare
+    from dfs_deploy.training import train
+    from dfs_deploy.verify import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -32,14 +39,21 @@ __all__ = [
     "Exported",
     "Option",
     "Options",
+    "Prepared",
     "Result",
     "Runtime",
     "Substitution",
+    "Verification",
     "__version__",
+    "bench",
     "errors",
     "export",
     "load_dataset",
     "load_image",
+    "prepare",
+    "report",
+    "train",
+    "verify",
 ]
 
 _HOMES = {
@@ -49,27 +63,37 @@ _HOMES = {
     "Exported": "exporters",
     "Option": "options",
     "Options": "options",
+    "Prepared": "runtimes.preparation",
     "Result": "runtimes",
     "Runtime": "runtimes",
     "Substitution": "runtimes",
+    "Verification": "verify",
     "export": "exporters",
     "load_dataset": "data",
     "load_image": "data",
+    "prepare": "runtimes.preparation",
+    "train": "training",
 }
+"""Module of each public name."""
+
+_MODULES = ("bench", "errors", "report", "verify")
+"""Public modules; those of verbs can be called (see :mod:`dfs_deploy.verbs`)."""
+
+_NEED_EXTRAS = ("checkpoints", "exporters", "training")
 
 
 def __getattr__(name: str) -> Any:
-    if name == "errors":
-        return import_module("dfs_deploy.errors")
+    if name in _MODULES:
+        return import_module(f"dfs_deploy.{name}")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'dfs_deploy' has no attribute {name!r}")
-    if home in ("checkpoints", "exporters"):
-        from dfs_deploy.system.extras import required
+    if home not in _NEED_EXTRAS:
+        return getattr(import_module(f"dfs_deploy.{home}"), name)
+    from dfs_deploy.system.libraries import required
 
-        with required():
-            return getattr(import_module(f"dfs_deploy.{home}"), name)
-    return getattr(import_module(f"dfs_deploy.{home}"), name)
+    with required():
+        return getattr(import_module(f"dfs_deploy.{home}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""What an option costs on a device: a table of measured times, which training can aim for instead of FLOPs.
+"""Latency table: the measured cost of each option on a device, which training can aim for instead of FLOPs.
 
 ``dfs-deploy bench --save-costs FILE`` writes one on the target; ``dfs-deploy train --cost FILE`` reads it, on another
 machine if need be. docs/training.md describes the file for people.
@@ -37,7 +37,7 @@ class OptionCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     Attributes:
         block: index of the gated block, from 1.
         option: name of the option.
-        engine_us: median time of the engine that serves it, in microseconds, at batch 1; 0 where nothing runs.
+        engine_us: median time of the engine that runs for it, in microseconds, at batch 1; 0 if nothing runs.
         precision: precision of that engine; ``None`` if nothing runs.
     """
 
@@ -52,15 +52,15 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     Attributes:
         schema_version: version of this format.
-        kind: tells the file from other JSON.
+        kind: mark that distinguishes the file from other JSON.
         bundle: digest of the bundle that was timed.
-        machine: where, in words.
-        runtime: name and version.
+        machine: machine that it was measured on, in words.
+        runtime: name and version of the runtime.
         threads: threads that one engine might use.
         image_shape: channels, height and width of an input.
         block_shapes: channels, height and width of each block's output, the first block included.
         gate_us: median time of one step of the gate, in microseconds: spent at each gated block, whatever it decides.
-        entries: one for each gated block and option.
+        entries: one entry for each gated block and option.
     """
 
     schema_version: Literal[2] = SCHEMA_VERSION
@@ -75,7 +75,7 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     entries: list[OptionCost]
 
     def costs(self, architecture: Architecture, options: Options) -> NDArray[np.float64]:
-        """What each option costs at each block, in full-precision blocks, the gate's step included.
+        """Cost of each option at each block, in full-precision blocks, the gate's step included.
 
         ``cost[i, k] = (engine[i, k] + gate) / mean over blocks of (engine[i, full] + gate)``. So the mean over the
         blocks is the share of the time that all blocks take in full precision: it takes the place of Section 4's

@@ -1,33 +1,33 @@
 """Every error that dfs-deploy raises on purpose.
 
     DfsDeployError
-    ├── CheckFailedError          a bar was missed                      exit 1
+    ├── CheckFailedError          a threshold was missed
     │   ├── ExportMismatchError       an engine disagrees with the reference
     │   │   └── GraphRuleError            an engine breaks a rule of its runtime
-    │   ├── VerificationError         a bundle misses its bars
+    │   ├── VerificationError         a bundle misses its thresholds
     │   └── RegressionError           a bench is slower than its baseline
-    ├── UsageError (ValueError)   the call is wrong                     exit 2
-    │   ├── OptionError               an option list or target list that cannot be
+    ├── UsageError (ValueError)   the call is wrong
+    │   ├── OptionError               an invalid list of options or targets
     │   ├── DataError                 a data set or image that cannot be read
-    │   └── InputError                an array that the network cannot take
-    ├── EnvironmentLacksError     this machine misses something         exit 3
+    │   └── InputError                an array that does not fit the network
+    ├── EnvironmentLacksError     this machine lacks something
     │   ├── DependencyError           a library (ImportError)
-    │   │   └── MissingExtraError         that an extra brings
+    │   │   └── MissingExtraError         an optional one
     │   └── OutOfMemoryError          memory (MemoryError)
-    ├── ArtefactError             the file does not fit here            exit 4
+    ├── ArtefactError             the file does not fit here
     │   ├── CheckpointError           a checkpoint that cannot be read or split
     │   │   ├── UnsafeCheckpointError     a pickle that would run code
     │   │   └── UnknownCheckpointError    no recogniser knows its keys
-    │   ├── SavedResultError          a saved result that cannot be read, or is of something else
+    │   ├── SavedResultError          a saved result that cannot be read, or is about another bundle
     │   └── BundleError               a bundle that cannot be read
     │       ├── SchemaVersionError        written by another version
     │       └── DigestError               a file changed, missing, foreign or outside
-    ├── EngineError               the execution provider failed         exit 4
+    ├── EngineError               the execution provider failed
     ├── RuntimeClosedError        used after close()
     └── InternalError             our bug, not yours
 
-A message is one line: what was seen, what was expected, what to do. Text from outside in it (names, keys, what a
-library said) is made fit for a terminal here, for every error: see :mod:`dfs_deploy.io.text`.
+A message is one line: what was seen, what was expected, what to do. Text from outside in it (names, keys, messages of
+libraries) is made safe for a terminal here, for every error: see :mod:`dfs_deploy.io.text`.
 """
 
 from __future__ import annotations
@@ -38,23 +38,21 @@ from dfs_deploy.io.text import one_line
 
 
 class DfsDeployError(Exception):
-    """Base of every error raised on purpose; ``exit_code`` is what the command line returns for it."""
-
-    exit_code = 1
+    """Base of every error raised on purpose."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(one_line(message))
 
 
 class CheckFailedError(DfsDeployError):
-    """A result was computed and misses a bar."""
+    """A result was computed and misses a threshold."""
 
 
 class ExportMismatchError(CheckFailedError):
     """At least one exported engine disagrees with the reference.
 
     Attributes:
-        mismatches: one line for each engine beyond its tolerance.
+        mismatches: one line per engine beyond its tolerance.
     """
 
     def __init__(self, message: str, mismatches: Sequence[str] = ()) -> None:
@@ -63,11 +61,11 @@ class ExportMismatchError(CheckFailedError):
 
 
 class GraphRuleError(ExportMismatchError):
-    """At least one exported graph breaks a rule of the runtime that it is for; ``mismatches`` lists every breach."""
+    """At least one exported graph breaks a rule of its runtime; ``mismatches`` lists every breach."""
 
 
 class VerificationError(CheckFailedError):
-    """A bundle misses its accuracy or routing bars."""
+    """A bundle misses a threshold of accuracy, routing or computation."""
 
 
 class RegressionError(CheckFailedError):
@@ -77,11 +75,9 @@ class RegressionError(CheckFailedError):
 class UsageError(DfsDeployError, ValueError):
     """The call itself is wrong."""
 
-    exit_code = 2
-
 
 class OptionError(UsageError):
-    """An option list or a list of targets that cannot be."""
+    """An invalid list of options or targets."""
 
 
 class DataError(UsageError):
@@ -89,58 +85,44 @@ class DataError(UsageError):
 
 
 class InputError(UsageError):
-    """An array that the network cannot take."""
+    """An array that does not fit the network's input."""
 
 
 class EnvironmentLacksError(DfsDeployError):
-    """This machine misses something that the call needs."""
-
-    exit_code = 3
+    """This machine lacks something that the call needs."""
 
 
 class DependencyError(EnvironmentLacksError, ImportError):
     """A library that the call needs is not installed, too old, or cannot be imported; the message says which and why.
 
     Attributes:
-        module: name of the module.
+        module: name of its module.
     """
 
-    def __init__(self, message: str, module: str) -> None:
+    def __init__(self, message: str, *, module: str = "") -> None:
         super().__init__(message)
         self.module = module
 
-    def __reduce__(self) -> tuple[type[DependencyError], tuple[str, str]]:
-        # An exception is otherwise rebuilt from its message alone.
-        return type(self), (str(self), self.module)
-
 
 class MissingExtraError(DependencyError):
-    """An optional dependency is not installed.
+    """An optional library is not installed; the message has the command that installs it.
 
     Attributes:
-        module: name of the module that could not be imported.
+        module: name of its module.
         extra: extra of ``dfs-deploy`` that brings it.
     """
 
-    def __init__(self, module: str, extra: str) -> None:
-        from dfs_deploy.system.installed import install_line
-
-        super().__init__(f"{module} is not installed and this needs it; run: {install_line(extra)}", module)
+    def __init__(self, message: str, *, module: str = "", extra: str = "") -> None:
+        super().__init__(message, module=module)
         self.extra = extra
-
-    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
-        # An exception is otherwise rebuilt from its message, which is not what this one takes.
-        return type(self), (self.module, self.extra)
 
 
 class OutOfMemoryError(EnvironmentLacksError, MemoryError):
-    """Memory ran out, or a limit of this process's was reached."""
+    """Memory ran out, or this process reached its limit."""
 
 
 class ArtefactError(DfsDeployError):
     """A file that does not fit here."""
-
-    exit_code = 4
 
 
 class CheckpointError(ArtefactError):
@@ -152,11 +134,11 @@ class UnsafeCheckpointError(CheckpointError):
 
 
 class UnknownCheckpointError(CheckpointError):
-    """No recogniser knows the checkpoint's keys, or one knows that they cannot be used."""
+    """No recogniser knows the checkpoint's keys, or they are of a known kind that cannot be used."""
 
 
 class SavedResultError(ArtefactError):
-    """A saved result that cannot be read, or is of another bundle."""
+    """A saved result that cannot be read, or is about another bundle."""
 
 
 class BundleError(ArtefactError):
@@ -164,7 +146,7 @@ class BundleError(ArtefactError):
 
 
 class SchemaVersionError(BundleError):
-    """A bundle whose manifest was written to a schema that this version does not read."""
+    """A bundle whose manifest has a schema version that this version of dfs-deploy does not read."""
 
 
 class DigestError(BundleError):
@@ -172,18 +154,11 @@ class DigestError(BundleError):
 
 
 class EngineError(DfsDeployError):
-    """The execution provider failed while it ran an engine; the message names block and option.
-
-    No check was missed: the engine does not run here.
-    """
-
-    exit_code = 4
+    """The execution provider failed while it ran an engine; the message names block and option."""
 
 
 class RuntimeClosedError(DfsDeployError):
     """A runtime was used after it was closed."""
-
-    exit_code = 2
 
 
 class InternalError(DfsDeployError):

@@ -1,6 +1,6 @@
-"""Results that are probably no results: what makes a network look as if it had learnt nothing, and what causes that.
+"""Signs that a result is wrong: predictions as of a network that has learnt nothing, and the likely cause.
 
-A comparison of two sides that are wrong in the same way passes every bar. So the result is looked at itself.
+A comparison of two sides that are wrong in the same way passes every threshold. So the predictions are checked, too.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 from dfs_deploy.io.text import one_line
 
 CERTAINTY = 0.01
-"""Probability at most of a warning about accuracy if the network is as much better than chance as a useful one is."""
+"""Greatest probability of a remark about accuracy for a network that is as much better than chance as a useful one."""
 
 _MARGIN = (0.05, 0.1)
-"""Accuracy by which a useful network is better than chance: as much as chance is, within these bounds."""
+"""Bounds on the margin by which a useful network is better than chance; within them it is as large as chance."""
 
 _REORDERED = 0.3
-"""Share of images that must be right only under another numbering of the classes."""
+"""Share of images that must become right under another numbering of the classes for a remark about it."""
 
 _PER_CLASS, _ENOUGH = 8, 50
-"""Images of each class, on average, and of all, below which nothing is said of another numbering."""
+"""Least number of images per class, on average, and in all, for a remark about another numbering."""
 
 _FEW = 10
-"""Images below which nothing is said of predictions that are all the same."""
+"""Least number of images for a remark about predictions that are all the same."""
 
 
 def suspicions(
@@ -35,10 +35,10 @@ def suspicions(
     classes: int,
     class_names: Sequence[str] = (),
 ) -> tuple[str, ...]:
-    """Says what about predictions hints at a mistake rather than at a weak network, and its likely cause.
+    """Remarks on predictions that point to a mistake rather than to a weak network, with the likely cause.
 
-    An accuracy is called chance if a network of chance plus 5 to 10 points would be as bad, or worse, on so many images
-    in at most 1 % of draws (exact binomial test); so few images say nothing.
+    An accuracy is called chance if a network that is 5 to 10 points better than chance would be as bad or worse in at
+    most 1 % of draws of so many images (exact binomial test). Few images are therefore never remarked on.
 
     Args:
         labels: (N,) true class of each image; ``None`` if none are known.
@@ -47,7 +47,7 @@ def suspicions(
         class_names: name of each class, or empty.
 
     Returns:
-        A line for each suspicion, fit for a terminal; empty if there is none.
+        One line per remark, safe for a terminal.
     """
     count = len(predictions)
     if count == 0:
@@ -76,14 +76,14 @@ def suspicions(
 
 
 def _is_chance(right: int, count: int, classes: int) -> bool:
-    """Whether a network that is usefully better than chance would hardly ever have so few answers right."""
+    """Whether a network that is usefully better than chance would almost never have so few right answers."""
     chance = 1.0 / classes
     useful = chance + min(max(chance, _MARGIN[0]), _MARGIN[1])
     return _binomial_cdf(right, count, useful) <= CERTAINTY
 
 
 def _binomial_cdf(most: int, count: int, share: float) -> float:
-    """Probability of at most so many successes in so many independent trials."""
+    """Probability of at most ``most`` successes in ``count`` independent trials."""
     if most >= count:
         return 1.0
     steps = np.arange(most, dtype=np.float64)
@@ -100,22 +100,22 @@ def _mostly_one(labels: NDArray[np.int64]) -> bool:
 def _other_order(
     labels: NDArray[np.int64], predictions: NDArray[np.int64], right: int, class_names: Sequence[str]
 ) -> str | None:
-    """Says so if predictions would go with the labels much better under another numbering of the classes."""
+    """A remark if predictions would agree with the labels much better under another numbering of the classes."""
     count, present = len(labels), len(np.unique(labels))
     if present < 2 or count < max(_ENOUGH, _PER_CLASS * present):
         return None
     pairs, counts = np.unique(np.stack([labels, predictions], axis=1), axis=0, return_counts=True)
-    together = count
-    for side in (0, 1):  # each label's commonest prediction, and each prediction's commonest label
+    matched = count
+    for side in (0, 1):  # the commonest prediction of each label, and the commonest label of each prediction
         most = np.zeros(int(pairs[:, side].max()) + 1, np.int64)
         np.maximum.at(most, pairs[:, side], counts)
-        together = min(together, int(most.sum()))
-    if together < right + _REORDERED * count:
+        matched = min(matched, int(most.sum()))
+    if matched < right + _REORDERED * count:
         return None
     other = pairs[:, 0] != pairs[:, 1]
     label, prediction = pairs[other][counts[other].argmax()]
     return (
-        f"top-1 of {100.0 * right / count:.2f} % on {count:,} images would be about {100.0 * together / count:.0f} % if"
+        f"top-1 of {100.0 * right / count:.2f} % on {count:,} images would be about {100.0 * matched / count:.0f} % if"
         f" the labels were numbered otherwise: {_named(int(label), class_names)} is mostly classified as"
         f" {_named(int(prediction), class_names)}, and others go together too; the data may count the classes in"
         " another order than the network"

@@ -18,3 +18,15 @@ VERIFY_MIN_ROUTE_AGREEMENT: Final = 0.98
 
 VERIFY_MAX_COMPUTATION_CHANGE: Final = 1.0
 """Points by which a bundle's computation percentage may differ from its reference's."""
+
+MAX_UNCERTAINTY: Final = 0.05
+"""Uncertainty of a ratio beyond which it is not known: half of the least difference that a bench is asked to see."""
+
+NOISE_BAND: Final = 0.05
+"""Change of a ratio that two benches of the same thing may show (docs/bench.md)."""
+
+MIN_INPUTS: Final = 8
+"""Different inputs below which a bench says nothing about the paths that data takes."""
+
+NOISY: Final = 0.025
+"""Coefficient of variation above which trtexec warns that times are unstable."""

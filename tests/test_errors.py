@@ -8,6 +8,7 @@ import re
 import pytest
 
 from dfs_deploy import errors
+from dfs_deploy.system.libraries import missing_extra
 
 CLASSES: list[type[errors.DfsDeployError]] = [
     value
@@ -16,16 +17,15 @@ CLASSES: list[type[errors.DfsDeployError]] = [
 ]
 
 
-def drawn_tree() -> dict[str, tuple[str | None, int | None]]:
-    """The tree in the module's docstring: for each class its parent and the exit code beside it."""
-    found: dict[str, tuple[str | None, int | None]] = {}
+def drawn_tree() -> dict[str, str | None]:
+    """The tree in the module's docstring: for each class its parent."""
+    found: dict[str, str | None] = {}
     above: list[tuple[int, str]] = []
     for line in (errors.__doc__ or "").splitlines():
         if match := re.match(r"[ │├└─]*(\w+Error)\b", line):
             column = match.start(1)
             above = [(at, name) for at, name in above if at < column]
-            code = re.search(r"exit (\d)", line)
-            found[match[1]] = (above[-1][1] if above else None, int(code[1]) if code else None)
+            found[match[1]] = above[-1][1] if above else None
             above.append((column, match[1]))
     return found
 
@@ -34,16 +34,12 @@ def test_the_drawn_tree_is_the_real_one() -> None:
     drawn = drawn_tree()
     assert set(drawn) == {error.__name__ for error in CLASSES}
     for error in CLASSES:
-        parent, code = drawn[error.__name__]
-        assert error.__bases__[0].__name__ == (parent or "Exception")
-        if code is not None:
-            assert error.exit_code == code
+        assert error.__bases__[0].__name__ == (drawn[error.__name__] or "Exception")
 
 
 @pytest.mark.parametrize("error", CLASSES)
-def test_each_error_is_of_the_one_base_and_has_a_failing_exit_code(error: type[errors.DfsDeployError]) -> None:
+def test_each_error_is_of_the_one_base_and_documented(error: type[errors.DfsDeployError]) -> None:
     assert issubclass(error, errors.DfsDeployError)
-    assert error.exit_code in (1, 2, 3, 4)
     assert error.__doc__
 
 
@@ -53,7 +49,7 @@ def test_builtin_parents_let_callers_catch_what_they_know() -> None:
 
 
 def test_a_missing_extra_says_what_to_install() -> None:
-    error = errors.MissingExtraError("onnx", "export")
+    error = missing_extra("onnx", "export")
     assert (error.module, error.extra) == ("onnx", "export")
     assert "onnx is not installed" in str(error)
     assert "pip install -e" in str(error)
@@ -63,10 +59,11 @@ def test_a_missing_extra_says_what_to_install() -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        errors.MissingExtraError("onnx", "export"),
-        errors.DependencyError("onnxruntime is too old", "onnxruntime"),
+        missing_extra("onnx", "export"),
+        errors.DependencyError("onnxruntime is too old", module="onnxruntime"),
         errors.ExportMismatchError("2 engines differ", ["block 1", "block 2"]),
         errors.DataError("no data set"),
+        errors.OutOfMemoryError("too little"),
     ],
 )
 def test_errors_survive_a_copy_and_the_way_between_processes(error: errors.DfsDeployError) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pkgutil
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +15,13 @@ from PIL import Image
 import dfs_deploy
 from tests.bundles import Made, mixed_bundle, pixels
 
-EXTRAS = ("torch", "onnx", "safetensors", "sklearn", "jinja2", "vl_convert", "av")
+EXTRAS = ("torch", "onnx", "safetensors", "sklearn", "jinja2", "altair", "vl_convert", "av")
 
 NEEDS_EXTRAS = ("models", "checkpoints", "exporters", "calibration", "training")
 """Packages that are made of what the extras bring; ``digits`` imports scikit-learn when it loads."""
 
-DRAWS = ("dfs_deploy.report.charts", "dfs_deploy.report.page")
-"""Modules that are made of what the extra of reports brings; a report's figures need none."""
+DRAWS = ("dfs_deploy.report.charts", "dfs_deploy.report.figures", "dfs_deploy.report.page")
+"""Modules that are made of what the extra of reports brings; a report's data needs none."""
 
 MODULES = sorted(
     module.name
@@ -103,6 +104,79 @@ def test_every_public_name_is_there() -> None:
         dfs_deploy.nothing_like_it  # noqa: B018
     with pytest.raises(ImportError):
         from dfs_deploy import nothing_like_it  # noqa: F401
+
+
+# The verbs, some of which are modules as well
+
+
+VERBS = ("bench", "export", "prepare", "report", "train", "verify")
+
+ORDERS = {
+    "the package alone": "import dfs_deploy",
+    "a module below it first": "import dfs_deploy.{module}; import dfs_deploy",
+    "a module below it after the verb was used": "import dfs_deploy; dfs_deploy.{verb}; import dfs_deploy.{module}",
+    "the verb by name": "import dfs_deploy; from dfs_deploy import {verb}; import dfs_deploy.{module}",
+    "every part of it": (
+        "import dfs_deploy, importlib, pkgutil\n"
+        "for module in pkgutil.walk_packages(dfs_deploy.__path__, 'dfs_deploy.'):\n"
+        "    if module.name != 'dfs_deploy.__main__': importlib.import_module(module.name)"
+    ),
+}
+
+BELOW = {
+    "bench": "bench.result",
+    "export": "exporters",
+    "prepare": "runtimes.preparation",
+    "report": "report.build",
+    "train": "training",
+    "verify": "verify",
+}
+"""A module that implements each verb."""
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_verb_can_be_called_whatever_was_imported_before(order: str) -> None:
+    script = "".join(
+        f"def check_{verb}():\n    exec({ORDERS[order].format(verb=verb, module=BELOW[verb])!r}, {{}})\n"
+        "    import dfs_deploy, inspect, pickle\n"
+        f"    verb = dfs_deploy.{verb}\n"
+        "    assert callable(verb)\n"
+        f"    from dfs_deploy import {verb} as named\n"
+        "    assert named is verb\n"
+        "    assert next(iter(inspect.signature(verb).parameters)) != 'arguments'\n"
+        "    assert pickle.loads(pickle.dumps(verb)) is verb\n"
+        f"check_{verb}()\n"
+        for verb in VERBS
+    )
+    ran = python(script)
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_runs_its_function_with_what_it_is_given(verb: str) -> None:
+    """The call is refused by the function itself, which has other parameters."""
+    ran = python(f"import dfs_deploy.{BELOW[verb]}\nimport dfs_deploy\ndfs_deploy.{verb}(no_such_parameter=1)")
+    assert f"TypeError: {verb}() got an unexpected keyword argument 'no_such_parameter'" in ran.stderr
+
+
+def test_a_module_that_is_a_verb_is_a_module_still(mixed: Made) -> None:
+    ran = python(
+        "from unittest import mock\n"
+        "import dfs_deploy, dfs_deploy.verify as verify\n"
+        "assert verify is dfs_deploy.verify and verify.Verification is dfs_deploy.Verification\n"
+        "with mock.patch('dfs_deploy.verify.verify', return_value=7): assert dfs_deploy.verify('net.dfs') == 7\n"
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_the_contract_of_imports_is_kept() -> None:
+    """Layers and cycles: see ``[tool.importlinter]``."""
+    root = Path(dfs_deploy.__file__).parents[1]
+    program = shutil.which("lint-imports", path=Path(sys.executable).parent)
+    if program is None or not (root / "pyproject.toml").is_file():
+        pytest.skip("import-linter is not installed here")
+    ran = subprocess.run([program, "--no-logo"], capture_output=True, text=True, check=False, cwd=root)
+    assert ran.returncode == 0, ran.stdout
 
 
 # Without the extras

@@ -7,8 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from dfs_deploy.errors import SavedResultError
-from dfs_deploy.verify import EngineError, Verification, load_verification, save_verification
+import dfs_deploy
+from dfs_deploy.bundle import Bundle
+from dfs_deploy.errors import SavedResultError, UsageError
+from dfs_deploy.verify import DeviationRecord, Verification, load_verification, save_verification
+from tests.bundles import Made, float_bundle
 from tests.checks import refuses
 
 RESULT = Verification(
@@ -29,7 +32,7 @@ RESULT = Verification(
     computation_percentage_bundle=31.0,
     max_abs_logit_error=None,
     per_block=[
-        EngineError(
+        DeviationRecord(
             block=1,
             option="8",
             precision="int8",
@@ -66,7 +69,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
         ({"per_block": [{}]}, "per_block"),
         ({"schema": "other"}, "other"),
         ({"schema_version": 3}, "update dfs-deploy"),
-        ({"schema_version": 0}, "verify again"),
+        ({"schema_version": 0}, "expected 1 to 2"),
     ],
 )
 def test_what_is_malformed_is_named(tmp_path: Path, change: dict[str, Any], word: str) -> None:
@@ -104,3 +107,61 @@ def test_judged_is_what_the_tolerance_is_about() -> None:
     (error,) = RESULT.per_block
     assert error.judged == 0.1
     assert msgspec.structs.replace(error, precision="fp16").judged == 0.2
+
+
+# The verb as a function
+
+
+@pytest.fixture(scope="module")
+def floats(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return float_bundle(tmp_path_factory)
+
+
+def test_the_verb_takes_paths_or_opened_objects(floats: Made, capfd: pytest.CaptureFixture[str]) -> None:
+    stages: list[str] = []
+    found = dfs_deploy.verify(
+        floats.path, floats.checkpoint, floats.data_file, progress=lambda stage, share: stages.append(stage)
+    )
+    assert isinstance(found, dfs_deploy.Verification)
+    assert found.passed
+    assert found.samples == len(floats.data.images)
+    assert found.bundle_digest == Bundle(floats.path).digest
+    assert "comparing" in stages
+    data = dfs_deploy.load_dataset(floats.data_file)
+    assert dfs_deploy.verify(Bundle(floats.path), str(floats.checkpoint), data) == found
+    assert capfd.readouterr() == ("", ""), "a library prints nothing"
+
+
+def test_a_result_is_judged_by_any_thresholds() -> None:
+    assert not RESULT.passed
+    assert RESULT.missed() == RESULT.missed(0.003, 0.98, 1.0)
+    finite = msgspec.structs.replace(RESULT, max_abs_logit_error=0.5)
+    assert finite.missed() == ("top-1 fell by 10.00 points, at most 0.30 allowed",)
+    assert finite.missed(max_top1_drop=0.1) == (), "to reach a threshold is enough"
+    assert finite.missed(max_top1_drop=0.1, max_computation_change=0.5) == (
+        "computation changed by 1.00 points, at most 0.50 allowed",
+    )
+    assert finite.missed(max_top1_drop=0.1, min_route_agreement=0.995) == (
+        "routes agree on 99.00 %, at least 99.50 % wanted",
+    )
+    assert "NaN" in RESULT.missed(max_top1_drop=1)[0]
+
+
+@pytest.mark.parametrize(
+    "thresholds",
+    [{"max_top1_drop": -0.1}, {"min_route_agreement": 98}, {"max_computation_change": float("nan")}],
+)
+def test_thresholds_are_in_range(thresholds: dict[str, float]) -> None:
+    with refuses(UsageError, next(iter(thresholds)), "expected"):
+        RESULT.missed(**thresholds)
+
+
+def test_a_result_does_not_change() -> None:
+    with pytest.raises(AttributeError):
+        RESULT.samples = 11  # type: ignore[misc]
+
+
+def test_a_saved_result_is_about_one_bundle(floats: Made, tmp_path: Path) -> None:
+    save_verification(tmp_path / "kept.json", RESULT)
+    with refuses(SavedResultError, RESULT.bundle_digest[:12], Bundle(floats.path).digest[:12]):
+        load_verification(tmp_path / "kept.json", floats.path)

@@ -1,4 +1,4 @@
-"""What a bench compares: the dynamic network, static engines of its backbone, forced paths and the traces of these."""
+"""What a bench runs: the dynamic network, static engines, forced paths and their traces, and on which images."""
 
 from __future__ import annotations
 
@@ -9,54 +9,78 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.bench.traces import open_trace
+from dfs_deploy.bench.result import BUDGET, DYNAMIC, POLICY, RIVAL, STATIC
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.errors import UsageError
+from dfs_deploy.data import Dataset, ImageFolder
+from dfs_deploy.data.digits import DIGITS_CLASSES, DIGITS_SIZE, load_digits
+from dfs_deploy.errors import MissingExtraError, UsageError
 from dfs_deploy.io.text import one_line
 from dfs_deploy.options import PRECISIONS, Options, Precision, engine_precision
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.runtimes import Runtime
-from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
+from dfs_deploy.runtimes.onnxruntime.static import StaticEngine, StraightEngine, join_path
+
+MAX_INPUTS = 1024
+"""Most images that a bench runs."""
 
 FORCED_SHARES = (0, 25, 50, 75, 100)
 """Percent of the gated blocks that run, after the protocol of Cocktailer (Zhang et al., OSDI 2023)."""
 
-DYNAMIC = "dfs"
-STATIC = "static-"
-RIVAL = "@"
-"""Stands between the name of a case and that of the other bundle that it is of."""
-
-POLICY = "policy"
-"""In the place of a precision: a network that always takes its own path, of more than one precision."""
-
-BUDGET = f"{DYNAMIC}-budget-"
 _FORCED = f"{DYNAMIC}-forced-"
 _TRACE = "trace-"
 
 
-@dataclass(frozen=True)
-class ForcedPattern:
-    """A path that does not depend on the input.
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Images that a bench runs.
 
     Attributes:
-        share: percent of the gated blocks that run, evenly spread; the others are skipped.
-        option: index of the option that they run.
-        precision: that names the series: of the option's engines.
+        images: (N, H, W, C) uint8, in the order in which they are run.
+        labels: (N,) int64, or ``None`` if accuracy cannot be measured.
+        name: name in reports.
+        notes: assumptions and findings while they were read, one line each.
     """
 
-    share: int
-    option: int
-    precision: Precision
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64] | None
+    name: str
+    notes: tuple[str, ...] = ()
 
-    @property
-    def dispatched(self) -> str:
-        """Name of the case in which the runtime takes this path, gates stepping."""
-        return f"{_FORCED}{self.share}-{self.precision}"
 
-    @property
-    def trace(self) -> str:
-        """Name of the case in which one engine holds this path."""
-        return f"{_TRACE}{self.share}-{self.precision}"
+def draw_inputs(bundle: Bundle, data: Dataset | ImageFolder | None, seed: int) -> Inputs:
+    """Draws at most 1024 images, in an order that the seed decides.
+
+    Args:
+        bundle: bundle that is to run them.
+        data: images to draw from; ``None`` for the shipped digits if the bundle was made for them, and else for the
+            images that the bundle carries.
+        seed: 0 or more.
+
+    Raises:
+        UsageError: there are no images, or the seed is negative.
+    """
+    if seed < 0:
+        raise UsageError(f"seed {seed}, expected 0 or more")
+    why = "no data was given"
+    if data is None and _is_for_digits(bundle):
+        try:
+            data = load_digits("test")
+        except MissingExtraError as error:
+            why = str(error)
+    if data is not None:
+        drawn = data.subset(MAX_INPUTS, seed).load()
+        return Inputs(drawn.images, drawn.labels, drawn.name, drawn.notes)
+    samples = bundle.samples()
+    if samples is None:
+        raise UsageError(f"{bundle.path} carries no images and {why}; give some with --data")
+    order = np.random.default_rng(seed).permutation(len(samples.images))
+    # No labels: they were chosen for different paths, so their top-1 would say nothing about any data.
+    return Inputs(samples.images[order], None, "images carried by the bundle, chosen for different paths")
+
+
+def _is_for_digits(bundle: Bundle) -> bool:
+    """Names decide: a network of ten classes may be for anything."""
+    return bundle.input.shape == (3, DIGITS_SIZE, DIGITS_SIZE) and bundle.input.class_names == DIGITS_CLASSES
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +88,9 @@ class Candidate:
     """Something that classifies.
 
     Attributes:
-        name: ``dfs``, ``static-int8``, ``static-int8@other``, ``dfs-budget-20``, ``dfs-forced-25-int8``,
-            ``trace-25-int8`` and the like.
+        name: name of its case; see :class:`~dfs_deploy.bench.result.CaseResult`.
         logits: function from (N, C, H, W) float32, normalised, to (N, classes) float32.
-        input: how pixels become its input.
+        input: contract by which pixels become its input.
         runtime: runtime that dispatches it block by block; ``None`` for one engine and for a network of another bundle.
         forced: (gated blocks,) uint8 option indices of a forced path, else ``None``.
     """
@@ -77,11 +100,6 @@ class Candidate:
     input: InputContract
     runtime: Runtime | None = None
     forced: NDArray[np.uint8] | None = None
-
-    @property
-    def static(self) -> bool:
-        """Whether it is a static network."""
-        return self.name.startswith(STATIC)
 
 
 def open_candidates(
@@ -98,7 +116,7 @@ def open_candidates(
     """Loads everything that a bench compares.
 
     Args:
-        bundle: bundle with engines for the runtime. Static engines and traces run in ONNX Runtime alone, and none is
+        bundle: bundle with engines for the runtime. Static engines and traces run only in ONNX Runtime, and none is
             compared with a dynamic network that runs elsewhere.
         runtime: dynamic network, opened.
         batch: images per call.
@@ -106,7 +124,7 @@ def open_candidates(
         forced: whether to force paths as well, with none to all of the gated blocks run.
         closing: stack that closes what is opened.
         against: bundles of networks that were trained to be static.
-        budgets: computation that the dynamic network is to hold in cases of their own, 0 to 1.
+        budgets: budgets of the dynamic network in cases of their own, 0 to 1.
 
     Returns:
         The dynamic network, the static engines from the most precise on, those of the other bundles, the budgets, and
@@ -114,11 +132,11 @@ def open_candidates(
 
     Raises:
         UsageError: paths cannot be forced, or none skips; or a network to compare with is no static one, has engines
-            for another runtime alone, or takes other images or classes.
+            only for another runtime, or takes other images or classes.
     """
     here = runtime.description["runtime"] == "onnxruntime"
     if against and not here:
-        raise UsageError("static networks run in ONNX Runtime alone so far; compare with --device cpu")
+        raise UsageError("static networks run only in ONNX Runtime so far; compare with --device cpu")
     check_rivals(bundle, against)
     names = _rival_names(bundle, against)
     return [
@@ -154,7 +172,7 @@ def check_rivals(bundle: Bundle, against: Sequence[Bundle]) -> None:
         against: bundles of networks that were trained to be static.
 
     Raises:
-        UsageError: one has a gate, has engines for another runtime alone, or takes other images or classes.
+        UsageError: one has a gate, has engines only for another runtime, or takes other images or classes.
     """
     for rival in against:
         what = _misfit(bundle, rival)
@@ -163,7 +181,7 @@ def check_rivals(bundle: Bundle, against: Sequence[Bundle]) -> None:
 
 
 def _misfit(bundle: Bundle, rival: Bundle) -> str | None:
-    """Why a network is not to be compared with a bundle's, and what to do; ``None`` if it is."""
+    """Reason why a network is not to be compared with a bundle's, and what to do; ``None`` if it is."""
     ours, theirs = bundle.input.class_names, rival.input.class_names
     if rival.digest == bundle.digest:
         return "is the bundle that is run, expected another; name a network that was trained to be static"
@@ -178,8 +196,8 @@ def _misfit(bundle: Bundle, rival: Bundle) -> str | None:
         return f"takes images of {rival.input.shape}, expected {bundle.input.shape}; train it on the same images"
     if rival.architecture.classes != bundle.architecture.classes:
         return (
-            f"tells {rival.architecture.classes} classes apart, expected {bundle.architecture.classes}; train it on the"
-            " same classes"
+            f"has {rival.architecture.classes} classes, expected {bundle.architecture.classes}; train it on the same"
+            " classes"
         )
     if ours and theirs and ours != theirs:
         name, other = next(pair for pair in zip(theirs, ours, strict=True) if pair[0] != pair[1])
@@ -188,7 +206,7 @@ def _misfit(bundle: Bundle, rival: Bundle) -> str | None:
 
 
 def _rival_names(bundle: Bundle, against: Sequence[Bundle]) -> list[str]:
-    """Names that tell other bundles apart, from one another and from the one that is run."""
+    """Names that distinguish other bundles from one another and from the one that is run."""
     names = [one_line(rival.name, 80) for rival in against]
     taken = [*names, one_line(bundle.name, 80)]
     return [
@@ -204,32 +222,36 @@ def _at_budget(bundle: Bundle, runtime: Runtime, budget: float, closing: ExitSta
     return Candidate(f"{BUDGET}{100 * budget:g}", lambda images: held(images).logits, bundle.input, held)
 
 
-def _forced(
-    bundle: Bundle, runtime: Runtime, batch: int, trace_threads: int | None, closing: ExitStack
-) -> Iterator[Candidate]:
-    """Forced paths, and their traces where threads are given for them."""
-    patterns = forced_patterns(bundle.options)
-    if bundle.policy is not None or not patterns:
-        why = f"options {bundle.options}, none of which skips" if bundle.policy is None else "a static policy"
-        raise UsageError(f"{bundle.path} has {why}, expected a gate that may skip; leave --forced out")
-    for pattern in patterns:
-        row = spread_path(pattern.share, pattern.option, bundle.architecture.gated_blocks, bundle.options)
-        whole = np.repeat(row[None], batch, 0)
+@dataclass(frozen=True)
+class ForcedPattern:
+    """A path that does not depend on the input.
 
-        def logits(images: NDArray[np.float32], path: NDArray[np.uint8] = whole) -> NDArray[np.float32]:
-            return runtime(images, path=path).logits
+    Attributes:
+        share: percent of the gated blocks that run, evenly spread; the others are skipped.
+        option: index of the option that they run.
+        precision: precision of the option's engines, which names the series.
+    """
 
-        yield Candidate(pattern.dispatched, logits, bundle.input, runtime, row)
-        if trace_threads is not None:
-            trace = open_trace(bundle, row, runtime.substitutions, trace_threads)
-            yield Candidate(pattern.trace, closing.enter_context(trace), bundle.input, forced=row)
+    share: int
+    option: int
+    precision: Precision
+
+    @property
+    def dispatched(self) -> str:
+        """Name of the case in which the runtime takes this path, gates stepping."""
+        return f"{_FORCED}{self.share}-{self.precision}"
+
+    @property
+    def trace(self) -> str:
+        """Name of the case in which one engine holds this path."""
+        return f"{_TRACE}{self.share}-{self.precision}"
 
 
 def forced_patterns(options: Options) -> tuple[ForcedPattern, ...]:
-    """What paths are forced.
+    """Paths that are forced.
 
-    One series for the least and one for the most precise option that computes, named by the precision of their engines,
-    and one alone where that is the same; an option list without skip has none.
+    One series for the least and one for the most precise option that computes, named by the precision of their engines;
+    a single one if that is the same, and none for options without skip.
     """
     if not any(option.skips for option in options):
         return ()
@@ -246,8 +268,8 @@ def spread_path(share: int, option: int, blocks: int, options: Options) -> NDArr
     Args:
         share: percent of the blocks to run.
         option: index of the option that they run.
-        blocks: gated blocks.
-        options: of the bundle, with one that skips.
+        blocks: number of gated blocks.
+        options: options of the bundle, one of which skips.
 
     Returns:
         (blocks,) uint8 option indices.
@@ -256,3 +278,66 @@ def spread_path(share: int, option: int, blocks: int, options: Options) -> NDArr
     reached = np.floor(np.arange(1, blocks + 1) * share / 100 + 1e-9)
     runs = np.diff(reached, prepend=0.0) > 0
     return np.where(runs, option, skip).astype(np.uint8)
+
+
+def _forced(
+    bundle: Bundle, runtime: Runtime, batch: int, trace_threads: int | None, closing: ExitStack
+) -> Iterator[Candidate]:
+    """Forced paths, each with its trace if threads are given for one.
+
+    A trace is the path as one engine, joined from the engines that the dispatch runs, without gates. No dispatch can
+    beat it, so what dispatch takes beyond it is the cost of control flow (Zhang et al., Cocktailer, OSDI 2023).
+    """
+    patterns = forced_patterns(bundle.options)
+    if bundle.policy is not None or not patterns:
+        why = f"options {bundle.options}, none of which skips" if bundle.policy is None else "a static policy"
+        raise UsageError(f"{bundle.path} has {why}, expected a gate that may skip; leave --forced out")
+    for pattern in patterns:
+        row = spread_path(pattern.share, pattern.option, bundle.architecture.gated_blocks, bundle.options)
+        whole = np.repeat(row[None], batch, 0)
+
+        def logits(images: NDArray[np.float32], path: NDArray[np.uint8] = whole) -> NDArray[np.float32]:
+            return runtime(images, path=path).logits
+
+        yield Candidate(pattern.dispatched, logits, bundle.input, runtime, row)
+        if trace_threads is not None:
+            joined = join_path(bundle, row, runtime.substitutions)
+            trace = closing.enter_context(StraightEngine(joined, "the trace of a path", bundle, trace_threads))
+            yield Candidate(pattern.trace, trace, bundle.input, forced=row)
+
+
+class CallsAlone:
+    """Calls of a runtime's parts one after another, without what the runtime does between them.
+
+    Args:
+        by_input: calls to make for the input of each index.
+    """
+
+    def __init__(self, by_input: Sequence[Sequence[Callable[[], object]]]) -> None:
+        self._by_input = list(by_input)
+
+    def __call__(self, index: int) -> None:
+        """Makes the calls of an input."""
+        for call in self._by_input[index]:
+            call()
+
+    def forget(self) -> None:
+        """Lets go of the calls, which must not outlive their runtime on a device."""
+        self._by_input.clear()
+
+
+def engines_alone(runtime: Runtime, paths: NDArray[np.uint8]) -> CallsAlone:
+    """Engines that each input runs, without gates and dispatch, at batch 1.
+
+    Args:
+        runtime: runtime that has the engines.
+        paths: (N, gated blocks) option indices.
+    """
+    calls = {row.tobytes(): runtime.engine_calls(row) for row in np.unique(paths, axis=0)}
+    return CallsAlone([calls[row.tobytes()] for row in np.ascontiguousarray(paths)])
+
+
+def gates_alone(runtime: Runtime, inputs: int) -> CallsAlone | None:
+    """Every step of the gate for one image, which does not depend on the input; ``None`` without a gate."""
+    steps = runtime.gate_calls()
+    return CallsAlone([steps] * inputs) if steps else None

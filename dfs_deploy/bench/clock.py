@@ -1,97 +1,66 @@
-"""Timing: warm-up, interleaved turns, a minimum of time and of count, and percentiles that the samples can carry."""
+"""Timing in interleaved rounds, and what may be concluded from it: percentiles, ratios paired by round, intervals.
+
+Calls that follow each other are not independent: a neighbour on the machine disturbs a few hundred in a row. So a run
+is cut into consecutive segments, each gives its own ratio, and the order statistics of these give an interval for their
+median. It assumes nothing about how latencies are distributed.
+"""
 
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-NOISY = 0.025
-"""Coefficient of variation above which trtexec warns that times are unstable."""
-
-BURST = 16
-"""Calls in a row of one case before the next case has its turn."""
+from dfs_deploy.bench.result import CaseResult, Interval, Latency, Ratios, Round
+from dfs_deploy.progress import Progress, silent
 
 TAIL = 10
 """Samples that must lie beyond a percentile for it to be given."""
 
-_WARM_UP_TURNS = 3
-_TURNS_BETWEEN_COLLECTIONS = 32
+CLOCK = (
+    "one call, from a normalised float32 image in memory to logits in memory; loading, decoding and normalising are"
+    " outside; cases are called in rounds, and the first calls of a round are not measured; percentiles are linear"
+    f" between samples, no sample is dropped, and {TAIL} samples must lie beyond a percentile above the median"
+)
+"""What the clock covers, in words."""
+
+CONFIDENCE = 0.95
+
+MAX_SEGMENTS = 20
+MIN_SEGMENTS = 6
+"""The fewest values whose extremes hold their median with 95 % confidence: 1 - 2 / 2**6 is 0.97."""
+
+_WARM_UP_ROUNDS = 3
+_ROUNDS_BETWEEN_COLLECTIONS = 32
+
+Rounds = NDArray[np.int64]
+"""(rounds, calls per round) nanoseconds of one case."""
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Latencies of one case, in milliseconds.
+class Case:
+    """Something to time.
 
     Attributes:
-        p50: median.
-        p90: 90th percentile, linear between samples; p95 and p99 in the same way. ``None`` if fewer than ten samples
-            lie beyond it: p90 takes 100 samples, p95 200, p99 1000.
-        mean: arithmetic mean; nothing is dropped as an outlier.
-        min: least.
-        max: greatest.
-        cov: coefficient of variation, standard deviation over mean.
-        iterations: how many were measured.
+        name: name of the case.
+        call: function that runs it on the input of an index.
     """
 
-    p50: float
-    p90: float | None
-    p95: float | None
-    p99: float | None
-    mean: float
-    min: float
-    max: float
-    cov: float
-    iterations: int
+    name: str
+    call: Callable[[int], object]
 
 
-def summarize(nanoseconds: Sequence[int] | NDArray[np.int64]) -> Timing:
-    """Makes the figures of a case from its latencies in nanoseconds."""
-    ms = np.asarray(nanoseconds, np.float64) / 1e6
-    mean = float(ms.mean())
-    return Timing(
-        p50=float(np.median(ms)),
-        p90=percentile(ms, 90),
-        p95=percentile(ms, 95),
-        p99=percentile(ms, 99),
-        mean=mean,
-        min=float(ms.min()),
-        max=float(ms.max()),
-        cov=float(ms.std() / mean),
-        iterations=len(ms),
-    )
+def round_for(call_ms: float) -> Round:
+    """A round long enough for a case to settle: 15 ms or a call unmeasured, then 30 ms or four calls measured.
 
-
-def percentile(samples: NDArray[np.float64], percent: int) -> float | None:
-    """A percentile above the median, linear between samples; ``None`` where fewer than ten samples lie beyond it."""
-    if len(samples) * (100 - percent) < 100 * TAIL:
-        return None
-    return float(np.percentile(samples, percent))
-
-
-@dataclass(frozen=True)
-class Turn:
-    """How many calls a case makes before the next case has its turn.
-
-    Attributes:
-        measured: in a row.
-        unmeasured: before them. They bring what the case reads back into the cache: a dynamic network, whose inputs
-            take different engines, needs dozens of calls, and would look a tenth slower than it is in an application.
-    """
-
-    measured: int = BURST
-    unmeasured: int = 0
-
-
-def turn_for(call_ms: float) -> Turn:
-    """A turn long enough for a case to settle: 15 ms or a call unmeasured, then 30 ms or four calls measured.
-
-    Counts are powers of two, so that two benches of one network have the same turns, and at most 256 and 128.
+    Counts are powers of two, so that two benches of one network have the same rounds, and at most 256 and 128.
 
     Args:
         call_ms: time of a call of the slowest case, in milliseconds.
@@ -101,20 +70,7 @@ def turn_for(call_ms: float) -> Turn:
         wanted = milliseconds / max(call_ms, 1e-6)
         return min(max(least, 1 << round(math.log2(max(wanted, 1.0)))), most)
 
-    return Turn(measured=calls(30.0, 4, 256), unmeasured=calls(15.0, 1, 128))
-
-
-@dataclass(frozen=True)
-class Case:
-    """Something to time.
-
-    Attributes:
-        name: of the case.
-        call: runs it on the input of an index.
-    """
-
-    name: str
-    call: Callable[[int], object]
+    return Round(measured=calls(30.0, 4, 256), unmeasured=calls(15.0, 1, 128))
 
 
 def time_interleaved(
@@ -124,24 +80,26 @@ def time_interleaved(
     warm_up_s: float,
     min_s: float,
     min_iterations: int,
-    burst: int = BURST,
+    burst: int = 16,
     unmeasured: int = 0,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress = silent,
+    stage: str = "timing",
 ) -> dict[str, list[int]]:
-    """Times cases in turns on the same inputs, so that a change of the machine meets them all.
+    """Times cases in rounds on the same inputs, so that a change of the machine meets them all.
 
-    In a turn every case runs the same few inputs in a row, and the case that goes first moves on each turn. Cases that
-    alternate call by call would find their weights pushed out of the cache by the others, as no application would.
+    In a round every case runs the same few inputs in a row, and the case that goes first moves on each round. Cases
+    that alternate call by call would find their weights pushed out of the cache by the others, as no application would.
 
     Args:
         cases: what to time.
         inputs: indices of inputs in the order in which they are drawn, again from the start when used up.
-        warm_up_s: seconds of turns that are not measured; at least three turns are not.
+        warm_up_s: seconds of rounds that are not measured; at least three rounds are not.
         min_s: measured seconds, all cases together, at least.
         min_iterations: calls of each case, at least.
-        burst: measured calls in a row of one case in a turn.
-        unmeasured: calls before them in each turn, on the inputs that came before theirs, that are not measured.
-        progress: called with how far it is, 0 to 1.
+        burst: measured calls in a row of one case in a round.
+        unmeasured: calls before them in each round, on the inputs that came before theirs, that are not measured.
+        progress: progress of the measured calls.
+        stage: name of this work in the progress.
 
     Returns:
         Nanoseconds of each call, by case name, in the order of the calls; no call is left out.
@@ -151,21 +109,20 @@ def time_interleaved(
     collecting = gc.isenabled()
     gc.disable()
     try:
-        start, turn, drawn, measured_from = clock(), 0, 0, None
+        start, done, drawn, measured_from = clock(), 0, 0, None
         while True:
             now = clock()
-            if measured_from is None and now - start >= 1e9 * warm_up_s and turn >= _WARM_UP_TURNS:
-                measured_from, turn = now, 0
+            if measured_from is None and now - start >= 1e9 * warm_up_s and done >= _WARM_UP_ROUNDS:
+                measured_from, done = now, 0
             if measured_from is not None:
-                share = min((now - measured_from) / (1e9 * max(min_s, 1e-9)), turn * burst / min_iterations)
-                if share >= 1.0 and turn:
+                share = min((now - measured_from) / (1e9 * max(min_s, 1e-9)), done * burst / min_iterations)
+                if share >= 1.0 and done:
                     return times
-                if progress is not None:
-                    progress(share)
+                progress(stage, share)
             before = [inputs[(drawn - 1 - i) % len(inputs)] for i in range(unmeasured)]
             chosen = [inputs[(drawn + i) % len(inputs)] for i in range(burst)]
             for i in range(len(cases)):
-                case = cases[(turn + i) % len(cases)]
+                case = cases[(done + i) % len(cases)]
                 call, taken = case.call, times[case.name] if measured_from is not None else []
                 for index in before:
                     call(index)
@@ -173,8 +130,8 @@ def time_interleaved(
                     begin = clock()
                     call(index)
                     taken.append(clock() - begin)
-            turn, drawn = turn + 1, drawn + burst
-            if turn % _TURNS_BETWEEN_COLLECTIONS == 0:
+            done, drawn = done + 1, drawn + burst
+            if done % _ROUNDS_BETWEEN_COLLECTIONS == 0:
                 gc.collect()
     finally:
         if collecting:
@@ -192,3 +149,137 @@ def median_alone(call: Callable[[], object], repeats: int = 101) -> float:
         call()
         samples.append(clock() - begin)
     return float(np.median(samples)) / 1e6
+
+
+def summarize(nanoseconds: Sequence[int] | NDArray[np.int64]) -> Latency:
+    """Latency figures of calls that took so many nanoseconds each."""
+    ms = np.asarray(nanoseconds, np.float64).ravel() / 1e6
+    mean = float(ms.mean())
+    return Latency(
+        p50=float(np.median(ms)),
+        p90=_percentile(ms, 90),
+        p95=_percentile(ms, 95),
+        p99=_percentile(ms, 99),
+        mean=mean,
+        min=float(ms.min()),
+        max=float(ms.max()),
+        cov=float(ms.std() / mean),
+    )
+
+
+def _percentile(samples: NDArray[np.float64], percent: int) -> float | None:
+    """Percentile above the median, linear between samples; ``None`` if fewer than ten samples lie beyond it."""
+    if len(samples) * (100 - percent) < 100 * TAIL:
+        return None
+    return float(np.percentile(samples, percent))
+
+
+def case_result(
+    name: str,
+    batch: int,
+    nanoseconds: Sequence[int] | NDArray[np.int64],
+    *,
+    engine_ms: float | None = None,
+    **figures: Any,
+) -> CaseResult:
+    """Figures of a case that follow from its latencies, with others beside them.
+
+    Args:
+        name: name of the case.
+        batch: images per call.
+        nanoseconds: latencies of its calls.
+        engine_ms: median time of its engines without dispatch, if they were timed.
+        figures: other fields of the result.
+    """
+    latency = summarize(nanoseconds)
+    return CaseResult(
+        name=name,
+        batch=batch,
+        latency_ms=latency,
+        throughput_per_s=1e3 * batch / latency.mean,
+        iterations=int(np.size(nanoseconds)),
+        engine_ms=engine_ms,
+        dispatch_efficiency=None if engine_ms is None else engine_ms / latency.p50,
+        **{"ratio": None, "joules_per_image": None, **figures},
+    )
+
+
+def median_interval(values: NDArray[np.float64]) -> Interval | None:
+    """Median of independent values with its distribution-free interval; ``None`` for fewer than six values.
+
+    The interval runs from the k-th least to the k-th greatest value, for the greatest k whose coverage, by the binomial
+    distribution with p = 1/2, is 95 % or more (David and Nagaraja, Order Statistics, 3rd edition, section 7.1).
+    """
+    count = len(values)
+    if count < MIN_SEGMENTS:
+        return None
+    rank, outside = 0, 0.5**count
+    while outside + math.comb(count, rank + 1) * 0.5**count <= (1.0 - CONFIDENCE) / 2:
+        rank += 1
+        outside += math.comb(count, rank) * 0.5**count
+    ordered = np.sort(values)
+    return Interval(float(np.median(ordered)), float(ordered[rank]), float(ordered[count - 1 - rank]))
+
+
+def paired_ratios(case: Rounds, base: Rounds, over: str) -> Ratios | None:
+    """Compares two cases that were timed in the same rounds.
+
+    Args:
+        case: (rounds, calls per round) nanoseconds.
+        base: (rounds, calls per round) nanoseconds of the case to divide by.
+        over: name of that case.
+
+    Returns:
+        The ratios, or ``None`` for fewer than six rounds.
+    """
+    by_round = case.mean(1, dtype=np.float64) / base.mean(1, dtype=np.float64)
+    mean = _over_segments(len(by_round), 1, lambda rows: float(np.median(by_round[rows])))
+    p50 = _over_segments(len(by_round), 1, lambda rows: float(np.median(case[rows])) / float(np.median(base[rows])))
+    if mean is None or p50 is None:
+        return None
+    p95 = _over_segments(
+        len(by_round),
+        _tail_rounds(case.shape[1]),
+        lambda rows: float(np.percentile(case[rows], 95)) / float(np.percentile(base[rows], 95)),
+    )
+    return Ratios(over, mean, p50, p95)
+
+
+def calls_for_tail(measured: int) -> int:
+    """The fewest calls of a case that give an interval of a ratio at the 95th percentile.
+
+    Args:
+        measured: calls of a case in a round.
+    """
+    return MIN_SEGMENTS * _tail_rounds(measured) * measured
+
+
+def _tail_rounds(measured: int) -> int:
+    """The fewest rounds of so many calls in which enough lie beyond the 95th percentile."""
+    return math.ceil(TAIL / 0.05 / measured)
+
+
+def _over_segments(rounds: int, least: int, ratio: Callable[[slice], float]) -> Interval | None:
+    """Median over consecutive segments of at least so many rounds each."""
+    count = min(MAX_SEGMENTS, rounds // least)
+    if count < MIN_SEGMENTS:
+        return None
+    ends = [rounds * i // count for i in range(count + 1)]
+    return median_interval(np.array([ratio(slice(a, b)) for a, b in itertools.pairwise(ends)]))
+
+
+def share_difference(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> Interval:
+    """Share of true values in one array less that in another, on the same inputs.
+
+    Args:
+        ours: (N,) whether one answered rightly.
+        theirs: (N,) whether the other did.
+
+    Returns:
+        The difference, -1 to 1, with the normal interval for paired proportions (Agresti, Categorical Data Analysis,
+        3rd edition, section 11.1): only inputs on which the two disagree count.
+    """
+    difference = ours.astype(np.float64) - theirs
+    value = float(difference.mean())
+    error = 1.96 * float(difference.std()) / math.sqrt(len(difference))
+    return Interval(value, value - error, value + error)

@@ -1,4 +1,4 @@
-"""Timing every option of every gated block, for training that aims at this device."""
+"""Times every option of every gated block, for training that aims at this device."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.bench.clock import median_alone
+from dfs_deploy.bench.clock import median_alone, median_interval
 from dfs_deploy.bench.devices import RUNTIME_OF
-from dfs_deploy.bench.intervals import median_interval
 from dfs_deploy.bench.machine import describe_machine
-from dfs_deploy.bench.validity import MAX_UNCERTAINTY
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.costs import FULL, SCHEMA_VERSION, LatencyTable, OptionCost
 from dfs_deploy.errors import CheckFailedError, UsageError
 from dfs_deploy.options import Precision
+from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
+from dfs_deploy.thresholds import MAX_UNCERTAINTY
 
 _ROUNDS = 7
 _MOST_ROUNDS = 4 * _ROUNDS
@@ -31,23 +31,23 @@ def measure_costs(
     bundle: Bundle,
     threads: int | None = None,
     plan: bool = True,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress = silent,
     prepared: bool = True,
     device: str = "cpu",
 ) -> LatencyTable:
-    """Times the engine that serves each option of each gated block on a device, and the gate.
+    """Times the engine that runs for each option of each gated block on a device, and the gate.
 
     An engine is timed by itself at batch 1, on the path that takes its option everywhere, so that its features arrive
-    in the layout in which that option leaves them. All engines take turns, in several rounds, and an entry is the
+    in the layout in which that option leaves them. All engines are timed in several rounds, and an entry is the
     median of its rounds: a change of the machine meets them all. There are more rounds while what an option costs
     beside full precision is not known to ±5 %.
 
     Args:
         bundle: bundle with a gate, and engines for the device's runtime.
         threads: threads that one engine may use; ``None`` for one, and on a device whose runtime has none.
-        plan: whether a plan measured here decides which engine serves an option.
+        plan: whether an engine choice measured here decides which engine runs for an option.
         prepared: whether engines prepared for this machine run.
-        progress: called with how far it is, 0 to 1.
+        progress: progress of the measuring.
         device: device that the engines are to run on; check it with
             :func:`~dfs_deploy.bench.devices.check_device` first.
 
@@ -96,9 +96,7 @@ def measure_costs(
     )
 
 
-def _rounds(
-    runtime: Runtime, name: str, progress: Callable[[float], None] | None
-) -> tuple[dict[Key, list[float]], list[float]]:
+def _rounds(runtime: Runtime, name: str, progress: Progress) -> tuple[dict[Key, list[float]], list[float]]:
     """Times every engine and every gate step, round by round, in microseconds.
 
     A function of its own, so that no call outlives its runtime: on a device an engine has to be freed first.
@@ -107,34 +105,33 @@ def _rounds(
     calls: dict[Key, Callable[[], object]] = {}
     for position, option in enumerate(bundle.options):
         path = np.full(bundle.architecture.gated_blocks, position, np.uint8)
-        _, *served, _ = runtime.engine_calls(path)
+        _, *engines, _ = runtime.engine_calls(path)
         runs = [b for b in bundle.manifest.runtimes[name].blocks if not option.skips or b.skip is not None]
-        calls.update({(block.index, option.name): call for block, call in zip(runs, served, strict=True)})
+        calls.update({(block.index, option.name): call for block, call in zip(runs, engines, strict=True)})
     gates = runtime.gate_calls()
     rounds: dict[Key, list[float]] = {key: [] for key in calls}
     steps: list[float] = []
-    for turn in range(_MOST_ROUNDS):
-        if turn >= _ROUNDS and hardly_known(rounds) is None:
+    for done in range(_MOST_ROUNDS):
+        if done >= _ROUNDS and hardly_known(rounds) is None:
             break
         for key, call in calls.items():
             rounds[key].append(1e3 * median_alone(call, _REPEATS))
         steps += [1e3 * median_alone(step, _REPEATS) for step in gates]
-        if progress is not None:
-            progress(min(1.0, (turn + 1) / _ROUNDS))
+        progress("measuring costs", min(1.0, (done + 1) / _ROUNDS))
     return rounds, steps
 
 
 def hardly_known(rounds: Mapping[Key, Sequence[float]]) -> str | None:
-    """Says which option's time, beside that of full precision in the same round, is not known to ±5 %.
+    """Looks for an option whose time, beside that of full precision in the same round, is not known to ±5 %.
 
-    That ratio, summed over the blocks, is what training aims by: a machine that is slower in one round is slower for
+    Training aims by that ratio, summed over the blocks: a machine that is slower in one round is slower for
     both.
 
     Args:
         rounds: microseconds of each round, by block and option; at least six rounds.
 
     Returns:
-        What is known, and what was expected; ``None`` if all is known well enough.
+        Which option, how well it is known, and what was expected; ``None`` if all is known well enough.
     """
     by_option: dict[str, NDArray[np.float64]] = {}
     for (_, option), taken in rounds.items():

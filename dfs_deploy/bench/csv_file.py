@@ -1,15 +1,46 @@
-"""A bench as a file of comma-separated values: a row a case, for a spreadsheet or a data frame."""
+"""A bench as a file of comma-separated values: one row per case, for a spreadsheet or a data frame."""
 
 from __future__ import annotations
 
 import csv
 import io
 from pathlib import Path
+from typing import Any, Final
 
-from dfs_deploy.bench.case_result import CaseResult
-from dfs_deploy.bench.results import BenchResult
+from dfs_deploy.bench.result import BenchResult, CaseResult
 from dfs_deploy.io.files import write_whole
 from dfs_deploy.io.text import one_line
+
+_OF_THE_BENCH: Final = {
+    "bundle": "bundle.name",
+    "digest": "bundle.digest",
+    "device": "device",
+    "cpu": "machine.cpu",
+    "quota": "machine.quota",
+    "threads": "threads",
+    "data": "data",
+    "seed": "seed",
+    "valid": "valid",
+}
+_OF_A_CASE: Final = {
+    **{name: name for name in ("name", "batch", "iterations")},
+    **{f"{name}_ms": f"latency_ms.{name}" for name in ("p50", "p90", "p95", "p99", "mean", "min", "max")},
+    "cov": "latency_ms.cov",
+    "throughput_per_s": "throughput_per_s",
+    "ratio_over": "ratio.over",
+    "ratio_mean": "ratio.mean.value",
+    "ratio_mean_low": "ratio.mean.low",
+    "ratio_mean_high": "ratio.mean.high",
+    "ratio_p50": "ratio.p50.value",
+    "ratio_p95": "ratio.p95.value",
+    "top1": "top1",
+    "top1_change": "top1_change.value",
+    **{name: name for name in ("computation_percentage", "engine_ms", "gate_us", "gate_share", "dispatch_efficiency")},
+    "dispatch_efficiency_low": "dispatch_efficiency_interval.low",
+    "dispatch_efficiency_high": "dispatch_efficiency_interval.high",
+    "joules_per_image": "joules_per_image",
+}
+"""Columns, and the place of each in the tree; what is not known is an empty cell."""
 
 _FORMULA = (
     "=",
@@ -23,16 +54,16 @@ _FORMULA = (
     "\N{FULLWIDTH HYPHEN-MINUS}",
     "\N{FULLWIDTH COMMERCIAL AT}",
 )
-"""What a cell begins with that a spreadsheet computes (OWASP, CSV injection)."""
+"""First characters of a cell that a spreadsheet computes (OWASP, CSV injection)."""
 
 
 def write_csv(result: BenchResult, file: Path) -> None:
-    """Writes the cases, whole; the columns are always the same, and what is unknown is empty."""
-    rows = [_row(result, case) for case in result.cases]
+    """Writes the cases, whole; the columns are always the same."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow((*_OF_THE_BENCH, *_OF_A_CASE))
+    shared = [cell(_at(result, place)) for place in _OF_THE_BENCH.values()]
+    writer.writerows((*shared, *(cell(_at(case, place)) for place in _OF_A_CASE.values())) for case in result.cases)
     write_whole(file, text.getvalue().encode())
 
 
@@ -48,44 +79,9 @@ def cell(value: str | float | None) -> str | float | None:
     return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown
 
 
-def _row(result: BenchResult, case: CaseResult) -> dict[str, str | int | float | None]:
-    timing, ratios = case.timing, case.ratios
-    return {
-        "bundle": result.bundle.name,
-        "digest": result.bundle.digest,
-        "device": result.device,
-        "cpu": result.machine.cpu,
-        "quota": result.machine.quota,
-        "threads": result.threads,
-        "data": result.data,
-        "seed": result.seed,
-        "valid": result.valid,
-        "name": case.name,
-        "batch": case.batch,
-        "iterations": timing.iterations,
-        "p50_ms": timing.p50,
-        "p90_ms": timing.p90,
-        "p95_ms": timing.p95,
-        "p99_ms": timing.p99,
-        "mean_ms": timing.mean,
-        "min_ms": timing.min,
-        "max_ms": timing.max,
-        "cov": timing.cov,
-        "throughput_per_s": case.throughput_per_s,
-        "ratio_over": None if ratios is None else ratios.over,
-        "ratio_mean": None if ratios is None else ratios.mean.value,
-        "ratio_mean_low": None if ratios is None else ratios.mean.low,
-        "ratio_mean_high": None if ratios is None else ratios.mean.high,
-        "ratio_p50": None if ratios is None else ratios.p50.value,
-        "ratio_p95": None if ratios is None or ratios.p95 is None else ratios.p95.value,
-        "top1": case.top1,
-        "top1_change": None if case.top1_change is None else case.top1_change.value,
-        "computation_percentage": case.computation_percentage,
-        "engine_ms": case.engine_ms,
-        "gate_us": case.gate_us,
-        "gate_share": case.gate_share,
-        "dispatch_efficiency": case.dispatch_efficiency,
-        "dispatch_efficiency_low": None if case.efficiency is None else case.efficiency.low,
-        "dispatch_efficiency_high": None if case.efficiency is None else case.efficiency.high,
-        "joules_per_image": case.joules_per_image,
-    }
+def _at(value: BenchResult | CaseResult, place: str) -> Any:
+    """Value at a place of the tree, ``None`` if a part on the way is not known."""
+    found: Any = value
+    for name in place.split("."):
+        found = None if found is None else getattr(found, name)
+    return found

@@ -1,18 +1,17 @@
-"""What ``--device`` names, which runtime serves it, and whether this machine is one."""
+"""Devices that ``--device`` names, the runtime of each, and whether this machine is one."""
 
 from __future__ import annotations
 
 from importlib import util
 from pathlib import Path
 
-from dfs_deploy.bench.energy import ROOT
 from dfs_deploy.bench.jetson import APT_TENSORRT, MODEL, RELEASE, is_jetson
+from dfs_deploy.bench.machine import ROOT
 from dfs_deploy.errors import EnvironmentLacksError, UsageError
-from dfs_deploy.system.extras import EXTRA_OF
-from dfs_deploy.system.installed import install_line
+from dfs_deploy.system.libraries import EXTRA_OF, install_line
 
 RUNTIME_OF = {"cpu": "onnxruntime", "cuda": "tensorrt", "jetson": "tensorrt"}
-"""The runtime that serves each device."""
+"""Runtime of each device."""
 
 DEVICES = tuple(RUNTIME_OF)
 
@@ -24,11 +23,11 @@ def check_device(device: str, root: Path = ROOT) -> None:
 
     Args:
         device: one of :data:`DEVICES`.
-        root: of the file system; another for tests.
+        root: root of the file system; tests give another.
 
     Raises:
         UsageError: an unknown device.
-        EnvironmentLacksError: this machine is another, or lacks a package; says what was looked for and what to do.
+        EnvironmentLacksError: this machine is another, or lacks a package.
     """
     if device not in DEVICES:
         raise UsageError(f"unknown device {device!r}, expected {', '.join(DEVICES)}")

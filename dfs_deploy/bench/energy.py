@@ -1,8 +1,9 @@
-"""Energy over a window, from whatever sensor the machine has.
+"""Energy per image: the protocol of a sensor, and windows in which every case runs by itself.
 
-A sampler reads in a thread of its own, and on a board every reading is a bus transfer. So energy is measured in a
-window apart from the one that is timed: run the same work for some seconds between :meth:`EnergySampler.start` and
+A sampler reads in a thread of its own, and on a board every reading is a bus transfer. So energy is measured in windows
+apart from the timed ones: run the same work for some seconds between :meth:`EnergySampler.start` and
 :meth:`EnergySampler.stop`, count the images, and divide. A window of seconds also outlasts what a sensor averages over.
+The sensors themselves are in :mod:`dfs_deploy.bench.sensors`.
 """
 
 from __future__ import annotations
@@ -13,28 +14,34 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
+from dfs_deploy.bench.clock import Case
+from dfs_deploy.bench.result import CaseEnergy, EnergyReport
 from dfs_deploy.errors import EnvironmentLacksError
+from dfs_deploy.progress import Progress, silent
 
-ROOT = Path("/")
+IDLE_S = 2.0
+"""Seconds of nothing before the first case."""
+
+WINDOW_S = 3.0
+"""Seconds per case: many times what a sensor averages over."""
 
 Samples = Sequence[tuple[float, float]]
-"""Pairs of a time in seconds and what was read then."""
+"""Pairs of a time in seconds and the reading then."""
 
 
 @dataclass(frozen=True)
 class EnergyReading:
-    """What was used in a window.
+    """Energy of a window.
 
     Attributes:
         joules: energy.
         seconds: length of the window, from the first sample to the last.
-        source: where it comes from: ``ina3221``, ``tegrastats``, ``nvml`` or ``rapl``.
-        rail: what was measured there.
-        rate_hz: samples a second.
-        samples: how many.
+        source: name of the sensor: ``ina3221``, ``tegrastats``, ``nvml`` or ``rapl``.
+        rail: measured rail, or rails that are added.
+        rate_hz: samples per second.
+        samples: number of samples.
     """
 
     joules: float
@@ -54,8 +61,8 @@ class EnergySampler(ABC):
     """Measures energy between :meth:`start` and :meth:`stop`; may be started again afterwards.
 
     Attributes:
-        source: where readings come from.
-        rail: what is measured there.
+        source: name of the sensor.
+        rail: measured rail, or rails that are added.
     """
 
     source: str
@@ -78,46 +85,14 @@ class EnergySampler(ABC):
         """
 
 
-def find_sampler(device: str, root: Path = ROOT) -> EnergySampler | None:
-    """The best sampler for a device, or ``None`` where it has none that can be read.
-
-    Args:
-        device: ``cpu`` (RAPL), ``cuda`` (NVML) or ``jetson`` (INA3221, else tegrastats).
-        root: of the file system; another for tests.
-    """
-    found = _look(device, root)
-    return found if isinstance(found, EnergySampler) else None
-
-
-def why_no_sampler(device: str, root: Path = ROOT) -> str:
-    """One line that says what was looked for and what to do, where :func:`find_sampler` gives ``None``; else empty."""
-    found = _look(device, root)
-    return found if isinstance(found, str) else ""
-
-
-def _look(device: str, root: Path) -> EnergySampler | str:
-    """A sampler, or why there is none."""
-    from dfs_deploy.bench import ina3221, nvml, rapl, tegrastats
-
-    if device == "cpu":
-        return rapl.find(root)
-    if device == "cuda":
-        return nvml.find()
-    sensor = ina3221.find(root)
-    if isinstance(sensor, EnergySampler):
-        return sensor
-    fallback = tegrastats.find()
-    return fallback if isinstance(fallback, EnergySampler) else f"{sensor}; {fallback}"
-
-
 class PolledSampler(EnergySampler):
     """Reads a sensor at an interval, from a thread that sleeps in between.
 
     Args:
         source: see :class:`EnergyReading`.
         rail: see :class:`EnergyReading`.
-        read: gives watts, or joules since some moment.
-        kind: which of these.
+        read: function that gives watts, or joules since some moment.
+        kind: ``power`` for watts, ``counter`` for joules.
         interval_s: seconds between two readings.
     """
 
@@ -174,7 +149,7 @@ class PolledSampler(EnergySampler):
 
 
 def reading(samples: Samples, kind: Literal["power", "counter"], source: str, rail: str) -> EnergyReading:
-    """Makes the figures of a window: power is integrated by trapezoids, of a counter the ends are taken.
+    """Figures of a window: power is integrated by trapezoids, of a counter the ends are taken.
 
     Raises:
         EnvironmentLacksError: fewer than two samples, or no time between them.
@@ -192,3 +167,48 @@ def reading(samples: Samples, kind: Literal["power", "counter"], source: str, ra
             for (earlier, first), (later, second) in itertools.pairwise(samples)
         )
     return EnergyReading(joules, seconds, source, rail, (len(samples) - 1) / seconds, len(samples))
+
+
+def measure_energy(
+    sampler: EnergySampler,
+    cases: Sequence[Case],
+    inputs: Sequence[int],
+    batch: int,
+    *,
+    window_s: float = WINDOW_S,
+    idle_s: float | None = None,
+    progress: Progress = silent,
+) -> EnergyReport:
+    """Runs every case by itself for some seconds, after some seconds of nothing.
+
+    Args:
+        sampler: sensor of the device.
+        cases: what to run.
+        inputs: indices of inputs, in order, again from the start when used up.
+        batch: images per call.
+        window_s: seconds per case, at least.
+        idle_s: seconds of nothing before; ``None`` for :data:`IDLE_S`.
+        progress: progress over the cases.
+
+    Raises:
+        EnvironmentLacksError: the sensor stopped answering.
+    """
+    sampler.start()
+    time.sleep(IDLE_S if idle_s is None else idle_s)
+    idle = sampler.stop()
+    found = []
+    for i, case in enumerate(cases):
+        progress("measuring energy", i / len(cases))
+        for index in itertools.islice(itertools.cycle(inputs), 3):
+            case.call(index)
+        calls, order = 0, itertools.cycle(inputs)
+        sampler.start()
+        end = time.monotonic() + window_s
+        while calls == 0 or time.monotonic() < end:
+            case.call(next(order))
+            calls += 1
+        used = sampler.stop()
+        images = calls * batch
+        over = used.joules - idle.watts * used.seconds
+        found.append(CaseEnergy(case.name, used.joules / images, over / images, used.watts, images, used.seconds))
+    return EnergyReport(idle.source, idle.rail, idle.rate_hz, idle.watts, idle.seconds, tuple(found))

@@ -1,4 +1,4 @@
-"""What a Jetson says of itself: release, libraries, power mode, clocks, temperature; and what is known not to work.
+"""Facts of a Jetson: release, libraries, power mode, clocks, temperature, and what is known not to work.
 
 Everything but the power mode is read from files, below a root that tests replace. The files are those of NVIDIA's
 Jetson Linux Developer Guide and of dpkg. Written from their documentation: nothing here has run on a Jetson.
@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
-from dfs_deploy.bench.energy import ROOT
+from dfs_deploy.bench.machine import ROOT, kernel_text
+from dfs_deploy.bench.result import Jetson, PowerState
 
 RELEASE = "etc/nv_tegra_release"
 MODEL = "proc/device-tree/model"
@@ -24,66 +24,19 @@ _LEAST_JETPACK_FOR_11 = (7, 2, 2)
 _PATIENCE_S = 5.0
 
 
-@dataclass(frozen=True)
-class Jetson:
-    """A Jetson's model and software; ``None`` for what is not installed or not said.
-
-    Attributes:
-        model: as in ``NVIDIA Jetson Orin Nano Developer Kit``.
-        l4t: release of Jetson Linux, as in ``36.4.3``.
-        jetpack: version of the package ``nvidia-jetpack``, or the major version that goes with Jetson Linux.
-        tensorrt: version of the library.
-        tensorrt_python: version of its Python bindings.
-        cuda: version of the toolkit.
-    """
-
-    model: str | None
-    l4t: str | None
-    jetpack: str | None
-    tensorrt: str | None
-    tensorrt_python: str | None
-    cuda: str | None
-
-
-@dataclass(frozen=True)
-class PowerState:
-    """What a Jetson's speed depends on; ``None`` where it is not said.
-
-    Attributes:
-        mode: of nvpmodel, as in ``MAXN``.
-        clocks_locked: whether CPU and GPU stay at one frequency, as after ``jetson_clocks``.
-        celsius: of the hottest sensor.
-        sensor: its name.
-    """
-
-    mode: str | None
-    clocks_locked: bool | None
-    celsius: float | None
-    sensor: str | None
-
-
-@dataclass(frozen=True)
-class JetsonRun:
-    """The board that a bench ran on, and its state before and after."""
-
-    board: Jetson
-    before: PowerState
-    after: PowerState
-
-
 def is_jetson(root: Path = ROOT) -> bool:
     """Whether this is an NVIDIA Jetson.
 
     Args:
-        root: of the file system; another for tests.
+        root: root of the file system; tests give another.
     """
-    return (root / RELEASE).is_file() or "jetson" in (_text(root / MODEL) or "").lower()
+    return (root / RELEASE).is_file() or "jetson" in (kernel_text(root / MODEL) or "").lower()
 
 
 def read_jetson(root: Path = ROOT) -> Jetson:
     """Reads the model and the installed software."""
-    packages = installed_packages(_text(root / "var/lib/dpkg/status") or "")
-    release = parse_release(_text(root / RELEASE) or "")
+    packages = installed_packages(kernel_text(root / "var/lib/dpkg/status") or "")
+    release = parse_release(kernel_text(root / RELEASE) or "")
     library = next(
         (version for name, version in sorted(packages.items()) if re.fullmatch(r"libnvinfer\d+", name)), None
     )
@@ -91,11 +44,10 @@ def read_jetson(root: Path = ROOT) -> Jetson:
     if jetpack is None and release is not None:
         jetpack = _JETPACK_OF.get(int(release.partition(".")[0]))
     return Jetson(
-        model=_text(root / MODEL),
+        model=kernel_text(root / MODEL),
         l4t=release,
         jetpack=_upstream(jetpack),
         tensorrt=_upstream(library),
-        tensorrt_python=_upstream(packages.get("python3-libnvinfer")),
         cuda=_cuda(root),
     )
 
@@ -107,7 +59,7 @@ def read_power_state(root: Path = ROOT) -> PowerState:
 
 
 def problems(jetson: Jetson) -> list[str]:
-    """What is known not to work here, a line each with what to do about it."""
+    """Combinations that are known not to work, one line each with what to do."""
     found = []
     major = None if jetson.l4t is None else int(jetson.l4t.partition(".")[0])
     version = _numbers(jetson.tensorrt)
@@ -128,12 +80,6 @@ def problems(jetson: Jetson) -> list[str]:
         )
     if jetson.tensorrt is None:
         found.append(f"TensorRT is not installed; {APT_JETPACK}")
-    elif jetson.tensorrt_python is None:
-        found.append(f"TensorRT has no Python bindings here; {APT_TENSORRT}")
-    elif _numbers(jetson.tensorrt_python) != version:
-        found.append(
-            f"TensorRT is {jetson.tensorrt} and its Python bindings are {jetson.tensorrt_python}; {APT_TENSORRT}"
-        )
     if jetson.cuda is None:
         found.append(f"the CUDA toolkit is not installed, and pycuda is built with it; {APT_JETPACK}")
     return found
@@ -144,7 +90,7 @@ _JETPACK_OF = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7"}
 
 
 def parse_release(text: str) -> str | None:
-    """Jetson Linux's release from ``/etc/nv_tegra_release``: ``# R36 (release), REVISION: 4.3, GCID: ...``."""
+    """Release of Jetson Linux from ``/etc/nv_tegra_release``: ``# R36 (release), REVISION: 4.3, GCID: ...``."""
     found = re.match(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*(\d+(?:\.\d+)*)", text)
     return None if found is None else f"{found[1]}.{found[2]}"
 
@@ -160,13 +106,13 @@ def installed_packages(status: str) -> dict[str, str]:
 
 
 def parse_power_mode(text: str) -> str | None:
-    """The mode's name from what ``nvpmodel -q`` prints: ``NV Power Mode: MAXN``."""
+    """Name of the mode in what ``nvpmodel -q`` prints: ``NV Power Mode: MAXN``."""
     found = re.search(r"^NV Power Mode: *(\S.*)$", text, re.MULTILINE)
     return None if found is None else found[1].strip()
 
 
 def query_power_mode() -> str | None:
-    """The power mode, or ``None`` where ``nvpmodel`` is missing or does not say."""
+    """The power mode, or ``None`` if ``nvpmodel`` is missing or does not say."""
     program = shutil.which("nvpmodel")
     if program is None:
         return None
@@ -180,11 +126,11 @@ def query_power_mode() -> str | None:
 
 
 def clocks_locked(root: Path = ROOT) -> bool | None:
-    """Whether the least and the greatest frequency are one, of every CPU and the GPU; ``None`` where nothing says."""
+    """Whether the least and the greatest frequency are one, of every CPU and the GPU; ``None`` if nothing says."""
     folders = [(f, "scaling_min_freq", "scaling_max_freq") for f in root.glob("sys/devices/system/cpu/cpu*/cpufreq")]
     for pattern in ("*.gpu", "*.ga10b", "*.gv11b", "*.gp10b", "*.gb10b"):  # the GPU's name by generation
         folders += [(f, "min_freq", "max_freq") for f in root.glob(f"sys/class/devfreq/{pattern}")]
-    ends = [(_text(folder / least), _text(folder / greatest)) for folder, least, greatest in folders]
+    ends = [(kernel_text(folder / least), kernel_text(folder / greatest)) for folder, least, greatest in folders]
     said = [(low, high) for low, high in ends if low is not None and high is not None]
     return all(low == high for low, high in said) if said else None
 
@@ -193,7 +139,7 @@ def hottest(root: Path = ROOT) -> tuple[float, str] | None:
     """The highest temperature in degrees Celsius, and its sensor; one that is off does not answer and is left out."""
     found = []
     for zone in root.glob("sys/class/thermal/thermal_zone*"):
-        name, millidegrees = _text(zone / "type"), _text(zone / "temp")
+        name, millidegrees = kernel_text(zone / "type"), kernel_text(zone / "temp")
         if name is not None and millidegrees is not None and re.fullmatch(r"-?\d+", millidegrees):
             found.append((int(millidegrees) / 1e3, name))
     return max(found, default=None)
@@ -201,23 +147,15 @@ def hottest(root: Path = ROOT) -> tuple[float, str] | None:
 
 def _cuda(root: Path) -> str | None:
     found = re.search(
-        r'"cuda"\s*:\s*\{[^}]*"version"\s*:\s*"([\d.]+)"', _text(root / "usr/local/cuda/version.json") or ""
+        r'"cuda"\s*:\s*\{[^}]*"version"\s*:\s*"([\d.]+)"', kernel_text(root / "usr/local/cuda/version.json") or ""
     )
     return None if found is None else found[1]
 
 
 def _upstream(version: str | None) -> str | None:
-    """A Debian version without what Debian and NVIDIA's builds add: ``10.3.0.30`` for ``10.3.0.30-1+cuda12.5``."""
+    """Version without the suffixes of Debian and of NVIDIA's builds: ``10.3.0.30`` for ``10.3.0.30-1+cuda12.5``."""
     return None if version is None else re.split(r"[-+~]", version)[0]
 
 
 def _numbers(version: str | None) -> tuple[int, ...] | None:
     return None if version is None else tuple(int(part) for part in re.findall(r"\d+", version))
-
-
-def _text(file: Path) -> str | None:
-    """Content of a small file; ``None`` where there is none or it does not answer."""
-    try:
-        return file.read_text(errors="replace").strip("\0\n ") or None
-    except OSError:
-        return None

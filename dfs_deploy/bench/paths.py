@@ -1,63 +1,26 @@
-"""Which paths the inputs took, and what the fastest, the commonest and the slowest of them cost."""
+"""How long paths take: those that the inputs took, and forced ones against the same path as one engine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.bench.alone import EngineTimes
-from dfs_deploy.bench.clock import Case, Timing, Turn, summarize, time_interleaved
+from dfs_deploy.bench.candidates import forced_patterns
+from dfs_deploy.bench.clock import Case, Rounds, median_alone, paired_ratios, summarize, time_interleaved
+from dfs_deploy.bench.result import STATIC, CaseResult, ForcedPath, PathKind, PathLatency, Round
 from dfs_deploy.options import Options, computation_percentage
+from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
 
 
-@dataclass(frozen=True)
-class PathLatency:
-    """One path, as the gate chose it.
-
-    Attributes:
-        kind: ``fastest``, ``commonest`` or ``slowest``; by the time of its engines alone, and by count.
-        path: option name a gated block.
-        inputs: how many of the inputs took it.
-        share: of the inputs, 0 to 1.
-        computation_percentage: of the path.
-        engine_ms: sum of the standalone medians of its engines.
-        timing: latency of a call at batch 1, measured on the inputs that took it.
-    """
-
-    kind: str
-    path: tuple[str, ...]
-    inputs: int
-    share: float
-    computation_percentage: float
-    engine_ms: float
-    timing: Timing
-
-    def as_json(self) -> dict[str, Any]:
-        """The path under the keys of ``bench --json``."""
-        latency = asdict(self.timing)
-        return {
-            "kind": self.kind,
-            "path": list(self.path),
-            "inputs": self.inputs,
-            "share": self.share,
-            "computation_percentage": self.computation_percentage,
-            "engine_ms": self.engine_ms,
-            "iterations": latency.pop("iterations"),
-            "latency_ms": latency,
-        }
-
-
 def option_shares(paths: NDArray[np.uint8], options: int) -> tuple[tuple[float, ...], ...]:
-    """For each gated block, the share of inputs that took each option.
+    """Share of inputs that took each option, of each gated block.
 
     Args:
         paths: (N, gated blocks) option indices.
-        options: how many there are.
+        options: number of options.
     """
     return tuple(tuple(float(np.mean(column == option)) for option in range(options)) for column in paths.T)
 
@@ -66,28 +29,33 @@ def time_paths(
     runtime: Runtime,
     images: NDArray[np.float32],
     paths: NDArray[np.uint8],
-    engines: EngineTimes,
     *,
-    turn: Turn,
+    size: Round,
     min_s: float,
     min_iterations: int,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress = silent,
 ) -> tuple[PathLatency, ...]:
     """Times the fastest, the commonest and the slowest path, interleaved, at batch 1.
 
     Args:
-        runtime: the network.
+        runtime: dynamic network.
         images: (N, C, H, W) float32, normalised.
-        paths: (N, gated blocks) what each of them took.
-        engines: which tell the fastest and the slowest path.
-        turn: calls of a path before the next one's.
-        min_s: measured seconds a path, on average.
-        min_iterations: calls a path, at least.
-        progress: called with how far it is, 0 to 1.
+        paths: (N, gated blocks) option indices that each of them took.
+        size: calls of a path before the next one takes over.
+        min_s: measured seconds per path, on average.
+        min_iterations: calls of a path, at least.
+        progress: progress of the timing.
     """
     unique, which, counts = np.unique(paths, axis=0, return_inverse=True, return_counts=True)
-    cost = [engines.path_ms(row) for row in unique]
-    chosen = {"fastest": int(np.argmin(cost)), "commonest": int(np.argmax(counts)), "slowest": int(np.argmax(cost))}
+    calls = [runtime.engine_calls(row) for row in unique]
+    engines = {id(call): call for each in calls for call in each}  # several paths share most of them
+    alone_ms = {key: median_alone(call) for key, call in engines.items()}
+    cost = [sum(alone_ms[id(call)] for call in each) for each in calls]
+    chosen: dict[PathKind, int] = {
+        "fastest": int(np.argmin(cost)),
+        "commonest": int(np.argmax(counts)),
+        "slowest": int(np.argmax(cost)),
+    }
     rows = {i: np.flatnonzero(which.ravel() == i) for i in chosen.values()}
     times = time_interleaved(
         [Case(str(i), _calls(runtime, images, own)) for i, own in rows.items()],
@@ -95,22 +63,25 @@ def time_paths(
         warm_up_s=0.0,
         min_s=min_s * len(rows),
         min_iterations=min_iterations,
-        burst=turn.measured,
-        unmeasured=turn.unmeasured,
+        burst=size.measured,
+        unmeasured=size.unmeasured,
         progress=progress,
+        stage="timing paths",
     )
-    return tuple(
-        PathLatency(
+
+    def timed(kind: PathKind, i: int) -> PathLatency:
+        return PathLatency(
             kind=kind,
-            path=_names(unique[i], runtime.options),
+            path=tuple(runtime.options[int(k)].name for k in unique[i]),
             inputs=int(counts[i]),
             share=float(counts[i] / len(paths)),
             computation_percentage=float(computation_percentage(unique[i : i + 1], runtime.options.costs)[0]),
             engine_ms=cost[i],
-            timing=summarize(times[str(i)]),
+            iterations=len(times[str(i)]),
+            latency_ms=summarize(times[str(i)]),
         )
-        for kind, i in chosen.items()
-    )
+
+    return tuple(timed(kind, i) for kind, i in chosen.items())
 
 
 def _calls(runtime: Runtime, images: NDArray[np.float32], rows: NDArray[np.intp]) -> Callable[[int], object]:
@@ -119,5 +90,47 @@ def _calls(runtime: Runtime, images: NDArray[np.float32], rows: NDArray[np.intp]
     return lambda index: runtime(own[index % len(own)])
 
 
-def _names(row: NDArray[np.uint8], options: Options) -> tuple[str, ...]:
-    return tuple(options[int(k)].name for k in row)
+def forced_paths(
+    options: Options, cases: Sequence[CaseResult], rounds: Mapping[str, Rounds], gated_blocks: int
+) -> tuple[ForcedPath, ...]:
+    """Compares forced paths with their traces and with the static engine of their precision.
+
+    The protocol is that of Cocktailer (Zhang et al., OSDI 2023): none to all of the gated blocks run, evenly spread.
+    The cost of control flow is what the dispatched path takes beyond the same path as one engine.
+
+    Args:
+        options: options of the bundle.
+        cases: cases of a bench with forced paths; without any, there is nothing to compare.
+        rounds: times of each case.
+        gated_blocks: number of the network's gated blocks.
+    """
+    by_name = {case.name: case for case in cases}
+    found = []
+    for pattern in forced_patterns(options):
+        case, trace = by_name.get(pattern.dispatched), by_name.get(pattern.trace)
+        if case is None or trace is None:
+            continue
+        p50, static = case.latency_ms.p50, by_name.get(f"{STATIC}{pattern.precision}")
+        gate_us = dispatch_us = None
+        if case.engine_ms is not None and case.gate_share is not None and gated_blocks:
+            gates_ms = case.gate_share * p50
+            gate_us = 1e3 * gates_ms / gated_blocks
+            dispatch_us = 1e3 * (p50 - case.engine_ms - gates_ms) / gated_blocks
+        found.append(
+            ForcedPath(
+                share=pattern.share,
+                blocks=pattern.share * gated_blocks // 100,
+                option=options[pattern.option].name,
+                precision=pattern.precision,
+                dispatch_ms=p50,
+                trace_ms=trace.latency_ms.p50,
+                static_ms=None if static is None else static.latency_ms.p50,
+                over_static=None
+                if static is None
+                else paired_ratios(rounds[case.name], rounds[static.name], static.name),
+                over_trace=paired_ratios(rounds[case.name], rounds[trace.name], trace.name),
+                gate_us=gate_us,
+                dispatch_us=dispatch_us,
+            )
+        )
+    return tuple(found)

@@ -1,4 +1,7 @@
-"""How long a process takes from its imports to a first result, and what memory it then holds."""
+"""How long a process takes from its imports to a first result, and what memory it then holds.
+
+The process that is timed imports this module before its clock runs, so only cheap modules are imported at the top.
+"""
 
 from __future__ import annotations
 
@@ -6,58 +9,27 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
-
-import msgspec
-import numpy as np
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
 from dfs_deploy.errors import EnvironmentLacksError
+from dfs_deploy.progress import Progress, silent
+from dfs_deploy.system.process import end_with_parent
+
+if TYPE_CHECKING:
+    from dfs_deploy.bench.result import StartUp
 
 _CHILD = (
-    "import os, sys; sys.path[:] = sys.argv.pop().split(os.pathsep); from dfs_deploy.bench.child import main; main()"
+    "import os, sys; sys.path[:] = sys.argv.pop().split(os.pathsep);"
+    " from dfs_deploy.bench.start_up import start; start(sys.argv[1])"
 )
 """Imports what this process would, and nothing from the current directory that this process would not."""
 
-
-class StartUp(msgspec.Struct, frozen=True, kw_only=True):
-    """Start of a process of its own for one case, medians over processes; files are in the system's cache.
-
-    Attributes:
-        name: of the case.
-        processes: how many were started.
-        import_ms: NumPy, ONNX Runtime and dfs-deploy; the interpreter's own start is left out.
-        load_ms: opening the bundle, checking every digest, making every session.
-        first_result_ms: the first call, batch 1.
-        rss_mb: resident memory after twenty results, in 10**6 bytes; ``None`` where the system does not say.
-        peak_rss_mb: most until then.
-        loaded_mb: ``rss_mb`` less what was resident after the imports.
-    """
-
-    name: str
-    processes: int
-    import_ms: float
-    load_ms: float
-    first_result_ms: float
-    rss_mb: float | None
-    peak_rss_mb: float | None
-    loaded_mb: float | None
-
-    @property
-    def total_ms(self) -> float:
-        """From the first import to the first result."""
-        return self.import_ms + self.load_ms + self.first_result_ms
-
-
-class _Start(msgspec.Struct, frozen=True):
-    """What one process says."""
-
-    import_ms: float
-    load_ms: float
-    first_result_ms: float
-    rss_mb: float | None
-    peak_rss_mb: float | None
-    loaded_mb: float | None
+_RESULTS = 20
+"""Results before memory is looked at, the first included."""
 
 
 def measure_start_up(
@@ -69,54 +41,44 @@ def measure_start_up(
     plan: bool = True,
     prepared: bool = True,
     budget: float | None = None,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress = silent,
 ) -> tuple[StartUp, ...]:
-    """Starts processes, the cases in turns.
+    """Starts processes, the cases in rounds.
 
     Args:
         bundle: path of the bundle.
-        cases: ``dfs``, ``static-int8`` and the like.
-        processes: a case; 0 for none.
-        threads: that one engine may use.
-        plan: whether to use the plan measured on this machine.
+        cases: names of cases: ``dfs``, ``static-int8`` and the like.
+        processes: processes per case; 0 for none.
+        threads: threads that one engine may use.
+        plan: whether to use the engine choice measured on this machine.
         prepared: whether to run engines prepared for this machine.
-        budget: of the dynamic network.
-        progress: called with how far it is, 0 to 1.
+        budget: budget of the dynamic network.
+        progress: progress over the processes.
 
     Raises:
         EnvironmentLacksError: a process did not end well.
     """
-    wanted = {
-        "parent": os.getpid(),
-        "bundle": str(bundle),
-        "threads": threads,
-        "plan": plan,
-        "prepared": prepared,
-        "budget": budget,
-    }
-    starts: dict[str, list[_Start]] = {case: [] for case in cases}
-    for turn in range(processes):
-        for i, case in enumerate(cases):
-            if progress is not None:
-                progress((turn * len(cases) + i) / (processes * len(cases)))
-            starts[case].append(_start({**wanted, "case": case}))
-    return tuple(
-        StartUp(
-            name=case,
-            processes=processes,
-            import_ms=float(np.median([start.import_ms for start in found])),
-            load_ms=float(np.median([start.load_ms for start in found])),
-            first_result_ms=float(np.median([start.first_result_ms for start in found])),
-            rss_mb=_median(start.rss_mb for start in found),
-            peak_rss_mb=_median(start.peak_rss_mb for start in found),
-            loaded_mb=_median(start.loaded_mb for start in found),
-        )
-        for case, found in starts.items()
-        if found
-    )
+    from dfs_deploy.bench.result import StartUp
+
+    wanted = {"parent": os.getpid(), "bundle": str(bundle), "threads": threads}
+    wanted |= {"plan": plan, "prepared": prepared, "budget": budget}
+    starts: dict[str, list[dict[str, Any]]] = {case: [] for case in cases if processes}
+    for i in range(processes):
+        for j, case in enumerate(cases):
+            progress("starting processes", (i * len(cases) + j) / (processes * len(cases)))
+            starts[case].append(_run({**wanted, "case": case}))
+    found = []
+    for case, times in starts.items():
+        medians: dict[str, Any] = {
+            key: None if value is None else median(each[key] for each in times) for key, value in times[0].items()
+        }
+        total_ms = medians["import_ms"] + medians["load_ms"] + medians["first_result_ms"]
+        found.append(StartUp(name=case, processes=processes, total_ms=total_ms, **medians))
+    return tuple(found)
 
 
-def _start(wanted: dict[str, object]) -> _Start:
+def _run(wanted: dict[str, Any]) -> dict[str, Any]:
+    """Runs :func:`start` in a process of its own."""
     arguments = [json.dumps(wanted), os.pathsep.join(sys.path)]
     ran = subprocess.run(  # noqa: S603 (this interpreter, our own module)
         [sys.executable, "-c", _CHILD, *arguments], capture_output=True, check=False
@@ -127,9 +89,62 @@ def _start(wanted: dict[str, object]) -> _Start:
             f"a process that starts {wanted['case']} ended with {ran.returncode} ({last}), expected 0; leave"
             " start-up out with --start-ups 0"
         )
-    return msgspec.json.decode(ran.stdout, type=_Start)
+    found: dict[str, Any] = json.loads(ran.stdout)
+    return found
 
 
-def _median(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.median(known)) if known else None
+def start(argument: str) -> None:
+    """Loads one case in this process, gives some results, and prints how long each part took, as a JSON object.
+
+    Args:
+        argument: JSON object with the case and with what its runtime is made from.
+    """
+    wanted = json.loads(argument)
+    end_with_parent(wanted["parent"])
+    clock = time.perf_counter
+    begin = clock()
+    import numpy as np
+
+    import dfs_deploy.system.ort  # noqa: F401 (every case needs it, and its import is no part of loading)
+    from dfs_deploy.bench.result import STATIC
+    from dfs_deploy.bundle import Bundle
+    from dfs_deploy.runtimes import Runtime
+    from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
+
+    imported, before = clock(), _resident_mb("VmRSS")
+    bundle, case, threads = Bundle(wanted["bundle"]), wanted["case"], wanted["threads"]
+    network: Runtime | StaticEngine
+    if case.startswith(STATIC):
+        precision = next(p for p in bundle.manifest.runtimes["onnxruntime"].static if case == f"{STATIC}{p}")
+        network = StaticEngine(bundle, precision, threads)
+    else:
+        network = Runtime(
+            bundle, threads=threads, plan=wanted["plan"], prepared=wanted["prepared"], budget=wanted["budget"]
+        )
+    loaded = clock()
+    with network:
+        images = np.random.default_rng(0).normal(size=(_RESULTS, 1, *bundle.input.shape)).astype(np.float32)
+        drawn = clock()
+        network(images[0])
+        first = clock()
+        for image in images[1:]:
+            network(image)
+        after = _resident_mb("VmRSS")
+    found = {
+        "import_ms": 1e3 * (imported - begin),
+        "load_ms": 1e3 * (loaded - imported),
+        "first_result_ms": 1e3 * (first - drawn),
+        "rss_mb": after,
+        "peak_rss_mb": _resident_mb("VmHWM"),
+        "loaded_mb": None if after is None or before is None else after - before,
+    }
+    sys.stdout.write(json.dumps(found))
+
+
+def _resident_mb(key: str) -> float | None:
+    """Resident memory now (``VmRSS``) or at most (``VmHWM``), in MB of 10**6 bytes; ``None`` without ``/proc``."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    lines = (line.split() for line in status.read_text().splitlines())
+    return next((int(line[1]) * 1024 / 1e6 for line in lines if line[0] == f"{key}:"), None)

@@ -1,14 +1,16 @@
-"""The walk over a bundle's engines: which there are, where each stands, what it takes and gives."""
+"""The one walk over the engines of a bundle: which there are, their place in the network, input and output sizes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Protocol
 
-from dfs_deploy.bundle.artefact import Bundle
-from dfs_deploy.bundle.manifest import Engine
+from dfs_deploy.bundle.manifest import Engine, Manifest, RuntimeEngines
 from dfs_deploy.errors import BundleError
+from dfs_deploy.network import Architecture
+from dfs_deploy.options import Options
 
 Size = tuple[int, ...]
 """Shape without the batch: (channels, height, width) of images and features, (classes,) of logits."""
@@ -24,7 +26,7 @@ class PlacedEngine:
         option: name of the option that it serves; empty for stem and head.
         rank: 0 for the engine of the option's own precision, 1 and up for its fallbacks, the least precise first.
         engine: its record in the manifest.
-        takes: size of its input, channels first, in whichever layout that comes.
+        takes: size of its input, channels first, whatever the layout of the input.
         gives: size of its output, channels first.
     """
 
@@ -45,14 +47,30 @@ class PlacedEngine:
         return words if self.part == "skip" else f"{words} ({self.engine.precision})"
 
 
-def engines_of(bundle: Bundle, runtime: str) -> Iterator[PlacedEngine]:
-    """Yields every engine of a bundle for one runtime, in the order in which they run, a block's by option.
+class HasEngines(Protocol):
+    """What the walk needs of an opened bundle."""
 
-    An engine that serves several options is yielded for each. Under a static policy those are the policy's options
-    alone, since the bundle holds no others.
+    @property
+    def path(self) -> Path:
+        """The bundle's directory."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Description of the bundle's files."""
+
+    @property
+    def options(self) -> Options:
+        """Options that the gate chooses from."""
+
+
+def engines_of(bundle: HasEngines, runtime: str) -> Iterator[PlacedEngine]:
+    """Yields every engine of a bundle for one runtime, in the order in which they run; per block, option by option.
+
+    An engine that serves several options is yielded once per option. Under a static policy only the policy's options
+    are yielded, because the bundle holds no others.
 
     Args:
-        bundle: opened.
+        bundle: an opened bundle.
         runtime: name of the runtime, such as ``onnxruntime``.
 
     Raises:
@@ -60,12 +78,22 @@ def engines_of(bundle: Bundle, runtime: str) -> Iterator[PlacedEngine]:
     """
     if runtime not in bundle.manifest.runtimes:
         raise BundleError(f"{bundle.path} has no engines for {runtime}; export with --runtime {runtime}")
-    engines, network = bundle.manifest.runtimes[runtime], bundle.architecture
+    return walk(bundle.manifest.runtimes[runtime], bundle.manifest.architecture, bundle.options)
+
+
+def walk(engines: RuntimeEngines, network: Architecture, options: Options) -> Iterator[PlacedEngine]:
+    """Yields the engines of one runtime; see :func:`engines_of`.
+
+    Args:
+        engines: engines for the blocks of the network, one record per gated block.
+        network: description of the network.
+        options: options that its gate chooses from.
+    """
     maps = [block.out_shape for block in network.blocks]
     yield PlacedEngine("stem", 0, "", 0, engines.stem, network.image_shape, maps[0])
     for block in engines.blocks:
         takes, gives = maps[block.index - 1 : block.index + 1]
-        for option in bundle.options:
+        for option in options:
             if option.skips and block.skip is not None:
                 yield PlacedEngine("skip", block.index, option.name, 0, block.skip, takes, gives)
             for rank, engine in enumerate(block.options.get(option.name, ())):

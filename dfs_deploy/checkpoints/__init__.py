@@ -1,4 +1,4 @@
-"""Trained networks on disk: one recogniser per format, none of which executes anything."""
+"""Trained networks on disk: one recogniser per format. Nothing in a file is executed."""
 
 from dfs_deploy.checkpoints import native, release, skipnet  # registers the recognisers, in this order
 from dfs_deploy.checkpoints.facts import CheckpointFacts

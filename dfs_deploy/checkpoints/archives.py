@@ -1,7 +1,7 @@
-"""Files that ``torch.save`` writes, looked through before ``torch.load`` believes them.
+"""Files of ``torch.save``, checked before ``torch.load`` trusts them.
 
-There are two kinds: a ZIP archive with a member for the pickle and one for each storage, and, before PyTorch 1.6,
-pickles with the storages behind them. What a file says of sizes is compared with what it holds; only then is it loaded.
+There are two kinds: a ZIP archive with one member for the pickle and one per storage, and, before PyTorch 1.6, pickles
+followed by the storages. The sizes that a file claims are compared with what it holds before anything is loaded.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from dfs_deploy.io.files import BoundedReads, OversizedReadError
 from dfs_deploy.io.text import one_line
 
 MAX_PICKLE = 8 << 20
-"""Most bytes of a checkpoint's pickles, and of the list of its members."""
+"""Most bytes of the pickles of a checkpoint, and of its list of members."""
 
 _ZIP_MARK = b"PK\x03\x04"
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
 _LENGTH_BYTES = 8
-"""Bytes before a storage in a file without a ZIP archive: how many values it has."""
+"""Bytes of the number of values, before each storage in a file that is no ZIP archive."""
 
 
 def check_archive(stream: BinaryIO, size: int) -> None:
-    """Checks that a file of ``torch.save`` holds what it says it holds. Nothing in it is run.
+    """Checks that a file of ``torch.save`` holds what it claims. Nothing in it is executed.
 
     Args:
         stream: the file, at its beginning.
-        size: its bytes.
+        size: size of the file in bytes.
 
     Raises:
-        PickleRefusedError: it does not, or holds something else than dense tensors and plain values; the subclass says
-            which.
+        PickleRefusedError: sizes are wrong, or there is something other than dense tensors and plain values; the
+            subclass says which.
     """
     if stream.read(len(_ZIP_MARK)) == _ZIP_MARK:
         _check_zip(stream, size)
@@ -56,24 +56,24 @@ def _check_zip(stream: BinaryIO, size: int) -> None:
     content = io.BytesIO(pickled)
     follower.follow(content)
     if content.read(1):
-        raise MalformedPickleError("a pickle with more behind it")
+        raise MalformedPickleError("a pickle with data after its end")
     for storage in follower.storages.values():
         member = members.get(f"data/{storage.key}")
         if member is None or member.file_size != storage.size:
             held = "none" if member is None else f"{member.file_size} bytes"
-            raise MalformedPickleError(f"a storage {storage.key} of {storage.size} bytes, of which it holds {held}")
+            raise MalformedPickleError(f"a storage {storage.key} of {storage.size} bytes, the file holds {held}")
 
 
 def _check_members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """The members by their names in the folder that all lie in.
+    """Members by name, without their common folder.
 
-    Two readers could take an archive of other forms for two different ones.
+    Archives of any other form are refused: two readers could see different content in them.
     """
     members = archive.infolist()
     folder = members[0].filename.partition("/")[0] + "/" if members else ""
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
-            raise MalformedPickleError(f"a compressed member {member.filename}, where torch.save compresses none")
+            raise MalformedPickleError(f"a compressed member {member.filename}, which torch.save does not write")
         if not member.filename.startswith(folder) or member.flag_bits & 1:
             raise MalformedPickleError(f"a member {member.filename} that torch.save does not write")
     named = {member.filename.removeprefix(folder): member for member in members}
@@ -83,12 +83,12 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.Zip
         raise MalformedPickleError("a TorchScript program")
     if "data.pkl" not in named:
         first = one_line(members[0].filename, 80) if members else "nothing"
-        raise MalformedPickleError(f"a ZIP archive of other things ({first})")
+        raise MalformedPickleError(f"a ZIP archive without a pickle ({first})")
     if named["data.pkl"].file_size > MAX_PICKLE:
         raise OversizedPickleError(f"{named['data.pkl'].file_size:,} bytes of pickled values")
     ends = sorted((member.header_offset, member.header_offset + member.file_size) for member in members)
     if any(end > start for (_, end), (start, _) in itertools.pairwise(ends)) or ends[0][0] != 0 or ends[-1][1] > size:
-        raise MalformedPickleError("members that lie over each other")
+        raise MalformedPickleError("members that overlap")
     if archive.comment:
         raise MalformedPickleError("a ZIP archive with a comment")
     return named
@@ -101,12 +101,12 @@ def _check_pickles(stream: BinaryIO, size: int) -> None:
         raise MalformedPickleError("a pickle that torch.save did not write")
     system = follower.follow(head)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise MalformedPickleError("values of a big-endian machine")
+        raise MalformedPickleError("values from a big-endian machine")
     follower.follow(head)
     keys = follower.follow(head)
     named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
     if not named or sorted(keys) != sorted(follower.storages):
-        raise MalformedPickleError("storages that are not those of its tensors")
+        raise MalformedPickleError("storages that do not belong to its tensors")
     position = head.tell()
     for key in keys:
         storage = follower.storages[key]
@@ -114,4 +114,4 @@ def _check_pickles(stream: BinaryIO, size: int) -> None:
         items = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
         position += _LENGTH_BYTES + storage.size
         if items != storage.items or position > size:
-            raise MalformedPickleError(f"a storage {key} of {storage.size} bytes that is not there")
+            raise MalformedPickleError(f"a storage {key} of {storage.size} bytes that is missing")

@@ -1,4 +1,4 @@
-"""What the DFS release and SkipNet share: CIFAR networks named ``group{G}_layer{I}`` with a gate after every block."""
+"""Tensor names that the DFS release and SkipNet share: blocks ``group{G}_layer{I}`` and a gate after every block."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _NORM = ("weight", "bias", "running_mean", "running_var")
 _BLOCK = re.compile(r"group(\d{1,6})_layer(\d{1,6})\.conv1\.weight")
 
 SHARED = {f"group{group}_ds0.": f"group{group}_layer0.downsample." for group in (2, 3)}
-"""Names that both formats give their projections' tensors besides, by the beginnings of keys."""
+"""Second names of the projections' tensors in both formats, by the beginning of the key."""
 
 
 def read_architecture(keys: Iterable[str], reader: TensorReader, size: tuple[int, int]) -> Architecture:
-    """Derives the shape from which blocks there are and from the shapes of a few tensors.
+    """Derives the architecture from the names of the blocks and the shapes of a few tensors.
 
     Args:
         keys: names of all tensors.
-        reader: the checkpoint's tensors.
-        size: height and width of images, which no tensor tells.
+        reader: tensors of the checkpoint.
+        size: height and width of images, which the tensors do not determine.
 
     Raises:
-        CheckpointError: blocks are missing, groups are not three, or images are not of three channels.
+        CheckpointError: blocks are missing, there are not three groups, or images do not have three channels.
     """
     found = {(int(m[1]), int(m[2])) for key in keys if (m := _BLOCK.fullmatch(key))}
     counts = tuple(sum(1 for group, _ in found if group == g) for g in (1, 2, 3))
     if found != {(g + 1, i) for g, count in enumerate(counts) for i in range(count)} or 0 in counts:
-        some = ", ".join(f"group{group}_layer{place}" for group, place in sorted(found)[:40])
+        some = ", ".join(f"group{group}_layer{position}" for group, position in sorted(found)[:40])
         raise CheckpointError(f"a checkpoint with blocks {some}, expected groups 1 to 3 with blocks from 0 on")
     channels = reader.shape("conv1.weight", (None, 3, 3, 3))[0]
     try:
@@ -50,18 +50,18 @@ def read_architecture(keys: Iterable[str], reader: TensorReader, size: tuple[int
 
 
 def numbered_blocks(architecture: Architecture) -> Iterator[tuple[Block, int, int]]:
-    """Yields each block with its group, from 1, and its place in the group, from 0, in the order in which they run."""
+    """Yields the blocks in order, each with its group (from 1) and its position in the group (from 0)."""
     for group, blocks in itertools.groupby(architecture.blocks, key=lambda block: block.group):
-        for place, block in enumerate(blocks):
-            yield block, group, place
+        for position, block in enumerate(blocks):
+            yield block, group, position
 
 
 class GroupsReader:
     """Copies tensors under the release's and SkipNet's names to ours.
 
     Args:
-        reader: the checkpoint's tensors.
-        architecture: the shape read from them.
+        reader: tensors of the checkpoint.
+        architecture: result of :func:`read_architecture`.
         quantized: whether each convolution carries the range of its input.
     """
 
@@ -72,7 +72,7 @@ class GroupsReader:
         self._quantized = quantized
 
     def conv(self, ours: str, theirs: str, shape: tuple[int, int, int, int]) -> None:
-        """Copies a convolution, with its input range if it has one."""
+        """Copies a convolution and, if the format has it, the range of its input."""
         self.state[f"{ours}.weight"] = self.reader.take(f"{theirs}.weight", shape)
         for bound, name in (("low", "min"), ("high", "max")):
             key = f"{theirs}.quantize_input.running_{name}"
@@ -81,25 +81,25 @@ class GroupsReader:
             )
 
     def norm(self, ours: str, theirs: str, channels: int) -> None:
-        """Copies a batch normalisation; how many batches it saw does not matter and may be missing."""
+        """Copies a batch normalisation without its count of batches, which is not used and may be missing."""
         for name in _NORM:
             self.state[f"{ours}.{name}"] = self.reader.take(f"{theirs}.{name}", (channels,))
 
     def common(self, lstm: str, projection_conv: str, projection_norm: str) -> None:
-        """Copies what both formats name alike, given the names in which they differ.
+        """Copies the tensors that both formats have, given the names in which they differ.
 
         Args:
             lstm: prefix of the LSTM's tensors.
             projection_conv: name, within a stride block, of its projection's convolution.
-            projection_norm: name of its normalisation there.
+            projection_norm: name, within a stride block, of its projection's normalisation.
         """
         blocks, gate = self.architecture.blocks, self.architecture.gate
         first, last_width = blocks[0].in_channels, blocks[-1].out_channels
         embedding, hidden = gate.embedding, gate.hidden
         self.conv("backbone.stem_conv", "conv1", (first, self.architecture.image_shape[0], 3, 3))
         self.norm("backbone.stem_norm", "bn1", first)
-        for shape, group, place in numbered_blocks(self.architecture):
-            theirs, ours = f"group{group}_layer{place}", f"backbone.blocks.{shape.index}"
+        for shape, group, position in numbered_blocks(self.architecture):
+            theirs, ours = f"group{group}_layer{position}", f"backbone.blocks.{shape.index}"
             channels = shape.out_channels
             for i, inputs in ((1, shape.in_channels), (2, channels)):
                 self.conv(f"{ours}.conv{i}", f"{theirs}.conv{i}", (channels, inputs, 3, 3))
@@ -109,7 +109,7 @@ class GroupsReader:
                 self.conv(f"{ours}.projection.conv", f"{theirs}.{projection_conv}", shortcut)
                 self.norm(f"{ours}.projection.norm", f"{theirs}.{projection_norm}", channels)
             if shape.index < self.architecture.gated_blocks:
-                their_gate = f"group{group}_gate{place}.1"
+                their_gate = f"group{group}_gate{position}.1"
                 weight = self.reader.take(f"{their_gate}.weight", (embedding, channels, 1, 1))
                 self.state[f"gate.embeddings.{shape.index}.weight"] = weight[..., 0, 0]
                 self.state[f"gate.embeddings.{shape.index}.bias"] = self.reader.take(f"{their_gate}.bias", (embedding,))
@@ -120,6 +120,6 @@ class GroupsReader:
         classes = self.architecture.classes
         self.state["backbone.head.weight"] = self.reader.take("fc.weight", (classes, last_width))
         self.state["backbone.head.bias"] = self.reader.take("fc.bias", (classes,))
-        # The gate after the last block is computed there and never used.
-        last = f"group{group}_gate{place}."
+        # The gate after the last block exists in both formats and is never used.
+        last = f"group{group}_gate{position}."
         self.reader.skip(lambda key: key.endswith(COUNTER) or key.startswith(last))

@@ -1,4 +1,4 @@
-"""What a checkpoint's file may not say, and somebody has to: from the caller, or assumed and said."""
+"""Input contract of a checkpoint: from the file, from the caller, or assumed and reported."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ CIFAR_SIZE = (32, 32)
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """What the caller knows of a checkpoint; each of them goes before what the file says, and before any assumption.
+    """What the caller knows about a checkpoint; overrides the file and every assumption.
 
     Attributes:
-        weights_key: which of several weights in the file, as messages name them, such as ``state_dict_ema``.
-        mean: mean of each channel that pixels were normalised with, scaled to 0..1.
-        std: standard deviation of each channel, scaled in the same way.
+        weights_key: which of several weights in the file to take, by the name in messages, such as ``state_dict_ema``.
+        mean: mean per channel for normalisation, of pixels scaled to 0..1.
+        std: standard deviation per channel, of the same pixels.
         class_names: a name per class, in the order of the network's outputs; empty for none.
         input_size: height and width of the images, in pixels.
     """
@@ -32,18 +32,18 @@ class CheckpointFacts:
 
 
 def assumed_input(channels: int, facts: CheckpointFacts, scripts: str) -> tuple[InputContract, tuple[str, ...]]:
-    """The input contract of a network whose file says nothing of its input.
+    """Input contract of a network whose file does not describe its input.
 
     Args:
         channels: channels of an image.
         facts: what the caller knows.
-        scripts: whose training is taken for granted, as in ``SkipNet's``.
+        scripts: owner of the training scripts whose values are assumed, such as ``SkipNet's``.
 
     Returns:
-        The contract, and a line for each assumption in it.
+        The contract, and one line per assumption in it.
 
     Raises:
-        InputError: facts that cannot be.
+        InputError: the facts are out of bounds.
     """
     assumptions = []
     usual = InputContract()
@@ -54,9 +54,9 @@ def assumed_input(channels: int, facts: CheckpointFacts, scripts: str) -> tuple[
             f"pixels are normalised with CIFAR-10's {values}, as in {scripts} scripts; else give {' and '.join(unsaid)}"
         )
     if facts.input_size is None:
-        assumptions.append("images are of 32x32 pixels, as CIFAR's; else give --input-size")
+        assumptions.append("images have 32x32 pixels, as in CIFAR; otherwise give --input-size")
     if facts.class_names is None:
-        assumptions.append("class names are not in the file, so that classes are numbers; give them with --class-names")
+        assumptions.append("the file has no class names, so classes are numbers; give names with --class-names")
     contract = InputContract(
         shape=(channels, *(facts.input_size or CIFAR_SIZE)),
         mean=usual.mean if facts.mean is None else facts.mean,
@@ -67,13 +67,13 @@ def assumed_input(channels: int, facts: CheckpointFacts, scripts: str) -> tuple[
 
 
 def corrected_input(recorded: InputContract, facts: CheckpointFacts) -> tuple[InputContract, tuple[str, ...]]:
-    """The input contract that a file records, unless the caller knows better.
+    """Input contract of a file, with the caller's corrections.
 
     Returns:
-        The contract, and a line for each value that differs from the file's.
+        The contract, and one line per value that differs from the file's.
 
     Raises:
-        InputError: facts that cannot be.
+        InputError: the facts are out of bounds.
     """
     size = recorded.shape[1:] if facts.input_size is None else facts.input_size
     contract = InputContract(
@@ -83,20 +83,20 @@ def corrected_input(recorded: InputContract, facts: CheckpointFacts) -> tuple[In
         class_names=recorded.class_names if facts.class_names is None else facts.class_names,
     )
     names = f"{len(contract.class_names)} class names" if contract.class_names else "no class names"
-    told = {
+    words = {
         "shape": f"images of {size[0]}x{size[1]} pixels",
         "mean": f"mean {contract.mean}",
         "std": f"std {contract.std}",
         "class_names": names,
     }
-    changed = [noun for key, noun in told.items() if getattr(contract, key) != getattr(recorded, key)]
-    return contract, tuple(f"{noun}, as given, in place of the file's" for noun in changed)
+    changed = [noun for key, noun in words.items() if getattr(contract, key) != getattr(recorded, key)]
+    return contract, tuple(f"{noun}, as given, instead of the file's" for noun in changed)
 
 
 def check_class_names(names: Sequence[object], classes: int) -> None:
-    """Raises UsageError unless there is a name per class, or none at all."""
+    """Raises UsageError unless there is one name per class, or none at all."""
     if names and len(names) != classes:
         raise UsageError(
-            f"{len(names)} class names for a network of {classes} classes; give one per class in the order of its"
+            f"{len(names)} class names for a network of {classes} classes; give one per class, in the order of the"
             " outputs, or none: --class-names"
         )

@@ -26,21 +26,25 @@ from dfs_deploy.preprocessing import InputContract, class_names_problem
 
 FORMAT = "dfs-deploy"
 VERSION = 2
-"""Version 2 added ``policy``; files of version 1, which have a gate, are read as before."""
+"""Version 2 added ``policy``; files of version 1 have a gate and are still read."""
 
 _TENSORS_OF_A_BLOCK = 12
-"""Least number of a block's tensors: two convolutions with weight and range, two normalisations with three or more."""
+"""Fewest tensors of a block: two convolutions with weight and range, two normalisations with at least three each."""
 
 
 def save_checkpoint(path: str | Path, network: DFSNetwork, contract: InputContract) -> None:
-    """Writes a network whole: to a temporary file, then renamed.
+    """Writes a network, whole or not at all.
 
-    It is made in memory first, so that what the file system refuses is an ``OSError``.
+    The file is built in memory first, so that errors of the file system are ``OSError``.
 
     Args:
-        path: ends in ``.safetensors`` for that format; anything else is written by ``torch.save``.
-        network: the network; its training mode does not matter.
-        contract: how pixels become its input.
+        path: a name that ends in ``.safetensors`` selects that format; any other is written by ``torch.save``.
+        network: the network, in any mode.
+        contract: input contract of the network.
+
+    Raises:
+        OSError: the file cannot be written.
+        UsageError: the network is no CIFAR ResNet, which this format cannot describe.
     """
     path = Path(path)
     values: dict[str, Any] = {
@@ -64,10 +68,10 @@ def save_checkpoint(path: str | Path, network: DFSNetwork, contract: InputContra
 
 @recognizer(FORMAT, lambda raw: raw.values.get("format") == FORMAT)
 def load_native(raw: RawCheckpoint, options: Options | None, facts: CheckpointFacts) -> Checkpoint:
-    """Reads what :func:`save_checkpoint` wrote.
+    """Reads a file that :func:`save_checkpoint` wrote.
 
     Raises:
-        CheckpointError: a file of another version, values that cannot be, or tensors that are not those of the network
+        CheckpointError: the file has another version or malformed values, or the tensors do not belong to the network
             that the values describe.
     """
     version = raw.values.get("version")
@@ -84,7 +88,7 @@ def load_native(raw: RawCheckpoint, options: Options | None, facts: CheckpointFa
     if options is not None and options != saved:
         raise CheckpointError(f"the checkpoint's options are {saved}, not {options}; leave --options out")
     contract, corrections = corrected_input(recorded, facts)
-    # What the values describe is built only if there are tensors for it.
+    # A network is built only if the file has tensors for it.
     if _TENSORS_OF_A_BLOCK * len(architecture.blocks) > len(reader):
         raise CheckpointError(
             f"dfs-deploy checkpoint of a {architecture.name} with {len(reader)} tensors, too few for it; save it again"
@@ -103,11 +107,11 @@ def load_native(raw: RawCheckpoint, options: Options | None, facts: CheckpointFa
 def _described(
     values: Mapping[str, Any], facts: CheckpointFacts
 ) -> tuple[Architecture, InputContract, Options, tuple[int, ...] | None]:
-    """The network that plain values describe, with its input, options and policy."""
+    """Architecture, input contract, options and policy from plain values."""
     architecture = cifar_resnet(**_tuples(values["architecture"]))
     record = _tuples(values["input"])
     if facts.class_names is not None and class_names_problem(record.get("class_names", ())):
-        record["class_names"] = ()  # those that are given go before names that no file can hold
+        record["class_names"] = ()  # the caller's names replace names that no file can hold
     contract = InputContract(**record)
     options = Options(values["options"])
     if contract.shape != architecture.image_shape:

@@ -1,9 +1,9 @@
-"""What a pickle of ``torch.save`` would make, found out without making it.
+"""Simulation of a pickle of ``torch.save``: what it would create, without creating it.
 
-``torch.load(weights_only=True)`` runs no code, and believes every size that a pickle names: tensors beyond the end of
-their storages, storages larger than the file, copies of one list a million times. Here the same instructions are
-followed with stand-ins, so that sizes can be compared with the file before anything is loaded, and a name that state
-dicts do not need is told to the user. Nothing is looked up by name, and nothing is called.
+``torch.load(weights_only=True)`` runs no code, but trusts every size in a pickle: tensors beyond the end of their
+storage, storages larger than the file, a list copied a million times. This module follows the same instructions with
+stand-ins, so that sizes can be compared with the file before anything is loaded, and so that an error can name what
+state dicts do not need. Nothing is imported by name, and nothing is called.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import torch
 
 MAX_INSTRUCTIONS = 600_000
-"""Most instructions in the pickles of a checkpoint, which have about thirty a tensor."""
+"""Most instructions in the pickles of a checkpoint; a tensor takes about thirty."""
 
 MAX_TENSORS = 50_000
 """Most tensors of a checkpoint; a ResNet-1202 with its optimiser has about 30,000."""
@@ -28,7 +28,7 @@ PROTOCOL = 2
 _MAX_AXES = 8
 _MAX_KEY = 16
 _MAX_DEPTH = 32
-"""Most levels of dicts and lists within each other."""
+"""Most levels of nested dicts and lists."""
 
 _ITEM_BYTES = {
     **dict.fromkeys(("ByteStorage", "CharStorage", "BoolStorage", "UntypedStorage"), 1),
@@ -53,37 +53,37 @@ _NOT_DENSE = {
     "builtins.bytearray": "a bytearray",
     "__builtin__.bytearray": "a bytearray",
 }
-"""What torch.load makes without running code, and no network that is read here has."""
+"""Objects that torch.load creates without running code, but that no supported network contains."""
 
 
 class PickleRefusedError(Exception):
-    """A pickle that is not followed to its end; the text is a noun for what is wrong."""
+    """A pickle that is refused; the text is a noun phrase for the reason."""
 
 
 class MalformedPickleError(PickleRefusedError):
-    """A pickle that ``torch.save`` did not write, or that was damaged since."""
+    """A pickle that ``torch.save`` did not write, or that was damaged later."""
 
 
 class OversizedPickleError(PickleRefusedError):
-    """A pickle with more in it than a checkpoint has."""
+    """A pickle that holds more than any checkpoint."""
 
 
 class NotDenseError(PickleRefusedError):
-    """A pickle of a tensor that is not dense, or of another class."""
+    """A pickle with a tensor that is not dense, or of another class."""
 
 
 class ForbiddenNameError(PickleRefusedError):
-    """A pickle that names something that state dicts do not need; the text is that name."""
+    """A pickle that names something which state dicts do not need; the text is that name."""
 
 
 @dataclass(frozen=True)
 class PickledStorage:
-    """A storage that a pickle refers to.
+    """Reference to a storage.
 
     Attributes:
-        key: its name in the file.
-        items: how many values it has.
-        item_bytes: bytes of each.
+        key: name of the storage in the file.
+        items: number of values.
+        item_bytes: bytes per value.
     """
 
     key: str
@@ -92,16 +92,16 @@ class PickledStorage:
 
     @property
     def size(self) -> int:
-        """Its bytes."""
+        """Size of the storage in bytes."""
         return self.items * self.item_bytes
 
 
 @dataclass
 class PickleFollower:
-    """Follows the pickles of one file, and counts what they would make.
+    """Follows the pickles of one file and counts what they would create.
 
     Attributes:
-        storages: what they refer to, by key.
+        storages: storages that the pickles refer to, by key.
     """
 
     storages: dict[str, PickledStorage] = field(default_factory=dict)
@@ -112,16 +112,16 @@ class PickleFollower:
         """Follows one pickle.
 
         Args:
-            stream: stands at its beginning, and behind its end afterwards.
+            stream: stream at the beginning of the pickle; at its end afterwards.
 
         Returns:
-            What it makes: dicts, lists, tuples, text and numbers; tensors and other objects are stand-ins.
+            Dicts, lists, tuples, text and numbers; tensors and other objects are stand-ins.
 
         Raises:
             ForbiddenNameError: it names something that state dicts do not need.
-            NotDenseError: it makes tensors that are not dense.
-            OversizedPickleError: it makes more than a checkpoint has.
-            MalformedPickleError: it is damaged, or none that ``torch.save`` writes.
+            NotDenseError: it creates tensors that are not dense.
+            OversizedPickleError: it creates more than any checkpoint holds.
+            MalformedPickleError: it is damaged, or ``torch.save`` does not write such pickles.
         """
         machine = _Machine(self)
         refused: PickleRefusedError | None = None
@@ -131,31 +131,31 @@ class PickleFollower:
                 self.count(1)
                 if instruction.name == "PROTO":
                     protocol = argument
-                elif isinstance(refused, MalformedPickleError):  # what else is in it decides what is said
+                elif isinstance(refused, MalformedPickleError):  # the rest may give a better reason
                     refused = _named_in(instruction.name, argument) or refused
                 elif refused is None:
                     refused = machine.try_step(instruction.name, argument)
         except (ValueError, OverflowError) as error:
-            # Text may begin like a pickle of the first protocols, which bear no mark; it hardly ends like one.
+            # Text may begin like a pickle of the first protocols, which have no magic number, but hardly ends like one.
             if protocol is None or refused is None or isinstance(refused, MalformedPickleError):
                 raise MalformedPickleError("a damaged pickle") from error
         if refused is None and protocol != PROTOCOL:
-            refused = MalformedPickleError(f"a pickle of protocol {protocol}, where torch.save writes {PROTOCOL}")
+            refused = MalformedPickleError(f"a pickle of protocol {protocol}, expected {PROTOCOL}")
         if refused is None and len(machine.stack) != 1:
-            refused = MalformedPickleError("a pickle of no single value")
+            refused = MalformedPickleError("a pickle without exactly one value")
         if refused is not None:
             raise refused
-        _check_extent(machine.stack[0])
+        _check_traversable(machine.stack[0])
         return machine.stack[0]
 
     def count(self, made: int) -> None:
-        """Counts instructions, and the items that they copy: one list could be copied a million times."""
+        """Counts instructions and copied items, because one list could be copied a million times."""
         self._instructions += made
         if self._instructions > MAX_INSTRUCTIONS:
             raise OversizedPickleError(f"more than {MAX_INSTRUCTIONS:,} values")
 
     def count_tensor(self) -> None:
-        """Counts a tensor."""
+        """Counts one tensor."""
         self._tensors += 1
         if self._tensors > MAX_TENSORS:
             raise OversizedPickleError(f"more than {MAX_TENSORS:,} tensors")
@@ -163,7 +163,7 @@ class PickleFollower:
 
 @dataclass(frozen=True)
 class _Named:
-    """What a pickle names: a function, a class or a type of values."""
+    """A function, class or data type that a pickle names."""
 
     name: str
 
@@ -182,7 +182,7 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def try_step(self, name: str, argument: Any) -> PickleRefusedError | None:
-        """Follows one instruction; gives the error instead of raising it, unless it is about size."""
+        """Follows one instruction; returns an error instead of raising it, unless it is about size."""
         try:
             if name in _PUSHED:
                 self.stack.append(argument)
@@ -195,7 +195,7 @@ class _Machine:
         except PickleRefusedError as error:
             return error
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-            return MalformedPickleError(f"a pickle with the instruction {name} where it cannot be")
+            return MalformedPickleError(f"a pickle with the instruction {name} in the wrong place")
         return None
 
     def push(self, value: Any) -> None:
@@ -212,14 +212,14 @@ class _Machine:
 
     def name_from_stack(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
-        if not isinstance(name, str) or not isinstance(module, str):  # text of nested lists may have no end
-            raise MalformedPickleError("a pickle that names something by no text")
+        if not isinstance(name, str) or not isinstance(module, str):  # printing nested lists may take forever
+            raise MalformedPickleError("a pickle with a name that is no text")
         self.push_named(f"{module}.{name}")
 
     def gather(self, count: int) -> None:
         at = len(self.stack) - count
         if at < 0:
-            raise MalformedPickleError("a pickle that takes more than it gave")
+            raise MalformedPickleError("a pickle that pops more than it pushed")
         self.stack[at:] = [tuple(self.stack[at:])]
 
     def mark(self) -> None:
@@ -239,13 +239,13 @@ class _Machine:
 
     def extend(self, items: list[Any]) -> None:
         if not isinstance(self.stack[-1], list):
-            raise MalformedPickleError("a pickle that appends to no list")
+            raise MalformedPickleError("a pickle that appends to something other than a list")
         self.stack[-1].extend(items)
 
     def update(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict):
-            raise MalformedPickleError("a pickle that sets items of no dict")
+            raise MalformedPickleError("a pickle that sets items of something other than a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             _check_key(key)
             if key in target:
@@ -253,7 +253,7 @@ class _Machine:
             target[key] = value
 
     def set_state(self) -> None:
-        """State dicts carry the versions of their modules as an attribute; nothing else is changed so."""
+        """Accepts state only for dicts: state dicts keep the versions of their modules in an attribute."""
         self.stack.pop()
         if not isinstance(self.stack[-1], dict):
             raise MalformedPickleError("a pickle that changes an object")
@@ -262,10 +262,10 @@ class _Machine:
         kind, typed, key, _, items, *view = self.stack.pop()
         item_bytes = _storage_bytes(typed.name) if isinstance(typed, _Named) else None
         if kind != "storage" or item_bytes is None or not isinstance(key, str) or not _is_count(items):
-            raise MalformedPickleError("a pickle that refers to no storage")
+            raise MalformedPickleError("a pickle with a malformed reference to a storage")
         storage = PickledStorage(key, items, item_bytes)
         if self._follower.storages.setdefault(key, storage).size != storage.size:
-            raise MalformedPickleError(f"two sizes of storage {key}")
+            raise MalformedPickleError(f"two different sizes of storage {key}")
         if view and view[0] is not None:
             _, offset, length = view[0]
             if not (_is_count(offset) and _is_count(length) and offset + length <= items):
@@ -276,14 +276,14 @@ class _Machine:
     def call(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, _Named) or function.name not in _CALLABLE:
-            raise MalformedPickleError("a pickle that calls what is no function")
+            raise MalformedPickleError("a pickle that calls something other than a function")
         self.stack.append(_CALLABLE[function.name](self._follower, *arguments))
 
 
 _PUSHED = frozenset(
     ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "SHORT_BINSTRING", "NONE")
 )
-"""Instructions that push their argument; that of ``NONE`` is ``None``."""
+"""Instructions that push their argument, which is ``None`` for ``NONE``."""
 
 _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "FRAME": lambda machine, _: None,
@@ -310,22 +310,22 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "BINPERSID": lambda machine, _: machine.refer(),
     "REDUCE": lambda machine, _: machine.call(),
 }
-"""The instructions of protocol 2, and those of protocol 4 that tell what is in a pickle of it."""
+"""Instructions of protocol 2, and those of protocol 4 that show what such a pickle contains."""
 
 
 def _named_in(name: str, argument: Any) -> ForbiddenNameError | None:
-    """What an instruction names, once the pickle cannot be followed any more."""
+    """Error for what an instruction names, after following has failed."""
     if name in ("GLOBAL", "INST"):
         named = argument.replace(" ", ".")
         return None if named in _CALLABLE or _storage_bytes(named) else ForbiddenNameError(named)
     return ForbiddenNameError("an object") if name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4") else None
 
 
-def _check_extent(value: Any) -> None:
-    """Makes sure that a value can be walked through, compared and shown.
+def _check_traversable(value: Any) -> None:
+    """Checks that a value can be traversed, compared and printed in reasonable time.
 
-    A pickle can hold one list many times. A list of ten times a list of ten times a list takes a hundred bytes, and no
-    reader comes to its end.
+    A pickle can repeat one list many times: lists that hold ten times the same list, many levels deep, take a hundred
+    bytes and an exponential time to traverse.
     """
     waiting, seen = [(value, 0)], 0
     while waiting:
@@ -336,12 +336,12 @@ def _check_extent(value: Any) -> None:
             continue
         seen += len(held)
         if seen > MAX_INSTRUCTIONS or depth > _MAX_DEPTH:
-            raise OversizedPickleError("lists within lists without end")
+            raise OversizedPickleError("lists nested too deeply or too often")
         waiting += [(each, depth + 1) for each in held]
 
 
 def _dict(follower: PickleFollower, items: Any = ()) -> dict[Any, Any]:
-    """An ``OrderedDict`` or a ``Counter``: empty and filled later, of pairs as Python 2 wrote it, or of a dict."""
+    """``OrderedDict`` or ``Counter``: empty and filled later, from pairs as Python 2 wrote it, or from a dict."""
     follower.count(len(items))
     made = {}
     for key, value in items.items() if isinstance(items, dict) else items:
@@ -358,7 +358,7 @@ def _set(follower: PickleFollower, items: Any) -> object:
 
 
 def _plain(follower: PickleFollower, *arguments: Any) -> object:
-    """What copies its arguments at the most: a shape, a device, bytes, a complex number."""
+    """Object that at most copies its arguments: a shape, a device, bytes, a complex number."""
     follower.count(sum(len(a) for a in arguments if isinstance(a, str | bytes | tuple | list)))
     return _OTHER
 
@@ -378,16 +378,16 @@ def _typed_tensor(
     dtype: Any,
     *_: Any,
 ) -> object:
-    """A tensor of a type that has no storage of its own, such as float8."""
+    """Tensor of a data type without its own storage class, such as float8."""
     return _view(follower, storage, _DTYPES[dtype.name].itemsize, offset, shape, strides)
 
 
 def _view(follower: PickleFollower, storage: Any, item_bytes: int, offset: Any, shape: Any, strides: Any) -> object:
-    """A tensor over a storage, beyond whose end it must not reach."""
+    """Tensor in a storage, which it must not exceed."""
     follower.count_tensor()
-    for extents in (shape, strides, (offset,)):
-        if not isinstance(extents, tuple) or len(extents) > _MAX_AXES or not all(map(_is_count, extents)):
-            raise MalformedPickleError("a tensor of no shape")
+    for numbers in (shape, strides, (offset,)):
+        if not isinstance(numbers, tuple) or len(numbers) > _MAX_AXES or not all(map(_is_count, numbers)):
+            raise MalformedPickleError("a tensor with a malformed shape")
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if 0 not in shape and (last + 1) * item_bytes > storage.size:
         raise MalformedPickleError(f"a tensor of shape {shape} beyond the end of its storage of {storage.size} bytes")
@@ -396,7 +396,7 @@ def _view(follower: PickleFollower, storage: Any, item_bytes: int, offset: Any, 
 
 def _parameter(follower: PickleFollower, data: Any, *_: Any) -> object:
     if data is not _TENSOR:
-        raise MalformedPickleError("a parameter of no tensor")
+        raise MalformedPickleError("a parameter without a tensor")
     follower.count_tensor()
     return _TENSOR
 
@@ -414,11 +414,11 @@ _CALLABLE: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
 }
-"""What state dicts, and the state of training around them, call."""
+"""Functions that state dicts, and the training state around them, call."""
 
 
 def _check_key(key: Any) -> None:
-    """Makes sure that hashing a key takes no time: nested tuples take exponential time, and wide integers collide."""
+    """Checks that hashing a key is cheap: nested tuples take exponential time, and large integers collide."""
     for part in key if isinstance(key, tuple) and len(key) <= _MAX_KEY else (key,):
         if not (
             part is None or isinstance(part, str | bytes | float) or (isinstance(part, int) and abs(part) < 1 << 63)

@@ -1,4 +1,4 @@
-"""Reading a checkpoint file without running anything in it, and without believing what it says of sizes."""
+"""Reading a checkpoint file without executing anything in it and without trusting the sizes that it claims."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dfs_deploy.io.kinds import given_instead
 from dfs_deploy.io.text import first_line
 
 METADATA_KEY = "dfs_deploy"
-"""Key of a ``.safetensors`` header under which our own format keeps its plain values, as JSON."""
+"""Key in a ``.safetensors`` header for the plain values of our own format, as JSON."""
 
 MAX_CHECKPOINT = 16 << 30
 """Most bytes of a checkpoint file."""
@@ -33,18 +33,18 @@ MAX_CHECKPOINT = 16 << 30
 _EXPECTED = "a checkpoint (.pt, .pth, .pth.tar or .safetensors)"
 _MAX_HEADER = 16 << 20
 _LENGTH_BYTES = 8
-_SAVE_AGAIN = "save model.state_dict() alone, by torch.save"
+_SAVE_AGAIN = "save only model.state_dict(), with torch.save"
 
 
 @dataclass(frozen=True)
 class FileContent:
-    """What a checkpoint file holds.
+    """Content of a checkpoint file.
 
     Attributes:
         path: the file.
-        size: its bytes.
-        content: tensors, plain values and dicts of them, as they were saved; of a ``.safetensors`` file, its tensors.
-        values: plain values beside the tensors.
+        size: size of the file in bytes.
+        content: tensors, plain values and dicts of them, as they were saved; only tensors for ``.safetensors``.
+        values: plain values at the top level.
     """
 
     path: Path
@@ -54,20 +54,20 @@ class FileContent:
 
 
 def read_checkpoint_file(path: Path) -> FileContent:
-    """Reads a ``.safetensors`` file or one of ``torch.save`` that holds dense tensors and plain values.
+    """Reads dense tensors and plain values from a ``.safetensors`` file or a file of ``torch.save``.
 
-    Which of them a file is, its first bytes tell.
+    The first bytes of the file decide which of them it is.
 
     Raises:
-        CheckpointError: the file is missing, damaged, no checkpoint, or holds other sizes than it says.
-        UnsafeCheckpointError: loading it would run code; nothing of it was run.
+        CheckpointError: the file is missing, damaged, no checkpoint, or holds other sizes than it claims.
+        UnsafeCheckpointError: loading it would run code; none of it was run.
     """
     try:
         size = check_file(path, MAX_CHECKPOINT)
         with path.open("rb") as stream:
             head = stream.read(_LENGTH_BYTES + 1)
             header = int.from_bytes(head[:_LENGTH_BYTES], "little")
-            # Looked for first: the length may begin like the mark of any other kind of file.
+            # Checked first, because the length may look like the magic number of any other format.
             if head.endswith(b"{") and len(head) > _LENGTH_BYTES and header <= size - _LENGTH_BYTES:
                 return _read_safetensors(path, size, header)
             instead = given_instead(path, _EXPECTED, "checkpoint")
@@ -76,7 +76,7 @@ def read_checkpoint_file(path: Path) -> FileContent:
             stream.seek(0)
             return _read_torch(path, stream, size)
     except FileNotFoundError as error:
-        raise CheckpointError(f"no checkpoint at {path}; give the path of {_EXPECTED}") from error
+        raise CheckpointError(f"{path} does not exist; give the path of {_EXPECTED}") from error
     except OSError as error:
         instead = given_instead(path, _EXPECTED, "checkpoint") if path.is_dir() else None
         raise CheckpointError(instead or f"{path}: {first_line(error)}; give the path of {_EXPECTED}") from error
@@ -99,13 +99,13 @@ def _read_safetensors(path: Path, size: int, header: int) -> FileContent:
         values = decode_json(metadata.get(METADATA_KEY, "{}").encode(), dict[str, Any])
     except MalformedError as error:
         raise CheckpointError(f"{path} has malformed {METADATA_KEY} metadata ({error}); save it again") from error
-    # A damaged header raises whatever the parser meets in it; there is no common base to name.
+    # The parser raises errors of many types for a damaged header; they have no common base class.
     except (safetensors.SafetensorError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(
             f"{path} is not a readable .safetensors file ({first_line(error)}); copy it again"
         ) from error
     for dropped, kept in metadata.items():
-        # safetensors' save_model keeps one name of tensors that are one, and notes under the other which.
+        # safetensors' save_model writes a shared tensor under one name, and maps its other names to it in the metadata.
         if kept in tensors and dropped not in tensors:
             tensors[dropped] = tensors[kept]
     return FileContent(path, size, tensors, values)
@@ -118,18 +118,18 @@ def _read_torch(path: Path, stream: BinaryIO, size: int) -> FileContent:
         content = torch.load(stream, map_location="cpu", weights_only=True)
     except ForbiddenNameError as error:
         raise UnsafeCheckpointError(
-            f"{path} holds pickled objects ({error}) beside tensors and plain values; it was not loaded, since that"
-            " would run code; save a state dict, or convert it to .safetensors if you trust it"
+            f"{path} holds pickled objects ({error}), not only tensors and plain values; it was not loaded,"
+            " because that would run code; save a state dict, or convert it to .safetensors if you trust it"
         ) from error
     except NotDenseError as error:
         raise CheckpointError(f"{path} holds {error}, expected dense tensors on the CPU; {_SAVE_AGAIN}") from error
     except OversizedPickleError as error:
-        raise CheckpointError(f"{path} holds {error}, which no network that is read here has; {_SAVE_AGAIN}") from error
+        raise CheckpointError(f"{path} holds {error}, more than any supported network; {_SAVE_AGAIN}") from error
     except PickleRefusedError as error:
         raise CheckpointError(
             f"{path} is not a readable checkpoint ({error}); it may be truncated: copy it again, or {_SAVE_AGAIN}"
         ) from error
-    # What passed the check and is damaged all the same raises whatever torch.load's readers meet in it.
+    # torch.load raises errors of many types for a file that is damaged in other ways.
     except Exception as error:
         raise CheckpointError(f"{path} is not a readable checkpoint; it may be truncated: copy it again") from error
     if not isinstance(content, Mapping):

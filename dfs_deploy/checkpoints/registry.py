@@ -1,4 +1,4 @@
-"""Which recogniser reads which checkpoint: found by marker keys, never by key order or file name."""
+"""Recognisers of checkpoint formats, chosen by marker keys, never by the order of keys or the name of the file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 from dfs_deploy.checkpoints.facts import CheckpointFacts, check_class_names
 from dfs_deploy.checkpoints.reading import read_checkpoint_file
-from dfs_deploy.checkpoints.rejected import reject
 from dfs_deploy.checkpoints.weights import RawCheckpoint, choose_weights
 from dfs_deploy.errors import CheckpointError, UnknownCheckpointError
 from dfs_deploy.models import DFSNetwork, QuantizedConv2d
@@ -18,16 +17,15 @@ from dfs_deploy.preprocessing import InputContract
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained network and what came with it.
+    """A trained network and the facts that came with it.
 
     Attributes:
         network: the reference model, in evaluation mode.
-        input: how pixels become its input.
+        input: input contract of the network.
         format: name of the recogniser that read it.
-        assumptions: what the file does not say and was taken for granted, what was chosen or left out, and where the
-            caller's word went before the file's, one line each.
-        notes: those of the assumptions that are about which tensors of the file are the network's.
-        weights_key: name of these weights in the file, if there are several; else ``None``.
+        assumptions: what was assumed, chosen, left out, or replaced by the caller's values, one line each.
+        notes: those assumptions that are about which tensors belong to the network.
+        weights_key: name of the weights in the file if there are several; else ``None``.
     """
 
     network: DFSNetwork
@@ -43,7 +41,7 @@ Loader = Callable[[RawCheckpoint, "Options | None", CheckpointFacts], Checkpoint
 
 @dataclass(frozen=True)
 class Recognizer:
-    """A checkpoint format: how to tell it, and how to read it."""
+    """A checkpoint format: its name, the test for it, and its loader."""
 
     name: str
     matches: Callable[[RawCheckpoint], bool]
@@ -54,13 +52,52 @@ _RECOGNIZERS: list[Recognizer] = []
 
 
 def recognizer(name: str, matches: Callable[[RawCheckpoint], bool]) -> Callable[[Loader], Loader]:
-    """Registers a loader for the checkpoints that ``matches`` accepts; the first one registered wins."""
+    """Decorator that registers a loader for checkpoints that ``matches`` accepts; the first registered one wins."""
 
     def register(load: Loader) -> Loader:
         _RECOGNIZERS.append(Recognizer(name, matches, load))
         return load
 
     return register
+
+
+def _has(raw: RawCheckpoint, *parts: str) -> bool:
+    return all(any(part in key for key in raw.tensors) for part in parts)
+
+
+def is_fractrain(raw: RawCheckpoint) -> bool:
+    """Whether a checkpoint is of FracTrain: the gate of the DFS release, with ranges as zero point and width."""
+    return _has(raw, "running_zero_point") or _has(raw, "running_range")
+
+
+_UNSUPPORTED: tuple[tuple[str, Callable[[RawCheckpoint], bool], str], ...] = (
+    (
+        "FracTrain",
+        is_fractrain,
+        "its quantiser differs from DFS's, so decisions would change; train with dfs-deploy or the DFS release",
+    ),
+    (
+        "DFS backbone without a gate",
+        lambda raw: _has(raw, "quantize_input") and not _has(raw, "control.") and not _has(raw, "_gate"),
+        "it has no gate that could decide; train the gate (steps 1 and 2) and export that checkpoint",
+    ),
+    (
+        "SkipNet for ImageNet",
+        lambda raw: _has(raw, "control.rnn.") and (_has(raw, "group4_") or _has(raw, "group1_ds0")),
+        "only CIFAR networks of basic blocks are supported; use a CIFAR SkipNet or train one with dfs-deploy",
+    ),
+    (
+        "SkipNet with feed-forward gates",
+        lambda raw: _has(raw, "_gate0.linear_layer") and not _has(raw, "control."),
+        "only the recurrent gate is supported; use a recurrent-gate (rnn) checkpoint of SkipNet",
+    ),
+    (
+        "BlockDrop",
+        lambda raw: {"resnet", "agent"} <= set(raw.values),
+        "its policy network is no recurrent gate; train with dfs-deploy instead",
+    ),
+)
+"""Formats that look like a known one and cannot be deployed: name, test and remedy."""
 
 
 def load_checkpoint(
@@ -72,20 +109,20 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Reads a trained network of any known format.
 
-    Nothing in the file is executed, and no more memory is taken than its tensors need.
+    Nothing in the file is executed, and it takes no more memory than its tensors need.
 
     Args:
-        path: a ``torch.save`` archive or a ``.safetensors`` file.
-        options: what the gate chooses from, if the file does not say; ``None`` for the format's default.
-        facts: what else the caller knows of it; ``None`` for nothing.
-        deployable: whether each block must have run quantised already, as far as it has such options. Training begins
-            with networks that have not.
+        path: a file of ``torch.save`` or a ``.safetensors`` file.
+        options: options of the gate, if the file does not say; ``None`` for the format's default.
+        facts: other facts that the caller knows, or ``None``.
+        deployable: whether each block with quantised options must have activation ranges. Training starts from
+            networks without them.
 
     Raises:
-        CheckpointError: the file cannot be read, or lacks something.
+        CheckpointError: the file cannot be read or is incomplete.
         UnsafeCheckpointError: loading it would run code.
-        UnknownCheckpointError: no recogniser knows it, or one knows that it cannot be deployed.
-        UsageError: facts that no network, or not this one, can have.
+        UnknownCheckpointError: the format is unknown, or known and not deployable.
+        UsageError: the facts are impossible, or impossible for this network.
     """
     path, facts = Path(path), facts or CheckpointFacts()
     raw = choose_weights(read_checkpoint_file(path), facts.weights_key)
@@ -97,7 +134,9 @@ def load_checkpoint(
                 check_ranges(checkpoint.network)
             assumptions = (*raw.notes, *checkpoint.assumptions)
             return replace(checkpoint, assumptions=assumptions, notes=raw.notes, weights_key=raw.weights)
-    reject(raw, path)
+    for kind, matches, remedy in _UNSUPPORTED:
+        if matches(raw):
+            raise UnknownCheckpointError(f"{path} is a {kind} checkpoint: {remedy}")
     if not raw.tensors:
         raise CheckpointError(f"{path} holds no tensors, expected a state dict; save model.state_dict() in it")
     some = ", ".join(sorted(raw.tensors)[:3])
@@ -108,7 +147,7 @@ def load_checkpoint(
 
 
 def check_ranges(network: DFSNetwork) -> None:
-    """Raises CheckpointError if a gated block may run quantised and has no range to quantise over."""
+    """Raises CheckpointError if a gated block has quantised options and no activation range."""
     missing = [
         block.shape.index
         for block in network.blocks[1:]
@@ -119,18 +158,18 @@ def check_ranges(network: DFSNetwork) -> None:
         return
     if network.gate is not None and len(missing) == len(network.blocks) - 1:
         raise CheckpointError(
-            "every activation range of the gated blocks is zero: this is a gate-only stage, whose quantised options"
-            " never ran; finish the joint training (step 2) and export that checkpoint"
+            "every activation range of the gated blocks is zero, so their quantised options never ran (a checkpoint"
+            " of the gate-only stage); finish the joint training (step 2) and export that checkpoint"
         )
     blocks = ", ".join(map(str, missing))
     raise CheckpointError(
-        f"the activation ranges of gated block(s) {blocks} are zero, expected a range a convolution; train on until"
-        " each block has run quantised"
+        f"the activation ranges of gated block(s) {blocks} are zero, expected one range per convolution; continue"
+        " training until each block has run quantised"
     )
 
 
 def check_options(options: Options, count: int) -> Options:
-    """Returns ``options`` if the gate scores just so many; raises CheckpointError otherwise."""
+    """Returns ``options``; raises CheckpointError unless the gate has ``count`` scores."""
     if len(options) != count:
         raise CheckpointError(
             f"the gate scores {count} options and the list '{options}' names {len(options)}; give {count}, in the"

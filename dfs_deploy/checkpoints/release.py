@@ -1,11 +1,10 @@
-"""The DFS authors' release (GitHub ``Torment123/DFS``): ``control.rnn_one`` and a range beside each convolution."""
+"""Recogniser of the DFS authors' release (GitHub ``Torment123/DFS``), whose convolutions carry their input ranges."""
 
 from __future__ import annotations
 
 from dfs_deploy.checkpoints.cifar_groups import SHARED, GroupsReader, read_architecture
 from dfs_deploy.checkpoints.facts import CheckpointFacts, assumed_input
-from dfs_deploy.checkpoints.registry import Checkpoint, check_options, recognizer
-from dfs_deploy.checkpoints.rejected import is_fractrain
+from dfs_deploy.checkpoints.registry import Checkpoint, check_options, is_fractrain, recognizer
 from dfs_deploy.checkpoints.tensors import TensorReader, fill, without_values
 from dfs_deploy.checkpoints.weights import RawCheckpoint
 from dfs_deploy.errors import UnknownCheckpointError
@@ -18,11 +17,11 @@ DEFAULT_OPTIONS = {
     7: "skip,8,10,12,14,16,full",
     10: "skip,2,4,6,8,10,12,14,16,full",
 }
-"""By the number of options that the gate scores: the paper's list, that of the release's scripts, and the longest."""
+"""Options by the number of scores of the gate: the paper's list, the list of the release's scripts, and the longest."""
 
 
 def is_release(raw: RawCheckpoint) -> bool:
-    """Tells a gated DFS network of the release by its marker keys."""
+    """Whether the marker keys of a gated network of the release are present."""
     keys = raw.tensors.keys()
     return (
         "control.rnn_one.weight_ih_l0" in keys
@@ -40,8 +39,8 @@ def load_release(raw: RawCheckpoint, options: Options | None, facts: CheckpointF
     """Reads a gated network of the release, with 3 groups of any length.
 
     Raises:
-        UnknownCheckpointError: the gate scores a number of options whose bitwidths nobody has written down.
-        CheckpointError: tensors are missing, of another shape, or aliases differ.
+        UnknownCheckpointError: the bitwidths of the gate's options are unknown.
+        CheckpointError: tensors are missing or have another shape, or aliases differ.
     """
     reader = TensorReader(raw.tensors, "DFS release", _ALIASES)
     contract, assumptions = assumed_input(3, facts, "the release's")
@@ -50,17 +49,20 @@ def load_release(raw: RawCheckpoint, options: Options | None, facts: CheckpointF
     if options is None:
         if count not in DEFAULT_OPTIONS:
             raise UnknownCheckpointError(
-                f"a DFS release checkpoint whose gate scores {count} options; say which: --options skip,8,...,full"
+                f"a DFS release checkpoint whose gate scores {count} options; name them: --options skip,8,...,full"
             )
         options = Options.parse(DEFAULT_OPTIONS[count])
-        assumptions = (f"the gate's {count} scores stand for the options {options}; else give --options", *assumptions)
+        assumptions = (
+            f"the gate's {count} scores are taken for the options {options}; otherwise give --options",
+            *assumptions,
+        )
     check_options(options, count)
 
     groups = GroupsReader(reader, architecture, quantized=True)
     groups.common("control.rnn_one", "downsample", "bn3")
     for name, shape in (("weight", (count, architecture.gate.hidden)), ("bias", (count,))):
         groups.state[f"gate.projection.{name}"] = reader.take(f"control.proj.{name}", shape)
-    # Every block has a bn3; only those with a projection use it.
+    # Every block has a bn3, which only blocks with a projection use.
     reader.skip(lambda key: ".bn3." in key)
     reader.finish()
     return Checkpoint(fill(without_values(architecture, options), groups.state), contract, FORMAT, assumptions)

@@ -1,4 +1,4 @@
-"""SkipNet's CIFAR networks with a recurrent gate (Wang et al. 2018): two options, skip and full."""
+"""Recogniser of SkipNet's CIFAR networks with a recurrent gate (Wang et al. 2018), whose options are skip and full."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPTIONS = Options.parse("skip,full")
 
 
 def is_skipnet(raw: RawCheckpoint) -> bool:
-    """Tells a CIFAR SkipNet with a recurrent gate by its marker keys."""
+    """Whether the marker keys of a CIFAR SkipNet with a recurrent gate are present."""
     keys = raw.tensors.keys()
     projection = raw.tensors.get("control.proj.weight")
     return (
@@ -33,16 +33,16 @@ def is_skipnet(raw: RawCheckpoint) -> bool:
 
 @recognizer(FORMAT, is_skipnet)
 def load_skipnet(raw: RawCheckpoint, options: Options | None, facts: CheckpointFacts) -> Checkpoint:
-    """Reads a SkipNet; its one sigmoid score becomes two, zero for skip and the score for full.
+    """Reads a SkipNet; its one sigmoid score becomes two scores: zero for skip, and the score itself for full.
 
-    A sigmoid above one half is a score above zero, and a score of exactly zero skips in both.
+    A sigmoid above one half is a score above zero, and a score of exactly zero skips in both forms.
 
     Raises:
-        CheckpointError: tensors are missing, of another shape, aliases differ, or other options are asked for.
+        CheckpointError: tensors are missing or have another shape, aliases differ, or other options were requested.
     """
     if options not in (None, OPTIONS):
         raise CheckpointError(
-            f"a SkipNet checkpoint, whose gate chooses between {OPTIONS}, not {options}; leave them out"
+            f"a SkipNet checkpoint, whose gate chooses between {OPTIONS}, not {options}; leave --options out"
         )
     reader = TensorReader(raw.tensors, "SkipNet", SHARED)
     contract, assumptions = assumed_input(3, facts, "SkipNet's")

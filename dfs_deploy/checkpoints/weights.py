@@ -1,7 +1,8 @@
-"""Which tensors of a checkpoint are the network's weights: found by the name of one of them, wherever it stands.
+"""Weights of the network in a checkpoint, found by the name of one tensor, wherever it is.
 
-Training saves weights in a dict beside other things, wraps networks so that every name grows, keeps an average of the
-weights beside them, and lets profilers count in them. All of that is undone here, if there is one way to, and said.
+Training scripts save weights in a dict with other values, wrap networks so that every name gets a prefix, keep averaged
+weights next to the current ones, and add counters of profilers. All of that is undone here if there is only one way,
+and reported.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from dfs_deploy.checkpoints.tensors import same_values
 from dfs_deploy.errors import CheckpointError
 
 MARKERS = ("control.proj.weight", "backbone.stem_conv.weight")
-"""Tensors by which a network is found: one of the release's and SkipNet's, one of ours."""
+"""Tensors that identify a network: one of the release and SkipNet, one of our own format."""
 
 _WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
-"""Parts of names that DataParallel, torch.compile, FSDP and activation checkpointing put in."""
+"""Parts of names that DataParallel, torch.compile, FSDP and activation checkpointing add."""
 
 _COUNTERS = frozenset(
     ("total_ops", "total_params", "n_averaged", "num_updates", "decay", "initted", "step", "total_time", "call_count")
 )
-"""Last parts of names under which profilers and averages keep single numbers."""
+"""Last parts of the names of single numbers that profilers and averages keep."""
 
 _AVERAGED = frozenset(("ema", "swa", "avg", "average", "averaged", "shadow", "teacher", "polyak"))
-"""Words that name averaged weights; those beside them are taken unless told otherwise."""
+"""Words in the names of averaged weights, which are only taken on request."""
 
 _MOST_COPIES = 4
-"""Times that the values of a file may stand in one dict of tensors: under two names, or as views of one tensor."""
+"""Most times that the values of a file may occur in one dict of tensors: under two names, or as views."""
 
 _MAX_DEPTH = 3
 _MAX_DICTS = 256
@@ -42,13 +43,13 @@ _MAX_NETWORKS = 64
 
 @dataclass(frozen=True, eq=False)
 class RawCheckpoint:
-    """A network's weights and what stood beside them, before anyone has recognised them.
+    """Weights of a network and the values next to them, before a recogniser has read them.
 
     Attributes:
-        tensors: tensors by name, without what wrappers add.
-        values: plain values beside them.
+        tensors: tensors by name, without the additions of wrappers.
+        values: plain values of the file.
         notes: what was left out, undone or chosen, one line each.
-        weights: name of these weights in the file, if there are several; else ``None``.
+        weights: name of the weights in the file if there are several; else ``None``.
     """
 
     tensors: Mapping[str, Tensor]
@@ -59,7 +60,7 @@ class RawCheckpoint:
 
 @dataclass(frozen=True, eq=False)
 class _Weights:
-    """A dict of tensors and the prefix under which a network stands in it."""
+    """A dict of tensors, and the prefix of a network in it."""
 
     path: tuple[str, ...]
     prefix: str
@@ -76,22 +77,22 @@ class _Weights:
 
 
 def choose_weights(file: FileContent, wanted: str | None = None) -> RawCheckpoint:
-    """Finds the network's weights in what a file holds.
+    """Finds the weights of the network in the content of a file.
 
     Args:
-        file: content of the file, as read.
-        wanted: which of several to take, as messages name them; ``None`` for those of the network rather than of its
-            average, and the first of these.
+        file: content of the file.
+        wanted: which of several weights to take, by the name in messages; ``None`` for the first that are not
+            averaged.
 
     Raises:
-        CheckpointError: none or another number is in the file than asked for, one name stands for two tensors, or other
-            tensors stand beside the network's.
+        CheckpointError: the requested weights are missing, two different tensors have the same name, or there are
+            tensors that do not belong to the network.
     """
     found = list(_networks(file.content))
     if len(found) > _MAX_NETWORKS:
         raise CheckpointError(
             f"{file.path} has weights of {len(found):,} networks, expected {_MAX_NETWORKS} at most; save"
-            " model.state_dict() of one alone"
+            " model.state_dict() of only one"
         )
     chosen = _chosen(file, found, wanted)
     if chosen is None:
@@ -111,16 +112,16 @@ def choose_weights(file: FileContent, wanted: str | None = None) -> RawCheckpoin
         labels = ", ".join(each.label for each in found)
         notes.append(f"the file has weights in {labels}: those in {chosen.label} are taken; choose with --weights-key")
     if wrapped := _wrapped(chosen.tensors):
-        notes.append(f"names are read without what wrappers added ({', '.join(wrapped)})")
+        notes.append(f"names are read without the additions of wrappers ({', '.join(wrapped)})")
     if counters:
-        notes.append(f"{len(counters)} counter(s) that are no weights are passed over, {counters[0]} for one")
+        notes.append(f"{len(counters)} counter(s) that are not weights are ignored, such as {counters[0]}")
     if foreign and wanted is None:
         raise CheckpointError(
-            f"{file.path} has {len(foreign)} tensor(s) beside those in {chosen.label}, {foreign[0]} for one; if they"
-            f" are not the network's, pass them over with --weights-key {chosen.label}"
+            f"{file.path} has {len(foreign)} tensor(s) besides those in {chosen.label}, such as {foreign[0]}; if they"
+            f" do not belong to the network, ignore them with --weights-key {chosen.label}"
         )
     if foreign:
-        notes.append(f"{len(foreign)} tensor(s) beside those in {chosen.label} are passed over, {foreign[0]} for one")
+        notes.append(f"{len(foreign)} tensor(s) besides those in {chosen.label} are ignored, such as {foreign[0]}")
     return RawCheckpoint(tensors, file.values, tuple(notes), chosen.label if len(found) > 1 or wanted else None)
 
 
@@ -135,7 +136,7 @@ def _chosen(file: FileContent, found: Sequence[_Weights], wanted: str | None) ->
 
 
 def _dicts(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """Yields each dict with tensors in it, and the keys that lead to it, those near the top first."""
+    """Yields each dict that contains tensors, with the keys that lead to it, from the top down."""
     waiting: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), content)]
     seen = {id(content)}
     for path, current in waiting:
@@ -163,7 +164,7 @@ def _networks(content: Mapping[Any, Any]) -> Iterator[_Weights]:
 
 
 def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """The names in the file by the name without wrappers; more than one may come to stand for one."""
+    """Names in the file by the name without wrappers; several may map to the same one."""
     names: dict[str, list[str]] = {}
     for name in tensors:
         names.setdefault(".".join(part for part in name.split(".") if part not in _WRAPPERS), []).append(name)
@@ -171,7 +172,7 @@ def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
 
 
 def _wrapped(names: Iterable[str]) -> list[str]:
-    """What wrappers added to names; that ``module.`` stands before all of them is how the formats' own scripts save."""
+    """Additions of wrappers to names, except ``module.`` before all of them, which the formats' own scripts add."""
     weights = [name for name in names if name.rpartition(".")[2] not in _COUNTERS]
     if all(name.startswith("module.") for name in weights):
         weights = [name.removeprefix("module.") for name in weights]
@@ -179,7 +180,7 @@ def _wrapped(names: Iterable[str]) -> list[str]:
 
 
 def _sorted_out(chosen: _Weights, found: Sequence[_Weights]) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """The network's tensors by name; the names of counters; the names of what belongs to no network that was found."""
+    """Tensors of the network by name; names of counters; names of tensors that belong to no network."""
     others = [each.prefix for each in found if each.path == chosen.path and each.prefix != chosen.prefix]
     within = tuple(prefix for prefix in others if prefix.startswith(chosen.prefix))
     tensors: dict[str, Tensor] = {}
@@ -191,7 +192,7 @@ def _sorted_out(chosen: _Weights, found: Sequence[_Weights]) -> tuple[dict[str, 
         elif name.startswith(chosen.prefix) and not name.startswith(within):
             for other in originals[1:]:
                 if not same_values(tensor, chosen.tensors[other]):
-                    raise CheckpointError(f"{originals[0]} and {other} stand for one tensor and differ; save it again")
+                    raise CheckpointError(f"{originals[0]} and {other} are the same tensor and differ; save it again")
             tensors[name.removeprefix(chosen.prefix)] = tensor
         elif not name.startswith(tuple(others)):
             foreign.append(originals[0])

@@ -1,7 +1,8 @@
-"""The command line: one verb a module, each imported when it runs."""
+"""The command line: one verb per module."""
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 import dfs_deploy
 from dfs_deploy.cli import bench, demo, doctor, export, inspect, prepare, report, run, train, verify
-from dfs_deploy.cli.console import exit_codes
+from dfs_deploy.cli.console import USAGE, exit_codes, log_shown
 from dfs_deploy.cli.process import INTERRUPTED
 from dfs_deploy.errors import UsageError
 
@@ -34,12 +35,20 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "-v",
+            "--verbose",
+            help="Show what is loaded, cached and replaced; -vv for more. Also after a verb.",
+        ),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. Also after a verb.")] = False,
 ) -> None:
     """Deploys networks that choose, per input and per block, what to compute."""
 
 
-# Where a verb's first sentence is too long for the list of verbs on a narrow terminal, it has a shorter one there.
+# A verb whose first sentence is too long for the list of verbs on a narrow terminal has a shorter one for it.
 app.command("export", short_help="Split a checkpoint into a gate and block engines, and validate.")(export.export)
 app.command("prepare", short_help="Make what a runtime wants once on each machine.")(prepare.prepare)
 app.command("verify", short_help="Measure accuracy and routing against the reference.")(verify.verify)
@@ -52,32 +61,44 @@ app.command("train", short_help="Train a network, or a baseline.")(train.train)
 app.command("demo")(demo.demo)
 
 
-# Typer brings its own copy of Click or imports it, by its version; either way this is what the parser raises.
+# The error that the parser raises, whether Typer imports Click or, as newer versions do, brings its own copy.
 _ParserError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
 def main() -> None:
     """Entry point: runs a verb, and ends with the exit code of its error."""
-    arguments = sys.argv[1:]
-    with exit_codes(debug="--debug" in arguments):
+    arguments, verbosity, debug = _without_general_flags(sys.argv[1:])
+    with exit_codes(debug), log_shown(verbosity):
         code = _run(arguments or ["--help"])
-        if code == INTERRUPTED:  # what Typer makes of Ctrl-C
+        if code == INTERRUPTED:  # Typer turns Ctrl-C into this
             raise KeyboardInterrupt
-    sys.exit(code if arguments else UsageError.exit_code)
+    sys.exit(code if arguments else USAGE)
+
+
+def _without_general_flags(words: list[str]) -> tuple[list[str], int, bool]:
+    """Takes ``-v`` and ``--debug`` out of a command line, before or after the verb.
+
+    Returns:
+        The other words, how many times more was asked for, and whether tracebacks are to be shown.
+    """
+    end = words.index("--") if "--" in words else len(words)
+    counts = [word.count("v") if re.fullmatch("-v+", word) else int(word == "--verbose") for word in words[:end]]
+    rest = [word for word, count in zip(words, counts, strict=False) if not count and word != "--debug"]
+    return [*rest, *words[end:]], sum(counts), "--debug" in words[:end]
 
 
 def _run(arguments: list[str]) -> int:
     try:
         # Typer's own handling of errors prints several lines.
         return int(app(arguments, prog_name=_PROGRAM, standalone_mode=False) or 0)
-    except typer.Abort as error:  # what older versions of Typer make of Ctrl-C
+    except typer.Abort as error:  # older versions of Typer turn Ctrl-C into this
         raise KeyboardInterrupt from error
     except _ParserError as error:
         raise UsageError(_one_line(error, arguments)) from error
 
 
 def _one_line(error: Any, arguments: list[str]) -> str:
-    """What the parser says, as our own errors say it."""
+    """The parser's message in the form of our own errors."""
     message = " ".join(error.format_message().split()).rstrip(".")
     if error.ctx is not None:
         command = error.ctx.command_path

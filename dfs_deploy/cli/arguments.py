@@ -1,9 +1,11 @@
-"""Arguments that several verbs take, spelled once."""
+"""Arguments that several verbs take: their flags, how their text is read, and what is checked before any work."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -11,28 +13,34 @@ import typer
 
 from dfs_deploy.bundle.cache import PLACE
 from dfs_deploy.errors import BundleError, UsageError
+from dfs_deploy.io.files import check_folder, read_file
 from dfs_deploy.io.text import first_line
 
 
 def _use_cache(context: typer.Context, folder: Path | None) -> Path | None:
-    """Names the folder of the caches for this verb, and for the processes that it starts."""
+    """Sets the folder of the caches for this verb, and for the processes that it starts."""
     if folder is not None:
-        before = os.environ.get(PLACE)
-        os.environ[PLACE] = str(folder.absolute())
-        context.call_on_close(lambda: _name_cache(before))
+        context.with_resource(_environment(PLACE, str(folder.absolute())))
     return folder
 
 
-def _name_cache(folder: str | None) -> None:
-    if folder is None:
-        os.environ.pop(PLACE, None)
-    else:
-        os.environ[PLACE] = folder
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 BundleArgument = Annotated[
     Path | None,
-    typer.Argument(metavar="[BUNDLE]", help="A NAME.dfs directory; the one in the current directory when left out."),
+    typer.Argument(
+        metavar="[BUNDLE]", help="A NAME.dfs directory; if left out, the only one in the current directory."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads that one engine may use.")]
@@ -46,11 +54,14 @@ TorchThreadsOption = Annotated[
     ),
 ]
 PlanOption = Annotated[
-    bool, typer.Option("--plan/--no-plan", help="Use the plan that bench --save-plan measured on this machine.")
+    bool,
+    typer.Option("--plan/--no-plan", help="Use the choice of engines that bench --save-plan measured on this machine."),
 ]
 PreparedOption = Annotated[
     bool,
-    typer.Option("--prepared/--no-prepared", help="Run engines prepared for this machine, made where there are none."),
+    typer.Option(
+        "--prepared/--no-prepared", help="Run engines prepared for this machine, and make them if there are none."
+    ),
 ]
 BudgetOption = Annotated[
     float | None,
@@ -62,35 +73,35 @@ CacheOption = Annotated[
         "--cache-dir",
         metavar="DIR",
         callback=_use_cache,
-        help="Folder for what is made once on a machine; else $DFS_DEPLOY_CACHE, else beside the bundle.",
+        help="Folder for what is made once per machine; else $DFS_DEPLOY_CACHE, else beside the bundle.",
         show_default=False,
     ),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every draw.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything drawn at random.")]
 WeightsKeyOption = Annotated[
     str | None,
     typer.Option(
-        help="Which weights in the checkpoint to take, if there are several, as in state_dict_ema.",
+        help="Weights to take if the checkpoint has several, as in state_dict_ema.",
         show_default="not the averaged ones",
     ),
 ]
 MeanOption = Annotated[
     str | None,
     typer.Option(
-        help="Mean of each channel that pixels were normalised with, 0 to 1, as in 0.49,0.48,0.45.",
+        help="Mean of each channel that the network's training subtracted, 0 to 1, as in 0.49,0.48,0.45.",
         show_default="the file's, else CIFAR-10's",
     ),
 ]
 StdOption = Annotated[
     str | None,
     typer.Option(
-        help="Standard deviation of each channel, in the same way.", show_default="the file's, else CIFAR-10's"
+        help="Standard deviation of each channel, in the same form.", show_default="the file's, else CIFAR-10's"
     ),
 ]
 ClassNamesOption = Annotated[
     str | None,
     typer.Option(
-        help="A file with a class name per line, or names separated by commas, in the order of the outputs; or none.",
+        help="A file with one class name per line, or names separated by commas, in the order of the outputs; or none.",
         show_default="the file's, else none",
     ),
 ]
@@ -105,18 +116,18 @@ AgainstOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--against",
-        help="A bundle of a network that was trained to be static, which the verdict takes in; may be given again.",
+        help="A bundle of a network that was trained to be static, for the verdict; may be given several times.",
         show_default="none",
     ),
 ]
 
 
 def refuse_given(context: typer.Context, why: str, *names: str) -> None:
-    """Refuses options that would change nothing, so that nobody believes they did.
+    """Refuses options that would have no effect, so that nobody relies on them.
 
     Args:
         context: context of the verb.
-        why: what they mean nothing with or without, and what to do.
+        why: rest of the message after the option: why it has no effect, and what to do.
         names: names of the verb's parameters.
 
     Raises:
@@ -147,21 +158,49 @@ def bundle_path(given: Path | None) -> Path:
     return given
 
 
+def check_writable(*paths: Path | None) -> None:
+    """Makes sure that files can be written, before any work is done for them.
+
+    Args:
+        paths: files, which may exist; ``None`` is ignored.
+
+    Raises:
+        UsageError: a path is a folder, or nothing can be written beside it.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise UsageError(f"{path} cannot be written (it is a folder, expected a file); name another file")
+        try:
+            check_folder(path.parent)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written ({error.strerror}); name another file") from error
+
+
 _MOST_NAMES_BYTES = 8 << 20
+
+
+def parse_budgets(text: str) -> tuple[float, ...]:
+    """Reads a list of numbers such as ``0.1,0.2,0.4``; raises UsageError for anything else."""
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--budgets {text!r}, expected numbers separated by commas, as in 0.1,0.2,0.4") from error
 
 
 def parse_numbers(flag: str, text: str) -> tuple[float, ...]:
     """Reads the mean or deviation of each channel, separated by commas.
 
     Raises:
-        UsageError: it is anything else, or of pixels from 0 to 255, whose network would see every image as black.
+        UsageError: it is something else, or for pixels from 0 to 255, with which every image would look black.
     """
     try:
         numbers = tuple(float(word) for word in text.split(","))
     except ValueError as error:
-        raise UsageError(f"{flag} {text!r}, expected a number per channel, as in 0.49,0.48,0.45") from error
+        raise UsageError(f"{flag} {text!r}, expected one number per channel, as in 0.49,0.48,0.45") from error
     if any(1.0 < number < math.inf for number in numbers):
-        raise UsageError(f"{flag} {text!r}, expected that of pixels from 0 to 1; divide it by 255 if it is of 0 to 255")
+        raise UsageError(f"{flag} {text!r}, expected numbers for pixels from 0 to 1; divide those for 0 to 255 by 255")
     return numbers
 
 
@@ -174,18 +213,16 @@ def parse_size(flag: str, text: str) -> tuple[int, int]:
 
 
 def parse_class_names(text: str) -> tuple[str, ...]:
-    """Reads names separated by commas, a file with a name per line, or the word ``none``.
+    """Reads names separated by commas, a file with one name per line, or the word ``none``.
 
     Raises:
-        UsageError: neither, or the file cannot be read as UTF-8.
+        UsageError: it is none of these, or the file cannot be read as UTF-8.
     """
-    from dfs_deploy.io.files import read_file
-
     if text == "none":
         return ()
     if "," in text:
         return tuple(name.strip() for name in text.split(","))
-    expected = "expected a file with a class name per line, names separated by commas, or none"
+    expected = "expected a file with one class name per line, names separated by commas, or none"
     try:
         lines = read_file(Path(text), _MOST_NAMES_BYTES).decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""A bench as a person reads it: what was run where, the table, what lies behind it, and the verdict last."""
+"""A bench as a person reads it: what was run on what, the tables, and the verdict and the comparison last."""
 
 from __future__ import annotations
 
@@ -10,20 +10,16 @@ from rich.text import Text
 from dfs_deploy.cli.console import output, percent, show_table
 
 if TYPE_CHECKING:
-    from dfs_deploy.bench import BenchResult
-    from dfs_deploy.bench.baseline import BenchComparison
-    from dfs_deploy.bench.intervals import Interval
-    from dfs_deploy.bench.jetson import PowerState
+    from dfs_deploy.bench.result import BenchResult, Comparison, PowerState, Ratios
 
-_BLOCKS_A_ROW = 18
+_BLOCKS_PER_ROW = 18
 
 
 def show_bench(result: BenchResult) -> None:
-    """Prints a bench; the verdict stands last."""
+    """Prints a bench; the verdict comes last, or the comparison with a baseline."""
     console = output()
     for line in _where(result):
         console.print(line)
-    console.print()
     _show_cases(result)
     _show_mixture(result)
     _show_paths(result)
@@ -40,12 +36,13 @@ def show_bench(result: BenchResult) -> None:
     if result.valid:
         console.print(Text.assemble(("VALID", "bold green"), f": {_steadiness(result)}"))
     console.print(Text.assemble(("verdict: ", "bold"), (result.verdict.words, "bold")))
+    if result.comparison is not None:
+        _show_comparison(result.comparison)
 
 
-def show_comparison(comparison: BenchComparison) -> None:
+def _show_comparison(comparison: Comparison) -> None:
     """Prints what changed since the baseline."""
     console = output()
-    console.print()
     band = f"{100 * comparison.noise_band:.1f} %"
     rows: list[list[str | Text]] = [
         [
@@ -59,7 +56,7 @@ def show_comparison(comparison: BenchComparison) -> None:
         for change in comparison.changes
     ]
     over = comparison.changes[0].over if comparison.changes else "baseline"
-    show_table(f"latency over {over}, against the baseline", ["case", "before", "now", "change", "95 %", ""], rows)
+    _show(f"latency over {over}, against the baseline", ["case", "before", "now", "change", "95 %", ""], rows)
     for note in comparison.notes:
         console.print(f"note: {note}")
     console.print("FAILED" if comparison.failures else f"PASSED: no ratio rose beyond the noise band of {band}")
@@ -98,20 +95,17 @@ def _show_cases(result: BenchResult) -> None:
     columns += [] if base is None else ["ratio"]
     rows: list[list[str | Text]] = []
     for case in (result.dynamic, *result.budgets, *result.statics):
-        timing = case.timing
-        cov = Text(f"{100 * timing.cov:.0f} %", "yellow" if case.name in result.noisy else "")
+        latency = case.latency_ms
         row: list[str | Text] = [
             case.name,
-            f"{timing.p50:.3f}",
-            _milliseconds(timing.p95),
-            _milliseconds(timing.p99),
-            cov,
+            *(_number(value, ".3f") for value in (latency.p50, latency.p95, latency.p99)),
+            Text(f"{100 * latency.cov:.0f} %", "yellow" if case.name in result.noisy else ""),
             f"{case.throughput_per_s:,.0f}",
             percent(case.top1),
         ]
-        rows.append(row if base is None else [*row, _ratio(None if case.ratios is None else case.ratios.p50)])
+        rows.append(row if base is None else [*row, _p50(case.ratio)])
     over = "" if base is None else f"; ratio: p50 over that of {base.name}"
-    show_table(f"batch {result.cases[0].batch}, in turns on the same inputs{over}", columns, rows)
+    _show(f"batch {result.cases[0].batch}, in rounds on the same inputs{over}", columns, rows)
 
 
 def _show_mixture(result: BenchResult) -> None:
@@ -119,8 +113,8 @@ def _show_mixture(result: BenchResult) -> None:
     console, names = output(), result.bundle.options
     width = max(map(len, (*names, "block")))
     blocks = list(enumerate(result.option_share, 1))
-    for start in range(0, len(blocks), _BLOCKS_A_ROW):
-        part = blocks[start : start + _BLOCKS_A_ROW]
+    for start in range(0, len(blocks), _BLOCKS_PER_ROW):
+        part = blocks[start : start + _BLOCKS_PER_ROW]
         console.print()
         console.print(Text("path mixture: percent of the inputs, by block and option", "bold"))
         console.print(f"{'block':<{width}}" + "".join(f"{block:4}" for block, _ in part))
@@ -129,49 +123,42 @@ def _show_mixture(result: BenchResult) -> None:
 
 
 def _show_paths(result: BenchResult) -> None:
-    if not result.paths:
-        return
     rows = [
         [
             path.kind,
-            f"{path.timing.p50:.3f}",
-            _milliseconds(path.timing.p95),
+            _number(path.latency_ms.p50, ".3f"),
+            _number(path.latency_ms.p95, ".3f"),
             percent(path.share, 1),
             f"{path.computation_percentage:.1f} %",
-            _counts(path.path, result.bundle.options),
+            ", ".join(f"{count} {name}" for name in result.bundle.options if (count := path.path.count(name))),
         ]
         for path in result.paths
     ]
-    output().print()
-    show_table("by path", ["path", "p50 ms", "p95 ms", "of inputs", "computation", "blocks"], rows)
+    _show("by path", ["path", "p50 ms", "p95 ms", "of inputs", "computation", "blocks"], rows)
 
 
 def _show_forced(result: BenchResult) -> None:
-    if not result.forced:
-        return
-    console, blocks = output(), len(result.option_share)
+    blocks = len(result.option_share)
     rows = [
         [
             f"{path.blocks}/{blocks} {path.precision.upper()}",
             f"{path.dispatch_ms:.3f}",
             f"{path.trace_ms:.3f}",
-            _ratio(None if path.over_static is None else path.over_static.p50),
-            _ratio(None if path.over_trace is None else path.over_trace.p50),
-            "-" if path.gate_us is None else f"{path.gate_us:.1f}",
-            "-" if path.dispatch_us is None else f"{path.dispatch_us:.1f}",
+            _p50(path.over_static),
+            _p50(path.over_trace),
+            _number(path.gate_us, ".1f"),
+            _number(path.dispatch_us, ".1f"),
         ]
         for path in result.forced
     ]
     columns = ["blocks run", "p50 ms", "trace", "/ static", "/ trace", "gate us", "other us"]
-    console.print()
-    show_table("forced paths, the other blocks skipped", columns, rows)
-    console.print("static: of that precision; trace: the same path as one engine; in us: for each")
-    console.print("gated block the gate's step, and what engines and gates leave of the time")
+    _show("forced paths, the other blocks skipped", columns, rows)
+    if rows:
+        output().print("static: of that precision; trace: the same path as one engine; in us: for each")
+        output().print("gated block the gate's step, and what engines and gates leave of the time")
 
 
 def _show_start_up(result: BenchResult) -> None:
-    if not result.start_up:
-        return
     rows = [
         [
             start.name,
@@ -179,14 +166,13 @@ def _show_start_up(result: BenchResult) -> None:
             f"{start.load_ms:.0f}",
             f"{start.first_result_ms:.2f}",
             f"{start.total_ms:.0f}",
-            "-" if start.rss_mb is None else f"{start.rss_mb:.0f}",
-            "-" if start.loaded_mb is None else f"{start.loaded_mb:.0f}",
+            _number(start.rss_mb, ".0f"),
+            _number(start.loaded_mb, ".0f"),
         ]
         for start in result.start_up
     ]
     columns = ["process", "import ms", "load ms", "first ms", "total ms", "RSS MB", "for it MB"]
-    output().print()
-    show_table(f"start of a process, median of {result.start_up[0].processes}", columns, rows)
+    _show(f"start of a process, median of {max((s.processes for s in result.start_up), default=0)}", columns, rows)
 
 
 def _show_energy(result: BenchResult) -> None:
@@ -203,9 +189,15 @@ def _show_energy(result: BenchResult) -> None:
         ]
         for case in energy.cases
     ]
-    where = f"{energy.rail} by {energy.source}, {energy.rate_hz:.0f} samples a second, idle {energy.idle_watts:.2f} W"
-    output().print()
-    show_table(f"energy: {where}", ["case", "mJ an image", "over idle", "W", "images"], rows)
+    where = f"{energy.rail} by {energy.source}, {energy.rate_hz:.0f} samples per second, idle {energy.idle_watts:.2f} W"
+    _show(f"energy: {where}", ["case", "mJ per image", "over idle", "W", "images"], rows)
+
+
+def _show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
+    """Prints a table after an empty line; nothing if it has no rows."""
+    if rows:
+        output().print()
+        show_table(title, columns, rows)
 
 
 def _notes(result: BenchResult) -> Iterator[str]:
@@ -214,10 +206,11 @@ def _notes(result: BenchResult) -> Iterator[str]:
     if dfs.computation_percentage is not None:
         yield f"computation {dfs.computation_percentage:.1f} % of every gated block in full precision"
     if dfs.engine_ms is not None and dfs.gate_us is not None and dfs.gate_share is not None:
-        within = "" if dfs.efficiency is None else f" ({dfs.efficiency.low:.2f} to {dfs.efficiency.high:.2f})"
+        interval = dfs.dispatch_efficiency_interval
+        within = "" if interval is None else f" ({interval.low:.2f} to {interval.high:.2f})"
         yield (
-            f"dispatch efficiency {dfs.dispatch_efficiency:.2f}{within}: the engines alone {dfs.engine_ms:.3f} ms of"
-            f" {dfs.timing.p50:.3f}; gate {dfs.gate_us:.1f} us per step, {percent(dfs.gate_share, 1)} of the time"
+            f"dispatch efficiency {dfs.dispatch_efficiency:.2f}{within}: engines by themselves {dfs.engine_ms:.3f}"
+            f" of {dfs.latency_ms.p50:.3f} ms; gate {dfs.gate_us:.1f} us per step, {percent(dfs.gate_share, 1)} of it"
         )
     if result.energy is None:
         yield f"no energy: {result.no_energy}"
@@ -234,24 +227,19 @@ def _steadiness(result: BenchResult) -> str:
         said = f"the median of dfs over that of {against.over} lies within {ends} with 95 % confidence"
     longer = "" if result.looks == 1 else f", after {result.looks - 1} extension(s)"
     taken = result.disturbance.preemptions_per_s
-    return said + longer + ("" if taken is None else f", interrupted {taken:.0f} times a second")
+    return said + longer + ("" if taken is None else f", interrupted {taken:.0f} times per second")
 
 
 def _celsius(state: PowerState) -> str:
     return "temperature unknown" if state.celsius is None else f"{state.celsius:.1f} °C ({state.sensor})"
 
 
-def _milliseconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
-def _ratio(ratio: Interval | None) -> str:
-    return "-" if ratio is None else f"{ratio.value:.2f} ±{100 * ratio.uncertainty:.0f} %"
-
-
-def _counts(path: Sequence[str], options: Sequence[str]) -> str:
-    """A path in short: how many blocks run each option."""
-    return ", ".join(f"{count} {name}" for name in options if (count := path.count(name)))
+def _p50(ratios: Ratios | None) -> str:
+    return "-" if ratios is None else f"{ratios.p50.value:.2f} ±{100 * ratios.p50.uncertainty:.0f} %"
 
 
 def _ranges(numbers: Sequence[int]) -> str:

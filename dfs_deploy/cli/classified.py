@@ -1,27 +1,37 @@
-"""One image's result as ``dfs-deploy run`` tells it."""
+"""One image's result as ``dfs-deploy run`` shows it: its class, and its path as one coloured cell per gated block."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Group
+from rich.text import Text
 
 from dfs_deploy.options import Option
-from dfs_deploy.runtimes import Runtime
+
+if TYPE_CHECKING:
+    from dfs_deploy.runtimes import Runtime
+
+# Greatest bitwidth of each shade, and its style, in which text stays readable.
+_SHADES = ((0, "white on grey30"), (8, "black on green3"), (16, "black on gold1"), (32, "white on red3"))
+
+_LEAST_CELLS = 8
 
 
 @dataclass(frozen=True)
 class Classified:
-    """What a network made of an image.
+    """One image's result.
 
     Attributes:
-        index: of the class with the greatest logit.
-        name: of that class; ``None`` where the bundle knows no names.
-        probability: that softmax gives the class.
-        path: what each gated block ran.
-        computation_percentage: of every gated block run in full precision.
+        index: index of the class with the greatest logit.
+        name: name of that class; ``None`` if the bundle has no class names.
+        probability: softmax probability of that class.
+        path: option that each gated block ran.
+        computation_percentage: computation of the path, in percent of every gated block in full precision.
     """
 
     index: int
@@ -36,7 +46,7 @@ class Classified:
         return str(self.index) if self.name is None else self.name
 
     def as_json(self) -> dict[str, Any]:
-        """Its keys in ``run --json``."""
+        """The keys of ``run --json``."""
         return {
             "class": self.index,
             "class_name": self.label,
@@ -58,3 +68,44 @@ def classify(runtime: Runtime, image: NDArray[np.uint8]) -> Classified:
         path=tuple(runtime.options[int(option)] for option in result.path[0]),
         computation_percentage=float(result.computation_percentage[0]),
     )
+
+
+def cells(path: Sequence[Option]) -> Text:
+    """A path on one line, one cell per gated block.
+
+    Args:
+        path: option that each gated block ran.
+    """
+    return Text(" ", justify="left").join(_cell(option) for option in path)
+
+
+def wrapped_cells(path: Sequence[Option], per_line: int | None) -> Text | Group:
+    """The same on several lines.
+
+    Args:
+        path: option that each gated block ran.
+        per_line: most cells per line; ``None`` for one line.
+    """
+    if per_line is None:
+        return cells(path)
+    return Group(*(cells(path[start : start + per_line]) for start in range(0, max(len(path), 1), per_line)))
+
+
+def cells_per_line(columns: int | None) -> int | None:
+    """Number of cells that fit into some columns of a line, at least 8; ``None`` if the line has no end."""
+    return None if columns is None else max(_LEAST_CELLS, (columns + 1) // 3)
+
+
+def legend(options: Sequence[Option]) -> Text:
+    """Explanation of the cells of some options."""
+    entries = [Text.assemble(_cell(option), f" = {_meaning(option)}") for option in options]
+    return Text.assemble("path: one cell per block, ", Text(", ").join(entries))
+
+
+def _meaning(option: Option) -> str:
+    return "skipped" if option.skips else f"{option.bits} bits" if option.quantized else "full precision"
+
+
+def _cell(option: Option) -> Text:
+    sign = "·" if option.skips else str(option.bits) if option.quantized else "F"
+    return Text(f"{sign:>2}", style=next(style for bits, style in _SHADES if option.bits <= bits))

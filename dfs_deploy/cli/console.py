@@ -1,47 +1,76 @@
-"""What every verb shares: where results and progress go, and how an error ends the program."""
+"""Shared parts of all verbs: how results, progress and the log are shown, and how an error ends the program.
+
+A result on standard output may have lines ``assumed: ...`` (about the checkpoint) and ``note: ...`` (about the data or
+the run: a fact that the result depends on, or a sign that it may be wrong). Standard error has progress, one
+``error: ...`` at the end, and the package's log, of which only ``warning: ...`` is shown unless ``-v`` asks for more.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NoReturn, TextIO
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
+import rich.progress
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.measure import Measurement
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from dfs_deploy.cli.process import Stopped, describe_stop
-from dfs_deploy.errors import DfsDeployError, EnvironmentLacksError, ExportMismatchError, InternalError
+from dfs_deploy.errors import (
+    ArtefactError,
+    DfsDeployError,
+    EngineError,
+    EnvironmentLacksError,
+    ExportMismatchError,
+    RuntimeClosedError,
+    UsageError,
+)
 from dfs_deploy.io.text import one_line
-from dfs_deploy.system.extras import CORE, broken
+from dfs_deploy.progress import Progress, silent
+from dfs_deploy.system.libraries import CORE, broken, install_line
+
+if TYPE_CHECKING:
+    from dfs_deploy.bundle.manifest import BudgetRecord
+
+FAILED, USAGE, ENVIRONMENT, ARTEFACT = 1, 2, 3, 4
+"""Exit codes: a check failed or dfs-deploy has a bug, the call is wrong, something is missing here, a file is unfit."""
+
+EXIT_CODES: Final[tuple[tuple[type[DfsDeployError], int], ...]] = (
+    (UsageError, USAGE),
+    (RuntimeClosedError, USAGE),
+    (EnvironmentLacksError, ENVIRONMENT),
+    (ArtefactError, ARTEFACT),
+    (EngineError, ARTEFACT),
+    (DfsDeployError, FAILED),
+)
+"""Exit code of each kind of error; the first that fits counts."""
 
 CLOSED_PIPE = 141
-"""Exit code where nobody reads the output any more: what a shell reports of a program that SIGPIPE ended."""
+"""Exit code if nobody reads the output any more, as a shell reports it for a program that SIGPIPE ended."""
 
 _PIPE_WIDTH = 160
 _ENDLESS = 100_000
 _LONGEST = 8192
 """Most characters of one line or one cell; a path may have 4,096."""
 
-Report = Callable[[str, float], None]
-
 
 class ClosedPipeError(Exception):
-    """Whoever read the output stopped; no OSError, which Typer would turn into the exit code of a failed check."""
+    """Nobody reads the output any more; not an OSError, which Typer would turn into the exit code of a failed check."""
 
 
 class _Console(Console):
-    """A console on which every string and every Text is one line that moves no cursor, whoever wrote what is in it.
+    """A console that prints every string and every Text as one line without control characters.
 
-    What is of several lines is printed as several, or as a group of them.
+    Several lines are several strings, or a group of them.
     """
 
     def render_str(self, text: str, **options: Any) -> Text:
@@ -57,7 +86,7 @@ class _Console(Console):
 
 
 def _clean(text: Text) -> Text:
-    """Text whose invisible characters are escapes; the styles of what is visible stay."""
+    """The text with escapes for invisible characters; visible ones keep their style."""
     if text.plain.isprintable():
         return text
     cleaned = text.blank_copy()
@@ -68,7 +97,7 @@ def _clean(text: Text) -> Text:
 
 
 def output() -> Console:
-    """The console for results, on standard output; wide where nobody watches, so that a log is never cut."""
+    """The console for results, on standard output; wide if that is not a terminal, so that no line is cut."""
     console = _Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
@@ -114,77 +143,133 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str |
     console.print(table)
 
 
-@contextlib.contextmanager
-def progress(quiet: bool = False) -> Iterator[Report]:
-    """Gives a function that reports what is being done and how far it is.
+def show_assumptions(assumptions: Iterable[object]) -> None:
+    """Prints a line ``assumed: ...`` for each assumption about a checkpoint."""
+    for assumption in assumptions:
+        output().print(f"assumed: {one_line(assumption)}")
 
-    A terminal shows a bar; a pipe gets a plain line for each new task; ``quiet`` shows nothing.
+
+def show_notes(notes: Iterable[object]) -> None:
+    """Prints a line ``note: ...`` for each note on a result."""
+    for note in notes:
+        output().print(f"note: {one_line(note)}")
+
+
+def show_budgets(points: Sequence[BudgetRecord]) -> None:
+    """Prints the operating points that export calibrated, smallest budget first."""
+    rows = [
+        [
+            f"{point.budget:g}",
+            f"{point.computation_percentage:.2f} %",
+            percent(point.top1),
+            "-" if point.latency_ms is None else f"{point.latency_ms:.3f} ms",
+            f"{point.bias:.4g}",
+        ]
+        for point in points
+    ]
+    title = f"budgets, measured at export on {points[0].samples} images"
+    show_table(title, ["budget", "computation", "top-1", "latency", "bias"], rows)
+
+
+@contextlib.contextmanager
+def progress(quiet: bool = False) -> Iterator[Progress]:
+    """The progress callback of a verb: a terminal shows a bar, a pipe gets one plain line for each new stage.
+
+    Args:
+        quiet: whether nothing is shown.
     """
     console = errors()
     if quiet:
-        yield lambda what, share: None
+        yield silent
     elif console.is_terminal:
         columns = (
-            TextColumn("{task.description:<32}", markup=False),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
+            rich.progress.TextColumn("{task.description:<32}", markup=False),
+            rich.progress.BarColumn(),
+            rich.progress.TaskProgressColumn(),
+            rich.progress.TimeElapsedColumn(),
         )
-        with Progress(*columns, console=console, transient=True) as bar:
-            tasks: dict[str, Any] = {}
+        with rich.progress.Progress(*columns, console=console, transient=True) as bar:
+            tasks: dict[str, rich.progress.TaskID] = {}
 
-            def show(what: str, share: float) -> None:
-                if what not in tasks:
-                    tasks[what] = bar.add_task(what, total=1.0)
-                bar.update(tasks[what], completed=share)
+            def move(stage: str, share: float) -> None:
+                if stage not in tasks:
+                    tasks[stage] = bar.add_task(stage, total=1.0)
+                bar.update(tasks[stage], completed=share)
 
-            yield show
+            yield move
     else:
         seen: set[str] = set()
 
-        def say(what: str, share: float) -> None:
-            if what not in seen:
-                seen.add(what)
-                console.print(f"{what} ...")
+        def announce(stage: str, share: float) -> None:
+            if stage not in seen:
+                seen.add(stage)
+                console.print(f"{stage} ...")
 
-        yield say
+        yield announce
+
+
+class _LogHandler(logging.Handler):
+    """Shows the package's log on standard error: warnings by that word, the rest by the module that it is from."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints one line for a record."""
+        warning = record.levelno >= logging.WARNING
+        head = "warning" if warning else record.name.removeprefix("dfs_deploy.")
+        with contextlib.suppress(OSError, ClosedPipeError):  # nobody reads it; results and exit codes stay the same
+            errors().print(Text.assemble((f"{head}: ", "yellow" if warning else "grey50"), record.getMessage()))
+
+
+@contextlib.contextmanager
+def log_shown(verbosity: int) -> Iterator[None]:
+    """Shows the package's log while a verb runs.
+
+    Args:
+        verbosity: 0 for warnings, 1 for what was loaded, cached and replaced, and why, 2 for everything.
+    """
+    log, handler = logging.getLogger("dfs_deploy"), _LogHandler()
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)])
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
 
 
 @contextlib.contextmanager
 def exit_codes(debug: bool) -> Iterator[None]:
-    """Turns an error into one line on standard error and the exit code that its class carries.
+    """Turns an error into one line on standard error and the exit code of its kind.
 
     Args:
         debug: whether the traceback is shown as well.
     """
     try:
         yield
-        sys.stdout.flush()  # now rather than at the interpreter's end, which prints several lines if it fails
+        sys.stdout.flush()  # at the interpreter's end a failure would print several lines
     except DfsDeployError as error:
         mismatches = error.mismatches if isinstance(error, ExportMismatchError) else ()
-        _end(error.exit_code, str(error), *(f"  {line}" for line in mismatches), trace=debug)
+        _end(exit_code(error), str(error), *(f"  {line}" for line in mismatches), trace=debug)
     except ImportError as error:
         module = (error.name or "").partition(".")[0]
         if module == "dfs_deploy":
             _end_by_fault(error)
         elif not isinstance(error, ModuleNotFoundError):
-            _end(EnvironmentLacksError.exit_code, str(broken(error)), trace=debug)
+            _end(ENVIRONMENT, str(broken(error)), trace=debug)
         else:
-            from dfs_deploy.system.installed import install_line
-
             remedy = f"pip install {CORE[module]}" if module in CORE else install_line()
             seen = f"{module} is not installed and dfs-deploy needs it; run: {remedy}"
-            _end(EnvironmentLacksError.exit_code, seen, trace=debug)
+            _end(ENVIRONMENT, seen, trace=debug)
     except MemoryError:
         seen = "not enough memory for this; free some, raise the limit of this process, or give it less at once"
-        _end(EnvironmentLacksError.exit_code, seen, trace=debug)
+        _end(ENVIRONMENT, seen, trace=debug)
     except (ClosedPipeError, BrokenPipeError):
         _discard(sys.stdout, sys.stderr)
         sys.exit(CLOSED_PIPE)
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
         seen = f"{what}{error.strerror or error}; check the path, its permissions and the space left"
-        _end(EnvironmentLacksError.exit_code, seen, trace=debug)
+        _end(ENVIRONMENT, seen, trace=debug)
     except (KeyboardInterrupt, Stopped) as stop:
         how, code = describe_stop(stop)
         _end(code, how, head="")
@@ -192,14 +277,19 @@ def exit_codes(debug: bool) -> Iterator[None]:
         _end_by_fault(error)
 
 
+def exit_code(error: DfsDeployError) -> int:
+    """Exit code of the program that an error ends."""
+    return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+
+
 def _end_by_fault(error: Exception) -> NoReturn:
-    """Ends with the traceback of an error that nobody foresaw, made fit for a terminal as everything else is."""
+    """Ends with the traceback of an unforeseen error, safe for a terminal as everything else is."""
     seen = f"{type(error).__name__}: {one_line(error)}; this is a fault of dfs-deploy: please report it"
-    _end(InternalError.exit_code, seen, trace=True)
+    _end(FAILED, seen, trace=True)
 
 
 def _end(code: int, *lines: str, head: str = "error: ", trace: bool = False) -> NoReturn:
-    """Prints lines on standard error and ends the program; with the same code if they cannot be printed."""
+    """Prints lines on standard error and ends the program, with the same code if they cannot be printed."""
     shown = traceback.format_exc().splitlines() if trace else []
     try:
         console = errors()
@@ -209,14 +299,14 @@ def _end(code: int, *lines: str, head: str = "error: ", trace: bool = False) -> 
         for line in lines[1:]:
             console.print(line)
     except (OSError, ClosedPipeError):
-        _discard(sys.stderr)  # there is nowhere left to say it; the exit code does
+        _discard(sys.stderr)  # only the exit code is left to say it
     _flush(sys.stdout)
     _flush(sys.stderr)
     sys.exit(code)
 
 
 def _flush(stream: TextIO) -> None:
-    """Writes what is buffered; if that cannot be, lets it go, since the interpreter would try again as it ends."""
+    """Writes what is buffered; if that fails, discards it, or Python would try again at its end."""
     try:
         stream.flush()
     except OSError:
@@ -224,7 +314,7 @@ def _flush(stream: TextIO) -> None:
 
 
 def _discard(*streams: TextIO) -> None:
-    """Lets what is still buffered go nowhere: Python flushes as it ends, and would complain of the closed pipe."""
+    """Discards what is still buffered: Python flushes at its end, and would complain about the closed pipe."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in streams:
         os.dup2(nowhere, stream.fileno())

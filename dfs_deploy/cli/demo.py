@@ -11,67 +11,63 @@ import dfs_deploy
 from dfs_deploy.cli.arguments import JsonOption
 from dfs_deploy.cli.bench_report import show_bench
 from dfs_deploy.cli.console import output, percent, print_json, progress
-from dfs_deploy.cli.next_step import command
-from dfs_deploy.cli.verify import missed_bars
+from dfs_deploy.cli.process import command
 from dfs_deploy.errors import EnvironmentLacksError, VerificationError
-from dfs_deploy.system.extras import required
+from dfs_deploy.system.libraries import required
 
 CHECKPOINT = "digits.pt"
+
+_KEYS = ("samples", "top1_reference", "top1_bundle", "route_agreement", "computation_percentage_bundle")
+"""Keys of ``verify --json`` that ``demo --json`` has, too."""
 
 
 def demo(
     out: Annotated[
         Path | None, typer.Option(help="Directory to write the bundle to.", show_default="digits.dfs")
     ] = None,
-    min_seconds: Annotated[float, typer.Option(min=0.01, help="Measured seconds a case, on average.")] = 2.0,
+    min_seconds: Annotated[float, typer.Option(min=0.01, help="Measured seconds per case, on average.")] = 2.0,
     json: JsonOption = False,
 ) -> None:
     """Export, verify and bench a small network on real scanned digits."""
     with required():
-        from dfs_deploy.bench import run_bench
-        from dfs_deploy.checkpoints import load_checkpoint
+        from dfs_deploy.bench import bench
         from dfs_deploy.data.digits import load_digits
-        from dfs_deploy.exporters import compare, export
-        from dfs_deploy.runtimes import Runtime
+        from dfs_deploy.exporters import export
+        from dfs_deploy.verify import verify
 
-    source = find_checkpoint()
+    checkpoint = find_checkpoint()
     train, test = load_digits("train"), load_digits("test")
-    console = output()
-    with progress(quiet=json) as report:
-        exported = export(source, out, calibration_data=train, progress=report)
-        loaded = load_checkpoint(source)
-        with Runtime(exported.bundle) as runtime:
-            comparison = compare(runtime, loaded.network, test.images, test.labels)
-        result = run_bench(exported.bundle, test, min_s=min_seconds, progress=report)
-    failures = missed_bars(comparison)
+    with progress(quiet=json) as callback:
+        exported = export(checkpoint, out, calibration_data=train, progress=callback)
+        bundle = exported.bundle
+        found = verify(bundle, checkpoint, test, progress=callback)
+        result = bench(bundle, test, min_seconds=min_seconds, start_ups=0, energy_seconds=0.0, progress=callback)
+    missed = found.missed()
     if json:
+        values = found.as_json()
         print_json(
             {
-                "bundle": str(exported.bundle.path),
-                "samples": comparison.samples,
-                "top1_reference": comparison.top1_reference,
-                "top1_bundle": comparison.top1_bundle,
-                "route_agreement": comparison.route_agreement,
-                "computation_percentage_bundle": comparison.computation_percentage_bundle,
-                "passed": not failures,
+                "bundle": str(bundle.path),
+                **{key: values[key] for key in _KEYS},
+                "passed": not missed,
                 "bench": result.as_json(),
             }
         )
-        if failures:
-            raise VerificationError("; ".join(failures))
-        return
-    console.print(
-        f"exported {source.name} to {exported.bundle.path}: {len(exported.validation.engines)} engines validated"
-    )
-    console.print(
-        f"verified on {comparison.samples} test digits: top-1 {percent(comparison.top1_bundle)} (PyTorch"
-        f" {percent(comparison.top1_reference)}), route agreement {percent(comparison.route_agreement)}, computation"
-        f" {comparison.computation_percentage_bundle:.1f} % of running every block in full precision"
-    )
-    show_bench(result)
-    if failures:
-        raise VerificationError("; ".join(failures))
-    console.print(f"next: {command('inspect', exported.bundle.path)}")
+    else:
+        console = output()
+        console.print(
+            f"exported {checkpoint.name} to {bundle.path}: {len(exported.validation.engines)} engines validated"
+        )
+        console.print(
+            f"verified on {found.samples} test digits: top-1 {percent(found.top1_bundle)} (PyTorch"
+            f" {percent(found.top1_reference)}), route agreement {percent(found.route_agreement)}, computation"
+            f" {found.computation_percentage_bundle:.1f} % of running every block in full precision"
+        )
+        show_bench(result)
+    if missed:
+        raise VerificationError("; ".join(missed))
+    if not json:
+        output().print(f"next: {command('inspect', bundle.path)}")
 
 
 def find_checkpoint() -> Path:

@@ -8,28 +8,27 @@ from dataclasses import asdict, dataclass
 from rich.text import Text
 
 import dfs_deploy
-from dfs_deploy.bench.energy import find_sampler, why_no_sampler
+from dfs_deploy.bench.energy import EnergySampler
 from dfs_deploy.bench.jetson import APT_TENSORRT, is_jetson, problems, read_jetson, read_power_state
 from dfs_deploy.bench.machine import describe_machine
+from dfs_deploy.bench.sensors import find_sampler
 from dfs_deploy.cli.arguments import JsonOption
 from dfs_deploy.cli.console import output, print_json
 from dfs_deploy.errors import DependencyError, EnvironmentLacksError
 from dfs_deploy.io.text import first_line
-from dfs_deploy.system.cpu import cpu_limits
-from dfs_deploy.system.extras import CORE, EXTRA_OF, find_library
-from dfs_deploy.system.installed import install_line
-from dfs_deploy.system.target_cpu import is_x86
+from dfs_deploy.system.cpu import cpu_limits, is_x86
+from dfs_deploy.system.libraries import CORE, EXTRA_OF, find_library, install_line
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked for.
+    """A library that was looked for.
 
     Attributes:
-        name: distribution, or module of an extra.
+        name: name of the distribution, or of the module for an extra.
         found: version; empty if it is missing or cannot be used.
         needed: whether running a bundle needs it.
-        remedy: instruction for one who misses it.
+        remedy: command that installs it.
         problem: reason why it cannot be used although it is installed; empty if there is none.
     """
 
@@ -115,7 +114,7 @@ def _telemetry() -> str:
 
 def _energy(device: str) -> str:
     sampler = find_sampler(device)
-    return f"none: {why_no_sampler(device)}" if sampler is None else f"{sampler.source}, {sampler.rail}"
+    return f"{sampler.source}, {sampler.rail}" if isinstance(sampler, EnergySampler) else f"none: {sampler}"
 
 
 def _jetson_facts() -> dict[str, str]:
@@ -154,4 +153,4 @@ def _layout() -> str:
     together = block_size()
     if together > 1:
         return f"blocked by {together}, for networks whose channels are multiples of it"
-    return "plain: ONNX Runtime has no blocked one for this CPU"
+    return "plain: ONNX Runtime has no blocked layout for this CPU"

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Group
 from rich.live import Live
 
-from dfs_deploy.cli.cells import cells
-from dfs_deploy.cli.classified import Classified, classify
+from dfs_deploy.cli.classified import Classified, cells, classify
 from dfs_deploy.cli.console import errors
 from dfs_deploy.errors import DataError
 from dfs_deploy.runtimes import Runtime

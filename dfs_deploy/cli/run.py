@@ -19,18 +19,16 @@ from dfs_deploy.cli.arguments import (
     ThreadsOption,
     bundle_path,
 )
-from dfs_deploy.cli.cells import cells, cells_per_line, legend, wrapped_cells
+from dfs_deploy.cli.classified import Classified, cells_per_line, classify, legend, wrapped_cells
 from dfs_deploy.cli.console import errors, output, print_json, progress, show_table
 from dfs_deploy.errors import CheckFailedError, DataError, UsageError
 
 if TYPE_CHECKING:
-    from dfs_deploy.cli.classified import Classified
     from dfs_deploy.cli.live import Tally
-    from dfs_deploy.options import Option
     from dfs_deploy.runtimes import Runtime
 
 _OTHER_COLUMNS = 24
-"""Columns of a row that are neither file, class nor path."""
+"""Columns of a row for everything but the file, the class and the path."""
 
 _CLASSES_SHOWN = 3
 
@@ -104,7 +102,7 @@ def run(
 
 
 def _is_meant_as_bundle(path: Path) -> bool:
-    """Whether the first argument is a bundle, or what cannot be run and was given as one."""
+    """Whether the first argument is a bundle, or a file of another kind that was given in its place."""
     from dfs_deploy.bundle import SUFFIX
     from dfs_deploy.io.kinds import kind_of
 
@@ -115,10 +113,10 @@ def _is_meant_as_bundle(path: Path) -> bool:
 
 
 def _listed(wanted: Sequence[Path]) -> tuple[list[Path], list[Path], list[tuple[str, str]]]:
-    """Images and videos among the inputs; and of what is there and cannot be listed, its name and why.
+    """Images and videos among the inputs, and name and reason of each input that cannot be listed.
 
     Raises:
-        DataError: an input is not there, or is a folder without images: a wrong call, of which nothing is run.
+        DataError: an input does not exist, or is a folder without images: the call is wrong, and nothing is run.
     """
     from dfs_deploy.data import VIDEO_SUFFIXES, list_images
 
@@ -126,7 +124,7 @@ def _listed(wanted: Sequence[Path]) -> tuple[list[Path], list[Path], list[tuple[
     videos: list[Path] = []
     unlisted: list[tuple[str, str]] = []
     for path in wanted:
-        if path.is_symlink() and not path.exists():  # named by a shell's pattern rather than by a person
+        if path.is_symlink() and not path.exists():  # probably matched by a shell's pattern
             unlisted.append((str(path), f"{path} is a link to nothing; remove it"))
         elif path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir():
             if not path.is_file():
@@ -138,14 +136,14 @@ def _listed(wanted: Sequence[Path]) -> tuple[list[Path], list[Path], list[tuple[
 
 
 def _why(path: Path, error: DataError) -> str:
-    """Why an input cannot be run: that it is something else, if its content tells so."""
+    """The reason why an input cannot be run: that it is something else, if its content shows that."""
     from dfs_deploy.io.kinds import given_instead
 
     return given_instead(path, "an image, a folder of images or a video", "image") or str(error)
 
 
 def _named(file: str) -> dict[str, str]:
-    """Keys that name a file in ``run --json``; a URI stands beside a name that is no Unicode text."""
+    """Keys that name a file in ``run --json``; with a URI if the name is not Unicode text."""
     try:
         file.encode()
     except UnicodeEncodeError:
@@ -156,8 +154,7 @@ def _named(file: str) -> dict[str, str]:
 def _classify_files(
     runtime: Runtime, files: Sequence[Path], quiet: bool
 ) -> tuple[list[tuple[Path, Classified]], list[tuple[str, str]]]:
-    """The results of the files that can be read, and file and message of those that cannot."""
-    from dfs_deploy.cli.classified import classify
+    """Results of the files that can be read, and name and message of those that cannot."""
     from dfs_deploy.data import load_image
 
     results, bad = [], []
@@ -180,7 +177,7 @@ def _show_images(title: str, results: Sequence[tuple[Path, Classified]]) -> None
             str(file),
             result.label,
             f"{result.probability:.3f}",
-            _cells(result.path, per_line),
+            wrapped_cells(result.path, per_line),
             f"{result.computation_percentage:.1f} %",
         ]
         for file, result in results
@@ -201,18 +198,14 @@ def _show_videos(title: str, tallies: Sequence[Tally]) -> None:
                     f"{tally.frames_per_s:.1f}",
                     f"{tally.computation_percentage:.1f} %",
                     ", ".join(common),
-                    _cells(tally.last.path, per_line),
+                    wrapped_cells(tally.last.path, per_line),
                 ]
             )
     columns = ["video", "frames", "frames/s", "computation", "classes", "last path"]
     show_table(f"{title}; frames/s: decoding, resizing and classifying", columns, rows)
 
 
-def _cells(path: Sequence[Option], per_line: int | None) -> Text | Group:
-    return cells(path) if per_line is None else wrapped_cells(path, per_line)
-
-
 def _cells_per_line(others: int) -> int | None:
-    """Cells a line beside other columns of a width; ``None`` for all of them, where nobody watches."""
+    """Cells per line beside other columns; ``None`` for all of them, if the output is not a terminal."""
     console = output()
-    return cells_per_line(console.width - others - _OTHER_COLUMNS) if console.is_terminal else None
+    return cells_per_line(console.width - others - _OTHER_COLUMNS if console.is_terminal else None)

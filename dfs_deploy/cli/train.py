@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dfs_deploy.cli.arguments import DataHelp, JsonOption, SeedOption, WeightsKeyOption, parse_size, refuse_given
-from dfs_deploy.cli.console import errors, output, percent, print_json, show_table
-from dfs_deploy.cli.next_step import command
-from dfs_deploy.cli.process import Stopped, describe_stop
+from dfs_deploy.cli.console import errors, output, percent, print_json, show_notes, show_table
+from dfs_deploy.cli.process import Stopped, command, describe_stop
 from dfs_deploy.cli.train_progress import training_progress
 from dfs_deploy.errors import UsageError
 from dfs_deploy.progress import Progress
-from dfs_deploy.system.extras import required
+from dfs_deploy.system.libraries import required
 
 if TYPE_CHECKING:
     from dfs_deploy.training import TrainingResult
@@ -181,7 +180,7 @@ def _stoppable(folder: Path, *, quiet: bool) -> Iterator[Progress]:
 
 def _describe_saved(folder: Path) -> str:
     """What was saved of a run that was stopped, and how to go on."""
-    from dfs_deploy.training.job import JOB_FILE
+    from dfs_deploy.io.kinds import JOB_FILE
     from dfs_deploy.training.state import load_state
 
     if not (folder / JOB_FILE).exists():
@@ -228,8 +227,7 @@ def _report(result: TrainingResult, json: bool) -> None:
         f"top-1 {percent(evaluation.top1)} on {evaluation.images} {result.split} images at"
         f" {evaluation.percentage:.2f} % computation, {evaluation.paths} path(s)"
     )
-    for suspicion in evaluation.suspicions:
-        console.print(f"warning: {suspicion}")
+    show_notes(evaluation.suspicions)
     if result.target_missed:
         console.print(
             f"target missed: {evaluation.percentage:.2f} % computation, asked for {target:g} %; give more"

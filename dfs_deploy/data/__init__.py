@@ -1,8 +1,9 @@
 """Labelled images from disk, without PyTorch.
 
-What a path holds is told by content: an ``.npz`` of ``x`` and ``y``, a folder of images by class, or the folder of an
-unpacked CIFAR-10 or CIFAR-100 archive (python or binary version). Nothing in a file is executed: object arrays are
-refused, and the pickles of CIFAR's python version are read with inert stand-ins for the few NumPy names they use.
+The content of a path decides how it is read: an ``.npz`` with ``x`` and ``y``, a folder of images by class, or the
+folder of an unpacked CIFAR-10 or CIFAR-100 archive (python or binary version). Nothing in a file is executed: object
+arrays are refused, and the pickles of CIFAR's python version are read with inert stand-ins for the few NumPy names
+that they use.
 """
 
 from dfs_deploy.data.dataset import Dataset, ImageFolder, Split

@@ -1,4 +1,4 @@
-"""The folders of unpacked CIFAR-10 and CIFAR-100 archives, python and binary version."""
+"""CIFAR-10 and CIFAR-100: folders of the unpacked archives, python and binary version."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.data.dataset import SPLITS, Dataset, Split
-from dfs_deploy.data.links import checked_entry
-from dfs_deploy.data.messages import describe
+from dfs_deploy.data.dataset import SPLITS, Dataset, Split, describe
+from dfs_deploy.data.entries import checked_entry
 from dfs_deploy.data.restricted_pickle import PickledArray, as_text, load_restricted_pickle
 from dfs_deploy.errors import DataError
 from dfs_deploy.io.files import check_file, read_file
@@ -26,7 +25,7 @@ _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE
 
 MAX_BATCH_BYTES = 1 << 28
-"""Most bytes of a file of images; the largest of the published archives has 155 MB."""
+"""Most bytes of a file of images; the largest published one has 155 MB."""
 
 MAX_ARCHIVE_BYTES = 1 << 32
 """Most bytes of all files of a split."""
@@ -36,33 +35,43 @@ _MAX_NAMES_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class CifarArchive:
-    """How one version of one archive lays out its files."""
+    """Layout of the files of one version of one archive.
+
+    Attributes:
+        kind: name in messages.
+        classes: number of classes.
+        train: pattern of the names of training files.
+        test: pattern of the names of test files.
+        names: name of the file with the class names.
+        binary: whether files hold records of bytes; else they are pickles.
+        label_bytes: bytes before the pixels of a binary record, the last of which is the label.
+        label_key: key of the labels in a pickle.
+        names_key: key of the class names in a pickle.
+    """
 
     kind: str
     classes: int
     train: re.Pattern[str]
     test: re.Pattern[str]
     names: str
-    """File of the class names."""
     binary: bool
     label_bytes: int = 1
-    """Binary: bytes before the pixels, the last of which is the label."""
     label_key: str = "labels"
     names_key: str = "label_names"
 
     def files(self, entries: Iterable[os.DirEntry[str]], split: Split) -> list[Path]:
-        """The files of a split, in the archive's order; none for a split that such an archive never has."""
+        """Files of a split, in the order of the archive; empty for a split that such an archive does not have."""
         pattern = {"train": self.train, "test": self.test}.get(split)
         named = [Path(entry.path) for entry in entries if pattern and pattern.fullmatch(entry.name)]
         found = [checked_entry(file, file.parent) for file in named if file.is_file()]
         return sorted(found, key=lambda file: (len(file.name), file.name))
 
     def splits(self, entries: Sequence[os.DirEntry[str]]) -> list[Split]:
-        """The splits of which there are files."""
+        """Splits that have files."""
         return [split for split in SPLITS if self.files(entries, split)]
 
     def matches(self, entries: Sequence[os.DirEntry[str]]) -> bool:
-        """Whether a folder holds such files; of pickles, the first byte is looked at too."""
+        """Whether a folder holds files of this version; for pickles, the first byte is checked too."""
         files = [file for split in SPLITS for file in self.files(entries, split)]
         return any(self.binary or read_head(file, 1) == pickle.PROTO for file in files)
 
@@ -104,7 +113,7 @@ CIFAR_ARCHIVES = (
         names_key="fine_label_names",
     ),
 )
-"""Every archive known, in the order in which a folder is tried."""
+"""Known archives, in the order in which they are tried."""
 
 
 def load_cifar(archive: CifarArchive, folder: Path, entries: Sequence[os.DirEntry[str]], split: Split) -> Dataset:
@@ -156,7 +165,7 @@ def _read_pickle(archive: CifarArchive, file: Path) -> tuple[NDArray[np.uint8], 
         raise DataError(
             f"{archive.label_key} of {file}: {seen}, expected {len(pixels)} integers ({archive.kind}); unpack it again"
         )
-    # An integer of a pickle has no bound, one of an array has.
+    # Integers in a pickle are unbounded, integers in an array are not.
     bounded = [label if 0 <= label < archive.classes else -1 for label in labels]
     return pixels, _checked_labels(archive, file, np.asarray(bounded, np.int64))
 

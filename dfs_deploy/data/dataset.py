@@ -1,4 +1,4 @@
-"""Labelled images: in memory, or still in the files of a folder."""
+"""Labelled images: decoded in memory, or still in the files of a folder."""
 
 from __future__ import annotations
 
@@ -6,45 +6,61 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dfs_deploy.data.entries import checked_entry
 from dfs_deploy.data.images import Decoded, read_image
 from dfs_deploy.data.labels import draw, match_labels
-from dfs_deploy.data.links import checked_entry
-from dfs_deploy.data.messages import ShapeAndType, describe
 from dfs_deploy.errors import DataError
 
 Split = Literal["train", "val", "test"]
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-"""Every split that a data set may have."""
+"""Splits that a data set may have."""
 
 
 def evaluation_split(found: Collection[str]) -> Split:
-    """The split to evaluate on, of those that there are: ``test``, or ``val`` if there is no ``test``."""
+    """Split to evaluate on, given those that exist: ``test``, or ``val`` if there is no ``test``."""
     return "val" if "val" in found and "test" not in found else "test"
 
 
+class ShapeAndType(Protocol):
+    """An array, or the header of one that was not read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of each axis."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the elements."""
+
+
+def describe(array: ShapeAndType) -> str:
+    """Shape and dtype in words, for messages."""
+    return f"{array.shape} {array.dtype}"
+
+
 _LOOKED_AT = 512
-"""Images of a data set that are looked at for what seems wrong with all of them."""
+"""Images that are inspected for mistakes which affect the whole data set."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images in memory, each with its class.
+    """Decoded images, each with its class.
 
     Attributes:
         images: (N, H, W, 3) uint8, RGB; N is at least 1.
         labels: (N,) int64, from 0 on.
         class_names: name of each class, or empty if none are known.
-        name: what reports call it.
-        notes: what was assumed or noticed while it was read, one line each: to be shown beside results.
+        name: name in messages and reports.
+        notes: assumptions and suspicions from reading the data, one line each, to be shown with results.
 
     Raises:
-        DataError: an array of another shape or dtype, a label that is negative or has no name.
+        DataError: an array has another shape or dtype, or a label is negative or has no name.
     """
 
     images: NDArray[np.uint8]
@@ -58,8 +74,7 @@ class Dataset:
         check_images(images, self.name)
         if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
             raise DataError(
-                f"labels of {self.name}: {describe(labels)}, expected ({len(images)},) int64, one for each image;"
-                " give each image its label"
+                f"labels of {self.name}: {describe(labels)}, expected ({len(images)},) int64; give one label per image"
             )
         if labels.min() < 0:
             raise DataError(
@@ -76,14 +91,14 @@ class Dataset:
         return len(self.labels)
 
     def labelled_for(self, classes: int, class_names: Sequence[str]) -> Dataset:
-        """The same images, labelled as a network counts; see :func:`~dfs_deploy.data.labels.match_labels`.
+        """The same images with labels in the network's numbering; see :func:`~dfs_deploy.data.labels.match_labels`.
 
         Args:
             classes: number of the network's classes.
             class_names: names of the network's classes, or empty if none are known.
 
         Raises:
-            DataError: a class that the network does not know.
+            DataError: the network does not know a class.
         """
         matched = match_labels(self.labels, self.class_names, classes, class_names, self.name)
         notes = self.notes if matched.note is None else (*self.notes, matched.note)
@@ -92,38 +107,39 @@ class Dataset:
     def subset(self, count: int | None, seed: int) -> Dataset:
         """Draws images at random without replacement.
 
-        For one seed, ``subset(10, seed)`` is the beginning of ``subset(20, seed)``.
+        For the same seed, ``subset(10, seed)`` is the beginning of ``subset(20, seed)``.
 
         Args:
-            count: number of images; ``None``, or more than there are, for all, in an order that the seed decides.
-            seed: 0 or above.
+            count: number of images; ``None`` or a larger number for all, in an order that depends on the seed.
+            seed: seed of the draw, at least 0.
 
         Returns:
-            The images drawn, in the order in which they were.
+            The chosen images, in the order of the draw.
 
         Raises:
-            DataError: a count below 1, or a negative seed.
+            DataError: the count is below 1 or the seed negative.
         """
         chosen = draw(len(self), count, seed)
         return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
     def load(self) -> Dataset:
-        """Itself: its images are in memory."""
+        """Returns the data set itself, because its images are decoded already."""
         return self
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFolder:
-    """Images in the files of a folder: listed, with their classes, and decoded when they are asked for.
+    """Images in the files of a folder: listed with their classes, and decoded on demand.
 
     Attributes:
-        root: folder that no link may lead out of.
-        files: path of each image below ``root``.
+        root: the folder; links that lead outside it are refused.
+        files: path of each image, relative to ``root``.
         labels: (N,) int64, from 0 on.
         class_names: name of each class, or empty if none are known.
-        name: what reports call it.
-        size: height and width to which images are resized; ``None`` for their own, which must then be the same for all.
-        notes: lines as in :class:`Dataset`.
+        name: name in messages and reports.
+        size: height and width to resize to, in pixels; ``None`` keeps the images' own size, which must be the same for
+            all.
+        notes: assumptions and suspicions, as in :class:`Dataset`.
     """
 
     root: Path
@@ -138,13 +154,13 @@ class ImageFolder:
         return len(self.files)
 
     def labelled_for(self, classes: int, class_names: Sequence[str]) -> ImageFolder:
-        """As :meth:`Dataset.labelled_for`; no image is decoded."""
+        """Same as :meth:`Dataset.labelled_for`, without decoding an image."""
         matched = match_labels(self.labels, self.class_names, classes, class_names, self.name)
         notes = self.notes if matched.note is None else (*self.notes, matched.note)
         return replace(self, labels=matched.labels, class_names=matched.class_names, notes=notes)
 
     def subset(self, count: int | None, seed: int) -> ImageFolder:
-        """As :meth:`Dataset.subset`; no image is decoded."""
+        """Same as :meth:`Dataset.subset`, without decoding an image."""
         chosen = draw(len(self), count, seed)
         return replace(self, files=tuple(self.files[index] for index in chosen), labels=self.labels[chosen])
 
@@ -152,7 +168,7 @@ class ImageFolder:
         """Decodes one image, (H, W, 3) uint8, as :func:`dfs_deploy.data.load_image` does.
 
         Raises:
-            DataError: its file is damaged, gone, or a link that leads out of the folder.
+            DataError: the file is damaged, missing, or a link that leads outside the folder.
         """
         return self._decode(index).pixels
 
@@ -160,8 +176,8 @@ class ImageFolder:
         """Decodes every image.
 
         Raises:
-            DataError: a file is damaged, gone, or a link that leads out of the folder; images are of different sizes
-                and no ``size`` was given; there is not enough memory for all of them.
+            DataError: a file is damaged, missing, or a link that leads outside the folder; images differ in size and no
+                ``size`` was given; or the images do not fit into memory.
         """
         first = self._decode(0)
         try:
@@ -180,12 +196,14 @@ class ImageFolder:
                 unread += read.note is not None
         except MemoryError as error:
             seen = f"{len(self):,} images of {_pixels(first.pixels.shape)}"
-            raise DataError(f"{seen} in {self.name} take more memory than there is; draw fewer of them") from error
+            raise DataError(f"{seen} in {self.name} do not fit into memory; draw fewer of them") from error
         notes = list(self.notes)
         if self.size is not None:
             notes += resize_note(sizes, self.size)
         if unread:
-            notes.append(f"{unread:,} of {len(self):,} images have EXIF data that cannot be read; taken as they lie")
+            notes.append(
+                f"{unread:,} of {len(self):,} images have unreadable EXIF data; their orientation was not changed"
+            )
         return Dataset(images, self.labels, self.class_names, self.name, (*notes, *content_notes(images)))
 
     def _decode(self, index: int) -> Decoded:
@@ -197,7 +215,7 @@ class ImageFolder:
 
 
 def check_images(images: ShapeAndType, name: str) -> None:
-    """Raises DataError for images of another shape or type than (N, H, W, 3) uint8, or for none."""
+    """Raises DataError unless images have shape (N, H, W, 3), N at least 1, and dtype uint8."""
     shape = images.shape
     if images.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
         raise DataError(
@@ -207,7 +225,7 @@ def check_images(images: ShapeAndType, name: str) -> None:
 
 
 def resize_note(sizes: Counter[tuple[int, int]], size: tuple[int, int]) -> list[str]:
-    """Says that images of other sizes (height and width: how many) were resized; nothing if there are none."""
+    """A note that images were resized, given how many have which size; empty if none had to be."""
     others = Counter({own: count for own, count in sizes.items() if own != tuple(size)})
     if not others:
         return []
@@ -217,16 +235,16 @@ def resize_note(sizes: Counter[tuple[int, int]], size: tuple[int, int]) -> list[
 
 
 def content_notes(images: NDArray[np.uint8]) -> list[str]:
-    """Says what seems wrong with all images, by a look at up to 512 of them: blank, all the same, or scaled to 0..1."""
+    """Notes on what seems wrong with the images, from up to 512 of them: blank, all equal, or scaled to 0..1."""
     some = images[:: -(-len(images) // _LOOKED_AT)]
     flat = some.reshape(len(some), -1)
     blank = int(np.count_nonzero((some == some[:, :1, :1]).all(axis=(1, 2, 3))))
     if 2 * blank >= len(some):
-        return [f"{blank:,} of {len(some):,} images that were looked at are of one colour each: is this the data?"]
+        return [f"{blank:,} of {len(some):,} inspected images have a single colour: is this the right data?"]
     if flat.max() <= 1:
-        return ["no pixel is greater than 1: were pixels scaled to 0..1 before they were cast to uint8?"]
+        return ["no pixel is greater than 1: were pixels scaled to 0..1 before the cast to uint8?"]
     if len(some) > 1 and bool((flat == flat[0]).all()):
-        return [f"all of {len(some):,} images that were looked at are the same: is this the data?"]
+        return [f"all {len(some):,} inspected images are equal: is this the right data?"]
     return []
 
 
@@ -237,7 +255,7 @@ def _pixels(size: tuple[int, ...]) -> str:
 def _image_remedy(images: ShapeAndType) -> str:
     shape = images.shape
     if 0 in shape:
-        return "put images in"
+        return "add images"
     if len(shape) == 4 and shape[1] == 3 and shape[3] != 3:
         return "put the channels last: x.transpose(0, 2, 3, 1)"
     if len(shape) == 3 or (len(shape) == 4 and shape[3] == 1):

@@ -1,4 +1,4 @@
-"""Scikit-learn's digits as a data set of small colour images: real scans, no download.
+"""Scikit-learn's digits as small colour images: real scans that need no download.
 
 1797 handwritten digits of 8x8 pixels in 17 grey levels (UCI's optdigits, its test part), doubled to 16x16. The test
 split is drawn at random within each class, so both splits share writers: an easier task than digits of new writers.
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dfs_deploy.data import Dataset
-from dfs_deploy.errors import MissingExtraError, UsageError
+from dfs_deploy.errors import UsageError
+from dfs_deploy.system.libraries import missing_extra
 
 DIGITS_SIZE = 16
 """Height and width of an image."""
@@ -21,7 +22,7 @@ DIGITS_SIZE = 16
 DIGITS_CLASSES = tuple("0123456789")
 
 TEST_IMAGES = 500
-"""Images of the test split, in every class as near to the same share as whole images allow; 1297 are left to train."""
+"""Images of the test split, with the same share of every class as far as possible; 1297 remain for training."""
 
 _SPLIT_SEED = 0
 _SCANNED_SIZE = 8
@@ -32,21 +33,21 @@ def load_digits(split: Literal["train", "test"] | None = None) -> Dataset:
     """Loads the digits, enlarged to 16x16 and with the grey value in all three channels.
 
     Args:
-        split: ``train`` (1297 images), ``test`` (500), or ``None`` for all. The split never changes.
+        split: ``train`` (1297 images), ``test`` (500), or ``None`` for all. The split is fixed.
 
     Returns:
         The images in scikit-learn's order.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
-        UsageError: another split.
+        UsageError: the split is unknown.
     """
     if split not in ("train", "test", None):
         raise UsageError(f"split {split!r} of the digits, expected 'train', 'test' or None")
     try:
         from sklearn.datasets import load_digits as load_scans
     except ModuleNotFoundError as error:
-        raise MissingExtraError("scikit-learn", "train") from error
+        raise missing_extra("scikit-learn", "train") from error
     scans = load_scans()
     labels = np.asarray(scans.target, np.int64)
     pixels = np.asarray(scans.images).reshape(-1, _SCANNED_SIZE, _SCANNED_SIZE)
@@ -60,7 +61,7 @@ def load_digits(split: Literal["train", "test"] | None = None) -> Dataset:
 
 
 def _split_indices(labels: NDArray[np.int64], split: Literal["train", "test"]) -> NDArray[np.intp]:
-    """Shuffles, sorts by class, and takes evenly spaced images for the test: each class gives its share."""
+    """Indices of a split: images are shuffled and sorted by class, and evenly spaced ones make the test split."""
     shuffled = np.random.RandomState(_SPLIT_SEED).permutation(len(labels))  # a stream that NumPy has frozen
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     test = np.zeros(len(labels), np.bool_)

@@ -1,8 +1,8 @@
-"""What an image file says about itself, read before any decoder sees it.
+"""Headers of image files, read before any decoder sees the file.
 
-The decoders of a general library trust a file's own figures: they make room for as many pixels as it claims, inflate
-its comments, and take 16 bits per channel for 8. So the header is read here, and a decoder gets the part of the file
-that pixels are made of: comments, colour profiles, previews and further frames are left out.
+The decoders of a general library trust the file: they allocate as many pixels as it claims, inflate its comments, and
+read 16 bits per channel as 8. So the header is checked here, and the decoder gets only the parts of the file that hold
+pixels, without comments, colour profiles, previews and further frames.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ MAX_IMAGE_PIXELS = 1 << 26
 """Most pixels of an image: 8192 x 8192."""
 
 MAX_HEAVY_PIXELS = 1 << 25
-"""Most pixels of an image whose decoder takes up to 16 bytes for each: a WebP, or a progressive JPEG."""
+"""Most pixels of a WebP or progressive JPEG, whose decoders take up to 16 bytes per pixel."""
 
 MAX_SLOW_PIXELS = 1 << 20
-"""Most pixels of an image that is decoded by a loop in Python: a PPM in text or of odd range, an RLE BMP."""
+"""Most pixels of an image that Pillow decodes in Python: a PPM in text or with an odd range, a BMP with run lengths."""
 
 MAX_IMAGE_SIDE = 65_535
-"""Most pixels in a row or column; JPEG can hold no more. It bounds what resizing a row or column of pixels takes."""
+"""Most pixels of a row or column, which is also the limit of JPEG; bounds the memory to resize one of them."""
 
 MAX_SCANNED_PIXELS = 1 << 30
 """Most pixels over all scans of a progressive JPEG, each of which visits the whole image."""
 
 _MAX_PIECES = 1 << 17
-"""Most chunks of a PNG or WebP file and segments of a JPEG."""
+"""Most chunks of a PNG or WebP file, and most segments of a JPEG."""
 
 _PPM_HEADER = 4096
-"""Bytes within which the header of a PPM must end."""
+"""Most bytes of the header of a PPM."""
 
 
 class HeaderError(ValueError):
-    """A header that is damaged, cut or of something that is not read; its text says what was seen."""
+    """A header that is damaged, incomplete or unsupported; the text says what was seen."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an image file says about itself.
+    """Header of an image file.
 
     Attributes:
-        format: kind of file.
-        width: pixels in a row, as stored.
-        height: pixels in a column, as stored.
-        bits: most bits of a channel.
-        most_pixels: limit that holds for this kind of file.
-        content: the file without what its pixels do not depend on.
-        exif: TIFF structure of its EXIF data; ``None`` for a file without.
+        format: format of the file.
+        width: pixels per row, as stored.
+        height: pixels per column, as stored.
+        bits: most bits per channel.
+        most_pixels: limit for this kind of file.
+        content: content of the file, without parts that the pixels do not depend on.
+        exif: TIFF structure of the EXIF data, or ``None``.
     """
 
     format: Format
@@ -71,10 +71,10 @@ def read_header(data: bytes) -> Header | None:
         data: whole content of the file.
 
     Returns:
-        What it says; ``None`` for a file of no known kind.
+        The header; ``None`` if the format is unknown.
 
     Raises:
-        HeaderError: it is damaged, or says what cannot be.
+        HeaderError: the header is damaged or contradicts itself.
     """
     for begins, read in _READERS:
         if re.match(begins, data, re.DOTALL):
@@ -86,13 +86,13 @@ def read_header(data: bytes) -> Header | None:
 
 
 def orientation_of(exif: bytes) -> int:
-    """The orientation, 1 to 8, that EXIF data give an image; 1 for data without any.
+    """Orientation, 1 to 8, in EXIF data; 1 if they give none.
 
     Args:
-        exif: a TIFF structure.
+        exif: TIFF structure of the EXIF data.
 
     Raises:
-        HeaderError: it is none.
+        HeaderError: it is not a TIFF structure.
     """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
@@ -100,19 +100,19 @@ def orientation_of(exif: bytes) -> int:
     try:
         (start,) = struct.unpack_from(f"{order}I", exif, 4)
         (count,) = struct.unpack_from(f"{order}H", exif, start)
-        for place in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, place)
+        for at in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, at)
             if tag == 0x0112:
                 if kind != 3 or value > 8:
                     raise HeaderError(f"orientation {value} of type {kind}")
                 return int(value) or 1  # 0 is written for "unknown"
     except struct.error as error:
-        raise HeaderError("it is cut") from error
+        raise HeaderError("it is incomplete") from error
     return 1
 
 
 def _png(data: bytes) -> Header:
-    """Keeps the chunks that pixels are made of; checks their sums, which no decoder here does for pixels."""
+    """Keeps the chunks that hold pixels, and checks their CRCs, which Pillow does not check for pixels."""
     view = memoryview(data)
     content, exif, at = [view[:8]], None, 8
     width, height, bits = 0, 0, 0
@@ -138,16 +138,16 @@ def _png(data: bytes) -> Header:
 
 
 _NO_FILL = re.compile(rb"[^\xff]")
-"""The second byte of a marker, which any number of fill bytes may come before."""
+"""Second byte of a marker, after any number of fill bytes."""
 
 
 def _jpeg(data: bytes) -> Header:
-    """Keeps the segments that the decoder needs: tables, frame, and the two that tell the colour space."""
+    """Keeps the segments that the decoder needs: tables, frame, and the two that define the colour space."""
     content, exif, at = [memoryview(data)[:2]], None, 2
     frame = b""
     progressive = False
     for _ in range(_MAX_PIECES):
-        at = data.find(b"\xff", at)  # what stands between segments is passed over, as decoders do
+        at = data.find(b"\xff", at)  # bytes between segments are ignored, as decoders do
         begin = None if at < 0 else _NO_FILL.search(data, at)
         if begin is None:
             raise HeaderError("it has no pixels")
@@ -225,7 +225,7 @@ def _bmp(data: bytes) -> Header:
     run_lengths = compression in (1, 2)
     limit = MAX_SLOW_PIXELS if run_lengths else MAX_IMAGE_PIXELS
     if run_lengths and width > MAX_SLOW_PIXELS >> 8:
-        # A jump of up to 255 rows is made room for before it is looked at.
+        # The decoder allocates a jump of up to 255 rows before it checks it.
         raise HeaderError(f"run lengths in rows of {width} pixels")
     return Header("BMP", width, abs(height), 8, limit, data)
 

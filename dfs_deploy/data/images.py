@@ -1,6 +1,6 @@
-"""The one way in for images: bounded before anything is decoded, resized while they are, the same in any thread.
+"""Decoding of images: limits are checked before anything is decoded, and large images are resized strip by strip.
 
-Nothing of the process is changed on the way: no filter of warnings, no limit of the library's own.
+Thread-safe: no setting of the process or of Pillow is changed.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from dfs_deploy.data.entries import os_errors_as_data_errors
 from dfs_deploy.data.image_headers import MAX_IMAGE_SIDE, Header, HeaderError, orientation_of, read_header
-from dfs_deploy.data.messages import cause, os_errors_as_data_errors
 from dfs_deploy.errors import DataError
 from dfs_deploy.io.files import read_file
-from dfs_deploy.io.text import one_line
+from dfs_deploy.io.text import first_line, one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,21 +31,21 @@ MAX_WHOLE_PIXELS = 1 << 24
 """Most pixels of an image that is decoded and resized in one piece."""
 
 _STRIP_PIXELS = 1 << 20
-"""Pixels that are converted and resized at a time."""
+"""Pixels per strip."""
 
 _KINDS = "PNG, JPEG, BMP, PPM or WebP"
 
-_log = logging.getLogger("dfs_deploy")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """An image and what was noticed about its file.
+    """A decoded image.
 
     Attributes:
         pixels: (H, W, 3) uint8, RGB, upright.
-        size: height and width before it was resized, upright.
-        note: what was passed over, in a line; ``None`` for nothing.
+        size: height and width of the upright image before it was resized.
+        note: one line on what was ignored in the file, or ``None``.
     """
 
     pixels: NDArray[np.uint8]
@@ -56,25 +56,24 @@ class Decoded:
 def load_image(path: str | Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """Decodes an image upright, as its EXIF orientation says.
 
-    EXIF data that cannot be read are passed over, with a warning through the logger ``dfs_deploy``: the image is then
-    taken as it lies. Transparency is left out: a pixel has its colour, whatever its opacity. Of several frames the
-    first is read.
+    Unreadable EXIF data are ignored with a warning in the log, and the image is not turned. Transparency is dropped: a
+    pixel keeps its colour, whatever its opacity. Only the first frame is read.
 
-    An image of up to ``MAX_WHOLE_PIXELS`` pixels is decoded and resized whole. A larger JPEG is decoded at 1/2, 1/4 or
-    1/8 of its size, the least that leaves twice the height and width of ``size`` or more; any other, and what is still
-    larger then, is resized along its rows first and then along its columns, strip by strip.
+    An image of up to ``MAX_WHOLE_PIXELS`` pixels is decoded and resized in one piece. A larger JPEG is decoded at 1/2,
+    1/4 or 1/8 of its size, whichever is smallest and still has twice the height and width of ``size``. Other large
+    images, and a JPEG that is still larger, are resized along the rows and then along the columns, strip by strip.
 
     Args:
         path: a PNG, JPEG, BMP, PPM or WebP file of at most ``MAX_IMAGE_BYTES``.
-        size: height and width in pixels to resize to, bilinearly (over the covered area if it shrinks); ``None`` for
-            the image's own.
+        size: height and width to resize to, in pixels, bilinearly (averaging over the covered area if the image
+            shrinks); ``None`` keeps the image's own.
 
     Returns:
         (H, W, 3) uint8, RGB.
 
     Raises:
-        DataError: the file is missing, no regular file, damaged, of another kind, of more than 8 bits per channel, has
-            more pixels than the limits in :mod:`dfs_deploy.data.image_headers` allow, or takes too much memory.
+        DataError: the file is missing, no regular file, damaged, of an unknown format, has more than 8 bits per channel
+            or more pixels than the limits in :mod:`dfs_deploy.data.image_headers`, or needs too much memory.
     """
     read = read_image(path, size)
     _say(read, str(path))
@@ -82,20 +81,18 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> NDArray
 
 
 def decode_image(data: bytes, size: tuple[int, int] | None = None, name: str = "the image") -> NDArray[np.uint8]:
-    """Decodes an image that is not a file, such as the body of a request; see :func:`load_image`.
-
-    Any number of threads may do so at once.
+    """Decodes an image from bytes, such as the body of a request; see :func:`load_image`.
 
     Args:
         data: content of a PNG, JPEG, BMP, PPM or WebP file.
-        size: height and width, as there.
-        name: what messages call it.
+        size: height and width to resize to; ``None`` keeps the image's own.
+        name: name of the image in messages.
 
     Returns:
         (H, W, 3) uint8, RGB.
 
     Raises:
-        DataError: as there.
+        DataError: the image cannot be decoded; see :func:`load_image`.
     """
     read = _decode(data, name, size)
     _say(read, name)
@@ -104,10 +101,10 @@ def decode_image(data: bytes, size: tuple[int, int] | None = None, name: str = "
 
 @os_errors_as_data_errors
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Decoded:
-    """Decodes an image as :func:`load_image` does, and tells what was noticed instead of logging it."""
+    """Same as :func:`load_image`, but returns the note instead of logging it."""
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"no image at {path}; give a {_KINDS} file")
+        raise DataError(f"{path} is no image file; give a {_KINDS} file")
     check_size(size)
     try:
         return _decode(read_file(path, MAX_IMAGE_BYTES), str(path), size)
@@ -122,25 +119,25 @@ def _decode(data: bytes, name: str, size: tuple[int, int] | None) -> Decoded:
     except HeaderError as error:
         raise DataError(f"{name} is a damaged image ({error}); copy it again or remove it") from error
     if header is None:
-        raise DataError(f"{name} is no image of a known kind, expected {_KINDS}; convert it")
+        raise DataError(f"{name} is no image of a known format, expected {_KINDS}; convert it")
     _check_header(header, name)
     orientation, note = 1, None
     if header.exif is not None:
         try:
             orientation = orientation_of(header.exif)
         except HeaderError as error:
-            note = f"its EXIF data cannot be read ({error}), so it is taken as it lies"
+            note = f"its EXIF data are unreadable ({error}), so it was not turned"
     try:
         pixels, own = _pixels(header, orientation, size)
     except MemoryError as error:
         raise _too_large(name) from error
     except ImportError:
-        raise  # Pillow is missing or broken: the image is not to blame
+        raise  # Pillow is missing or broken, not the image
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the file system's, not a decoder's
-        # Pillow's decoders let whatever a damaged file makes them meet through; there is no common base to name.
-        raise DataError(f"{name} is a damaged image ({cause(error)}); copy it again or remove it") from error
+            raise  # from the file system, not from a decoder
+        # Pillow's decoders raise errors of many types for a damaged file; they have no common base class.
+        raise DataError(f"{name} is a damaged image ({first_line(error)}); copy it again or remove it") from error
     return Decoded(pixels, own, note)
 
 
@@ -156,7 +153,7 @@ def _check_header(header: Header, name: str) -> None:
 
 
 def _too_large(name: str) -> DataError:
-    return DataError(f"{name} takes more memory than there is; shrink it, or give this process more memory")
+    return DataError(f"{name} does not fit into memory; shrink it, or give this process more memory")
 
 
 def _say(read: Decoded, name: str) -> None:
@@ -165,10 +162,7 @@ def _say(read: Decoded, name: str) -> None:
 
 
 def _opened(header: Header) -> ImageFile:
-    """A decoder for the pixels. The classes are used themselves, since ``Image.open`` warns by a limit of its own.
-
-    Only decoders that work in this process: by its file's ending, Pillow would hand an EPS to Ghostscript.
-    """
+    """Opens the decoder of a format. ``Image.open`` is avoided: it has a limit of its own and starts other programs."""
     from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, PpmImagePlugin, WebPImagePlugin
 
     decoders: dict[str, type[ImageFile]] = {
@@ -187,12 +181,12 @@ def _opened(header: Header) -> ImageFile:
 def _pixels(
     header: Header, orientation: int, size: tuple[int, int] | None
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """(H, W, 3) uint8, upright and of a size, and height and width before that."""
+    """(H, W, 3) uint8 pixels, upright and resized; and the upright height and width before that."""
     image: Image = _opened(header)
     sideways, backwards = orientation >= 5, orientation in (3, 4, 7, 8)
     own = (header.width, header.height) if sideways else (header.height, header.width)
     if header.format == "JPEG" and size is not None and header.width * header.height > MAX_WHOLE_PIXELS:
-        # The decoder makes it no smaller than asked for.
+        # The decoder never goes below the requested size.
         image.draft(None, (2 * size[0], 2 * size[1]) if sideways else (2 * size[1], 2 * size[0]))
     height, width = image.size if sideways else image.size[::-1]
     if width * height <= MAX_WHOLE_PIXELS:
@@ -209,7 +203,7 @@ def _pixels(
 
 
 def _upright(image: Image, orientation: int) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8, turned as an EXIF orientation says."""
+    """(H, W, 3) uint8 pixels, turned by an EXIF orientation."""
     from PIL.Image import Transpose
 
     turn = {
@@ -226,13 +220,13 @@ def _upright(image: Image, orientation: int) -> NDArray[np.uint8]:
 
 
 def check_size(size: tuple[int, int] | None) -> None:
-    """Raises DataError for a size that is not a height and a width of at least a pixel."""
+    """Raises DataError unless a size is a height and a width of at least one pixel each, or ``None``."""
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise DataError(f"size {size}, expected height and width in pixels, each at least 1")
 
 
 def resize(image: NDArray[np.uint8], size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    """Resizes an (H, W, 3) image bilinearly; the image itself if it has that size or none is asked for."""
+    """Resizes an (H, W, 3) image bilinearly; returns the image itself if nothing has to change."""
     if size is None or image.shape[:2] == tuple(size):
         return image
     from PIL import Image

@@ -1,4 +1,4 @@
-"""From the classes of a data set to those of a network, and the draw of images: neither needs a decoded image."""
+"""Labels of a data set in a network's numbering, and random draws of images; neither needs a decoded image."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _NAMES_SHOWN = 5
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """Labels that count as a network does.
+    """Labels in a network's numbering.
 
     Attributes:
         labels: (N,) int64.
-        class_names: name of each class of the network; empty if none are known.
-        note: what was assumed, in a line; ``None`` for nothing.
+        class_names: names of the network's classes; empty if none are known.
+        note: one line on what was assumed, or ``None``.
     """
 
     labels: NDArray[np.int64]
@@ -34,20 +34,20 @@ class Matched:
 def match_labels(
     labels: NDArray[np.int64], own: tuple[str, ...], classes: int, network: Sequence[str], name: str
 ) -> Matched:
-    """Renumbers labels as a network does.
+    """Renumbers labels to a network's classes.
 
-    Names decide if both sides have them. If only the data have, and all are numbers, these are the classes' numbers.
-    Otherwise the labels stay as they are, in the order of the data's classes.
+    If both sides have class names, the names decide. If only the data have names and all of them are numbers, these
+    are the class numbers. Otherwise the labels do not change.
 
     Args:
         labels: (N,) int64, from 0 on.
         own: names of the data's classes, or empty.
         classes: number of the network's classes.
-        network: names of its classes, or empty.
-        name: what messages call the data.
+        network: names of the network's classes, or empty.
+        name: name of the data in messages.
 
     Raises:
-        DataError: a class that the network does not know, or that cannot be told from another.
+        DataError: the network does not know a class, or two classes have the same name.
     """
     network, note = tuple(network), None
     if own and network and own != network:
@@ -57,28 +57,32 @@ def match_labels(
     elif own and not network:
         shown = _listed([f"{index} = {one}" for index, one in enumerate(own)])
         note = one_line(
-            f"the network has no names for its {classes} classes, so the {len(own)} of {name} were taken in their own"
-            f" order: {shown}; if that is not the network's, number the classes, or export with --class-names"
+            f"the network has no names for its {classes} classes, so the {len(own)} of {name} keep their own"
+            f" order: {shown}; if the network's differs, number the classes, or export with --class-names"
         )
     if labels.max() >= classes:
         raise DataError(
-            f"{name} has label {labels.max()}, the network has {classes} classes, from 0; give its own data"
+            f"{name} has label {labels.max()}, expected 0 to {classes - 1}; give data with the network's classes"
         )
     return Matched(labels, network or own, note)
 
 
 def draw(total: int, count: int | None, seed: int) -> NDArray[np.intp]:
-    """Draws from ``total`` images at random without replacement.
+    """Draws indices of images at random without replacement.
 
-    For one seed, what is drawn for a smaller count is the beginning of what is drawn for a larger one.
+    For the same seed, the draw for a smaller count is the beginning of the draw for a larger one.
 
     Args:
-        total: number of images that there are.
-        count: number of images to draw; ``None``, or more than there are, for all, in an order that the seed decides.
-        seed: 0 or above.
+        total: number of images to draw from.
+        count: number of images to draw; ``None`` or a larger number than ``total`` for all, in an order that depends
+            on the seed.
+        seed: seed of the draw, at least 0.
+
+    Returns:
+        (min(count, total),) indices.
 
     Raises:
-        DataError: a count below 1, or a negative seed.
+        DataError: the count is below 1 or the seed negative.
     """
     if count is not None and count < 1:
         raise DataError(f"a subset of {count} images, expected at least 1; leave the count out for all")
@@ -88,17 +92,17 @@ def draw(total: int, count: int | None, seed: int) -> NDArray[np.intp]:
 
 
 def is_number(name: str) -> bool:
-    """Whether a class goes by a number, as in ``7`` or ``007``."""
+    """Whether the name of a class is a number, such as ``7`` or ``007``."""
     return name.isascii() and name.isdecimal() and len(name) <= 18
 
 
 def class_order(name: str) -> tuple[int, str]:
-    """Key by which names that are all numbers are sorted."""
+    """Sort key for class names that are numbers."""
     return int(name), name
 
 
 def _by_name(own: tuple[str, ...], network: tuple[str, ...], name: str) -> NDArray[np.int64]:
-    """Index in the network of each class of the data: by its exact name, or by its number or its canonical letters."""
+    """Network's index of each class of the data, by exact names, or else by canonical names."""
     position = {one: index for index, one in enumerate(network)}
     if any(one not in position for one in own):
         position = {_canonical(one): index for index, one in enumerate(network)}
@@ -107,14 +111,14 @@ def _by_name(own: tuple[str, ...], network: tuple[str, ...], name: str) -> NDArr
     unknown = [one for one in own if one not in position]
     if unknown:
         raise DataError(
-            f"{name} has {len(unknown)} of {len(own)} classes that the network does not know: {_listed(unknown)}; it"
-            f" knows {_listed(network)}: name the classes as the network does"
+            f"{name} has {len(unknown)} of {len(own)} classes that the network does not know: {_listed(unknown)};"
+            f" expected {_listed(network)}: name the classes as the network does"
         )
     here, there = Counter(own), Counter(network)
     twice = next((one for one in own if here[one] > 1 or there[one] > 1), None)
     if twice is not None:
         raise DataError(
-            f"{name} or the network has two classes of the name {twice!r}, expected names that tell classes apart;"
+            f"{name} or the network has two classes with the name {twice!r}, expected a different name for each class;"
             " rename one, or give labels without names"
         )
     return np.array([position[one] for one in own], np.int64)
@@ -131,7 +135,7 @@ def _by_number(own: tuple[str, ...], classes: int, name: str) -> NDArray[np.int6
 
 
 def _canonical(name: str) -> str:
-    """One form for names that are the same to a reader: 007 and 7, and letters whose accents stand apart (macOS)."""
+    """Common form of names that read the same: 007 and 7, composed and decomposed accents (macOS)."""
     return str(int(name)) if is_number(name) else unicodedata.normalize("NFC", name)
 
 

@@ -1,4 +1,4 @@
-"""Telling by content what kind of data set a path holds, and reading it."""
+"""Opening a data set of any kind; the content of the path decides which kind it is."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ import numpy as np
 
 from dfs_deploy.data.cifar import CIFAR_ARCHIVES, CifarArchive, load_cifar
 from dfs_deploy.data.dataset import SPLITS, Dataset, ImageFolder, Split, content_notes, resize_note
+from dfs_deploy.data.entries import entries_of, os_errors_as_data_errors
 from dfs_deploy.data.folders import open_folder, split_folders
 from dfs_deploy.data.images import check_size, resize
-from dfs_deploy.data.links import entries_of
-from dfs_deploy.data.messages import os_errors_as_data_errors
 from dfs_deploy.data.npz import load_npz, opened_npz, splits_in
 from dfs_deploy.errors import DataError
 from dfs_deploy.io.kinds import given_instead
@@ -30,34 +29,33 @@ def load_dataset(
     samples: int | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """Reads labelled images into memory, telling by content what kind of data set the path holds.
+    """Reads labelled images into memory; the content of the path decides how.
 
-    One of:
+    The path is one of:
 
-    - An ``.npz`` with ``x`` (N, H, W, 3) uint8 and ``y`` (N,) integer, whatever the split; or with ``train_x``,
-      ``train_y``, ``val_x``, ``val_y``, ``test_x`` and ``test_y``, or some of them. ``class_names``, if it is there,
-      names the classes.
-    - A folder of images by class, ``CLASS/*.png`` and the like, also with such folders under ``train/``, ``val/`` (or
-      ``valid/``, ``validation/``) and ``test/``. Classes are in the order of their names; if all are numbers, in the
-      order of these. Files of other kinds, hidden entries and what systems leave in folders are passed over. A symbolic
-      link that leads outside the folder is refused, so that an unpacked archive cannot read what was not in it.
-    - The folder of a CIFAR-10 or CIFAR-100 archive, python or binary version. CIFAR-100 gives its 100 fine labels.
+    - An ``.npz`` with ``x`` (N, H, W, 3) uint8 and ``y`` (N,) integer, which serve every split; or with some of
+      ``train_x``, ``train_y``, ``val_x``, ``val_y``, ``test_x`` and ``test_y``. ``class_names`` is optional.
+    - A folder with one folder of images per class (``CLASS/*.png``), or with such folders in ``train/``, ``val/`` (or
+      ``valid/``, ``validation/``) and ``test/``. Classes are sorted by name, or by number if all names are numbers.
+      Other files, hidden entries and files that operating systems leave are ignored. A symbolic link that leads outside
+      the folder is refused, so that an unpacked archive cannot read other files.
+    - The folder of a CIFAR-10 or CIFAR-100 archive, python or binary version. CIFAR-100 has its 100 fine labels.
 
     Args:
         path: a file or folder.
-        split: ``train``, ``val`` or ``test``, if there are several; ``None`` for the images to evaluate on: ``test``,
-            or ``val`` if there is no ``test``.
-        size: height and width in pixels; images of another size are resized, bilinearly, and the data set's notes say
-            so. ``None`` for their own, which must then be the same for all.
-        samples: images to draw at random, as :meth:`Dataset.subset` does; ``None`` for all, in their order. Of a
-            folder, only what was drawn is decoded.
+        split: ``train``, ``val`` or ``test``; ``None`` for the images to evaluate on: ``test``, or ``val`` if there is
+            no ``test``.
+        size: height and width in pixels; images of another size are resized bilinearly, and the notes of the data set
+            say so. ``None`` keeps the images' own size, which must be the same for all.
+        samples: number of images to draw at random, see :meth:`Dataset.subset`; ``None`` for all, in order. Only the
+            chosen images of a folder are decoded.
         seed: seed of the draw.
 
     Returns:
-        The images, in the order of the file; in a folder by class, then by file name; or as they were drawn.
+        The images in the order of the file, or by class and file name in a folder, or in the order of the draw.
 
     Raises:
-        DataError: nothing of these is there, or it is malformed; the message says where and what to do.
+        DataError: the path holds no data set, or a malformed one; the message says what to do.
     """
     opened = open_dataset(path, split, size)
     return opened.load() if samples is None else opened.subset(samples, seed).load()
@@ -68,16 +66,16 @@ def splits_of(path: str | Path) -> tuple[Split, ...]:
     """Lists the splits of a data set, without decoding an image.
 
     Args:
-        path: a file or folder, as in :func:`load_dataset`.
+        path: a file or folder, see :func:`load_dataset`.
 
     Returns:
-        Names of the splits; empty for data without any, whose images are read for every name.
+        Names of the splits; empty for data that serve every split.
 
     Raises:
-        DataError: nothing is there, or it cannot be read.
+        DataError: the data cannot be read.
     """
     path = Path(path)
-    with _told_by_kind(path):
+    with _naming_other_kinds(path):
         if path.is_file():
             with opened_npz(path) as arrays:
                 found = splits_in(arrays)
@@ -92,25 +90,25 @@ def splits_of(path: str | Path) -> tuple[Split, ...]:
 def open_dataset(
     path: str | Path, split: str | None = None, size: tuple[int, int] | None = None
 ) -> Dataset | ImageFolder:
-    """Opens a data set without decoding what lies in files of its own: labels are known, images are not yet.
+    """Opens a data set; a folder of images is listed with its labels, and decoded later.
 
-    Both kinds of result can be drawn from (``subset``), relabelled (``labelled_for``) and loaded (``load``).
+    Both kinds of result have ``subset``, ``labelled_for`` and ``load``.
 
     Args:
-        path: file or folder, as in :func:`load_dataset`.
-        split: name of the split, as there.
-        size: height and width, as there.
+        path: a file or folder, see :func:`load_dataset`.
+        split: name of the split, see :func:`load_dataset`.
+        size: height and width to resize to, see :func:`load_dataset`.
 
     Returns:
-        The files of a folder; for an ``.npz`` and a CIFAR archive, images in memory.
+        The files of a folder; or, for an ``.npz`` or a CIFAR archive, images in memory.
 
     Raises:
-        DataError: as there.
+        DataError: the path holds no data set, or a malformed one.
     """
     path = Path(path)
     chosen = _split(split)
     check_size(size)
-    with _told_by_kind(path):
+    with _naming_other_kinds(path):
         if path.is_file():
             return _resized(load_npz(path, chosen), size)
         entries = _entries(path)
@@ -121,8 +119,8 @@ def open_dataset(
 
 
 @contextmanager
-def _told_by_kind(path: Path) -> Iterator[None]:
-    """Says of a path that is no data set what it is, if it is of a known kind, in place of what is missing in it."""
+def _naming_other_kinds(path: Path) -> Iterator[None]:
+    """If a path of another known kind was given, says that instead of what is missing in the data set."""
     try:
         yield
     except DataError as error:
@@ -135,7 +133,7 @@ def _told_by_kind(path: Path) -> Iterator[None]:
 def _entries(path: Path) -> list[os.DirEntry[str]]:
     if not path.is_dir():
         raise DataError(
-            f"no data set at {path}; give an .npz with x and y, a folder of images by class, or that of a CIFAR archive"
+            f"{path} is no data set; give an .npz with x and y, a folder of images by class, or that of a CIFAR archive"
         )
     return entries_of(path)
 

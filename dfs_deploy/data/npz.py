@@ -1,4 +1,4 @@
-"""The ``.npz`` of images and labels: reading and writing it; object arrays are refused."""
+"""``.npz`` files of images and labels, read and written without pickles."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.data.dataset import SPLITS, Dataset, Split, check_images, evaluation_split
-from dfs_deploy.data.messages import cause, describe
+from dfs_deploy.data.dataset import SPLITS, Dataset, Split, check_images, describe, evaluation_split
 from dfs_deploy.errors import DataError
 from dfs_deploy.io.arrays import MAX_ARRAY_BYTES, ArrayHeader, Arrays, ArraysError
 from dfs_deploy.io.files import check_file, whole_file
-from dfs_deploy.io.text import one_line
+from dfs_deploy.io.text import first_line, one_line
 from dfs_deploy.preprocessing import MAX_CLASSES, MAX_NAME, class_names_problem
 
 _MAX_FILE = 2 * MAX_ARRAY_BYTES
@@ -26,8 +25,8 @@ def save_npz(path: str | Path, dataset: Dataset) -> None:
     """Writes a data set whole, as an ``.npz`` that :func:`~dfs_deploy.data.load_dataset` reads.
 
     Args:
-        path: the file; its folder is made if it is missing.
-        dataset: images, labels and class names; the name is that of the file from then on.
+        path: the file; its folder is created if it is missing.
+        dataset: images, labels and class names; its name is not stored.
 
     Raises:
         DataError: the file cannot be written, or a class name cannot be stored.
@@ -36,24 +35,24 @@ def save_npz(path: str | Path, dataset: Dataset) -> None:
     if problem := class_names_problem(dataset.class_names):
         raise DataError(f"cannot write {path}: {problem}")
     try:
-        # A stream, since NumPy adds .npz to a path that does not end so.
+        # A stream, because NumPy appends .npz to a path without that ending.
         with whole_file(path) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(
                 stream, x=dataset.images, y=dataset.labels, class_names=np.asarray(dataset.class_names, np.str_)
             )
     except OSError as error:
-        raise DataError(f"cannot write {path} ({cause(error)}); choose another place") from error
+        raise DataError(f"cannot write {path} ({first_line(error)}); choose another place") from error
 
 
 @contextmanager
 def opened_npz(path: Path) -> Iterator[Arrays]:
-    """Opens an ``.npz``, and names it in what is raised about it."""
+    """Opens an ``.npz``; every error in the block becomes a DataError with the path."""
     check_file(path, _MAX_FILE)
     with path.open("rb") as stream:
         if not zipfile.is_zipfile(stream):
             raise DataError(
-                f"{path} is not an .npz archive, or no readable .npz since it was cut; give an .npz with x and y, or a"
-                " folder (unpack other archives first)"
+                f"{path} is not an .npz archive, or it is incomplete; give an .npz with x and y, or a folder (unpack"
+                " other archives first)"
             )
         try:
             with Arrays(stream) as archive:
@@ -61,7 +60,7 @@ def opened_npz(path: Path) -> Iterator[Arrays]:
         except ArraysError as error:
             raise DataError(f"{path}: {error}; save it again, or copy it") from error
         except MemoryError as error:
-            raise DataError(f"{path} takes more memory than there is; split it, or give fewer images") from error
+            raise DataError(f"{path} does not fit into memory; split it, or give fewer images") from error
 
 
 def load_npz(path: Path, split: Split | None) -> Dataset:
@@ -76,7 +75,7 @@ def load_npz(path: Path, split: Split | None) -> Dataset:
                 f"{path} holds {there}; expected x (N, H, W, 3) uint8 and y (N,) integer, or {chosen}_x and {chosen}_y"
             )
         name = one_line(path.stem if plain else f"{path.stem}-{chosen}", 200)
-        # By their headers, before anything large is read.
+        # The headers are checked before anything large is read.
         check_images(archive.header(x_name), name)
         _check_labels(archive.header(y_name), f"{y_name} of {path}")
         class_names = _class_names(archive, path) if "class_names" in archive.names else ()
@@ -85,7 +84,7 @@ def load_npz(path: Path, split: Split | None) -> Dataset:
 
 
 def splits_in(archive: Arrays) -> list[Split]:
-    """Splits of an archive; none of one with ``x`` and ``y``."""
+    """Splits of an archive; empty for one with ``x`` and ``y``."""
     return [] if _is_plain(archive) else [split for split in SPLITS if f"{split}_x" in archive.names]
 
 

@@ -1,4 +1,7 @@
-"""Reading the pickles of CIFAR's python version with inert stand-ins for the few NumPy names they use."""
+"""Restricted unpickler for CIFAR's python version, with inert stand-ins for the few NumPy names that it uses.
+
+torchvision downloads that version, so most CIFAR folders hold it.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.data.messages import cause
 from dfs_deploy.errors import DataError
 from dfs_deploy.io.files import read_file
+from dfs_deploy.io.text import first_line
 
 _STORES = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
 _FETCHES = frozenset(("GET", "BINGET", "LONG_BINGET"))
@@ -33,15 +36,15 @@ _OPCODES = (
         )
     )
 )
-"""What a pickle of dicts, lists, text, bytes, numbers and arrays is made of."""
+"""Instructions for dicts, lists, text, bytes, numbers and arrays."""
 
 
 class _ForbiddenNameError(pickle.UnpicklingError):
-    """A pickle names something other than what arrays of uint8 need."""
+    """A pickle that names something which arrays of uint8 do not need."""
 
 
 class _Inert:
-    """Stands for a NumPy function in a pickle: can be called, and has nothing that a pickle could change."""
+    """Stand-in for a NumPy function in a pickle: callable, without any state that a pickle could change."""
 
     __slots__ = ("_call",)
 
@@ -56,16 +59,16 @@ class _Inert:
 
 
 class _PickledDtype:
-    """What a pickle says about an element type; only unsigned bytes are let through."""
+    """Stand-in for an element type in a pickle, which can only be uint8."""
 
     __slots__ = ()
 
     def __setstate__(self, state: object) -> None:
-        """Byte order, alignment and the like, which do not matter for single bytes."""
+        """Ignores byte order and alignment, which do not matter for single bytes."""
 
 
 class PickledArray:
-    """An array of uint8 in a pickle; ``array`` is ``None`` until its state came."""
+    """Stand-in for an array of uint8 in a pickle; ``array`` is ``None`` until the pickle has set its state."""
 
     __slots__ = ("array",)
 
@@ -80,7 +83,7 @@ class PickledArray:
         _, shape, dtype, fortran, raw = state
         if not isinstance(dtype, _PickledDtype) or not isinstance(shape, tuple):
             raise pickle.UnpicklingError("an array without shape or type")
-        # Python 2 wrote the bytes as its str, which reads back as text of one character a byte.
+        # Python 2 wrote the bytes as its str, which reads back as text with one character per byte.
         data = raw.encode("latin1") if isinstance(raw, str) else raw
         if not isinstance(data, bytes):
             raise pickle.UnpicklingError("an array without bytes")
@@ -101,14 +104,14 @@ def _encode(text: object, encoding: object) -> bytes:
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
-    """Reads dicts, lists, text, bytes, numbers and arrays of uint8; refuses every other name.
+    """Unpickler for dicts, lists, text, bytes, numbers and arrays of uint8 that refuses every other name.
 
-    What it allows by name it does not import: each name gives a stand-in that builds plain data, so a forged pickle
-    meets none of NumPy's or the codecs' own code.
+    It imports nothing: each allowed name is a stand-in that builds plain data, so a forged pickle reaches no code of
+    NumPy or of the codecs.
     """
 
     def find_class(self, module: str, name: str) -> object:
-        """Gives the stand-in for a name; raises UnpicklingError for all that has none."""
+        """Returns the stand-in for a name; raises UnpicklingError for every other name."""
         match module, name:
             case (("numpy.core.multiarray" | "numpy._core.multiarray"), "_reconstruct"):
                 return _Inert(lambda *_: PickledArray())
@@ -126,10 +129,11 @@ def load_restricted_pickle(file: Path, limit: int) -> dict[str, object]:
 
     Args:
         file: the pickle.
-        limit: most bytes that it may have.
+        limit: most bytes that are read.
 
     Raises:
-        DataError: it is damaged, no dict, or names what arrays of uint8 do not need; nothing of that is run.
+        DataError: the file is damaged, holds no dict, or names something that arrays of uint8 do not need. Nothing in
+            it was run.
         OSError: it is larger, or cannot be read.
     """
     data = read_file(file, limit)
@@ -138,24 +142,25 @@ def load_restricted_pickle(file: Path, limit: int) -> dict[str, object]:
         content = _RestrictedUnpickler(io.BytesIO(data), encoding="latin1").load()
     except _ForbiddenNameError as error:
         raise DataError(
-            f"{file} wants {cause(error)}, expected arrays of uint8, lists and text only; nothing was run: get the"
+            f"{file} names {first_line(error)}, expected only arrays of uint8, lists and text; nothing was run: get the"
             " archive from its authors"
         ) from error
-    except Exception as error:  # a damaged pickle raises whatever the unpickler meets in it
-        raise DataError(f"{file} is not a readable CIFAR file ({cause(error)}); unpack the archive again") from error
+    except Exception as error:  # the unpickler raises errors of many types
+        raise DataError(
+            f"{file} is not a readable CIFAR file ({first_line(error)}); unpack the archive again"
+        ) from error
     if not isinstance(content, dict):
         raise DataError(f"{file} holds a {type(content).__name__}, expected a dict; unpack the archive again")
     return {as_text(key, file): value for key, value in content.items()}
 
 
 def as_text(value: object, file: Path) -> str:
-    """Text of a pickle, which Python 2 wrote as bytes.
+    """Text from a pickle, which Python 2 wrote as bytes.
 
-    Nothing else is shown as text: a list that holds another one ten times, which holds another one ten times, and so
-    on, never ends.
+    Other values are never converted to text: printing nested lists that repeat each other may take forever.
 
     Raises:
-        DataError: it is something else; the message names the file.
+        DataError: the value is not text; the message names the file.
     """
     if isinstance(value, str):
         return value
@@ -165,10 +170,10 @@ def as_text(value: object, file: Path) -> str:
 
 
 def _check_opcodes(data: bytes) -> None:
-    """Refuses a pickle that would make the unpickler take more memory or time than its size warrants.
+    """Refuses a pickle that would cost the unpickler far more memory or time than its size suggests.
 
-    The unpickler makes room for any index of its memo, and the hash of a tuple that holds another one twice, which
-    holds another one twice, never ends. So indices must not run ahead, and no tuple is used again.
+    The unpickler allocates room for any index of its memo, and hashing tuples that repeat each other takes exponential
+    time. So memo indices must be consecutive, and no tuple may be used twice.
     """
     tuples: set[int] = set()
     stored, before = 0, ""

@@ -1,4 +1,4 @@
-"""Frames of a video file or of a camera, decoded as they are asked for. Needs PyAV, which holds FFmpeg's libraries."""
+"""Frames of a video file or a camera, decoded on demand by PyAV, which contains FFmpeg's libraries."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from numpy.typing import NDArray
 
 from dfs_deploy.data.image_headers import MAX_HEAVY_PIXELS
 from dfs_deploy.data.images import check_size, resize
-from dfs_deploy.data.messages import cause
 from dfs_deploy.errors import DataError, EnvironmentLacksError
-from dfs_deploy.system.extras import required
+from dfs_deploy.io.text import first_line
+from dfs_deploy.system.libraries import required
 
 if TYPE_CHECKING:
     from av.container import InputContainer
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
-"""Endings, in any case, of the files that are taken for videos."""
+"""Endings of video files, in small or capital letters."""
 
-# FFmpeg also reads playlists, which lead to other files and to the network. These formats hold their own frames, and a
-# file may open no other.
+# FFmpeg also reads playlists, which lead to other files and to the network. These formats contain their own frames, and
+# a file may not open another.
 _ONE_FILE = {"protocol_whitelist": "file", "format_whitelist": "avi,matroska,webm,mov,mp4,mpeg,mpegts"}
 
 MAX_FRAME_PIXELS = MAX_HEAVY_PIXELS
-"""Most pixels of a frame: more than 8K (7680 x 4320). Decoders keep up to 17 frames, at 1.5 bytes per pixel."""
+"""Most pixels of a frame, a little more than 8K (7680 x 4320). Decoders keep up to 17 frames at 1.5 bytes per pixel."""
 
 
 def read_video(path: str | Path, size: tuple[int, int] | None = None) -> Iterator[NDArray[np.uint8]]:
-    """Decodes the first video stream of a file, upright, as the file says that it was held.
+    """Decodes the first video stream of a file; frames are turned upright as the file says.
 
     Args:
         path: an AVI, Matroska, MP4, QuickTime, MPEG or WebM file, with frames of at most ``MAX_FRAME_PIXELS``.
-        size: height and width in pixels to resize to, as :func:`~dfs_deploy.data.load_image` does; ``None`` for the
+        size: height and width to resize to, in pixels, see :func:`~dfs_deploy.data.load_image`; ``None`` keeps the
             video's own.
 
     Yields:
-        (H, W, 3) uint8, RGB: one frame.
+        One frame, (H, W, 3) uint8, RGB.
 
     Raises:
-        DataError: the file is missing, no regular file, of another kind, damaged (after the frames before the damage),
-            or has no frame or too large ones.
+        DataError: the file is missing, no regular file, of another format, damaged (frames before the damage are
+            yielded), or has no frames or too large ones.
         MissingExtraError: PyAV is not installed.
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"no video at {path}; give an AVI, Matroska, MP4, QuickTime, MPEG or WebM file")
+        raise DataError(f"{path} is no video file; give an AVI, Matroska, MP4, QuickTime, MPEG or WebM file")
     with required():
         import av
 
@@ -61,24 +61,24 @@ def read_video(path: str | Path, size: tuple[int, int] | None = None) -> Iterato
     except DataError:
         raise
     except (av.FFmpegError, ValueError, OverflowError, MemoryError) as error:
-        seen = cause(error) + (f", after {frames} frames" if frames else "")
-        raise DataError(f"{path} is a damaged video, or none ({seen}); convert it or remove it") from error
+        seen = first_line(error) + (f", after {frames} frames" if frames else "")
+        raise DataError(f"{path} is no video, or a damaged one ({seen}); convert it or remove it") from error
     if frames == 0:
-        raise DataError(f"{path} has no frame; remove it")
+        raise DataError(f"{path} has no frames; remove it")
 
 
 def read_camera(device: str, size: tuple[int, int] | None = None) -> Iterator[NDArray[np.uint8]]:
     """Reads a camera through Video4Linux, frame by frame, until the caller stops.
 
     Args:
-        device: a number, as in ``0`` for ``/dev/video0``, or the path of a device.
-        size: height and width, as in :func:`read_video`.
+        device: a number, such as ``0`` for ``/dev/video0``, or the path of a device.
+        size: height and width to resize to, see :func:`read_video`.
 
     Yields:
-        (H, W, 3) uint8, RGB: one frame.
+        One frame, (H, W, 3) uint8, RGB.
 
     Raises:
-        EnvironmentLacksError: there is no such camera, or it gives no frames.
+        EnvironmentLacksError: the camera does not exist or gives no frames.
         MissingExtraError: PyAV is not installed.
     """
     path = f"/dev/video{device}" if device.isascii() and device.isdigit() else device
@@ -90,7 +90,7 @@ def read_camera(device: str, size: tuple[int, int] | None = None) -> Iterator[ND
             yield from _frames(container, path, size)
     except av.FFmpegError as error:
         raise EnvironmentLacksError(
-            f"camera {path} cannot be read ({error.strerror}); check that it is there, free, and that you may read it"
+            f"camera {path} cannot be read ({error.strerror}); check that it exists, is not in use, and may be read"
         ) from error
 
 

@@ -1,8 +1,8 @@
-"""The one way in for arrays that somebody else wrote: ``.npz`` archives, checked before anything of them is inflated.
+"""Reading of ``.npz`` archives from others: checked before anything is decompressed, and never unpickled.
 
-An archive says how large its arrays are in three places: in its directory, in each array's own header, and by how many
-bytes it has. They are held against each other and against what the caller expects; then an array is read into memory
-of its own size, and no further. Nothing is unpickled.
+An archive states the size of its arrays in three places: in its directory, in the header of each array, and by its
+number of bytes. These are compared with each other and with the expectation of the caller; then each array is read
+into memory of exactly its size.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from dfs_deploy.io.files import BoundedReads
 from dfs_deploy.io.text import first_line, one_line
 
 MAX_ARRAY_BYTES = 1 << 34
-"""Most bytes of an array: 16 GiB, more than 5 million images of 32x32."""
+"""Most bytes of an array: 16 GiB, more than 5 million images of 32x32 pixels."""
 
 MAX_MEMBERS = 256
 """Most arrays in an archive."""
 
 MAX_RATIO = 200
-"""Most times that an array of more than ``UNQUESTIONED_BYTES`` may be as large as its compressed form."""
+"""Largest compression ratio of an array of more than ``UNQUESTIONED_BYTES``."""
 
 UNQUESTIONED_BYTES = 1 << 28
-"""Bytes up to which an array may be compressed to any degree: blank images shrink a thousandfold."""
+"""Bytes up to which any compression ratio is allowed: blank images shrink a thousandfold."""
 
 _MAX_READ = 1 << 20
-"""Most bytes read at once, of an array or of an archive's directory, which has a few hundred for each array."""
+"""Most bytes per read of an array or of an archive's directory, which takes a few hundred per array."""
 
 _MAX_HEADER = 1024
 """Most bytes of an array's header; shape and type take about 120."""
 
 
 class ArraysError(ValueError):
-    """An archive of arrays that is damaged, hostile, or not what is expected; its text is one line without the file."""
+    """An archive that is damaged, hostile or not as expected; the text is one line without the name of the file."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
@@ -52,13 +52,13 @@ class ArraysError(ValueError):
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """What an array in an archive says about itself.
+    """Header of an array in an archive.
 
     Attributes:
-        shape: its lengths.
-        dtype: type of its elements, without objects or fields.
-        fortran: whether its first axis runs fastest.
-        offset: bytes of the header.
+        shape: length of each axis.
+        dtype: type of the elements, without objects or fields.
+        fortran: whether elements are in Fortran order.
+        offset: size of the header in bytes.
     """
 
     shape: tuple[int, ...]
@@ -85,7 +85,7 @@ class Arrays:
 
     Raises:
         ArraysError: it is no archive, or its directory is damaged or too large.
-        OSError: the file system's.
+        OSError: the file system failed.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -115,10 +115,10 @@ class Arrays:
         return frozenset(self._members)
 
     def header(self, name: str) -> ArrayHeader:
-        """Reads what an array says about itself; nothing beyond its header is inflated.
+        """Reads the header of an array; nothing after the header is decompressed.
 
         Raises:
-            ArraysError: it is not there, no array, of Python objects, or its sizes contradict each other.
+            ArraysError: the member is missing, no array, or of Python objects, or its sizes contradict each other.
         """
         if name not in self._headers:
             with _one_error(f"{name} cannot be read"):
@@ -126,10 +126,10 @@ class Arrays:
         return self._headers[name]
 
     def check(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> None:
-        """Makes sure that an array has a shape and a type, by its header alone.
+        """Checks shape and type of an array by its header.
 
         Raises:
-            ArraysError: it has others; and as :meth:`header`.
+            ArraysError: shape or type differ, or the header is malformed; see :meth:`header`.
         """
         header = self.header(name)
         if header.shape != shape or header.dtype != dtype:
@@ -140,12 +140,12 @@ class Arrays:
 
         Args:
             name: one of ``names``.
-            limit: most bytes that it may take.
+            limit: most bytes of the elements.
 
         Raises:
-            ArraysError: it is damaged, or larger; and as :meth:`header`.
-            MemoryError: there is not enough memory for it.
-            OSError: the file system's.
+            ArraysError: the array is damaged or larger, or its header is malformed; see :meth:`header`.
+            MemoryError: the array does not fit into memory.
+            OSError: the file system failed.
         """
         header, member = self.header(name), self._members[name]
         size = header.nbytes
@@ -163,15 +163,15 @@ class Arrays:
                     raise ArraysError(f"it ends after {filled:,} of {size:,} bytes")
                 content[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
                 filled += len(piece)
-            if stream.read(1):  # at the end, the archive's own sum is checked
+            if stream.read(1):  # zipfile checks the CRC at the end
                 raise ArraysError("more bytes than its header says")
             if header.dtype.kind == "U" and (content.view(_code_points(header.dtype)) > sys.maxunicode).any():
-                raise ArraysError("it holds letters that there are not")  # of which NumPy can make no text
+                raise ArraysError("it holds invalid code points")  # which NumPy cannot convert to text
             return content.view(header.dtype).reshape(header.shape, order="F" if header.fortran else "C")
 
     def _read_header(self, name: str) -> ArrayHeader:
         if name not in self._members:
-            raise ArraysError("it is not there")
+            raise ArraysError("it is missing")
         member = self._members[name]
         if member.flag_bits & 1:
             raise ArraysError("it is encrypted")
@@ -190,7 +190,7 @@ class Arrays:
         else:
             raise ArraysError(f"it is of version {version[0]}.{version[1]}")
         if dtype.hasobject:
-            raise ArraysError("it holds Python objects, a pickle, which is never loaded")
+            raise ArraysError("it holds Python objects (a pickle), which are never loaded")
         if dtype.kind not in "biufcSU" or dtype.subdtype is not None or not dtype.itemsize:
             raise ArraysError(f"it is of type {one_line(dtype, 80)}")
         if any(type(length) is not int or length < 0 for length in shape):
@@ -203,13 +203,13 @@ class Arrays:
 
 
 def _code_points(text: np.dtype[Any]) -> np.dtype[Any]:
-    """The type of the letters of text of a type: numbers in its order of bytes."""
+    """Type of the code points of text: integers in the same byte order."""
     return np.dtype(np.uint32).newbyteorder(text.byteorder)
 
 
 @contextlib.contextmanager
 def _one_error(what: str) -> Iterator[None]:
-    """Turns whatever zipfile and NumPy meet in a damaged archive into one named error."""
+    """Turns the errors of zipfile and NumPy for a damaged archive into ArraysError."""
     try:
         yield
     except ArraysError as error:
@@ -218,9 +218,9 @@ def _one_error(what: str) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno is not None:
-            raise  # the file system's
+            raise  # from the file system
         raise ArraysError(f"{what} ({first_line(error)})") from error
     except Exception as error:
         # AttributeError, EOFError, KeyError, NotImplementedError, OverflowError, RuntimeError, SyntaxError, TypeError,
-        # ValueError, struct.error, tokenize.TokenError, zlib.error, BadZipFile: they have no common base to name.
+        # ValueError, struct.error, tokenize.TokenError, zlib.error, BadZipFile: they have no common base class.
         raise ArraysError(f"{what} ({first_line(error)})") from error

@@ -1,4 +1,4 @@
-"""Reading files that others wrote, and writing files whole."""
+"""Reading files that others wrote, and writing files whole or not at all."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ else:
     import fcntl
 
 ASIDE = ".replaced"
-"""Suffix of a folder that another one is replacing, if the two cannot change places in one step."""
+"""Suffix of a folder while another one replaces it, on systems that cannot swap them in one step."""
 
 TEMPORARY = ".tmp"
-"""Suffix of a file or folder that is still being written: ``.NAME.<random>.tmp``, beside ``NAME``."""
+"""Suffix of a file or folder that is still being written: ``.NAME.<random>.tmp``, next to ``NAME``."""
 
 _LITTER = (
     *(
@@ -46,15 +46,15 @@ _LITTER = (
     *(".nfs*", ".fuse_hidden*", ".trash-*", ".directory", "lost+found", "@eadir"),  # file systems and desktops
     *("*~", ".*.sw[a-p]", ".#*", "#*#", ".goutputstream-*"),  # editors
 )
-"""Names, in small letters, of what systems and programs leave in any folder."""
+"""Names, in small letters, of files that systems and programs leave in any folder."""
 
-_SYNCS_AT_ONCE = 8  # a file system commits several together: hundreds of small files take a tenth of the time
+_SYNCS_AT_ONCE = 8  # file systems commit several together, which takes a tenth of the time for hundreds of small files
 
 _UNSUPPORTED = frozenset((errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM))
-"""What network file systems answer to fsync if they have none, for folders above all (EIO is not among them)."""
+"""Errors of network file systems without fsync, mostly for folders; EIO is not among them."""
 
 _NO_RENAMES = frozenset((errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV, errno.EINVAL, errno.EMFILE))
-"""What file systems answer that cannot rename a folder with files in it, as object stores cannot."""
+"""Errors of file systems that cannot rename a folder with files in it, such as object stores."""
 
 _PIECE = 1 << 20
 
@@ -63,16 +63,16 @@ _ABANDONED_S = 24 * 3600.0
 
 
 class UnfitFileError(OSError):
-    """A path that is no regular file, or a file that is too large for what it is read as; nothing of it was read."""
+    """A path that is no regular file, or a file that is too large; nothing of it was read."""
 
 
 def is_litter(name: str) -> bool:
-    """Whether a file or folder is, by its name, what a system or an editor leaves anywhere, and nobody's content."""
+    """Whether a name is one that an operating system or an editor leaves in any folder."""
     return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in _LITTER)
 
 
 def sha256(data: bytes) -> str:
-    """Hexadecimal SHA-256 of some bytes."""
+    """Hexadecimal SHA-256 of bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -86,19 +86,19 @@ def sha256_file(path: Path) -> str:
 
 
 def check_file(path: Path, limit: int, *, follow: bool = True) -> int:
-    """Checks that a path is a regular file of bounded size, and neither opens nor waits for anything else.
+    """Checks that a path is a regular file of bounded size, without opening it or waiting for anything.
 
     Args:
         path: a file; a device, FIFO, socket or folder is refused.
-        limit: most bytes that it may hold.
+        limit: most bytes of the file.
         follow: whether a symbolic link is followed.
 
     Returns:
-        Its size in bytes.
+        Size of the file in bytes.
 
     Raises:
-        UnfitFileError: it is of another kind, or larger.
-        OSError: it is not there, or cannot be looked at.
+        UnfitFileError: it is no regular file, or larger.
+        OSError: it does not exist or is not accessible.
     """
     return _checked(path.stat() if follow else path.lstat(), path, limit)
 
@@ -107,31 +107,31 @@ def read_file(path: Path, limit: int, *, follow: bool = True) -> bytes:
     """Content of a regular file of bounded size. A FIFO does not block it, and a sparse file takes no memory.
 
     Args:
-        path: as in :func:`check_file`.
-        limit: most bytes that are read.
+        path: a file.
+        limit: most bytes of the file.
         follow: whether a symbolic link is followed.
 
     Raises:
         UnfitFileError: it is no regular file, or larger.
-        OSError: it is not there, or cannot be read.
+        OSError: it does not exist or cannot be read.
     """
-    check_file(path, limit, follow=follow)  # opening a device can already do something
+    check_file(path, limit, follow=follow)  # merely opening a device can have effects
     with _opened(path, follow=follow) as stream:
         size = _checked(os.fstat(stream.fileno()), path, limit)
-        content = stream.read(size + 1)  # as much is allocated as is asked for
+        content = stream.read(size + 1)  # read() allocates what it is asked for
         while len(content) > size and len(content) <= limit and (more := stream.read(_PIECE)):
             content += more
-    if len(content) > limit:  # it grew, or says another size than it has, as files of /proc do
+    if len(content) > limit:  # it grew, or has a wrong size, like files of /proc
         raise UnfitFileError(errno.EFBIG, f"holds more than {limit:,} bytes, the most for such a file", str(path))
     return content
 
 
 def first_link(path: Path, root: Path) -> Path | None:
-    """The first part of a path below a folder that is a symbolic link; ``None`` if none is.
+    """First part of a path below a folder that is a symbolic link, or ``None``.
 
     Args:
-        path: path in ``root``; it need not be there.
-        root: folder, which may be reached through links.
+        path: path in ``root``, which need not exist.
+        root: a folder, which may be a link itself.
     """
     at = root
     for part in path.relative_to(root).parts:
@@ -142,15 +142,15 @@ def first_link(path: Path, root: Path) -> Path | None:
 
 
 class OversizedReadError(ValueError):
-    """A read of more bytes at once than a file of its kind has reason for."""
+    """A read of more bytes at once than the limit."""
 
 
 class BoundedReads:
-    """A file of which no single read takes more than a limit, for readers that believe the lengths in a file.
+    """File with a limit on every single read, for readers that trust the lengths in a file.
 
     Args:
         stream: the file.
-        limit: most bytes of a read; one of more raises :class:`OversizedReadError`.
+        limit: most bytes of a read; a larger one raises :class:`OversizedReadError`.
     """
 
     def __init__(self, stream: BinaryIO, limit: int) -> None:
@@ -158,7 +158,7 @@ class BoundedReads:
         self.seek, self.tell, self.seekable = stream.seek, stream.tell, stream.seekable
 
     def read(self, size: int = -1, /) -> bytes:
-        """Reads as a file does."""
+        """Same as the method of a file."""
         content = self._stream.read(self._limit + 1 if size < 0 else min(size, self._limit + 1))
         if len(content) > self._limit:
             raise OversizedReadError(f"a part of more than {self._limit:,} bytes")
@@ -166,7 +166,7 @@ class BoundedReads:
 
 
 def _opened(path: Path, *, follow: bool = True) -> BinaryIO:
-    """Opens a file for reading, and waits for nothing."""
+    """Opens a file for reading without waiting for anything."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     return os.fdopen(os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0)), "rb")
 
@@ -176,23 +176,23 @@ def _checked(status: os.stat_result, path: Path, limit: int) -> int:
         kinds = {stat.S_IFDIR: "folder", stat.S_IFLNK: "link", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
         kind = kinds.get(stat.S_IFMT(status.st_mode), "device")
         number = errno.EISDIR if kind == "folder" else errno.EINVAL
-        told = kind_of(path) if kind == "folder" else None
-        seen = f"a {kind}" if told is None else told.name
+        known = kind_of(path) if kind == "folder" else None
+        seen = f"a {kind}" if known is None else known.name
         raise UnfitFileError(number, f"is {seen}, expected a regular file", str(path))
     if status.st_size > limit:
-        told = kind_of(path)
+        known = kind_of(path)
         seen = f"holds {status.st_size:,} bytes, the most for such a file is {limit:,}"
-        raise UnfitFileError(errno.EFBIG, seen if told is None else f"is {told.name} and {seen}", str(path))
+        raise UnfitFileError(errno.EFBIG, seen if known is None else f"is {known.name} and {seen}", str(path))
     return status.st_size
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside ``path`` and renames it to ``path`` on success.
+    """Yields a temporary path next to ``path``, and renames it to ``path`` on success.
 
-    A reader sees the old file or the new one, never a part, also after a power failure. On an error the temporary file
-    is removed, and an :class:`OSError` of it names ``path``, which is what the caller knows. What a killed writer of
-    the same file left is removed.
+    A reader sees the old file or the new one, never a part, even after a power failure. On an error the temporary file
+    is removed, and an :class:`OSError` names ``path`` instead of it. Files that a killed writer of the same path left
+    are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _named(path), _temporary(path, _make_file, _remove_file) as temporary:
@@ -204,9 +204,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
-    """Gives an empty folder beside ``path`` for what is to be put there, and removes it in the end.
+    """Yields an empty folder next to ``path``, and removes it at the end.
 
-    It is locked while it is in use: what a killed process left is removed by the next one that writes ``path``.
+    The folder is locked while it is in use; a folder that a killed process left is removed by the next writer.
     """
     with _temporary(path, _make_folder, _remove_folder) as folder:
         yield folder
@@ -214,19 +214,19 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def sole_use(folder: Path) -> Iterator[None]:
-    """Keeps a folder for this caller: no other process or thread that asks for it gets it until the end, or a crash.
+    """Locks a folder against other processes and threads that lock it too, until the end or a crash.
 
-    No file is left for that. A file system without locks lets everybody pass.
+    The lock leaves no file behind. On a file system without locks, every caller succeeds.
 
     Args:
-        folder: one that is there; it may be read-only.
+        folder: an existing folder, which may be read-only.
 
     Raises:
-        BlockingIOError: another one has it.
-        OSError: it is not there, or cannot be opened.
+        BlockingIOError: the folder is locked already.
+        OSError: it does not exist or cannot be opened.
     """
     if fcntl is None:
-        yield  # Windows opens no folders
+        yield  # Windows cannot open folders
         return
     handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0))
     try:
@@ -238,14 +238,14 @@ def sole_use(folder: Path) -> Iterator[None]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes temporary files and folders that a killed writer of ``path`` left beside it.
+    """Removes temporary files and folders that killed writers of ``path`` left next to it.
 
-    One that is in use is locked and stays; one that holds the only copy of what was being replaced stays too.
+    Those in use are locked and stay; so does a folder with the only copy of what was being replaced.
     """
     for leftover in _temporaries(path):
         if not path.exists() and (leftover / f"{path.name}{ASIDE}").exists():
             continue
-        with contextlib.suppress(OSError):  # gone meanwhile, or another user's
+        with contextlib.suppress(OSError):  # already removed, or another user's
             _remove_if_abandoned(leftover)
 
 
@@ -277,15 +277,15 @@ def _remove_if_abandoned(leftover: Path) -> None:
 
 @contextlib.contextmanager
 def _temporary(path: Path, make: Callable[[Path], int], remove: Callable[[Path], None]) -> Iterator[Path]:
-    """Gives a new temporary file or folder, locked. It is removed in the end, also if a signal comes as it is made."""
+    """Yields a new, locked temporary file or folder; it is removed at the end, even after a signal."""
     remove_leftovers(path)
     while True:
-        made = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY}")  # a name that nobody else draws
+        made = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY}")  # unique
         handle = None
         try:
             handle = make(made)
             _lock(handle, wait=True)
-            if _is_at(handle, made):  # else another process took it for a leftover before it was locked
+            if _is_at(handle, made):  # otherwise another process removed it before it was locked
                 yield made
                 return
         finally:
@@ -319,7 +319,7 @@ def _make_folder(path: Path) -> int:
 
 
 def _lock(handle: int, wait: bool) -> bool | None:
-    """Locks an open file or folder until it is closed; ``False`` if another holds it, ``None`` without locks here."""
+    """Locks an open file or folder until it is closed; ``False`` if it is locked, ``None`` if locks do not exist."""
     if fcntl is None:
         return None
     try:
@@ -332,9 +332,9 @@ def _lock(handle: int, wait: bool) -> bool | None:
 
 
 def nameless_file() -> IO[bytes]:
-    """A file for reading and writing that has no name and is gone when it is closed: in memory on Linux.
+    """Temporary file without a name, removed when it is closed; in memory on Linux.
 
-    Other processes can be given its handle. Elsewhere it lies where temporary files do.
+    Child processes can inherit its handle.
     """
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("dfs-deploy"), "w+b")
@@ -342,13 +342,13 @@ def nameless_file() -> IO[bytes]:
 
 
 def check_folder(folder: Path) -> None:
-    """Makes sure that files can be made in a folder or, if it is not there yet, in the nearest one above it.
+    """Checks that files can be created in a folder or, if it does not exist, in the nearest existing one above it.
 
-    A file without a name is made and is gone at once: permission bits do not tell of a read-only file system, and bind
-    no superuser.
+    A temporary file is created and removed: permission bits do not show a read-only file system, and do not apply to
+    a superuser.
 
     Raises:
-        OSError: they cannot.
+        OSError: no file can be created.
     """
     there = next(each for each in (folder, *folder.parents) if each.exists())
     with tempfile.TemporaryFile(dir=there):
@@ -362,19 +362,18 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def sync_to_disk(path: Path) -> None:
-    """Returns when a file's content, or a folder's list of names, would outlive a power failure.
+    """Flushes the content of a file, or the list of names of a folder, to the disk.
 
-    A file system that has no such call (SMB, sshfs, object stores) is passed over: the file is written, and nothing
-    better can be had there.
+    File systems without such a call (SMB, sshfs, object stores) are ignored.
     """
     is_folder = path.is_dir()
     if is_folder and os.name == "nt":
-        return  # Windows opens no folders, and keeps names in a journal
+        return  # Windows cannot open folders, and journals names itself
     try:
         handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
     except PermissionError:
         if is_folder:
-            return  # one that may be written to and not be listed
+            return  # writable, but not readable
         raise
     try:
         os.fsync(handle)
@@ -386,29 +385,29 @@ def sync_to_disk(path: Path) -> None:
 
 
 def sync_tree_to_disk(folder: Path) -> None:
-    """The same for a folder and all that is in it."""
+    """Flushes a folder and everything in it to the disk."""
     from concurrent.futures import ThreadPoolExecutor
 
     paths = [folder, *folder.rglob("*")]
     with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:
-        for _ in pool.map(sync_to_disk, paths):  # raises what one of them raised
+        for _ in pool.map(sync_to_disk, paths):  # raises their errors
             pass
 
 
 def put_folder(made: Path, path: Path) -> None:
-    """Renames a folder to ``path``; one that stands there already changes places with it, and then stands at ``made``.
+    """Renames a folder to ``path``; a folder that exists there is swapped with it and then is at ``made``.
 
-    On Linux and macOS the two change places in one step, so that at any moment, also after a crash, one of them stands
-    at ``path``. Where the system or the file system cannot, the old one is first moved to ``made`` with
-    ``ASIDE`` behind it, then the new one takes its place: after a crash between these, both are there, whole, under
-    the other names. A file system that cannot rename a folder is given a copy, if nothing stands at ``path``.
+    On Linux and macOS the swap is one step, so that one of them is at ``path`` at any moment, even after a crash.
+    Elsewhere the old folder is first renamed to ``made`` with the suffix ``ASIDE``, then the new one to ``path``: a
+    crash in between leaves both, whole, under the other names. On a file system that cannot rename folders, the
+    folder is copied if nothing is at ``path``.
 
     Args:
-        made: on the file system of ``path``, and on the disk (:func:`sync_tree_to_disk`).
-        path: nothing, or a folder.
+        made: a folder on the file system of ``path``, flushed by :func:`sync_tree_to_disk`.
+        path: a folder, or nothing.
 
     Raises:
-        OSError: it cannot be put there; what stood there before still does.
+        OSError: the folder cannot be put there; ``path`` is unchanged.
     """
     if not path.exists() and _put_first(made, path):
         pass
@@ -425,7 +424,7 @@ def put_folder(made: Path, path: Path) -> None:
 
 
 def _put_first(made: Path, path: Path) -> bool:
-    """Puts a folder where nothing stands; ``False`` if another process was first."""
+    """Puts a folder where nothing is; ``False`` if another process was first."""
     try:
         made.rename(path)
     except OSError as error:
@@ -438,7 +437,7 @@ def _put_first(made: Path, path: Path) -> bool:
 
 
 def _copy(made: Path, path: Path) -> None:
-    """Copies a folder's files, and neither modes nor times, which such a file system may not have."""
+    """Copies the files of a folder, without modes and times, which such a file system may not have."""
     path.mkdir()
     try:
         for entry in sorted(made.rglob("*")):
@@ -454,7 +453,7 @@ def _copy(made: Path, path: Path) -> None:
 
 
 def can_rename_folders(folder: Path) -> bool:
-    """Whether a folder with something in it can be renamed here; one of the same name could then be replaced."""
+    """Whether a folder with files can be renamed in ``folder``, and so be replaced."""
     with temporary_folder(folder / "renamed") as temporary:
         (temporary / "old").mkdir()
         (temporary / "old" / "file").touch()
@@ -468,7 +467,7 @@ def can_rename_folders(folder: Path) -> bool:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Lets two names change places in one step; says whether the system could."""
+    """Swaps two names in one step; returns whether the system could."""
     first, second = os.fsencode(one), os.fsencode(other)
     here, swap = (-100, 2)  # AT_FDCWD and RENAME_EXCHANGE of Linux (renameat2(2)); macOS has RENAME_SWAP, also 2
     if sys.platform == "win32":
@@ -485,7 +484,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Lets an error of the temporary file name the file that it is for."""
+    """Makes an error of the temporary file name the final file."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""JSON files: bounded in size, strict in types, and versioned where the package wrote them.
+"""JSON files: bounded in size, strict in types, and versioned if the package wrote them.
 
 :class:`VersionedFormat` is the one reader and writer of files with a version: a manifest, a latency table, a saved
 bench or verification, an engine choice, the index of prepared engines, a training job. A module declares its format::
@@ -26,10 +26,10 @@ from dfs_deploy.io.kinds import kind_of_content
 from dfs_deploy.io.text import first_line, one_line
 
 MAX_JSON = 32 << 20
-"""Most bytes of a JSON file: a manifest of a thousand blocks with all its engines and ranges takes about 3 MB."""
+"""Most bytes of a JSON file; the manifest of a thousand blocks, with engines and ranges, takes about 3 MB."""
 
 MAX_LOG = 1 << 30
-"""Most bytes of a log with a JSON object on each line: one of 200,000 steps has 50 MB."""
+"""Most bytes of a log with one JSON object per line; a log of 200,000 steps has 50 MB."""
 
 LONGEST_NAME = 256
 Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
@@ -42,17 +42,17 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Percentage = Annotated[float, Meta(ge=0, le=100)]
 
 Measured = Annotated[float, Meta(ge=1e-9, le=1e9)]
-"""Time in milliseconds or ratio of two: so bounded that no quotient of them overflows."""
+"""Time in milliseconds, or ratio of two times; bounded so that no quotient of two overflows."""
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for JSON that is malformed, of other types, not in UTF-8, or nested without end."""
+"""Errors of msgspec for JSON that is malformed, of other types, not UTF-8, or nested too deeply."""
 
 _T = TypeVar("_T")
 _V = TypeVar("_V")
 
 
 class MalformedError(ValueError):
-    """JSON that is malformed, or of other types than expected; its text is one bounded line."""
+    """JSON that is malformed, or has other types than expected; the text is one bounded line."""
 
 
 def decode_json(
@@ -62,12 +62,12 @@ def decode_json(
 
     Args:
         content: UTF-8 text.
-        type: what is expected: a msgspec ``Struct`` or any other type that it knows.
-        strict: whether numbers in quotes and the like are refused.
-        dec_hook: reads values of types that msgspec does not know; a ValueError of it is one of the JSON's.
+        type: expected type: a msgspec ``Struct`` or another type that msgspec supports.
+        strict: whether values are refused that would need a conversion, such as numbers in quotes.
+        dec_hook: function that reads values of other types; its ValueError becomes a MalformedError.
 
     Raises:
-        MalformedError: it is no JSON, or of other types; it names the kind of a file that its first bytes tell.
+        MalformedError: the content is no JSON, or has other types; the text names the kind of file, if it is known.
     """
     try:
         return msgspec.json.decode(content, type=type, strict=strict, dec_hook=dec_hook)
@@ -88,8 +88,8 @@ def read_json(
     """Reads a JSON file; see :func:`decode_json` and :func:`dfs_deploy.io.files.read_file`.
 
     Raises:
-        MalformedError: it is no JSON, or of other types.
-        OSError: it is not there, no regular file, too large, or cannot be read.
+        MalformedError: the content is no JSON, or has other types.
+        OSError: the file does not exist, is no regular file, is too large, or cannot be read.
     """
     return decode_json(read_file(path, limit, follow=follow), type, dec_hook=dec_hook)
 
@@ -99,14 +99,14 @@ class VersionedFormat(Generic[_T]):
     """A JSON file format with a version in it.
 
     Attributes:
-        name: what messages call such a file, as in ``latency table``.
+        name: name of such a file in messages, such as ``latency table``.
         newest: type of a file of the newest version: a msgspec ``Struct`` that forbids unknown keys.
         version: the newest version, which is what :meth:`write` writes.
-        remedy: what to do about a file that cannot be used, as the end of a message.
+        remedy: instruction for a file that cannot be used, as the end of a message.
         error: error for a file that cannot be used.
         version_error: error for a file of a version that is not read; ``None`` for ``error``.
         version_key: key that holds the version.
-        mark: key and value that tell the format from other JSON; ``None`` if only its keys do.
+        mark: key and value that identify the format; ``None`` if it has no such key.
         older: for each older version that is read, its type and what makes the newest type of it.
         dec_hook: reads values of types that msgspec does not know; see :func:`decode_json`.
         enc_hook: makes plain values of such types.
@@ -146,7 +146,7 @@ class VersionedFormat(Generic[_T]):
         """Reads the content of a file; see :meth:`read`.
 
         Args:
-            content: of the file.
+            content: content of the file.
             path: the file, for messages.
         """
         try:

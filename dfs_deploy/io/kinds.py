@@ -1,4 +1,4 @@
-"""What a path holds, told by its first bytes: for messages to someone who gave one thing where another belongs."""
+"""Kind of a file or folder by its first bytes, for messages to a user who gave the wrong one."""
 
 from __future__ import annotations
 
@@ -14,26 +14,29 @@ from typing import Literal
 from dfs_deploy.io.text import one_line
 
 Role = Literal["bundle", "checkpoint", "data", "image", "video", "model", "part", "record", "other"]
-"""What something can be used as: ``model`` is a network of another tool, ``part`` lies in or beside a bundle, and
-``record`` is what a run wrote: JSON, or the folder of a training run."""
+"""Use of a path: ``model`` is a network of another tool, ``part`` is a part or the cache of a bundle, and ``record``
+is a JSON file or the folder of a training run."""
 
 _HEAD = 4096
-"""Bytes of a file that are looked at."""
+"""Bytes of a file that are inspected."""
 
 _MANIFEST = "manifest.json"
 
+JOB_FILE = "job.json"
+"""File that makes a folder that of a training run."""
+
 GIT_LFS_MARK = b"version https://git-lfs.github.com/spec/"
-"""Beginning of what Git puts in the place of a file whose content it did not fetch."""
+"""Beginning of the pointer that Git LFS leaves instead of a file that was not fetched."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a path holds.
+    """Kind of a file or folder.
 
     Attributes:
         name: noun with its article, such as ``a PyTorch checkpoint``.
-        role: argument that takes it.
-        remedy: instruction for the one who gave it in another place; ``PATH`` stands for the path.
+        role: use of such a path.
+        remedy: instruction for a user who gave it in the wrong place; ``PATH`` is replaced by the path.
     """
 
     name: str
@@ -79,14 +82,14 @@ _MAGIC: tuple[tuple[bytes, int, str, Role, str], ...] = (
 
 
 def read_head(path: Path, size: int) -> bytes:
-    """First bytes of a regular file; none of anything else, which is not waited for.
+    """First bytes of a regular file; empty for anything else, which is not opened.
 
     Args:
         path: any path.
         size: most bytes that are read.
 
     Raises:
-        OSError: it is not there, or cannot be read.
+        OSError: the file does not exist or cannot be read.
     """
     if not path.is_file():
         return b""
@@ -96,13 +99,13 @@ def read_head(path: Path, size: int) -> bytes:
 
 
 def kind_of(path: str | Path) -> Kind | None:
-    """Tells what a path holds by what it is and by its first bytes; nothing is loaded, and a FIFO is not opened.
+    """Kind of a file or folder by its first bytes; nothing is loaded, and a FIFO is not opened.
 
     Args:
         path: a file or folder.
 
     Returns:
-        Its kind; ``None`` if nothing is there, if it cannot be read, or if its content gives no sign.
+        The kind; ``None`` if the path does not exist, cannot be read, or is of no known kind.
     """
     path = Path(path)
     try:
@@ -120,14 +123,14 @@ def kind_of(path: str | Path) -> Kind | None:
 
 
 def kind_of_content(head: bytes, size: int) -> Kind | None:
-    """Tells what a file holds by its first bytes.
+    """Kind of a file by its first bytes.
 
     Args:
-        head: its first bytes, some thousands or all.
-        size: of the file, in bytes.
+        head: first bytes of the file, some thousands or all.
+        size: size of the file in bytes.
 
     Returns:
-        Its kind; ``None`` if its content gives no sign.
+        The kind; ``None`` if it is unknown.
     """
     if not head:
         return Kind("an empty file", "other", "copy or make it again")
@@ -136,23 +139,23 @@ def kind_of_content(head: bytes, size: int) -> Kind | None:
             return Kind(name, role, remedy)
     if head.startswith(b"PK\x03\x04"):
         return _zip(head[:_HEAD])
-    for tells, kind in _SIGNS:
-        if tells(head, size):
+    for matches, kind in _SIGNS:
+        if matches(head, size):
             return kind
     return _JSON if head[:_HEAD].lstrip()[:1] in (b"{", b"[") else None
 
 
 def given_instead(path: str | Path, expected: str, role: Role) -> str | None:
-    """Says that something else was given than what is expected.
+    """Message about a path that is of another kind than expected.
 
     Args:
-        path: what was given.
+        path: path that was given.
         expected: noun with its article, such as ``a bundle (a NAME.dfs folder)``.
-        role: role of what is expected; nothing is said of a path that has it.
+        role: expected role.
 
     Returns:
         One line, such as ``net.pt is a PyTorch checkpoint, expected a bundle; dfs-deploy export net.pt makes ...``;
-        ``None`` if the path is of that role, or of no known kind.
+        ``None`` if the path has the expected role, or is of no known kind.
     """
     kind = kind_of(path)
     if kind is None or kind.role == role:
@@ -166,14 +169,14 @@ def _folder(path: Path) -> Kind | None:
         return Kind("a bundle", "bundle", _BUNDLE)
     if path.name.endswith(".dfs.cache"):
         bundle = one_line(path.name.removesuffix(".cache"))
-        return Kind("the cache of a bundle", "part", f"give the bundle beside it, {bundle}")
+        return Kind("the cache of a bundle", "part", f"give the bundle next to it, {bundle}")
     if (path / "checkpoint.pt").is_file():
         return Kind("the folder of a training run", "record", "give the checkpoint.pt in it")
     return None
 
 
 def _zip(head: bytes) -> Kind:
-    """Tells archives apart by the name of their first member, and by what else stands in the first bytes."""
+    """Kind of a ZIP archive by the name of its first member and the other first bytes."""
     first = head[30 : 30 + int.from_bytes(head[26:28], "little")]
     if first.endswith((b"/data.pkl", b"/.format_version", b"/version", b"/byteorder")) or b"/data.pkl" in head:
         return Kind("a PyTorch checkpoint", "checkpoint", _CHECKPOINT)

@@ -1,7 +1,7 @@
-"""Text from outside, made fit for one line of a terminal, a log, a CSV file or a page.
+"""Text from outside, made safe for one line of a terminal, a log, a CSV file or a page.
 
-Class names, file names, strings of a manifest and keys of a checkpoint are written by whoever made the file. Unchanged
-they could move a terminal's cursor, forge a second line, or show other letters than they hold.
+Class names, file names, strings of a manifest and keys of a checkpoint come from the author of a file. Unchanged, they
+could move the cursor of a terminal, forge a second line, or display other letters than they contain.
 """
 
 from __future__ import annotations
@@ -9,28 +9,28 @@ from __future__ import annotations
 import unicodedata
 
 MAX_LINE = 1200
-"""Most characters of an error message or of any other line that carries text from outside."""
+"""Most characters of an error message, or of another line with text from outside."""
 
 _JOINERS = "\u200c\u200d"
-"""Format characters that Persian, Indic scripts and emoji need; all others are shown as escapes."""
+"""Format characters that Persian, Indic scripts and emoji need; all other ones are escaped."""
 
 _UNSHOWN = frozenset(("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"))
-"""Unicode categories of what is no visible character: controls, bidirectional marks, lone surrogates and the like."""
+"""Unicode categories without visible characters: controls, bidirectional marks, lone surrogates and others."""
 
 
 def one_line(text: object, limit: int = MAX_LINE) -> str:
-    r"""Shows text on one line of bounded length: what is no visible character becomes an escape such as ``\x1b``.
+    r"""Text on one line of bounded length; invisible characters become escapes such as ``\x1b``.
 
     Args:
-        text: any object; its ``str`` is shown. A byte of a file name that is not UTF-8 (a lone surrogate, as
-            ``os.fsdecode`` makes it) is shown as that byte.
-        limit: most characters of the result. Longer text loses its middle, since a message ends with the remedy.
+        text: any object; its ``str`` is used. A byte of a file name that is not UTF-8 (a lone surrogate from
+            ``os.fsdecode``) is shown as that byte.
+        limit: most characters of the result. Longer text loses its middle, because a message ends with the remedy.
 
     Returns:
-        Text that any encoding with an ``errors="backslashreplace"`` fallback, and UTF-8 without one, can write.
+        Text that UTF-8 can encode, and any other encoding with ``errors="backslashreplace"``.
     """
     shown = str(text)
-    if len(shown) > 4 * limit:  # bounded before it is looked at character by character
+    if len(shown) > 4 * limit:  # bounded before the loop over characters
         shown = _shortened(shown, 4 * limit)
     if not shown.isprintable():
         shown = "".join(map(_visible, shown))
@@ -38,10 +38,10 @@ def one_line(text: object, limit: int = MAX_LINE) -> str:
 
 
 def first_line(error: BaseException, limit: int = 240) -> str:
-    """What an error says in its first line that is not empty, fit for a message; its class's name if it says nothing.
+    """First non-empty line of an error's text, made safe for a message; the name of its class if it has no text.
 
     Args:
-        error: an error, usually of a library, whose text may be of several lines.
+        error: an error, usually of a library, whose text may have several lines.
         limit: most characters of the result.
     """
     if isinstance(error, OSError) and error.strerror:

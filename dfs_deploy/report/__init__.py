@@ -1,7 +1,8 @@
 """One page that shows others what a bundle does here: accuracy, latency, decisions, and where precision is lost.
 
-Two layers: :mod:`~dfs_deploy.report.results` is the data, every number that is shown; :mod:`~dfs_deploy.report.page`
-makes the page from it and from nothing else.
+Three rooms: the data (:mod:`~dfs_deploy.report.data`, measured by :mod:`~dfs_deploy.report.build`), the charts
+(:mod:`~dfs_deploy.report.charts`) and the page (:mod:`~dfs_deploy.report.page`), which is made from the data and from
+nothing else. :mod:`~dfs_deploy.report.figures` draws training runs.
 """
 
 from __future__ import annotations
@@ -9,24 +10,32 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from dfs_deploy.report.build import report_bundle
-    from dfs_deploy.report.page import render_page
-    from dfs_deploy.report.results import BundleReport, Report, as_json
+from dfs_deploy.verbs import make_callable
 
-__all__ = ["BundleReport", "Report", "as_json", "render_page", "report_bundle"]
+if TYPE_CHECKING:
+    from dfs_deploy.report.build import report
+    from dfs_deploy.report.data import BundleReport, Report
+    from dfs_deploy.report.figures import write_figures
+    from dfs_deploy.report.page import render_page
+    from dfs_deploy.report.runs import TrainingRun, load_run
+
+__all__ = ["BundleReport", "Report", "TrainingRun", "load_run", "render_page", "report", "write_figures"]
 
 _HOMES = {
-    "BundleReport": "results",
-    "Report": "results",
-    "as_json": "results",
+    "BundleReport": "data",
+    "Report": "data",
+    "TrainingRun": "runs",
+    "load_run": "runs",
     "render_page": "page",
-    "report_bundle": "build",
+    "report": "build",
+    "write_figures": "figures",
 }
+
+make_callable(__name__)
 
 
 def __getattr__(name: str) -> Any:
-    """Imports on demand: the data needs no plotting library."""
+    """Imports a name when it is first asked for: the data needs no plotting library."""
     if name not in _HOMES:
         raise AttributeError(f"module 'dfs_deploy.report' has no attribute {name!r}")
     return getattr(import_module(f"dfs_deploy.report.{_HOMES[name]}"), name)

@@ -1,166 +1,256 @@
-"""From an opened bundle to the data of its report: runs it, times it, compares its engines."""
+"""The verb ``report``: runs bundles, times them, compares their engines, and writes the page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+import datetime
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.bench import run_bench
-from dfs_deploy.bench.candidates import BUDGET, DYNAMIC, STATIC
-from dfs_deploy.bench.inputs import Inputs
+import dfs_deploy
+from dfs_deploy.bench.candidates import Inputs, check_rivals
+from dfs_deploy.bench.result import BUDGET, DYNAMIC, BenchResult, load_bench
+from dfs_deploy.bench.run import bench as run_bench
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.data import Dataset, ImageFolder
-from dfs_deploy.errors import BundleError, UsageError
-from dfs_deploy.report.bench_file import BenchFigures, RuntimeFacts, bench_figures
+from dfs_deploy.data import Dataset, ImageFolder, open_dataset
+from dfs_deploy.errors import BundleError, DataError, UsageError
+from dfs_deploy.io.files import write_whole
+from dfs_deploy.progress import Progress, silent
+from dfs_deploy.report.data import BundleReport, Kind, Outcome, Point, Provenance, Report
 from dfs_deploy.report.engines import engine_figures
-from dfs_deploy.report.examples import pick_examples
-from dfs_deploy.report.results import (
-    BudgetPoint,
-    BundleFacts,
-    BundleReport,
-    Kind,
-    OptionFacts,
-    Outcome,
-    Point,
-    SubstitutionFacts,
-)
-from dfs_deploy.report.routes import decisions, hot_paths, path_tree
+from dfs_deploy.report.paths import decisions, hot_paths, path_tree, pick_examples
 from dfs_deploy.runtimes import Result, Runtime
 from dfs_deploy.suspicion import suspicions
-from dfs_deploy.system.target_cpu import made_for_another_cpu
+from dfs_deploy.system.cpu import made_for_another_cpu
+from dfs_deploy.system.libraries import required
 
-SAMPLES = 1024
-EXAMPLES = 6
 _BATCH = 128
+_PAGES = (".html", ".htm")
+_LOG = logging.getLogger(__name__)
 
-Progress = Callable[[str, float], None]
+AnyBundle = str | Path | Bundle
+AnyData = str | Path | Dataset | ImageFolder
 
 
-def report_bundle(
-    bundle: Bundle,
-    data: Dataset | ImageFolder | None = None,
-    bench: BenchFigures | None = None,
+def report(
+    bundles: AnyBundle | Sequence[AnyBundle],
     *,
-    against: Sequence[Bundle] = (),
-    samples: int | None = SAMPLES,
-    examples: int = EXAMPLES,
+    data: AnyData | None = None,
+    html: str | Path | None = None,
+    bench: Sequence[str | Path | BenchResult] = (),
+    against: Sequence[AnyBundle] = (),
+    samples: int | None = 1024,
+    examples: int = 6,
     threads: int = 1,
     plan: bool = True,
     prepared: bool = True,
     seed: int = 0,
-    min_s: float = 2.0,
+    min_seconds: float = 2.0,
     min_iterations: int = 200,
-    progress: Progress | None = None,
-) -> BundleReport:
-    """Measures all that a report tells of a bundle.
+    progress: Progress = silent,
+) -> Report:
+    """Measures what bundles do here: accuracy, latency, decisions of the gate, time and error of each engine.
 
     Args:
-        bundle: with engines for ONNX Runtime.
-        data: inputs to run; ``None`` for the images that the bundle carries.
-        bench: figures of a bench made before; ``None`` to make one now.
-        against: bundles of networks that were trained to be static, which a bench made now compares with as well.
-        samples: inputs to draw from the data; ``None`` for all.
-        examples: inputs to show at each end; 0 keeps pictures out of the report.
-        threads: that one engine may use.
-        plan: whether to use the plan measured on this machine, if there is one.
+        bundles: bundles with engines for ONNX Runtime, or their paths.
+        data: labelled images, or their path; ``None`` for the images that each bundle carries.
+        html: page to write, one file that needs no network; ``None`` for none.
+        bench: results of :func:`dfs_deploy.bench`, or files of ``bench --json``, to use instead of timing now.
+        against: bundles of networks that were trained to be static, which a bench made now compares with.
+        samples: number of images to draw from the data; ``None`` for all.
+        examples: number of inputs to show at each end; 0 keeps pictures out of the report.
+        threads: number of threads that one engine may use.
+        plan: whether to use the engine choice measured on this machine, if there is one.
         prepared: whether to run engines prepared for this machine.
-        seed: of every draw.
-        min_s: of the bench: measured seconds a case, on average.
-        min_iterations: of the bench: calls a case, at least.
-        progress: called with what is being done and how far it is.
+        seed: seed of every draw.
+        min_seconds: measured seconds per case of a bench made now, on average.
+        min_iterations: least number of calls per case of a bench made now.
+        progress: callback of the work.
+
+    Returns:
+        The report; ``as_json()`` gives it as plain values.
 
     Raises:
-        UsageError: there are no inputs.
-        BundleError: the bundle has no engines for ONNX Runtime.
+        UsageError: no inputs; a page that is not named ``.html``; a network to compare with, or a bench, that does not
+            fit.
+        BundleError: a bundle cannot be read, or has no engines for ONNX Runtime.
+        DataError: the data cannot be read, or a bench is of another bundle.
+        MissingExtraError: the page needs an extra that is not installed.
     """
-    tell = progress or (lambda what, share: None)
-    if "onnxruntime" not in bundle.manifest.runtimes:
-        raise BundleError(f"{bundle.path} has no engines for onnxruntime; export with --runtime onnxruntime")
-    inputs = _inputs(bundle, data, samples, seed)
-    images, labels = inputs.images, inputs.labels
-    groups = [block.group for block in bundle.architecture.blocks]
-    with Runtime(bundle, threads=threads, plan=plan, prepared=prepared) as runtime:
-        here = msgspec.convert(runtime.description, RuntimeFacts)
-        result = _run(runtime, images, lambda share: tell(f"{bundle.name}: running", share))
-        substitutions = runtime.substitutions
-        engines = engine_figures(
-            bundle,
-            substitutions,
-            bundle.input.normalize(images),
-            result.path,
-            groups,
-            threads,
-            prepared,
-            lambda share: tell(f"{bundle.name}: measuring engines", share),
+    if html is not None:
+        _check_page(Path(html))
+    opened = [_opened(each) for each in ([bundles] if isinstance(bundles, (str, Path, Bundle)) else bundles)]
+    rivals = [_opened(each) for each in against]
+    for bundle in opened:
+        check_rivals(bundle, rivals)
+        if "onnxruntime" not in bundle.manifest.runtimes:
+            raise BundleError(f"{bundle.path} has no engines for onnxruntime; export with --runtime onnxruntime")
+    benches = match_benches([bundle.digest for bundle in opened], bench)
+    drawn = [_opened_data(bundle, data) for bundle in opened]
+    names = [bundle.name for bundle in opened]
+    how = _How(rivals, samples, examples, threads, plan, prepared, seed, min_seconds, min_iterations)
+    reports = []
+    for bundle, dataset, timed in zip(opened, drawn, benches, strict=True):
+        name = bundle.name if names.count(bundle.name) == 1 else f"{bundle.name} ({bundle.digest[:8]})"
+
+        def stage(what: str, share: float, name: str = name) -> None:
+            progress(f"{name}: {what}", share)
+
+        reports.append(_measured(bundle, name, dataset, timed, how, stage))
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    whole = Report(dfs_deploy.__version__, now, tuple(reports))
+    if html is not None:
+        from dfs_deploy.report.page import render_page
+
+        write_whole(Path(html), render_page(whole).encode())
+        _LOG.info("wrote %s", html)
+    return whole
+
+
+@dataclass(frozen=True)
+class _How:
+    """How bundles are measured; see :func:`report`."""
+
+    against: Sequence[Bundle]
+    samples: int | None
+    examples: int
+    threads: int
+    plan: bool
+    prepared: bool
+    seed: int
+    min_seconds: float
+    min_iterations: int
+
+
+def _check_page(html: Path) -> None:
+    """Refuses a page that cannot be made, before anything is measured for it."""
+    if html.suffix.lower() not in _PAGES:
+        raise UsageError(
+            f"{html} ends in {html.suffix or 'nothing'!r}, expected {' or '.join(_PAGES)}: a page is HTML, and a"
+            " browser prints it as PDF; name it so"
         )
+    with required():
+        import dfs_deploy.report.page  # noqa: F401
+
+
+def _opened(bundle: AnyBundle) -> Bundle:
+    return bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+
+
+def _opened_data(bundle: Bundle, data: AnyData | None) -> Dataset | ImageFolder | None:
+    if isinstance(data, (str, Path)):
+        data = open_dataset(data, size=bundle.input.shape[1:])
+    return None if data is None else data.labelled_for(bundle.architecture.classes, bundle.input.class_names)
+
+
+def match_benches(
+    digests: Sequence[str], benches: Sequence[str | Path | BenchResult]
+) -> tuple[BenchResult | None, ...]:
+    """Finds the bench of each bundle, by its digest.
+
+    Args:
+        digests: digests of the bundles.
+        benches: results, or their files; fewer than bundles if some are to be timed now.
+
+    Returns:
+        The bench of each bundle, or ``None``.
+
+    Raises:
+        DataError: a bench is of another bundle.
+        UsageError: two are of the same bundle.
+    """
+    found: list[BenchResult | None] = [None] * len(digests)
+    for given in benches:
+        result = given if isinstance(given, BenchResult) else load_bench(Path(given))
+        label = result.bundle.name if isinstance(given, BenchResult) else str(given)
+        if result.bundle.digest not in digests:
+            raise DataError(
+                f"{label} is of a bundle with digest {result.bundle.digest[:12]}, expected"
+                f" {' or '.join(digest[:12] for digest in digests)}; run dfs-deploy bench again"
+            )
+        index = digests.index(result.bundle.digest)
+        if found[index] is not None:
+            raise UsageError(f"{label} is of the same bundle as a bench before it; give one per bundle")
+        found[index] = result
+    return tuple(found)
+
+
+def _measured(
+    bundle: Bundle,
+    name: str,
+    data: Dataset | ImageFolder | None,
+    bench: BenchResult | None,
+    how: _How,
+    progress: Progress,
+) -> BundleReport:
+    inputs = _inputs(bundle, data, how)
+    groups = [block.group for block in bundle.architecture.blocks]
+    with Runtime(bundle, threads=how.threads, plan=how.plan, prepared=how.prepared) as runtime:
+        result = _run(runtime, inputs.images, progress)
+        substitutions, running = runtime.substitutions, runtime.description
+    engines = engine_figures(
+        bundle,
+        substitutions,
+        bundle.input.normalize(inputs.images),
+        result.path,
+        groups,
+        how.threads,
+        how.prepared,
+        progress,
+    )
     if bench is None:
-        made = run_bench(
+        bench = run_bench(
             bundle,
             data,
-            against=against,
-            budgets=[point.budget for point in bundle.manifest.budgets],
-            threads=threads,
-            plan=plan,
-            prepared=prepared,
-            seed=seed,
-            min_s=min_s,
-            min_iterations=min_iterations,
-            progress=lambda what, share: tell(f"{bundle.name}: {what}", share),
+            against=how.against,
+            all_budgets=bool(bundle.manifest.budgets),
+            threads=how.threads,
+            plan=how.plan,
+            prepared=how.prepared,
+            seed=how.seed,
+            min_seconds=how.min_seconds,
+            min_iterations=how.min_iterations,
+            start_ups=0,
+            energy_seconds=0.0,
+            progress=progress,
         )
-        bench = bench_figures(made.as_json())
-    right = None if labels is None else result.classes == labels
+    right = None if inputs.labels is None else result.classes == inputs.labels
     rows, hottest = hot_paths(result.path, right, bundle.options)
-    budgets = _budgets(bundle)
     return BundleReport(
-        facts=_facts(bundle),
-        options=tuple(OptionFacts(option.name, option.bits, option.cost) for option in bundle.options),
-        substitutions=tuple(
-            SubstitutionFacts(s.option, s.wanted, s.served_by, s.reason, len(s.blocks)) for s in substitutions
-        ),
+        facts=_provenance(bundle, name),
+        options=tuple(bundle.manifest.options),
+        substitutions=substitutions,
         outcome=Outcome(
             data=inputs.name,
-            inputs=len(images),
-            labelled=labels is not None,
+            inputs=len(inputs.images),
+            labelled=right is not None,
             top1=None if right is None else float(right.mean()),
             computation_percentage=float(result.computation_percentage.mean(dtype=np.float64)),
             distinct_paths=len(np.unique(result.path, axis=0)),
         ),
         notes=tuple(_notes(bundle, inputs, result, bench)),
         bench=bench,
-        bench_differs=tuple(_differences(bench.runtime, here)),
-        frontier=tuple(_frontier(bundle, bench)),
+        bench_differs=tuple(_differences(bench.runtime, running)),
+        frontier=tuple(_frontier(name, bench)),
         decisions=decisions(result.path, bundle.options, groups),
         paths=hottest,
         paths_listed=len(hottest),
         paths_share=sum(path.share for path in hottest),
-        tree=path_tree(rows, [path.inputs for path in hottest], len(images), bundle.options, groups),
+        tree=path_tree(rows, [path.inputs for path in hottest], len(inputs.images), bundle.options, groups),
         engines=engines,
-        budgets=budgets,
-        examples=pick_examples(bundle, images, labels, result, examples),
+        budgets=tuple(bundle.manifest.budgets),
+        examples=pick_examples(bundle, inputs.images, inputs.labels, result, how.examples),
     )
 
 
-def distinct_names(reports: tuple[BundleReport, ...]) -> tuple[BundleReport, ...]:
-    """The same reports, bundles of the same name told apart by their digests."""
-    names = [report.facts.name for report in reports]
-
-    def named(report: BundleReport) -> BundleReport:
-        if names.count(report.facts.name) == 1:
-            return report
-        name = f"{report.facts.name} ({report.facts.digest[:8]})"
-        points = tuple(replace(point, bundle=name) for point in report.frontier)
-        return replace(report, facts=replace(report.facts, name=name), frontier=points)
-
-    return tuple(named(report) for report in reports)
-
-
-def _inputs(bundle: Bundle, data: Dataset | ImageFolder | None, count: int | None, seed: int) -> Inputs:
+def _inputs(bundle: Bundle, data: Dataset | ImageFolder | None, how: _How) -> Inputs:
     if data is not None:
-        drawn = data.subset(count, seed).load()
+        drawn = data.subset(how.samples, how.seed).load()
         return Inputs(drawn.images, drawn.labels, drawn.name, drawn.notes)
     carried = bundle.samples()
     if carried is None:
@@ -169,31 +259,20 @@ def _inputs(bundle: Bundle, data: Dataset | ImageFolder | None, count: int | Non
     return Inputs(carried.images, None, "images carried by the bundle, chosen for different paths")
 
 
-def _notes(bundle: Bundle, inputs: Inputs, result: Result, bench: BenchFigures) -> Iterator[str]:
-    """What weakens the figures, a line each, unless the bench says it beside its verdict."""
-    said = bench.verdict.caveats if bench.verdict is not None else []
-    another = made_for_another_cpu(bundle.manifest)
-    yield from inputs.notes
-    for line in suspicions(inputs.labels, result.classes, bundle.architecture.classes, bundle.input.class_names):
-        if f"{DYNAMIC}: {line}" not in said:
-            yield line
-    if another is not None and not any(another in line for line in said):
-        yield f"{bundle.name} was {another}"
-
-
-def _run(runtime: Runtime, images: NDArray[np.uint8], progress: Callable[[float], None]) -> Result:
+def _run(runtime: Runtime, images: NDArray[np.uint8], progress: Progress) -> Result:
     parts = []
     for start in range(0, len(images), _BATCH):
+        progress("running", start / len(images))
         parts.append(runtime(images[start : start + _BATCH]))
-        progress(min(1.0, (start + _BATCH) / len(images)))
+    progress("running", 1.0)
     logits, path = np.concatenate([part.logits for part in parts]), np.concatenate([part.path for part in parts])
     return Result(logits, path, parts[0].costs)
 
 
-def _facts(bundle: Bundle) -> BundleFacts:
+def _provenance(bundle: Bundle, name: str) -> Provenance:
     manifest, calibration = bundle.manifest, bundle.manifest.calibration
-    return BundleFacts(
-        name=bundle.name,
+    return Provenance(
+        name=name,
         digest=bundle.digest,
         bytes=bundle.size,
         checkpoint=manifest.source.file,
@@ -208,45 +287,42 @@ def _facts(bundle: Bundle) -> BundleFacts:
     )
 
 
-def _differences(timed: RuntimeFacts, here: RuntimeFacts) -> Iterator[str]:
-    """What ran when the bench was made and runs otherwise now; what an older file does not tell is passed over."""
+def _notes(bundle: Bundle, inputs: Inputs, result: Result, bench: BenchResult) -> Iterator[str]:
+    """What weakens the figures, one line each, unless the bench says it beside its verdict."""
+    said = bench.verdict.caveats
+    another = made_for_another_cpu(bundle.manifest.int8_weight_bits)
+    yield from inputs.notes
+    for line in suspicions(inputs.labels, result.classes, bundle.architecture.classes, bundle.input.class_names):
+        if f"{DYNAMIC}: {line}" not in said:
+            yield line
+    if another is not None and not any(another in line for line in said):
+        yield f"{bundle.name} was {another}"
+
+
+def _differences(timed: dict[str, Any], here: dict[str, Any]) -> Iterator[str]:
+    """What ran when the bench was made and runs otherwise now."""
     for name in ("version", "gate", "plan", "layout"):
-        then, now = getattr(timed, name), getattr(here, name)
+        then, now = timed.get(name), here.get(name)
         if then and then != now:
             yield f"{name}: {then} in the bench, {now} now"
 
 
-def _frontier(bundle: Bundle, bench: BenchFigures) -> Iterator[Point]:
-    trained = bench.case(DYNAMIC)
-    p50, top1 = (None, None) if trained is None else (trained.latency_ms.p50, trained.top1)
+def _frontier(bundle: str, bench: BenchResult) -> Iterator[Point]:
+    """The points of the frontier; forced paths answer another question, and are left out."""
+    trained = bench.dynamic
     for case in bench.cases:
-        kind = _kind(case.name)
-        if kind is None:
-            continue  # forced paths answer another question
-        yield Point(
-            bundle=bundle.name,
-            name=case.name,
-            kind=kind,
-            p50_ms=case.latency_ms.p50,
-            p95_ms=case.latency_ms.p95,
-            top1=case.top1,
-            computation_percentage=case.computation_percentage,
-            latency_ratio=None if p50 is None else case.latency_ms.p50 / p50,
-            top1_change=None if case.top1 is None or top1 is None else case.top1 - top1,
-        )
-
-
-def _kind(case: str) -> Kind | None:
-    """What a case of a bench is on the frontier; ``None`` if it has no place there."""
-    if case == DYNAMIC:
-        return "dynamic"
-    if case.startswith(BUDGET):
-        return "budget"
-    return "static" if case.startswith(STATIC) else None
-
-
-def _budgets(bundle: Bundle) -> tuple[BudgetPoint, ...]:
-    return tuple(
-        BudgetPoint(100.0 * b.budget, b.bias, b.computation_percentage, b.top1, b.latency_ms, b.samples)
-        for b in bundle.manifest.budgets
-    )
+        kind: Kind | None = "static" if case.static else "budget" if case.name.startswith(BUDGET) else None
+        if case.name == DYNAMIC:
+            kind = "dynamic"
+        if kind is not None:
+            yield Point(
+                bundle=bundle,
+                name=case.name,
+                kind=kind,
+                p50_ms=case.latency_ms.p50,
+                p95_ms=case.latency_ms.p95,
+                top1=case.top1,
+                computation_percentage=case.computation_percentage,
+                latency_ratio=case.latency_ms.p50 / trained.latency_ms.p50,
+                top1_change=None if case.top1 is None or trained.top1 is None else case.top1 - trained.top1,
+            )

@@ -1,9 +1,9 @@
-"""The charts of the page as Vega-Lite, compiled to Vega here so that a page opens with nothing left to compile.
+"""The charts of the page: Vega-Lite built with Altair, compiled to Vega here, so that an opened page only draws.
 
 A chart holds no data: the page hands it rows of the embedded report, so a chart cannot show another number than the
 JSON. Colours are CSS variables, which SVG takes: the charts follow the page from light to dark and onto paper.
 
-Vega-Lite: https://vega.github.io/vega-lite/docs/.
+Vega-Lite: https://vega.github.io/vega-lite/docs/. Altair: https://altair-viz.github.io/.
 """
 
 from __future__ import annotations
@@ -11,28 +11,26 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
+import altair as alt
 import vl_convert
 
-from dfs_deploy.bench.candidates import DYNAMIC, RIVAL
-from dfs_deploy.report.results import BundleReport, Point, Report
+from dfs_deploy.bench.result import DYNAMIC, RIVAL
+from dfs_deploy.report.data import BundleReport, Point, Report
 
 Spec = dict[str, Any]
 
 ROWS = "rows"
-"""The data set that the page fills in."""
+"""Name of the data set that the page fills in."""
 
 BUNDLE_COLORS = 6
-"""Colours that bundles are told apart by; after that they repeat."""
+"""Number of colours of bundles; after that they repeat."""
 
 _TAIL_ROOM = 1.5
 """Range of latencies over the greatest median: a busy machine's tail would press the medians together, so an arrow at
-the edge stands for it; the tables tell it."""
-
-_KINDS = ("dynamic", "budget", "static")
+the edge stands for it; the tables give its value."""
 
 _CONFIG: Spec = {
     "background": None,
@@ -73,12 +71,11 @@ def charts(report: Report) -> dict[str, Spec]:
 def bundle_charts(bundle: BundleReport) -> dict[str, Spec]:
     """The charts of one bundle, as Vega-Lite."""
     options = [option.name for option in bundle.options]
-    standing_by = any(not engine.serves for engine in bundle.engines)
     return {
         "latency": latency(bundle.frontier),
         "decisions": decisions(options),
         "tree": tree(options, bundle.paths_share),
-        "times": times(options, standing_by),
+        "times": times(options, any(not engine.serves for engine in bundle.engines)),
         "errors": errors(options),
         "budgets": budgets(),
     }
@@ -89,65 +86,94 @@ def _compiled(spec: str) -> Spec:
     return vl_convert.vegalite_to_vega(spec)
 
 
-def _chart(description: str, height: int, layers: Sequence[Spec], **rest: Any) -> Spec:
-    return {
-        "description": description,
-        "data": {"name": ROWS},
-        "width": "container",
-        "height": height,
-        "autosize": {"type": "fit-x", "contains": "padding"},
-        "config": _CONFIG,
-        "layer": list(layers),
-        **rest,
-    }
+@functools.cache
+def runtime_script() -> str:
+    """Vega and vega-embed as one script that fetches nothing and defines ``window.vegaEmbed``."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
-def _option_colors(options: Sequence[str]) -> Spec:
+def _rows() -> alt.Chart:
+    return alt.Chart(alt.NamedData(ROWS))
+
+
+def _chart(description: str, height: int, *layers: alt.Chart) -> Spec:
+    chart = alt.layer(*layers).properties(description=description, width="container", height=height)
+    fit = {"autosize": {"type": "fit-x", "contains": "padding"}, "config": _CONFIG}
+    return chart.to_dict() | fit
+
+
+def _option_color(options: Sequence[str]) -> alt.Color:
     # The page lists the options beside the charts once, so no chart repeats them.
-    scale = {"domain": list(options), "range": [f"var(--option-{i})" for i in range(len(options))]}
-    return {"field": "option", "type": "nominal", "scale": scale, "legend": None}
+    colors = [f"var(--option-{index})" for index in range(len(options))]
+    return alt.Color("option:N", scale=alt.Scale(domain=options, range=colors), legend=None)
 
 
-def _block_axis() -> Spec:
-    axis = {"title": "block", "labelAngle": 0, "labelOverlap": True, "grid": False}
-    return {"field": "block", "type": "ordinal", "axis": axis}
+def _block() -> alt.X:
+    return alt.X("block:O", title="block", axis=alt.Axis(labelAngle=0, labelOverlap=True, grid=False))
 
 
-def _share(title: str) -> Spec:
-    return {"type": "quantitative", "axis": {"format": ".0%", "title": title, "tickCount": 5}}
+def _share(title: str) -> alt.Axis:
+    return alt.Axis(format=".0%", title=title, tickCount=5)
+
+
+def _top1() -> alt.Axis:
+    return alt.Axis(format=".1%", title="top-1", tickCount=5)
+
+
+def _tooltip(*fields: str) -> list[alt.Tooltip]:
+    return [alt.Tooltip(f"{field}:N", title=field.replace("_", " ")) for field in fields]
 
 
 def axis_end(points: Sequence[Point]) -> float:
-    """Where the axis of latencies ends, in milliseconds; what lies beyond it has an arrow there."""
+    """End of the axis of latencies, in milliseconds; what lies beyond it has an arrow there."""
     return _TAIL_ROOM * max(point.p50_ms for point in points)
 
 
-def _latency_axis(points: Sequence[Point]) -> Spec:
+def _latency(points: Sequence[Point]) -> dict[str, Any]:
+    """Scale and axis of latencies."""
     return {
-        "type": "quantitative",
-        "scale": {"domain": [0.0, axis_end(points)], "nice": False},
-        "axis": {
-            "title": "latency of a call, ms",
-            "tickCount": 8,
-            "labelFlush": 24,
-            "labelSeparation": 6,
-            "labelOverlap": True,
-        },
+        "scale": alt.Scale(domain=[0.0, axis_end(points)], nice=False),
+        "axis": alt.Axis(
+            title="latency of a call, ms", tickCount=8, labelFlush=24, labelSeparation=6, labelOverlap=True
+        ),
     }
 
 
-def _beyond(points: Sequence[Point], tooltip: list[Spec]) -> list[Spec]:
+def _beyond(points: Sequence[Point], base: alt.Chart) -> list[alt.Chart]:
     """An arrow at the end of the axis for each 95th percentile beyond it; a layer without marks has no name to read."""
     end = axis_end(points)
     if not any(point.p95_ms is not None and point.p95_ms > end for point in points):
         return []
-    return [
-        {
-            "mark": {"type": "point", "shape": "triangle-right", "filled": True, "size": 70, "xOffset": -5},
-            "transform": [{"filter": f"datum.p95_ms > {end!r}"}, {"calculate": "true", "as": "beyond"}],
-            "encoding": {"x": {"datum": end, **_latency_axis(points)}, "tooltip": tooltip},
-        }
-    ]
+    arrows = base.transform_filter(f"datum.p95_ms > {end!r}").transform_calculate(beyond="true")
+    marks = arrows.mark_point(shape="triangle-right", filled=True, size=70, xOffset=-5)
+    return [marks.encode(x=alt.XDatum(end, type="quantitative", **_latency(points)))]
+
+
+_LOOKS = {
+    "dfs": ("circle", 130),
+    "dfs at a budget": ("diamond", 90),
+    "static-fp32": ("square", 330),
+    "static-fp16": ("triangle-up", 140),
+    "static-int8": ("triangle-down", 320),
+    "static-policy": ("cross", 360),
+}
+"""Shape and size of the points of a case; static ones are hollow, and a smaller one shows within a larger."""
+
+_OTHER_LOOK = ("wedge", 200)
+"""Shape and size of a case that a newer version named."""
+
+_CASE_OF = "datum.kind === 'budget' ? 'dfs at a budget' : datum.name"
+
+
+def _cases(points: Sequence[Point]) -> list[str]:
+    """The cases of some points: the bundle's own first, then those of other bundles, each in the order of the looks."""
+
+    def rank(case: str) -> tuple[str, int]:
+        kind, _, bundle = case.partition(RIVAL)
+        return bundle, list(_LOOKS).index(kind) if kind in _LOOKS else len(_LOOKS)
+
+    cases = ("dfs at a budget" if point.kind == "budget" else point.name for point in points)
+    return sorted(dict.fromkeys(cases), key=rank)
 
 
 def frontier(points: Sequence[Point]) -> Spec:
@@ -160,283 +186,161 @@ def frontier(points: Sequence[Point]) -> Spec:
     bundles = list(dict.fromkeys(point.bundle for point in points))
     known = [point.top1 for point in points if point.top1 is not None] or [0.0]
     margin = max(0.005, 0.15 * (max(known) - min(known)))
-    top1 = {
-        "field": "top1",
-        "type": "quantitative",
-        "scale": {"domain": [max(0.0, min(known) - margin), max(known) + margin], "nice": False},
-        "axis": {"format": ".1%", "title": "top-1", "tickCount": 5},
-    }
-    looks = {name: _look(name) for name in sorted(dict.fromkeys(map(_case, points)), key=_rank)}
-
-    def by_case(values: Sequence[Any], **rest: Any) -> Spec:
-        return {"field": "case", "type": "nominal", "scale": {"domain": list(looks), "range": list(values)}, **rest}
-
-    legend = {"legend": {"title": None, "columns": 2}}
-    shape = by_case([look.shape for look in looks.values()], **legend)
-    size = by_case([look.size for look in looks.values()], legend=None)
-    color = by_case(_case_colors(looks), **legend)
-    if len(bundles) > 1:
-        colors = [f"var(--bundle-{i % BUNDLE_COLORS})" for i in range(len(bundles))]
-        # The page names bundles beside their colours once, where it lets them be left out.
-        color = {"field": "bundle", "type": "nominal", "scale": {"domain": bundles, "range": colors}, "legend": None}
-    tooltip = _tooltip("bundle", "name", "p50_ms", "p95_ms", "top1", "computation_percentage")
-    budgets = {
-        "mark": {"type": "line", "strokeDash": [4, 3], "strokeWidth": 1.5},
-        "transform": [{"filter": "datum.kind !== 'static'"}],
-        "encoding": {
-            "order": {"field": "computation_percentage", "type": "quantitative"},
-            "detail": {"field": "bundle"},
-            "color": {"value": "var(--muted)"} if len(bundles) == 1 else color,
-        },
-    }
-    marks = {"shape": shape, "size": size, "tooltip": tooltip}
-    return _chart(
-        "Accuracy against latency of the dynamic network and of static networks",
-        300,
-        [
-            {
-                "mark": {"type": "rule", "opacity": 0.5, "strokeWidth": 2, "clip": True},
-                "encoding": {"x2": {"field": "p95_ms"}},
-            },
-            *([budgets] if any(point.kind == "budget" for point in points) else []),
-            *(
-                [
-                    {
-                        "mark": {"type": "point", "filled": False, "strokeWidth": 2, "opacity": 1},
-                        "transform": [{"filter": "datum.kind === 'static'"}],
-                        "encoding": marks,
-                    }
-                ]
-                if any(point.kind == "static" for point in points)
-                else []
-            ),
-            {
-                "mark": {"type": "point", "filled": True, "opacity": 1, "stroke": "var(--page)"},
-                "transform": [{"filter": "datum.kind !== 'static'"}],
-                "encoding": marks,
-            },
-            *_beyond(points, tooltip),
-        ],
-        transform=[{"filter": "isValid(datum.top1)"}, {"calculate": _CASE_OF, "as": "case"}],
-        encoding={"x": {"field": "p50_ms", **_latency_axis(points)}, "y": top1, "color": color},
+    cases = _cases(points)
+    looks = [_LOOKS.get(case.partition(RIVAL)[0], _OTHER_LOOK) for case in cases]
+    legend = alt.Legend(title=None, columns=2)
+    if len(bundles) == 1:  # the dynamic network in the accent's colour, and each static network in one of its own
+        others = itertools.cycle(range(1, BUNDLE_COLORS))
+        colors = [f"var(--bundle-{0 if case.startswith(DYNAMIC) else next(others)})" for case in cases]
+        color = alt.Color("case:N", scale=alt.Scale(domain=cases, range=colors), legend=legend)
+    else:  # the page names bundles beside their colours once, where it lets them be left out
+        colors = [f"var(--bundle-{index % BUNDLE_COLORS})" for index in range(len(bundles))]
+        color = alt.Color("bundle:N", scale=alt.Scale(domain=bundles, range=colors), legend=None)
+    top1 = alt.Scale(domain=[max(0.0, min(known) - margin), max(known) + margin], nice=False)
+    base = (
+        _rows()
+        .transform_filter("isValid(datum.top1)")
+        .transform_calculate(case=_CASE_OF)
+        .encode(
+            x=alt.X("p50_ms:Q", **_latency(points)),
+            y=alt.Y("top1:Q", scale=top1, axis=_top1()),
+            color=color,
+        )
     )
-
-
-_CASE_OF = "datum.kind === 'budget' ? 'dfs at a budget' : datum.name"
-
-
-def _case(point: Point) -> str:
-    return "dfs at a budget" if point.kind == "budget" else point.name
-
-
-@dataclass(frozen=True)
-class _Look:
-    """Shape and size of the points of a case; static ones are hollow, and a smaller one shows within a larger."""
-
-    shape: str
-    size: int
-
-
-_LOOKS = {
-    "dfs": _Look("circle", 130),
-    "dfs at a budget": _Look("diamond", 90),
-    "static-fp32": _Look("square", 330),
-    "static-fp16": _Look("triangle-up", 140),
-    "static-int8": _Look("triangle-down", 320),
-    "static-policy": _Look("cross", 360),
-}
-
-
-_OTHER = _Look("wedge", 200)
-"""Of a case that a newer version named."""
-
-
-def _look(case: str) -> _Look:
-    return _LOOKS.get(case.partition(RIVAL)[0], _OTHER)
-
-
-def _rank(case: str) -> tuple[str, int]:
-    """The bundle's own cases first, then those of other bundles, each in the order of the looks."""
-    kind, _, bundle = case.partition(RIVAL)
-    return bundle, list(_LOOKS).index(kind) if kind in _LOOKS else len(_LOOKS)
-
-
-def _case_colors(cases: Iterable[str]) -> list[str]:
-    """The dynamic network in the accent's colour at any budget, and each static network in one of its own."""
-    others = itertools.cycle(range(1, BUNDLE_COLORS))
-    return ["var(--bundle-0)" if case.startswith(DYNAMIC) else f"var(--bundle-{next(others)})" for case in cases]
+    tooltip = _tooltip("bundle", "name", "p50_ms", "p95_ms", "top1", "computation_percentage")
+    dynamic, static = base.transform_filter("datum.kind !== 'static'"), base.transform_filter("datum.kind === 'static'")
+    layers = [base.mark_rule(opacity=0.5, strokeWidth=2, clip=True).encode(x2="p95_ms")]
+    if any(point.kind == "budget" for point in points):
+        line = dynamic.mark_line(strokeDash=[4, 3], strokeWidth=1.5)
+        order = alt.Order("computation_percentage:Q")
+        joined = alt.value("var(--muted)") if len(bundles) == 1 else color
+        layers.append(line.encode(order=order, detail="bundle:N", color=joined))
+    shape = alt.Shape("case:N", scale=alt.Scale(domain=cases, range=[shape for shape, _ in looks]), legend=legend)
+    size = alt.Size("case:N", scale=alt.Scale(domain=cases, range=[size for _, size in looks]), legend=None)
+    if any(point.kind == "static" for point in points):
+        hollow = static.mark_point(filled=False, strokeWidth=2, opacity=1)
+        layers.append(hollow.encode(shape=shape, size=size, tooltip=tooltip))
+    filled = dynamic.mark_point(filled=True, opacity=1, stroke="var(--page)")
+    layers.append(filled.encode(shape=shape, size=size, tooltip=tooltip))
+    layers += _beyond(points, base.encode(tooltip=tooltip))
+    return _chart("Accuracy against latency of the dynamic network and of static networks", 300, *layers)
 
 
 def latency(points: Sequence[Point]) -> Spec:
-    """Latency by case, for where no accuracy is known."""
-    names = [point.name for point in points]
-    y = {"field": "name", "type": "nominal", "sort": names, "axis": {"title": None, "labelLimit": 220}}
-    x = _latency_axis(points)
-    kinds = {"domain": list(_KINDS), "range": ["var(--accent)", "var(--accent)", "var(--bar)"]}
-    tooltip = _tooltip("name", "p50_ms", "p95_ms")
+    """Latency by case, for data without labels."""
+    kinds = alt.Scale(domain=["dynamic", "budget", "static"], range=["var(--accent)", "var(--accent)", "var(--bar)"])
+    base = _rows().encode(
+        y=alt.Y("name:N", sort=[point.name for point in points], axis=alt.Axis(title=None, labelLimit=220)),
+        color=alt.Color("kind:N", scale=kinds, legend=None),
+    )
+    pointed = base.encode(tooltip=_tooltip("name", "p50_ms", "p95_ms"))
+    bars = pointed.mark_bar(cornerRadiusEnd=3, height=alt.RelativeBandSize(0.6))
+    ticks = base.mark_tick(thickness=2, clip=True)
     return _chart(
         "Median latency of the dynamic network and of static networks",
         28 * len(points) + 10,
-        [
-            {
-                "mark": {"type": "bar", "cornerRadiusEnd": 3, "height": {"band": 0.6}},
-                "encoding": {"x": {"field": "p50_ms", **x}, "tooltip": tooltip},
-            },
-            {
-                "mark": {"type": "tick", "thickness": 2, "clip": True},
-                "encoding": {"x": {"field": "p95_ms", **x}, "color": {"value": "var(--text)"}},
-            },
-            *_beyond(points, tooltip),
-        ],
-        encoding={"y": y, "color": {"field": "kind", "type": "nominal", "scale": kinds, "legend": None}},
+        bars.encode(x=alt.X("p50_ms:Q", **_latency(points))),
+        ticks.encode(x=alt.X("p95_ms:Q", **_latency(points)), color=alt.value("var(--text)")),
+        *_beyond(points, pointed),
     )
 
 
 def decisions(options: Sequence[str]) -> Spec:
     """The share of inputs that took each option, block by block: the paper's Figures 8 to 10."""
-    order = {"field": "option", "type": "nominal", "sort": list(options)}
-    bars = {
-        "mark": {"type": "bar", "stroke": "var(--page)", "strokeWidth": 1},
-        "encoding": {
-            "x": _block_axis(),
-            "y": {"field": "share", "stack": "zero", **_share("share of inputs"), "scale": {"domain": [0, 1]}},
-            "color": _option_colors(options),
-            "order": {**order, "field": "rank", "type": "quantitative"},
-            "tooltip": _tooltip("block", "group", "option", "share"),
-        },
-    }
-    rank = {"calculate": f"indexof({json.dumps(list(options))}, datum.option)", "as": "rank"}
-    return _chart("Share of inputs by option, for each gated block", 240, [bars], transform=[rank])
+    bars = (
+        _rows()
+        .transform_calculate(rank=f"indexof({json.dumps(list(options))}, datum.option)")
+        .mark_bar(stroke="var(--page)", strokeWidth=1)
+        .encode(
+            x=_block(),
+            y=alt.Y("share:Q", stack="zero", axis=_share("share of inputs"), scale=alt.Scale(domain=[0, 1])),
+            color=_option_color(options),
+            order="rank:Q",
+            tooltip=_tooltip("block", "group", "option", "share"),
+        )
+    )
+    return _chart("Share of inputs by option, for each gated block", 240, bars)
 
 
 def tree(options: Sequence[str], share: float) -> Spec:
     """The commonest paths from the first decision to the last; a branch is as high as the share that came that way."""
-    y = {"domain": [0, share], "nice": False, "reverse": True}
-    cells = {
-        "mark": {"type": "rect", "stroke": "var(--page)", "strokeWidth": 0.8},
-        "encoding": {
-            "x": {**_block_axis(), "scale": {"paddingInner": 0, "paddingOuter": 0}},
-            "y": {"field": "start", "scale": y, **_share("share of inputs")},
-            "y2": {"field": "end"},
-            "color": _option_colors(options),
-            "tooltip": _tooltip("block", "option", "inputs", "share"),
-        },
-    }
-    return _chart("Tree of the commonest paths: branches by block, as high as their share of the inputs", 280, [cells])
+    down = alt.Scale(domain=[0, share], nice=False, reverse=True)
+    cells = (
+        _rows()
+        .mark_rect(stroke="var(--page)", strokeWidth=0.8)
+        .encode(
+            x=_block().scale(paddingInner=0, paddingOuter=0),
+            y=alt.Y("start:Q", scale=down, axis=_share("share of inputs")),
+            y2="end",
+            color=_option_color(options),
+            tooltip=_tooltip("block", "option", "inputs", "share"),
+        )
+    )
+    return _chart("Tree of the commonest paths: branches by block, as high as their share of the inputs", 280, cells)
 
 
 def times(options: Sequence[str], standing_by: bool) -> Spec:
-    """Median time of each engine: filled where it serves its option here, hollow where another does.
+    """Median time of each engine: filled if it serves its option here, hollow if another does.
 
     Args:
-        options: of the gate.
-        standing_by: whether there are engines that serve nothing here; a layer without marks has no name to read out.
+        options: names of the gate's options.
+        standing_by: whether there are engines that serve nothing here; a layer without marks has no name to read.
     """
-    y = {"field": "median_us", "type": "quantitative", "axis": {"title": "median of the engine alone, \N{MICRO SIGN}s"}}
-    serving = {"filter": "datum.serves"}
-    tooltip = _tooltip("block", "option", "precision", "serves", "median_us")
-    line = {
-        "mark": {"type": "line", "strokeWidth": 1.5},
-        # A skip has an engine only where the block projects, so a line would cross blocks where nothing runs.
-        "transform": [serving, {"filter": "datum.option !== 'skip'"}],
-        "encoding": {"detail": {"field": "option"}},
-    }
-    filled = {
-        # The edge keeps the pale points of a skip visible.
-        "mark": {
-            "type": "point",
-            "filled": True,
-            "size": 46,
-            "opacity": 1,
-            "stroke": "var(--muted)",
-            "strokeWidth": 0.7,
-        },
-        "transform": [serving],
-        "encoding": {"tooltip": tooltip},
-    }
-    hollow = {
-        "mark": {"type": "point", "filled": False, "size": 40, "strokeWidth": 1.4},
-        "transform": [{"filter": "!datum.serves"}],
-        "encoding": {"tooltip": tooltip},
-    }
-    return _chart(
-        "Time of each engine by itself, by block and option",
-        260,
-        [line, filled, hollow] if standing_by else [line, filled],
-        encoding={"x": _block_axis(), "y": y, "color": _option_colors(options)},
+    base = _rows().encode(
+        x=_block(),
+        y=alt.Y("median_us:Q", title="median of the engine by itself, \N{MICRO SIGN}s"),
+        color=_option_color(options),
     )
+    tooltip = _tooltip("block", "option", "precision", "serves", "median_us")
+    serving = base.transform_filter("datum.serves")
+    # A skip has an engine only at a block that projects, so a line would cross blocks where nothing runs.
+    line = serving.transform_filter("datum.option !== 'skip'").mark_line(strokeWidth=1.5).encode(detail="option:N")
+    # The edge keeps the pale points of a skip visible.
+    filled = serving.mark_point(filled=True, size=46, opacity=1, stroke="var(--muted)", strokeWidth=0.7)
+    layers = [line, filled.encode(tooltip=tooltip)]
+    if standing_by:
+        hollow = base.transform_filter("!datum.serves").mark_point(filled=False, size=40, strokeWidth=1.4)
+        layers.append(hollow.encode(tooltip=tooltip))
+    return _chart("Time of each engine by itself, by block and option", 260, *layers)
 
 
 def errors(options: Sequence[str]) -> Spec:
     """Relative error of each engine that has a float32 engine to compare with."""
-    y = {
-        "field": "relative_rms_error",
-        "type": "quantitative",
-        "scale": {"type": "log", "nice": True},
-        "axis": {"title": "relative error (rms, log)", "format": ".0e", "values": [10.0**k for k in range(-8, 3)]},
-    }
-    shape = {
-        "field": "precision",
-        "type": "nominal",
-        "scale": {"domain": ["int8", "fp16"], "range": ["circle", "triangle-up"]},
-        "legend": {"title": None},
-    }
-    tooltip = _tooltip("block", "option", "precision", "relative_rms_error", "relative_max_error", "samples")
+    powers = alt.Axis(title="relative error (rms, log)", format=".0e", values=[10.0**k for k in range(-8, 3)])
+    base = (
+        _rows()
+        .transform_filter("datum.relative_rms_error > 0")
+        .encode(
+            x=_block(),
+            y=alt.Y("relative_rms_error:Q", scale=alt.Scale(type="log", nice=True), axis=powers),
+            color=_option_color(options),
+        )
+    )
+    shapes = alt.Scale(domain=["int8", "fp16"], range=["circle", "triangle-up"])
+    fields = ("block", "option", "precision", "relative_rms_error", "relative_max_error", "samples")
     return _chart(
         "Error of each engine relative to the float32 engine of the same option, by block",
         260,
-        [
-            {
-                "mark": {"type": "line", "strokeWidth": 1.5},
-                "encoding": {"detail": [{"field": "option"}, {"field": "precision"}]},
-            },
-            {
-                "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
-                "encoding": {"shape": shape, "tooltip": tooltip},
-            },
-        ],
-        transform=[{"filter": "datum.relative_rms_error > 0"}],
-        encoding={"x": _block_axis(), "y": y, "color": _option_colors(options)},
+        base.mark_line(strokeWidth=1.5).encode(detail=["option:N", "precision:N"]),
+        base.mark_point(filled=True, size=60, opacity=1).encode(
+            shape=alt.Shape("precision:N", scale=shapes, legend=alt.Legend(title=None)), tooltip=_tooltip(*fields)
+        ),
     )
 
 
 def budgets() -> Spec:
     """Top-1 against the computation measured at each calibrated budget."""
-    x = {
-        "field": "computation_percentage",
-        "type": "quantitative",
-        "axis": {"title": "computation, % of every block in full precision", "tickCount": 8},
-    }
-    y = {
-        "field": "top1",
-        "type": "quantitative",
-        "scale": {"zero": False, "padding": 12},
-        "axis": {"format": ".1%", "title": "top-1", "tickCount": 5},
-    }
-    tooltip = _tooltip("budget_percentage", "computation_percentage", "top1", "latency_ms", "bias")
-    return _chart(
-        "Top-1 against computation at the budgets that the bundle was calibrated for",
-        240,
-        [
-            {
-                "mark": {
-                    "type": "line",
-                    "point": {"size": 70, "fill": "var(--accent)", "stroke": "var(--page)"},
-                    "stroke": "var(--accent)",
-                    "color": "var(--accent)",
-                }
-            }
-        ],
-        transform=[{"filter": "isValid(datum.top1)"}],
-        encoding={"x": x, "y": y, "tooltip": tooltip, "order": {**x, "axis": None}},
+    points = alt.OverlayMarkDef(size=70, fill="var(--accent)", stroke="var(--page)")
+    cost = alt.Axis(title="computation, % of every block in full precision", tickCount=8)
+    line = (
+        _rows()
+        .transform_filter("isValid(datum.top1)")
+        .mark_line(point=points, stroke="var(--accent)", color="var(--accent)")
+        .encode(
+            x=alt.X("computation_percentage:Q", axis=cost),
+            y=alt.Y("top1:Q", scale=alt.Scale(zero=False, padding=12), axis=_top1()),
+            order="computation_percentage:Q",
+            tooltip=_tooltip("budget", "computation_percentage", "top1", "latency_ms", "bias"),
+        )
     )
-
-
-def _tooltip(*fields: str) -> list[Spec]:
-    return [{"field": field, "title": field.replace("_", " ")} for field in fields]
-
-
-@functools.cache
-def runtime_script() -> str:
-    """Vega and vega-embed as one script that fetches nothing and defines ``window.vegaEmbed``."""
-    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return _chart("Top-1 against computation at the budgets that the bundle was calibrated for", 240, line)

@@ -1,34 +1,123 @@
-"""Each engine of each block: its time by itself, and its distance from full precision, without PyTorch.
+"""Each engine of each block: its time by itself, and its error against full precision, without PyTorch.
 
 The yardstick is the float32 engine of the same option, which computes with the same rounded weights and the same
-saturation: what is measured is what the engine's own precision costs. Both get the features that reach the block, as
-the engines before it left them.
+saturation, so the error is what the engine's own precision costs. Both get the features that reach the block, as the
+engines before it left them.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.bundle.manifest import BlockEngines, Engine, Layout
-from dfs_deploy.report.results import EngineFigures
-from dfs_deploy.report.walk import Features, Sessions, walk
+from dfs_deploy.bundle.engines import PlacedEngine, engines_of
+from dfs_deploy.bundle.manifest import Layout
+from dfs_deploy.progress import Progress, silent
+from dfs_deploy.report.data import EngineFigures
 from dfs_deploy.runtimes import Substitution, running_engine
 from dfs_deploy.runtimes.buffers import aligned_buffer, laid_out
 from dfs_deploy.runtimes.onnxruntime.engine_choice import median_us
-from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, obtain_prepared
-from dfs_deploy.runtimes.onnxruntime.sessions import bind
+from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, PreparedEngines, obtain_prepared
+from dfs_deploy.runtimes.onnxruntime.sessions import (
+    bind,
+    open_session,
+    run_once,
+    session_options,
+)
+from dfs_deploy.system.ort import onnxruntime as ort
 
 MOST_SAMPLES = 128
-"""Inputs whose features errors are measured on; more would change little and take memory."""
+"""Number of inputs whose features errors are measured on; more would change little and take memory."""
 
 _TINY = float(np.finfo(np.float32).tiny)
-_DTYPES: dict[Layout, np.dtype[Any]] = {"float32": np.dtype(np.float32), "uint8": np.dtype(np.uint8)}
+
+Features = list[NDArray[Any]]
+"""Feature map of each input, as its engine left it: (C, H, W) float32 or (H, W, C) uint8."""
+
+
+class Sessions:
+    """Engines of a bundle opened one by one; files with the same content share a session.
+
+    Args:
+        bundle: bundle with engines for ONNX Runtime.
+        threads: number of threads that one engine may use.
+        prepared: engines to open instead of the bundle's, whose float32 features lie in another layout.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int = 1, prepared: PreparedEngines = PLAIN) -> None:
+        self._bundle = bundle
+        self._prepared = prepared
+        self._options = session_options(threads)
+        self._sessions: dict[str, ort.InferenceSession] = {}
+
+    def open(self, placed: PlacedEngine, layout: Layout) -> ort.InferenceSession:
+        """The session of an engine for features of a layout."""
+        file = placed.engine.files[layout]
+        digest = self._bundle.manifest.files[file].sha256
+        if digest not in self._sessions:
+            data = self._prepared.read(file) or self._bundle.read(file)
+            self._sessions[digest] = open_session(data, f"{self._bundle.path}: {file}", self._options)
+        return self._sessions[digest]
+
+    def run(self, placed: PlacedEngine, features: Sequence[NDArray[Any]]) -> Features:
+        """Runs an engine on the features of some inputs, those of one layout together."""
+        outputs = list(features)
+        for layout in placed.engine.files:
+            rows = [row for row, maps in enumerate(features) if maps.dtype == layout]
+            if rows:
+                batch = np.stack([features[row] for row in rows])
+                made = run_once(self.open(placed, layout), placed.label, batch)
+                for row, maps in zip(rows, made, strict=True):
+                    outputs[row] = maps
+        return outputs
+
+
+def walk(
+    bundle: Bundle,
+    sessions: Sessions,
+    substitutions: Sequence[Substitution],
+    images: NDArray[np.float32],
+    paths: NDArray[np.uint8],
+) -> Iterator[tuple[list[PlacedEngine], Features]]:
+    """Runs inputs along given paths, and stops before each gated block and before the head.
+
+    Args:
+        bundle: bundle with engines for ONNX Runtime.
+        sessions: sessions of its engines.
+        substitutions: substitutions that the runtime decided on, so that the same engines run.
+        images: (N, C, H, W) float32, normalised.
+        paths: (N, gated blocks) option indices.
+
+    Yields:
+        The engines of a gated block, or the head, and the features that reach them.
+    """
+    features: Features = list(images)
+    for index, group in itertools.groupby(engines_of(bundle, "onnxruntime"), key=lambda placed: placed.block):
+        engines = list(group)
+        if index == 0:
+            features = sessions.run(engines[0], features)
+            continue
+        yield engines, features
+        after = list(features)
+        for placed in engines:
+            if index is not None and serves(bundle, placed, substitutions):
+                rows = np.flatnonzero(paths[:, index - 1] == bundle.options.names.index(placed.option))
+                for row, maps in zip(rows, sessions.run(placed, [features[row] for row in rows]), strict=True):
+                    after[row] = maps
+        features = after
+
+
+def serves(bundle: Bundle, placed: PlacedEngine, substitutions: Sequence[Substitution]) -> bool:
+    """Whether an engine of a gated block runs if the gate chooses its option there."""
+    if placed.part == "skip":
+        return True
+    block = bundle.manifest.runtimes["onnxruntime"].blocks[(placed.block or 0) - 1]
+    return placed.engine is running_engine(block, placed.option, substitutions)
 
 
 def engine_figures(
@@ -39,128 +128,87 @@ def engine_figures(
     groups: Sequence[int],
     threads: int = 1,
     prepared: bool = True,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress = silent,
 ) -> tuple[EngineFigures, ...]:
     """Measures every engine of every gated block.
 
     Args:
-        bundle: with engines for ONNX Runtime.
-        substitutions: that the runtime decided on.
+        bundle: bundle with engines for ONNX Runtime.
+        substitutions: substitutions that the runtime decided on.
         images: (N, C, H, W) float32, normalised; errors are measured on the first 128.
         paths: (N, gated blocks) option indices that they took.
         groups: group of each block, the first block included.
-        threads: that one engine may use.
+        threads: number of threads that one engine may use.
         prepared: whether engines prepared for this machine are timed.
-        progress: called with how far it is, 0 to 1.
+        progress: callback of the work.
     """
-    sessions, timed = (
-        Sessions(bundle, threads),
-        Sessions(bundle, threads, obtain_prepared(bundle) if prepared else PLAIN),
-    )
+    sessions = Sessions(bundle, threads)
+    timed = Sessions(bundle, threads, obtain_prepared(bundle)) if prepared else sessions
     found: list[EngineFigures] = []
-    measured = walk(bundle, sessions, substitutions, images[:MOST_SAMPLES], paths[:MOST_SAMPLES])
-    for block, features in measured:
-        column = paths[:, block.index - 1]
-        for index, option in enumerate(bundle.options):
-            share = float(np.mean(column == index))
-            if option.skips:
-                choices = [] if block.skip is None else [block.skip]
-                serves = block.skip
-            elif option.name in block.options:
-                choices, serves = block.options[option.name], running_engine(block, option.name, substitutions)
-            else:
-                continue  # a static policy runs another option here
-            times = _times(bundle, timed, block, choices, features.commonest)
-            sent = np.flatnonzero(column[:MOST_SAMPLES] == index)
-            rows = sent if len(sent) else np.arange(len(features.in_uint8))
-            for engine, us in zip(choices, times, strict=True):
-                error = _error(bundle, sessions, block, engine, choices, features, rows)
-                where: Literal["routed", "reached"] = "routed" if len(sent) else "reached"
+    for block, features in walk(bundle, sessions, substitutions, images[:MOST_SAMPLES], paths[:MOST_SAMPLES]):
+        index = block[0].block
+        if index is None:
+            break
+        progress("measuring engines", (index - 1) / paths.shape[1])
+        uint8 = sum(maps.dtype == np.uint8 for maps in features)
+        layout: Layout = "uint8" if 2 * uint8 > len(features) else "float32"
+        for name, group in itertools.groupby(block, key=lambda placed: placed.option):
+            engines, chose = list(group), paths[:, index - 1] == bundle.options.names.index(name)
+            exact = next((placed for placed in engines if placed.engine.precision == "fp32"), None)
+            routed = [maps for maps, here in zip(features, chose, strict=False) if here]
+            reference = None if exact is None else _floats(bundle, exact, sessions.run(exact, routed or features))
+            for placed, us in zip(engines, _times(timed, engines, layout), strict=True):
+                compared = reference is not None and placed is not exact
+                rms, greatest = None, None
+                if reference is not None and compared:
+                    output = _floats(bundle, placed, sessions.run(placed, routed or features))
+                    rms, greatest = _errors(output, reference)
                 found.append(
                     EngineFigures(
-                        block=block.index,
-                        group=groups[block.index],
-                        option=option.name,
-                        precision=engine.precision,
-                        serves=engine is serves,
-                        share=share,
-                        layout=features.commonest,
+                        block=index,
+                        group=groups[index],
+                        option=name,
+                        precision=placed.engine.precision,
+                        serves=serves(bundle, placed, substitutions),
+                        share=float(np.mean(chose)),
+                        layout=layout,
                         median_us=us,
-                        samples=0 if error is None else len(rows),
-                        measured_on=None if error is None else where,
-                        relative_rms_error=None if error is None else error.rms,
-                        relative_max_error=None if error is None else error.greatest,
-                        finite=error is None or error.rms is not None,
+                        samples=len(routed or features) if compared else 0,
+                        measured_on=None if not compared else "routed" if routed else "reached",
+                        relative_rms_error=rms,
+                        relative_max_error=greatest,
+                        finite=not compared or rms is not None,
                     )
                 )
-        if progress is not None:
-            progress(block.index / bundle.architecture.gated_blocks)
     return tuple(found)
 
 
-def _times(
-    bundle: Bundle, sessions: Sessions, block: BlockEngines, choices: Sequence[Engine], layout: Layout
-) -> list[float]:
+def _times(sessions: Sessions, engines: Sequence[PlacedEngine], layout: Layout) -> list[float]:
     """Median times of some engines of a block at batch 1, in microseconds, measured in turns."""
-    shape = bundle.architecture.blocks[block.index]
-    source = aligned_buffer((1, *laid_out(shape.in_shape, layout)), _DTYPES[layout])
-    random = np.random.default_rng(block.index)
+    source = aligned_buffer((1, *laid_out(engines[0].takes, layout)), np.dtype(layout))
+    random = np.random.default_rng(engines[0].block)
     source[...] = random.integers(0, 128, source.shape) if layout == "uint8" else random.random(source.shape)
-    calls = []
-    for engine in choices:
-        target = laid_out(shape.out_shape, engine.output)
-        calls.append(bind(sessions.open(engine, layout), source, aligned_buffer((1, *target), _DTYPES[engine.output])))
+    calls: list[Callable[[], None]] = []
+    for placed in engines:
+        output = placed.engine.output
+        target = aligned_buffer((1, *laid_out(placed.gives, output)), np.dtype(output))
+        calls.append(bind(sessions.open(placed, layout), source, target))
     return median_us(calls)
 
 
-@dataclass(frozen=True)
-class _Error:
-    """Relative errors; ``None`` where a value is not finite."""
-
-    rms: float | None
-    greatest: float | None
-
-
-def _error(
-    bundle: Bundle,
-    sessions: Sessions,
-    block: BlockEngines,
-    engine: Engine,
-    choices: Sequence[Engine],
-    features: Features,
-    rows: NDArray[np.intp],
-) -> _Error | None:
-    """How far an engine is from the float32 engine among the same choices; ``None`` where that is itself."""
-    exact = next((choice for choice in choices if choice.precision == "fp32"), None)
-    if exact is None or exact is engine:
-        return None
-    scale = np.float32(bundle.manifest.runtimes["onnxruntime"].feature_scales[block.index])
-    differences, outputs = [], []
-    for wanted, got in _both(sessions, exact, engine, features, rows, scale):
-        with np.errstate(invalid="ignore", over="ignore"):
-            differences.append((got.astype(np.float64) - wanted).ravel())
-        outputs.append(wanted.astype(np.float64).ravel())
-    difference, output = np.concatenate(differences), np.concatenate(outputs)
-    if not (np.isfinite(difference).all() and np.isfinite(output).all()):
-        return _Error(None, None)
-    rms = float(np.sqrt(np.mean(difference**2))) / max(float(np.sqrt(np.mean(output**2))), _TINY)
-    return _Error(rms, float(np.abs(difference).max()) / max(float(np.abs(output).max()), _TINY))
+def _floats(bundle: Bundle, placed: PlacedEngine, maps: Features) -> NDArray[np.float64]:
+    """Output of a block's engine as float64, channels first, whatever layout it left it in."""
+    output = np.stack(maps).astype(np.float64)
+    if placed.engine.output == "float32":
+        return output
+    scale = bundle.manifest.runtimes["onnxruntime"].feature_scales[placed.block or 0]
+    return output.transpose(0, 3, 1, 2) * scale
 
 
-def _both(
-    sessions: Sessions,
-    exact: Engine,
-    engine: Engine,
-    features: Features,
-    rows: NDArray[np.intp],
-    scale: np.float32,
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """What the exact engine and another make of the same features, both as float32, channels first."""
-    for layout, _, maps in features.split(rows):
-        pair = []
-        for one in (exact, engine):
-            out = sessions.run(one, layout, maps)
-            if one.output == "uint8":
-                out = out.transpose(0, 3, 1, 2).astype(np.float32) * scale
-            pair.append(out)
-        yield pair[0], pair[1]
+def _errors(output: NDArray[np.float64], exact: NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:
+    """Relative errors of an engine's output, root-mean-square and greatest; ``None`` if a value is not finite."""
+    if not (np.isfinite(output).all() and np.isfinite(exact).all()):
+        return None, None
+    difference = output - exact
+    rms = float(np.sqrt(np.mean(difference**2))) / max(float(np.sqrt(np.mean(exact**2))), _TINY)
+    return rms, float(np.abs(difference).max()) / max(float(np.abs(exact).max()), _TINY)

@@ -2,49 +2,45 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from dfs_deploy.bench import BenchResult
-from dfs_deploy.bench.forced import ForcedPath
+from dfs_deploy.bench.result import BenchResult, ForcedPath
 from dfs_deploy.errors import UsageError
 from dfs_deploy.io.files import write_whole
-from dfs_deploy.report.figures import CONFIG, SCALE, Spec
-from dfs_deploy.system.extras import required
+from dfs_deploy.report.style import draw
+from dfs_deploy.system.libraries import required
 
 _LINES = ("dispatch", "trace: the same path as one engine", "static: every block")
 _COLORS = ("#1b5e9e", "#c2571a", "#555555")
 
 
 def figure_writer(file: Path) -> Callable[[BenchResult], None]:
-    """What will write the figure of a bench with forced paths; made first, so that a bench is not run for nothing.
+    """Function that writes the figure of a bench; made before the bench, so that none is run for a figure that fails.
 
     Args:
         file: SVG or PNG, as its suffix says.
 
     Raises:
         UsageError: another suffix; or, when it is called, a file that cannot be written.
-        MissingExtraError: what draws is not installed.
+        MissingExtraError: the library that draws is not installed.
     """
     if file.suffix not in (".svg", ".png"):
         raise UsageError(f"{file} ends in {file.suffix or 'nothing'!r}, expected .svg or .png; name the plot so")
     with required("bench"):
-        import vl_convert
+        import vl_convert  # noqa: F401
 
     def write(result: BenchResult) -> None:
-        spec = json.dumps(forced_figure(result))
-        svg = file.suffix == ".svg"
-        drawn = vl_convert.vegalite_to_svg(spec).encode() if svg else vl_convert.vegalite_to_png(spec, scale=SCALE)
         try:
-            write_whole(file, drawn)
+            write_whole(file, draw(forced_figure(result), file.suffix[1:]))
         except OSError as error:
             raise UsageError(f"{file} cannot be written ({error.strerror}); name another file") from error
 
     return write
 
 
-def forced_figure(result: BenchResult) -> Spec:
+def forced_figure(result: BenchResult) -> dict[str, Any]:
     """A panel for each precision, as Vega-Lite; latencies start at zero."""
     precisions = list(dict.fromkeys(path.precision for path in result.forced))
     how = f"{result.threads} thread(s), batch {result.dynamic.batch}"
@@ -58,11 +54,10 @@ def forced_figure(result: BenchResult) -> Spec:
             for precision in precisions
         ],
         "resolve": {"scale": {"color": "shared", "strokeDash": "shared"}},
-        "config": CONFIG,
     }
 
 
-def _panel(precision: str, paths: Sequence[ForcedPath]) -> Spec:
+def _panel(precision: str, paths: Sequence[ForcedPath]) -> dict[str, Any]:
     rows = [
         {"share": path.share, "line": line, "ms": ms}
         for path in paths

@@ -1,6 +1,6 @@
 """The page: one HTML file that asks the network for nothing, made from a report's JSON.
 
-Numbers reach the page through :class:`_Numbers` alone, which looks each up in the JSON and marks where it stands; text
+Numbers reach the page only through :class:`_Numbers`, which looks each up in the JSON and marks where it stands; text
 is escaped by Jinja, and the embedded JSON cannot end its script element. The content security policy lets the page's
 own scripts run, by their digests, and nothing else.
 """
@@ -18,8 +18,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dfs_deploy.report.charts import BUNDLE_COLORS, axis_end, charts, runtime_script
-from dfs_deploy.report.palette import option_colors
-from dfs_deploy.report.results import Point, Report, as_json
+from dfs_deploy.report.data import Point, Report
+from dfs_deploy.report.style import OptionColor, option_colors
 
 _TEMPLATES = "templates"
 _UNKNOWN = "\N{EN DASH}"
@@ -34,7 +34,7 @@ def render_page(report: Report) -> str:
     Returns:
         A whole HTML document.
     """
-    value = as_json(report)
+    value = report.as_json()
     vega, own = runtime_script(), _template_text("report.js")
     environment = Environment(
         loader=PackageLoader("dfs_deploy.report", _TEMPLATES),
@@ -43,7 +43,7 @@ def render_page(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(short=_short, option_colors=option_colors, places=_places)
+    environment.filters.update(short=_short, colors=_colors, slots=_slots)
     template = environment.get_template("report.html.j2")
     return template.render(
         report=value,
@@ -64,38 +64,39 @@ def render_page(report: Report) -> str:
 
 
 def frontier_caption(points: Sequence[Point]) -> str:
-    """What the chart of accuracy against latency shows, of these points and no others."""
+    """Caption of the chart of accuracy against latency."""
     shown = [point for point in points if point.top1 is not None]
     parts = ["Accuracy against latency: up and to the left is better. Point: median; line: to the 95th percentile."]
     if any(point.kind == "static" for point in shown):
         parts.append("Hollow: static networks.")
     if any(point.kind == "budget" for point in shown):
-        parts.append("Joined by a dashed line: the network at its budgets, timed in the same turns.")
+        parts.append("Joined by a dashed line: the network at its budgets, timed in the same rounds.")
     return " ".join([*parts, *_arrows(shown)])
 
 
 def latency_caption(points: Sequence[Point]) -> str:
-    """What the chart of latencies shows."""
+    """Caption of the chart of latencies."""
     return " ".join(["Latency of a call, by case. Bar: median; mark: 95th percentile.", *_arrows(points)])
 
 
 def _arrows(points: Sequence[Point]) -> list[str]:
     if any(point.p95_ms is not None and point.p95_ms > axis_end(points) for point in points):
-        return ["Arrow at the edge: the 95th percentile lies beyond it; the table tells it."]
+        return ["Arrow at the edge: the 95th percentile lies beyond it; the table gives its value."]
     return []
 
 
 class _Numbers:
-    """Shows numbers of a report, each with the place that it stands at in the JSON (RFC 6901, a JSON pointer)."""
+    """Shows numbers of a report, each with its JSON pointer (RFC 6901)."""
 
     def __init__(self, report: dict[str, Any]) -> None:
         self._report = report
 
     def __call__(self, at: str, kind: str = "plain") -> Markup:
-        """The number at a place, formatted by its kind, one of :data:`FORMATS`; a dash for ``None``."""
+        """The number that a pointer names, formatted by its kind, one of :data:`FORMATS`; a dash for ``None``."""
         value: Any = self._report
         for part in at.strip("/").split("/"):
-            value = value[int(part)] if isinstance(value, Sequence) else value[part]
+            # A bench leaves out keys whose value is not known.
+            value = value[int(part)] if isinstance(value, Sequence) else value.get(part)
         if value is None:
             return Markup('<span class="unknown" title="not known">{}</span>').format(_UNKNOWN)
         shown = FORMATS[kind](value)
@@ -118,7 +119,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "error": lambda value: f"{value:.2e}",
     "fixed": lambda value: f"{value:.2f}",
     "megabytes": lambda value: f"{value / 1e6:.2f} MB",
-    "joules": lambda value: f"{1e3 * value:.2f} mJ",
+    "length": lambda value: f"{len(value):,}",
 }
 """How each kind of number is written."""
 
@@ -128,9 +129,13 @@ def _short(option: str) -> str:
     return {"skip": _UNKNOWN, "full": "F"}.get(option, option)
 
 
-def _places(options: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Where each option stands among the options, by name."""
-    return {option["name"]: place for place, option in enumerate(options)}
+def _slots(options: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Index of each option among the options, by name."""
+    return {option["name"]: slot for slot, option in enumerate(options)}
+
+
+def _colors(options: Sequence[dict[str, Any]]) -> list[OptionColor]:
+    return option_colors([option["bits"] for option in options])
 
 
 def _embedded(value: Any) -> Markup:

@@ -1,4 +1,9 @@
-"""Which CPU this is, what it computes fast, and how much of it this process may use, as Linux tells."""
+"""This machine's CPU as Linux describes it: what it computes fast, which INT8 engines suit it, how much of it is ours.
+
+x86 CPUs without VNNI add two products of 8-bit numbers in 16 bits, where they can saturate. ONNX Runtime computes them
+exactly there, and slowly, unless the weights have 7 bits, which cannot saturate. Everywhere else 8 bits are as fast and
+more precise.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Final, Literal
+
+from dfs_deploy.errors import UsageError
 
 _INT8 = (
     ("avx512_vnni", "AVX-512 VNNI"),
@@ -20,20 +28,38 @@ _KEY_FACTS = ("model name", "CPU implementer", "CPU part", "CPU variant", "CPU r
 _X86_VECTORS = ("avx", "amx")
 _ROOT = Path("/")
 _OCTAL = re.compile(r"\\([0-7]{3})")
-"""A space or the like in a path of ``/proc/self/mountinfo``."""
+"""An escaped character, such as a space, in a path of ``/proc/self/mountinfo``."""
+
+TargetCpu = Literal["vnni", "avx2", "arm"]
+WeightBits = Literal[7, 8]
+
+WEIGHT_BITS: Final[dict[TargetCpu, WeightBits]] = {"vnni": 8, "avx2": 7, "arm": 8}
+"""Bits of INT8 weights that each kind of CPU wants."""
+
+AUTO: Final = "auto"
+"""Name of the kind of this machine's CPU, whichever it is."""
+
+WORDS: Final[dict[TargetCpu, str]] = {
+    "vnni": "x86 with VNNI",
+    "avx2": "x86 without VNNI",
+    "arm": "Arm or any other that is not x86",
+}
+"""Kinds of CPU in words."""
+
+_X86 = ("x86_64", "amd64", "i686", "i386")
 
 
 @dataclass(frozen=True)
 class Cpu:
-    """A CPU, told from others.
+    """A CPU and what it can do.
 
     Attributes:
-        model: model name, or the architecture where the system gives none.
-        features: the kernel's names of what it can do; empty where the system does not say.
-        int8: the instructions for 8-bit products that it has, or an empty string.
+        model: name of the model, or the architecture if the system gives none.
+        features: names that the kernel has for what it can do; empty if the system does not say.
+        int8: instructions for 8-bit products that it has, in words; empty if it has none.
         float16: whether it computes in float16 and ONNX Runtime has kernels for it: 64-bit Arm with FEAT_FP16.
-        key: what tells it from others in the key of a cache: of x86 the model's name, which virtual machines shorten to
-            that of a family, and the vector instructions; of Arm the maker's numbers and the features.
+        key: text that differs between CPUs, for the key of a cache: on x86 the model's name, which virtual machines
+            shorten to that of a family, and the vector instructions; on Arm the maker's numbers and the features.
     """
 
     model: str
@@ -68,7 +94,7 @@ def has_fast_float16() -> bool:
 
 
 def cpu_facts(root: Path = _ROOT) -> dict[str, str]:
-    """What ``/proc/cpuinfo`` says of the first CPU, by its own names; empty if there is no such file.
+    """Facts about the first CPU in ``/proc/cpuinfo``, by the kernel's names; empty if there is no such file.
 
     Args:
         root: folder of the file system's root.
@@ -82,17 +108,71 @@ def cpu_facts(root: Path = _ROOT) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
+def is_x86() -> bool:
+    """Whether this machine has an x86 CPU."""
+    return platform.machine().lower() in _X86
+
+
+def target_of(cpu: Cpu | None = None) -> TargetCpu:
+    """The kind of a CPU of this machine's architecture.
+
+    Args:
+        cpu: description of the CPU; ``None`` for the one that this process runs on.
+    """
+    if not is_x86():
+        return "arm"
+    return "vnni" if (describe_cpu() if cpu is None else cpu).int8 else "avx2"
+
+
+def target_named(name: str | None) -> TargetCpu:
+    """The kind of CPU that a name stands for.
+
+    Args:
+        name: ``vnni``, ``avx2`` or ``arm``; ``auto`` and ``None`` for the kind of this machine's CPU.
+
+    Raises:
+        UsageError: another name.
+    """
+    if name is None or name == AUTO:
+        return target_of()
+    for target in WEIGHT_BITS:
+        if name == target:
+            return target
+    raise UsageError(f"unknown target CPU {name!r}, expected {AUTO}, {', '.join(WEIGHT_BITS)}")
+
+
+def made_for_another_cpu(weight_bits: int | None, cpu: Cpu | None = None) -> str | None:
+    """A note if INT8 engines for ONNX Runtime suit another kind of CPU.
+
+    Args:
+        weight_bits: bits of their weights; ``None`` if there are no such engines.
+        cpu: description of the CPU that is to run them; ``None`` for the one that this process runs on.
+
+    Returns:
+        One line with the cost and the remedy; ``None`` if they suit this CPU.
+    """
+    here = target_of(cpu)
+    wanted = WEIGHT_BITS[here]
+    if weight_bits is None or weight_bits == wanted:
+        return None
+    cost = "INT8 engines are slow here" if weight_bits > wanted else "they lose precision for nothing"
+    return (
+        f"made for another CPU: INT8 weights have {weight_bits} bits and this CPU ({WORDS[here]}) wants {wanted}, so"
+        f" {cost}; export with --target-cpu {here}"
+    )
+
+
 @dataclass(frozen=True)
 class CpuLimits:
     """How much CPU time this process may use.
 
     Attributes:
         affinity: logical CPUs that this process may run on, in order.
-        quota: CPU seconds per second that its control groups grant (``docker run --cpus``, a Kubernetes limit), the
-            least of them; ``None`` for no limit. A process that needs more is stopped until the next period begins,
-            every 100 ms as a rule.
-        throttled_periods: periods in which a group with a quota was stopped, from the group's start until now;
-            ``None`` without a quota, or if the kernel does not count them. Take the difference of two readings.
+        quota: CPU seconds per second that its control groups grant (``docker run --cpus``, a Kubernetes limit): the
+            smallest of their limits; ``None`` for no limit. A process that needs more is stopped until the next period
+            begins, usually every 100 ms.
+        throttled_periods: number of periods in which a group with a quota was stopped, from the group's start until
+            now; ``None`` without a quota, or if the kernel does not count them. Take the difference of two readings.
     """
 
     affinity: tuple[int, ...]
@@ -101,16 +181,16 @@ class CpuLimits:
 
     @property
     def cores(self) -> int:
-        """Threads that can truly run at once: logical CPUs, or what the quota keeps busy if that is fewer, at least 1.
+        """Number of threads that can run at once: of logical CPUs, or of what the quota keeps busy if that is fewer.
 
-        A started CPU counts whole: a quota of 1.5 keeps 2 threads busy three quarters of the time.
+        It is at least 1, and the quota is rounded up: a quota of 1.5 keeps 2 threads busy three quarters of the time.
         """
         count = len(self.affinity)
         return count if self.quota is None else max(1, min(count, -int(-self.quota // 1)))
 
 
 def cpu_limits(root: Path = _ROOT) -> CpuLimits:
-    """Reads affinity and control groups, of version 2 and version 1; files that the kernel does not have are no limit.
+    """Reads affinity and control groups, version 2 and version 1; a file that the kernel does not have is no limit.
 
     Args:
         root: folder of the file system's root.
@@ -150,14 +230,14 @@ def _cpu_groups(root: Path) -> Iterator[Path]:
                 within = PurePosixPath(path)
                 # In a container without a namespace of its own, the path is the host's and the mount shows a part.
                 inner = within.relative_to(place) if within.is_relative_to(place) else PurePosixPath()
-                if ".." in inner.parts:  # of a process that was moved out of its namespace
+                if ".." in inner.parts:  # the process was moved out of its namespace
                     inner = PurePosixPath()
                 folder = root / str(mount).lstrip("/")
                 yield from (folder / each for each in (inner, *inner.parents))
 
 
 def _group_mounts(root: Path) -> Iterator[tuple[str, str, PurePosixPath, PurePosixPath]]:
-    """Mounts of control groups that limit CPU time: controller, kind, which part is mounted, and where."""
+    """Mounts of control groups that limit CPU time: controller, kind, the part that is mounted, and its mount point."""
     for line in _kernel_text(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")  # proc_pid_mountinfo(5)
         fields, said = before.split(), after.split()
@@ -171,7 +251,7 @@ def _group_mounts(root: Path) -> Iterator[tuple[str, str, PurePosixPath, PurePos
 
 
 def _kernel_text(file: Path) -> str:
-    """Content of a small file of the kernel; nothing if there is none, or if this process may not see it."""
+    """Content of a small file of the kernel; empty if there is none, or if this process may not see it."""
     try:
         return file.read_text(errors="replace")
     except OSError:

@@ -1,8 +1,8 @@
-"""ONNX Runtime, imported in this one place: without its telemetry, and refused with the true reason if it is no use.
+"""The one place where ONNX Runtime is imported: its telemetry is off, and an unusable one is refused with the reason.
 
 The Linux wheel of ONNX Runtime 1.32 reports on its use: it writes a device id and a store of events into the user's
-home folder, starts a thread and looks up its maker's host. No call turns that off once it is imported. It is turned off
-here before the import, unless whoever runs the process has set the variable already, to anything.
+home folder, starts a thread and looks up its maker's host. No call turns that off once it is imported. So it is turned
+off here before the import, unless whoever runs the process has already set the variable, to any value.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TELEMETRY = "ORT_DISABLE_TELEMETRY"
 """Environment variable that ONNX Runtime reads when it is imported: 1 for no telemetry."""
 
 LEAST = (1, 20)
-"""Oldest version of ONNX Runtime that has what is used of it."""
+"""Oldest version of ONNX Runtime that has every function used here."""
 
 _given = os.environ.get(TELEMETRY)
 _late = "onnxruntime" in sys.modules
@@ -29,7 +29,7 @@ if _given is None and not _late:
 
 
 def telemetry() -> str:
-    """What was decided about ONNX Runtime's telemetry in this process, in words."""
+    """State of ONNX Runtime's telemetry in this process, in words."""
     if _given is not None:
         return f"as {TELEMETRY}={_given!r} says, which was set before"
     if _late:
@@ -39,19 +39,19 @@ def telemetry() -> str:
 
 def _broken(error: Exception) -> DependencyError:
     why = f"{type(error).__name__}: {first_line(error)}"
-    return DependencyError(f"onnxruntime is installed and cannot be imported ({why}); repair it", "onnxruntime")
+    return DependencyError(f"onnxruntime is installed and cannot be imported ({why}); repair it", module="onnxruntime")
 
 
-# Whichever distribution it comes from: onnxruntime, -gpu, -openvino, the wheel of a board's maker.
+# From whichever distribution: onnxruntime, onnxruntime-gpu, onnxruntime-openvino, the wheel of a board's maker.
 try:
     import onnxruntime
 except ModuleNotFoundError as error:
-    if error.name != "onnxruntime":  # something that it needs
+    if error.name != "onnxruntime":  # a library that it needs is missing
         raise _broken(error) from error
     raise DependencyError(
-        "onnxruntime is not installed and bundles need it; run: pip install onnxruntime", "onnxruntime"
+        "onnxruntime is not installed and bundles need it; run: pip install onnxruntime", module="onnxruntime"
     ) from error
-except Exception as error:  # a broken library raises whatever it meets while it begins
+except Exception as error:  # a broken library can raise anything while it is imported
     raise _broken(error) from error
 
 
@@ -60,7 +60,7 @@ def _check() -> None:
         raise DependencyError(
             "onnxruntime is a folder without the library, as removing one of several distributions leaves it; run:"
             " pip install --force-reinstall onnxruntime",
-            "onnxruntime",
+            module="onnxruntime",
         )
     version = str(getattr(onnxruntime, "__version__", ""))
     numbers = re.match(r"(\d+)\.(\d+)", version)
@@ -68,7 +68,7 @@ def _check() -> None:
         least = ".".join(map(str, LEAST))
         raise DependencyError(
             f"onnxruntime {version} is too old, expected {least} or later; run: pip install --upgrade onnxruntime",
-            "onnxruntime",
+            module="onnxruntime",
         )
 
 

@@ -13,7 +13,7 @@ def test_every_option_of_every_block_is_timed(mixed: Made, monkeypatch: pytest.M
     monkeypatch.setattr("dfs_deploy.bench.costs.MAX_UNCERTAINTY", math.inf)  # however busy this machine is
     bundle = Bundle(mixed.path)
     told: list[float] = []
-    table = measure_costs(bundle, plan=False, progress=told.append)
+    table = measure_costs(bundle, plan=False, progress=lambda stage, share: told.append(share))
     assert told[-1] == 1.0
     assert (table.bundle, table.threads) == (bundle.digest, 1)
     assert [(e.block, e.option) for e in table.entries] == [(b, o) for b in (1, 2, 3) for o in bundle.options.names]

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from dfs_deploy.bench.csv_file import cell, write_csv
 from tests.bench.made import FACTS, made_bench
@@ -31,7 +31,7 @@ def test_a_row_a_case_with_the_figures_of_the_json(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("turns", [2, 60])
 def test_the_columns_do_not_depend_on_what_is_known(tmp_path: Path, turns: int) -> None:
-    write_csv(made_bench(turns=turns), tmp_path / "bench.csv")
+    write_csv(made_bench(rounds=turns), tmp_path / "bench.csv")
     write_csv(made_bench(), tmp_path / "full.csv")
     found = rows(tmp_path / "bench.csv")
     assert found[0].keys() == rows(tmp_path / "full.csv")[0].keys()

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dfs_deploy.bench import check_device
-from dfs_deploy.bench.devices import DEVICES, RUNTIME_OF
+from dfs_deploy.bench.devices import DEVICES, RUNTIME_OF, check_device
 from dfs_deploy.errors import EnvironmentLacksError, UsageError
 from tests.bench.boards import jetson_tree
 from tests.bench.sensors import write_tree
@@ -33,13 +32,11 @@ def test_a_cpu_is_always_there(tmp_path: Path) -> None:
 def test_an_unknown_device_is_a_wrong_call(device: str) -> None:
     with refuses(UsageError, repr(device), *DEVICES):
         check_device(device)
-    assert UsageError.exit_code == 2
 
 
 def test_another_machine_is_no_jetson(tmp_path: Path) -> None:
     with refuses(EnvironmentLacksError, "nv_tegra_release", "device-tree/model", "--device cpu"):
         check_device("jetson", tmp_path)
-    assert EnvironmentLacksError.exit_code == 3
 
 
 def test_a_machine_with_a_gpu_is_no_jetson_and_may_use_it(gpu: Path) -> None:

@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 
 from dfs_deploy.bench.clock import Case
-from dfs_deploy.bench.energy import EnergyReading, EnergySampler
-from dfs_deploy.bench.energy_cases import measure_energy
+from dfs_deploy.bench.energy import EnergyReading, EnergySampler, measure_energy
 
 
 class Scripted(EnergySampler):

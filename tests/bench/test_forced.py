@@ -1,33 +1,32 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
-from dfs_deploy.bench.case_result import CaseResult
-from dfs_deploy.bench.clock import summarize
-from dfs_deploy.bench.forced import forced_paths
+from dfs_deploy.bench.clock import case_result
+from dfs_deploy.bench.paths import forced_paths
+from dfs_deploy.bench.result import CaseResult
 from dfs_deploy.options import Options
-from tests.bench.made import turns_of
+from tests.bench.made import rounds_of
 
 OPTIONS = Options.parse("skip,8")
-TURNS = {
-    "dfs-forced-50-int8": turns_of(1.0, seed=1),
-    "trace-50-int8": turns_of(0.8, seed=2),
-    "static-int8": turns_of(2.0, seed=3),
+ROUNDS = {
+    "dfs-forced-50-int8": rounds_of(1.0, seed=1),
+    "trace-50-int8": rounds_of(0.8, seed=2),
+    "static-int8": rounds_of(2.0, seed=3),
 }
 
 
 def cases(gates: bool = True) -> list[CaseResult]:
     """Engines of 0.7 ms and gates of 0.02 ms in a call of 1 ms."""
-    made = [CaseResult(name, 1, summarize(turns.ravel())) for name, turns in TURNS.items()]
+    made = [case_result(name, 1, rounds) for name, rounds in ROUNDS.items()]
     if gates:
-        made[0] = replace(made[0], engine_ms=0.7, gate_us=2.0, gate_share=0.02 / made[0].timing.p50)
+        made[0] = replace(made[0], engine_ms=0.7, gate_us=2.0, gate_share=0.02 / made[0].latency_ms.p50)
     return made
 
 
 def test_dispatch_is_set_against_trace_and_static() -> None:
-    (path,) = forced_paths(OPTIONS, cases(), TURNS, gated_blocks=11)
+    (path,) = forced_paths(OPTIONS, cases(), ROUNDS, gated_blocks=11)
     assert (path.share, path.blocks, path.option, path.precision) == (50, 5, "8", "int8")
     assert path.over_trace is not None
     assert path.over_static is not None
@@ -38,23 +37,23 @@ def test_dispatch_is_set_against_trace_and_static() -> None:
 
 
 def test_costs_are_shared_out_over_the_gated_blocks() -> None:
-    (path,) = forced_paths(OPTIONS, cases(), TURNS, gated_blocks=10)
+    (path,) = forced_paths(OPTIONS, cases(), ROUNDS, gated_blocks=10)
     assert path.gate_us == pytest.approx(2.0)
     assert path.dispatch_us == pytest.approx(100 * (path.dispatch_ms - 0.7 - 0.02))
 
 
 @pytest.mark.parametrize(("gates", "gated_blocks"), [(False, 10), (True, 0)])
 def test_no_costs_without_engines_timed_or_blocks(gates: bool, gated_blocks: int) -> None:
-    (path,) = forced_paths(OPTIONS, cases(gates), TURNS, gated_blocks)
+    (path,) = forced_paths(OPTIONS, cases(gates), ROUNDS, gated_blocks)
     assert (path.gate_us, path.dispatch_us) == (None, None)
     assert path.over_trace is not None
 
 
 def test_without_a_static_engine_of_the_precision_the_trace_remains() -> None:
-    (path,) = forced_paths(OPTIONS, cases()[:2], TURNS, gated_blocks=10)
+    (path,) = forced_paths(OPTIONS, cases()[:2], ROUNDS, gated_blocks=10)
     assert (path.static_ms, path.over_static) == (None, None)
     assert path.over_trace is not None
 
 
 def test_nothing_was_forced() -> None:
-    assert forced_paths(OPTIONS, cases()[2:], TURNS, gated_blocks=10) == ()
+    assert forced_paths(OPTIONS, cases()[2:], ROUNDS, gated_blocks=10) == ()

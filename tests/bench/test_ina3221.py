@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dfs_deploy.bench import ina3221
 from dfs_deploy.bench.energy import EnergySampler
+from dfs_deploy.bench.sensors import find_ina3221
 from dfs_deploy.errors import EnvironmentLacksError
 from tests.bench.sensors import ina3221_tree
 from tests.checks import refuses
@@ -30,7 +30,7 @@ AGX_ORIN = {
 def test_the_rail_that_feeds_the_module(
     tmp_path: Path, chips: dict[str, dict[int, tuple[str, int, int]]], rail: str, watts: float
 ) -> None:
-    sampler = ina3221.find(ina3221_tree(tmp_path, chips))
+    sampler = find_ina3221(ina3221_tree(tmp_path, chips))
     assert isinstance(sampler, EnergySampler)
     sampler.start()
     result = sampler.stop()
@@ -38,33 +38,26 @@ def test_the_rail_that_feeds_the_module(
     assert result.watts == pytest.approx(watts)
 
 
-def test_every_rail_in_order_and_nothing_that_is_none(tmp_path: Path) -> None:
-    ina3221_tree(tmp_path, AGX_ORIN)
-    found = ina3221.rails(tmp_path)
-    assert [rail.label for rail in found] == ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO"]
-    assert found[0].watts() == pytest.approx(1.9)
-
-
 def test_rails_that_are_not_the_whole_are_named(tmp_path: Path) -> None:
-    found = ina3221.find(ina3221_tree(tmp_path, {"1-0040": {1: ("VDD_GPU_SOC", 1, 1), 3: ("VIN_SYS_5V0", 1, 1)}}))
+    found = find_ina3221(ina3221_tree(tmp_path, {"1-0040": {1: ("VDD_GPU_SOC", 1, 1), 3: ("VIN_SYS_5V0", 1, 1)}}))
     assert isinstance(found, str)
     for word in ("VDD_GPU_SOC, VIN_SYS_5V0", "VIN, POM_5V_IN, VDD_IN"):
         assert word in found
 
 
 def test_no_monitor(tmp_path: Path) -> None:
-    assert "no INA3221" in str(ina3221.find(tmp_path))
+    assert "no INA3221" in str(find_ina3221(tmp_path))
 
 
 def test_a_monitor_that_holds_no_number(tmp_path: Path) -> None:
     ina3221_tree(tmp_path, ORIN_NANO)
     (current,) = tmp_path.rglob("curr1_input")
     current.write_text("\n")
-    assert "cannot be read" in str(ina3221.find(tmp_path))
+    assert "cannot be read" in str(find_ina3221(tmp_path))
 
 
 def test_a_monitor_that_goes_away(tmp_path: Path) -> None:
-    sampler = ina3221.find(ina3221_tree(tmp_path, ORIN_NANO))
+    sampler = find_ina3221(ina3221_tree(tmp_path, ORIN_NANO))
     assert isinstance(sampler, EnergySampler)
     sampler.start()
     (current,) = tmp_path.rglob("curr1_input")

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from dfs_deploy.bench.inputs import MAX_INPUTS, draw_inputs
+from dfs_deploy.bench.candidates import MAX_INPUTS, draw_inputs
 from dfs_deploy.bundle import Bundle, Samples
 from dfs_deploy.data import Dataset
 from dfs_deploy.data.digits import DIGITS_CLASSES, load_digits

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfs_deploy.bench.intervals import MIN_SEGMENTS, Interval, median_interval, paired_ratios, share_difference
-from tests.bench.made import turns_of
+from dfs_deploy.bench.clock import MIN_SEGMENTS, median_interval, paired_ratios, share_difference
+from dfs_deploy.bench.result import Interval
+from tests.bench.made import rounds_of
 
 # The median
 
@@ -41,8 +42,8 @@ def test_the_interval_holds_the_median_of_any_distribution_nineteen_times_of_twe
 
 
 @given(st.floats(0.2, 5.0), st.integers(6, 200), st.integers(0, 5))
-def test_a_known_ratio_is_found(ratio: float, turns: int, seed: int) -> None:
-    base = turns_of(1.0, turns, seed)
+def test_a_known_ratio_is_found(ratio: float, rounds: int, seed: int) -> None:
+    base = rounds_of(1.0, rounds, seed)
     found = paired_ratios(np.rint(base * ratio).astype(np.int64), base, "base")
     assert found is not None
     for interval in (found.mean, found.p50, *([] if found.p95 is None else [found.p95])):
@@ -51,11 +52,11 @@ def test_a_known_ratio_is_found(ratio: float, turns: int, seed: int) -> None:
 
 
 def test_few_turns_give_no_ratio() -> None:
-    assert paired_ratios(turns_of(1.0, 5), turns_of(2.0, 5), "base") is None
+    assert paired_ratios(rounds_of(1.0, 5), rounds_of(2.0, 5), "base") is None
 
 
 def test_a_machine_that_slows_down_for_a_while_moves_no_ratio() -> None:
-    case, base = turns_of(1.0, 120, 1), turns_of(2.0, 120, 2)
+    case, base = rounds_of(1.0, 120, 1), rounds_of(2.0, 120, 2)
     quiet = paired_ratios(case, base, "base")
     slow = np.ones((120, 1))
     slow[30:90] = 1.7
@@ -67,7 +68,7 @@ def test_a_machine_that_slows_down_for_a_while_moves_no_ratio() -> None:
 
 
 def test_a_few_disturbed_turns_move_no_ratio() -> None:
-    case, base = turns_of(1.0, 120, 1), turns_of(2.0, 120, 2)
+    case, base = rounds_of(1.0, 120, 1), rounds_of(2.0, 120, 2)
     disturbed = case.copy()
     disturbed[::7, 3] *= 40
     found, quiet = paired_ratios(disturbed, base, "base"), paired_ratios(case, base, "base")
@@ -77,8 +78,8 @@ def test_a_few_disturbed_turns_move_no_ratio() -> None:
 
 
 def test_an_interval_widens_with_what_the_turns_show() -> None:
-    steady = paired_ratios(turns_of(1.0, seed=1), turns_of(1.0, seed=2), "base")
-    shaky = paired_ratios(turns_of(1.0, seed=1, spread=0.2), turns_of(1.0, seed=2, spread=0.2), "base")
+    steady = paired_ratios(rounds_of(1.0, seed=1), rounds_of(1.0, seed=2), "base")
+    shaky = paired_ratios(rounds_of(1.0, seed=1, spread=0.2), rounds_of(1.0, seed=2, spread=0.2), "base")
     assert steady is not None
     assert shaky is not None
     assert steady.mean.uncertainty < 0.02 < shaky.mean.uncertainty

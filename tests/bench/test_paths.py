@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from dfs_deploy.bench.alone import EngineTimes
-from dfs_deploy.bench.clock import Turn
-from dfs_deploy.bench.paths import PathLatency, option_shares, time_paths
+from dfs_deploy.bench.paths import option_shares, time_paths
+from dfs_deploy.bench.result import PathLatency, Round
 from dfs_deploy.runtimes import Runtime
 from tests.bundles import Made
 
@@ -23,7 +21,7 @@ def runtime(mixed: Made) -> Iterator[Runtime]:
 def found(mixed: Made, runtime: Runtime) -> tuple[PathLatency, ...]:
     images = runtime.input.normalize(mixed.data.images)
     taken = np.concatenate([runtime(image[None]).path for image in images])
-    return time_paths(runtime, images, taken, EngineTimes(runtime), turn=Turn(4, 1), min_s=0.0, min_iterations=20)
+    return time_paths(runtime, images, taken, size=Round(4, 1), min_s=0.0, min_iterations=20)
 
 
 def test_the_shares_of_options_by_block() -> None:
@@ -38,7 +36,7 @@ def test_three_paths_that_inputs_took(found: tuple[PathLatency, ...], mixed: Mad
     for path in found:
         assert path.inputs == taken.count(path.path) > 0
         assert path.share == path.inputs / len(taken)
-        assert path.timing.iterations >= 20
+        assert path.iterations >= 20
     commonest = found[1]
     assert commonest.inputs == max(map(taken.count, taken))
 
@@ -52,18 +50,3 @@ def test_a_path_costs_what_it_computes(found: tuple[PathLatency, ...], runtime: 
     costs = dict(zip(runtime.options.names, runtime.options.costs, strict=True))
     for path in found:
         assert path.computation_percentage == pytest.approx(100 * np.mean([costs[name] for name in path.path]))
-
-
-def test_a_path_in_plain_values(found: tuple[PathLatency, ...]) -> None:
-    plain = found[0].as_json()
-    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
-    assert plain["latency_ms"]["p50"] == found[0].timing.p50
-
-
-def test_an_engine_is_timed_once_however_many_paths_run_it(runtime: Runtime) -> None:
-    engines = EngineTimes(runtime)
-    blocks = runtime.bundle.architecture.gated_blocks
-    skipping, running = np.zeros(blocks, np.uint8), np.full(blocks, 3, np.uint8)
-    first = engines.path_ms(running)
-    assert engines.path_ms(running) == first
-    assert engines.path_ms(skipping) < first

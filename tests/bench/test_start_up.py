@@ -14,7 +14,7 @@ from tests.checks import refuses
 
 def test_a_start_is_measured_in_a_process_of_its_own(mixed: Made) -> None:
     told: list[float] = []
-    found = measure_start_up(mixed.path, ["dfs", "static-int8"], 1, progress=told.append)
+    found = measure_start_up(mixed.path, ["dfs", "static-int8"], 1, progress=lambda stage, share: told.append(share))
     assert [start.name for start in found] == ["dfs", "static-int8"]
     assert told == [0.0, 0.5]
     for start in found:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dfs_deploy.bench import tegrastats
+from dfs_deploy.bench import sensors
 from dfs_deploy.bench.energy import EnergySampler
 from dfs_deploy.errors import EnvironmentLacksError
 from tests.checks import refuses
@@ -40,14 +40,14 @@ def nothing_is_left() -> Iterator[None]:
 
 
 def test_rails_with_and_without_their_unit() -> None:
-    assert tegrastats.parse_rails(ORIN_NANO) == {"VDD_IN": 4.524, "VDD_CPU_GPU_CV": 0.523, "VDD_SOC": 1.325}
-    assert tegrastats.parse_rails(NANO) == {"POM_5V_IN": 2.532, "POM_5V_GPU": 0.041, "POM_5V_CPU": 0.165}
-    assert tegrastats.parse_rails("") == tegrastats.parse_rails("RAM 1/2MB SWAP 0/3MB IRAM 0/252kB(lfb 252kB)") == {}
+    assert sensors.parse_rails(ORIN_NANO) == {"VDD_IN": 4.524, "VDD_CPU_GPU_CV": 0.523, "VDD_SOC": 1.325}
+    assert sensors.parse_rails(NANO) == {"POM_5V_IN": 2.532, "POM_5V_GPU": 0.041, "POM_5V_CPU": 0.165}
+    assert sensors.parse_rails("") == sensors.parse_rails("RAM 1/2MB SWAP 0/3MB IRAM 0/252kB(lfb 252kB)") == {}
 
 
 @pytest.mark.parametrize(("line", "rail", "watts"), [(ORIN_NANO, "VDD_IN", 4.524), (NANO, "POM_5V_IN", 2.532)])
 def test_a_window_lasts_from_start_to_stop(line: str, rail: str, watts: float) -> None:
-    sampler = tegrastats.find(printing(line))
+    sampler = sensors.find_tegrastats(printing(line))
     assert isinstance(sampler, EnergySampler)
     for _ in range(2):
         sampler.start()
@@ -58,16 +58,16 @@ def test_a_window_lasts_from_start_to_stop(line: str, rail: str, watts: float) -
 
 
 def test_a_process_that_does_not_heed_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tegrastats, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(sensors, "_PATIENCE_S", 0.5)
     program, flag, code = printing(NANO)
     stubborn = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + code
-    sampler = tegrastats.TegrastatsSampler((program, flag, stubborn))
+    sampler = sensors.TegrastatsSampler((program, flag, stubborn))
     sampler.start()
     assert sampler.stop().rail == "POM_5V_IN"
 
 
 def test_a_process_that_ends_by_itself_is_no_reading() -> None:
-    sampler = tegrastats.TegrastatsSampler(printing(NANO, times=1, interval_s=0.0))
+    sampler = sensors.TegrastatsSampler(printing(NANO, times=1, interval_s=0.0))
     sampler.start()
     (thread,) = [thread for thread in threading.enumerate() if thread.name.startswith("energy-")]
     thread.join()
@@ -77,22 +77,22 @@ def test_a_process_that_ends_by_itself_is_no_reading() -> None:
 
 @pytest.mark.parametrize("line", ["RAM 1/2MB VDD_SOC 5mW/5mW", "tegrastats: permission denied"])
 def test_lines_without_the_total_say_what_was_printed(line: str) -> None:
-    found = tegrastats.find(printing(line))
+    found = sensors.find_tegrastats(printing(line))
     assert isinstance(found, str)
     for word in (line[:40], "VIN, POM_5V_IN, VDD_IN"):
         assert word in found
 
 
 def test_a_process_that_prints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tegrastats, "_PATIENCE_S", 0.2)
-    assert "printed nothing" in str(tegrastats.find((sys.executable, "-c", "import time; time.sleep(60)")))
-    assert "printed nothing" in str(tegrastats.find((sys.executable, "-c", "")))
+    monkeypatch.setattr(sensors, "_PATIENCE_S", 0.2)
+    assert "printed nothing" in str(sensors.find_tegrastats((sys.executable, "-c", "import time; time.sleep(60)")))
+    assert "printed nothing" in str(sensors.find_tegrastats((sys.executable, "-c", "")))
 
 
 def test_no_such_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert tegrastats.find() == "no tegrastats on the path"
-    assert "does not start" in str(tegrastats.find((str(tmp_path / "none"),)))
+    assert sensors.find_tegrastats() == "no tegrastats on the path"
+    assert "does not start" in str(sensors.find_tegrastats((str(tmp_path / "none"),)))
 
 
 def test_the_program_on_the_path_is_asked_for_ten_lines_a_second(
@@ -104,6 +104,6 @@ def test_the_program_on_the_path_is_asked_for_ten_lines_a_second(
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert isinstance(tegrastats.find(), EnergySampler)
+    assert isinstance(sensors.find_tegrastats(), EnergySampler)
     assert (tmp_path / "flags").read_text() == "--interval 100\n"
     assert subprocess.run(["/bin/true"], check=True).returncode == 0

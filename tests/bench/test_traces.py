@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dfs_deploy.bench.traces import open_trace
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.runtimes import Runtime
+from dfs_deploy.runtimes.onnxruntime.static import StraightEngine, join_path
 from tests.bundles import Made, relative
 
 PATHS = [[0, 0, 0], [1, 1, 1], [3, 3, 3], [1, 0, 3], [3, 1, 0], [0, 2, 1]]
@@ -18,5 +18,6 @@ def test_a_trace_computes_what_the_path_does(mixed: Made, options: list[int], ba
     images, path = Bundle(mixed.path).input.normalize(mixed.data.images[:batch]), np.array(options, np.uint8)
     with Runtime(mixed.path) as runtime:
         expected = runtime(images, path=np.repeat(path[None], batch, 0)).logits
-        with open_trace(runtime.bundle, path, runtime.substitutions) as trace:
+        joined = join_path(runtime.bundle, path, runtime.substitutions)
+        with StraightEngine(joined, "the trace of a path", runtime.bundle, 1) as trace:
             assert relative(trace(images), expected) < 1e-5

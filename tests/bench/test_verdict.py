@@ -6,12 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfs_deploy.bench.case_result import CaseResult
-from dfs_deploy.bench.clock import summarize
-from dfs_deploy.bench.intervals import Interval
-from dfs_deploy.bench.validity import MAX_UNCERTAINTY, Problem, compare
-from dfs_deploy.bench.verdict import Verdict, decide, times, title
-from dfs_deploy.thresholds import TIE
+from dfs_deploy.bench.clock import case_result
+from dfs_deploy.bench.result import BenchResult, Interval, Problem, Round, Verdict
+from dfs_deploy.bench.verdict import Evidence, compare, times, title
+from dfs_deploy.thresholds import MAX_UNCERTAINTY, TIE
 from tests.bench.made import exactly, made_bench, ratios_of
 
 SURE = {"dfs": 0.95, "static-fp32": 0.95, "static-fp16": 0.95, "static-int8": 0.95}
@@ -30,12 +28,7 @@ def verdict(
     tail_width = width if tail_width is None else tail_width
     p95 = p50 if p95 is None else p95
     cases = [
-        CaseResult(
-            name,
-            1,
-            summarize([round(1e6 * ms)] * 300),
-            top1=None if top1 is None else top1[name],
-        )
+        case_result(name, 1, [round(1e6 * ms)] * 300, top1=None if top1 is None else top1[name])
         for name, ms in p50.items()
     ]
     over = [
@@ -43,7 +36,12 @@ def verdict(
         for name in p50
         if name != "dfs"
     ]
-    return decide(cases, over, problems, drop)
+    return Evidence(cases, over, Round(16), 100, drop, tuple(problems)).verdict()
+
+
+def evidence(result: BenchResult) -> Evidence:
+    """What the verdict of a bench rests on."""
+    return Evidence(result.cases, result.over_static, result.round, result.inputs)
 
 
 def test_the_dynamic_network_is_shipped_where_it_is_fastest_and_accurate() -> None:
@@ -89,10 +87,10 @@ def test_median_and_tail_that_disagree_leave_the_choice_to_the_user() -> None:
     p50 = {"dfs": 0.8, "static-fp32": 3.0, "static-int8": 1.0}
     found = verdict(p50, {**p50, "dfs": 1.5, "static-int8": 1.1})
     assert found.choice is None
-    assert found.words.startswith("DFS where the median counts, static INT8 where p95 does")
+    assert found.words.startswith("DFS if the median counts, static INT8 if p95 does")
     found = verdict({**p50, "dfs": 1.2}, {**p50, "dfs": 0.9, "static-int8": 1.1})
     assert found.choice is None
-    assert found.words.startswith("static INT8 where the median counts, DFS where p95 does")
+    assert found.words.startswith("static INT8 if the median counts, DFS if p95 does")
 
 
 def test_one_that_ties_and_one_that_does_not_decide_together() -> None:
@@ -181,10 +179,8 @@ def test_a_tail_that_is_not_known_leaves_the_choice_to_the_median_and_is_a_cavea
 
 
 def test_what_is_known_beforehand_is_a_caveat_of_every_verdict() -> None:
-    for result in (made_bench(), made_bench({"dfs": 1.0}), made_bench(turns=2)):
-        assert decide(result.cases, result.over_static, result.problems, caveats=["it rained"]).caveats == (
-            "it rained",
-        )
+    for result in (made_bench(), made_bench({"dfs": 1.0}), made_bench(rounds=2)):
+        assert evidence(result).verdict(caveats=["it rained"]).caveats == ("it rained",)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +188,7 @@ def test_what_is_known_beforehand_is_a_caveat_of_every_verdict() -> None:
     [("dfs", "DFS"), ("static-int8", "static INT8"), ("static-fp16@a net", "static FP16 of a net")],
 )
 def test_cases_in_words(name: str, words: str) -> None:
-    assert title(CaseResult(name, 1, summarize([1]))) == words
+    assert title(case_result(name, 1, [1])) == words
 
 
 def test_without_a_static_engine_there_is_nothing_to_compare_with() -> None:
@@ -202,26 +198,27 @@ def test_without_a_static_engine_there_is_nothing_to_compare_with() -> None:
 
 
 def test_a_device_without_static_engines_is_not_told_to_export_for_a_cpu() -> None:
-    found = decide(made_bench({"dfs": 1.0}).cases, [], [], device="jetson")
+    found = evidence(made_bench({"dfs": 1.0})).verdict("jetson")
     assert found.choice is None
     assert "none on jetson" in found.words
     assert "--targets" not in found.words
 
 
 def test_too_few_calls_for_a_tail_are_a_caveat() -> None:
-    result = made_bench(turns=8, top1=dict.fromkeys(("dfs", "static-fp32", "static-int8"), 0.9))
+    result = made_bench(rounds=8, top1=dict.fromkeys(("dfs", "static-fp32", "static-int8"), 0.9))
     assert result.verdict.choice == "dfs"
     assert any("too few calls to compare p95" in line for line in result.verdict.caveats)
     assert "p95" not in result.verdict.words
 
 
 def test_an_accuracy_that_the_images_cannot_tell_is_a_caveat() -> None:
-    timing = summarize([1_000_000] * 300)
+    times = [1_000_000] * 300
     cases = [
-        CaseResult("dfs", 1, timing, top1=0.945, top1_below_best=Interval(-0.005, -0.02, 0.01)),
-        CaseResult("static-fp32", 1, timing, top1=0.95, top1_below_best=Interval(0.0, 0.0, 0.0)),
+        case_result("dfs", 1, times, top1=0.945, top1_below_best=Interval(-0.005, -0.02, 0.01)),
+        case_result("static-fp32", 1, times, top1=0.95, top1_below_best=Interval(0.0, 0.0, 0.0)),
     ]
-    found = decide(cases, [ratios_of("static-fp32", exactly(0.5), exactly(0.5))], [])
+    over = [ratios_of("static-fp32", exactly(0.5), exactly(0.5))]
+    found = Evidence(cases, over, Round(16), 100).verdict()
     assert found.choice == "dfs"
     (caveat,) = found.caveats
     for word in ("DFS", "-0.50 points", "between -2.00 and +1.00", "1.00"):

@@ -271,9 +271,9 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "a longer file": (lengthen, "head.onnx"),
     "two files swapped": (swap, "onnx"),
     "a missing file": (lambda folder: (folder / "common/head.onnx").unlink(), "head.onnx"),
-    "a linked file": (link_file, "head.onnx is a link, as hub caches and DVC make them"),
-    "a linked folder": (link_folder, "common is a link, as hub caches and DVC make them"),
-    "a dangling link": (dangle, "head.onnx is a link to nowhere, which is not there; fetch"),
+    "a linked file": (link_file, "head.onnx is a link, as in caches of model hubs"),
+    "a linked folder": (link_folder, "common is a link, as in caches of model hubs"),
+    "a dangling link": (dangle, "head.onnx is a link to nowhere, which does not exist; fetch"),
     "a sparse file of a terabyte": (sparse, "head.onnx was changed"),
     "a pointer of Git LFS": (
         lambda folder: (folder / "common/head.onnx").write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
@@ -290,7 +290,6 @@ def test_a_file_that_is_not_what_the_manifest_says(made: Path, what: str) -> Non
     spoil(made)
     with refuses(DigestError, str(made), word) as _:
         Bundle(made)
-    assert DigestError.exit_code == 4
 
 
 FOREIGN = {
@@ -323,7 +322,7 @@ def test_what_is_not_listed_is_passed_over_and_named(made: Path, caplog: pytest.
     bundle = Bundle(made)
     assert [found.rstrip("/") for found in bundle.foreign] == [str(name)]
     (record,) = caplog.records
-    assert record.name == "dfs_deploy"
+    assert record.name.startswith("dfs_deploy.")
     assert record.levelname == ("INFO" if what in LITTER else "WARNING")
     assert str(made) in record.getMessage()
     assert record.getMessage().isprintable()
@@ -464,7 +463,6 @@ def test_another_schema_version(made: Path, version: int, word: str) -> None:
     edit_manifest(made, set_to("schema_version", value=version))
     with refuses(SchemaVersionError, str(version), "expected 1 to 4", word):
         Bundle(made)
-    assert SchemaVersionError.exit_code == 4
 
 
 def test_another_version_is_told_before_its_unknown_keys(made: Path) -> None:
@@ -545,7 +543,6 @@ def test_a_manifest_that_breaks_the_schema(made: Path, what: str) -> None:
     edit_manifest(made, edit)
     with refuses(BundleError, str(made), word):
         Bundle(made)
-    assert BundleError.exit_code == 4
 
 
 INCONSISTENT: dict[str, Edit] = {
@@ -622,7 +619,6 @@ def test_parts_that_contradict_each_other(made: Path, what: str) -> None:
     edit_manifest(made, INCONSISTENT[what])
     with pytest.raises(ArtefactError) as caught:
         Bundle(made)
-    assert caught.value.exit_code == 4
     assert str(made) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -1045,7 +1041,7 @@ def test_after_a_crash_while_it_is_replaced_a_bundle_can_be_moved_back(made: Pat
     digest = Bundle(made).digest
     assert subprocess.run([sys.executable, "-c", CUT_OFF, made], check=False).returncode == 9
     (aside,) = made.parent.glob(".*.tmp/*.replaced")
-    with refuses(BundleError, str(made), "cut off", f"{aside} is the old one", "move it back"):
+    with refuses(BundleError, str(made), "interrupted", f"{aside} is the old one", "move it back"):
         Bundle(made)
     aside.rename(made)
     assert Bundle(made).digest == digest

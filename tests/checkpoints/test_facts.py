@@ -78,7 +78,7 @@ def test_what_is_given_against_the_file_is_taken_and_said(ours: Path, facts: dic
     loaded = load_checkpoint(ours, facts=CheckpointFacts(**facts))
     (line,) = loaded.assumptions
     assert word in line
-    assert "in place of the file's" in line
+    assert "instead of the file's" in line
     assert loaded.network.architecture.image_shape == loaded.input.shape
     assert loaded.network.route(torch.zeros(1, *loaded.input.shape)).logits.shape == (1, 3)
 

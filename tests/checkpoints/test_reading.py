@@ -237,7 +237,7 @@ def test_safetensors_without_tensors_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with refuses(CheckpointError, str(tmp_path / "none.pt"), "no checkpoint"):
+    with refuses(CheckpointError, str(tmp_path / "none.pt"), "does not exist"):
         load_checkpoint(tmp_path / "none.pt")
 
 
@@ -247,5 +247,5 @@ def test_another_protocol_is_named_without_warnings(tmp_path: Path, protocol: in
     torch.save({"state_dict": release_state_dict()}, path, pickle_protocol=protocol)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with refuses(CheckpointError, f"protocol {protocol}", "writes 2"):
+        with refuses(CheckpointError, f"protocol {protocol}", "expected 2"):
             read_checkpoint_file(path)

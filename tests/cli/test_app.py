@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 import typer
 
 import dfs_deploy
+from dfs_deploy import errors
+from dfs_deploy.bundle import Bundle
 from dfs_deploy.cli import console
 from dfs_deploy.cli.app import app
 from dfs_deploy.errors import ExportMismatchError
@@ -90,16 +93,86 @@ def test_verify_without_a_checkpoint_says_what_it_takes() -> None:
     run("verify").failed(2, "--checkpoint", "--result")
 
 
-def test_an_error_is_one_line_and_its_class_says_the_exit_code(tmp_path: Path) -> None:
+def test_an_error_is_one_line_and_its_kind_decides_the_exit_code(mixed: Made, tmp_path: Path) -> None:
     run("inspect", tmp_path / "missing.dfs").failed(4, "missing.dfs")
-    run("bench", "--device", "jupiter").failed(2, "jupiter")
+    run("bench", mixed.path, "--device", "jupiter").failed(2, "jupiter")
 
 
-def test_debug_shows_where_it_came_from(tmp_path: Path) -> None:
-    ran = run("--debug", "inspect", tmp_path / "missing.dfs")
+EXIT_CODES = {
+    errors.CheckFailedError: 1,
+    errors.InternalError: 1,
+    errors.UsageError: 2,
+    errors.RuntimeClosedError: 2,
+    errors.EnvironmentLacksError: 3,
+    errors.ArtefactError: 4,
+    errors.EngineError: 4,
+}
+
+
+@pytest.mark.parametrize("error", [each for each in vars(errors).values() if isinstance(each, type)])
+def test_every_error_has_the_exit_code_of_its_kind(error: type[Exception]) -> None:
+    if not issubclass(error, errors.DfsDeployError) or error is errors.DfsDeployError:
+        return
+    (code,) = (code for kind, code in EXIT_CODES.items() if issubclass(error, kind))
+    assert console.exit_code(error("seen")) == code
+
+
+@pytest.mark.parametrize("words", [["--debug", "inspect"], ["inspect", "--debug"]])
+def test_debug_shows_where_it_came_from(tmp_path: Path, words: list[str]) -> None:
+    ran = run(*words, tmp_path / "missing.dfs")
     assert ran.code == 4
     assert "Traceback (most recent call last)" in ran.err
     assert "missing.dfs" in ran.err
+
+
+# The package's log
+
+
+@pytest.fixture
+def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the opening of a bundle say something at every level."""
+    before = Bundle.__init__
+
+    def init(self: Bundle, path: Path) -> None:
+        log = logging.getLogger("dfs_deploy.bundle.artefact")
+        for level in ("debug", "info", "warning"):
+            getattr(log, level)("%s of %s", level, "a\x1b[2Jb")
+        before(self, path)
+
+    monkeypatch.setattr("dfs_deploy.bundle.Bundle.__init__", init)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "shown"),
+    [
+        ([], [], []),
+        (["-v"], [], ["info"]),
+        ([], ["-v"], ["info"]),
+        ([], ["--verbose"], ["info"]),
+        (["-v"], ["-v"], ["debug", "info"]),
+        ([], ["-vv"], ["debug", "info"]),
+        ([], ["-v", "--verbose", "-vv"], ["debug", "info"]),
+    ],
+)
+@pytest.mark.usefixtures("talkative")
+def test_the_log_is_shown_as_far_as_was_asked_for(
+    mixed: Made, before: list[str], after: list[str], shown: list[str]
+) -> None:
+    ran = run(*before, "inspect", mixed.path, *after, "--json")
+    assert ran.code == 0
+    assert ran.json["path"] == str(mixed.path)
+    said = [line for line in ran.err.splitlines() if " of a" in line]
+    assert said == [
+        *(f"bundle.artefact: {level} of a\\x1b[2Jb" for level in shown),
+        "warning: warning of a\\x1b[2Jb",
+    ]
+    if not shown:
+        assert len(ran.err.splitlines()) == 1
+    assert not logging.getLogger("dfs_deploy").handlers, "nothing of it stays in the process"
+
+
+def test_words_after_two_dashes_are_no_flags(mixed: Made, tmp_path: Path) -> None:
+    run("run", mixed.path, "--", "-v").failed(2, "-v")
 
 
 def test_a_process_of_its_own_ends_alike(mixed: Made, tmp_path: Path) -> None:

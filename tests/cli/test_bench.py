@@ -104,7 +104,7 @@ def test_a_baseline_of_another_kind_is_refused_before_anything_is_timed(
     def timed(*_: object, **__: object) -> None:
         raise AssertionError("timed before the baseline was looked at")
 
-    monkeypatch.setattr("dfs_deploy.bench.bench.time_interleaved", timed)
+    monkeypatch.setattr("dfs_deploy.bench.measure.time_interleaved", timed)
     like: list[str | Path] = ["--data", floats.data_file, *QUICK, "--compare", baseline]
     run("bench", floats.path, *like, "--budget", "0.5").failed(4, "another budget: as trained", "0.5")
     run("bench", floats.path, *like, "--batch", "2").failed(4, "another batch")
@@ -116,7 +116,7 @@ def test_a_baseline_of_another_kind_is_refused_before_anything_is_timed(
 
 def make_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets no run be VALID, however steady or busy this machine is."""
-    monkeypatch.setattr("dfs_deploy.bench.validity.MIN_INPUTS", 10**6)
+    monkeypatch.setattr("dfs_deploy.bench.verdict.MIN_INPUTS", 10**6)
 
 
 def test_an_invalid_run_is_kept_as_no_baseline(floats: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_without_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy this machine is: what is judged counts as known."""
-    monkeypatch.setattr("dfs_deploy.bench.validity.MAX_UNCERTAINTY", math.inf)
+    monkeypatch.setattr("dfs_deploy.bench.verdict.MAX_UNCERTAINTY", math.inf)
     monkeypatch.setattr("dfs_deploy.bench.costs.MAX_UNCERTAINTY", math.inf)
 
 
@@ -191,7 +191,7 @@ def test_an_invalid_run_leaves_nothing_behind(mixed: Made, tmp_path: Path, monke
     assert not costs.exists()
     assert not list(cache.glob("plan-*")), "a plan of an unsteady machine would be used by every later start"
     with monkeypatch.context() as patched:
-        patched.setattr("dfs_deploy.bench.validity.MAX_UNCERTAINTY", math.inf)
+        patched.setattr("dfs_deploy.bench.verdict.MAX_UNCERTAINTY", math.inf)
         assert run("bench", bundle, "--save-plan", "--data", mixed.data_file, *STEADY).code == 0
     before = {file: file.read_bytes() for file in cache.glob("plan-*")}
     assert before

@@ -14,7 +14,7 @@ from dfs_deploy.bench import jetson
 from dfs_deploy.cli import doctor
 from dfs_deploy.runtimes.onnxruntime import blocked
 from dfs_deploy.system.cpu import CpuLimits
-from dfs_deploy.system.extras import EXTRA_OF
+from dfs_deploy.system.libraries import EXTRA_OF
 from tests.bench.boards import jetson_tree
 from tests.cli.program import run
 

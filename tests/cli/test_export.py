@@ -11,8 +11,7 @@ from dfs_deploy.bundle import Bundle
 from dfs_deploy.data import Dataset, save_npz
 from dfs_deploy.exporters import pipeline
 from dfs_deploy.runtimes import Runtime
-from dfs_deploy.system.cpu import Cpu, cpu_limits
-from dfs_deploy.system.target_cpu import WORDS, TargetCpu
+from dfs_deploy.system.cpu import WORDS, Cpu, TargetCpu, cpu_limits
 from tests.builders import release_state_dict, save_release, skipnet_state_dict
 from tests.bundles import Made, pixels
 from tests.cli.program import run, run_apart
@@ -41,7 +40,7 @@ def test_an_export_is_told_to_a_person(mixed: Made, tmp_path: Path) -> None:
     assert ran.code == 0
     assert "PASSED" in ran.out
     assert str(out) in ran.out
-    assert "option 16 is served by fp32" in ran.out
+    assert "option 16 falls back to fp32" in ran.out
     assert "the gate sent nothing" in ran.out
     assert "route agreement" in ran.out
     assert any("calibrating" in line for line in ran.err.splitlines())
@@ -94,8 +93,8 @@ def test_weights_suit_this_cpu_unless_another_is_named(
 ) -> None:
     """On x86 without VNNI, eight bits would handicap the static INT8 engine that DFS is compared with."""
     old = Cpu("An old one", frozenset(("avx2",)), "", False, "old")
-    monkeypatch.setattr("dfs_deploy.system.target_cpu.describe_cpu", lambda: old)
-    monkeypatch.setattr("dfs_deploy.system.target_cpu.is_x86", lambda: True)
+    monkeypatch.setattr("dfs_deploy.system.cpu.describe_cpu", lambda: old)
+    monkeypatch.setattr("dfs_deploy.system.cpu.is_x86", lambda: True)
     flags = ["--calibration-data", mixed.data_file, "--targets", "fp32,int8", "--out", tmp_path / "net.dfs"]
     ran = run("export", mixed.checkpoint, *flags)
     assert "INT8 weights of 7 bits, for x86 without VNNI (the kind of this CPU; --target-cpu names another)" in ran.out
@@ -223,12 +222,12 @@ def test_which_of_several_weights_is_chosen_kept_and_verified(tmp_path: Path) ->
         (["--options", "skip,full"], 4, ["not skip,full"]),
         (["--mean", "0.5;0.5;0.5"], 2, ["--mean", "0.49,0.48,0.45"]),
         (["--mean", "0.5"], 2, ["mean (0.5,)"]),
-        (["--mean", "125,123,114", "--std", "63,62,67"], 2, ["--mean '125,123,114'", "divide it by 255"]),
-        (["--std", "63,62,67"], 2, ["--std '63,62,67'", "divide it by 255"]),
+        (["--mean", "125,123,114", "--std", "63,62,67"], 2, ["--mean '125,123,114'", "by 255"]),
+        (["--std", "63,62,67"], 2, ["--std '63,62,67'", "by 255"]),
         (["--std", "0,1,1"], 2, ["std positive"]),
         (["--input-size", "32"], 2, ["--input-size", "32x32"]),
         (["--input-size", "9999x9999"], 2, ["9999"]),
-        (["--class-names", "missing.txt"], 2, ["missing.txt", "a class name per line"]),
+        (["--class-names", "missing.txt"], 2, ["missing.txt", "one class name per line"]),
         (["--class-names", "a,b"], 2, ["2 class names"]),
         (["--weights-key", "ema"], 4, ["'ema'", "state_dict"]),
     ],

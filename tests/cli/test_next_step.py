@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dfs_deploy.cli.next_step import command
+from dfs_deploy.cli.process import command
 
 
 def called(monkeypatch: pytest.MonkeyPatch, program: str | Path, path: str | Path) -> None:
@@ -58,7 +58,7 @@ def test_names_are_quoted_for_a_shell_and_stay_on_one_line(script: Path, monkeyp
 
 
 def test_a_printed_command_runs_as_it_stands(tmp_path: Path) -> None:
-    code = "from dfs_deploy.cli.next_step import command; print(command('--version'))"
+    code = "from dfs_deploy.cli.process import command; print(command('--version'))"
     (tmp_path / "__main__.py").write_text(code)
     printed = subprocess.run(
         [sys.executable, str(tmp_path / "__main__.py")], capture_output=True, text=True, check=True

@@ -66,7 +66,7 @@ def test_a_full_output_is_one_line(mixed: Made, verb: str) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     bundle = mixed.path if "inspect" in verb else ""
-    shell(f"{verb} {bundle} > /dev/full").failed(3, "No space left on device")
+    shell(f"{verb} {bundle} > /dev/full").failed(3, "standard output: No space left on device")
 
 
 def test_without_standard_error_results_and_codes_are_the_same(mixed: Made, pictures: Path) -> None:
@@ -324,7 +324,7 @@ def _starting(pid: int) -> list[int]:
     found = []
     for child in children_of(pid):
         try:
-            ours = b"bench.child" in Path(f"/proc/{child}/cmdline").read_bytes()
+            ours = b"bench.start_up" in Path(f"/proc/{child}/cmdline").read_bytes()
             begun = ours and "onnxruntime" in Path(f"/proc/{child}/maps").read_text()
         except OSError:
             continue

@@ -28,7 +28,7 @@ def test_the_page_embeds_what_json_prints(mixed: Made, tmp_path: Path) -> None:
 def test_a_person_reads_what_was_made(
     mixed: Made, floats: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dfs_deploy.bench.validity.MIN_INPUTS", 1 << 20)
+    monkeypatch.setattr("dfs_deploy.bench.verdict.MIN_INPUTS", 1 << 20)
     page = tmp_path / "within" / "out.html"
     ran = run("report", mixed.path, floats.path, "--html", page, "--examples", "0", *QUICK)
     assert ran.code == 0
@@ -90,7 +90,7 @@ def test_bundles_and_training_runs_go_together(floats: Made, tmp_path: Path) -> 
 def test_a_wrong_call_about_training_runs(floats: Made, tmp_path: Path) -> None:
     folder = write_log(tmp_path / "dfs", records())
     run("report", folder).failed(2, "--figures")
-    run("report", folder, "--figures", tmp_path / "f", "--data", tmp_path).failed(2, "--data", "training runs alone")
+    run("report", folder, "--figures", tmp_path / "f", "--data", tmp_path).failed(2, "--data", "training runs")
     run("report", folder, "--html", tmp_path / "out.html", "--figures", tmp_path / "f").failed(2, "--html", "bundle")
     run("report", floats.path, "--figures", tmp_path / "f", "--json").failed(2, "training run")
     (tmp_path / "other.json").write_text("{}\n")

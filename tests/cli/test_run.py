@@ -56,7 +56,7 @@ def test_folders_are_searched(mixed: Made, pictures: Path) -> None:
 def test_a_person_sees_a_table_and_what_its_cells_mean(mixed: Made, pictures: Path) -> None:
     ran = run("run", mixed.path, pictures)
     assert ran.code == 0
-    for word in ("a.png", "c.png", "probability", "computation", "path: one cell a block", "skip", "full"):
+    for word in ("a.png", "c.png", "probability", "computation", "path: one cell per block", "skip", "full"):
         assert word in ran.out
     assert ran.err == "classifying 3 images ...\n"
     assert "\x1b" not in ran.out, "a pipe gets no colours"

@@ -73,18 +73,18 @@ def test_labels_count_as_the_network_does() -> None:
     with refuses(DataError, ": dog;", "cat, car"):
         data.labelled_for(2, ("cat", "car"))
     unnamed = Dataset(images, np.array([0, 1, 14]), (), "shifted")
-    with refuses(DataError, "label 14", "10 classes"):
+    with refuses(DataError, "label 14", "0 to 9"):
         unnamed.labelled_for(10, ("cat",) * 10)
 
 
 @pytest.mark.parametrize(
     ("images", "word"),
     [
-        (np.zeros((8, 4, 4, 3)), "one colour each"),
-        (np.full((8, 4, 4, 3), 255), "one colour each"),
-        (np.arange(8)[:, None, None, None] * np.ones((1, 4, 4, 3)), "one colour each"),
+        (np.zeros((8, 4, 4, 3)), "a single colour"),
+        (np.full((8, 4, 4, 3), 255), "a single colour"),
+        (np.arange(8)[:, None, None, None] * np.ones((1, 4, 4, 3)), "a single colour"),
         (np.random.default_rng(0).integers(0, 2, (8, 4, 4, 3)), "scaled to 0..1"),
-        (np.tile(np.arange(48).reshape(1, 4, 4, 3), (8, 1, 1, 1)), "are the same"),
+        (np.tile(np.arange(48).reshape(1, 4, 4, 3), (8, 1, 1, 1)), "are equal"),
     ],
 )
 def test_images_that_are_probably_none_are_noticed(tmp_path: Path, images: Any, word: str) -> None:
@@ -99,4 +99,4 @@ def test_notes_go_along(tmp_path: Path) -> None:
     assert read.notes == ("40 of 40 images were resized to 2x2: they are of 4x5",)
     assert read.subset(3, 0).labelled_for(3, ("a", "b", "c")).load().notes == read.notes
     assert read.labelled_for(3, ()).notes[0] == read.notes[0]
-    assert "taken in their own order: 0 = a, 1 = b, 2 = c" in read.labelled_for(3, ()).notes[1]
+    assert "keep their own order: 0 = a, 1 = b, 2 = c" in read.labelled_for(3, ()).notes[1]

@@ -155,8 +155,8 @@ except DataError as error:
     [
         ("grey.png", 150, False, "(16, 16, 3)"),  # 67 MB of pixels, which would be 268 MB in colour
         ("colour.png", 330, False, "(16, 16, 3)"),
-        ("colour.png", 200, False, "takes more memory than there is"),
-        ("grey.png", 150, True, "takes more memory than there is"),
+        ("colour.png", 200, False, "does not fit into memory"),
+        ("grey.png", 150, True, "does not fit into memory"),
         ("photo.jpg", 60, False, "(16, 16, 3)"),  # decoded at an eighth
     ],
 )
@@ -236,8 +236,8 @@ def test_exif_that_cannot_be_read_does_not_cost_the_image(
     assert decode_image(data, name="e.jpg").shape == (20, 30, 3)
     if exif:
         (record,) = caplog.records
-        assert record.name == "dfs_deploy"
-        assert record.getMessage().startswith("e.jpg: its EXIF data cannot be read")
+        assert record.name == "dfs_deploy.data.images"
+        assert record.getMessage().startswith("e.jpg: its EXIF data are unreadable")
 
 
 @given(st.binary(max_size=80))
@@ -389,11 +389,11 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("not an image")
     Image.fromarray(pixels(4, 4, 3)).save(tmp_path / "other.png", "TIFF")
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "deep.png")
-    for name, word in {"text": "no image of a known kind", "other": "PNG, JPEG", "deep": "8 bits"}.items():
+    for name, word in {"text": "no image of a known format", "other": "PNG, JPEG", "deep": "8 bits"}.items():
         with refuses(DataError, name, word):
             load_image(tmp_path / f"{name}.png")
     for path in (tmp_path, tmp_path / "none.png"):
-        with refuses(DataError, str(path), "no image at"):
+        with refuses(DataError, str(path), "no image file"):
             load_image(path)
 
 
@@ -405,14 +405,14 @@ def test_postscript_by_another_name_is_not_interpreted(tmp_path: Path, monkeypat
         pytest.fail("an interpreter was started")
 
     monkeypatch.setattr(subprocess, "Popen", run)
-    with refuses(DataError, str(path), "no image of a known kind"):
+    with refuses(DataError, str(path), "no image of a known format"):
         load_image(path)
 
 
 def test_an_image_in_memory_is_decoded_as_a_file_is(tmp_path: Path) -> None:
     path = save_image(tmp_path / "1.png", pixels(9, 7, 3))
     np.testing.assert_array_equal(decode_image(path.read_bytes(), (4, 4)), load_image(path, (4, 4)))
-    with refuses(DataError, "the body", "no image of a known kind"):
+    with refuses(DataError, "the body", "no image of a known format"):
         decode_image(b"no image", name="the body")
     with refuses(DataError, "the body", "damaged"):
         decode_image(path.read_bytes()[:60], name="the body")

@@ -89,7 +89,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
         ({**GOOD, "x": GOOD["x"][..., 0]}, "grey"),
         ({**GOOD, "x": np.uint8(3)}, "expected (N, H, W, 3) uint8"),
         ({"x": GOOD["x"][:0], "y": GOOD["y"][:0]}, "N at least 1"),
-        ({**GOOD, "y": np.array([0, 1, 1])}, "one for each image"),
+        ({**GOOD, "y": np.array([0, 1, 1])}, "one label per image"),
         ({**GOOD, "y": np.array([0, -3])}, "-3 for image 1"),
         ({**GOOD, "y": np.array([0.0, 1.0])}, "float64"),
         ({**GOOD, "y": np.array([True, False])}, "bool"),

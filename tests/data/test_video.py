@@ -64,10 +64,10 @@ def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "nothing.mp4").touch()
     for name in ("text.mp4", "nothing.mp4"):
-        with refuses(DataError, name, "damaged video, or none"):
+        with refuses(DataError, name, "damaged"):
             list(read_video(tmp_path / name))
     for path in (tmp_path, tmp_path / "none.mp4"):
-        with refuses(DataError, str(path), "no video at"):
+        with refuses(DataError, str(path), "no video file"):
             list(read_video(path))
 
 
@@ -137,7 +137,7 @@ def test_frames_beyond_the_limit_are_refused(tmp_path: Path, monkeypatch: pytest
 
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "clip.mp4")
-    with refuses(DataError, "no video at"):
+    with refuses(DataError, "no video file"):
         list(read_video(tmp_path / "clip.mp4"))
 
 

@@ -84,7 +84,7 @@ def test_it_answers_as_the_runtime_does_and_stops_gracefully(service: Service, d
         assert answer["path"] == [("skip", "8", "16", "full")[option] for option in expected.path[row]]
     status, body = service.ask("/classify", b"no image")
     assert status == 400
-    assert "no image of a known kind" in body
+    assert "no image of a known format" in body
     metrics = service.ask("/metrics")[1]
     assert 'dfs_requests_total{status="200"} 20.0' in metrics
     assert 'dfs_requests_total{status="400"} 1.0' in metrics

@@ -12,7 +12,7 @@ import pytest
 from axe_core_python.selenium import Axe
 from selenium.webdriver.common.keys import Keys
 
-from dfs_deploy.report import BundleReport, Report, as_json, render_page
+from dfs_deploy.report import BundleReport, Report, render_page
 from dfs_deploy.report.page import FORMATS
 from tests.report.browser import Browser, browser, missing
 from tests.report.test_page import at
@@ -90,7 +90,7 @@ def test_accessible(chromium: Browser, file: Path, scheme: str, rules: dict[str,
 
 
 def test_every_number_shown_equals_the_json(page: Browser, report_of_two: Report) -> None:
-    value = value_of(as_json(report_of_two))
+    value = value_of(report_of_two.as_json())
     shown = page(
         "return [...document.querySelectorAll('data')].map(d => [d.dataset.at, d.dataset.kind, d.textContent])"
     )
@@ -109,7 +109,7 @@ def value_of(value: Any) -> Any:
 
 @pytest.mark.parametrize("chart", ["decisions", "tree", "times", "errors"])
 def test_a_chart_holds_the_rows_of_the_json(page: Browser, report_of_two: Report, chart: str) -> None:
-    bundle = as_json(report_of_two)["bundles"][0]
+    bundle = report_of_two.as_json()["bundles"][0]
     wanted = bundle["engines" if chart in ("times", "errors") else chart]
     found = rows(page, f"{chart}-0")
     assert [{key: row[key] for key in wanted[0]} for row in found] == value_of(wanted)
@@ -133,11 +133,11 @@ def test_points_lie_where_the_figures_say(page: Browser) -> None:
             assert (first["top1"] - second["top1"]) * (first["y"] - second["y"]) <= 0, "higher is more accurate"
 
 
-def test_a_tail_beyond_the_axis_has_an_arrow_at_its_end(chromium: Browser, told: BundleReport, tmp_path: Path) -> None:
-    first, second, *rest = told.frontier
+def test_a_tail_beyond_the_axis_has_an_arrow_at_its_end(chromium: Browser, one: BundleReport, tmp_path: Path) -> None:
+    first, second, *rest = one.frontier
     points = (replace(first, p95_ms=99 * first.p50_ms), replace(second, p95_ms=second.p50_ms), *rest)
     file = tmp_path / "tail.html"
-    file.write_text(render_page(Report("0", "now", (replace(told, frontier=points),))), "utf-8")
+    file.write_text(render_page(Report("0", "now", (replace(one, frontier=points),))), "utf-8")
     chromium.open(file)
     drawn = marks(chromium, "frontier", "symbol")
     wide = chromium("return document.querySelector('figure[data-chart=frontier]').view.width()")
@@ -148,12 +148,12 @@ def test_a_tail_beyond_the_axis_has_an_arrow_at_its_end(chromium: Browser, told:
     assert "Arrow at the edge" in chromium("return document.querySelector('figcaption').textContent")
 
 
-def test_points_that_lie_on_each_other_can_all_be_seen(chromium: Browser, told: BundleReport, tmp_path: Path) -> None:
+def test_points_that_lie_on_each_other_can_all_be_seen(chromium: Browser, one: BundleReport, tmp_path: Path) -> None:
     """FP16 runs as FP32 on a CPU without it: the same accuracy and the same time."""
-    dfs, fp32, fp16, int8 = told.frontier
+    dfs, fp32, fp16, int8 = one.frontier
     same = tuple(replace(point, p50_ms=1.0, p95_ms=1.1, top1=0.9) for point in (fp32, fp16, int8))
     file = tmp_path / "same.html"
-    file.write_text(render_page(Report("0", "now", (replace(told, frontier=(dfs, *same)),))), "utf-8")
+    file.write_text(render_page(Report("0", "now", (replace(one, frontier=(dfs, *same)),))), "utf-8")
     chromium.open(file)
     drawn = chromium(
         "return [...document.querySelectorAll('figure[data-chart=frontier] .mark-symbol.role-mark path')]"
@@ -252,13 +252,13 @@ def test_the_keyboard_reaches_every_control_and_shows_where_it_is(page: Browser)
     body.send_keys(Keys.TAB)
     seen: list[str] = []
     for _ in range(60):
-        told = page(
+        name, focused, outline = page(
             "const e = document.activeElement;"
             "const name = e.tagName + (e.dataset.field ?? '');"
             "return [name, e.matches(':focus-visible'), getComputedStyle(e).outlineStyle]"
         )
-        seen.append(told[0])
-        assert told[1:] != [True, "none"], told
+        seen.append(name)
+        assert (focused, outline) != (True, "none"), name
         page.driver.switch_to.active_element.send_keys(Keys.TAB)
     assert {"A", "INPUT", "BUTTON", "SUMMARY", "SELECTgroup", "SELECToption", "SELECTprecision"} <= set(seen)
 
@@ -335,14 +335,14 @@ def test_no_word_of_a_chart_is_cut_off(chromium: Browser, file: Path, width: int
     assert chromium(CUT) == []
 
 
-def test_no_label_of_an_axis_is_cut_off_whatever_its_end(chromium: Browser, told: BundleReport, tmp_path: Path) -> None:
+def test_no_label_of_an_axis_is_cut_off_whatever_its_end(chromium: Browser, one: BundleReport, tmp_path: Path) -> None:
     for slowest in (0.0037, 0.037, 0.121, 0.3333, 1.0, 4.7, 37.0, 1234.0):
         frontier = tuple(
             replace(point, p50_ms=slowest * share, p95_ms=None)
-            for point, share in zip(told.frontier, (1.0, 0.7, 0.5, 0.9), strict=True)
+            for point, share in zip(one.frontier, (1.0, 0.7, 0.5, 0.9), strict=True)
         )
         file = tmp_path / "axis.html"
-        file.write_text(render_page(Report("0", "now", (replace(told, frontier=frontier),))), "utf-8")
+        file.write_text(render_page(Report("0", "now", (replace(one, frontier=frontier),))), "utf-8")
         chromium.open(file, width=400)
         assert chromium(CUT) == [], slowest
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +11,39 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dfs_deploy.bench.result import BenchResult
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.data import Dataset
-from dfs_deploy.errors import BundleError
-from dfs_deploy.report import BundleReport, as_json, report_bundle
-from dfs_deploy.report.build import distinct_names
-from dfs_deploy.report.results import Report
+from dfs_deploy.errors import BundleError, DataError, SavedResultError, UsageError
+from dfs_deploy.report import BundleReport, Report, report
+from dfs_deploy.report.build import match_benches
 from dfs_deploy.runtimes import Runtime
 from tests.bundles import Made, copied, manifest_of, static_bundle, write_manifest
 from tests.checks import refuses
 
-QUICK: Any = {"min_s": 0.02, "min_iterations": 4}
+ONE, TWO = "1" * 64, "2" * 64
+QUICK: Any = {"min_seconds": 0.02, "min_iterations": 4}
 
 
-def test_the_outcome_is_the_runtimes(mixed: Made, told: BundleReport) -> None:
+def made_of(bundle: Path, data: Any = None, bench: BenchResult | None = None, **how: Any) -> BundleReport:
+    (made,) = report(bundle, data=data, bench=[] if bench is None else [bench], **how).bundles
+    return made
+
+
+def test_the_outcome_is_the_runtimes(mixed: Made, one: BundleReport) -> None:
     with Runtime(mixed.path) as runtime:
         result = runtime(mixed.data.images)
-    assert told.outcome.inputs == len(mixed.data.images)
-    assert told.outcome.top1 == np.mean(result.classes == mixed.data.labels)
-    assert told.outcome.distinct_paths == len(np.unique(result.path, axis=0))
-    np.testing.assert_allclose(told.outcome.computation_percentage, result.computation_percentage.mean(), rtol=1e-5)
-    assert told.paths_share <= 1.0
-    assert told.paths_listed == len(told.paths)
+    assert one.outcome.inputs == len(mixed.data.images)
+    assert one.outcome.top1 == np.mean(result.classes == mixed.data.labels)
+    assert one.outcome.distinct_paths == len(np.unique(result.path, axis=0))
+    np.testing.assert_allclose(one.outcome.computation_percentage, result.computation_percentage.mean(), rtol=1e-5)
+    assert one.paths_share <= 1.0
+    assert one.paths_listed == len(one.paths)
 
 
-def test_the_frontier_has_the_network_first_and_each_static_engine(told: BundleReport) -> None:
-    assert [point.name for point in told.frontier] == ["dfs", "static-fp32", "static-fp16", "static-int8"]
-    dfs, *statics = told.frontier
+def test_the_frontier_has_the_network_first_and_each_static_engine(one: BundleReport) -> None:
+    assert [point.name for point in one.frontier] == ["dfs", "static-fp32", "static-fp16", "static-int8"]
+    dfs, *statics = one.frontier
     assert (dfs.kind, dfs.latency_ratio, dfs.top1_change) == ("dynamic", 1.0, 0.0)
     for point in statics:
         assert point.kind == "static"
@@ -54,8 +59,7 @@ def test_budgets_are_points_of_the_bench_itself(mixed: Made, tmp_path: Path) -> 
     point = {"computation_percentage": 10.0, "top1": 0.123, "latency_ms": 77.0, "samples": 9}
     records = [{"budget": 0.1, "bias": 400.0, **point}, {"budget": 0.9, "bias": -400.0, **point}]
     write_manifest(bundle, {**manifest_of(bundle), "budgets": records})
-    made = report_bundle(Bundle(bundle), mixed.data, samples=8, examples=0, **QUICK)
-    assert made.bench is not None
+    made = made_of(bundle, mixed.data, samples=8, examples=0, **QUICK)
     points = [point for point in made.frontier if point.kind == "budget"]
     assert [point.name for point in points] == ["dfs-budget-10", "dfs-budget-90"]
     for found in points:
@@ -64,95 +68,98 @@ def test_budgets_are_points_of_the_bench_itself(mixed: Made, tmp_path: Path) -> 
         assert (found.p50_ms, found.top1) == (case.latency_ms.p50, case.top1)
         assert found.latency_ratio is not None
     assert [budget.latency_ms for budget in made.budgets] == [77.0, 77.0], "what export measured stands apart"
-    again = report_bundle(Bundle(bundle), mixed.data, told_bench(made), samples=8, examples=0)
+    again = made_of(bundle, mixed.data, without_budgets(made), samples=8, examples=0)
     assert [point.name for point in again.frontier] == ["dfs", "static-fp32"], "an older file has none"
 
 
-def told_bench(made: BundleReport) -> Any:
+def without_budgets(made: BundleReport) -> BenchResult:
     """The bench of a report as a file without budgets holds it."""
-    assert made.bench is not None
-    cases = [case for case in made.bench.cases if case.name in ("dfs", "static-fp32")]
+    cases = tuple(case for case in made.bench.cases if case.name in ("dfs", "static-fp32"))
     return msgspec.structs.replace(made.bench, cases=cases)
 
 
-def test_without_data_the_carried_images_are_run_and_no_accuracy_is_told(told_without_labels: BundleReport) -> None:
-    outcome = told_without_labels.outcome
+def test_without_data_the_carried_images_are_run_and_no_accuracy_is_told(unlabelled: BundleReport) -> None:
+    outcome = unlabelled.outcome
     assert (outcome.labelled, outcome.top1) == (False, None)
     assert "carried" in outcome.data
-    assert all(point.top1 is None for point in told_without_labels.frontier)
-    assert all(path.top1 is None for path in told_without_labels.paths)
-    assert all(example.correct is None and example.label is None for example in told_without_labels.examples)
+    assert all(point.top1 is None for point in unlabelled.frontier)
+    assert all(path.top1 is None for path in unlabelled.paths)
+    assert all(example.correct is None and example.label is None for example in unlabelled.examples)
 
 
-def test_examples_are_the_ends(mixed: Made, told: BundleReport) -> None:
-    easy = [example for example in told.examples if example.end == "easy"]
-    hard = [example for example in told.examples if example.end == "hard"]
+def test_examples_are_the_ends(mixed: Made, one: BundleReport) -> None:
+    easy = [example for example in one.examples if example.end == "easy"]
+    hard = [example for example in one.examples if example.end == "hard"]
     assert len(easy) == len(hard) == 3
     with Runtime(mixed.path) as runtime:
         cost = runtime(mixed.data.images).computation_percentage
     assert [example.computation_percentage for example in easy] == sorted(cost.tolist())[:3]
     assert [example.computation_percentage for example in hard] == sorted(cost.tolist())[::-1][:3]
-    assert all(example.correct == (example.label == example.answer) for example in told.examples)
+    assert all(example.correct == (example.label == example.answer) for example in one.examples)
 
 
-def test_pictures_are_the_inputs(mixed: Made, told: BundleReport) -> None:
+def test_pictures_are_the_inputs(mixed: Made, one: BundleReport) -> None:
     inputs = {image.tobytes() for image in mixed.data.images}
-    for example in told.examples:
+    for example in one.examples:
         scheme, _, content = example.image.partition(",")
         assert scheme == "data:image/png;base64"
         picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
         assert picture.tobytes() in inputs
 
 
-def test_pictures_can_be_kept_out_and_a_bench_can_be_given(mixed: Made, told: BundleReport) -> None:
-    again = report_bundle(Bundle(mixed.path), mixed.data, told.bench, examples=0)
+def test_pictures_can_be_kept_out_and_a_bench_can_be_given(mixed: Made, one: BundleReport) -> None:
+    again = made_of(mixed.path, mixed.data, one.bench, examples=0)
     assert again.examples == ()
-    assert again.bench == told.bench
-    assert again.frontier == told.frontier
-    assert (again.decisions, again.paths, again.tree) == (told.decisions, told.paths, told.tree)
+    assert again.bench == one.bench
+    assert again.frontier == one.frontier
+    assert (again.decisions, again.paths, again.tree) == (one.decisions, one.paths, one.tree)
 
 
-def test_inputs_are_drawn_by_seed(mixed: Made, told: BundleReport) -> None:
-    one, two = (report_bundle(Bundle(mixed.path), mixed.data, told.bench, samples=20, seed=s) for s in (1, 2))
-    assert one.outcome.inputs == two.outcome.inputs == 20
-    assert one.decisions != two.decisions
+def test_inputs_are_drawn_by_seed(mixed: Made, one: BundleReport) -> None:
+    first, second = (made_of(mixed.path, mixed.data, one.bench, samples=20, seed=s) for s in (1, 2))
+    assert first.outcome.inputs == second.outcome.inputs == 20
+    assert first.decisions != second.decisions
 
 
-def test_figures_do_not_depend_on_the_order_of_inputs(mixed: Made, told: BundleReport) -> None:
+def test_figures_do_not_depend_on_the_order_of_inputs(mixed: Made, one: BundleReport) -> None:
     data = mixed.data
     turned = Dataset(data.images[::-1].copy(), data.labels[::-1].copy(), data.class_names, data.name)
-    again = report_bundle(Bundle(mixed.path), turned, told.bench, samples=None)
-    assert (again.decisions, again.paths, again.tree) == (told.decisions, told.paths, told.tree)
-    assert again.outcome == told.outcome
+    again = made_of(mixed.path, turned, one.bench, samples=None)
+    assert (again.decisions, again.paths, again.tree) == (one.decisions, one.paths, one.tree)
+    assert again.outcome == one.outcome
 
 
-def test_what_ran_otherwise_in_the_bench_is_told(mixed: Made, told: BundleReport) -> None:
-    assert told.bench is not None
-    assert told.bench_differs == ()
-    runtime = msgspec.structs.replace(told.bench.runtime, plan="a plan of old", layout="")
-    bench = msgspec.structs.replace(told.bench, runtime=runtime)
-    (line,) = report_bundle(Bundle(mixed.path), mixed.data, bench, samples=8, examples=0).bench_differs
+def test_what_ran_otherwise_in_the_bench_is_told(mixed: Made, one: BundleReport) -> None:
+    assert one.bench_differs == ()
+    runtime = {**one.bench.runtime, "plan": "a plan of old"}
+    del runtime["layout"]
+    bench = msgspec.structs.replace(one.bench, runtime=runtime)
+    (line,) = made_of(mixed.path, mixed.data, bench, samples=8, examples=0).bench_differs
     assert line.startswith("plan: a plan of old in the bench, ")
 
 
-def test_engines_need_not_be_prepared(mixed: Made, told: BundleReport) -> None:
-    plain = report_bundle(Bundle(mixed.path), mixed.data, samples=8, examples=0, prepared=False, **QUICK)
-    assert plain.bench is not None
+def test_engines_need_not_be_prepared(mixed: Made, one: BundleReport) -> None:
+    plain = made_of(mixed.path, mixed.data, samples=8, examples=0, prepared=False, **QUICK)
     with Runtime(mixed.path, prepared=False) as runtime:
-        assert plain.bench.runtime.layout == runtime.description["layout"]
+        assert plain.bench.runtime["layout"] == runtime.description["layout"]
 
 
-def test_the_json_is_strict(told: BundleReport) -> None:
-    text = json.dumps(as_json(Report("0", "now", (told,))), allow_nan=False)
+def test_the_json_is_strict(one: BundleReport) -> None:
+    text = json.dumps(Report("0", "now", (one,)).as_json(), allow_nan=False)
     assert json.loads(text)["schema"] == "dfs-deploy/report"
 
 
-def test_bundles_of_one_name_are_told_apart(told: BundleReport) -> None:
-    other = replace(told, facts=replace(told.facts, digest="f" * 64))
-    first, second = distinct_names((told, other))
-    assert first.facts.name != second.facts.name
-    assert {point.bundle for point in second.frontier} == {second.facts.name}
-    assert distinct_names((told,)) == (told,)
+def test_bundles_of_one_name_differ_by_digest(floats: Made, unlabelled: BundleReport, tmp_path: Path) -> None:
+    other = copied(floats, tmp_path)
+    write_manifest(other, {**manifest_of(other), "producer": {"name": "dfs-deploy", "version": "other"}})
+    digest = Bundle(other).digest
+    bench = msgspec.structs.replace(
+        unlabelled.bench, bundle=msgspec.structs.replace(unlabelled.bench.bundle, digest=digest)
+    )
+    made = report([floats.path, other], bench=[bench, unlabelled.bench], examples=0)
+    names = [each.facts.name for each in made.bundles]
+    assert names == [f"floats ({unlabelled.facts.digest[:8]})", f"floats ({digest[:8]})"]
+    assert {point.bundle for point in made.bundles[1].frontier} == {names[1]}
 
 
 def test_a_bundle_for_another_runtime_is_refused(mixed: Made, tmp_path: Path) -> None:
@@ -161,11 +168,41 @@ def test_a_bundle_for_another_runtime_is_refused(mixed: Made, tmp_path: Path) ->
     del values["runtimes"]["onnxruntime"]
     write_manifest(bundle, values)
     with refuses(BundleError, "onnxruntime"):
-        report_bundle(Bundle(bundle))
+        made_of(bundle)
 
 
 def test_a_network_with_a_static_policy_is_told_of(tmp_path_factory: pytest.TempPathFactory) -> None:
     made = static_bundle(tmp_path_factory)
-    told = report_bundle(Bundle(made.path), made.data, samples=8, examples=2, **QUICK)
-    assert told.outcome.distinct_paths == len(told.paths) == 1
-    assert {(engine.block, engine.option) for engine in told.engines} == {(1, "8"), (2, "skip"), (3, "16")}
+    one = made_of(made.path, made.data, samples=8, examples=2, **QUICK)
+    assert one.outcome.distinct_paths == len(one.paths) == 1
+    assert {(engine.block, engine.option) for engine in one.engines} == {(1, "8"), (2, "skip"), (3, "16")}
+
+
+# Benches
+
+
+def of(bench: BenchResult, digest: str) -> BenchResult:
+    return msgspec.structs.replace(bench, bundle=msgspec.structs.replace(bench.bundle, digest=digest))
+
+
+def test_benches_find_their_bundles(one: BundleReport) -> None:
+    first, second = of(one.bench, ONE), of(one.bench, TWO)
+    assert match_benches([TWO, ONE], [first, second]) == (second, first)
+    assert match_benches([ONE, TWO], [second]) == (None, second)
+    assert match_benches([ONE, TWO], []) == (None, None)
+
+
+def test_benches_that_fit_no_bundle(one: BundleReport) -> None:
+    with refuses(DataError, TWO[:12]):
+        match_benches([ONE], [of(one.bench, TWO)])
+    with refuses(UsageError, "same bundle"):
+        match_benches([ONE, TWO], [of(one.bench, ONE), of(one.bench, ONE)])
+
+
+def test_a_file_of_a_bench_is_read_as_it_was_written(one: BundleReport, tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps(one.bench.as_json()))
+    assert match_benches([one.bench.bundle.digest], [file]) == (one.bench,)
+    file.write_text("[1, 2]")
+    with refuses(SavedResultError, "bench.json"):
+        match_benches([ONE], [file])

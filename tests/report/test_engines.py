@@ -8,9 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.report.engines import engine_figures
-from dfs_deploy.report.results import EngineFigures
-from dfs_deploy.report.walk import Sessions, advance, walk
+from dfs_deploy.report.data import EngineFigures
+from dfs_deploy.report.engines import Sessions, engine_figures, walk
 from dfs_deploy.runtimes import Runtime
 from tests.bundles import Made, copied, manifest_of, rewritten, static_bundle
 from tests.exporters.test_validation import perturbed
@@ -38,17 +37,11 @@ def test_the_features_on_the_way_are_the_runtimes_own(mixed: Made) -> None:
     images = bundle.input.normalize(mixed.data.images)
     with Runtime(bundle, plan=False) as runtime:
         result, substitutions = runtime(images), runtime.substitutions
-    sessions, layouts = Sessions(bundle), set()
-    stops = walk(bundle, sessions, substitutions, images, result.path)
-    for expected in range(1, bundle.architecture.gated_blocks + 1):
-        block, features = next(stops)
-        assert block.index == expected
-        layouts |= set(features.in_uint8.tolist())
-    assert layouts == {True, False}, "both layouts are on the way"
-    last = advance(bundle, sessions, substitutions, block, features, result.path[:, -1])
-    logits = np.empty_like(result.logits)
-    for layout, rows, maps in last.split(np.arange(len(images))):
-        logits[rows] = sessions.run(bundle.manifest.runtimes["onnxruntime"].head, layout, maps)
+    sessions = Sessions(bundle)
+    *blocks, (head, last) = walk(bundle, sessions, substitutions, images, result.path)
+    assert [engines[0].block for engines, _ in blocks] == list(range(1, bundle.architecture.gated_blocks + 1))
+    assert {maps.dtype.name for _, features in blocks for maps in features} == {"float32", "uint8"}
+    logits = np.stack(sessions.run(head[0], last))
     np.testing.assert_allclose(logits, result.logits, rtol=0, atol=1e-4)
 
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dfs_deploy.bench import BenchResult
-from dfs_deploy.bench.forced import ForcedPath
+from dfs_deploy.bench.result import BenchResult, ForcedPath
 from dfs_deploy.errors import UsageError
 from dfs_deploy.report.forced_figure import figure_writer, forced_figure
 from tests.bench.made import made_bench

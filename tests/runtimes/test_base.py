@@ -482,7 +482,7 @@ try:
     else:
         net(np.broadcast_to(np.zeros((1, 8, 8, 3), np.uint8), (int(sys.argv[4]), 8, 8, 3)))
 except Exception as error:
-    print(type(error).__name__, error.exit_code, str(error))
+    print(type(error).__name__, str(error))
 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
 with net or Runtime(sys.argv[1]) as again:
     print(again(np.zeros((2, 8, 8, 3), np.uint8)).logits.shape)
@@ -505,7 +505,7 @@ def test_what_runs_out_is_named_and_the_process_goes_on(
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert (ran.returncode, ran.stderr) == (0, "")
     said, again = ran.stdout.splitlines()
-    assert said.startswith(f"{name} 3 ")
+    assert said.startswith(f"{name} ")
     assert words in said
     assert again == "(2, 10)"
 

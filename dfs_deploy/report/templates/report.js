@@ -38,7 +38,7 @@
   // Copies, since Vega marks the rows that it is given.
   const rowsOf = (figure) => rowsAt(figure.dataset.rows).filter(wanted(figure)).map((row) => ({ ...row }));
 
-  // "ast" has Vega interpret its expressions, so that the page's policy need not allow eval. Errors alone are logged:
+  // "ast" has Vega interpret its expressions, so that the page's policy need not allow eval. Only errors are logged:
   // a filter that leaves nothing to draw is no reason for warnings.
   const draw = async (figure) => {
     const spec = specs[figure.dataset.chart];

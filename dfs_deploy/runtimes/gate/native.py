@@ -14,7 +14,7 @@ from dfs_deploy.runtimes import native
 from dfs_deploy.runtimes.buffers import aligned_buffer
 from dfs_deploy.runtimes.gate.interface import BoundStep, Features, Gate, channels_of, uint8_factor
 from dfs_deploy.runtimes.gate.weights import Array, GateWeights
-from dfs_deploy.system.installed import install_line
+from dfs_deploy.system.libraries import install_line
 
 
 def native_available() -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfs_deploy.errors import DependencyError, EnvironmentLacksError, MissingExtraError
-from dfs_deploy.system.extras import required
+from dfs_deploy.system.libraries import required
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 
 from dfs_deploy.bench.baseline import compare_with_baseline, load_baseline, save_baseline
+from dfs_deploy.bench.result import load_bench
 from dfs_deploy.costs import LatencyTable, OptionCost, load_costs, save_costs
 from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
-from dfs_deploy.report.bench_file import load_bench, match_benches
+from dfs_deploy.report.build import match_benches
 from dfs_deploy.report.runs import load_run
 from dfs_deploy.training.job import load_job, save_job
 from dfs_deploy.verify import Verification, load_verification, save_verification
@@ -122,7 +123,7 @@ class VerificationReader(FileReader):
                     "option": "8",
                     "precision": "int8",
                     "runtime": "onnxruntime",
-                    "layout": "uint8",
+                    "form": "uint8",
                     "max_relative": 0.1,
                     "rms_relative": None,
                     "tolerance": 0.15,
@@ -156,7 +157,7 @@ class BenchReader(FileReader):
     def read(self, folder: Path) -> str:
         file = folder / self.file
         figures = load_bench(file)
-        match_benches([FACTS.digest], [(file, figures)])
+        match_benches([FACTS.digest], [figures])
         compared = compare_with_baseline(self._now, load_baseline(file))
         return fingerprint(figures, compared)
 

@@ -1,0 +1,248 @@
+"""The verb ``bench``: is the dynamic network worth it here, or is a static network the better choice?"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from dfs_deploy.bench.baseline import check_conditions, compare_with_baseline, load_baseline
+from dfs_deploy.bench.baseline import save_baseline as write_baseline
+from dfs_deploy.bench.candidates import check_rivals, draw_inputs
+from dfs_deploy.bench.costs import measure_costs
+from dfs_deploy.bench.devices import DEVICES, RUNTIME_OF, check_device
+from dfs_deploy.bench.machine import describe_machine
+from dfs_deploy.bench.measure import measure
+from dfs_deploy.bench.result import SCHEMA_VERSION, BenchedBundle, BenchResult, Setup
+from dfs_deploy.bundle import Bundle
+from dfs_deploy.bundle.cache import Cache
+from dfs_deploy.costs import save_costs as write_costs
+from dfs_deploy.data import Dataset, ImageFolder, open_dataset
+from dfs_deploy.errors import UsageError
+from dfs_deploy.io.files import write_whole
+from dfs_deploy.progress import Progress, silent
+from dfs_deploy.runtimes import Runtime
+from dfs_deploy.runtimes.onnxruntime.engine_choice import choice_file, choice_key, measure_choice
+from dfs_deploy.runtimes.onnxruntime.engine_choice import save_choice as write_plan
+from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, whole_prepared
+from dfs_deploy.thresholds import NOISE_BAND, VERDICT_MAX_TOP1_DROP
+
+_log = logging.getLogger(__name__)
+
+EXTENSION = 4
+"""How many times as long as asked for a run may become, to know what its verdict reads."""
+
+
+def bench(
+    bundle: Bundle | str | Path,
+    data: Dataset | ImageFolder | str | Path | None = None,
+    *,
+    device: str = "cpu",
+    against: Sequence[Bundle | str | Path] = (),
+    batch: int = 1,
+    threads: int | None = None,
+    plan: bool = True,
+    prepared: bool = True,
+    budget: float | None = None,
+    all_budgets: bool = False,
+    forced: bool = False,
+    seed: int = 0,
+    min_seconds: float = 3.0,
+    max_seconds: float | None = None,
+    min_iterations: int = 200,
+    warm_up_seconds: float = 0.2,
+    max_top1_drop: float = VERDICT_MAX_TOP1_DROP,
+    start_ups: int = 3,
+    energy_seconds: float = 3.0,
+    compare: BenchResult | str | Path | None = None,
+    noise_band: float = NOISE_BAND,
+    save_baseline: str | Path | None = None,
+    save_plan: bool = False,
+    save_costs: str | Path | None = None,
+    open_runtime: Callable[..., Runtime] = Runtime,
+    progress: Progress = silent,
+) -> BenchResult:
+    """Times a bundle and static networks on the same inputs, round by round, and says what to ship.
+
+    The run is extended, to twice and then four times its length, while what the verdict reads is not known. If it is
+    INVALID (``valid`` of the result), nothing is kept: neither baseline nor engine choice nor latency table.
+
+    Args:
+        bundle: bundle with engines for the device's runtime.
+        data: labelled images that inputs are drawn from, in a seeded order; ``None`` for the shipped digits if the
+            bundle was made for them, and else for the images that the bundle carries.
+        device: ``cpu``, ``cuda`` or ``jetson``.
+        against: bundles of networks that were trained to be static, which the verdict takes in.
+        batch: images per call.
+        threads: threads that one engine may use; ``None`` for one, and on a device whose runtime has none.
+        plan: whether to use the engine choice measured on this machine, if there is one.
+        prepared: whether to run engines prepared for this machine.
+        budget: computation that the dynamic network is to hold, 0 to 1; ``None`` for the gate as trained.
+        all_budgets: whether to time the network at every budget that was calibrated, too, in the same rounds.
+        forced: whether to time forced paths and their traces as well, with none to all of the gated blocks run.
+        seed: seed of the order of inputs.
+        min_seconds: measured seconds per case, on average.
+        max_seconds: the same, at most, if the run has to be extended; ``None`` for four times ``min_seconds``.
+        min_iterations: calls of a case, at least.
+        warm_up_seconds: seconds before measuring.
+        max_top1_drop: share of right answers that the verdict lets a case lose against the most accurate one.
+        start_ups: processes that are started per case, to time a start and see its memory; 0 for none.
+        energy_seconds: seconds per case to measure energy in, after the timing; 0 for not at all.
+        compare: earlier bench, or its file, to compare this one with; see ``comparison`` of the result.
+        noise_band: share by which a ratio may rise in that comparison.
+        save_baseline: file to keep this run in, to compare later ones with.
+        save_plan: whether to measure which engines are fastest here first, and to keep that choice.
+        save_costs: file for a table of what each option costs at each block here, for training.
+        open_runtime: function that opens the dynamic network, called as :class:`~dfs_deploy.runtimes.Runtime` is.
+        progress: progress of the run.
+
+    Raises:
+        UsageError: no inputs, or fewer than one batch; paths cannot be forced, or none of them skips; a network to
+            compare with does not fit; threads on a device whose runtime has none; a budget that was not calibrated.
+        EnvironmentLacksError: this machine is not the device.
+        ArtefactError: the earlier bench measured something else.
+        CheckFailedError: times are so unsteady that the latency table would say nothing.
+    """
+    threads = _checked_threads(device, threads, save_plan)
+    if max_seconds is not None and max_seconds < min_seconds:
+        raise UsageError(f"--max-seconds {max_seconds:g}, expected at least the {min_seconds:g} of --min-seconds")
+    check_device(device)
+    earlier = load_baseline(Path(compare)) if isinstance(compare, str | Path) else compare
+    bundle, rivals = _opened(bundle), [_opened(rival) for rival in against]
+    check_rivals(bundle, rivals)
+    budgets = [point.budget for point in bundle.manifest.budgets] if all_budgets else []
+    if all_budgets and not budgets:
+        raise UsageError(
+            f"{bundle.path} was calibrated for no budget; export with --budgets, or leave --all-budgets out"
+        )
+    if isinstance(data, str | Path):
+        loaded = open_dataset(Path(data), size=bundle.input.shape[1:])
+        data = loaded.labelled_for(bundle.architecture.classes, bundle.input.class_names)
+    inputs = draw_inputs(bundle, data, seed)
+    count = len(inputs.images) // batch * batch
+    if not count:
+        raise UsageError(f"{len(inputs.images)} images, expected at least one batch of {batch}; give more with --data")
+    setup = Setup(
+        schema_version=SCHEMA_VERSION,
+        bundle=_benched(bundle),
+        against=tuple(map(_benched, rivals)),
+        device=device,
+        threads=threads,
+        seed=seed,
+        budget=budget,
+        data=inputs.name,
+        inputs=count,
+        notes=inputs.notes,
+        machine=describe_machine(),
+    )
+    if earlier is not None:
+        check_conditions(earlier, setup, batch)
+    with ExitStack() as undo:
+        kept: list[Path] = []
+        if save_plan:
+            choice = _EngineChoice(bundle, threads or 1, prepared)
+            undo.callback(choice.take_back)
+            kept.append(choice.measure(progress))
+        costs = None
+        if save_costs is not None:
+            costs = measure_costs(bundle, threads, plan, progress, prepared, device)
+            kept.append(Path(save_costs))
+        result = measure(
+            setup,
+            bundle,
+            rivals,
+            inputs,
+            batch=batch,
+            plan=plan,
+            prepared=prepared,
+            budgets=budgets,
+            forced=forced,
+            min_s=min_seconds,
+            max_s=EXTENSION * min_seconds if max_seconds is None else max_seconds,
+            min_iterations=min_iterations,
+            warm_up_s=warm_up_seconds,
+            steady=save_baseline is not None or earlier is not None,
+            max_top1_drop=max_top1_drop,
+            start_ups=start_ups,
+            energy_s=energy_seconds,
+            open_runtime=open_runtime,
+            progress=progress,
+        )
+        if earlier is not None:
+            result = replace(result, comparison=compare_with_baseline(result, earlier, noise_band))
+        if result.valid:
+            undo.pop_all()
+            if costs is not None and save_costs is not None:
+                write_costs(save_costs, costs)
+            if save_baseline is not None:
+                write_baseline(result, Path(save_baseline))
+                kept.append(Path(save_baseline))
+            result = replace(result, kept=tuple(map(str, kept)))
+            for file in result.kept:
+                _log.info("kept %s", file)
+        elif kept or save_baseline is not None:
+            _log.warning("nothing was kept, since the run is INVALID: %s", result.problems[0].what)
+    _log.info("benched %s on %s: %s", bundle.path, device, result.verdict.words)
+    return result
+
+
+def _checked_threads(device: str, threads: int | None, save_plan: bool) -> int | None:
+    """Threads of one engine on a device; ``None`` if its runtime has none."""
+    if device not in DEVICES:
+        raise UsageError(f"unknown device {device!r}, expected {', '.join(DEVICES)}")
+    if RUNTIME_OF[device] == "onnxruntime":
+        return threads or 1
+    if threads is not None:
+        raise UsageError(f"{threads} threads on {device}, whose runtime has none; leave threads out")
+    if save_plan:
+        raise UsageError(f"an engine choice on {device}, whose runtime makes its own; leave it out")
+    return None
+
+
+def _opened(bundle: Bundle | str | Path) -> Bundle:
+    return bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+
+
+class _EngineChoice:
+    """An engine choice that is put in place to be benched, and can be taken back if the run turns out INVALID.
+
+    Args:
+        bundle: bundle that it is for.
+        threads: threads that one engine may use.
+        prepared: whether engines prepared for this machine run.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int, prepared: bool) -> None:
+        self._bundle, self._threads, self._cache = bundle, threads, Cache(bundle)
+        self._engines = whole_prepared(bundle, cache=self._cache)[0] if prepared else PLAIN
+        self._name = choice_file(choice_key(bundle, threads, self._engines.channel_block))
+        self._before = self._cache.read(self._name)
+
+    def measure(self, progress: Progress) -> Path:
+        """Measures an engine choice, puts it in place, and returns its file."""
+        progress("measuring engines", 0.0)
+        choice = measure_choice(self._bundle, self._threads, progress, self._engines)
+        return write_plan(self._bundle, choice, self._cache)
+
+    def take_back(self) -> None:
+        """Puts in place what was there before, if that was changed."""
+        if self._cache.read(self._name) == self._before:
+            return
+        file = self._cache.folder / self._name
+        if self._before is None:
+            file.unlink(missing_ok=True)
+        else:
+            write_whole(file, self._before)
+
+
+def _benched(bundle: Bundle) -> BenchedBundle:
+    return BenchedBundle(
+        name=bundle.name,
+        digest=bundle.digest,
+        checkpoint=bundle.manifest.source.sha256,
+        architecture=bundle.architecture.name,
+        options=bundle.options.names,
+    )

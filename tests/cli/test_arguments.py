@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dfs_deploy.cli.arguments import check_writable
+from dfs_deploy.errors import UsageError
+from tests.bundles import Made
+from tests.checks import refuses
+from tests.cli.program import run
+
+
+def test_what_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.write_text("old")
+    check_writable(old, None, tmp_path / "new", tmp_path / "within" / "new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["old"]
+    assert old.read_text() == "old"
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with refuses(UsageError, str(tmp_path), "folder"):
+        check_writable(tmp_path)
+    with refuses(UsageError, str(tmp_path / "file" / "out.html"), "name another"):
+        check_writable(tmp_path / "file" / "out.html")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("bench", "{bundle}", "--csv"),
+        ("bench", "{bundle}", "--save-baseline"),
+        ("bench", "{bundle}", "--save-costs"),
+        ("bench", "{bundle}", "--forced", "--plot"),
+        ("report", "{bundle}", "--html"),
+        ("verify", "{bundle}", "--checkpoint", "missing.pt", "--data", "missing.npz", "--save"),
+        ("demo", "--out"),
+    ],
+)
+def test_no_work_is_done_for_a_file_that_cannot_be_written(
+    floats: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: tuple[str, ...]
+) -> None:
+    def worked(*_: object, **__: object) -> None:
+        raise AssertionError("work was done before the path was looked at")
+
+    for work in (
+        "bench.measure.time_interleaved",
+        "bench.costs.measure_costs",
+        "report.build._run",
+        "exporters.pipeline._calibrate",
+    ):
+        monkeypatch.setattr(f"dfs_deploy.{work}", worked)
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "out.svg"
+    ran = run(*(word.format(bundle=floats.path) for word in call), path)
+    ran.failed(2, str(tmp_path / "file"))
+    assert ran.out == ""
