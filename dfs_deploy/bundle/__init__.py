@@ -1,4 +1,4 @@
-"""Bundles on disk: the manifest, reading and writing, samples, the engines, and what is kept beside them."""
+"""Bundles on disk: manifest, reading and writing, samples, the walk over their engines, and their cache."""
 
 from dfs_deploy.bundle.artefact import (
     SUFFIX,

@@ -1,4 +1,4 @@
-"""Writing a bundle: whole or not at all, and never over what is no bundle."""
+"""Writing a bundle: whole or not at all, and never over something that is no bundle."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from dfs_deploy.io.files import (
 
 
 def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
-    """Writes a bundle whole: into a temporary directory beside ``path``, on the disk, and then put in its place.
+    """Writes a bundle, whole or not at all: into a temporary directory next to ``path``, which is then renamed.
 
     Args:
-        path: the directory to make; a bundle that is there already is replaced, unless it holds files of others.
-        manifest: without ``files``, which is filled in here.
+        path: the directory; an existing bundle is replaced, unless it holds files that are not its own.
+        manifest: manifest of the bundle; its ``files`` are replaced.
         files: content by path in the bundle.
 
     Raises:
-        UsageError: there is something else at ``path``, or in the bundle there.
+        UsageError: something else is at ``path``, or in the bundle there.
     """
     path = Path(path)
     check_writable(path)
@@ -47,15 +47,15 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
 
 
 def check_writable(path: Path) -> None:
-    """Makes the folder in which a bundle is to stand.
+    """Checks that a bundle can be written to a path, and creates the folder above it.
 
     Raises:
-        UsageError: something else stands at the path, or a bundle with files that are not its own, which replacing it
-            would delete; or nothing can be written there.
+        UsageError: something else is at the path, or a bundle with files that are not its own and that would be
+            deleted; or the path is not writable.
     """
-    stands = path.exists()  # asked before the manifest is read: another export may put its bundle here in between
+    exists = path.exists()  # before the manifest is read, because another export may put its bundle there in between
     head = read_head(path)
-    if path.is_symlink() or (stands and (head is None or not head.is_ours)):
+    if path.is_symlink() or (exists and (head is None or not head.is_ours)):
         raise UsageError(f"{path} exists and is no bundle; give another path with --out, or remove it")
     if head is not None:
         for entry in foreign_entries(path, head.listed, within=True):
@@ -67,12 +67,12 @@ def check_writable(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"no folder can be made at {path.parent} ({error.strerror}); give another --out") from error
+        raise UsageError(f"{path.parent} cannot be created ({error.strerror}); give another --out") from error
     try:
         check_folder(path.parent)
         replaceable = not path.exists() or can_rename_folders(path.parent)
     except OSError as error:
-        raise UsageError(f"nothing can be written in {path.parent} ({error.strerror}); give another --out") from error
+        raise UsageError(f"{path.parent} is not writable ({error.strerror}); give another --out") from error
     if not replaceable:
         raise UsageError(
             f"{path} exists, and the file system cannot rename folders, so it cannot be replaced whole; remove it, or"
