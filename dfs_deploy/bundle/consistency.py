@@ -83,7 +83,7 @@ def _engine_problems(name: RuntimeName, engines: RuntimeEngines, manifest: Manif
         yield "do not cover every gated block"
         return
     if (engines.gate is None) != (manifest.policy is not None):
-        yield "have a gate beside a static policy, or neither"
+        yield "have both a gate and a static policy, or neither"
     if len(engines.feature_scales) != len(shapes) or min(engines.feature_scales) <= 0.0:
         yield "have no positive feature scale for every block"
     skipping, free = set(), set()

@@ -231,7 +231,7 @@ def _check_fields(model: Message) -> None:
     size = model.ByteSize()
     model.DiscardUnknownFields()
     if model.ByteSize() != size or model.graph.value_info:
-        raise _UnfitError("has fields beside graph, nodes and weights (subgraphs, functions or the like)")
+        raise _UnfitError("has other fields than graph, nodes and weights (such as subgraphs or functions)")
     for opset in model.opset_import:
         if opset.domain or opset.version not in OPSETS:
             seen = f"{opset.domain or 'ONNX'} {opset.version}"
@@ -448,4 +448,4 @@ _OPERATORS = {
     "Slice": _Operator(range(4, 5), _sliced),
     "Transpose": _Operator(range(1, 2), _transposed, frozenset({"perm"})),
 }
-"""Every operator of an exported engine, in the standard domain: no loop, no branch, no shape made of values."""
+"""Operators of exported engines, in the standard domain: no loops, no branches, no shapes that depend on values."""

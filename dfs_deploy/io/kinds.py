@@ -22,6 +22,9 @@ _HEAD = 4096
 
 _MANIFEST = "manifest.json"
 
+JOB_FILE = "job.json"
+"""File that makes a folder that of a training run."""
+
 GIT_LFS_MARK = b"version https://git-lfs.github.com/spec/"
 """Beginning of the pointer that Git LFS leaves instead of a file that was not fetched."""
 
@@ -166,7 +169,7 @@ def _folder(path: Path) -> Kind | None:
         return Kind("a bundle", "bundle", _BUNDLE)
     if path.name.endswith(".dfs.cache"):
         bundle = one_line(path.name.removesuffix(".cache"))
-        return Kind("the cache of a bundle", "part", f"give the bundle beside it, {bundle}")
+        return Kind("the cache of a bundle", "part", f"give the bundle next to it, {bundle}")
     if (path / "checkpoint.pt").is_file():
         return Kind("the folder of a training run", "record", "give the checkpoint.pt in it")
     return None
