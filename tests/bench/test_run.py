@@ -27,8 +27,7 @@ from dfs_deploy.exporters import export
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
-from dfs_deploy.runtimes import Runtime
-from dfs_deploy.runtimes.base import Result
+from dfs_deploy.runtimes import Result, Runtime
 from dfs_deploy.system.cpu import CpuLimits
 from tests.bundles import CONTRACT, Made, copied, labelled, manifest_of, settled_network, write_manifest
 from tests.checks import refuses
