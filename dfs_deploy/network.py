@@ -37,11 +37,11 @@ Shape = tuple[Number, Number, Number]
 
 
 class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One residual block: its place in the network, what it takes and gives, and what it may do.
+    """One residual block: its position in the network, its shapes, and what it may do.
 
     Attributes:
         index: position in the network; 0 for the first block, which always runs in full precision.
-        name: what people and checkpoints call it, such as ``layer2.0``.
+        name: name in messages and checkpoints, such as ``layer2.0``.
         in_shape: channels, height and width of its input.
         out_shape: channels, height and width of its output.
         group: number of the quantisation grid of its output, from 1. A block that can be skipped for free has the
@@ -75,7 +75,7 @@ class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.skip == "projection"
 
     def choices(self, options: Iterable[Option]) -> tuple[Option, ...]:
-        """The options, of those given, that the block may run."""
+        """Those of the options that the block may run."""
         return tuple(
             option
             for option in options
@@ -101,7 +101,7 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """A chain of residual blocks between stem and classifier, with a gate that chooses what each block does.
 
     Attributes:
-        name: what people call the network, such as ``ResNet-20``.
+        name: name in messages and reports, such as ``ResNet-20``.
         image_shape: channels, height and width of an input.
         classes: outputs of the classifier.
         gate: the gate's kind and sizes; a network with a static policy has no gate and ignores them.
@@ -141,11 +141,11 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     @property
     def gated_blocks(self) -> int:
-        """How many blocks the gate decides about: all but the first."""
+        """Number of blocks that the gate decides about: all except the first."""
         return len(self.blocks) - 1
 
     def beside(self, expected: Architecture) -> str:
-        """What differs from another architecture: ``ResNet-14 on 16x16 images, expected ResNet-20 on 32x32 images``."""
+        """Differences in words: ``ResNet-14 on 16x16 images, expected ResNet-20 on 32x32 images``."""
         return f"{self._unlike(expected)}, expected {expected._unlike(self)}"
 
     def _unlike(self, other: Architecture) -> str:
@@ -178,7 +178,7 @@ def _is_size(number: object) -> bool:
 
 
 def _misfit(index: int, block: Block, before: Block | None) -> str | None:
-    """Says why a block cannot stand where it does."""
+    """Reason why a block cannot follow the one before, or ``None``."""
     if block.index != index:
         return f"has index {block.index}"
     if before is None:

@@ -1,7 +1,7 @@
-"""What a gated block may do for one input, what that costs, and which engine serves it.
+"""Options of a gated block: what it may do for one input, what that costs, and which engine runs it.
 
-An *option* is a bitwidth: 0 bits skip the block, 32 bits run it in full precision, and any bitwidth between runs it
-with its weights and activations quantised (Section 3 of "Fractional Skipping", AAAI 2020, Equation 1).
+An *option* is a bitwidth: 0 bits skip the block, 32 bits run it in full precision, and a bitwidth in between runs
+it with quantised weights and activations (Section 3 of "Fractional Skipping", AAAI 2020, Equation 1).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FULL_BITS = 32
-"""Bitwidth of full precision: IEEE float32."""
+"""Bitwidth of full precision, IEEE float32."""
 
 Precision = Literal["int8", "fp16", "fp32"]
 
 PRECISIONS: tuple[Precision, ...] = ("int8", "fp16", "fp32")
-"""Engine precisions, least precise first; the names that ``--targets`` takes."""
+"""Engine precisions, the least precise first; also the words for ``--targets``."""
 
-# int() itself refuses thousands of digits, with an error of its own.
+# int() refuses thousands of digits with an error of its own.
 _MOST_DIGITS = 9
 
 _NAMED_BITS = {"skip": 0, "full": FULL_BITS, "keep": FULL_BITS}
@@ -33,10 +33,10 @@ _NAMED_BITS = {"skip": 0, "full": FULL_BITS, "keep": FULL_BITS}
 
 @dataclass(frozen=True, order=True)
 class Option:
-    """One thing that a gated block may do.
+    """One option of a gated block.
 
     Attributes:
-        bits: 0 (skip), 2 to 31 (quantised) or 32 (full precision).
+        bits: bitwidth: 0 (skip), 2 to 31 (quantised) or 32 (full precision).
     """
 
     bits: int
@@ -44,22 +44,22 @@ class Option:
     def __post_init__(self) -> None:
         if type(self.bits) is not int or not (self.bits == 0 or 2 <= self.bits <= FULL_BITS):
             raise OptionError(
-                f"option of {self.bits!r} bits, expected 0 (skip) or 2 to {FULL_BITS}; mend the option list"
+                f"option of {self.bits!r} bits, expected 0 (skip) or 2 to {FULL_BITS}; correct the list of options"
             )
 
     @property
     def name(self) -> str:
-        """``skip``, ``full``, or the bitwidth as digits."""
+        """Name of the option: ``skip``, ``full``, or the bitwidth in digits."""
         return {0: "skip", FULL_BITS: "full"}.get(self.bits, str(self.bits))
 
     @property
     def skips(self) -> bool:
-        """Whether the block is left out."""
+        """Whether the block is skipped."""
         return self.bits == 0
 
     @property
     def quantized(self) -> bool:
-        """Whether weights and activations are rounded to a grid."""
+        """Whether weights and activations are quantised."""
         return 0 < self.bits < FULL_BITS
 
     @property
@@ -69,29 +69,29 @@ class Option:
 
 
 class Options(Sequence[Option]):
-    """The options a network's gate chooses from, in the order of the gate's scores.
+    """Options of a network's gate, in the order of the gate's scores.
 
     Args:
-        bits: one bitwidth an option. At least two options, no bitwidth twice.
+        bits: bitwidth of each option; at least two, all different.
 
     Raises:
-        OptionError: a bitwidth that cannot be, a duplicate, or fewer than two options.
+        OptionError: a bitwidth is out of bounds or repeated, or there are fewer than two.
     """
 
     def __init__(self, bits: Iterable[int]) -> None:
-        # No more than one beyond the number of bitwidths, one of which is then there twice.
+        # One more than there are bitwidths is enough to find a duplicate in an endless list.
         self._options = tuple(Option(b) for b in itertools.islice(bits, FULL_BITS + 1))
         if len(self._options) < 2:
             raise OptionError(f"{len(self._options)} option(s), expected at least 2, as in 'skip,8,16,full'")
         if len(set(self._options)) != len(self._options):
-            raise OptionError(f"an option stands twice in '{self}'; give each once")
+            raise OptionError(f"an option is repeated in '{self}'; give each once")
 
     @classmethod
     def parse(cls, text: str) -> Options:
-        """Reads a list such as ``skip,8,16,full``.
+        """Parses a list such as ``skip,8,16,full``.
 
         Raises:
-            OptionError: a word that is neither ``skip``, ``full`` nor a bitwidth.
+            OptionError: a word is neither ``skip``, ``full`` nor a bitwidth.
         """
         bits = []
         for word in (part.strip().lower() for part in text.split(",")):
@@ -105,17 +105,17 @@ class Options(Sequence[Option]):
 
     @property
     def bits(self) -> tuple[int, ...]:
-        """The bitwidths, in order."""
+        """Bitwidth of each option, in order."""
         return tuple(option.bits for option in self._options)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names, in order."""
+        """Name of each option, in order."""
         return tuple(option.name for option in self._options)
 
     @property
     def costs(self) -> tuple[float, ...]:
-        """The costs, in order; each between 0 and 1."""
+        """Cost of each option, between 0 and 1, in order."""
         return tuple(option.cost for option in self._options)
 
     @overload
@@ -147,48 +147,53 @@ class Options(Sequence[Option]):
 
 
 def parse_policy(names: Sequence[str], options: Options) -> tuple[int, ...]:
-    """Reads a static policy, the name of an option for each gated block.
+    """Parses a static policy.
+
+    Args:
+        names: name of one option per gated block.
+        options: options of the network.
 
     Returns:
-        An index into ``options`` for each block.
+        Index into ``options`` per block.
 
     Raises:
-        OptionError: a name that is not among the options.
+        OptionError: a name is not among the options.
     """
     known = options.names
     for name in names:
         if name not in known:
-            raise OptionError(f"policy with option {name!r}, expected one of {options} for each gated block")
+            raise OptionError(f"policy with option {name!r}, expected one of {options} per gated block")
     return tuple(known.index(name) for name in names)
 
 
 def parse_targets(text: str) -> tuple[Precision, ...]:
-    """Reads a list of engine precisions such as ``fp32,fp16,int8``.
+    """Parses a list of engine precisions such as ``fp32,fp16,int8``.
 
     Returns:
-        The precisions, least precise first.
+        The precisions, the least precise first.
 
     Raises:
-        OptionError: an unknown precision, or none for full precision.
+        OptionError: a precision is unknown, or fp32 is missing.
     """
     words = {word.strip().lower() for word in text.split(",")}
     unknown = sorted(words - set(PRECISIONS))
     if unknown:
         raise OptionError(f"unknown target {unknown[0]!r}, expected some of fp32, fp16, int8, separated by commas")
     if "fp32" not in words:
-        raise OptionError(
-            f"targets {text!r} leave out fp32, in which stem, first block and classifier always run; add fp32"
-        )
+        raise OptionError(f"targets {text!r} lack fp32, in which stem, first block and classifier always run; add fp32")
     return tuple(precision for precision in PRECISIONS if precision in words)
 
 
 def engine_precision(option: Option, targets: Sequence[str]) -> Precision | None:
-    """Which engine serves an option: up to 8 bits int8, 9 to 16 fp16, above fp32.
+    """Precision of the engine for an option: int8 up to 8 bits, fp16 up to 16, fp32 above.
 
-    Where that precision is not among ``targets``, the next more precise one that is.
+    If ``targets`` lacks that precision, the next more precise one of ``targets`` is the fallback.
 
     Returns:
         A precision of ``targets``, or ``None`` for an option that skips.
+
+    Raises:
+        OptionError: no target is precise enough.
     """
     if option.skips:
         return None
@@ -202,16 +207,16 @@ def engine_precision(option: Option, targets: Sequence[str]) -> Precision | None
 
 
 def computation_percentage(path: NDArray[np.integer], costs: Sequence[float]) -> NDArray[np.float32]:
-    """Computation of each sample relative to running every gated block in full precision.
+    """Computation of each sample, relative to running every gated block in full precision (Section 4, Metrics).
 
-    The first block, the stem, the projections, the gates and the classifier are left out (Section 4, Metrics).
+    The first block, the stem, the projections, the gates and the classifier do not count.
 
     Args:
-        path: (N, blocks) integer, the option index that each gated block ran.
+        path: (N, blocks) integer, index of the option that each gated block ran.
         costs: (options,) cost of each option, between 0 and 1.
 
     Returns:
-        (N,) float32, in percent: 0 where every block is skipped, 100 where all run in full precision.
+        (N,) float32, in percent: 0 if every block is skipped, 100 if all run in full precision.
     """
     import numpy as np
 

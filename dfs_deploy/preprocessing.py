@@ -1,4 +1,4 @@
-"""From an image to what the stem takes: the input contract that a checkpoint and a bundle carry."""
+"""Input contract of a checkpoint and a bundle: how an image becomes the input of the network."""
 
 from __future__ import annotations
 
@@ -15,34 +15,37 @@ from numpy.typing import NDArray
 from dfs_deploy.errors import InputError
 
 MAX_CLASSES = 1 << 16
-"""Most class names of a network or of a data set."""
+"""Most class names of a network or a data set."""
 
 MAX_NAME = 500
-"""Most letters of a class name."""
+"""Most characters of a class name."""
 
 MAX_INPUT_VALUES = 1 << 26
-"""Most values of one input: channels x height x width."""
+"""Most values of one input (channels x height x width)."""
 
 MAX_MEAN = MAX_STD = 1e6
 MIN_STD = 1e-6
-"""Bounds of the mean, either way, and of the standard deviation: no pixel is normalised to infinity within them."""
+"""Bounds of the absolute mean and of the standard deviation, within which no pixel is normalised to infinity."""
 
-_log = logging.getLogger("dfs_deploy")
+_log = logging.getLogger(__name__)
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 @dataclass(frozen=True)
 class InputContract:
-    """How uint8 pixels become the network's input.
+    """Shape and normalisation of the network's input, and the names of its classes.
 
-    A float32 input is taken as normalised already; a uint8 input becomes ``(pixel / 255 - mean) / std``.
+    A uint8 input becomes ``(pixel / 255 - mean) / std``; a float32 input is expected to be normalised already.
 
     Attributes:
         shape: channels, height and width.
-        mean: mean of each channel, of pixels scaled to 0..1.
-        std: standard deviation of each channel, of the same.
-        class_names: name of each class, or empty if none are known.
+        mean: mean per channel, of pixels scaled to 0..1.
+        std: standard deviation per channel, of the same pixels.
+        class_names: name of each class, or empty if they are unknown.
+
+    Raises:
+        InputError: values out of bounds.
     """
 
     shape: tuple[int, int, int] = (3, 32, 32)
@@ -62,7 +65,7 @@ class InputContract:
         if len(self.mean) != channels or len(self.std) != channels or not sound:
             raise InputError(
                 f"mean {self.mean} and std {self.std} for {channels} channel(s), expected one of each per channel,"
-                f" finite, mean at most {MAX_MEAN:g} either way, std positive, {MIN_STD:g} to {MAX_STD:g}"
+                f" mean between -{MAX_MEAN:g} and {MAX_MEAN:g}, std between {MIN_STD:g} and {MAX_STD:g}"
             )
 
     def normalize(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -72,17 +75,17 @@ class InputContract:
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
     def prepare(self, images: NDArray[Any], first: int = 0) -> NDArray[np.float32]:
-        """Checks an input and normalises it if it is uint8.
+        """Checks an input, and normalises it if it is uint8.
 
         Args:
             images: (N, C, H, W) float32, normalised; or (N, H, W, C) uint8.
-            first: index of the first of them in the batch that they are a part of, for messages.
+            first: index in the whole batch of the first image, for messages.
 
         Returns:
-            (N, C, H, W) float32, contiguous. The array itself if it is that already.
+            (N, C, H, W) float32, contiguous; the array itself if it already is.
 
         Raises:
-            InputError: an empty batch, another shape or dtype, NaN or infinity.
+            InputError: the batch is empty, has another shape or dtype, or holds NaN or infinity.
         """
         if not isinstance(images, np.ndarray):
             raise InputError(
@@ -103,31 +106,31 @@ class InputContract:
         if images.dtype == np.uint8:
             return self.normalize(images)
         images = np.ascontiguousarray(images)
-        # A sum of squares is NaN or infinite if any term is, and costs one pass; only then is the cause looked for.
+        # The sum of squares takes one pass, and is NaN or infinite if any term is; only then is the cause searched for.
         flat = images.reshape(-1)
         with np.errstate(over="ignore", invalid="ignore"):
             squares = float(np.dot(flat, flat))
-        if not squares <= self._reach * images.size:  # also if it is no number
+        if not squares <= self._reach * images.size:  # also true for NaN
             if not math.isfinite(squares) and not np.isfinite(images).all():
                 bad = first + int(np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))[0])
                 raise InputError(
-                    f"NaN or infinity in image {bad} of the batch, expected finite values; check what made it"
+                    f"NaN or infinity in image {bad} of the batch, expected finite values; check the preprocessing"
                 )
             self._doubt_normalisation(math.sqrt(squares / images.size))
         return images
 
     @functools.cached_property
     def _reach(self) -> float:
-        """Mean square of a normalised image above which it is none: four times what the brightest pixels come to."""
+        """Mean square above which an image was not normalised: four times that of the brightest possible image."""
         reach = max(max(abs(mean), abs(1.0 - mean)) / std for mean, std in zip(self.mean, self.std, strict=True))
         return 4.0 * reach**2
 
     def _doubt_normalisation(self, seen: float) -> None:
-        if "doubted" not in self.__dict__:  # said once for each contract
+        if "doubted" not in self.__dict__:  # warned once per contract
             self.__dict__["doubted"] = True
             _log.warning(
-                "float32 input of root mean square %.3g, and pixels cannot come to more than %.3g after normalisation:"
-                " it is taken as normalised already; give uint8 pixels (N, H, W, C) to have them normalised",
+                "float32 input has root mean square %.3g, but normalised pixels have at most %.3g; it is used as it is:"
+                " give uint8 pixels (N, H, W, C) to have them normalised",
                 seen,
                 math.sqrt(self._reach / 4.0),
             )
@@ -138,7 +141,7 @@ class InputContract:
 
 
 def class_names_problem(names: Sequence[str]) -> str | None:
-    """Says why class names cannot be kept in a file; ``None`` if they can. Two classes may have one name.
+    """Reason why class names cannot be stored in a file, or ``None``. Two classes may have the same name.
 
     Args:
         names: name of each class, or empty.
@@ -149,9 +152,8 @@ def class_names_problem(names: Sequence[str]) -> str | None:
         if not isinstance(name, str):
             return f"class {index} has a name of type {type(name).__name__}, expected text"
         if not name.strip() or len(name) > MAX_NAME:
-            return (
-                f"class {index} has a name of {len(name):,} letters, expected 1 to {MAX_NAME}, not all blank; rename it"
-            )
+            seen = f"class {index} has a name of {len(name):,} characters"
+            return f"{seen}, expected 1 to {MAX_NAME}, not all blank; rename it"
         try:
             name.encode()
         except UnicodeEncodeError:

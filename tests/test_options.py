@@ -76,7 +76,7 @@ def test_a_number_of_thousands_of_digits_is_refused_like_any_other() -> None:
 
 
 def test_an_option_given_twice_is_refused() -> None:
-    with refuses(OptionError, "twice"):
+    with refuses(OptionError, "repeated"):
         Options.parse("skip,full,32")
 
 

@@ -1,4 +1,4 @@
-"""Bundles on disk: the manifest, reading and writing, samples, the engines, and what is kept beside them."""
+"""Bundles on disk: manifest, reading and writing, samples, the walk over their engines, and their cache."""
 
 from dfs_deploy.bundle.artefact import (
     SUFFIX,
@@ -8,13 +8,14 @@ from dfs_deploy.bundle.artefact import (
     other_than_bundle,
     source_of,
 )
-from dfs_deploy.bundle.writing import check_writable, write_bundle
+from dfs_deploy.bundle.writing import check_writable, drafted_bundle, write_bundle
 
 __all__ = [
     "SUFFIX",
     "Bundle",
     "Samples",
     "check_writable",
+    "drafted_bundle",
     "find_bundle",
     "other_than_bundle",
     "source_of",

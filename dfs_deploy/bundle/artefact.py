@@ -1,12 +1,13 @@
-"""The artefact on disk: a directory ``NAME.dfs`` of ONNX files and the manifest that says what they are.
+"""Reading a bundle: a directory ``NAME.dfs`` of ONNX files and the manifest that describes them.
 
-Opening checks the schema, then the digest of every file; what is read as an engine must be a graph as an export writes
-it (:mod:`dfs_deploy.bundle.engine_check`). Nothing in a bundle is executed, and nothing outside its directory is read,
-through links either. Files that the manifest does not list are never read; they are named in the log.
+Opening checks the schema, then the digest of every file; an engine must also be a graph that an export could have
+written (:mod:`dfs_deploy.bundle.engine_check`). Nothing in a bundle is executed, and nothing outside its directory is
+read, not even through links. Files that the manifest does not list are never read; the log names them.
 """
 
 from __future__ import annotations
 
+import copy
 import errno
 import glob
 import io
@@ -18,6 +19,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
@@ -38,34 +40,34 @@ from dfs_deploy.io.json_files import MAX_JSON, MalformedError, read_json
 from dfs_deploy.io.kinds import GIT_LFS_MARK, given_instead
 from dfs_deploy.io.text import first_line, one_line
 from dfs_deploy.network import Architecture
-from dfs_deploy.options import Options
+from dfs_deploy.options import Options, Precision
 
 SUFFIX = ".dfs"
 
-_LOG = logging.getLogger("dfs_deploy")
+_LOG = logging.getLogger(__name__)
 
 _PLAIN_NAME = re.compile(r"(?:\w[\w.-]*(?<!\.)/)*\w[\w.-]*(?<!\.)", re.ASCII)
-"""A name that is the same file on every system: no folder above, no drive, no letter that looks like another."""
+"""Name of the same file on every system: no parent folder, no drive, only ASCII letters."""
 
 _DEVICES = re.compile(r"(?:^|/)(?:con|prn|aux|nul|(?:com|lpt)[0-9])(?:\.[^/]*)?(?:/|$)", re.IGNORECASE)
-"""Names that are devices on Windows, with any suffix."""
+"""Names of devices on Windows, with any suffix."""
 
 _POINTER_BYTES = 1024
 _NAMED_FOREIGN = 5
 
 MAX_SAMPLES = 4096
-"""Most inputs that a bundle may carry; export puts in 64."""
+"""Most inputs in a bundle; export adds 64."""
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """A few inputs that a bundle carries, with what the PyTorch reference made of them.
+    """Inputs in a bundle, with the results of the PyTorch reference.
 
     Attributes:
         images: (N, H, W, C) uint8.
-        labels: (N,) int64, -1 for an image whose class is not known.
+        labels: (N,) int64, -1 if the class of an image is unknown.
         logits: (N, classes) float32.
-        path: (N, gated blocks) uint8, the option index that each gated block ran.
+        path: (N, gated blocks) uint8, index of the option that each gated block ran.
     """
 
     images: NDArray[np.uint8]
@@ -75,26 +77,28 @@ class Samples:
 
 
 class Bundle:
-    """An opened bundle whose files have all been checked.
+    """An opened bundle, with the digests of all files checked.
 
     Args:
         path: the directory.
 
     Raises:
-        BundleError: the directory or its manifest cannot be read.
-        SchemaVersionError: another version wrote it.
-        DigestError: a file was changed, is missing, is a link, or lies outside.
+        BundleError: the directory or its manifest cannot be read, or the manifest contradicts itself.
+        SchemaVersionError: the schema version of the manifest is not supported.
+        DigestError: a file was changed, is missing, is a link, or is outside the directory.
 
     Attributes:
         path: the directory.
-        manifest: what its files are.
+        manifest: description of the files.
         digest: SHA-256 of the manifest.
-        foreign: files, links and folders that the manifest does not list, by their paths within: never read.
+        options: options that the gate chooses from.
+        input: input contract of the network.
+        foreign: relative paths of files, links and folders that the manifest does not list; they are never read.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if self.path.name in ("", ".."):  # "." has none: the cache beside a bundle goes by its name
+        if self.path.name in ("", ".."):  # "." has no name, and the cache is named after the bundle
             self.path = self.path.resolve()
         content = _read_manifest(self.path)
         self.manifest = parse_manifest(content, self.path)
@@ -103,17 +107,18 @@ class Bundle:
             self.options = Options(option.bits for option in self.manifest.options)
             self.input = input_of(self.manifest)
         except UsageError as error:
-            raise BundleError(f"{self.path}: {MANIFEST} cannot be: {error}") from error
+            raise BundleError(f"{self.path}: {MANIFEST} is impossible: {error}") from error
         for problem in contradictions(self.manifest, self.options):
             raise BundleError(f"{self.path}: {MANIFEST} contradicts itself: {problem}; export again")
         _check_names(self.path, self.manifest.files)
         for name in self.manifest.files:
             self._content(name)
         self._unchecked = engine_uses(self.manifest, self.options)
+        _LOG.info("%s: opened, digest %s, %d files", one_line(self.path), self.digest[:12], len(self.manifest.files))
         self.foreign = tuple(sorted(foreign_entries(self.path, self.manifest.files, within=False)))
         if self.foreign:
             level = logging.INFO if all(map(is_litter_entry, self.foreign)) else logging.WARNING
-            _LOG.log(level, "%s", one_line(f"{self.path}: {_listed(self.foreign)} not in its manifest, passed over"))
+            _LOG.log(level, "%s", one_line(f"{self.path}: {_listed(self.foreign)} not in its manifest and ignored"))
 
     @property
     def architecture(self) -> Architecture:
@@ -127,21 +132,37 @@ class Bundle:
 
     @property
     def size(self) -> int:
-        """Bytes of all files but the manifest."""
+        """Bytes of all files except the manifest."""
         return sum(record.size for record in self.manifest.files.values())
 
     def read(self, name: str) -> bytes:
-        """Content of a file, checked against its digest each time it is read; an engine is also what an export writes.
+        """Content of a file; its digest is checked each time, and an engine is checked the first time.
 
         Raises:
-            DigestError: it is missing, a link, or differs from its digest.
-            BundleError: it is an engine that does not compute within the sizes in the manifest.
+            DigestError: the file is missing, is a link, or differs from its digest.
+            BundleError: the file is an engine that no export could have written.
         """
         data = self._content(name)
         for use in self._unchecked.get(name, ()):
             check_engine(data, f"{self.path}: {name}", use)
-        self._unchecked.pop(name, None)  # its digest says that the next time it is the same
+        self._unchecked.pop(name, None)  # the digest guarantees the same content next time
         return data
+
+    def without(self, precision: Precision) -> Bundle:
+        """This bundle for a machine that is slow in a precision: options use their other engines, if they have some."""
+        twin = copy.copy(self)
+        runtimes = {}
+        for name, engines in self.manifest.runtimes.items():
+            blocks = []
+            for block in engines.blocks:
+                others = {
+                    option: [engine for engine in made if engine.precision != precision] or made
+                    for option, made in block.options.items()
+                }
+                blocks.append(msgspec.structs.replace(block, options=others))
+            runtimes[name] = msgspec.structs.replace(engines, blocks=blocks)
+        twin.manifest = msgspec.structs.replace(self.manifest, runtimes=runtimes)
+        return twin
 
     def _content(self, name: str) -> bytes:
         record = self.manifest.files.get(name)
@@ -156,12 +177,12 @@ class Bundle:
         except UnfitFileError as error:
             if error.errno != errno.EFBIG:
                 raise DigestError(f"{self.path}: {name} {error.strerror}; copy or export the bundle again") from error
-            data = b""  # it is larger than it was
+            data = b""  # larger than the manifest says
         except OSError as error:
             raise DigestError(f"{self.path}: {name} cannot be read ({first_line(error)}); copy it again") from error
         if len(data) != record.size or sha256(data) != record.sha256:
             if data.startswith(GIT_LFS_MARK):
-                raise DigestError(f"{self.path}: {name} is a pointer of Git LFS; fetch the files with git lfs pull")
+                raise DigestError(f"{self.path}: {name} is a Git LFS pointer; fetch the files with git lfs pull")
             raise DigestError(
                 f"{self.path}: {name} was changed after export (its SHA-256 differs); copy or export it again"
             )
@@ -169,16 +190,16 @@ class Bundle:
 
     @property
     def policy(self) -> NDArray[np.uint8] | None:
-        """(gated blocks,) uint8, the option index that each block always runs; ``None`` where a gate decides."""
+        """(gated blocks,) uint8, index of the option that each block always runs; ``None`` if a gate decides."""
         names = self.manifest.policy
         return None if names is None else np.array([self.options.names.index(name) for name in names], np.uint8)
 
     def samples(self) -> Samples | None:
-        """The inputs that the bundle carries, or ``None``.
+        """Inputs in the bundle, or ``None``.
 
         Raises:
-            BundleError: they are damaged, or of other shapes or types than the manifest says; that is found before
-                anything of them is inflated.
+            BundleError: they are damaged, or have other shapes or types than the manifest says, which is checked before
+                anything is decompressed.
         """
         name = self.manifest.samples
         if name is None:
@@ -200,33 +221,33 @@ class Bundle:
         except (ArraysError, MemoryError) as error:
             raise BundleError(f"{self.path}: {name} cannot be read ({first_line(error)}); export again") from error
         if samples.path.size and samples.path.max() >= len(self.options):
-            raise BundleError(f"{self.path}: {name} has a path with no such option; export again")
+            raise BundleError(f"{self.path}: {name} has a path with an unknown option; export again")
         if samples.labels.size and not -1 <= samples.labels.min() <= samples.labels.max() < classes:
-            raise BundleError(f"{self.path}: {name} has a label of no class; export again")
+            raise BundleError(f"{self.path}: {name} has a label outside the classes; export again")
         return samples
 
 
 def find_bundle(directory: str | Path = ".") -> Path:
-    """The one ``*.dfs`` directory in a directory.
+    """Finds the only ``*.dfs`` directory in a directory.
 
     Raises:
-        UsageError: there is none, or several.
+        UsageError: there is none, or more than one.
     """
     found = sorted(path for path in Path(directory).glob(f"*{SUFFIX}") if path.is_dir())
     if len(found) == 1:
         return found[0]
     seen = f"several bundles ({', '.join(path.name for path in found)})" if found else "no *.dfs bundle"
-    remedy = "name the one that is meant" if found else "name the bundle, or make one with dfs-deploy export"
+    remedy = "name one of them" if found else "name the bundle, or make one with dfs-deploy export"
     raise UsageError(f"{seen} in the current directory, expected one; {remedy}")
 
 
 def other_than_bundle(path: str | Path) -> str | None:
-    """Says in one line what was given where a bundle belongs, and what to do; ``None`` if its content gives no sign."""
+    """One line about a path that is something other than a bundle; ``None`` if its kind is unknown."""
     return given_instead(path, f"a bundle (a NAME{SUFFIX} folder)", "bundle")
 
 
 def source_of(path: Path) -> SourceHead | None:
-    """Checkpoint that a bundle, whole or damaged, was made from; ``None`` without a bundle, or if it does not say."""
+    """Checkpoint that a bundle, even a damaged one, was made from; ``None`` if that is unknown."""
     head = read_head(path)
     return None if head is None else head.made_from
 
@@ -240,22 +261,25 @@ def _read_manifest(path: Path) -> bytes:
         content = read_file(file, MAX_JSON, follow=False)
     except FileNotFoundError as error:
         raise BundleError(
-            other_than_bundle(path) or f"{path} has no {MANIFEST}, so it is no bundle; make one with dfs-deploy export"
+            other_than_bundle(path)
+            or f"{path} is no bundle, because it has no {MANIFEST}; make one with dfs-deploy export"
         ) from error
     except UnfitFileError as error:
         raise BundleError(f"{file} {error.strerror}; copy or export the bundle again") from error
     except OSError as error:
         raise BundleError(f"{file} cannot be read ({first_line(error)}); check its path and permissions") from error
     if content.startswith(GIT_LFS_MARK):
-        raise BundleError(f"{file} is a pointer of Git LFS; fetch the files with git lfs pull")
+        raise BundleError(f"{file} is a Git LFS pointer; fetch the files with git lfs pull")
     return content
 
 
 def _no_bundle(path: Path) -> BundleError:
-    """What to raise if a path is no directory."""
+    """Error for a path that is no directory."""
     name = glob.escape(path.name)
     for aside in path.parent.glob(f".{name}.*.tmp/{name}{ASIDE}"):
-        return BundleError(f"no bundle at {path}, since replacing it was cut off; {aside} is the old one: move it back")
+        return BundleError(
+            f"no bundle at {path}, because replacing it was interrupted; {aside} is the old one: move it back"
+        )
     seen = f"{path} is a file, and no bundle" if path.exists() else f"no bundle at {path}"
     return BundleError(
         other_than_bundle(path) or f"{seen}; give the path of a NAME{SUFFIX} directory that dfs-deploy export made"
@@ -263,24 +287,24 @@ def _no_bundle(path: Path) -> BundleError:
 
 
 def _check_no_link(path: Path, name: str, refusal: type[BundleError]) -> None:
-    """Makes sure that no link leads to a file of a bundle from within.
+    """Raises ``refusal`` if a file of a bundle is a link, or is reached through a link in the bundle.
 
-    A link could be followed, since digests are checked; but then opening a stranger's bundle would open files anywhere.
+    Digests would protect its content; but opening a stranger's bundle must not open files elsewhere.
     """
     link = first_link(path / name, path)
     if link is None:
         return
     entry = link.relative_to(path)
     if not link.exists():
-        raise refusal(f"{path}: {entry} is a link to {link.readlink()}, which is not there; fetch that file first")
+        raise refusal(f"{path}: {entry} is a link to {link.readlink()}, which does not exist; fetch that file first")
     raise refusal(
-        f"{path}: {entry} is a link, as hub caches and DVC make them, and nothing outside a bundle is read; copy what"
-        f" the links lead to, as in: cp -rL {shlex.quote(str(path))} COPY{SUFFIX}"
+        f"{path}: {entry} is a link, as in caches of model hubs and DVC, and nothing outside a bundle is read; copy the"
+        f" files that links lead to: cp -rL {shlex.quote(str(path))} COPY{SUFFIX}"
     )
 
 
 def read_head(path: Path) -> Head | None:
-    """What can be read of the manifest of a bundle of any version, whole or damaged; ``None`` if there is none."""
+    """Readable part of the manifest of a bundle, of any version, even a damaged one; ``None`` if there is none."""
     try:
         return read_json(path / MANIFEST, Head, follow=False)
     except (OSError, MalformedError):
@@ -288,7 +312,7 @@ def read_head(path: Path) -> Head | None:
 
 
 def is_litter_entry(entry: str) -> bool:
-    """Whether an entry, or a folder that it is in, is what a system or an editor leaves."""
+    """Whether an entry, or a folder above it, is one that systems or editors leave."""
     return any(map(is_litter, Path(entry).parts))
 
 
@@ -302,16 +326,16 @@ def _check_names(path: Path, names: Collection[str]) -> None:
             )
         twin = seen.setdefault(name.lower(), name)
         if twin != name or name == MANIFEST:
-            raise DigestError(f"{path}: the manifest lists {name!r} beside {twin!r}; do not use this bundle")
+            raise DigestError(f"{path}: the manifest lists both {name!r} and {twin!r}; do not use this bundle")
 
 
 def foreign_entries(path: Path, listed: Collection[str], *, within: bool) -> Iterator[str]:
-    """Entries of a bundle that are neither its manifest nor listed, by their paths in it.
+    """Relative paths of entries of a bundle that are neither its manifest nor listed in it.
 
     Args:
         path: the bundle.
-        listed: names of its files.
-        within: whether a foreign folder is looked into, and each file in it is named; else the folder itself is.
+        listed: names of the files in the manifest.
+        within: whether to yield each file in a foreign folder instead of the folder itself.
     """
     known = {MANIFEST, *listed}
     holding = {name[:end] for name in known for end, letter in enumerate(name) if letter == "/"}
@@ -325,7 +349,7 @@ def foreign_entries(path: Path, listed: Collection[str], *, within: bool) -> Ite
 
 
 def _listed(names: Collection[str]) -> str:
-    """Names in words, at most a few of them, with their verb."""
+    """A few of the names, followed by ``is`` or ``are``."""
     shown = ", ".join(list(names)[:_NAMED_FOREIGN])
     more = len(names) - _NAMED_FOREIGN
     words = f"{shown} and {more} more" if more > 0 else shown

@@ -1,23 +1,24 @@
-"""What is made of a bundle once on a machine, kept on disk: the one cache of every runtime.
+"""The on-disk cache of every runtime: what is made of a bundle once per machine.
 
-It holds plans, engines prepared for a CPU and TensorRT's engines. Nothing in it is needed: what is missing, damaged or
-of another key is made anew, and where nothing can be kept it is made in memory at each start.
+It holds engine choices, engines prepared for a CPU, and TensorRT engines. Nothing in it is required: entries that are
+missing, damaged or of another key are made again, and if nothing can be written they are made in memory at each start.
 
-Where it lies, in this order:
+The cache is, in this order:
 
-1. the folder that the caller names (``Runtime(cache_dir=...)``, ``--cache-dir``), else the one that the environment
-   variable ``DFS_DEPLOY_CACHE`` names: each bundle has a folder of its own in it;
-2. ``NAME.dfs.cache`` beside the bundle;
-3. where nothing can be written there, as beside a read-only bundle: ``dfs-deploy`` in the user's cache folder
-   (``XDG_CACHE_HOME``, else ``~/.cache``), in the same way as in 1. What lies beside the bundle is still read.
+1. a folder per bundle in the folder that the caller names (``Runtime(cache_dir=...)``, ``--cache-dir``), or else in the
+   folder that the environment variable ``DFS_DEPLOY_CACHE`` names;
+2. ``NAME.dfs.cache`` next to the bundle;
+3. if that is not writable, for example next to a read-only bundle: a folder per bundle in ``dfs-deploy`` in the user's
+   cache folder (``XDG_CACHE_HOME``, or else ``~/.cache``). Entries next to the bundle are still read.
 
-A folder that was named may be a link, and what leads to it. The folder beside the bundle may not, nor may anything in
-the cache: no reader and no writer follows a link there.
+A folder that the caller names may be a link or below one. The folder next to the bundle may not, and neither may
+anything in the cache: links there are never followed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -30,37 +31,39 @@ from typing import TYPE_CHECKING
 
 from dfs_deploy import __version__
 from dfs_deploy.io.files import TEMPORARY, first_link, read_file, remove_leftovers, sole_use, whole_file
-from dfs_deploy.io.text import first_line
+from dfs_deploy.io.text import first_line, one_line
 
 if TYPE_CHECKING:
     from dfs_deploy.bundle import Bundle
 
+_LOG = logging.getLogger(__name__)
+
 PLACE = "DFS_DEPLOY_CACHE"
-"""Environment variable that names the folder of the caches."""
+"""Environment variable with the folder of the caches."""
 
 MAX_BYTES = 4 << 30
-"""Most bytes that one place keeps; what was used longest ago is removed first."""
+"""Most bytes in one place; entries that were used longest ago are removed first."""
 
 MAX_FILE = 2 << 30
-"""Most bytes of one kept file: ONNX allows no larger model."""
+"""Most bytes of one file, which is also the limit of an ONNX model."""
 
 TENSORRT = "tensorrt"
-"""Subfolder of TensorRT's engines."""
+"""Subfolder for TensorRT engines."""
 
 PREPARED = "prepared-"
-"""How the name of a folder of engines prepared for a CPU begins."""
+"""Beginning of the name of a folder with engines prepared for a CPU."""
 
 PLAN = "plan-"
-"""How the name of a plan's file begins."""
+"""Beginning of the name of a file with an engine choice."""
 
 _OF_A_BUNDLE = re.compile(r".+-[0-9a-f]{16}")
-"""Name of a bundle's folder in a place that others share: whoever names a place may have other files there."""
+"""Name of a bundle's folder in a shared place, which may hold other files too."""
 
 _WAIT_S = 120.0
-"""How long a process waits for another one that is making the same; then it makes its own."""
+"""Seconds that a process waits for another one that makes the same entry; then it makes its own."""
 
 _SMALL = 64 << 10
-"""Entries below this are not worth removing."""
+"""Bytes of an entry that is not worth removing."""
 
 _POLL_S = 0.02
 _TOUCH_AFTER_S = 24 * 3600.0
@@ -71,7 +74,7 @@ class _Place:
     """A folder that may hold the cache of a bundle.
 
     Attributes:
-        root: it must not be left by a link below.
+        root: folder below which links are refused.
         folder: folder of the bundle, in ``root``.
         shared: whether other bundles have folders in ``root``.
     """
@@ -82,59 +85,59 @@ class _Place:
 
 
 class Cache:
-    """The cache of one bundle on this machine.
+    """Cache of one bundle on this machine.
 
     Args:
-        bundle: whose cache it is.
-        place: folder that the caller names; see the module. ``None`` for the environment's, or the usual places.
+        bundle: the bundle.
+        place: folder for caches, see the module; ``None`` for the one of the environment variable or the usual ones.
     """
 
     def __init__(self, bundle: Bundle, place: str | Path | None = None) -> None:
-        # What is kept from now on goes before what was kept where nothing can be written any more.
+        # Writable places first: new entries are preferred to old ones in a place that has become read-only.
         self._places = sorted(_places(bundle, place), key=lambda each: _why_unwritable(each.folder) != "")
         self.digest = bundle.digest
 
     @property
     def folder(self) -> Path:
-        """Folder in which files are kept; it need not be there."""
+        """Folder for new entries, which need not exist."""
         return self._places[0].folder
 
     def read(self, name: str, limit: int = MAX_FILE) -> bytes | None:
-        """Content of a kept file; ``None`` if there is none, or one that cannot be read.
+        """Content of a file, or ``None`` if it does not exist or cannot be read.
 
         Args:
-            name: relative to the bundle's folder, with ``/`` between parts.
+            name: path of the file in the bundle's folder, with ``/`` between parts.
             limit: most bytes that are read.
         """
         for place in self._places:
             path = place.folder / name
-            with contextlib.suppress(OSError):  # of a cache: what cannot be read is made anew
+            with contextlib.suppress(OSError):  # unreadable entries are made again
                 if not first_link(path.parent, place.root):
                     return read_file(path, limit, follow=False)
         return None
 
     def folders(self, name: str) -> list[Path]:
-        """Kept folders of a name, the preferred one first; none behind a link."""
+        """Existing folders with a name, the preferred one first, without links."""
         found = []
         for place in self._places:
             folder = place.folder / name
-            with contextlib.suppress(OSError):  # of a cache, as above
+            with contextlib.suppress(OSError):  # as above
                 if folder.is_dir() and not first_link(folder, place.root):
                     found.append(folder)
         return found
 
     @contextlib.contextmanager
     def writing(self, part: str = "") -> Iterator[Path]:
-        """Gives the folder in which files are kept, made if it is missing, and locked against other processes.
+        """Yields the folder for new entries, created if it is missing, and locked against other processes.
 
-        Look again for what is wanted once inside: another process may have made it meanwhile. One that holds the lock
-        for minutes is not waited for any longer. When it ends well, old entries are removed if the place is too large.
+        The caller checks again whether the entry exists, because another process may have made it. A lock that is held
+        for minutes is ignored. After success, old entries are removed if the place is too large.
 
         Args:
-            part: a subfolder that has a lock of its own.
+            part: subfolder with a lock of its own.
 
         Raises:
-            UnkeptError: nothing can be kept; it says why.
+            UnkeptError: no entry can be written; the text says why.
         """
         place = self._writable(part)
         folder = place.folder / part if part else place.folder
@@ -147,23 +150,27 @@ class Cache:
         _trim(place)
 
     def tidy(self) -> None:
-        """Removes what killed processes left; nothing if nothing can be kept here."""
+        """Removes files that killed processes left, if the cache is writable."""
         with contextlib.suppress(UnkeptError), self.writing():
             pass
 
     def write(self, name: str, content: bytes) -> Path:
-        """Keeps a file, whole or not at all, and returns where.
+        """Writes a file, whole or not at all.
+
+        Returns:
+            Path of the file.
 
         Raises:
-            UnkeptError: it cannot be kept.
+            UnkeptError: it cannot be written.
         """
         with self.writing() as folder, _unkept(folder):
             with whole_file(folder / name) as temporary:
                 temporary.write_bytes(content)
+            _LOG.info("cached: %s", one_line(folder / name))
             return folder / name
 
     def why_not(self, part: str = "") -> str:
-        """Why nothing can be kept here; empty if something can."""
+        """Reason why the cache is not writable; empty if it is."""
         try:
             self._writable(part)
         except UnkeptError as error:
@@ -171,7 +178,7 @@ class Cache:
         return ""
 
     def _writable(self, part: str) -> _Place:
-        """The first place that can be written; nothing is made there."""
+        """First writable place; nothing is created there."""
         refused = []
         for place in self._places:
             folder = place.folder / part if part else place.folder
@@ -187,17 +194,17 @@ class Cache:
 
 
 class UnkeptError(OSError):
-    """Nothing can be kept on disk; its text says why, on one line."""
+    """Failure to write to the cache; the text is the reason, on one line."""
 
 
 def cache_key(**parts: str) -> dict[str, str]:
-    """A key: what something depends on, this version of dfs-deploy among it."""
+    """Key of an entry: everything that it depends on, including this version of dfs-deploy."""
     return {**parts, "dfs_deploy": __version__}
 
 
 def mark_used(path: Path) -> None:
-    """Notes that a kept file or folder is in use, once a day, so that it outlives what is not."""
-    with contextlib.suppress(OSError):  # a read-only place, where nothing is removed either
+    """Marks an entry as used, at most once a day, so that unused ones are removed first."""
+    with contextlib.suppress(OSError):  # a read-only place, from which nothing is removed
         if time.time() - path.lstat().st_mtime > _TOUCH_AFTER_S:
             os.utime(path)
 
@@ -215,7 +222,7 @@ def _places(bundle: Bundle, given: str | Path | None) -> tuple[_Place, ...]:
 
 
 def _user_cache() -> Path | None:
-    """The user's cache folder; ``None`` without a home."""
+    """Cache folder of the user; ``None`` without a home."""
     for variable, below in (("XDG_CACHE_HOME", ""), ("HOME", ".cache")):
         folder = Path(os.environ.get(variable, ""))
         if folder.is_absolute():
@@ -224,14 +231,14 @@ def _user_cache() -> Path | None:
 
 
 def _why_unwritable(folder: Path) -> str:
-    """Why a folder cannot be written or made; empty if it can."""
+    """Reason why a folder cannot be written or created; empty if it can."""
     try:
         there = next(each for each in (folder, *folder.parents) if each.exists())
         if not there.is_dir():
-            return f"{there}: is no folder"
-    except OSError as error:  # a folder above may not be entered
+            return f"{there} is not a folder"
+    except OSError as error:  # a folder above is not accessible
         return f"{error.filename or folder}: {first_line(error)}"
-    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there}: cannot be written"
+    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} is not writable"
 
 
 @contextlib.contextmanager
@@ -261,7 +268,7 @@ def _unkept(folder: Path) -> Iterator[None]:
 
 
 def _trim(place: _Place) -> None:
-    """Removes what was used longest ago until the rest is no larger than a place may be."""
+    """Removes the entries that were used longest ago until the place is small enough."""
     folders = [place.folder]
     if place.shared:
         folders = [each for each in _children(place.folder.parent) if _OF_A_BUNDLE.fullmatch(each.name)]
@@ -271,17 +278,18 @@ def _trim(place: _Place) -> None:
         entries += [each for each in _children(folder) if each.name.startswith((PREPARED, PLAN))]
     sized = []
     for entry in entries:
-        with contextlib.suppress(OSError):  # gone meanwhile
+        with contextlib.suppress(OSError):  # already removed
             sized.append((entry.lstat().st_mtime, _size(entry), entry))
     excess = sum(size for _, size, _ in sized) - MAX_BYTES
     for _, size, entry in sorted(sized)[:-1]:
         if excess > 0 and size > _SMALL:
+            _LOG.info("removed from the cache, which is too large: %s", one_line(entry))
             _remove(entry)
             excess -= size
 
 
 def _children(folder: Path) -> list[Path]:
-    """What is in a folder, links and hidden entries aside; nothing if it is none, or a link."""
+    """Entries of a folder without links and hidden ones; empty for anything that is no folder."""
     with contextlib.suppress(OSError):
         if folder.is_symlink():
             return []

@@ -1,4 +1,4 @@
-"""What the schema of a manifest cannot say: which parts contradict each other."""
+"""Consistency of a manifest: contradictions between its parts, which the schema cannot express."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def contradictions(manifest: Manifest, options: Options) -> Iterator[str]:
 
 
 def _choice_problems(manifest: Manifest, options: Options) -> Iterator[str]:
-    """What is wrong with what the blocks may run."""
+    """Contradictions between options, policy and blocks."""
     gated, policy = manifest.architecture.blocks[1:], manifest.policy
     if policy is None:
         for block in gated:
@@ -74,7 +74,7 @@ def _choices(manifest: Manifest, options: Options) -> list[Sequence[Option]]:
 
 
 def _engine_problems(name: RuntimeName, engines: RuntimeEngines, manifest: Manifest, options: Options) -> Iterator[str]:
-    """What is wrong with the engines of one runtime, each as the end of a sentence about them."""
+    """Contradictions in the engines of one runtime, each as the end of a sentence about them."""
     shapes = manifest.architecture.blocks
     if len(engines.blocks) != len(shapes) - 1:
         yield f"are for {len(engines.blocks)} gated blocks, the architecture has {len(shapes) - 1}"
@@ -83,7 +83,7 @@ def _engine_problems(name: RuntimeName, engines: RuntimeEngines, manifest: Manif
         yield "do not cover every gated block"
         return
     if (engines.gate is None) != (manifest.policy is not None):
-        yield "have a gate beside a static policy, or neither"
+        yield "have both a gate and a static policy, or neither"
     if len(engines.feature_scales) != len(shapes) or min(engines.feature_scales) <= 0.0:
         yield "have no positive feature scale for every block"
     skipping, free = set(), set()
@@ -113,11 +113,11 @@ def _engine_problems(name: RuntimeName, engines: RuntimeEngines, manifest: Manif
 
 
 def _unreached(placed: Sequence[PlacedEngine], free: Collection[int]) -> Iterator[str]:
-    """A line for each engine that has no variant for a layout in which features may reach it.
+    """One line per engine without a variant for a layout in which features may reach it.
 
     Args:
-        placed: engines in the order in which they run, without skips that no block makes.
-        free: blocks that a skip passes features through untouched.
+        placed: engines in the order in which they run, without the projections of blocks that are never skipped.
+        free: indices of the blocks whose skip passes features on untouched.
     """
     layouts: set[Layout] = {"float32"}
     for block, found in itertools.groupby(placed, key=lambda each: each.block):

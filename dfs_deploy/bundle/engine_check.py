@@ -1,9 +1,9 @@
-"""What an engine may be: a plain ONNX graph of the operators that an export writes, each tensor of a known size.
+"""Check of an engine: a plain ONNX graph of operators that an export writes, with tensors of known sizes.
 
-A bundle may come from anybody. Its digests say that a file is what the manifest's author wrote, not that it is
-harmless: ONNX has loops, tensors that grow without end, and weights in other files. So each engine is read before any
-runtime sees it, and refused unless every field, operator, attribute and shape is one that an exported engine has. Then
-its time and memory follow from the sizes in the manifest and from the size of the file.
+A bundle may come from anyone. Its digests prove that a file is what the manifest's author wrote, not that it is
+harmless: ONNX has loops, tensors that grow without bound, and weights in other files. So each engine is read before any
+runtime sees it, and refused unless every field, operator, attribute and shape is one that an exported engine has. Its
+time and memory are then bounded by the sizes in the manifest and the size of the file.
 """
 
 from __future__ import annotations
@@ -32,42 +32,42 @@ from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options
 
 BATCH = -1
-"""Stands in a shape for the number of images."""
+"""Placeholder for the number of images in a shape."""
 
 OPSETS = range(13, 22)
-"""Versions of the ONNX operators that exports have written."""
+"""Versions of the ONNX operators that exports write or wrote."""
 
 Shape = tuple[int, ...]
 
 _ORT_FORMAT = b"ORTM"
-"""At offset 4 of ONNX Runtime's own format, whose reader trusts the file."""
+"""Bytes at offset 4 of ONNX Runtime's own format, whose reader trusts the file."""
 
 _BYTES = {FLOAT: 4, UINT8: 1, INT8: 1, INT32: 4, INT64: 8, FLOAT16: 2}
 _KERNELS = (1, 3)
 _STRIDES = (1, 2)
 
 _MOST_NODES = 64
-"""Nodes for each block: the largest exported block has 22, the gate 26."""
+"""Most nodes per block; the largest exported block has 22, the gate 26."""
 
 _MOST_PARTS = 4 * _MOST_NODES
-"""Nodes, constants, inputs and outputs for each block."""
+"""Most nodes, constants, inputs and outputs per block."""
 
 _LARGEST_PART = 4096
-"""Bytes of a node, or of a constant without its data."""
+"""Most bytes of a node, or of a constant without its data."""
 
 _GRAPH, _NODE, _CONSTANT, _RAW_DATA = 7, 1, 5, 9  # field numbers of ModelProto, GraphProto (two) and TensorProto
 
 
 @dataclass(frozen=True)
 class EngineUse:
-    """What one file is used for.
+    """Use of one engine file.
 
     Attributes:
-        label: description in words, as in ``block 3, option 8``.
-        takes: element type and shape of each input, by its name; under the name ``""`` for an input of any name.
+        label: name in messages, such as ``block 3, option 8 (int8)``.
+        takes: name, element type and shape of each input; the name is empty for an input of any name.
         gives: shape of the first output; ``None`` for the gate, whose outputs are checked when they are read.
-        largest: values of one image that its largest tensor may hold.
-        blocks: number of blocks that it computes.
+        largest: most values per image of any tensor.
+        blocks: number of blocks that the engine computes.
     """
 
     label: str
@@ -78,7 +78,7 @@ class EngineUse:
 
 
 def engine_uses(manifest: Manifest, options: Options) -> dict[str, list[EngineUse]]:
-    """What each engine file of a bundle is used for; uses that differ only in their label are listed once.
+    """Uses of each engine file of a bundle; uses that differ only in their label are listed once.
 
     Args:
         manifest: without contradictions.
@@ -92,12 +92,12 @@ def engine_uses(manifest: Manifest, options: Options) -> dict[str, list[EngineUs
 
 
 def check_engine(data: bytes, name: str, use: EngineUse) -> None:
-    """Checks an engine without running anything of it.
+    """Checks an engine without running any of it.
 
     Args:
         data: content of the file.
         name: name of the file, for messages.
-        use: what it is to be used for.
+        use: use of the engine.
 
     Raises:
         BundleError: it is no ONNX model, or has something that no exported engine has.
@@ -111,17 +111,17 @@ def check_engine(data: bytes, name: str, use: EngineUse) -> None:
         _check_graph(model.graph, use)
     except UnicodeDecodeError as error:
         raise BundleError(
-            f"{name} has a name that is no UTF-8, in the engine of {use.label}; export it again"
+            f"{name} has a name that is not UTF-8, in the engine of {use.label}; export it again"
         ) from error
     except _UnfitError as error:
         raise BundleError(
-            f"{name}, the engine of {use.label}, {error}; export it again, and do not use a bundle from a source that"
-            " you do not know"
+            f"{name}, the engine of {use.label}, {error}; export it again, and do not use a bundle from an unknown"
+            " source"
         ) from error
 
 
 class _UnfitError(ValueError):
-    """What is wrong with an engine, as the end of a sentence about it."""
+    """Reason why an engine is refused, as the end of a sentence about it."""
 
 
 def _uses(engines: RuntimeEngines, architecture: Architecture, options: Options) -> Iterator[tuple[str, EngineUse]]:
@@ -154,11 +154,11 @@ def _laid_out(size: Shape, layout: Layout) -> Shape:
     return (height, width, channels)
 
 
-# The file, before it is parsed: a message of two bytes takes a hundred in memory.
+# The file is checked before it is parsed: a message of two bytes takes a hundred in memory.
 
 
 def _check_size(data: bytes, blocks: int) -> None:
-    """Counts the parts of a model and measures them, in bytes."""
+    """Checks the number of parts of a model and their sizes in bytes."""
     parts = 0
     for field, start, end in _fields(data, 0, len(data)):
         parts += 1
@@ -169,7 +169,7 @@ def _check_size(data: bytes, blocks: int) -> None:
             parts += 1
             size = last - first
             if inner == _CONSTANT and size > _LARGEST_PART:
-                # So many fields alone are too many bytes beside the data; the rest need not be looked at.
+                # This many fields are already too many bytes without the data; the rest can be ignored.
                 some = itertools.islice(_fields(data, first, last), _LARGEST_PART)
                 size -= sum(e - s for number, s, e in some if number == _RAW_DATA)
             _check_part(size)
@@ -181,11 +181,11 @@ def _check_size(data: bytes, blocks: int) -> None:
 
 def _check_part(size: int) -> None:
     if size > _LARGEST_PART:
-        raise _UnfitError(f"has a part of {size:,} bytes beside its weights, at most {_LARGEST_PART:,} are usual")
+        raise _UnfitError(f"has a part of {size:,} bytes besides its weights, expected at most {_LARGEST_PART:,}")
 
 
 def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The fields of a Protobuf message: number, and where the content begins and ends (0, 0 if it is a number)."""
+    """Fields of a Protobuf message: number, and begin and end of the content (0, 0 if it is a number)."""
     while at < end:
         tag, at = _varint(data, at, end)
         kind = tag & 7
@@ -195,7 +195,7 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
         elif kind == 2:
             size, at = _varint(data, at, end)
             if size > end - at:
-                raise _UnfitError("is no ONNX model, or was cut off")
+                raise _UnfitError("is no ONNX model, or is incomplete")
             yield tag >> 3, at, at + size
             at += size
         elif kind in (1, 5):
@@ -213,7 +213,7 @@ def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if byte < 0x80:
             return value, at
-    raise _UnfitError("is no ONNX model, or was cut off")
+    raise _UnfitError("is no ONNX model, or is incomplete")
 
 
 # The model
@@ -222,16 +222,16 @@ def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
 def _check_fields(model: Message) -> None:
     for tensor in model.graph.initializer:
         if tensor.external_data or tensor.data_location:
-            raise _UnfitError("keeps weights in a file of its own")
+            raise _UnfitError("keeps weights in another file")
     for node in model.graph.node:
         if node.domain or node.op_type not in _OPERATORS:
             name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
             raise _UnfitError(f"has the operator {name!r}")
-    # What is not listed in onnx_messages (functions, subgraphs, sparse tensors, training) is unknown to the parser.
+    # The parser does not know fields that onnx_messages omits: functions, subgraphs, sparse tensors, training.
     size = model.ByteSize()
     model.DiscardUnknownFields()
     if model.ByteSize() != size or model.graph.value_info:
-        raise _UnfitError("has fields beside graph, nodes and weights (subgraphs, functions or the like)")
+        raise _UnfitError("has other fields than graph, nodes and weights (such as subgraphs or functions)")
     for opset in model.opset_import:
         if opset.domain or opset.version not in OPSETS:
             seen = f"{opset.domain or 'ONNX'} {opset.version}"
@@ -240,23 +240,23 @@ def _check_fields(model: Message) -> None:
 
 def _check_graph(graph: Message, use: EngineUse) -> None:
     if len(graph.node) > _MOST_NODES * use.blocks:
-        raise _UnfitError(f"has {len(graph.node)} nodes, at most {_MOST_NODES * use.blocks} are usual")
+        raise _UnfitError(f"has {len(graph.node)} nodes, expected at most {_MOST_NODES * use.blocks}")
     constants = {tensor.name: tensor for tensor in graph.initializer}
     shapes = {name: _constant_shape(tensor) for name, tensor in constants.items()}
     largest = max(use.largest, *map(_elements, shapes.values()), 1)
     inputs = _input_shapes(graph, use)
     if inputs.keys() & constants.keys():
-        raise _UnfitError("has an input with a value of its own")
+        raise _UnfitError("has an input that is also a constant")
     shapes.update(inputs)
     for node in graph.node:
         operator = _OPERATORS[node.op_type]
         missing = [name for name in node.input if name not in shapes]
         if missing or len(node.input) not in operator.inputs or len(node.output) != 1 or node.output[0] in shapes:
-            raise _UnfitError(f"has a node {node.op_type} with other inputs or outputs than it has in an export")
+            raise _UnfitError(f"has a node {node.op_type} with other inputs or outputs than in an export")
         taken = [shapes[name] for name in node.input]
         call = _Call(node.op_type, taken, _attributes(node), [_integer(constants.get(name)) for name in node.input])
         if not call.attributes.keys() <= operator.attributes:
-            raise _UnfitError(f"has a node {node.op_type} with other attributes than it has in an export")
+            raise _UnfitError(f"has a node {node.op_type} with other attributes than in an export")
         made = operator.rule(call)
         if _elements(made) > largest:
             raise _UnfitError(f"has a tensor of {_elements(made):,} values, expected at most {largest:,} for an image")
@@ -267,7 +267,7 @@ def _check_graph(graph: Message, use: EngineUse) -> None:
 
 
 def _input_shapes(graph: Message, use: EngineUse) -> dict[str, Shape]:
-    """The shape of each input, by its name."""
+    """Shape of each input, by name."""
     found: dict[str, Shape] = {}
     wanted = {name: (kind, shape) for name, kind, shape in use.takes}
     for value in graph.input:
@@ -275,7 +275,7 @@ def _input_shapes(graph: Message, use: EngineUse) -> dict[str, Shape]:
         tensor = value.type.tensor_type
         named = [dim.dim_param or not dim.dim_value for dim in tensor.shape.dim]
         sizes = tuple(BATCH if unknown else dim.dim_value for unknown, dim in zip(named, tensor.shape.dim, strict=True))
-        # The gate takes the features of any block: as many channels as there are.
+        # The gate takes the features of any block, so its number of channels may be open.
         fits = sizes == shape or (use.gives is None and len(sizes) == len(shape) == 2 and sizes == (BATCH, BATCH))
         if tensor.elem_type != kind or not fits:
             raise _UnfitError(
@@ -298,7 +298,7 @@ def _constant_shape(tensor: Message) -> Shape:
 
 
 def _elements(shape: Shape) -> int:
-    """Values in a tensor of one image."""
+    """Values of a tensor per image."""
     return abs(math.prod(shape))
 
 
@@ -310,13 +310,13 @@ def _attributes(node: Message) -> dict[str, int | list[int]]:
     found: dict[str, int | list[int]] = {}
     for attribute in node.attribute:
         if attribute.type not in (INTEGER, INTEGERS) or attribute.name in found:
-            raise _UnfitError(f"has a node {node.op_type} with other attributes than it has in an export")
+            raise _UnfitError(f"has a node {node.op_type} with other attributes than in an export")
         found[attribute.name] = attribute.i if attribute.type == INTEGER else list(attribute.ints)
     return found
 
 
 def _integer(tensor: Message | None) -> int | None:
-    """The value of a constant that is one int64; ``None`` for anything else."""
+    """Value of a constant that is one int64; ``None`` for anything else."""
     if tensor is None or tensor.data_type != INT64 or len(tensor.raw_data) != _BYTES[INT64]:
         return None
     return int.from_bytes(tensor.raw_data, "little", signed=True)
@@ -324,7 +324,7 @@ def _integer(tensor: Message | None) -> int | None:
 
 @dataclass(frozen=True)
 class _Call:
-    """A node as its rule sees it: shapes of its inputs, attributes, and inputs that are one constant integer."""
+    """A node for its rule: shapes of the inputs, attributes, and values of inputs that are a constant integer."""
 
     operator: str
     shapes: list[Shape]
@@ -332,21 +332,21 @@ class _Call:
     integers: list[int | None]
 
     def require(self, fits: bool) -> None:
-        """Raises :meth:`unfit` unless the shapes and attributes are those of an exported node."""
+        """Raises :meth:`unfit` unless ``fits``."""
         if not fits:
             raise self.unfit()
 
     def unfit(self) -> _UnfitError:
-        """What is said of a node that no export has."""
+        """Error for a node that no export has."""
         seen = ", ".join(f"{name} {value}" for name, value in self.attributes.items())
         return _UnfitError(f"has a node {self.operator} of {_words(self.shapes)} ({seen or 'no attributes'})")
 
 
 @dataclass(frozen=True)
 class _Operator:
-    """An operator that exports write: how many inputs and which attributes it has there, and the shape that it gives.
+    """An operator that exports write: number of inputs, attributes, and rule for the shape of the output.
 
-    Where a shape depends on values, the rule gives the greatest that it can be.
+    If the shape depends on values, the rule returns the largest possible one.
     """
 
     inputs: range
@@ -359,7 +359,7 @@ def _same(call: _Call) -> Shape:
 
 
 def _alike(call: _Call) -> Shape:
-    call.require(call.shapes[0] == call.shapes[1])  # else it would be a product of both shapes
+    call.require(call.shapes[0] == call.shapes[1])  # otherwise the result would broadcast to a larger shape
     return call.shapes[0]
 
 
@@ -448,4 +448,4 @@ _OPERATORS = {
     "Slice": _Operator(range(4, 5), _sliced),
     "Transpose": _Operator(range(1, 2), _transposed, frozenset({"perm"})),
 }
-"""Every operator of an exported engine, in the standard domain: no loop, no branch, no shape made of values."""
+"""Operators of exported engines, in the standard domain: no loops, no branches, no shapes that depend on values."""

@@ -1,4 +1,4 @@
-"""THE walk over a bundle's engines: which there are, where each stands, what it takes and gives."""
+"""The one walk over the engines of a bundle: which there are, their place in the network, input and output sizes."""
 
 from __future__ import annotations
 

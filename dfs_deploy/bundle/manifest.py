@@ -1,7 +1,4 @@
-"""The schema of ``manifest.json``, strict about its keys, and what the schema cannot say.
-
-docs/bundle-format.md describes it for people.
-"""
+"""Schema of ``manifest.json``, strict about its keys; docs/bundle-format.md describes it for people."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ MANIFEST = "manifest.json"
 PRODUCER = "dfs-deploy"
 
 Layout = Literal["float32", "uint8"]
-"""How a feature map is kept: float32, or uint8 on the grid of its group."""
+"""Layout of a feature map: float32 (N, C, H, W), or uint8 (N, H, W, C) on the grid of its group."""
 
 RuntimeName = Annotated[str, Meta(pattern=r"^(onnxruntime|tensorrt)\Z")]
 
@@ -40,7 +37,7 @@ MAX_FILE = 1 << 30
 MAX_BUNDLE = 16 << 30
 """Most bytes of all files of a bundle."""
 
-# Numbers and lengths are bounded, so that no manifest makes a reader take memory or time without end.
+# Numbers and lengths are bounded, so that no manifest can exhaust the memory or time of a reader.
 ClassName = Annotated[str, Meta(max_length=MAX_NAME)]
 
 Sentence = Annotated[str, Meta(max_length=4096)]
@@ -48,29 +45,29 @@ Positive = Annotated[int, Meta(ge=1, le=1 << 16)]
 NotNegative = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Value = Annotated[float, Meta(ge=-3.5e38, le=3.5e38)]
 Scale = Annotated[float, Meta(ge=1e-38, le=1e38)]
-"""Within what float32 holds."""
+"""Positive number that float32 can represent."""
 
 PixelMean = Annotated[float, Meta(ge=-MAX_MEAN, le=MAX_MEAN)]
 PixelDeviation = Annotated[float, Meta(ge=MIN_STD, le=MAX_STD)]
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A part of the manifest: immutable, and strict about its keys."""
+    """Part of the manifest: immutable, and strict about its keys."""
 
 
 class FileRecord(_Record, frozen=True, kw_only=True):
-    """A file of the bundle: its SHA-256 and its size in bytes."""
+    """SHA-256 and size in bytes of a file of the bundle."""
 
     sha256: Digest
     size: Annotated[int, Meta(ge=0, le=MAX_FILE)]
 
 
 class Engine(_Record, frozen=True, kw_only=True):
-    """One engine: a file for each layout in which its features may arrive.
+    """One engine, with one file per layout in which its input may arrive.
 
     Attributes:
-        precision: precision of its arithmetic.
-        output: the layout in which it leaves its features.
+        precision: precision of the arithmetic.
+        output: layout of the output.
         files: path in the bundle, by layout of the input.
     """
 
@@ -80,12 +77,12 @@ class Engine(_Record, frozen=True, kw_only=True):
 
 
 class BlockEngines(_Record, frozen=True, kw_only=True):
-    """What may run at one gated block.
+    """Engines of one gated block.
 
     Attributes:
-        index: index of the block; the first block is 0 and not gated, so the least here is 1.
-        skip: the projection that a skip runs, or ``None`` where a skip is free.
-        options: engines by option name, the one to prefer first.
+        index: index of the block, at least 1, because block 0 is not gated.
+        skip: projection that a skip runs, or ``None`` if a skip is free.
+        options: engines by option name, the preferred one first.
     """
 
     index: Positive
@@ -94,15 +91,15 @@ class BlockEngines(_Record, frozen=True, kw_only=True):
 
 
 class RuntimeEngines(_Record, frozen=True, kw_only=True):
-    """The engines made for one runtime.
+    """Engines for one runtime.
 
     Attributes:
-        stem: images to the first block's output.
-        blocks: the gated blocks, in order.
-        head: the last features to logits.
-        gate: the gate's step; its weights are among its outputs. ``None`` for a network with a static policy.
-        feature_scales: a scale a block, first block included: what one step of uint8 is worth in its output's layout.
-        static: file of the whole backbone as one engine, every block run, by precision: the baselines of a bench.
+        stem: engine from images to the output of the first block.
+        blocks: engines of the gated blocks, in order.
+        head: engine from the last features to logits.
+        gate: file of the gate's step, whose outputs include its weights; ``None`` for a static policy.
+        feature_scales: scale of the uint8 grid of each block's output, the first block included.
+        static: file of the whole backbone in one precision, by precision; the baselines of bench.
     """
 
     stem: Engine
@@ -114,7 +111,7 @@ class RuntimeEngines(_Record, frozen=True, kw_only=True):
 
 
 class OptionRecord(_Record, frozen=True, kw_only=True):
-    """An option and its cost relative to the full-precision block."""
+    """Option of the gate, with its cost relative to the full-precision block."""
 
     name: Name
     bits: Annotated[int, Meta(ge=0, le=32)]
@@ -122,7 +119,7 @@ class OptionRecord(_Record, frozen=True, kw_only=True):
 
 
 class InputRecord(_Record, frozen=True, kw_only=True):
-    """See :class:`dfs_deploy.preprocessing.InputContract`."""
+    """Input contract; see :class:`dfs_deploy.preprocessing.InputContract`."""
 
     shape: tuple[Positive, Positive, Positive]
     mean: list[PixelMean]
@@ -131,7 +128,7 @@ class InputRecord(_Record, frozen=True, kw_only=True):
 
 
 class RangeRecord(_Record, frozen=True, kw_only=True):
-    """One calibrated interval.
+    """Calibrated interval of one tensor.
 
     Attributes:
         block: index of the block.
@@ -140,9 +137,10 @@ class RangeRecord(_Record, frozen=True, kw_only=True):
             ``shortcut`` and ``output``.
         low: least value.
         high: greatest value.
-        source: ``routed``: measured on what the gate sends there; ``reached``: the gate sent nothing, so measured on
-            all that reached the block; ``checkpoint``: the checkpoint's own; ``statistics``: from batch normalisation.
-        samples: how many samples it was measured on.
+        source: ``routed`` if measured on the samples that the gate sent there, ``reached`` if it sent none and all
+            samples at the block were used, ``checkpoint`` if stored in the checkpoint, or ``statistics`` if derived
+            from batch normalisation.
+        samples: number of samples.
     """
 
     block: NotNegative
@@ -155,7 +153,7 @@ class RangeRecord(_Record, frozen=True, kw_only=True):
 
 
 class CalibrationRecord(_Record, frozen=True, kw_only=True):
-    """How the ranges of the INT8 engines came about."""
+    """Calibration of the INT8 engines: method, data and ranges."""
 
     method: Name
     data: Name | None
@@ -166,19 +164,19 @@ class CalibrationRecord(_Record, frozen=True, kw_only=True):
 
 
 class AccuracyRecord(_Record, frozen=True, kw_only=True):
-    """What export measured on its own calibration data; shares are 0 to 1, percentages 0 to 100.
+    """Measurements of export on the calibration data; shares are 0 to 1, percentages 0 to 100.
 
     Attributes:
         data: name of the data set.
-        samples: images measured.
-        top1_reference: share of right answers of the PyTorch reference.
-        top1_bundle: share of right answers of the bundle on ONNX Runtime.
-        top1_static: share of right answers of each static baseline, by precision.
-        route_agreement: share of block decisions equal to the reference's.
+        samples: number of images.
+        top1_reference: accuracy of the PyTorch reference.
+        top1_bundle: accuracy of the bundle on ONNX Runtime.
+        top1_static: accuracy of each static baseline, by precision.
+        route_agreement: share of block decisions that equal the reference's.
         computation_percentage_reference: mean over the samples, in the reference.
         computation_percentage_bundle: mean over the samples, in the bundle.
-        max_abs_logit_error: greatest difference of a logit.
-        option_share: for each gated block, the share of samples that took each option, in the bundle.
+        max_abs_logit_error: largest absolute difference of a logit.
+        option_share: share of samples that took each option in the bundle, per gated block.
     """
 
     data: Name
@@ -194,16 +192,16 @@ class AccuracyRecord(_Record, frozen=True, kw_only=True):
 
 
 class BudgetRecord(_Record, frozen=True, kw_only=True):
-    """An operating point of the gate, measured on calibration data in the bundle's own runtime.
+    """Operating point of the gate, measured on calibration data with the bundle's runtime.
 
     Attributes:
-        budget: computation that was asked for, as a share of running every gated block in full precision.
-        bias: bias that holds it: ``bias`` times an option's cost is taken from the option's score; negative where the
-            network is to compute more than it was trained to.
-        computation_percentage: measured with it; mean over the samples.
-        top1: share of right answers, or ``None`` where the data have no labels.
-        latency_ms: median of one image on the machine that measured, or ``None``.
-        samples: images measured.
+        budget: requested computation, as a share of running every gated block in full precision.
+        bias: bias that reaches the budget: ``bias`` times the cost of an option is subtracted from its score; negative
+            if the network is to compute more than it was trained for.
+        computation_percentage: measured computation, mean over the samples.
+        top1: accuracy, or ``None`` without labels.
+        latency_ms: median latency of one image on the measuring machine, or ``None``.
+        samples: number of images.
     """
 
     budget: Share
@@ -215,7 +213,7 @@ class BudgetRecord(_Record, frozen=True, kw_only=True):
 
 
 class ServedRecord(_Record, frozen=True, kw_only=True):
-    """An option that an engine of another precision than its own serves, decided at export."""
+    """Option that runs on an engine of another precision, as decided at export."""
 
     option: Name
     wanted: Precision
@@ -224,11 +222,11 @@ class ServedRecord(_Record, frozen=True, kw_only=True):
 
 
 class SourceRecord(_Record, frozen=True, kw_only=True):
-    """The checkpoint that the bundle was made from.
+    """Checkpoint that the bundle was made from.
 
     Attributes:
-        assumptions: what it does not say and was taken for granted, one line each.
-        weights_key: which of several weights in it were taken; ``None`` if there is one.
+        assumptions: facts that the checkpoint does not contain and that were assumed, one line each.
+        weights_key: which of several weights in it were taken; ``None`` if there is only one.
     """
 
     file: Name
@@ -239,11 +237,11 @@ class SourceRecord(_Record, frozen=True, kw_only=True):
 
 
 class Manifest(_Record, frozen=True, kw_only=True):
-    """``manifest.json``: what the files of a bundle are.
+    """``manifest.json``: description of a bundle and its files.
 
     Attributes:
-        policy: for a network without a gate, the name of the option that each gated block always runs; else ``None``.
-        budgets: operating points of the gate, least budget first; empty if none was calibrated.
+        policy: name of the option that each gated block always runs, for a network without a gate; else ``None``.
+        budgets: operating points of the gate, by rising budget; empty if none was calibrated.
     """
 
     schema_version: int
@@ -309,7 +307,7 @@ def _from_older(older: msgspec.Struct) -> Manifest:
 
 
 class Head(msgspec.Struct):
-    """What can be read of a manifest of any version."""
+    """Readable part of a manifest of any version."""
 
     schema_version: int
     producer: msgspec.Raw = msgspec.Raw(b"{}")
@@ -318,7 +316,7 @@ class Head(msgspec.Struct):
 
     @property
     def is_ours(self) -> bool:
-        """Whether it says that dfs-deploy wrote it."""
+        """Whether the manifest names dfs-deploy as its producer."""
         try:
             return decode_json(bytes(self.producer), _Producer).name == PRODUCER
         except MalformedError:
@@ -326,7 +324,7 @@ class Head(msgspec.Struct):
 
     @property
     def listed(self) -> frozenset[str]:
-        """Names of its files; empty if they cannot be read."""
+        """Names of the files; empty if they cannot be read."""
         try:
             return frozenset(decode_json(bytes(self.files), dict[str, msgspec.Raw]))
         except MalformedError:
@@ -334,7 +332,7 @@ class Head(msgspec.Struct):
 
     @property
     def made_from(self) -> SourceHead | None:
-        """The checkpoint that it says it was made from; ``None`` if it does not say, or cannot be read."""
+        """Checkpoint that the bundle was made from; ``None`` if it is missing or cannot be read."""
         try:
             return decode_json(bytes(self.source), SourceHead)
         except MalformedError:
@@ -342,7 +340,7 @@ class Head(msgspec.Struct):
 
 
 class SourceHead(msgspec.Struct):
-    """What can be read of the checkpoint in a manifest of any version: its file's name, and the SHA-256 of that."""
+    """File name and SHA-256 of the checkpoint, in a manifest of any version."""
 
     file: Name
     sha256: Digest
@@ -364,23 +362,23 @@ FORMAT = VersionedFormat(
 
 
 def parse_manifest(content: bytes, path: Path) -> Manifest:
-    """Reads a manifest of this or an older version and checks it against the schema.
+    """Reads a manifest of any supported version and checks it against the schema.
 
     Args:
         content: content of ``manifest.json``.
         path: path of the bundle, for messages.
 
     Returns:
-        The manifest as this version has it, whichever it was written in.
+        The manifest, converted to the newest version.
 
     Raises:
-        SchemaVersionError: a newer version wrote it, or one that never was.
+        SchemaVersionError: the version is not supported.
         BundleError: it is not JSON, or a key is missing, unknown or of another type.
     """
     return FORMAT.decode(content, path / MANIFEST)
 
 
 def input_of(manifest: Manifest) -> InputContract:
-    """The input contract; raises UsageError if it cannot be."""
+    """Input contract of a manifest; raises UsageError if it is impossible."""
     record = manifest.input
     return InputContract(record.shape, tuple(record.mean), tuple(record.std), tuple(record.class_names))

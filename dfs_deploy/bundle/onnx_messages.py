@@ -1,8 +1,8 @@
-"""Reading and writing a model without the onnx package: the fields of its messages that a check or an edit touches.
+"""ONNX models without the onnx package: the message fields that a check or an edit needs.
 
-ONNX Runtime needs protobuf, so every machine that runs a bundle has it. Fields that are not listed here are kept as
-they are by protobuf itself; :mod:`dfs_deploy.bundle.engine_check` lets none into an engine. Numbers are those of
-onnx.proto (github.com/onnx/onnx), which never change.
+ONNX Runtime needs protobuf, so every machine that runs a bundle has it. Protobuf keeps fields that are not listed here
+unchanged; :mod:`dfs_deploy.bundle.engine_check` allows none in an engine. Numbers are those of onnx.proto
+(github.com/onnx/onnx), which never change.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from dfs_deploy.errors import BundleError
 
 Message = Any
-"""A message of a class that is made at run time."""
+"""Message of a class that is created at run time."""
 
 FLOAT, UINT8, INT8, INT32, INT64, FLOAT16 = 1, 2, 3, 6, 7, 10
 """Element types (TensorProto.DataType)."""
 
 INTEGER, INTEGERS = 2, 7
-"""Types of attributes (AttributeProto.AttributeType)."""
+"""Attribute types (AttributeProto.AttributeType)."""
 
 _INT64, _STRING, _BYTES, _ENUM_AS_INT, _FLOAT_FIELD = 3, 9, 12, 5, 2  # FieldDescriptorProto.Type
 _ONE, _MANY = 1, 3  # FieldDescriptorProto.Label
@@ -98,10 +98,10 @@ def parse_model(data: bytes, name: str) -> Message:
 
     Args:
         data: a serialised ModelProto.
-        name: what a message calls it.
+        name: name of the model in messages.
 
     Raises:
-        BundleError: it is none.
+        BundleError: it is no ModelProto.
     """
     from google.protobuf.message import DecodeError
 
@@ -112,7 +112,7 @@ def parse_model(data: bytes, name: str) -> Message:
 
 
 def empty_model(opset: int) -> Message:
-    """A model without nodes, for the standard operators and those of ONNX Runtime's blocked layout."""
+    """Creates a model without nodes, with an opset of the standard operators."""
     model = _classes()["Model"].FromString(b"\x08\x08")  # field 1, ir_version, is 8
     model.opset_import.add(domain="", version=opset)
     return model
@@ -121,7 +121,7 @@ def empty_model(opset: int) -> Message:
 def make_node(
     operator: str, inputs: list[str], output: str, domain: str = "", **attributes: int | list[int]
 ) -> Message:
-    """A node with one output; its attributes are integers or lists of them."""
+    """Creates a node with one output, whose attributes are integers or lists of integers."""
     node = _classes()["Node"](op_type=operator, input=inputs, output=[output], name=f"{operator}_{output}")
     if domain:
         node.domain = domain
@@ -134,7 +134,7 @@ def make_node(
 
 
 def make_value(name: str, element: int, shape: tuple[int | str, ...]) -> Message:
-    """An input or output; a size by name may be any."""
+    """Creates an input or output; a named size may have any value."""
     value = _classes()["Value"](name=name)
     value.type.tensor_type.elem_type = element
     for size in shape:
@@ -146,17 +146,17 @@ def make_value(name: str, element: int, shape: tuple[int | str, ...]) -> Message
 
 
 def make_tensor(name: str, element: int, shape: tuple[int, ...], data: bytes) -> Message:
-    """An initializer."""
+    """Creates an initializer."""
     return _classes()["Tensor"](name=name, data_type=element, dims=shape, raw_data=data)
 
 
 def sizes(value: Message) -> tuple[int, ...]:
-    """The shape of an input or output without the batch."""
+    """Shape of an input or output without the batch."""
     return tuple(int(dim.dim_value) for dim in value.type.tensor_type.shape.dim[1:])
 
 
 def set_nodes(graph: Message, nodes: list[Message]) -> None:
-    """Replaces a graph's nodes."""
+    """Replaces the nodes of a graph."""
     kept = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(kept)

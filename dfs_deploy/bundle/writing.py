@@ -1,8 +1,10 @@
-"""Writing a bundle: whole or not at all, and never over what is no bundle."""
+"""Writing a bundle: whole or not at all, and never over something that is no bundle."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -21,41 +23,77 @@ from dfs_deploy.io.files import (
 
 
 def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
-    """Writes a bundle whole: into a temporary directory beside ``path``, on the disk, and then put in its place.
+    """Writes a bundle, whole or not at all: into a temporary directory next to ``path``, which is then renamed.
 
     Args:
-        path: the directory to make; a bundle that is there already is replaced, unless it holds files of others.
-        manifest: without ``files``, which is filled in here.
+        path: the directory; an existing bundle is replaced, unless it holds files that are not its own.
+        manifest: manifest of the bundle; its ``files`` are replaced.
         files: content by path in the bundle.
 
     Raises:
-        UsageError: there is something else at ``path``, or in the bundle there.
+        UsageError: something else is at ``path``, or in the bundle there.
+    """
+    with drafted_bundle(path, manifest, files):
+        pass
+    return Bundle(path)
+
+
+@dataclass
+class Draft:
+    """A bundle that is not in its place yet.
+
+    Attributes:
+        bundle: the bundle as it lies in a temporary directory.
+        manifest: manifest to put in its place; what was measured with the draft may be added to it.
+    """
+
+    bundle: Bundle
+    manifest: Manifest
+
+
+@contextlib.contextmanager
+def drafted_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes]) -> Iterator[Draft]:
+    """Writes a bundle beside its place, and puts it there when the block ends; if the block fails nothing is put there.
+
+    Arguments and errors are those of :func:`write_bundle`.
     """
     path = Path(path)
     check_writable(path)
     records = {name: FileRecord(sha256=sha256(data), size=len(data)) for name, data in sorted(files.items())}
-    content = FORMAT.encode(msgspec.structs.replace(manifest, files=records))
     with temporary_folder(path) as temporary:
         made = temporary / path.name
-        for name, data in {**files, MANIFEST: content}.items():
-            target = made / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
-        sync_tree_to_disk(made)
-        put_folder(made, path)
-    return Bundle(path)
+        try:
+            for name, data in files.items():
+                target = made / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(data)
+            complete = msgspec.structs.replace(manifest, files=records)
+            _write_manifest(made, complete)
+            draft = Draft(Bundle(made), complete)
+            yield draft
+            _write_manifest(made, draft.manifest)
+            sync_tree_to_disk(made)
+            put_folder(made, path)
+        except OSError as error:
+            if str(temporary) in str(error.filename):  # nobody knows the temporary directory's name
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            raise
+
+
+def _write_manifest(path: Path, manifest: Manifest) -> None:
+    (path / MANIFEST).write_bytes(FORMAT.encode(manifest))
 
 
 def check_writable(path: Path) -> None:
-    """Makes the folder in which a bundle is to stand.
+    """Checks that a bundle can be written to a path, and creates the folder above it.
 
     Raises:
-        UsageError: something else stands at the path, or a bundle with files that are not its own, which replacing it
-            would delete; or nothing can be written there.
+        UsageError: something else is at the path, or a bundle with files that are not its own and that would be
+            deleted; or the path is not writable.
     """
-    stands = path.exists()  # asked before the manifest is read: another export may put its bundle here in between
+    exists = path.exists()  # before the manifest is read, because another export may put its bundle there in between
     head = read_head(path)
-    if path.is_symlink() or (stands and (head is None or not head.is_ours)):
+    if path.is_symlink() or (exists and (head is None or not head.is_ours)):
         raise UsageError(f"{path} exists and is no bundle; give another path with --out, or remove it")
     if head is not None:
         for entry in foreign_entries(path, head.listed, within=True):
@@ -67,12 +105,12 @@ def check_writable(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"no folder can be made at {path.parent} ({error.strerror}); give another --out") from error
+        raise UsageError(f"{path.parent} cannot be created ({error.strerror}); give another --out") from error
     try:
         check_folder(path.parent)
         replaceable = not path.exists() or can_rename_folders(path.parent)
     except OSError as error:
-        raise UsageError(f"nothing can be written in {path.parent} ({error.strerror}); give another --out") from error
+        raise UsageError(f"{path.parent} is not writable ({error.strerror}); give another --out") from error
     if not replaceable:
         raise UsageError(
             f"{path} exists, and the file system cannot rename folders, so it cannot be replaced whole; remove it, or"

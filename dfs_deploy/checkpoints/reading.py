@@ -118,7 +118,7 @@ def _read_torch(path: Path, stream: BinaryIO, size: int) -> FileContent:
         content = torch.load(stream, map_location="cpu", weights_only=True)
     except ForbiddenNameError as error:
         raise UnsafeCheckpointError(
-            f"{path} holds pickled objects ({error}) beside tensors and plain values; it was not loaded,"
+            f"{path} holds pickled objects ({error}), not only tensors and plain values; it was not loaded,"
             " because that would run code; save a state dict, or convert it to .safetensors if you trust it"
         ) from error
     except NotDenseError as error:

@@ -85,7 +85,7 @@ def choose_weights(file: FileContent, wanted: str | None = None) -> RawCheckpoin
             averaged.
 
     Raises:
-        CheckpointError: the requested weights are not there, two different tensors have the same name, or there are
+        CheckpointError: the requested weights are missing, two different tensors have the same name, or there are
             tensors that do not belong to the network.
     """
     found = list(_networks(file.content))

@@ -55,7 +55,7 @@ def load_dataset(
         The images in the order of the file, or by class and file name in a folder, or in the order of the draw.
 
     Raises:
-        DataError: the path holds no data set, or a malformed one; the message says where and what to do.
+        DataError: the path holds no data set, or a malformed one; the message says what to do.
     """
     opened = open_dataset(path, split, size)
     return opened.load() if samples is None else opened.subset(samples, seed).load()

@@ -145,7 +145,7 @@ def load_restricted_pickle(file: Path, limit: int) -> dict[str, object]:
             f"{file} names {first_line(error)}, expected only arrays of uint8, lists and text; nothing was run: get the"
             " archive from its authors"
         ) from error
-    except Exception as error:  # a damaged pickle raises whatever the unpickler meets in it
+    except Exception as error:  # the unpickler raises errors of many types
         raise DataError(
             f"{file} is not a readable CIFAR file ({first_line(error)}); unpack the archive again"
         ) from error

@@ -1,4 +1,4 @@
-"""JSON files: bounded in size, strict in types, and versioned where the package wrote them.
+"""JSON files: bounded in size, strict in types, and versioned if the package wrote them.
 
 :class:`VersionedFormat` is the one reader and writer of files with a version: a manifest, a latency table, a saved
 bench or verification, an engine choice, the index of prepared engines, a training job. A module declares its format::
@@ -99,14 +99,14 @@ class VersionedFormat(Generic[_T]):
     """A JSON file format with a version in it.
 
     Attributes:
-        name: what messages call such a file, as in ``latency table``.
+        name: name of such a file in messages, such as ``latency table``.
         newest: type of a file of the newest version: a msgspec ``Struct`` that forbids unknown keys.
         version: the newest version, which is what :meth:`write` writes.
-        remedy: what to do about a file that cannot be used, as the end of a message.
+        remedy: instruction for a file that cannot be used, as the end of a message.
         error: error for a file that cannot be used.
         version_error: error for a file of a version that is not read; ``None`` for ``error``.
         version_key: key that holds the version.
-        mark: key and value that tell the format from other JSON; ``None`` if only its keys do.
+        mark: key and value that identify the format; ``None`` if it has no such key.
         older: for each older version that is read, its type and what makes the newest type of it.
         dec_hook: reads values of types that msgspec does not know; see :func:`decode_json`.
         enc_hook: makes plain values of such types.
@@ -146,7 +146,7 @@ class VersionedFormat(Generic[_T]):
         """Reads the content of a file; see :meth:`read`.
 
         Args:
-            content: of the file.
+            content: content of the file.
             path: the file, for messages.
         """
         try:

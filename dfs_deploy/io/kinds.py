@@ -14,8 +14,8 @@ from typing import Literal
 from dfs_deploy.io.text import one_line
 
 Role = Literal["bundle", "checkpoint", "data", "image", "video", "model", "part", "record", "other"]
-"""Use of a path. ``model``: network of another tool; ``part``: part or cache of a bundle; ``record``: JSON file or the
-folder of a training run."""
+"""Use of a path: ``model`` is a network of another tool, ``part`` is a part or the cache of a bundle, and ``record``
+is a JSON file or the folder of a training run."""
 
 _HEAD = 4096
 """Bytes of a file that are inspected."""
@@ -169,7 +169,7 @@ def _folder(path: Path) -> Kind | None:
         return Kind("a bundle", "bundle", _BUNDLE)
     if path.name.endswith(".dfs.cache"):
         bundle = one_line(path.name.removesuffix(".cache"))
-        return Kind("the cache of a bundle", "part", f"give the bundle beside it, {bundle}")
+        return Kind("the cache of a bundle", "part", f"give the bundle next to it, {bundle}")
     if (path / "checkpoint.pt").is_file():
         return Kind("the folder of a training run", "record", "give the checkpoint.pt in it")
     return None

@@ -124,7 +124,7 @@ def test_without_a_home_nothing_is_kept_and_this_is_said(bundle: Bundle, monkeyp
     monkeypatch.delenv("HOME", raising=False)
     with pytest.raises(UnkeptError) as refused:
         Cache(bundle).write("a", b"")
-    assert f"{place}: is no folder" in str(refused.value)
+    assert f"{place} is not a folder" in str(refused.value)
     assert "HOME" in str(refused.value)
     assert Cache(bundle).why_not() == str(refused.value)
     assert Cache(bundle).read("a") is None
@@ -133,7 +133,7 @@ def test_without_a_home_nothing_is_kept_and_this_is_said(bundle: Bundle, monkeyp
 def test_a_named_place_that_cannot_be_written_is_not_replaced_by_another(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     named = Cache(bundle, tmp_path / "file" / "below")
-    with pytest.raises(UnkeptError, match="file: is no folder"):
+    with pytest.raises(UnkeptError, match="file is not a folder"):
         named.write("a", b"")
     assert not Cache(bundle).folder.exists()
 
@@ -320,3 +320,17 @@ def test_every_key_holds_our_version(monkeypatch: pytest.MonkeyPatch) -> None:
     assert before["cpu"] == "x"
     monkeypatch.setattr(caches, "__version__", "another")
     assert cache_key(cpu="x") != before
+
+
+def test_what_is_kept_and_removed_is_logged(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "dfs_deploy")
+    Bundle(bundle.path)
+    assert f"opened, digest {bundle.digest[:12]}" in caplog.text
+    monkeypatch.setattr(caches, "MAX_BYTES", 100_000)
+    first = Cache(bundle).write("plan-1", bytes(90_000))
+    os.utime(first, (1, 1))
+    second = Cache(bundle).write("plan-2", bytes(90_000))
+    said = [record.getMessage() for record in caplog.records if record.name == "dfs_deploy.bundle.cache"]
+    assert said == [f"cached: {first}", f"cached: {second}", f"removed from the cache, which is too large: {first}"]

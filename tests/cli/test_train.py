@@ -385,7 +385,7 @@ def test_a_folder_that_cannot_take_a_run_is_said_before_the_data_are_read(finish
     (tmp_path / "file").write_text("")
     until_backbone(nothing, "--out", tmp_path / "file").failed(2, "is no folder")
     until_backbone(nothing, "--out", "/proc/run").failed(3, "/proc/run", "cannot be created")
-    until_backbone(nothing, "--out", tmp_path / "run").failed(2, "no data set at")
+    until_backbone(nothing, "--out", tmp_path / "run").failed(2, "no data set")
 
 
 @pytest.mark.parametrize("content", ["folder", "fifo", "sparse"])

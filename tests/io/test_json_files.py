@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,8 @@ import torch
 from dfs_deploy.bench.baseline import load_baseline
 from dfs_deploy.bench.result import load_bench
 from dfs_deploy.costs import load_costs
-from dfs_deploy.errors import CheckpointError, DataError, SavedResultError, UsageError
+from dfs_deploy.errors import ArtefactError, CheckpointError, DataError, SavedResultError, UsageError
+from dfs_deploy.io.json_files import VersionedFormat
 from dfs_deploy.io.kinds import JOB_FILE
 from dfs_deploy.report.runs import load_run
 from dfs_deploy.training import read_metrics
@@ -165,3 +167,73 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path, what: str) -> None:
         (tmp_path / file).replace(tmp_path / name)
         with refuses(error, str(tmp_path / name), f"it is {kind}"):
             read(tmp_path / name)
+
+
+class Point(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    x: int
+    y: int
+    version: int = 2
+    kind: str = "a point"
+
+
+class Pair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    xy: tuple[int, int]
+    version: int
+    kind: str
+
+
+def from_pair(pair: Pair) -> Point:
+    if pair.xy[0] < 0:
+        raise UsageError("a negative x")
+    return Point(*pair.xy)
+
+
+POINTS = VersionedFormat(
+    "point",
+    Point,
+    2,
+    "draw one",
+    error=DataError,
+    version_error=ArtefactError,
+    version_key="version",
+    mark=("kind", "a point"),
+    older={1: (Pair, from_pair)},
+)
+
+
+def test_a_versioned_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+    POINTS.write(tmp_path / "point.json", Point(1, 2))
+    assert POINTS.read(tmp_path / "point.json") == Point(1, 2)
+
+
+def test_an_older_version_is_converted(tmp_path: Path) -> None:
+    assert POINTS.decode(b'{"xy": [3, 4], "version": 1, "kind": "a point"}', tmp_path) == Point(3, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "words"),
+    [
+        ('{"x": 1, "y": 2, "version": 3, "kind": "a point"}', ArtefactError, ["version 3", "1 to 2", "update"]),
+        ('{"x": 1, "y": 2, "version": 0, "kind": "a point"}', ArtefactError, ["version 0", "1 to 2", "draw one"]),
+        ('{"x": 1, "y": 2, "version": 9, "kind": "a line"}', DataError, ["'a line'", "'a point'", "draw one"]),
+        ('{"x": 1, "y": 2, "version": 2}', DataError, ["no point", "kind", "draw one"]),
+        ('{"x": 1, "y": 2, "kind": "a point"}', DataError, ["no point", "version", "draw one"]),
+        ('{"x": 1, "version": 2, "kind": "a point"}', DataError, ["no point", "`y`", "draw one"]),
+        ('{"x": 1, "y": 2, "z": 3, "version": 2, "kind": "a point"}', DataError, ["no point", "`z`", "draw one"]),
+        ('{"xy": [-1, 4], "version": 1, "kind": "a point"}', DataError, ["no point", "a negative x", "draw one"]),
+        ('{"x": 1, "y": 2, "version": "2", "kind": "a point"}', DataError, ["no point", "draw one"]),
+        ("[1, 2]", DataError, ["no point", "draw one"]),
+        ("", DataError, ["no point", "empty", "draw one"]),
+    ],
+)
+def test_a_versioned_file_that_cannot_be_used(
+    tmp_path: Path, content: str, error: type[Exception], words: list[str]
+) -> None:
+    (tmp_path / "point.json").write_text(content)
+    with refuses(error, str(tmp_path / "point.json"), *words):
+        POINTS.read(tmp_path / "point.json")
+
+
+def test_a_versioned_file_that_is_missing(tmp_path: Path) -> None:
+    with refuses(DataError, "none.json", "cannot be read", "draw one"):
+        POINTS.read(tmp_path / "none.json")
