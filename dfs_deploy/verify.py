@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -241,7 +240,7 @@ def verify(
         labelled = images.labelled_for(runtime.bundle.architecture.classes, runtime.input.class_names)
         drawn = labelled.load() if samples is None else labelled.subset(samples, seed).load()
         _LOG.info("%s against %s on %d images", runtime.bundle.path, checkpoint, len(drawn.images))
-        result = compare(runtime, loaded.network, drawn.images, drawn.labels, partial(progress, "comparing"))
+        result = compare(runtime, loaded.network, drawn.images, drawn.labels, progress)
         deviations = None
         if per_block:
             progress("comparing engines", 0.0)

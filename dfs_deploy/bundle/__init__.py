@@ -8,13 +8,14 @@ from dfs_deploy.bundle.artefact import (
     other_than_bundle,
     source_of,
 )
-from dfs_deploy.bundle.writing import check_writable, write_bundle
+from dfs_deploy.bundle.writing import check_writable, drafted_bundle, write_bundle
 
 __all__ = [
     "SUFFIX",
     "Bundle",
     "Samples",
     "check_writable",
+    "drafted_bundle",
     "find_bundle",
     "other_than_bundle",
     "source_of",

@@ -7,6 +7,7 @@ read, not even through links. Files that the manifest does not list are never re
 
 from __future__ import annotations
 
+import copy
 import errno
 import glob
 import io
@@ -18,6 +19,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
@@ -38,7 +40,7 @@ from dfs_deploy.io.json_files import MAX_JSON, MalformedError, read_json
 from dfs_deploy.io.kinds import GIT_LFS_MARK, given_instead
 from dfs_deploy.io.text import first_line, one_line
 from dfs_deploy.network import Architecture
-from dfs_deploy.options import Options
+from dfs_deploy.options import Options, Precision
 
 SUFFIX = ".dfs"
 
@@ -112,6 +114,7 @@ class Bundle:
         for name in self.manifest.files:
             self._content(name)
         self._unchecked = engine_uses(self.manifest, self.options)
+        _LOG.info("%s: opened, digest %s, %d files", one_line(self.path), self.digest[:12], len(self.manifest.files))
         self.foreign = tuple(sorted(foreign_entries(self.path, self.manifest.files, within=False)))
         if self.foreign:
             level = logging.INFO if all(map(is_litter_entry, self.foreign)) else logging.WARNING
@@ -144,6 +147,22 @@ class Bundle:
             check_engine(data, f"{self.path}: {name}", use)
         self._unchecked.pop(name, None)  # the digest guarantees the same content next time
         return data
+
+    def without(self, precision: Precision) -> Bundle:
+        """This bundle for a machine that is slow in a precision: options use their other engines, if they have some."""
+        twin = copy.copy(self)
+        runtimes = {}
+        for name, engines in self.manifest.runtimes.items():
+            blocks = []
+            for block in engines.blocks:
+                others = {
+                    option: [engine for engine in made if engine.precision != precision] or made
+                    for option, made in block.options.items()
+                }
+                blocks.append(msgspec.structs.replace(block, options=others))
+            runtimes[name] = msgspec.structs.replace(engines, blocks=blocks)
+        twin.manifest = msgspec.structs.replace(self.manifest, runtimes=runtimes)
+        return twin
 
     def _content(self, name: str) -> bytes:
         record = self.manifest.files.get(name)

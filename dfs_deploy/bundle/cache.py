@@ -18,6 +18,7 @@ anything in the cache: links there are never followed.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -30,10 +31,12 @@ from typing import TYPE_CHECKING
 
 from dfs_deploy import __version__
 from dfs_deploy.io.files import TEMPORARY, first_link, read_file, remove_leftovers, sole_use, whole_file
-from dfs_deploy.io.text import first_line
+from dfs_deploy.io.text import first_line, one_line
 
 if TYPE_CHECKING:
     from dfs_deploy.bundle import Bundle
+
+_LOG = logging.getLogger(__name__)
 
 PLACE = "DFS_DEPLOY_CACHE"
 """Environment variable with the folder of the caches."""
@@ -163,6 +166,7 @@ class Cache:
         with self.writing() as folder, _unkept(folder):
             with whole_file(folder / name) as temporary:
                 temporary.write_bytes(content)
+            _LOG.info("cached: %s", one_line(folder / name))
             return folder / name
 
     def why_not(self, part: str = "") -> str:
@@ -279,6 +283,7 @@ def _trim(place: _Place) -> None:
     excess = sum(size for _, size, _ in sized) - MAX_BYTES
     for _, size, entry in sorted(sized)[:-1]:
         if excess > 0 and size > _SMALL:
+            _LOG.info("removed from the cache, which is too large: %s", one_line(entry))
             _remove(entry)
             excess -= size
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -31,19 +33,55 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
     Raises:
         UsageError: something else is at ``path``, or in the bundle there.
     """
+    with drafted_bundle(path, manifest, files):
+        pass
+    return Bundle(path)
+
+
+@dataclass
+class Draft:
+    """A bundle that is not in its place yet.
+
+    Attributes:
+        bundle: the bundle as it lies in a temporary directory.
+        manifest: manifest to put in its place; what was measured with the draft may be added to it.
+    """
+
+    bundle: Bundle
+    manifest: Manifest
+
+
+@contextlib.contextmanager
+def drafted_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes]) -> Iterator[Draft]:
+    """Writes a bundle beside its place, and puts it there when the block ends; if the block fails nothing is put there.
+
+    Arguments and errors are those of :func:`write_bundle`.
+    """
     path = Path(path)
     check_writable(path)
     records = {name: FileRecord(sha256=sha256(data), size=len(data)) for name, data in sorted(files.items())}
-    content = FORMAT.encode(msgspec.structs.replace(manifest, files=records))
     with temporary_folder(path) as temporary:
         made = temporary / path.name
-        for name, data in {**files, MANIFEST: content}.items():
-            target = made / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
-        sync_tree_to_disk(made)
-        put_folder(made, path)
-    return Bundle(path)
+        try:
+            for name, data in files.items():
+                target = made / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(data)
+            complete = msgspec.structs.replace(manifest, files=records)
+            _write_manifest(made, complete)
+            draft = Draft(Bundle(made), complete)
+            yield draft
+            _write_manifest(made, draft.manifest)
+            sync_tree_to_disk(made)
+            put_folder(made, path)
+        except OSError as error:
+            if str(temporary) in str(error.filename):  # nobody knows the temporary directory's name
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            raise
+
+
+def _write_manifest(path: Path, manifest: Manifest) -> None:
+    (path / MANIFEST).write_bytes(FORMAT.encode(manifest))
 
 
 def check_writable(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""From a histogram of a tensor to the interval that INT8 covers."""
+"""From the values of a tensor to the interval that INT8 covers, in memory that does not grow with the samples."""
 
 from __future__ import annotations
 
@@ -7,15 +7,63 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from dfs_deploy.calibration.histogram import Histogram
-
+BINS = 2048
 LEVELS = 256
 PERCENTILE = 99.99
 """Share of the values, in percent, that the percentile method keeps inside."""
 
 _SHARES = np.linspace(0.2, 1.0, 81)
 """Shares of the observed interval that the searching methods try."""
+
+
+class MinMax:
+    """First pass over a tensor: its least and greatest value, and the number of samples."""
+
+    def __init__(self) -> None:
+        self.low, self.high, self.samples = np.inf, -np.inf, 0
+
+    def add(self, x: Tensor) -> None:
+        """Takes in a batch, (N, ...)."""
+        self.low = float(np.minimum(self.low, float(x.amin())))  # keeps NaN, which min and max lose
+        self.high = float(np.maximum(self.high, float(x.amax())))
+        self.samples += x.shape[0]
+
+
+class Histogram:
+    """Second pass over a tensor: counts of its values between the least and the greatest.
+
+    Args:
+        low: least value, as the first pass found it.
+        high: greatest value.
+        counts: (bins,) int64, evenly over ``low`` to ``high``; ``None`` for nothing counted yet.
+    """
+
+    def __init__(self, low: float, high: float, counts: NDArray[np.int64] | None = None) -> None:
+        self.low, self.high = low, high
+        self.counts = np.zeros(BINS, np.int64) if counts is None else counts
+
+    def add(self, x: Tensor) -> None:
+        """Takes in a batch, (N, ...)."""
+        if self.low == self.high:
+            self.counts[0] += x.numel()
+            return
+        # In double precision, or the bins between two neighbouring float32 values would have no width.
+        values = x.numpy().ravel().astype(np.float64)
+        self.counts += np.histogram(values, len(self.counts), (self.low, self.high))[0]
+
+    @property
+    def edges(self) -> NDArray[np.float64]:
+        """(bins + 1,) bounds of the bins."""
+        return np.linspace(self.low, self.high, len(self.counts) + 1)
+
+    @property
+    def centers(self) -> NDArray[np.float64]:
+        """(bins,) middles of the bins."""
+        edges = self.edges
+        return (edges[:-1] + edges[1:]) / 2
+
 
 Method = Callable[[Histogram], tuple[float, float]]
 
@@ -49,7 +97,7 @@ def entropy(histogram: Histogram) -> tuple[float, float]:
 
 
 METHODS: Final[dict[str, Method]] = {"minmax": minmax, "percentile": percentile, "entropy": entropy, "mse": mse}
-"""The methods that measure on data, by the name that ``--calibration-method`` takes."""
+"""Methods that measure on data, by the name that ``--calibration-method`` takes."""
 
 
 def _search(histogram: Histogram, loss: Callable[[Histogram, float, float], float]) -> tuple[float, float]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -37,6 +37,10 @@ from dfs_deploy.options import Options, parse_targets
 from dfs_deploy.system.cpu import AUTO, WEIGHT_BITS, WORDS, WeightBits, target_named
 from dfs_deploy.system.libraries import required
 
+if TYPE_CHECKING:
+    from dfs_deploy.bundle.manifest import Manifest
+    from dfs_deploy.exporters import Exported
+
 
 def export(
     checkpoint: Annotated[
@@ -49,8 +53,10 @@ def export(
         str | None,
         typer.Option(help="checkpoint, minmax, percentile, entropy or mse.", show_default="minmax with data"),
     ] = None,
-    calibration_samples: Annotated[int, typer.Option(min=1, help="Images to draw from the data.")] = 1024,
-    options: Annotated[str | None, typer.Option(help="What the gate chooses from, as in skip,8,16,full.")] = None,
+    calibration_samples: Annotated[int, typer.Option(min=1, help="Number of images to draw from the data.")] = 1024,
+    options: Annotated[
+        str | None, typer.Option(help="Options that the gate chooses from, as in skip,8,16,full.")
+    ] = None,
     weights_key: WeightsKeyOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
@@ -58,7 +64,7 @@ def export(
     input_size: InputSizeOption = None,
     budgets: Annotated[
         str | None,
-        typer.Option(help="Computation to be able to hold at run time, as in 0.1,0.2,0.4.", show_default="none"),
+        typer.Option(help="Computation that can be held at run time, as in 0.1,0.2,0.4.", show_default="none"),
     ] = None,
     target_cpu: Annotated[
         str,
@@ -79,11 +85,9 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Split a checkpoint into a gate and block engines, calibrate them, and prove that they compute the same."""
-    import msgspec
-
     with required():
-        from dfs_deploy import exporters
         from dfs_deploy.checkpoints import CheckpointFacts
+        from dfs_deploy.exporters import export as run_export
 
     facts = CheckpointFacts(
         weights_key=weights_key,
@@ -92,8 +96,8 @@ def export(
         class_names=None if class_names is None else parse_class_names(class_names),
         input_size=None if input_size is None else parse_size("--input-size", input_size),
     )
-    with progress(quiet=json) as report:
-        exported = exporters.export(
+    with progress(quiet=json) as callback:
+        exported = run_export(
             checkpoint,
             out,
             targets=parse_targets(targets),
@@ -109,72 +113,37 @@ def export(
             budgets=None if budgets is None else parse_budgets(budgets),
             single_file=single_file,
             threads=threads,
-            progress=report,
+            progress=callback,
         )
-    bundle, manifest = exported.bundle, exported.bundle.manifest
-    engines = exported.validation.engines
-    worst = {
-        precision: max((e.judged for e in engines if e.precision == precision), default=None)
-        for precision in manifest.targets
-    }
-    served = {record.option: record.served_by for record in manifest.substitutions}
-    suspicions = () if exported.comparison is None else exported.comparison.suspicions
     if json:
-        print_json(
-            {
-                "bundle": str(bundle.path),
-                "digest": bundle.digest,
-                "bytes": bundle.size,
-                "architecture": manifest.architecture.name,
-                "options": list(bundle.options.names),
-                "substitutions": {record.option: record.served_by for record in manifest.substitutions},
-                "assumptions": list(exported.assumptions),
-                "weight_bits": None if manifest.calibration is None else manifest.calibration.weight_bits,
-                "notes": [*exported.notes, *suspicions],
-                "engines_validated": len(engines),
-                "worst_error": worst,
-                "paths_validated": exported.validation.paths,
-                "budgets": msgspec.to_builtins(manifest.budgets),
-                "single_file": None if exported.single_file is None else str(exported.single_file),
-                "accuracy": None if exported.comparison is None else asdict(exported.comparison),
-                "replaced": exported.replaced,
-                "passed": True,
-            }
-        )
-        return
+        print_json(exported.as_json())
+    else:
+        _show(exported, target_cpu)
+
+
+def _show(exported: Exported, target_cpu: str) -> None:
+    bundle, manifest, measured = exported.bundle, exported.bundle.manifest, exported.comparison
     console = output()
     console.print(f"{manifest.architecture.name} ({manifest.source.format}), options {bundle.options}")
     show_assumptions(exported.assumptions)
     show_notes(exported.notes)
-    for option, precision in served.items():
-        console.print(f"option {option} is served by {precision}: its own precision is not among the targets")
-    if manifest.calibration is not None:
-        record = manifest.calibration
-        unrouted = sorted(
-            {(r.block, r.option) for r in record.ranges if r.source == "reached" and r.option != "static"}
-        )
-        if record.data:
-            console.print(f"calibrated by {record.method} on {record.samples} images ({record.data})")
-        else:
-            console.print("ranges from the checkpoint, no data")
-        if "onnxruntime" in manifest.runtimes:
-            console.print(_weights(record.weight_bits, target_cpu))
-        for block, option in unrouted:
-            console.print(
-                f"  block {block}, option {option}: the gate sent nothing, so all that reached it was measured"
-            )
-    rows = [
-        [p, str(sum(e.precision == p for e in engines)), "-" if worst[p] is None else f"{worst[p]:.2g}"] for p in worst
-    ]
+    for served in manifest.substitutions:
+        console.print(f"option {served.option} falls back to {served.served_by}: {served.reason}")
+    for line in _calibration(manifest, target_cpu):
+        console.print(line)
+    rows = []
+    for precision in manifest.targets:
+        worst = exported.validation.worst(precision)
+        files = sum(engine.precision == precision for engine in exported.validation.engines)
+        rows.append([precision, str(files), "-" if worst is None else f"{worst:.2g}"])
     show_table("engines against the reference", ["precision", "files", "greatest error"], rows)
-    if exported.comparison is not None:
-        c = exported.comparison
+    if measured is not None:
         console.print(
-            f"on {c.samples} calibration images: top-1 {percent(c.top1_bundle)}"
-            f" (reference {percent(c.top1_reference)}), route agreement {percent(c.route_agreement)},"
-            f" computation {c.computation_percentage_bundle:.2f} %"
+            f"on {measured.samples} calibration images: top-1 {percent(measured.top1_bundle)}"
+            f" (reference {percent(measured.top1_reference)}), route agreement {percent(measured.route_agreement)},"
+            f" computation {measured.computation_percentage_bundle:.2f} %"
         )
-    show_notes(suspicions)
+        show_notes(measured.suspicions)
     if manifest.budgets:
         show_budgets(manifest.budgets)
     if exported.single_file is not None:
@@ -185,10 +154,21 @@ def export(
     console.print(f"PASSED: {len(manifest.files)} files, {bundle.size / 1e6:.1f} MB -> {bundle.path}")
 
 
-def _weights(bits: WeightBits, asked: str) -> str:
-    """What the weights of INT8 engines were made for."""
-    target = target_named(asked)
-    if bits != WEIGHT_BITS[target]:
-        return f"INT8 weights of {bits} bits, as asked for; {WORDS[target]} wants {WEIGHT_BITS[target]}"
-    known = "the kind of this CPU; --target-cpu names another" if asked == AUTO else "as asked for"
-    return f"INT8 weights of {bits} bits, for {WORDS[target]} ({known})"
+def _calibration(manifest: Manifest, target_cpu: str) -> Iterator[str]:
+    """Where the ranges come from, and which CPU the weights were made for."""
+    record = manifest.calibration
+    if record is None:
+        return
+    if record.data:
+        yield f"calibrated by {record.method} on {record.samples} images ({record.data})"
+    else:
+        yield "ranges from the checkpoint, no data"
+    if "onnxruntime" in manifest.runtimes:
+        kind = target_named(target_cpu)
+        known = "the kind of this CPU; --target-cpu names another" if target_cpu == AUTO else "as asked for"
+        suits = record.weight_bits == WEIGHT_BITS[kind]
+        why = f"for {WORDS[kind]} ({known})" if suits else f"as asked for; {WORDS[kind]} wants {WEIGHT_BITS[kind]}"
+        yield f"INT8 weights of {record.weight_bits} bits, {why}"
+    for block, option in sorted({(r.block, r.option) for r in record.ranges if r.source == "reached"}):
+        if option != "static":
+            yield f"  block {block}, option {option}: the gate sent nothing, so all that reached it was measured"

@@ -106,8 +106,8 @@ def _show_here(bundle: Bundle, here: dict[str, dict[str, Any]]) -> None:
             console.print(f"  not here     {name}: {facts['lacks']}")
         elif name == "tensorrt":
             console.print(
-                f"  runs here    {name} {facts['version']} on {facts['device']}, {facts['plans_ready']} of"
-                f" {facts['plans']} plans ready (dfs-deploy prepare --runtime tensorrt builds the others)"
+                f"  runs here    {name} {facts['version']} on {facts['device']}, {facts['engines_ready']} of"
+                f" {facts['engines']} engines ready (dfs-deploy prepare --runtime tensorrt builds the others)"
             )
         else:
             console.print(

@@ -180,7 +180,7 @@ def _stoppable(folder: Path, *, quiet: bool) -> Iterator[Progress]:
 
 def _describe_saved(folder: Path) -> str:
     """What was saved of a run that was stopped, and how to go on."""
-    from dfs_deploy.training.job import JOB_FILE
+    from dfs_deploy.io.kinds import JOB_FILE
     from dfs_deploy.training.state import load_state
 
     if not (folder / JOB_FILE).exists():

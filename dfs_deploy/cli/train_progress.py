@@ -94,7 +94,7 @@ def _shown_log(show: Callable[[str], object]) -> Iterator[None]:
 
 
 def describe_duration(seconds: float) -> str:
-    """A duration as a person says it: ``40 s``, ``3 min``, ``2 h 5 min``."""
+    """A duration in words: ``40 s``, ``3 min``, ``2 h 5 min``."""
     if seconds < 90.0:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60.0)

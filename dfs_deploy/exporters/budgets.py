@@ -1,15 +1,15 @@
-"""Which bias on the gate's scores holds which budget, found by running the bundle itself on calibration data.
+"""Budgets: the bias on the gate's scores that holds each of them, found by running the bundle on calibration data.
 
-The mean computation of a data set falls as the bias rises, though not strictly: it is a step function, and a block that
-is left out changes what the gate sees after it. So the search never trusts its slope. It keeps two biases with the
-budget between them and halves; of all that it tried, the nearest is kept.
+The mean computation of a data set falls as the bias rises, but not strictly: it is a step function, and a block that is
+skipped changes what the gate sees after it. So the search never trusts its slope. It keeps two biases with the budget
+between them and halves the interval; of all biases tried, the nearest is kept.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,11 +17,12 @@ import numpy as np
 from dfs_deploy.bundle.manifest import BudgetRecord
 from dfs_deploy.data import Dataset
 from dfs_deploy.errors import UsageError
+from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.budgets import GREATEST_BIAS
 
 TOLERANCE = 1.0
-"""Points of computation that a bias may miss a budget by on the calibration data."""
+"""Percentage points of computation that a bias may miss a budget by on the calibration data."""
 
 _NEAR_ENOUGH = 0.05
 _MOST_HALVINGS = 30
@@ -32,7 +33,7 @@ _TIMED = 200
 
 @dataclass(frozen=True)
 class _Point:
-    """A bias tried for a budget, and what was measured with it: computation in percent, right answers as a share."""
+    """A bias tried for a budget, and its results: computation in percent, right answers as a share."""
 
     budget: float
     bias: float
@@ -41,7 +42,7 @@ class _Point:
 
     @property
     def excess(self) -> float:
-        """Points of computation beyond the budget."""
+        """Percentage points of computation beyond the budget."""
         return self.percentage - 100.0 * self.budget
 
 
@@ -69,7 +70,7 @@ def check_budgets(budgets: Sequence[float], costs: Sequence[float]) -> tuple[flo
 
 
 def calibrate_budgets(
-    runtime: Runtime, budgets: Sequence[float], data: Dataset, progress: Callable[[float], None] | None = None
+    runtime: Runtime, budgets: Sequence[float], data: Dataset, progress: Progress = silent
 ) -> list[BudgetRecord]:
     """Finds the bias that holds each budget on a data set, and measures accuracy and latency with it.
 
@@ -77,10 +78,10 @@ def calibrate_budgets(
         runtime: runtime of the bundle; left as the gate was trained.
         budgets: shares of running every gated block in full precision.
         data: images of the network's size, with labels.
-        progress: called with how far it is, 0 to 1.
+        progress: called as the work goes on.
 
     Returns:
-        A record a budget, least budget first, and between two of them others where a bias interpolated in a straight
+        One record per budget, least budget first, and more between two of them if a bias interpolated in a straight
         line would miss by more than :data:`TOLERANCE` points. Biases never rise.
 
     Raises:
@@ -90,16 +91,15 @@ def calibrate_budgets(
     wanted = check_budgets(budgets, runtime.options.costs)
     if runtime.bundle.architecture.gated_blocks == 0:
         raise UsageError("the network has no gated block, so it always computes the same; leave out the budgets")
-    report = progress or (lambda share: None)
     search = _Search(runtime, data)
     asked: list[_Point] = []
     # The greatest budget first: the bias of each is where the search of the next begins, so that none can fall.
     for budget in reversed(wanted):
-        report(len(asked) / (2 * len(wanted)))
+        progress("calibrating budgets", len(asked) / (2 * len(wanted)))
         asked.insert(0, search.held(budget, asked[0].bias if asked else None))
     points = asked[:1]
     for done, upper in enumerate(asked[1:], 1):
-        report(0.5 + done / (2 * len(wanted)))
+        progress("calibrating budgets", 0.5 + done / (2 * len(wanted)))
         points += [*search.between(points[-1], upper, _MOST_SPLITS), upper]
     records = [
         BudgetRecord(
@@ -113,12 +113,12 @@ def calibrate_budgets(
         for point in points
     ]
     runtime.set_budget(None)
-    report(1.0)
+    progress("calibrating budgets", 1.0)
     return records
 
 
 class _Search:
-    """Looks for biases on one data set; what was measured is kept."""
+    """A search for biases on one data set, which keeps every measurement."""
 
     def __init__(self, runtime: Runtime, data: Dataset) -> None:
         self._runtime = runtime
@@ -147,7 +147,7 @@ class _Search:
         return nearest
 
     def between(self, lower: _Point, upper: _Point, splits: int) -> list[_Point]:
-        """The points that two need between them for a straight line to come near enough everywhere, in order."""
+        """The points needed between two others for a straight line to come near enough everywhere, in order."""
         budget = round((lower.budget + upper.budget) / 2.0, 6)  # no 0.15000000000000002
         line = self._measure(budget, (lower.bias + upper.bias) / 2.0)
         if splits == 0 or abs(line.excess) <= TOLERANCE:
@@ -158,7 +158,7 @@ class _Search:
         return [*self.between(lower, middle, splits - 1), middle, *self.between(middle, upper, splits - 1)]
 
     def _halve(self, low: _Point, high: _Point) -> tuple[_Point, _Point, _Point]:
-        """Of the biases between two points of one budget the one that holds it best, and its last neighbours."""
+        """The bias between two points of one budget that holds it best, and its last neighbours."""
         nearest = min(low, high, key=lambda point: abs(point.excess))
         for _ in range(_MOST_HALVINGS):
             if abs(nearest.excess) <= _NEAR_ENOUGH:
@@ -183,7 +183,7 @@ class _Search:
 
 
 def _latency_ms(runtime: Runtime, data: Dataset, bias: float) -> float:
-    """The median time of one image, each of the first once, in milliseconds; normalising is left out."""
+    """Median time in milliseconds of one image, over the first of them, without normalisation."""
     runtime.set_cost_bias(bias)
     images = runtime.input.normalize(data.images[:_TIMED])
     runtime(images[:1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Precision, computation_percentage
+from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.budgets import score_offset
 from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
@@ -23,19 +24,19 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a bundle and its reference made of the same images; shares are 0 to 1, percentages 0 to 100.
+    """Figures of a bundle and its reference on the same images; shares are 0 to 1, percentages 0 to 100.
 
     Attributes:
-        samples: images compared.
+        samples: number of images compared.
         top1_reference: share of right answers of the reference; ``None`` without labels.
         top1_bundle: share of right answers of the bundle.
         route_agreement: share of block decisions equal to the reference's.
-        computation_percentage_reference: mean over the samples.
-        computation_percentage_bundle: the same mean, in the bundle.
+        computation_percentage_reference: mean over the samples, in the reference.
+        computation_percentage_bundle: mean over the samples, in the bundle.
         max_abs_logit_error: greatest difference of a logit.
-        option_share: (gated blocks, options) share of samples that took each option, in the bundle, 0 to 1.
+        option_share: (gated blocks, options) share of the samples that took each option, in the bundle.
         block_agreement: (gated blocks,) route agreement at each block.
-        suspicions: what hints at a mistake rather than at a weak network, one line each.
+        suspicions: hints at a mistake rather than at a weak network, one line each.
     """
 
     samples: int
@@ -55,29 +56,28 @@ def compare(
     network: DFSNetwork,
     images: NDArray[np.uint8],
     labels: NDArray[np.int64] | None,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress = silent,
 ) -> Comparison:
-    """Runs both on the same images.
+    """Runs a bundle and its reference on the same images.
 
     Args:
         runtime: runtime of the bundle; if it holds a budget, the reference holds it by the same bias.
         network: the reference, in evaluation mode.
         images: (N, H, W, C) uint8.
         labels: (N,) int64, or ``None``.
-        progress: called with how far it is, 0 to 1.
+        progress: called as the work goes on.
     """
     reference_logits, reference_path, logits, path = [], [], [], []
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
-        ours = runtime(batch, finite=False)  # a bundle that makes none fails the check
+        ours = runtime(batch, finite=False)  # logits that are not finite fail the check
         with _charged(network, score_offset(runtime.cost_bias, runtime.options.costs)):
             theirs = network.route(torch.from_numpy(runtime.input.normalize(batch)))
         logits.append(ours.logits)
         path.append(ours.path)
         reference_logits.append(theirs.logits.numpy())
         reference_path.append(theirs.path.numpy().astype(np.uint8))
-        if progress is not None:
-            progress((start + len(batch)) / len(images))
+        progress("comparing with the reference", (start + len(batch)) / len(images))
     return summarize(
         np.concatenate(logits),
         np.concatenate(path),
@@ -91,7 +91,7 @@ def compare(
 
 @contextmanager
 def _charged(network: DFSNetwork, offset: NDArray[np.float32]) -> Iterator[None]:
-    """Adds to the scores of the reference's gate, (options,), for a while."""
+    """Adds an offset (options,) to the scores of the reference's gate for a while."""
     if network.gate is None:
         yield
         return
@@ -115,7 +115,7 @@ def summarize(
     costs: tuple[float, ...],
     class_names: Sequence[str] = (),
 ) -> Comparison:
-    """Makes the figures of a comparison from both sides' logits (N, classes) and paths (N, gated blocks)."""
+    """The figures of a comparison, from both sides' logits (N, classes) and paths (N, gated blocks)."""
     agreement = path == reference_path
 
     def top1(values: NDArray[np.float32]) -> float | None:
@@ -147,7 +147,7 @@ def static_top1(
         bundle: bundle with engines for ONNX Runtime.
         images: (N, H, W, C) uint8.
         labels: (N,) int64.
-        threads: CPU threads of an engine; ``None`` for one.
+        threads: CPU threads of one engine; ``None`` for one.
     """
     shares: dict[Precision, float] = {}
     for precision in bundle.manifest.runtimes["onnxruntime"].static:

@@ -1,26 +1,28 @@
 """Float graphs: stem, blocks in FP32 and FP16, projection skips, classifier and gate.
 
 An engine takes its features in one of two layouts: float32, or uint8 on a grid that the graph knows. Block engines end
-in float32 here; those that end in uint8 are in :mod:`dfs_deploy.exporters.quantized`.
+in float32 here; those that end in uint8 are in :mod:`dfs_deploy.exporters.int8_graphs`.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from onnx import helper
 
 from dfs_deploy.exporters.graph import OPSET, GraphBuilder
-from dfs_deploy.exporters.split import BlockPart, ConvPart, GatePart, HeadPart
-from dfs_deploy.network import Block
+from dfs_deploy.exporters.int8 import Grid
+from dfs_deploy.exporters.split import BlockPart, ConvPart, GatePart, HeadPart, Window
 
 BATCH = "N"
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """What a runtime wants of a graph.
+    """Form of the graphs for a runtime.
 
     Attributes:
         opset: version of the ONNX operators.
@@ -37,45 +39,12 @@ TENSORRT = Dialect(19, pooled=True)
 """Opset 19 brought float16 scales to QuantizeLinear; the parser of TensorRT 10.3, that of JetPack 6, reads up to 20."""
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The uint8 values of a feature map: ``value = scale * (q - zero_point)``."""
-
-    scale: float
-    zero_point: int = 0
-
-
-def feature_input(graph: GraphBuilder, channels: int, size: tuple[int, int], grid: Grid | None) -> str:
-    """Declares the input ``features`` and returns it as float32: read from the grid where there is one."""
-    if grid is None:
-        return graph.input("features", np.float32, (BATCH, channels, *size))
-    return graph.node("DequantizeLinear", uint8_input(graph, channels, size), *grid_constants(graph, "features", grid))
-
-
-def uint8_input(graph: GraphBuilder, channels: int, size: tuple[int, int]) -> str:
-    """Declares uint8 ``features``, which lie in memory channels last, and returns them channels first.
-
-    ONNX Runtime's integer convolutions work channels last: between two of them the transpositions cancel.
-    """
-    features = graph.input("features", np.uint8, (BATCH, *size, channels))
-    return graph.node("Transpose", features, perm=[0, 3, 1, 2])
-
-
-def grid_constants(graph: GraphBuilder, name: str, grid: Grid) -> tuple[str, str]:
-    """Scale and zero point of a uint8 tensor, as constants."""
-    return (
-        graph.constant(f"{name}_scale", np.float32(grid.scale)),
-        graph.constant(f"{name}_zero_point", np.uint8(grid.zero_point)),
-    )
-
-
 def stem_engine(stem: ConvPart, block: BlockPart, dialect: Dialect = ONNXRUNTIME) -> bytes:
-    """Images (N, C, H, W) float32, normalised, to the first block's output, float32."""
-    shape = block.shape
+    """The first convolution and the first block: images (N, C, H, W) float32, normalised, to float32 features."""
     graph = GraphBuilder("stem", dialect.opset)
-    images = graph.input("images", np.float32, (BATCH, stem.weight.shape[1], *shape.in_shape[1:]))
+    images = graph.input("images", np.float32, (BATCH, stem.weight.shape[1], *block.shape.in_shape[1:]))
     features = graph.node("Relu", convolve(graph, "stem", images, stem, np.float32))
-    return finish(graph, residual(graph, features, block, np.float32), block.shape, dialect)
+    return finish(graph, residual(graph, features, block, np.float32), block.shape.out_shape, dialect)
 
 
 def block_engine(
@@ -91,29 +60,31 @@ def block_engine(
         dialect: dialect of the runtime.
     """
     graph = GraphBuilder(name, dialect.opset)
-    features = feature_input(graph, block.shape.in_channels, block.shape.in_shape[1:], grid)
+    features = feature_input(graph, block.shape.in_shape, grid)
     if dtype is np.float16:
         features = cast(graph, features, np.float16)
     output = residual(graph, features, block, dtype)
     if dtype is np.float16:
         output = cast(graph, output, np.float32)
-    return finish(graph, output, block.shape, dialect)
+    return finish(graph, output, block.shape.out_shape, dialect)
 
 
 def skip_engine(
     name: str, block: BlockPart, projection: ConvPart, grid: Grid | None, dialect: Dialect = ONNXRUNTIME
 ) -> bytes:
-    """What a skipped block with a projection passes on, in FP32."""
+    """The projection of a skipped block, in FP32; arguments as in :func:`block_engine`."""
     graph = GraphBuilder(name, dialect.opset)
-    features = feature_input(graph, block.shape.in_channels, block.shape.in_shape[1:], grid)
+    features = feature_input(graph, block.shape.in_shape, grid)
     output = convolve(graph, "projection", features, projection, np.float32)
-    return finish(graph, output, block.shape, dialect)
+    return finish(graph, output, block.shape.out_shape, dialect)
 
 
-def head_engine(head: HeadPart, size: tuple[int, int], grid: Grid | None, dialect: Dialect = ONNXRUNTIME) -> bytes:
-    """The last features to logits (N, classes) float32."""
+def head_engine(
+    head: HeadPart, shape: tuple[int, int, int], grid: Grid | None, dialect: Dialect = ONNXRUNTIME
+) -> bytes:
+    """The classifier: features of a shape (C, H, W) to logits (N, classes) float32."""
     graph = GraphBuilder("head", dialect.opset)
-    features = feature_input(graph, head.weight.shape[1], size, grid)
+    features = feature_input(graph, shape, grid)
     graph.output(classify(graph, features, head, np.float32), "output", np.float32, (BATCH, head.weight.shape[0]))
     return graph.build()
 
@@ -154,21 +125,19 @@ def gate_engine(gate: GatePart) -> bytes:
     bias = graph.node("Gather", constant["bias"], block, axis=0)
     step = graph.node("Gemm", pooled, own, bias, transB=1)
     step = graph.node("Gemm", hidden, constant["recurrent_weight"], step, transB=1)
-    parts = []
-    for i, activation in enumerate(("Sigmoid", "Sigmoid", "Tanh", "Sigmoid")):
-        bounds = (np.array([i * hidden_size], np.int64), np.array([(i + 1) * hidden_size], np.int64))
-        start, end = (graph.constant(f"bound_{b[0]}", b) for b in bounds)
-        parts.append(graph.node(activation, graph.node("Slice", step, start, end, one)))
-    input_gate, forget_gate, candidate, output_gate = parts
-    new_cell = graph.node(
-        "Add", graph.node("Mul", forget_gate, cell), graph.node("Mul", input_gate, candidate), name="new_cell"
+    bounds = [graph.constant(f"bound_{i}", np.array([i], np.int64)) for i in range(0, 5 * hidden_size, hidden_size)]
+    activations = ("Sigmoid", "Sigmoid", "Tanh", "Sigmoid")
+    input_gate, forget_gate, candidate, output_gate = (
+        graph.node(activation, graph.node("Slice", step, start, end, one))
+        for activation, (start, end) in zip(activations, itertools.pairwise(bounds), strict=True)
     )
+    kept, added = graph.node("Mul", forget_gate, cell), graph.node("Mul", input_gate, candidate)
+    new_cell = graph.node("Add", kept, added, name="new_cell")
     new_hidden = graph.node("Mul", output_gate, graph.node("Tanh", new_cell), name="new_hidden")
     scores = graph.node("Gemm", new_hidden, constant["projection_weight"], constant["projection_bias"], transB=1)
     decision = graph.node("ArgMax", scores, axis=1, keepdims=0, select_last_index=0)
 
-    options = gate.projection_weight.shape[0]
-    graph.output(scores, "scores", np.float32, (BATCH, options))
+    graph.output(scores, "scores", np.float32, (BATCH, gate.projection_weight.shape[0]))
     graph.output(decision, "decision", np.int64, (BATCH,))
     graph.output(new_hidden, "hidden_out", np.float32, (BATCH, hidden_size))
     graph.output(new_cell, "cell_out", np.float32, (BATCH, hidden_size))
@@ -177,40 +146,71 @@ def gate_engine(gate: GatePart) -> bytes:
     return graph.build()
 
 
-def finish(graph: GraphBuilder, features: str, shape: Block, dialect: Dialect) -> bytes:
-    """Makes float32 features the output of a graph, with their mean where the dialect wants it; returns the model."""
-    graph.output(features, "output", np.float32, (BATCH, *shape.out_shape))
+def feature_input(graph: GraphBuilder, shape: tuple[int, int, int], grid: Grid | None) -> str:
+    """Declares the input ``features`` of a shape (C, H, W) and returns it as float32, read from its grid if it has one.
+
+    uint8 features lie in memory channels last: ONNX Runtime's integer convolutions work channels last, so that between
+    two of them the transpositions cancel.
+    """
+    if grid is None:
+        return graph.input("features", np.float32, (BATCH, *shape))
+    return graph.node("DequantizeLinear", uint8_input(graph, shape), *grid_constants(graph, "features", grid))
+
+
+def uint8_input(graph: GraphBuilder, shape: tuple[int, int, int]) -> str:
+    """Declares uint8 ``features`` of a shape (C, H, W), channels last, and returns them channels first."""
+    channels, height, width = shape
+    features = graph.input("features", np.uint8, (BATCH, height, width, channels))
+    return graph.node("Transpose", features, perm=[0, 3, 1, 2])
+
+
+def grid_constants(graph: GraphBuilder, name: str, grid: Grid) -> tuple[str, str]:
+    """Scale and zero point of a tensor, as constants."""
+    zero_point = np.int8(grid.zero_point) if grid.signed else np.uint8(grid.zero_point)
+    return (
+        graph.constant(f"{name}_scale", np.float32(grid.scale)),
+        graph.constant(f"{name}_zero_point", zero_point),
+    )
+
+
+def finish(graph: GraphBuilder, features: str, shape: tuple[int, int, int], dialect: Dialect) -> bytes:
+    """Makes float32 features (C, H, W), with their mean if the dialect wants it, the output of a graph; builds it."""
+    graph.output(features, "output", np.float32, (BATCH, *shape))
     if dialect.pooled:
-        graph.output(mean_over_map(graph, "output"), "pooled", np.float32, (BATCH, shape.out_channels))
+        graph.output(mean_over_map(graph, "output"), "pooled", np.float32, (BATCH, shape[0]))
     return graph.build()
 
 
 def residual(graph: GraphBuilder, features: str, block: BlockPart, dtype: type[np.floating], prefix: str = "") -> str:
-    """The block's nodes in float arithmetic, constants named from ``prefix``; returns the output's name."""
-    shortcut = features
+    """Adds a block in float arithmetic, with constants named from ``prefix``; returns the name of its output."""
+    shortcut = y = features
     if block.projection is not None:
         shortcut = convolve(graph, f"{prefix}projection", features, block.projection, dtype)
-    y = graph.node("Relu", convolve(graph, f"{prefix}conv1", features, block.conv1, dtype))
-    y = convolve(graph, f"{prefix}conv2", y, block.conv2, dtype)
+    for i, part in enumerate(block.branch, 1):
+        y = convolve(graph, f"{prefix}conv{i}", y, part, dtype)
+        if i < len(block.branch):
+            y = graph.node("Relu", y)
     return graph.node("Relu", graph.node("Add", y, shortcut))
 
 
 def convolve(graph: GraphBuilder, name: str, x: str, part: ConvPart, dtype: type[np.floating]) -> str:
-    """A convolution in float arithmetic, its input clamped first where its option saturates."""
+    """Adds a convolution in float arithmetic, its input clamped first if its option saturates."""
     if part.saturates is not None:
-        bounds = (part.saturates.low, part.saturates.high)
-        low, high = (
-            graph.constant(f"{name}_{end}", np.array(v, dtype)) for end, v in zip(("low", "high"), bounds, strict=True)
-        )
-        x = graph.node("Clip", x, low, high)
+        ends = {"low": part.saturates.low, "high": part.saturates.high}
+        x = graph.node("Clip", x, *(graph.constant(f"{name}_{end}", np.array(v, dtype)) for end, v in ends.items()))
     with np.errstate(over="ignore"):  # what float16 cannot hold is found when the engine is validated
         weight = graph.constant(f"{name}_weight", part.weight.astype(dtype))
         bias = graph.constant(f"{name}_bias", part.bias.astype(dtype))
-    return graph.node("Conv", x, weight, bias, **conv_attributes(part))
+    return graph.node("Conv", x, weight, bias, **conv_attributes(part.window))
+
+
+def conv_attributes(window: Window) -> dict[str, Any]:
+    """Attributes of a Conv node, spelled out."""
+    return {"kernel_shape": [window.kernel] * 2, "strides": [window.stride] * 2, "pads": [window.padding] * 4}
 
 
 def classify(graph: GraphBuilder, features: str, head: HeadPart, dtype: type[np.floating]) -> str:
-    """The classifier's nodes; returns the logits' name."""
+    """Adds the classifier; returns the name of the logits."""
     pooled = mean_over_map(graph, features)
     weight = graph.constant("head_weight", head.weight.astype(dtype))
     return graph.node("Gemm", pooled, weight, graph.constant("head_bias", head.bias.astype(dtype)), transB=1)
@@ -221,14 +221,6 @@ def mean_over_map(graph: GraphBuilder, features: str) -> str:
     return graph.node("Flatten", graph.node("GlobalAveragePool", features))
 
 
-def conv_attributes(part: ConvPart) -> dict[str, Any]:
-    """Attributes of a Conv node, spelled out."""
-    kernel = part.weight.shape[2]
-    return {"kernel_shape": [kernel] * 2, "strides": [part.stride] * 2, "pads": [part.padding] * 4}
-
-
 def cast(graph: GraphBuilder, value: str, dtype: type[np.floating]) -> str:
-    """Casts a value."""
-    from onnx import helper
-
+    """A value as another type."""
     return graph.node("Cast", value, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))

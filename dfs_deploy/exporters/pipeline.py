@@ -1,13 +1,14 @@
-"""From a trained checkpoint to a bundle: split, calibrate, write every engine, validate, measure."""
+"""The verb ``export``: from a trained checkpoint to a bundle, validated and measured before it is put in its place."""
 
 from __future__ import annotations
 
-import functools
+import logging
 import platform
 import shlex
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,17 +17,9 @@ import torch
 from torch import Tensor
 
 import dfs_deploy
-from dfs_deploy.bundle import SUFFIX, Bundle, check_writable, source_of, write_bundle
+from dfs_deploy.bundle import SUFFIX, Bundle, check_writable, drafted_bundle, source_of
 from dfs_deploy.bundle import manifest as schema
-from dfs_deploy.calibration import (
-    METHODS,
-    STATIC,
-    CalibratedRange,
-    TensorKey,
-    calibrate,
-    calibrate_static,
-    from_checkpoint,
-)
+from dfs_deploy.calibration import METHODS, STATIC, Ranges, calibrate, calibrate_static, from_checkpoint
 from dfs_deploy.checkpoints import Checkpoint, CheckpointFacts, load_checkpoint
 from dfs_deploy.data import Dataset, ImageFolder, open_dataset
 from dfs_deploy.errors import UsageError
@@ -38,39 +31,40 @@ from dfs_deploy.exporters.single_file import single_file as write_single_file
 from dfs_deploy.exporters.tensorrt_lint import check_graphs
 from dfs_deploy.exporters.validation import Validation, validate
 from dfs_deploy.exporters.writing import EngineWriter
-from dfs_deploy.io.files import check_folder, sha256_file, temporary_folder, write_whole
+from dfs_deploy.io.files import check_folder, sha256_file, write_whole
 from dfs_deploy.io.json_files import LONGEST_NAME
+from dfs_deploy.io.kinds import JOB_FILE
 from dfs_deploy.io.text import one_line
 from dfs_deploy.models import DFSNetwork
-from dfs_deploy.models.threads import in_torch_threads
-from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_precision, parse_targets
+from dfs_deploy.models.threads import torch_threads
+from dfs_deploy.options import PRECISIONS, Options, Precision, engine_precision, parse_targets
+from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.system.cpu import WEIGHT_BITS, WeightBits, target_named
 from dfs_deploy.system.ort import onnxruntime
+
+_LOG = logging.getLogger(__name__)
 
 RUNTIMES = ("onnxruntime", "tensorrt")
 CALIBRATION_METHODS = ("checkpoint", *METHODS)
 DEFAULT_SAMPLES = 1024
 _BATCH = 64
-_JOB_FILE = "job.json"
-_OF_A_RUN = {"checkpoint": "", "backbone": "-backbone"}
-"""Stems of the checkpoints that a training run leaves beside its job, and what its name gets for each."""
-
-Progress = Callable[[str, float], None]
-"""Called with what is being done and how far it is, 0 to 1."""
+_SAMPLES = "samples.npz"
+_SUFFIXES_OF_A_RUN = {"checkpoint": "", "backbone": "-backbone"}
+"""Stems of the checkpoints that a training run leaves beside its job, and what each adds to the name of the run."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export made.
+    """Result of an export.
 
     Attributes:
         bundle: opened, every digest checked.
-        validation: how far each engine is from the reference.
-        comparison: what was measured on the calibration data, or ``None`` without data.
-        assumptions: what the checkpoint does not say and was taken for granted.
-        notes: what was assumed or noticed about the calibration data, one line each.
-        single_file: where the whole network was written as one ONNX file, or ``None``.
+        validation: distance of each engine from the reference.
+        comparison: figures measured on the calibration data; ``None`` without data.
+        assumptions: facts that the checkpoint does not say and that were assumed, one line each.
+        single_file: path of the whole network as one ONNX file; ``None`` if it was not asked for.
+        notes: assumptions and remarks about the calibration data, one line each.
         replaced: name of another checkpoint, whose bundle stood in this one's place; ``None`` if there was none.
     """
 
@@ -78,12 +72,36 @@ class Exported:
     validation: Validation
     comparison: Comparison | None
     assumptions: tuple[str, ...]
-    single_file: Path | None = None
-    notes: tuple[str, ...] = ()
-    replaced: str | None = None
+    single_file: Path | None
+    notes: tuple[str, ...]
+    replaced: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The keys of ``export --json``, as plain values."""
+        manifest = self.bundle.manifest
+        accuracy = None if self.comparison is None else asdict(self.comparison)
+        suspicions = [] if accuracy is None else accuracy.pop("suspicions")
+        return {
+            "bundle": str(self.bundle.path),
+            "digest": self.bundle.digest,
+            "bytes": self.bundle.size,
+            "architecture": manifest.architecture.name,
+            "options": list(self.bundle.options.names),
+            "substitutions": {record.option: record.served_by for record in manifest.substitutions},
+            "assumptions": list(self.assumptions),
+            "weight_bits": None if manifest.calibration is None else manifest.calibration.weight_bits,
+            "notes": [*self.notes, *suspicions],
+            "engines_validated": len(self.validation.engines),
+            "worst_error": {precision: self.validation.worst(precision) for precision in manifest.targets},
+            "paths_validated": self.validation.paths,
+            "budgets": msgspec.to_builtins(manifest.budgets),
+            "single_file": None if self.single_file is None else str(self.single_file),
+            "accuracy": accuracy,
+            "replaced": self.replaced,
+            "passed": True,
+        }
 
 
-@in_torch_threads
 def export(
     checkpoint: str | Path,
     out: str | Path | None = None,
@@ -110,15 +128,15 @@ def export(
         out: directory to write; ``None`` for ``./<checkpoint stem>.dfs``, or ``./<run>.dfs`` for the checkpoint of a
             training run. A bundle that was made from another checkpoint is replaced only if it is named here.
         targets: engine precisions to make, among ``int8``, ``fp16`` and ``fp32``; ``None`` for all three.
-        runtimes: runtimes to make engines for, ``onnxruntime`` and ``tensorrt``; ``None`` for the first alone.
-        options: what the gate chooses from, if the checkpoint does not say.
-        facts: what else the caller knows of the checkpoint: which weights in it, its normalisation, class names and
-            image size; ``None`` for nothing. What is neither in the file nor given is assumed, and said.
+        runtimes: runtimes to make engines for, ``onnxruntime`` and ``tensorrt``; ``None`` for the first only.
+        options: options that the gate chooses from, if the checkpoint does not say.
+        facts: further knowledge of the checkpoint: which weights in it, its normalisation, class names and image
+            size; ``None`` for nothing. What is neither in the file nor given is assumed, and said.
         calibration_data: a :class:`~dfs_deploy.data.Dataset`, or where to load one from (its training split; of a
             folder, only the images drawn are decoded); ``None`` uses the ranges that the checkpoint carries.
         calibration_method: ``checkpoint``, ``minmax``, ``percentile``, ``entropy`` or ``mse``; ``None`` for ``minmax``
             with data and ``checkpoint`` without.
-        calibration_samples: images to draw from the data; ``None`` for 1,024, or all if there are fewer.
+        calibration_samples: number of images to draw from the data; ``None`` for 1,024, or all if there are fewer.
         target_cpu: kind of CPU that is to run the INT8 engines of ONNX Runtime, ``vnni`` (x86 with VNNI), ``avx2`` (x86
             without) or ``arm``, which decides the bits of their weights; ``auto`` and ``None``
             for the kind of this machine's CPU.
@@ -126,8 +144,8 @@ def export(
         seed: seed of the draw.
         budgets: shares of running every gated block in full precision that the bundle shall be able to hold at run
             time, calibrated on the data; ``None`` for none.
-        single_file: where to write, besides the bundle, the whole network as one ONNX file with ``If`` operators;
-            ``None`` for nowhere.
+        single_file: path at which to write, besides the bundle, the whole network as one ONNX file with ``If``
+            operators; ``None`` for nowhere.
         threads: CPU threads of PyTorch, and of an engine when the bundle is measured; ``None`` for what affinity and
             the container's CPU quota allow PyTorch, and one for an engine.
         progress: called as the work goes on.
@@ -139,118 +157,82 @@ def export(
             nothing is written then.
         GraphRuleError: a graph for TensorRT breaks one of its rules.
     """
-    report = progress or (lambda what, share: None)
+    progress = progress or silent
+    source, named = Path(checkpoint), out is not None
+    out = Path(f"{bundle_stem(source)}{SUFFIX}" if out is None else out)
     bits = weight_bits or WEIGHT_BITS[target_named(target_cpu)]
     if not 0 <= seed < 1 << 63:
         raise UsageError(f"seed {seed}, expected 0 to {(1 << 63) - 1}")
-    source = Path(checkpoint)
-    named = out is not None
-    out = Path(f"{bundle_stem(source)}{SUFFIX}") if out is None else Path(out)
     wanted = parse_targets(",".join(PRECISIONS if targets is None else targets))
     made_for = _check_runtimes(RUNTIMES[:1] if runtimes is None else runtimes)
     single = None if single_file is None else _check_single_path(Path(single_file), out, made_for)
     check_writable(out)
     replaced = _check_replaced(out, source, named)
-    loaded = load_checkpoint(source, options, facts)
-    network = loaded.network
-    data = _load_data(calibration_data, loaded, calibration_samples, seed)
-    if budgets is not None:
-        budgets = _check_budgets(budgets, network, data, made_for)
-    possible = range(len(network.options)) if network.policy is None else sorted(set(network.policy))
-    rounded = [i for i in possible if engine_precision(network.options[i], wanted) == "int8"]
-    method = _check_method(calibration_method, data, loaded, bool(rounded))
-    ranges = _calibrate(loaded, rounded, data, method, report) if "int8" in wanted else {}
 
-    writer = EngineWriter(network, ranges, wanted, bits)
-    engines = {}
-    for name in made_for:
-        report(f"writing engines for {name}", 0.0)
-        engines[name] = writer.write(name, functools.partial(report, f"writing engines for {name}"))
-    check_graphs({name: data for name, data in writer.files.items() if name.startswith("tensorrt/")})
-    images = make_probes(loaded.input, seed) if data is None else data.images
-    samples = pick_samples(network, loaded.input, images, None if data is None else data.labels)
-    manifest = schema.Manifest(
-        schema_version=schema.SCHEMA_VERSION,
-        producer=_producer(),
-        source=schema.SourceRecord(
-            file=_name(source.name),
-            format=loaded.format,
-            sha256=sha256_file(source),
-            assumptions=[one_line(assumption) for assumption in loaded.assumptions],
-            weights_key=loaded.weights_key,
-        ),
-        architecture=loaded.network.architecture,
-        options=[schema.OptionRecord(name=o.name, bits=o.bits, cost=o.cost) for o in network.options],
-        policy=None if network.policy is None else [network.options[choice].name for choice in network.policy],
-        budgets=[],
-        targets=list(wanted),
-        input=schema.InputRecord(
-            shape=loaded.input.shape,
-            mean=list(loaded.input.mean),
-            std=list(loaded.input.std),
-            class_names=list(loaded.input.class_names),
-        ),
-        runtimes=engines,
-        calibration=_calibration_record(loaded, ranges, data, method, seed, bits) if ranges else None,
-        accuracy=None,
-        substitutions=_served([network.options[i] for i in possible], wanted),
-        samples="samples.npz",
-        files={},
-    )
-    files = {**writer.files, "samples.npz": pack_samples(samples)}
-    with temporary_folder(out) as folder:
-        draft = write_bundle(folder / f"draft{SUFFIX}", manifest, files)
-        report("validating", 0.0)
-        validation = validate(draft, network, loaded.input.normalize(samples.images))
-        comparison, static, points, model = None, {}, [], b""
-        if data is not None and "onnxruntime" in made_for:
-            with Runtime(draft, threads=threads, plan=False, prepared=False) as runtime:
-                comparison = compare(runtime, network, data.images, data.labels, functools.partial(report, "measuring"))
-                if budgets is not None:
-                    points = calibrate_budgets(runtime, budgets, data, functools.partial(report, "calibrating budgets"))
-            static = static_top1(draft, data.images, data.labels, threads)
-        if single is not None:
-            report("writing the single file", 0.0)
-            model = write_single_file(network, loaded.input, ranges, wanted, bits)
-            check_single_file(model, draft, loaded.input.normalize(samples.images))
-    accuracy = None if comparison is None or data is None else _accuracy_record(comparison, static, data)
-    bundle = write_bundle(out, msgspec.structs.replace(manifest, accuracy=accuracy, budgets=points), files)
+    with torch_threads(threads):
+        loaded = load_checkpoint(source, options, facts)
+        network, contract = loaded.network, loaded.input
+        _log(f"{source}: {network.architecture.name} of format {loaded.format}, options {network.options}")
+        data = _load_data(calibration_data, loaded, calibration_samples, seed)
+        if budgets is not None:
+            budgets = _check_budgets(budgets, network, data, made_for)
+        method = _check_method(calibration_method, data, needed=bool(_int8_options(network, wanted)))
+        ranges = _calibrate(loaded, wanted, data, method, progress)
+
+        writer = EngineWriter(network, ranges, wanted, bits)
+        engines = {runtime: writer.write(runtime, progress) for runtime in made_for}
+        check_graphs({name: model for name, model in writer.files.items() if name.startswith("tensorrt/")})
+        images = make_probes(contract, seed) if data is None else data.images
+        samples = pick_samples(network, contract, images, None if data is None else data.labels)
+        probes = contract.normalize(samples.images)
+        manifest = schema.Manifest(
+            schema_version=schema.SCHEMA_VERSION,
+            producer=_producer(),
+            source=_source_record(source, loaded),
+            architecture=network.architecture,
+            options=[schema.OptionRecord(name=o.name, bits=o.bits, cost=o.cost) for o in network.options],
+            policy=None if network.policy is None else [network.options[choice].name for choice in network.policy],
+            budgets=[],
+            targets=list(wanted),
+            input=schema.InputRecord(**asdict(contract)),
+            runtimes=engines,
+            calibration=_calibration_record(network, ranges, data, method, seed, bits) if ranges else None,
+            accuracy=None,
+            substitutions=_substitutions(network, wanted),
+            samples=_SAMPLES,
+            files={},
+        )
+        files = {**writer.files, _SAMPLES: pack_samples(samples)}
+        with drafted_bundle(out, manifest, files) as draft:
+            progress("validating", 0.0)
+            validation = validate(draft.bundle, network, probes)
+            comparison = None
+            if data is not None and "onnxruntime" in made_for:
+                comparison, draft.manifest = _measure(draft.bundle, network, data, budgets, threads, progress)
+            model = b""
+            if single is not None:
+                progress("writing the single file", 0.0)
+                model = write_single_file(network, contract, ranges, wanted, bits)
+                check_single_file(model, draft.bundle, probes)
+    _log(f"{out}: {len(files)} files written" + ("" if replaced is None else f", replacing the bundle of {replaced}"))
     if single is not None:
         write_whole(single, model)
+        _log(f"{single}: {len(model)} bytes written")
     notes = () if data is None else data.notes
-    return Exported(bundle, validation, comparison, loaded.assumptions, single, notes, replaced)
+    return Exported(Bundle(out), validation, comparison, loaded.assumptions, single, notes, replaced)
 
 
-def checkpoint_stem(path: Path) -> str:
-    """A checkpoint's name without its suffixes: ``net`` for ``net.pth.tar``."""
-    name = path.name
-    while (suffix := Path(name).suffix) in (".tar", ".pt", ".pth", ".safetensors", ".ckpt"):
-        name = name.removesuffix(suffix)
-    return name
+def bundle_stem(checkpoint: Path) -> str:
+    """Name of a bundle that is given none: ``net`` for ``net.pth.tar``, or the run's if a training run left the file.
 
-
-def bundle_stem(path: Path) -> str:
-    """The name of a bundle that is given none: the checkpoint's, or the run's for what a training run left.
-
-    Every run calls its checkpoint alike, so that one run's bundle would stand in the place of another's.
+    Every run gives its checkpoint the same name, so one run's bundle would take the place of another's.
     """
-    stem, run = checkpoint_stem(path), path.resolve().parent
-    if stem not in _OF_A_RUN or not run.name or not (run / _JOB_FILE).is_file():
+    stem, run = checkpoint.name, checkpoint.resolve().parent
+    while (suffix := Path(stem).suffix) in (".tar", ".pt", ".pth", ".safetensors", ".ckpt"):
+        stem = stem.removesuffix(suffix)
+    if stem not in _SUFFIXES_OF_A_RUN or not run.name or not (run / JOB_FILE).is_file():
         return stem
-    return run.name + _OF_A_RUN[stem]
-
-
-def _check_replaced(out: Path, source: Path, named: bool) -> str | None:
-    """Name of the other checkpoint of which the bundle was made that stands at ``out``, if that may be replaced."""
-    before = source_of(out)
-    if before is None or not source.is_file() or before.sha256 == sha256_file(source):
-        return None
-    if not named:
-        raise UsageError(
-            f"{out} was made from another checkpoint ({before.file}, SHA-256 {before.sha256[:12]}...); name it with"
-            f" --out {shlex.quote(str(out))} to replace it, or give another name"
-        )
-    return before.file
+    return run.name + _SUFFIXES_OF_A_RUN[stem]
 
 
 def _check_runtimes(runtimes: Sequence[str]) -> tuple[str, ...]:
@@ -275,6 +257,19 @@ def _check_single_path(path: Path, out: Path, runtimes: Sequence[str]) -> Path:
     return path
 
 
+def _check_replaced(out: Path, source: Path, named: bool) -> str | None:
+    """Name of another checkpoint whose bundle stands at ``out`` and may be replaced; ``None`` if there is none."""
+    before = source_of(out)
+    if before is None or not source.is_file() or before.sha256 == sha256_file(source):
+        return None
+    if not named:
+        raise UsageError(
+            f"{out} was made from another checkpoint ({before.file}, SHA-256 {before.sha256[:12]}...); name it with"
+            f" --out {shlex.quote(str(out))} to replace it, or give another name"
+        )
+    return before.file
+
+
 def _check_budgets(
     budgets: Sequence[float], network: DFSNetwork, data: Dataset | None, runtimes: Sequence[str]
 ) -> tuple[float, ...]:
@@ -287,26 +282,7 @@ def _check_budgets(
     return check_budgets(budgets, network.options.costs)
 
 
-def _load_data(
-    source: str | Path | Dataset | ImageFolder | None, loaded: Checkpoint, samples: int | None, seed: int
-) -> Dataset | None:
-    if source is None:
-        return None
-    samples = DEFAULT_SAMPLES if samples is None else samples
-    if samples < 1:
-        raise UsageError(f"{samples} calibration samples, expected at least 1")
-    size = loaded.input.shape[1:]
-    data = source if isinstance(source, Dataset | ImageFolder) else open_dataset(source, split="train", size=size)
-    names = loaded.input.class_names
-    drawn = data.labelled_for(loaded.network.architecture.classes, names).subset(samples, seed).load()
-    if drawn.images.shape[1:] != (*size, loaded.input.shape[0]):
-        raise UsageError(
-            f"{drawn.name} has images of {drawn.images.shape[1:]}, the network takes {(*size, loaded.input.shape[0])}"
-        )
-    return drawn
-
-
-def _check_method(method: str | None, data: Dataset | None, loaded: Checkpoint, needed: bool) -> str:
+def _check_method(method: str | None, data: Dataset | None, needed: bool) -> str:
     if method is None:
         method = "checkpoint" if data is None else "minmax"
     if method not in CALIBRATION_METHODS:
@@ -316,18 +292,51 @@ def _check_method(method: str | None, data: Dataset | None, loaded: Checkpoint, 
     return method
 
 
+def _load_data(
+    source: str | Path | Dataset | ImageFolder | None, loaded: Checkpoint, samples: int | None, seed: int
+) -> Dataset | None:
+    if source is None:
+        return None
+    samples = DEFAULT_SAMPLES if samples is None else samples
+    if samples < 1:
+        raise UsageError(f"{samples} calibration samples, expected at least 1")
+    channels, height, width = loaded.input.shape
+    size = (height, width)
+    data = source if isinstance(source, Dataset | ImageFolder) else open_dataset(source, split="train", size=size)
+    names = loaded.input.class_names
+    drawn = data.labelled_for(loaded.network.architecture.classes, names).subset(samples, seed).load()
+    if drawn.images.shape[1:] != (*size, channels):
+        raise UsageError(
+            f"{drawn.name} has images of {drawn.images.shape[1:]}, the network takes {(*size, channels)}; give data"
+            " of that size"
+        )
+    return drawn
+
+
+def _possible_options(network: DFSNetwork) -> list[int]:
+    """Indices of the options that some block may run."""
+    return sorted(set(range(len(network.options)) if network.policy is None else network.policy))
+
+
+def _int8_options(network: DFSNetwork, targets: Sequence[Precision]) -> list[int]:
+    """Indices of the options that INT8 engines run."""
+    return [i for i in _possible_options(network) if engine_precision(network.options[i], targets) == "int8"]
+
+
 def _calibrate(
-    loaded: Checkpoint, options: Sequence[int], data: Dataset | None, method: str, report: Progress
-) -> dict[TensorKey, CalibratedRange]:
-    """The range of every tensor that an INT8 engine rounds.
+    loaded: Checkpoint, targets: Sequence[Precision], data: Dataset | None, method: str, progress: Progress
+) -> Ranges:
+    """The range of every tensor that an INT8 engine rounds; none if INT8 is no target.
 
     ``load_checkpoint`` has made sure that a checkpoint with quantised options carries ranges, so that the checkpoint's
     are always there to fall back to.
     """
+    if "int8" not in targets:
+        return {}
+    network, options = loaded.network, _int8_options(loaded.network, targets)
     if data is None:
-        return from_checkpoint(loaded.network, options)
-    total = -(-len(data.images) // _BATCH)
-    passes = 3 if method in ("checkpoint", "minmax") else 5
+        return from_checkpoint(network, options)
+    total = (3 if method in ("checkpoint", "minmax") else 5) * -(-len(data.images) // _BATCH)
     done = 0
 
     def batches() -> Iterator[Tensor]:
@@ -335,10 +344,42 @@ def _calibrate(
         for start in range(0, len(data.images), _BATCH):
             yield torch.from_numpy(loaded.input.normalize(data.images[start : start + _BATCH]))
             done += 1
-            report(f"calibrating ({method})", min(done / (passes * total), 1.0))
+            progress(f"calibrating ({method})", min(done / total, 1.0))
 
-    routed = calibrate(loaded.network, options, batches, method) if options else {}
-    return {**routed, **calibrate_static(loaded.network, batches, method)}
+    routed = calibrate(network, options, batches, method) if options else {}
+    return {**routed, **calibrate_static(network, batches, method)}
+
+
+def _measure(
+    draft: Bundle,
+    network: DFSNetwork,
+    data: Dataset,
+    budgets: Sequence[float] | None,
+    threads: int | None,
+    progress: Progress,
+) -> tuple[Comparison, schema.Manifest]:
+    """Compares a bundle with its reference on the data, and calibrates budgets; gives the manifest with the results."""
+    points = []
+    with Runtime(draft, threads=threads, plan=False, prepared=False) as runtime:
+        comparison = compare(runtime, network, data.images, data.labels, progress)
+        if budgets is not None:
+            points = calibrate_budgets(runtime, budgets, data, progress)
+    shared = set(schema.AccuracyRecord.__struct_fields__) & set(Comparison.__dataclass_fields__)
+    accuracy = schema.AccuracyRecord(
+        data=_name(data.name),
+        top1_static=static_top1(draft, data.images, data.labels, threads),
+        **{key: getattr(comparison, key) for key in shared},
+    )
+    return comparison, msgspec.structs.replace(draft.manifest, accuracy=accuracy, budgets=points)
+
+
+def _log(line: str) -> None:
+    _LOG.info("%s", one_line(line))
+
+
+def _name(text: str) -> str:
+    """A name of a file or of data as a manifest holds it: on one line, and not without end."""
+    return one_line(text, LONGEST_NAME)
 
 
 def _producer() -> dict[str, str]:
@@ -347,33 +388,32 @@ def _producer() -> dict[str, str]:
     return {"name": "dfs-deploy", "version": dfs_deploy.__version__, "python": platform.python_version(), **versions}
 
 
-def _name(text: str) -> str:
-    """A name of a file or of data as a manifest holds it: on one line, and not without end."""
-    return one_line(text, LONGEST_NAME)
+def _source_record(source: Path, loaded: Checkpoint) -> schema.SourceRecord:
+    return schema.SourceRecord(
+        file=_name(source.name),
+        format=loaded.format,
+        sha256=sha256_file(source),
+        assumptions=[one_line(assumption) for assumption in loaded.assumptions],
+        weights_key=loaded.weights_key,
+    )
 
 
-def _served(options: Sequence[Option], targets: Sequence[str]) -> list[schema.ServedRecord]:
+def _substitutions(network: DFSNetwork, targets: Sequence[Precision]) -> list[schema.ServedRecord]:
     """Options whose own precision is not among the targets."""
     records = []
-    for option in options:
+    for option in (network.options[i] for i in _possible_options(network)):
         wanted, served = engine_precision(option, PRECISIONS), engine_precision(option, targets)
         if wanted != served and wanted is not None and served is not None:
-            record = schema.ServedRecord(
-                option=option.name, wanted=wanted, served_by=served, reason=f"{wanted} is not among the targets"
-            )
-            records.append(record)
+            reason = f"{wanted} is not among the targets"
+            _log(f"option {option.name} falls back to {served}: {reason}")
+            records.append(schema.ServedRecord(option=option.name, wanted=wanted, served_by=served, reason=reason))
     return records
 
 
 def _calibration_record(
-    loaded: Checkpoint,
-    ranges: dict[TensorKey, CalibratedRange],
-    data: Dataset | None,
-    method: str,
-    seed: int,
-    weight_bits: WeightBits,
+    network: DFSNetwork, ranges: Ranges, data: Dataset | None, method: str, seed: int, weight_bits: WeightBits
 ) -> schema.CalibrationRecord:
-    names = {STATIC: "static", **dict(enumerate(loaded.network.options.names))}
+    names = {STATIC: "static", **dict(enumerate(network.options.names))}
     return schema.CalibrationRecord(
         method=method,
         data=None if data is None else _name(data.name),
@@ -381,30 +421,7 @@ def _calibration_record(
         seed=seed,
         weight_bits=weight_bits,
         ranges=[
-            schema.RangeRecord(
-                block=key.block,
-                option=names[key.option],
-                tensor=key.tensor,
-                low=value.low,
-                high=value.high,
-                source=value.source,
-                samples=value.samples,
-            )
-            for key, value in sorted(ranges.items())
+            schema.RangeRecord(**{**asdict(key), **asdict(value), "option": names[key.option]})
+            for key, value in sorted(ranges.items(), key=lambda item: item[0])
         ],
-    )
-
-
-def _accuracy_record(comparison: Comparison, static: dict[Precision, float], data: Dataset) -> schema.AccuracyRecord:
-    return schema.AccuracyRecord(
-        data=_name(data.name),
-        samples=comparison.samples,
-        top1_reference=comparison.top1_reference,
-        top1_bundle=comparison.top1_bundle,
-        top1_static=static,
-        route_agreement=comparison.route_agreement,
-        computation_percentage_reference=comparison.computation_percentage_reference,
-        computation_percentage_bundle=comparison.computation_percentage_bundle,
-        max_abs_logit_error=comparison.max_abs_logit_error,
-        option_share=[list(share) for share in comparison.option_share],
     )

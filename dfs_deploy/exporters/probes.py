@@ -1,4 +1,4 @@
-"""The few inputs that a bundle carries: for its validation, and for a bench or a self-check where there is no data."""
+"""The few images that a bundle carries: for its validation, and for a bench or a self-check without data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dfs_deploy.models import DFSNetwork
 from dfs_deploy.preprocessing import InputContract
 
 CARRIED = 64
-"""Inputs that a bundle carries, at the most."""
+"""Maximum number of images that a bundle carries."""
 
 _DRAWN = 256
 
@@ -41,11 +41,11 @@ def make_probes(contract: InputContract, seed: int) -> NDArray[np.uint8]:
 def pick_samples(
     network: DFSNetwork, contract: InputContract, images: NDArray[np.uint8], labels: NDArray[np.int64] | None
 ) -> Samples:
-    """Chooses what a bundle carries: an image of each path first, in the order given, then more until 64.
+    """Chooses the images that a bundle carries: one of each path, then the first of the rest up to 64, in their order.
 
     Args:
         network: the reference, in evaluation mode.
-        contract: how pixels become its input.
+        contract: preparation of its input.
         images: (N, H, W, C) uint8 to choose from; the first 512 are looked at.
         labels: (N,) int64, or ``None``.
     """

@@ -2,9 +2,9 @@
 
 A gated block is a chain of ``If`` over the gate's decision, the cheapest option first; weights live inside the
 branches, where a runtime can prepack and fuse them. A network with a static policy is a straight line, without gate and
-``If``. Features are float32 between blocks, whatever branch made them. An
-INT8 branch still has both layouts of its engine, and chooses by a flag that goes along with the features: those that an
-INT8 block left lie on its grid exactly and are read on that grid, as the runtime does. So both take the same decisions.
+``If``. Features are float32 between blocks, whatever branch made them. An INT8 branch still has both layouts of its
+engine, and chooses by a flag that goes along with the features: those that an INT8 block left lie on its grid exactly
+and are read on that grid, as the runtime does. So both take the same decisions.
 
 An option of 9 to 16 bits keeps its rounded weights and is computed in FP32, as the runtime does on a CPU without fast
 float16.
@@ -12,27 +12,24 @@ float16.
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.calibration import CalibratedRange, TensorKey
+from dfs_deploy.calibration import Ranges, block_ranges
 from dfs_deploy.errors import ExportMismatchError
-from dfs_deploy.exporters.engines import Grid, classify, convolve, residual
+from dfs_deploy.exporters.engines import classify, convolve, residual
 from dfs_deploy.exporters.graph import GraphBuilder
-from dfs_deploy.exporters.quantized import BlockRanges, OnnxRuntimeWriter, output_grid
+from dfs_deploy.exporters.int8 import LEAST_SCALE, BlockRanges, Grid, Int8Block, output_grid
+from dfs_deploy.exporters.int8_graphs import dequantize, onnxruntime_block, quantize
 from dfs_deploy.exporters.split import (
     BlockPart,
-    ConvPart,
     GatePart,
     split_block,
     split_gate,
@@ -40,7 +37,7 @@ from dfs_deploy.exporters.split import (
     split_skip,
     split_stem,
 )
-from dfs_deploy.models import DFSNetwork
+from dfs_deploy.models import BasicBlock, DFSNetwork
 from dfs_deploy.network import Block
 from dfs_deploy.options import Precision, engine_precision
 from dfs_deploy.preprocessing import InputContract
@@ -58,8 +55,6 @@ path: (1, gated blocks) int64, the index of the option that each gated block ran
 metadata_props, each a JSON value: options (name, bits and cost of each, by index), class_names, mean, std, input_shape.
 """
 
-Ranges = Mapping[TensorKey, CalibratedRange]
-
 
 def single_file(
     network: DFSNetwork, contract: InputContract, ranges: Ranges, targets: Sequence[Precision], weight_bits: int = 8
@@ -68,15 +63,15 @@ def single_file(
 
     Args:
         network: the reference, in evaluation mode.
-        contract: how pixels become its input; it goes into the metadata.
-        ranges: an interval for each tensor of each option that INT8 serves.
-        targets: precisions to use; one that is missing is served by the next more precise one.
+        contract: preparation of its input; it goes into the metadata.
+        ranges: an interval for each tensor of each option that INT8 engines run.
+        targets: precisions to use; the next more precise one stands in for one that is missing.
         weight_bits: bits of INT8 weights, 8 or 7.
 
     Returns:
         The file's content: the same network gives the same bytes.
     """
-    graph = _Graph("single_file")
+    graph = GraphBuilder("single_file")
     stem, first = split_stem(network)
     images = graph.input("images", np.float32, (1, *contract.shape))
     features = graph.node("Relu", convolve(graph, "stem", images, stem, np.float32))
@@ -91,7 +86,7 @@ def single_file(
             decisions.append(stepped.step(index - 1, state.features))
             state = writer.block(graph, index, decisions[-1], state)
         else:
-            state = writer.block(graph.part(f"block_{index}"), index, None, state)
+            state = writer.block(graph.section(f"block_{index}"), index, None, state)
 
     head = split_head(network)
     graph.output(classify(graph, state.features, head, np.float32), "logits", np.float32, (1, head.weight.shape[0]))
@@ -101,8 +96,6 @@ def single_file(
         path = graph.constant("policy", np.array([network.policy or ()], np.int64))
     graph.output(path, "path", np.int64, (1, network.architecture.gated_blocks))
 
-    model = onnx.load_model_from_string(graph.build())
-    model.doc_string = DESCRIPTION
     metadata = {
         "options": [{"name": o.name, "bits": o.bits, "cost": o.cost} for o in network.options],
         "class_names": list(contract.class_names),
@@ -110,15 +103,14 @@ def single_file(
         "std": list(contract.std),
         "input_shape": list(contract.shape),
     }
-    helper.set_model_props(model, {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()})
-    return bytes(model.SerializeToString(deterministic=True))
+    return graph.build(DESCRIPTION, {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()})
 
 
 def check_single_file(model: bytes, bundle: Bundle, images: NDArray[np.float32]) -> None:
     """Compares a single file with the runtime on the bundle made from the same parts, image by image.
 
     Args:
-        model: what :func:`single_file` made.
+        model: content of the file that :func:`single_file` made.
         bundle: bundle with engines for ONNX Runtime.
         images: (N, C, H, W) float32, normalised.
 
@@ -127,14 +119,14 @@ def check_single_file(model: bytes, bundle: Bundle, images: NDArray[np.float32])
     """
     session = open_session(model, "the single file", session_options(threads=1))
     mismatches = []
-    with Runtime(_without_float16(bundle), "onnxruntime", plan=False, prepared=False) as runtime:
+    with Runtime(bundle.without("fp16"), "onnxruntime", plan=False, prepared=False) as runtime:
         for i in range(len(images)):
             logits, path = session.run(["logits", "path"], {"images": images[i : i + 1]})
             expected = runtime(images[i : i + 1])
             if not np.array_equal(path, expected.path):
                 mismatches.append(f"image {i}: path {path[0].tolist()}, the runtime took {expected.path[0].tolist()}")
                 continue
-            error = float(np.abs(logits - expected.logits).max() / max(np.abs(expected.logits).max(), _TINY))
+            error = float(np.abs(logits - expected.logits).max() / max(np.abs(expected.logits).max(), LEAST_SCALE))
             if not error <= LOGIT_TOLERANCE:
                 mismatches.append(
                     f"image {i}: logits differ by {error:.3g} of the greatest, {LOGIT_TOLERANCE:g} is fine"
@@ -147,81 +139,13 @@ def check_single_file(model: bytes, bundle: Bundle, images: NDArray[np.float32])
         )
 
 
-def _without_float16(bundle: Bundle) -> Bundle:
-    """The bundle as a CPU without fast float16 runs it."""
-    engines = bundle.manifest.runtimes["onnxruntime"]
-    blocks = [
-        msgspec.structs.replace(
-            block,
-            options={name: [e for e in served if e.precision != "fp16"] for name, served in block.options.items()},
-        )
-        for block in engines.blocks
-    ]
-    runtimes = {**bundle.manifest.runtimes, "onnxruntime": msgspec.structs.replace(engines, blocks=blocks)}
-    twin = copy.copy(bundle)
-    twin.manifest = msgspec.structs.replace(bundle.manifest, runtimes=runtimes)
-    return twin
-
-
-_TINY = float(np.finfo(np.float32).tiny)
-
-
-class _Graph(GraphBuilder):
-    """A graph whose branches are graphs too.
-
-    Args:
-        name: name of the graph.
-        prefix: beginning of every name in it: a name may stand once in a graph and all its branches.
-    """
-
-    def __init__(self, name: str, prefix: str = "") -> None:
-        super().__init__(name)
-        self._prefix = prefix
-
-    def constant(self, name: str, value: NDArray[Any] | np.generic) -> str:
-        return super().constant(self._prefix + name, value)
-
-    def node(self, operator: str, *inputs: str, name: str | None = None, domain: str = "", **attributes: Any) -> str:
-        name = self._prefix + (name or f"{operator.lower()}_{len(self._nodes)}")
-        return super().node(operator, *inputs, name=name, domain=domain, **attributes)
-
-    def nodes(self, operator: str, inputs: Sequence[str], outputs: int, **attributes: Any) -> tuple[str, ...]:
-        """Adds a node with several outputs and returns their names."""
-        first = self.node(operator, *inputs, **attributes)
-        names = (first, *(f"{first}_{i}" for i in range(1, outputs)))
-        self._nodes[-1].output[:] = names
-        return names
-
-    def part(self, label: str) -> _Graph:
-        """This graph under another prefix: what is added to the part stands in this graph."""
-        part = _Graph(self._name, f"{self._prefix}{label}_")
-        part._nodes, part._constants = self._nodes, self._constants
-        return part
-
-    def branch(self, label: str) -> _Graph:
-        """A graph that may become a branch of this one and may read its values."""
-        return _Graph(f"{self._prefix}{label}", f"{self._prefix}{label}_")
-
-    def returning(self, values: Sequence[str], types: Sequence[onnx.TypeProto]) -> onnx.GraphProto:
-        """The branch itself, with these values of these types as its outputs."""
-        made = {name for node in self._nodes for name in node.output}
-        # What a branch returns must be made in it.
-        names = [value if value in made else self.node("Identity", value) for value in values]
-        outputs = [helper.make_value_info(name, kind) for name, kind in zip(names, types, strict=True)]
-        return helper.make_graph(self._nodes, self._name, [], outputs, list(self._constants.values()))
-
-    def either(self, condition: str, then: onnx.GraphProto, otherwise: onnx.GraphProto) -> tuple[str, ...]:
-        """Adds an ``If`` and returns its outputs' names."""
-        return self.nodes("If", [condition], len(then.output), then_branch=then, else_branch=otherwise)
-
-
 class _GateWriter:
     """Adds the gate's steps to the top of a graph; the weights that all blocks share stand there once.
 
     The LSTM's gates are put in the order input, forget, output, cell, so that one node is the sigmoid of three.
     """
 
-    def __init__(self, graph: _Graph, gate: GatePart) -> None:
+    def __init__(self, graph: GraphBuilder, gate: GatePart) -> None:
         self._graph = graph
         self._gate = gate
         size = gate.recurrent_weight.shape[1]
@@ -258,17 +182,13 @@ class _State:
 
     Attributes:
         features: name of the value, float32.
-        grid: on which they lie where ``in_uint8`` holds, or ``None`` where it cannot.
+        grid: grid on which the features lie if ``in_uint8`` holds; ``None`` if it cannot.
         in_uint8: whether the runtime would have them in uint8: name of a scalar bool, or known beforehand.
     """
 
     features: str
     grid: Grid | None
     in_uint8: str | bool
-
-
-_Leaf = Callable[[_Graph], str]
-"""Writes what a branch computes into it, and returns the features' name."""
 
 
 @dataclass(frozen=True)
@@ -280,80 +200,73 @@ class _BlockWriter:
     targets: Sequence[Precision]
     weight_bits: int
 
-    def block(self, graph: _Graph, index: int, decision: str | None, state: _State) -> _State:
-        """Adds a gated block that does with the features what its decision says, or the policy where that is None."""
+    def block(self, graph: GraphBuilder, index: int, decision: str | None, state: _State) -> _State:
+        """Adds a gated block that does what a decision says, or, if that is ``None``, what the policy says."""
         block, options = self.network.blocks[index], self.network.options
-        projection = split_skip(block)
-        grid = state.grid if projection is None else None
-        leaves: dict[int, tuple[_Leaf, str | bool]] = {}  # with whether the features are in uint8 after it
-        for position, option in enumerate(options):
-            if option not in self.network.options_of(index):
-                continue
-            if option.skips:
-                leaves[position] = _skip(state, projection), state.in_uint8 if projection is None else False
-                continue
-            part = split_block(block, option)
-            if engine_precision(option, self.targets) == "int8":
-                ranges = BlockRanges.calibrated(self.ranges, index, position)
-                leaves[position] = self._int8(state, part, ranges), True
-                grid = output_grid(ranges)
+        possible = [i for i, option in enumerate(options) if option in self.network.options_of(index)]
+        grid = state.grid if block.projection is None else None
+        in_uint8: dict[int, str | bool] = {}  # whether the features are in uint8 after each option
+        for position in possible:
+            if options[position].skips:
+                in_uint8[position] = state.in_uint8 if block.projection is None else False
             else:
-                leaves[position] = _floats(state, part), False
+                in_uint8[position] = self._in_int8(position)
+                if self._in_int8(position):
+                    grid = output_grid(block_ranges(self.ranges, index, position))
 
-        varies = len({layout for _, layout in leaves.values()}) > 1 and index + 1 < len(self.network.blocks)
+        varies = len(set(in_uint8.values())) > 1 and index + 1 < len(self.network.blocks)
         types = [_features_type(block.shape)] + [helper.make_tensor_type_proto(onnx.TensorProto.BOOL, ())] * varies
 
-        def write(branch: _Graph, positions: Sequence[int]) -> Sequence[str]:
+        def write(branch: GraphBuilder, positions: Sequence[int]) -> Sequence[str]:
             first, *rest = positions
             if rest and decision is not None:
                 condition = branch.node("Equal", decision, branch.constant(f"option_{first}", np.int64(first)))
                 then, otherwise = (branch.branch(f"block_{index}_{name}") for name in (options[first].name, "else"))
-                return branch.either(
+                return branch.choose(
                     condition,
                     then.returning(write(then, [first]), types),
                     otherwise.returning(write(otherwise, rest), types),
                 )
-            leaf, layout = leaves[first]
-            features = leaf(branch)
+            features, layout = self._option(branch, block, first, state), in_uint8[first]
             if not varies:
                 return [features]
             return [features, layout if isinstance(layout, str) else branch.constant("in_uint8", np.bool_(layout))]
 
         # The cheapest first: the less it computes, the more the tests before it would weigh.
-        outputs = write(graph, sorted(leaves, key=options.costs.__getitem__))
-        return _State(outputs[0], grid, outputs[1] if varies else next(iter(leaves.values()))[1])
+        outputs = write(graph, sorted(possible, key=options.costs.__getitem__))
+        return _State(outputs[0], grid, outputs[1] if varies else in_uint8[possible[0]])
 
-    def _int8(self, state: _State, part: BlockPart, ranges: BlockRanges) -> _Leaf:
-        """The option's engine in the layout that the features call for, from float32 to float32."""
+    def _in_int8(self, position: int) -> bool:
+        return engine_precision(self.network.options[position], self.targets) == "int8"
 
-        def compute(branch: _Graph, grid: Grid | None) -> str:
-            writer = OnnxRuntimeWriter(branch, self.weight_bits)
-            features = state.features if grid is None else writer.quantize("features", state.features, grid)
-            return writer.dequantize("block_output", writer.block(features, grid, part, ranges), output_grid(ranges))
+    def _option(self, branch: GraphBuilder, block: BasicBlock, position: int, state: _State) -> str:
+        """Adds what an option of a block computes, from float32 to float32; returns its output."""
+        option = self.network.options[position]
+        if option.skips:
+            projection = split_skip(block)
+            if projection is None:
+                return branch.node("Identity", state.features)
+            return convolve(branch, "projection", state.features, projection, np.float32)
+        part = split_block(block, option)
+        if not self._in_int8(position):
+            return residual(branch, state.features, part, np.float32)
+        ranges = block_ranges(self.ranges, block.shape.index, position)
+        if not isinstance(state.in_uint8, str):
+            return self._int8(branch, part, ranges, state, state.in_uint8)
+        then, otherwise = branch.branch("from_uint8"), branch.branch("from_float32")
+        types = [_features_type(block.shape)]
+        (output,) = branch.choose(
+            state.in_uint8,
+            then.returning([self._int8(then, part, ranges, state, True)], types),
+            otherwise.returning([self._int8(otherwise, part, ranges, state, False)], types),
+        )
+        return output
 
-        def choose(branch: _Graph) -> str:
-            if not isinstance(state.in_uint8, str):
-                return compute(branch, state.grid if state.in_uint8 else None)
-            then, otherwise = branch.branch("from_uint8"), branch.branch("from_float32")
-            types = [_features_type(part.shape)]
-            outputs = branch.either(
-                state.in_uint8,
-                then.returning([compute(then, state.grid)], types),
-                otherwise.returning([compute(otherwise, None)], types),
-            )
-            return outputs[0]
-
-        return choose
-
-
-def _skip(state: _State, projection: ConvPart | None) -> _Leaf:
-    if projection is None:
-        return lambda branch: branch.node("Identity", state.features)
-    return lambda branch: convolve(branch, "projection", state.features, projection, np.float32)
-
-
-def _floats(state: _State, part: BlockPart) -> _Leaf:
-    return lambda branch: residual(branch, state.features, part, np.float32)
+    def _int8(self, branch: GraphBuilder, part: BlockPart, ranges: BlockRanges, state: _State, in_uint8: bool) -> str:
+        """Adds the engine that an INT8 option has for one layout of its features."""
+        block = Int8Block.for_onnxruntime(part, ranges, state.grid if in_uint8 else None, self.weight_bits)
+        features = quantize(branch, "features", state.features, block.features)
+        return dequantize(branch, "block_output", onnxruntime_block(branch, features, block), block.output)
 
 
 def _features_type(shape: Block) -> onnx.TypeProto:

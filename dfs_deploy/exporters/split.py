@@ -1,7 +1,7 @@
-"""Splitting a trained network into the pieces that become engines, with batch normalisation folded.
+"""The pieces of a trained network that become engines, with batch normalisation folded into convolutions.
 
-A piece is plain NumPy: what a convolution multiplies by and adds, and the range over which its option saturates its
-input. An option's weights are those that the option computes with: rounded to its grid first, folded after.
+A piece is plain NumPy: the numbers that a convolution multiplies by and adds, and the interval to which its option
+clamps its input. An option's weights are those that the option computes with: rounded to its grid first, folded after.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from dfs_deploy.calibration import Range
 from dfs_deploy.models import BasicBlock, DFSNetwork, QuantizedConv2d, fake_quantize_weight
 from dfs_deploy.network import Block
 from dfs_deploy.options import FULL_BITS, Option
@@ -21,15 +22,12 @@ Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Range:
-    """An interval of values, ``low`` to ``high``."""
+class Window:
+    """The window that a convolution slides over a map: the same numbers for height and width, the same on each side."""
 
-    low: float
-    high: float
-
-    def including_zero(self) -> Range:
-        """The least interval that holds this one and zero, which padding needs to be exact."""
-        return Range(min(self.low, 0.0), max(self.high, 0.0))
+    kernel: int
+    stride: int
+    padding: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,42 +35,42 @@ class ConvPart:
     """A convolution with its normalisation folded in.
 
     Attributes:
-        weight: (out, in, k, k) float32.
+        weight: (out, in, kernel, kernel) float32.
         bias: (out,) float32.
-        stride: 1 or 2.
-        saturates: the interval to which the option clamps the input, or ``None`` where it does not.
+        window: kernel, stride and padding.
+        saturates: interval to which the option clamps the input; ``None`` if it does not.
     """
 
     weight: Array
     bias: Array
-    stride: int
+    window: Window
     saturates: Range | None = None
 
-    @property
-    def padding(self) -> int:
-        """Zeros added on each side: what keeps the size at stride 1."""
-        return int(self.weight.shape[2]) // 2
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BlockPart:
-    """One residual block as one option computes it."""
+    """A residual block as one option computes it: ``relu(branch(x) + shortcut(x))``.
+
+    Attributes:
+        shape: sizes of the block's input and output.
+        branch: convolutions in order; a relu follows each but the last.
+        projection: convolution of the shortcut; ``None`` if the shortcut is the block's input.
+    """
 
     shape: Block
-    conv1: ConvPart
-    conv2: ConvPart
+    branch: tuple[ConvPart, ...]
     projection: ConvPart | None
 
 
 @dataclass(frozen=True, eq=False)
 class GatePart:
-    """The gates' weights, the embedding folded into the LSTM's input weights.
+    """Weights of the gates, with the embedding folded into the LSTM's input weights.
 
     With ``p`` the pooled features of block i and ``h`` the hidden state, the LSTM's four gates, in torch's order
     (input, forget, cell, output), are ``input_weight[i] @ p + recurrent_weight @ h + bias[i]``.
 
     Attributes:
-        input_weight: a (4 * hidden, channels) float32 array for each block but the last.
+        input_weight: one (4 * hidden, channels) float32 array for each block but the last.
         bias: (blocks - 1, 4 * hidden) float32.
         recurrent_weight: (4 * hidden, hidden) float32.
         projection_weight: (options, hidden) float32.
@@ -97,17 +95,17 @@ class HeadPart:
 def split_conv(conv: QuantizedConv2d, norm: nn.BatchNorm2d, bits: int = FULL_BITS) -> ConvPart:
     """Folds a normalisation into a convolution as it computes at a bitwidth.
 
-    The folding is done in float64, so that an FP32 engine differs from the reference by its own arithmetic alone.
+    The folding is done in float64, so that an FP32 engine differs from the reference only by its own arithmetic.
     """
     with torch.no_grad():
         weight = fake_quantize_weight(conv.weight, bits).double()
-        mean, var = norm.running_mean, norm.running_var
-        assert mean is not None and var is not None  # noqa: S101 (BatchNorm2d types them as optional)
+        mean, var = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
         scale = norm.weight.double() / torch.sqrt(var.double() + norm.eps)
         folded = weight * scale[:, None, None, None]
         bias = norm.bias.double() - mean.double() * scale
     saturates = Range(float(conv.low), float(conv.high)) if bits < FULL_BITS else None
-    return ConvPart(folded.float().numpy(), bias.float().numpy(), conv.stride, saturates)
+    window = Window(conv.weight.shape[2], conv.stride, conv.padding)
+    return ConvPart(folded.float().numpy(), bias.float().numpy(), window, saturates)
 
 
 def split_stem(network: DFSNetwork) -> tuple[ConvPart, BlockPart]:
@@ -118,17 +116,13 @@ def split_stem(network: DFSNetwork) -> tuple[ConvPart, BlockPart]:
 
 def split_block(block: BasicBlock, option: Option) -> BlockPart:
     """A block as an option that runs it computes it."""
-    projection = block.projection
-    return BlockPart(
-        shape=block.shape,
-        conv1=split_conv(block.conv1, block.norm1, option.bits),
-        conv2=split_conv(block.conv2, block.norm2, option.bits),
-        projection=None if projection is None else split_conv(projection.conv, projection.norm, option.bits),
-    )
+    parts = {name: split_conv(conv, norm, option.bits) for name, (conv, norm) in block.convolutions.items()}
+    projection = parts.pop("projection", None)
+    return BlockPart(block.shape, tuple(parts.values()), projection)
 
 
 def split_skip(block: BasicBlock) -> ConvPart | None:
-    """What a skipped block computes: its projection in full precision, or nothing."""
+    """The projection of a skipped block, in full precision; ``None`` if a skip computes nothing."""
     return None if block.projection is None else split_conv(block.projection.conv, block.projection.norm)
 
 
@@ -136,7 +130,7 @@ def split_gate(network: DFSNetwork) -> GatePart | None:
     """The gates, with each embedding folded into the LSTM's input weights (both are linear).
 
     Returns:
-        The gates, or ``None`` where a static policy decides.
+        The gates, or ``None`` if a static policy decides.
     """
     gate = network.gate
     if gate is None:

@@ -1,14 +1,14 @@
-"""Does every engine compute what its option means, and does the whole? Any mismatch fails the export.
+"""Validation: every engine computes what its option means, and so does the whole. Any mismatch fails the export.
 
 What an option *means* is its rounded weights and its saturation; the rounding of activations is an engine's own.
-Engines are compared on the reference's intermediate tensors, and the whole on inputs that take different paths, each
-forced to the reference's, so that a comparison never hangs on a decision at a knife's edge.
+Engines are compared on the reference's intermediate tensors, and the whole on images that take different paths, each
+forced to the reference's, so that a near-tie in the gate cannot fail the comparison.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.bundle.manifest import Engine
+from dfs_deploy.bundle.engines import PlacedEngine, engines_of
 from dfs_deploy.errors import ExportMismatchError
-from dfs_deploy.exporters.engines import Grid
-from dfs_deploy.exporters.quantized import UINT8_STEPS
-from dfs_deploy.models import DFSNetwork, run_option
-from dfs_deploy.options import PRECISIONS, Option, Precision
+from dfs_deploy.exporters.int8 import Grid
+from dfs_deploy.models import BasicBlock, DFSNetwork, NetworkOutput, run_option
+from dfs_deploy.models.network import Decision
+from dfs_deploy.options import PRECISIONS, Precision
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime.binding import open_session, session_options
 from dfs_deploy.system.ort import onnxruntime as ort
@@ -44,27 +44,33 @@ _TINY = float(np.finfo(np.float32).tiny)
 
 @dataclass(frozen=True)
 class EngineDeviation:
-    """How far an engine is from what its option means.
+    """Distance of one engine file from what its option means.
 
     Attributes:
-        label: block, option, precision, layout of the input and runtime.
+        block: index of the block; 0 for the stem, which holds the first block, and ``None`` for the head.
+        option: name of the option; ``None`` for stem and head.
         precision: precision of the engine.
-        max_relative: greatest absolute error over the greatest absolute output.
-        rms_relative: root-mean-square error over that of the output.
-        block: index of the block, or ``None`` for the head.
-        option: its name, or ``None`` for stem and head.
         layout: layout of the features that it takes.
         runtime: runtime that it was made for.
+        max_relative: greatest absolute error over the greatest absolute output.
+        rms_relative: root-mean-square error over that of the output.
+        remark: further cause of the error, for messages.
     """
 
-    label: str
+    block: int | None
+    option: str | None
     precision: Precision
+    layout: str
+    runtime: str
     max_relative: float
     rms_relative: float
-    block: int | None = None
-    option: str | None = None
-    layout: str = "float32"
-    runtime: str = "onnxruntime"
+    remark: str = ""
+
+    @property
+    def label(self) -> str:
+        """Name of the engine in messages."""
+        part = "head" if self.block is None else f"block {self.block}, option {self.option}" if self.option else "stem"
+        return f"{part}: {self.precision} engine from {self.layout} for {self.runtime}{self.remark}"
 
     @property
     def judged(self) -> float:
@@ -79,11 +85,11 @@ class EngineDeviation:
 
 @dataclass(frozen=True)
 class Validation:
-    """What was compared, and how far apart it was.
+    """Result of a validation: everything compared lies within its tolerance.
 
     Attributes:
-        engines: one entry an engine file.
-        paths: how many different paths the whole was run on.
+        engines: one entry per engine file.
+        paths: number of different paths that the whole was run on.
         logit_rms_relative: root-mean-square error of the logits on those paths, over that of the logits.
     """
 
@@ -91,12 +97,16 @@ class Validation:
     paths: int
     logit_rms_relative: float
 
+    def worst(self, precision: Precision) -> float | None:
+        """The greatest error of the engines of a precision; ``None`` if there is none."""
+        return max((engine.judged for engine in self.engines if engine.precision == precision), default=None)
+
 
 def validate(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -> Validation:
     """Compares an export with its reference.
 
     Args:
-        bundle: what was written.
+        bundle: the bundle, in its place or still a draft.
         network: the reference, in evaluation mode.
         images: (N, C, H, W) float32, normalised; the more paths they take the better.
 
@@ -106,8 +116,9 @@ def validate(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -
     Raises:
         ExportMismatchError: at least one is not; it lists all that are not.
     """
-    engines = compare_engines(bundle, network, images)
     with torch.no_grad():
+        reference = _Reference.of(network, torch.from_numpy(images))
+        engines = tuple(_compare_engines(bundle, reference))
         mismatches = [
             _Mismatch(
                 engine.precision,
@@ -116,9 +127,9 @@ def validate(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -
             for engine in engines
             if not engine.passed
         ]
-        mismatches += _compare_gate(bundle, network, torch.from_numpy(images))
-        mismatches += _compare_static(bundle, network, images)
-        paths, error, whole = _compare_whole(bundle, network, images)
+        mismatches += _compare_gate(bundle, reference)
+        mismatches += _compare_static(bundle, reference)
+        paths, error, whole = _compare_whole(bundle, reference)
         mismatches += whole
     if mismatches:
         raise ExportMismatchError(
@@ -129,6 +140,18 @@ def validate(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -
     return Validation(engines, paths, error)
 
 
+def compare_engines(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -> tuple[EngineDeviation, ...]:
+    """Distances of all engines from what their options mean, on the reference's own intermediate tensors.
+
+    Args:
+        bundle: the bundle.
+        network: the reference, in evaluation mode.
+        images: (N, C, H, W) float32, normalised.
+    """
+    with torch.no_grad():
+        return tuple(_compare_engines(bundle, _Reference.of(network, torch.from_numpy(images))))
+
+
 @dataclass(frozen=True)
 class _Mismatch:
     """A part that disagrees: the precision of its arithmetic, and what was seen."""
@@ -137,8 +160,56 @@ class _Mismatch:
     text: str
 
 
+@dataclass(frozen=True, eq=False)
+class _Reference:
+    """The reference's tensors for some images.
+
+    Attributes:
+        network: the reference.
+        images: (N, C, H, W) float32, normalised.
+        routed: path and scores of the images.
+        features: output of each block for every image, each in the option that its path takes.
+    """
+
+    network: DFSNetwork
+    images: Tensor
+    routed: NetworkOutput
+    features: tuple[Tensor, ...]
+
+    @staticmethod
+    def of(network: DFSNetwork, images: Tensor) -> _Reference:
+        routed = network.route(images)
+        features = [network.blocks[0](network.backbone.stem(images))]
+        for index in range(1, len(network.blocks)):
+            features.append(network.run_block(index, features[-1], routed.path[:, index - 1]))
+        return _Reference(network, images, routed, tuple(features))
+
+    def taken(self, placed: PlacedEngine) -> Tensor:
+        """The input of an engine."""
+        if placed.part == "stem":
+            return self.images
+        features = self.features[-1 if placed.block is None else placed.block - 1]
+        if placed.part != "block" or placed.block is None:
+            return features
+        # Ranges are those of what the gate sends here, so that is what an engine is judged on, if anything is sent.
+        option = self.network.options.names.index(placed.option)
+        rows = torch.nonzero(self.routed.path[:, placed.block - 1] == option).flatten()
+        return features[rows] if len(rows) else features
+
+    def expected(self, placed: PlacedEngine, features: Tensor) -> Tensor:
+        """The output that an engine should give, for features that may have been rounded."""
+        if placed.block is None:
+            return self.network.backbone.classify(features)
+        block = self.network.blocks[placed.block]
+        if placed.part == "stem":
+            result: Tensor = block(self.network.backbone.stem(features))
+            return result
+        option = self.network.options[self.network.options.names.index(placed.option)]
+        return run_option(block, features, option, round_inputs=False)
+
+
 def _remedy(bundle: Bundle, mismatches: Sequence[_Mismatch]) -> str:
-    """What to do about engines that disagree, the exact ones first: nothing cures those."""
+    """Advice about engines that disagree, the exact ones first: nothing cures those."""
     wrong = {mismatch.precision for mismatch in mismatches}
     left = ",".join(target for target in bundle.manifest.targets if target not in wrong)
     if "fp32" in wrong:
@@ -158,96 +229,44 @@ def _remedy(bundle: Bundle, mismatches: Sequence[_Mismatch]) -> str:
     )
 
 
-def compare_engines(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -> tuple[EngineDeviation, ...]:
-    """How far each engine is from what its option means, on the reference's own intermediate tensors.
-
-    Args:
-        bundle: what was exported.
-        network: the reference, in evaluation mode.
-        images: (N, C, H, W) float32, normalised.
-    """
-    with torch.no_grad():
-        return tuple(_compare_engines(bundle, network, torch.from_numpy(images)))
-
-
-@dataclass(frozen=True, eq=False)
-class _Case:
-    """An engine, the features to feed it, and what should come out for features that may have been rounded."""
-
-    engine: Engine
-    label: str
-    features: Tensor
-    block: int | None
-    option: Option | None
-
-
-def _cases(bundle: Bundle, network: DFSNetwork, runtime: str, images: Tensor) -> Iterator[_Case]:
-    engines = bundle.manifest.runtimes[runtime]
-    inputs: dict[int, Tensor] = {}
-
-    def keep(block: int, option: int, rows: Tensor, features: Tensor) -> None:
-        inputs.setdefault(block, features.new_empty(len(images), *features.shape[1:]))[rows] = features
-
-    routed = network.route(images, observer=keep)
-    yield _Case(engines.stem, "stem", images, 0, None)
-    features = network.blocks[0](network.backbone.stem(images))
-    for block in engines.blocks:
-        features = inputs[block.index]
-        if block.skip is not None:
-            yield _Case(block.skip, f"block {block.index}, option skip", features, block.index, Option(0))
-        for position, option in enumerate(network.options):
-            # Ranges are those of what the gate sends here, so that is what an engine is judged on, if anything is sent.
-            rows = torch.nonzero(routed.path[:, block.index - 1] == position).flatten()
-            sent = features[rows] if len(rows) else features
-            for engine in block.options.get(option.name, ()):
-                label = f"block {block.index}, option {option.name}"
-                yield _Case(engine, label, sent, block.index, option)
-        features = network.run_block(block.index, features, routed.path[:, block.index - 1])
-    yield _Case(engines.head, "head", features, None, None)
-
-
-def _expected(network: DFSNetwork, case: _Case, features: Tensor) -> Tensor:
-    if case.block is None:
-        return network.backbone.classify(features)
-    block = network.blocks[case.block]
-    if case.option is None:
-        result: Tensor = block(network.backbone.stem(features))
-    else:
-        result = run_option(block, features, case.option, round_inputs=False)
-    return result
-
-
-def _compare_engines(bundle: Bundle, network: DFSNetwork, images: Tensor) -> Iterator[EngineDeviation]:
+def _compare_engines(bundle: Bundle, reference: _Reference) -> Iterator[EngineDeviation]:
     checked: set[str] = set()
     for runtime, engines in bundle.manifest.runtimes.items():
         grids, options = [Grid(scale) for scale in engines.feature_scales], _session_options(runtime)
-        for case in _cases(bundle, network, runtime, images):
-            for layout, file in case.engine.files.items():
+        for placed in engines_of(bundle, runtime):
+            for layout, file in placed.engine.files.items():
                 if file in checked:
                     continue
                 checked.add(file)
-                features = case.features
-                fed = features.numpy()
+                features = reference.taken(placed)
+                fed: NDArray[np.generic] = features.numpy()
                 if layout == "uint8":
-                    # The yardstick is given what the grid can hold, so that only the engine itself is judged.
-                    grid = grids[(case.block if case.block is not None else len(grids)) - 1]
-                    with np.errstate(over="ignore"):  # a group that was always zero has next to no scale
-                        levels = np.clip(np.rint(fed / grid.scale), 0, UINT8_STEPS).astype(np.uint8)
-                    features = torch.from_numpy(levels.astype(np.float32) * np.float32(grid.scale))
+                    # The reference is given what the grid can hold, so that only the engine itself is judged.
+                    grid = grids[-1 if placed.block is None else placed.block - 1]
+                    levels = grid.quantize(features.numpy())
+                    features = torch.from_numpy(grid.dequantize(levels))
                     fed = np.ascontiguousarray(levels.transpose(0, 2, 3, 1))
                 session = open_session(bundle.read(file), file, options)
                 got, *pooled = session.run(None, {session.get_inputs()[0].name: fed})
-                if case.engine.output == "uint8":
-                    assert case.block is not None  # noqa: S101 (only blocks end in uint8)
-                    got = got.transpose(0, 3, 1, 2).astype(np.float32) * np.float32(grids[case.block].scale)
-                label = f"{case.label}: {case.engine.precision} engine from {layout} for {runtime}"
-                expected = _expected(network, case, features).numpy()
-                yield replace(
-                    _deviation(label, case.engine.precision, got, expected, *pooled),
-                    block=case.block,
-                    option=None if case.option is None else case.option.name,
+                if placed.engine.output == "uint8" and placed.block is not None:
+                    got = grids[placed.block].dequantize(got.transpose(0, 3, 1, 2))
+                expected = reference.expected(placed, features).numpy()
+                remark = ""
+                if placed.engine.precision == "fp16" and np.abs(expected).max() >= FLOAT16_MAX:
+                    remark = ", whose output overflows float16"
+                if pooled and not _is_mean(pooled[0], got):
+                    remark += ", whose pooled output is not the mean of its output"
+                    got = np.full_like(got, np.nan)
+                difference = got.astype(np.float64) - expected
+                yield EngineDeviation(
+                    block=placed.block,
+                    option=placed.option or None,
+                    precision=placed.engine.precision,
                     layout=layout,
                     runtime=runtime,
+                    max_relative=float(np.abs(difference).max()) / max(float(np.abs(expected).max()), _TINY),
+                    rms_relative=_rms(difference) / max(_rms(expected), _TINY),
+                    remark=remark,
                 )
 
 
@@ -262,104 +281,67 @@ def _session_options(runtime: str) -> ort.SessionOptions:
     return options
 
 
-def _deviation(
-    label: str,
-    precision: Precision,
-    got: NDArray[np.float32],
-    expected: NDArray[np.float32],
-    pooled: NDArray[np.float32] | None = None,
-) -> EngineDeviation:
-    if precision == "fp16" and np.abs(expected).max() >= FLOAT16_MAX:
-        label = f"{label}, whose output overflows float16"
-    if pooled is not None:
-        mean = got.mean((2, 3), dtype=np.float64)
-        error = float(np.abs(pooled - mean).max()) / max(float(np.abs(got).mean((2, 3)).max()), _TINY)
-        if not error <= POOLED_TOLERANCE:
-            label, got = f"{label}, whose pooled output is not the mean of its output", got + np.float32(np.nan)
-    difference = got.astype(np.float64) - expected
-    return EngineDeviation(
-        label,
-        precision,
-        float(np.abs(difference).max()) / max(float(np.abs(expected).max()), _TINY),
-        _rms(difference) / max(_rms(expected), _TINY),
-    )
+def _is_mean(pooled: NDArray[np.float32], features: NDArray[np.float32]) -> bool:
+    error = np.abs(pooled - features.mean((2, 3), dtype=np.float64)).max()
+    return bool(error / max(float(np.abs(features).mean((2, 3)).max()), _TINY) <= POOLED_TOLERANCE)
 
 
 def _rms(x: NDArray[np.floating]) -> float:
     return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
 
 
-def _compare_gate(bundle: Bundle, network: DFSNetwork, images: Tensor) -> list[_Mismatch]:
+def _compare_gate(bundle: Bundle, reference: _Reference) -> Iterator[_Mismatch]:
     """Steps the exported gate on the reference's pooled features, and compares its scores."""
-    if network.gate is None:
-        return []
-    features = network.blocks[0](network.backbone.stem(images))
-    reference = network.route(images)
-    pooled: dict[int, NDArray[np.float32]] = {0: features.mean((2, 3)).numpy()}
-    for index in range(1, len(network.blocks)):
-        features = network.run_block(index, features, reference.path[:, index - 1])
-        pooled[index] = features.mean((2, 3)).numpy()
-    mismatches = []
+    images, hidden_size = len(reference.images), reference.network.architecture.gate.hidden
     for file in {engines.gate for engines in bundle.manifest.runtimes.values() if engines.gate is not None}:
         session = open_session(bundle.read(file), file, session_options(threads=1))
-        hidden = cell = np.zeros((len(images), network.architecture.gate.hidden), np.float32)
-        for block in range(len(network.blocks) - 1):
-            feeds = {"pooled": pooled[block], "block": np.array(block, np.int64), "hidden": hidden, "cell": cell}
+        hidden = cell = np.zeros((images, hidden_size), np.float32)
+        for block, features in enumerate(reference.features[:-1]):
+            pooled = features.mean((2, 3)).numpy()
+            feeds = {"pooled": pooled, "block": np.array(block, np.int64), "hidden": hidden, "cell": cell}
             scores, hidden, cell = session.run(["scores", "hidden_out", "cell_out"], feeds)
-            expected = reference.scores[:, block].numpy()
+            expected = reference.routed.scores[:, block].numpy()
             error = float(np.abs(scores - expected).max() / max(np.abs(expected).max(), _TINY))
             if not error <= GATE_TOLERANCE:
-                seen = f"gate after block {block}: error {error:.3g}, tolerance {GATE_TOLERANCE:g}"
-                mismatches.append(_Mismatch("fp32", seen))
-    return mismatches
+                yield _Mismatch("fp32", f"gate after block {block}: error {error:.3g}, tolerance {GATE_TOLERANCE:g}")
 
 
-def _compare_static(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -> list[_Mismatch]:
-    """Compares the static baselines with the backbone, INT8 only where its ranges were measured on data."""
-    expected = network.backbone(torch.from_numpy(images)).numpy()
+def _compare_static(bundle: Bundle, reference: _Reference) -> Iterator[_Mismatch]:
+    """Compares the static baselines with the backbone, INT8 only if its ranges were measured on data."""
+    expected = reference.network.backbone(reference.images).numpy()
     measured = bundle.manifest.calibration is not None and bundle.manifest.calibration.data is not None
-    mismatches = []
     for runtime, engines in bundle.manifest.runtimes.items():
         for precision, file in engines.static.items():
             session = open_session(bundle.read(file), file, _session_options(runtime))
-            error = _rms(session.run(None, {"images": images})[0] - expected) / max(_rms(expected), _TINY)
-            tolerance = LOGIT_TOLERANCES[precision]
+            got = session.run(None, {"images": reference.images.numpy()})[0]
+            error, tolerance = _rms(got - expected) / max(_rms(expected), _TINY), LOGIT_TOLERANCES[precision]
             if not error <= tolerance and (precision != "int8" or measured):
                 seen = f"static {precision} for {runtime}: error {error:.3g}, tolerance {tolerance:g}"
-                mismatches.append(_Mismatch(precision, seen))
-    return mismatches
+                yield _Mismatch(precision, seen)
 
 
-def _along(network: DFSNetwork, image: NDArray[np.float32], path: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Logits of one image along a path, by what its options mean."""
-    first, *gated = network.blocks
-    features: Tensor = first(network.backbone.stem(torch.from_numpy(image)))
-    for block, choice in zip(gated, path, strict=True):
-        features = run_option(block, features, network.options[int(choice)], round_inputs=False)
-    return network.backbone.classify(features).numpy()
-
-
-def _compare_whole(
-    bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]
-) -> tuple[int, float, list[_Mismatch]]:
-    """Runs inputs of different paths through the runtime, forced to the reference's path."""
+def _compare_whole(bundle: Bundle, reference: _Reference) -> tuple[int, float, list[_Mismatch]]:
+    """Runs images of different paths through the runtime, forced to the reference's path."""
     if "onnxruntime" not in bundle.manifest.runtimes:
         return 0, 0.0, []
-    path = network.route(torch.from_numpy(images)).path.numpy().astype(np.uint8)
+    network, images = reference.network, reference.images
+    path = reference.routed.path.numpy().astype(np.uint8)
     _, first = np.unique(path, axis=0, return_index=True)
     with Runtime(bundle, "onnxruntime", plan=False, prepared=False) as runtime:
-        got = runtime(images[first], path=None if network.gate is None else path[first], finite=False)
-    expected = np.concatenate([_along(network, images[i : i + 1], path[i]) for i in first])
+        forced = None if network.gate is None else path[first]
+        got = runtime(images[first].numpy(), path=forced, finite=False)
+
+    def meant(block: BasicBlock, features: Tensor, decision: Decision) -> Tensor:
+        return run_option(block, features, network.options[int(decision.choice[0])], round_inputs=False)
+
+    runs = [network.unroll(images[i : i + 1], meant, reference.routed.path[i : i + 1]) for i in first]
+    expected = torch.cat([run.logits for run in runs]).numpy()
     error = _rms(got.logits - expected) / max(_rms(expected), _TINY)
     if not np.array_equal(got.path, path[first]):
         seen = f"path {got.path[0].tolist()}, the reference's is {path[first[0]].tolist()}"
         return len(first), error, [_Mismatch("fp32", seen)]
-    used = {
-        engine[0].precision
-        for block in bundle.manifest.runtimes["onnxruntime"].blocks
-        for engine in block.options.values()
-    }
-    least = min({*used, PRECISIONS[-1]}, key=PRECISIONS.index)
+    used = {placed.engine.precision for placed in engines_of(bundle, "onnxruntime") if placed.rank == 0}
+    least = min(used, key=PRECISIONS.index)
     tolerance = LOGIT_TOLERANCES[least]
     if error <= tolerance:
         return len(first), error, []

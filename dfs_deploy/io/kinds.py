@@ -22,6 +22,9 @@ _HEAD = 4096
 
 _MANIFEST = "manifest.json"
 
+JOB_FILE = "job.json"
+"""File that makes a folder that of a training run."""
+
 GIT_LFS_MARK = b"version https://git-lfs.github.com/spec/"
 """Beginning of the pointer that Git LFS leaves instead of a file that was not fetched."""
 

@@ -107,6 +107,14 @@ class BasicBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(shape.out_channels)
         self.projection = Projection(shape) if shape.projects else None
 
+    @property
+    def convolutions(self) -> dict[str, tuple[QuantizedConv2d, nn.BatchNorm2d]]:
+        """Each convolution and its normalisation: ``conv1``, ``conv2``, and ``projection`` if the block has one."""
+        found = {"conv1": (self.conv1, self.norm1), "conv2": (self.conv2, self.norm2)}
+        if self.projection is not None:
+            found["projection"] = (self.projection.conv, self.projection.norm)
+        return found
+
     def forward(self, x: Tensor, bits: int = FULL_BITS, round_inputs: bool = True) -> Tensor:
         """Runs the block in a bitwidth; its projection is quantised along with it.
 
@@ -124,7 +132,7 @@ class BasicBlock(nn.Module):
         return functional.relu(self.norm2(self.conv2(y, bits, round_inputs)) + shortcut)
 
     def skip(self, x: Tensor) -> Tensor:
-        """What a skipped block passes on: its input, or the projection's output in full precision, without relu."""
+        """Output of a skipped block: its input, or the projection's output in full precision, without relu."""
         if self.projection is None:
             return x
         result: Tensor = self.projection(x)

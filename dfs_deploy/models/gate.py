@@ -22,7 +22,7 @@ class Gate(nn.Module):
 
     Args:
         architecture: shape of the network.
-        options: how many options the gate chooses from.
+        options: number of options that the gate chooses from.
     """
 
     def __init__(self, architecture: Architecture, options: int) -> None:

@@ -187,12 +187,12 @@ class DFSNetwork(nn.Module):
         soft = functional.softmax(decision.scores, 1)
         # The difference first: it is exactly zero, so the weights are exactly one-hot.
         weight = functional.one_hot(decision.choice, len(self.options)).to(soft.dtype) + (soft - soft.detach())
-        outputs = (
+        outputs = [
             weight[:, k, None, None, None] * run_option(block, features, option)
             for k, option in enumerate(self.options)
             if option in possible
-        )
-        return torch.stack(list(outputs)).sum(0)
+        ]
+        return torch.stack(outputs).sum(0)
 
     @torch.no_grad()
     def run_block(self, index: int, features: Tensor, choice: Tensor, observer: BlockObserver | None = None) -> Tensor:
@@ -244,7 +244,7 @@ def run_option(block: BasicBlock, features: Tensor, option: Option, round_inputs
     Args:
         block: the block.
         features: (N, C, H, W) float32.
-        option: what to do with it.
+        option: option to run it in.
         round_inputs: whether a quantised option rounds its convolutions' inputs, or only clamps them.
 
     Returns:

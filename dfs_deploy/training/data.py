@@ -67,7 +67,7 @@ class Splits:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was assumed about the data, or looks wrong and may be meant; one line each."""
+        """Assumptions about the data, and oddities that may be intended; one line each."""
         notes = [*self.train.notes, *self.evaluation.notes]
         empty = np.flatnonzero(np.bincount(self.train.labels, minlength=self.classes) == 0)
         if len(empty):

@@ -11,12 +11,11 @@ import msgspec
 
 from dfs_deploy.errors import CheckpointError, UsageError
 from dfs_deploy.io.json_files import MalformedError, VersionedFormat
-from dfs_deploy.io.kinds import given_instead
+from dfs_deploy.io.kinds import JOB_FILE, given_instead
 from dfs_deploy.io.text import first_line
 from dfs_deploy.options import Options
 from dfs_deploy.training.recipe import STAGES, Recipe, StageName
 
-JOB_FILE = "job.json"
 SCHEMA = 2
 """Version 2 has no values of stage 3; version 1 is still read."""
 

@@ -72,7 +72,7 @@ class Loop:
         state: state to go on from; ``None`` for the beginning.
 
     Attributes:
-        notes: what was assumed about the data and the checkpoints, or looks wrong and may be meant; one line each.
+        notes: assumptions about the data and the checkpoints, and oddities that may be intended; one line each.
 
     Raises:
         CheckpointError: the state is of another network, or a checkpoint to begin with is.

@@ -58,8 +58,8 @@ class Recipe:
         target: computation percentage that joint training aims for.
         blocks_per_group: n of ResNet-(6n+2).
         batch: images in a step, over all processes.
-        backbone_steps: steps of stage 0, the backbone alone in full precision.
-        gate_steps: most steps of stage 1, the gate alone on the fixed backbone.
+        backbone_steps: steps of stage 0, only the backbone, in full precision.
+        gate_steps: most steps of stage 1, only the gate, on the fixed backbone.
         gate_patience: steps in a row in which every block ran the dearest option, after which stage 1 ends early; 0 for
             never.
         joint_steps: steps of stage 2, backbone and gate toward the target.

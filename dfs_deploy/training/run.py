@@ -15,12 +15,13 @@ import torch
 from dfs_deploy.costs import LatencyTable, load_costs
 from dfs_deploy.errors import DataError, EnvironmentLacksError, UsageError
 from dfs_deploy.io.files import check_folder, remove_leftovers, sole_use
+from dfs_deploy.io.kinds import JOB_FILE
 from dfs_deploy.io.text import first_line
 from dfs_deploy.models.threads import torch_threads
 from dfs_deploy.options import Options
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.training.data import Splits, is_digits, load_splits
-from dfs_deploy.training.job import JOB_FILE, Job, load_job, save_job
+from dfs_deploy.training.job import Job, load_job, save_job
 from dfs_deploy.training.loop import BACKBONE_FILE, CHECKPOINT_FILE, Loop
 from dfs_deploy.training.metrics import Evaluation, Record, read_metrics
 from dfs_deploy.training.processes import is_first, joined, local_device
@@ -52,7 +53,7 @@ class TrainingResult:
         job: the job that was run.
         evaluation: evaluation after the last stage.
         split: name of the split that was evaluated on: ``test`` or ``val``, or ``held-out`` training images.
-        notes: what was assumed, has no effect, or looks wrong and may be meant; one line each.
+        notes: assumptions, values without an effect, and oddities that may be intended; one line each.
         first: whether this process is the one that wrote it; true if there is only one.
         finished_before: whether it was resumed with nothing left to do.
     """
@@ -92,7 +93,7 @@ def train(
     """Trains a network by the paper's two steps: its backbone, its gate, then both toward a computation percentage.
 
     Args:
-        data: ``digits``, or the path of a data set (:func:`dfs_deploy.load_dataset` says which).
+        data: ``digits``, or the path of a data set (:func:`dfs_deploy.load_dataset` describes them).
         out: folder for the run, without one in it.
         preset: ``paper``, or ``quick`` for a small machine.
         options: options that the gate chooses from; ``None`` for ``skip,8,16,full``, or for the policy's own.
@@ -254,6 +255,8 @@ def _run(
         if not new and processes.first:
             stack.enter_context(_only_one(folder))
         state = None if new else load_state(folder)
+        if state is not None and state.stage is not None and processes.first:
+            _log.info("going on in %s after step %d of stage %s", folder, state.step, state.stage)
         splits = splits or load_splits(job.data, job.size, job.held_out, job.seed, job.evaluate_on)
         if state is not None:
             state.check(folder, job, splits.identity)

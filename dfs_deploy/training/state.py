@@ -18,10 +18,11 @@ from dfs_deploy.checkpoints.archives import check_archive
 from dfs_deploy.checkpoints.reading import MAX_CHECKPOINT
 from dfs_deploy.errors import CheckpointError, DataError, EnvironmentLacksError
 from dfs_deploy.io.files import check_file, write_whole
+from dfs_deploy.io.kinds import JOB_FILE
 from dfs_deploy.io.text import first_line
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.network import Architecture
-from dfs_deploy.training.job import JOB_FILE, Job, upgraded
+from dfs_deploy.training.job import Job, upgraded
 from dfs_deploy.training.recipe import STAGES, StageName
 
 STATE_FILE = "state.pt"

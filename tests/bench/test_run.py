@@ -271,8 +271,11 @@ def test_a_program_calls_the_package_with_paths_and_keeps_what_it_asks_for(
     assert {change.name for change in second.comparison.changes} == {"dfs", "static-fp16", "static-int8"}
 
 
-def test_an_invalid_run_keeps_nothing_and_says_so(mixed: Made, tmp_path: Path) -> None:
+def test_an_invalid_run_keeps_nothing_and_says_so(
+    mixed: Made, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     result = bench(mixed.path, mixed.data, save_baseline=tmp_path / "base.json", **QUICK)
+    assert "nothing was kept" in caplog.text
     assert (result.valid, result.kept) == (False, ())
     assert not list(tmp_path.iterdir())
 

@@ -320,3 +320,17 @@ def test_every_key_holds_our_version(monkeypatch: pytest.MonkeyPatch) -> None:
     assert before["cpu"] == "x"
     monkeypatch.setattr(caches, "__version__", "another")
     assert cache_key(cpu="x") != before
+
+
+def test_what_is_kept_and_removed_is_logged(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "dfs_deploy")
+    Bundle(bundle.path)
+    assert f"opened, digest {bundle.digest[:12]}" in caplog.text
+    monkeypatch.setattr(caches, "MAX_BYTES", 100_000)
+    first = Cache(bundle).write("plan-1", bytes(90_000))
+    os.utime(first, (1, 1))
+    second = Cache(bundle).write("plan-2", bytes(90_000))
+    said = [record.getMessage() for record in caplog.records if record.name == "dfs_deploy.bundle.cache"]
+    assert said == [f"cached: {first}", f"cached: {second}", f"removed from the cache, which is too large: {first}"]

@@ -11,21 +11,80 @@ from hypothesis.extra import numpy as stn
 from numpy.typing import NDArray
 
 from dfs_deploy.calibration import METHODS
-from dfs_deploy.calibration.histogram import Extent, Histogram, HistogramCounter
-from dfs_deploy.calibration.methods import PERCENTILE
+from dfs_deploy.calibration.methods import BINS, PERCENTILE, Histogram, MinMax
 
 Values = NDArray[np.float32]
 
 SAMPLES = stn.arrays(np.float32, st.integers(1, 200), elements=st.floats(-1e4, 1e4, width=32))
 
 
+VALUES = st.floats(-1e6, 1e6, width=32)
+BATCHES = st.lists(
+    stn.arrays(np.float32, stn.array_shapes(min_dims=2, max_dims=4, max_side=5), elements=VALUES),
+    min_size=1,
+    max_size=5,
+)
+
+
+def counted(batches: list[NDArray[np.float32]]) -> tuple[MinMax, Histogram]:
+    ends = MinMax()
+    for batch in batches:
+        ends.add(torch.from_numpy(batch))
+    histogram = Histogram(ends.low, ends.high)
+    for batch in batches:
+        histogram.add(torch.from_numpy(batch))
+    return ends, histogram
+
+
+@given(BATCHES)
+def test_the_ends_and_the_counts_are_those_of_all_batches_together(batches: list[NDArray[np.float32]]) -> None:
+    ends, histogram = counted(batches)
+    values = np.concatenate([batch.ravel() for batch in batches])
+    assert (ends.low, ends.high) == (values.min(), values.max())
+    assert ends.samples == sum(len(batch) for batch in batches)
+    assert (histogram.low, histogram.high) == (ends.low, ends.high)
+    assert histogram.counts.shape == (BINS,)
+    assert histogram.counts.sum() == values.size
+    assert np.array_equal(histogram.counts, counted([values[None]])[1].counts)
+
+
+@given(stn.arrays(np.float32, (1, 50), elements=VALUES))
+def test_a_value_is_counted_in_the_bin_that_holds_it(values: NDArray[np.float32]) -> None:
+    _, histogram = counted([values])
+    slack = 1e-9 * max(1.0, abs(histogram.low), abs(histogram.high))
+    upto = np.cumsum(histogram.counts)
+    for i, edge in enumerate(histogram.edges[1:]):
+        assert np.count_nonzero(values < edge - slack) <= upto[i] <= np.count_nonzero(values <= edge + slack)
+
+
+def test_edges_and_centers() -> None:
+    histogram = Histogram(-1.0, 3.0, np.array([1, 0, 2, 1]))
+    assert histogram.edges.tolist() == [-1.0, 0.0, 1.0, 2.0, 3.0]
+    assert histogram.centers.tolist() == [-0.5, 0.5, 1.5, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        (0.0, 0.0),
+        (5.0, 5.0),
+        (-3.0, -3.0),
+        (1.0, float(np.nextafter(np.float32(1), np.float32(2)))),
+        (1000.0, float(np.nextafter(np.float32(1000), np.float32(2000)))),
+        (0.0, float(np.float32(1e-45))),
+    ],
+)
+def test_a_tensor_of_one_value_or_of_neighbours_is_counted(low: float, high: float) -> None:
+    _, histogram = counted([np.array([[low, high, low]], np.float32)])
+    assert histogram.counts.sum() == 3
+    assert (histogram.low, histogram.high) == (low, high)
+
+
+# From a histogram to an interval
+
+
 def histogram(values: Values) -> Histogram:
-    x = torch.from_numpy(values.reshape(1, -1))
-    extent = Extent()
-    extent.add(x)
-    counter = HistogramCounter(extent)
-    counter.add(x)
-    return counter.result()
+    return counted([values.reshape(1, -1)])[1]
 
 
 def rounding_error(values: NDArray[np.float64], low: float, high: float, counts: NDArray[np.int64]) -> float:

@@ -68,20 +68,20 @@ def features_before(network: DFSNetwork, images: Tensor, path: Tensor) -> list[T
     return found
 
 
-def expected_extents(
+def expected_ends(
     network: DFSNetwork, images: Tensor, path: Tensor, options: list[int]
 ) -> dict[TensorKey, tuple[float, float, int]]:
-    """Extents of what each block gets at each option: of the images sent there, or of all where there are none."""
+    """Ends of what each block gets at each option: of the images sent there, or of all if there are none."""
     reached = features_before(network, images, path)
-    extents = {}
+    ends = {}
     for block in network.blocks[1:]:
         index = block.shape.index
         for option in options:
             sent = path[:, index - 1] == option
             rows = reached[index][sent if sent.any() else slice(None)]
             for tensor, x in tensors_of(block, rows, network.options[option].bits).items():
-                extents[TensorKey(index, option, tensor)] = (float(x.min()), float(x.max()), len(rows))  # type: ignore[arg-type]
-    return extents
+                ends[TensorKey(index, option, tensor)] = (float(x.min()), float(x.max()), len(rows))
+    return ends
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def routed() -> tuple[DFSNetwork, Tensor, Tensor]:
 def test_ranges_come_from_what_the_gate_sends_there(routed: tuple[DFSNetwork, Tensor, Tensor]) -> None:
     network, images, path = routed
     ranges = calibrate(network, [EIGHT], batches(images), "minmax")
-    expected = expected_extents(network, images, path, [EIGHT])
+    expected = expected_ends(network, images, path, [EIGHT])
     assert ranges.keys() == expected.keys()
     for key, (low, high, samples) in expected.items():
         found = ranges[key]
@@ -112,8 +112,8 @@ def test_ranges_come_from_what_the_gate_sends_there(routed: tuple[DFSNetwork, Te
 def test_the_split_matters(routed: tuple[DFSNetwork, Tensor, Tensor]) -> None:
     """All that reached a block would give other ranges, or the test above shows nothing."""
     network, images, path = routed
-    routed_ranges = expected_extents(network, images, path, [EIGHT])
-    all_ranges = expected_extents(network, images, torch.where(path == EIGHT, SIXTEEN, path), [EIGHT])
+    routed_ranges = expected_ends(network, images, path, [EIGHT])
+    all_ranges = expected_ends(network, images, torch.where(path == EIGHT, SIXTEEN, path), [EIGHT])
     wider = [
         key
         for key, (low, high, _) in routed_ranges.items()
@@ -127,7 +127,7 @@ def test_an_option_that_nobody_takes_is_measured_on_all_that_reached_the_block()
     images = normal_images(24)
     path = rig_gate(network, [Split(0, 3), 0, Split(0, SIXTEEN)], images)
     ranges = calibrate(network, [EIGHT], batches(images, 7), "minmax")
-    for key, (low, high, _) in expected_extents(network, images, path, [EIGHT]).items():
+    for key, (low, high, _) in expected_ends(network, images, path, [EIGHT]).items():
         assert (ranges[key].source, ranges[key].samples) == ("reached", 24)
         if key.tensor != "output":
             assert (ranges[key].low, ranges[key].high) == pytest.approx((low, high), abs=1e-5), key
@@ -138,7 +138,7 @@ def test_two_options_are_kept_apart() -> None:
     images = normal_images(24)
     path = rig_gate(network, [Split(1, 2), Split(1, 2), Split(2, 1)], images)
     ranges = calibrate(network, [1, 2], batches(images), "minmax")
-    for key, (low, high, _) in expected_extents(network, images, path, [1, 2]).items():
+    for key, (low, high, _) in expected_ends(network, images, path, [1, 2]).items():
         assert ranges[key].source == "routed"
         if key.tensor != "output":
             assert (ranges[key].low, ranges[key].high) == pytest.approx((low, high), abs=1e-5), key
@@ -150,7 +150,8 @@ def test_no_method_widens_what_the_checkpoint_clamps_to(method: str, routed: tup
     clamped = 0
     for key, found in calibrate(network, [EIGHT], batches(images * 2), method).items():
         if key.tensor in ("conv1", "conv2", "projection"):
-            low, high = routing.saturation(network.blocks[key.block], key.tensor)
+            clamp = routing.saturation(network.blocks[key.block], key.tensor)
+            low, high = clamp.low, clamp.high
             # Zero is on every grid, so an interval that moves toward it is no wider.
             assert min(low, 0.0) <= found.low + 1e-6
             assert found.high <= high + 1e-6
@@ -167,7 +168,7 @@ def test_the_outputs_of_a_group_share_the_widest_interval(
     network, images, path = routed
     ranges = calibrate(network, [EIGHT, SIXTEEN], batches(images), method)
     groups = [block.group for block in network.architecture.blocks]
-    expected = expected_extents(network, images, path, [EIGHT, SIXTEEN])
+    expected = expected_ends(network, images, path, [EIGHT, SIXTEEN])
     for group in set(groups):
         outputs = {key: value for key, value in ranges.items() if key.tensor == "output" and groups[key.block] == group}
         assert len({(value.low, value.high) for value in outputs.values()}) == 1
@@ -204,18 +205,18 @@ def test_memory_does_not_grow_with_the_data(
     statistics: list[weakref.ref[Any]] = []
     tensors: list[weakref.ref[Any]] = []
 
-    class Extent(routing.Extent):
+    class MinMax(routing.MinMax):
         def __init__(self) -> None:
             super().__init__()
             statistics.append(weakref.ref(self))
 
-    class HistogramCounter(routing.HistogramCounter):
-        def __init__(self, extent: routing.Extent) -> None:
-            super().__init__(extent)
+    class Histogram(routing.Histogram):
+        def __init__(self, low: float, high: float) -> None:
+            super().__init__(low, high)
             statistics.append(weakref.ref(self))
 
-    monkeypatch.setattr(routing, "Extent", Extent)
-    monkeypatch.setattr(routing, "HistogramCounter", HistogramCounter)
+    monkeypatch.setattr(routing, "MinMax", MinMax)
+    monkeypatch.setattr(routing, "Histogram", Histogram)
 
     def alive(references: list[weakref.ref[Any]]) -> int:
         return sum(reference() is not None for reference in references)
@@ -271,7 +272,7 @@ def test_the_static_network_runs_every_block_in_full_on_everything() -> None:
                 found |= {"projection": x, "projection_out": block.projection(x)}
             else:
                 found |= {"shortcut": x}
-            expected |= {TensorKey(block.shape.index, STATIC, name): value for name, value in found.items()}  # type: ignore[arg-type]
+            expected |= {TensorKey(block.shape.index, STATIC, name): value for name, value in found.items()}
             x = block(x)
     assert ranges.keys() == expected.keys()
     for key, value in expected.items():
@@ -294,8 +295,8 @@ def test_without_data_the_checkpoint_and_its_statistics_say() -> None:
             own = {key.tensor: value for key, value in ranges.items() if (key.block, key.option) == (index, option)}
             assert own.keys() == names
             for name in names & {"conv1", "conv2", "projection"}:
-                assert (own[name].low, own[name].high) == routing.saturation(block, name)  # type: ignore[arg-type, index]
-                assert own[name].source == "checkpoint"  # type: ignore[index]
+                assert own[name] == routing.saturation(block, name)
+                assert own[name].source == "checkpoint"
             bias, weight = block.norm2.bias.detach(), block.norm2.weight.detach().abs()
             assert own["conv2_out"].low == pytest.approx(float((bias - 6 * weight).min()))
             assert own["conv2_out"].high == pytest.approx(float((bias + 6 * weight).max()))

@@ -93,9 +93,9 @@ def test_verify_without_a_checkpoint_says_what_it_takes() -> None:
     run("verify").failed(2, "--checkpoint", "--result")
 
 
-def test_an_error_is_one_line_and_its_kind_decides_the_exit_code(tmp_path: Path) -> None:
+def test_an_error_is_one_line_and_its_kind_decides_the_exit_code(mixed: Made, tmp_path: Path) -> None:
     run("inspect", tmp_path / "missing.dfs").failed(4, "missing.dfs")
-    run("bench", "--device", "jupiter").failed(2, "jupiter")
+    run("bench", mixed.path, "--device", "jupiter").failed(2, "jupiter")
 
 
 EXIT_CODES = {

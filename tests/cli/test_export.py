@@ -40,7 +40,7 @@ def test_an_export_is_told_to_a_person(mixed: Made, tmp_path: Path) -> None:
     assert ran.code == 0
     assert "PASSED" in ran.out
     assert str(out) in ran.out
-    assert "option 16 is served by fp32" in ran.out
+    assert "option 16 falls back to fp32" in ran.out
     assert "the gate sent nothing" in ran.out
     assert "route agreement" in ran.out
     assert any("calibrating" in line for line in ran.err.splitlines())

@@ -73,7 +73,7 @@ def test_the_reference_holds_the_budget_too(varied: Made) -> None:
 def test_calibrating_leaves_the_gate_as_trained(varied: Made) -> None:
     shares: list[float] = []
     with Runtime(varied.path, budget=0.1) as runtime, Runtime(varied.path) as trained:
-        points = calibrate_budgets(runtime, (0.6, 0.25, 0.25), varied.data, shares.append)
+        points = calibrate_budgets(runtime, (0.6, 0.25, 0.25), varied.data, lambda stage, share: shares.append(share))
         assert runtime.budget is None
         np.testing.assert_array_equal(runtime(varied.data.images).path, trained(varied.data.images).path)
     assert (points[0].budget, points[-1].budget) == (0.25, 0.6)

@@ -50,7 +50,7 @@ def test_a_float_bundle_is_its_reference_over_more_than_one_batch(floats: Made) 
     data = labelled(floats.network, BATCH + 40, seed=3)
     shares: list[float] = []
     with Runtime(floats.path) as runtime:
-        result = compare(runtime, floats.network, data.images, data.labels, shares.append)
+        result = compare(runtime, floats.network, data.images, data.labels, lambda stage, share: shares.append(share))
     assert result.samples == BATCH + 40
     assert result.top1_reference == result.top1_bundle == 1.0, "the labels are the reference's answers"
     assert result.route_agreement == 1.0

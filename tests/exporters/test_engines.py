@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from dfs_deploy.exporters.engines import Grid, block_engine, gate_engine, head_engine, skip_engine, stem_engine
+from dfs_deploy.exporters.engines import block_engine, gate_engine, head_engine, skip_engine, stem_engine
+from dfs_deploy.exporters.int8 import Grid
 from dfs_deploy.exporters.split import split_block, split_gate, split_head, split_skip, split_stem
 from dfs_deploy.models import BasicBlock, DFSNetwork, decide
 from dfs_deploy.options import Option
@@ -76,7 +77,7 @@ def test_stem_and_head_engines(network: DFSNetwork, count: int) -> None:
         for layout in ("float32", "uint8"):
             fed = np.random.default_rng(1).integers(0, 256, (count, 16, 2, 2), dtype=np.uint8)
             floats = fed.astype(np.float32) * np.float32(GRID.scale)
-            model = head_engine(split_head(network), (2, 2), GRID if layout == "uint8" else None)
+            model = head_engine(split_head(network), (16, 2, 2), GRID if layout == "uint8" else None)
             (logits,) = run_model(model, features=fed if layout == "uint8" else floats)
             assert relative(logits, network.backbone.classify(torch.from_numpy(floats)).numpy()) < TOLERANCE
 
@@ -168,5 +169,5 @@ def test_normalisation_is_folded_and_weights_are_inside(network: DFSNetwork) -> 
         graph = onnx.load_from_string(block_engine("block", part, np.float32, None)).graph
         assert {node.op_type for node in graph.node} == {"Conv", "Relu", "Add"}
         weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-        assert np.array_equal(weights["conv1_weight"], part.conv1.weight)
+        assert np.array_equal(weights["conv1_weight"], part.branch[0].weight)
         assert all(tensor.data_location == TensorProto.DEFAULT for tensor in graph.initializer)

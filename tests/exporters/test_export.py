@@ -17,7 +17,8 @@ from dfs_deploy.bundle.manifest import SCHEMA_VERSION, RuntimeEngines
 from dfs_deploy.checkpoints import load_checkpoint, save_checkpoint
 from dfs_deploy.data import Dataset, ImageFolder, open_dataset, save_npz
 from dfs_deploy.errors import CheckpointError, DataError, UsageError
-from dfs_deploy.exporters import CALIBRATION_METHODS, checkpoint_stem, export
+from dfs_deploy.exporters import CALIBRATION_METHODS, export
+from dfs_deploy.exporters.pipeline import bundle_stem
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import PRECISIONS, Options, computation_percentage
@@ -437,7 +438,7 @@ def test_progress_is_told_from_nothing_to_all(mixed: Made, tmp_path: Path) -> No
     ],
 )
 def test_the_stem_of_a_checkpoint(name: str, stem: str) -> None:
-    assert checkpoint_stem(Path("somewhere") / name) == stem
+    assert bundle_stem(Path("somewhere") / name) == stem
 
 
 def test_a_bundle_is_named_after_its_checkpoint(mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

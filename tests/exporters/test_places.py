@@ -141,7 +141,9 @@ def test_an_error_of_the_disk_is_no_such_lack(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", failing(errno.EIO))
-    run(*words(checkpoint, tmp_path / "net.dfs"), "--json").failed(3, "Input/output error", str(tmp_path))
+    ran = run(*words(checkpoint, tmp_path / "net.dfs"), "--json")
+    ran.failed(3, "Input/output error", f"{tmp_path / 'net.dfs'}:")
+    assert ".tmp" not in ran.err, "nobody knows the temporary folder"
     assert listing(tmp_path) == []
 
 

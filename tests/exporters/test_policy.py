@@ -46,7 +46,7 @@ def test_engines_are_those_of_the_policy_alone(names: str) -> None:
     network = static_network(names)
     assert split_gate(network) is None
     writer = EngineWriter(network, measured(network), TARGETS, 8)
-    engines = writer.write("onnxruntime", lambda share: None)
+    engines = writer.write("onnxruntime")
     assert engines.gate is None
     assert not any("gate" in file for file in writer.files)
     arriving = {engines.stem.output}
@@ -78,7 +78,7 @@ def test_without_data_a_mixed_policy_has_no_static_int8_baseline() -> None:
     for names, expected in (("8,full,8", {"fp32", "fp16"}), ("8,8,8", {"fp32", "fp16", "int8"})):
         network = static_network(names)
         writer = EngineWriter(network, from_checkpoint(network, [1]), TARGETS, 8)
-        assert set(writer.write("onnxruntime", lambda share: None).static) == expected
+        assert set(writer.write("onnxruntime").static) == expected
 
 
 def test_two_exports_are_the_same_to_the_byte() -> None:
@@ -86,6 +86,6 @@ def test_two_exports_are_the_same_to_the_byte() -> None:
     made = []
     for _ in range(2):
         writer = EngineWriter(network, measured(network), TARGETS, 8)
-        writer.write("onnxruntime", lambda share: None)
+        writer.write("onnxruntime")
         made.append(writer.files)
     assert made[0] == made[1]

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dfs_deploy.calibration import Range
 from dfs_deploy.exporters.split import (
     ConvPart,
-    Range,
+    Window,
     split_block,
     split_conv,
     split_gate,
@@ -25,7 +26,7 @@ from tests.bundles import normal_images, settled_network
 
 def convolve(part: ConvPart, x: Tensor) -> Tensor:
     weight, bias = torch.from_numpy(part.weight).double(), torch.from_numpy(part.bias).double()
-    return functional.conv2d(x.double(), weight, bias, stride=part.stride, padding=part.padding)
+    return functional.conv2d(x.double(), weight, bias, stride=part.window.stride, padding=part.window.padding)
 
 
 @settings(max_examples=30)
@@ -49,7 +50,7 @@ def test_a_folded_convolution_is_the_convolution_and_its_normalisation(
     expected = norm.double()(functional.conv2d(x.double(), weight, stride=stride, padding=kernel // 2))
     torch.testing.assert_close(convolve(part, x), expected, rtol=1e-5, atol=1e-5)
     assert part.weight.dtype == part.bias.dtype == np.float32
-    assert (part.stride, part.padding) == (stride, kernel // 2)
+    assert part.window == Window(kernel, stride, kernel // 2)
     assert part.saturates == (None if bits == 32 else Range(-0.5, 2.0))
 
 
@@ -70,12 +71,8 @@ def test_a_block_is_split_as_its_option_computes_it() -> None:
             part = split_block(block, Option(bits))
             assert part.shape == block.shape
             assert (part.projection is None) == (block.projection is None)
-            convs = {"conv1": part.conv1, "conv2": part.conv2}
-            modules = {"conv1": block.conv1, "conv2": block.conv2}
-            if part.projection is not None and block.projection is not None:
-                convs["projection"], modules["projection"] = part.projection, block.projection.conv
-            for name, conv in convs.items():
-                module = modules[name]
+            convs = [*part.branch, *([] if part.projection is None else [part.projection])]
+            for conv, (name, (module, _)) in zip(convs, block.convolutions.items(), strict=True):
                 expected = None if bits == 32 else Range(float(module.low), float(module.high))
                 assert conv.saturates == expected, name
                 levels = len(np.unique(conv.weight[0] / (np.abs(conv.weight[0]).max() or 1.0)).round(5))
@@ -102,7 +99,7 @@ def test_stem_and_head() -> None:
         convolve(stem, images).relu().float(), network.backbone.stem(images), rtol=1e-5, atol=1e-5
     )
     assert block.shape.index == 0
-    assert stem.saturates is block.conv1.saturates is None
+    assert stem.saturates is block.branch[0].saturates is None
     head = split_head(network)
     features = torch.rand(3, 8, 4, 4)
     logits = features.mean((2, 3)) @ torch.from_numpy(head.weight).T + torch.from_numpy(head.bias)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,21 +7,17 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.calibration import STATIC, CalibratedRange, TensorKey, calibrate, calibrate_static
+from dfs_deploy.calibration import Ranges, calibrate, calibrate_static, from_checkpoint
 from dfs_deploy.errors import BundleError, RuntimeClosedError
-from dfs_deploy.exporters.quantized import BlockRanges
-from dfs_deploy.exporters.split import Range, split_block, split_conv, split_head, split_skip
-from dfs_deploy.exporters.static import FloatStep, Int8Step, SkipStep, StemRanges, Step, straight_line
-from dfs_deploy.models import DFSNetwork, run_option
+from dfs_deploy.exporters.split import split_block, split_conv, split_head
+from dfs_deploy.exporters.writing import EngineWriter, static_engine
+from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Option
 from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
-from tests.bundles import Made, normal_images, relative, rig_gate, run_model, settled_network
-
-Ranges = dict[TensorKey, CalibratedRange]
+from tests.bundles import Made, normal_images, relative, run_as_written, run_model, settled_network
 
 
 @pytest.fixture(scope="module")
@@ -31,93 +25,51 @@ def network() -> DFSNetwork:
     return settled_network("skip,8,16,full", blocks=2, widths=(4, 8, 16))
 
 
-def block_ranges(ranges: Ranges, block: int, option: int) -> BlockRanges:
-    own = {key.tensor: Range(r.low, r.high) for key, r in ranges.items() if (key.block, key.option) == (block, option)}
-    own.pop("images", None)
-    return BlockRanges(**own)  # type: ignore[arg-type]
-
-
-def line(network: DFSNetwork, path: Sequence[int], ranges: Ranges, dtype: type[np.floating] = np.float32) -> bytes:
-    """The trace of a path through ``skip,8,16,full``; 8 runs in INT8, the rest in float."""
-    steps: list[Step] = [FloatStep(split_block(network.blocks[0], Option(32)))]
-    for block, choice in zip(network.blocks[1:], path, strict=True):
-        option = network.options[choice]
-        if option.skips:
-            steps.append(SkipStep(split_skip(block)))
-        elif option.bits == 8:
-            steps.append(Int8Step(split_block(block, option), block_ranges(ranges, block.shape.index, choice)))
-        else:
-            steps.append(FloatStep(split_block(block, option)))
+def float_engine(network: DFSNetwork, dtype: type[np.floating] = np.float32) -> bytes:
     stem = split_conv(network.backbone.stem_conv, network.backbone.stem_norm)
-    return straight_line("line", stem, steps, split_head(network), dtype=dtype)
+    blocks = [split_block(block, Option(32)) for block in network.blocks]
+    return static_engine("static", stem, blocks, split_head(network), dtype=dtype)
 
 
-@torch.no_grad()
-def along(network: DFSNetwork, path: Sequence[int], images: Tensor) -> NDArray[np.float32]:
-    features = network.blocks[0](network.backbone.stem(images))
-    for block, choice in zip(network.blocks[1:], path, strict=True):
-        features = run_option(block, features, network.options[choice])
-    logits: NDArray[np.float32] = network.backbone.classify(features).numpy()
-    return logits
+def static_engines(network: DFSNetwork, ranges: Ranges, runtime: str = "onnxruntime", bits: int = 8) -> list[bytes]:
+    writer = EngineWriter(network, ranges, ("int8", "fp32"), bits)
+    engines = writer.write(runtime)
+    return [writer.files[file] for file in engines.static.values()]
+
+
+def static_int8(network: DFSNetwork, images: Tensor, runtime: str = "onnxruntime", bits: int = 8) -> bytes:
+    gated = calibrate(network, [1], lambda: iter([images]), "minmax")
+    static = calibrate_static(network, lambda: iter([images]), "minmax")
+    return static_engines(network, {**gated, **static}, runtime, bits)[0]
 
 
 @pytest.mark.parametrize("count", [1, 6])
-@pytest.mark.parametrize("path", [(3, 3, 3, 3, 3), (0, 3, 0, 0, 3), (0, 0, 0, 0, 0), (3, 0, 3, 0, 3)])
-def test_a_float_line_is_the_network_along_its_path(network: DFSNetwork, path: tuple[int, ...], count: int) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-4), (np.float16, 0.01)])
+@torch.no_grad()
+def test_a_float_engine_is_the_backbone(
+    network: DFSNetwork, dtype: type[np.floating], tolerance: float, count: int
+) -> None:
     images = normal_images(count)
-    (got,) = run_model(line(network, path, {}), images=images.numpy())
-    assert relative(got, along(network, path, images)) < 1e-4
-
-
-def test_the_static_line_is_the_backbone(network: DFSNetwork) -> None:
-    images = normal_images(6)
-    (got,) = run_model(line(network, (3,) * 5, {}), images=images.numpy())
-    with torch.no_grad():
-        assert relative(got, network.backbone(images).numpy()) < 1e-4
-
-
-@pytest.mark.parametrize("path", [(3, 3, 3, 3, 3), (0, 3, 0, 2, 3)])
-def test_a_float16_line_is_near_and_takes_and_gives_float32(network: DFSNetwork, path: tuple[int, ...]) -> None:
-    images = normal_images(6)
-    model = line(network, path, {}, np.float16)
-    (got,) = run_model(model, images=images.numpy())
+    (got,) = run_model(float_engine(network, dtype), images=images.numpy())
     assert got.dtype == np.float32
-    assert 1e-6 < relative(got, along(network, path, images)) < 2e-2
-    graph = onnx.load_from_string(model).graph
-    weights = [tensor for tensor in graph.initializer if tensor.name.endswith("_weight")]
-    assert weights
-    assert all(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in weights)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize("path", [(1, 1, 1, 1, 1), (0, 1, 0, 0, 1), (1, 0, 1, 3, 2), (3, 1, 0, 1, 0), (2, 0, 1, 1, 3)])
-def test_a_line_of_any_precisions_is_near(network: DFSNetwork, path: tuple[int, ...], dtype: type[np.floating]) -> None:
-    images = normal_images(24)
-    twin = copy.deepcopy(network)
-    rig_gate(twin, path, images)
-    ranges = calibrate(twin, [1], lambda: iter([images]), "minmax")
-    (got,) = run_model(line(network, path, ranges, dtype), images=images.numpy())
-    assert relative(got, along(network, path, images)) < 0.1
-
-
-def static_int8(network: DFSNetwork, images: Tensor, bits: int = 8) -> bytes:
-    ranges = calibrate_static(network, lambda: iter([images]), "minmax")
-    steps = [
-        Int8Step(split_block(block, Option(32)), block_ranges(ranges, block.shape.index, STATIC))
-        for block in network.blocks
-    ]
-    ends = ranges[TensorKey(0, STATIC, "images")]
-    stem_ranges = StemRanges(Range(ends.low, ends.high), steps[0].ranges.conv1)
-    stem = split_conv(network.backbone.stem_conv, network.backbone.stem_norm)
-    return straight_line("static", stem, steps, split_head(network), stem_ranges=stem_ranges, weight_bits=bits)
+    assert relative(got, network.backbone(images).numpy()) < tolerance
 
 
 @pytest.mark.parametrize("bits", [7, 8])
-def test_the_static_int8_engine_is_near_the_backbone(network: DFSNetwork, bits: int) -> None:
+@pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])
+@torch.no_grad()
+def test_the_static_int8_engine_is_near_the_backbone(network: DFSNetwork, runtime: str, bits: int) -> None:
     images = normal_images(24)
-    (got,) = run_model(static_int8(network, images, bits), images=images.numpy())
-    with torch.no_grad():
-        assert relative(got, network.backbone(images).numpy()) < {7: 0.1, 8: 0.06}[bits]
+    run = run_model if runtime == "onnxruntime" else run_as_written
+    (got,) = run(static_int8(network, images, runtime, bits), images=images.numpy())
+    assert relative(got, network.backbone(images).numpy()) < {7: 0.1, 8: 0.06}[bits]
+
+
+def test_without_data_the_first_block_stays_in_float(network: DFSNetwork) -> None:
+    model, _ = static_engines(network, from_checkpoint(network, [1]))
+    constants = {tensor.name: tensor.data_type for tensor in onnx.load_from_string(model).graph.initializer}
+    assert constants["stem_weight"] == constants["block_0_conv1_weight"] == onnx.TensorProto.FLOAT
+    assert constants["block_1_conv1_weight"] == onnx.TensorProto.INT8
 
 
 def test_the_static_int8_engine_convolves_in_integers_throughout(network: DFSNetwork, tmp_path: Path) -> None:

@@ -16,29 +16,29 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.calibration import from_checkpoint
+from dfs_deploy.calibration import Range, from_checkpoint
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.errors import CheckFailedError, GraphRuleError
 from dfs_deploy.exporters import export, writing
 from dfs_deploy.exporters.engines import TENSORRT, block_engine
-from dfs_deploy.exporters.quantized import BlockRanges
-from dfs_deploy.exporters.quantized_tensorrt import tensorrt_block
-from dfs_deploy.exporters.split import Range, split_block
+from dfs_deploy.exporters.int8 import Int8Block
+from dfs_deploy.exporters.int8_graphs import tensorrt_engine
+from dfs_deploy.exporters.split import split_block
 from dfs_deploy.exporters.tensorrt_lint import check_graphs, lint
 from dfs_deploy.exporters.writing import EngineWriter
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Option, parse_targets
 from tests.bundles import CONTRACT, Made, labelled, settled_network
 
-RANGES = BlockRanges(
-    conv1=Range(0.0, 3.0),
-    conv2=Range(0.0, 2.0),
-    conv2_out=Range(-2.0, 2.0),
-    output=Range(0.0, 4.0),
-    projection=Range(0.0, 3.0),
-    projection_out=Range(-1.0, 2.0),
-    shortcut=Range(-0.5, 3.0),
-)
+RANGES = {
+    "conv1": Range(0.0, 3.0),
+    "conv2": Range(0.0, 2.0),
+    "conv2_out": Range(-2.0, 2.0),
+    "output": Range(0.0, 4.0),
+    "projection": Range(0.0, 3.0),
+    "projection_out": Range(-1.0, 2.0),
+    "shortcut": Range(-0.5, 3.0),
+}
 
 Edit = Callable[[onnx.ModelProto], None]
 
@@ -57,7 +57,7 @@ def graphs() -> dict[str, bytes]:
     network = settled_network("skip,8,16,full", blocks=2, widths=(6, 8))
     made = {}
     for name, block in (("plain", network.blocks[1]), ("stride", network.blocks[2])):
-        made[f"{name}-int8"] = tensorrt_block("block", split_block(block, Option(8)), RANGES)
+        made[f"{name}-int8"] = tensorrt_engine("block", Int8Block.for_tensorrt(split_block(block, Option(8)), RANGES))
         made[f"{name}-fp16"] = block_engine("block", split_block(block, Option(16)), np.float16, None, TENSORRT)
     return made
 
@@ -365,12 +365,12 @@ def test_an_illegal_graph_stops_an_export_and_leaves_nothing(
     mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def illegal(name: str, *arguments: Any) -> bytes:
-        model = onnx.load_from_string(tensorrt_block(name, *arguments))
+        model = onnx.load_from_string(tensorrt_engine(name, *arguments))
         if "block_2" in name:
             non_zero_zero_point(model)
         return bytes(model.SerializeToString())
 
-    monkeypatch.setattr(writing, "tensorrt_block", illegal)
+    monkeypatch.setattr(writing, "tensorrt_engine", illegal)
     out = tmp_path / "out" / "net.dfs"
     with pytest.raises(GraphRuleError) as caught:
         export(mixed.checkpoint, out, runtimes=["tensorrt"], calibration_data=mixed.data)
@@ -433,7 +433,7 @@ def test_every_graph_is_legal_also_without_data(network: DFSNetwork, targets: st
     int8 = [place for place, option in enumerate(network.options) if not option.skips and option.bits <= 8]
     ranges = from_checkpoint(network, int8) if int8 else {}
     writer = EngineWriter(network, ranges, parse_targets(targets), 8)
-    writer.write("tensorrt", lambda share: None)
+    writer.write("tensorrt")
     assert_legal(writer.files)
 
 

@@ -108,7 +108,7 @@ def test_an_engine_that_gives_nan_does_not_pass(mixed: Made, tmp_path: Path) -> 
     rewritten(bundle, {file: perturbed((bundle / file).read_bytes(), "conv1_bias", lambda value: value * np.nan)})
     (line,) = mismatches(mixed, bundle)
     assert "nan" in line
-    assert not EngineDeviation("engine", "fp32", float("nan"), 0.0).passed
+    assert not EngineDeviation(1, "full", "fp32", "float32", "onnxruntime", float("nan"), 0.0).passed
 
 
 def test_the_whole_is_checked_too(mixed: Made, tmp_path: Path) -> None:

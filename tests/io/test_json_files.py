@@ -19,9 +19,10 @@ from dfs_deploy.bench.result import load_bench
 from dfs_deploy.costs import load_costs
 from dfs_deploy.errors import ArtefactError, CheckpointError, DataError, SavedResultError, UsageError
 from dfs_deploy.io.json_files import VersionedFormat
+from dfs_deploy.io.kinds import JOB_FILE
 from dfs_deploy.report.runs import load_run
 from dfs_deploy.training import read_metrics
-from dfs_deploy.training.job import JOB_FILE, load_job
+from dfs_deploy.training.job import load_job
 from dfs_deploy.training.state import STATE_FILE, load_state
 from dfs_deploy.verify import load_verification
 from tests.checks import refuses

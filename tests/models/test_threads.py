@@ -7,7 +7,7 @@ import torch
 
 from dfs_deploy.errors import UsageError
 from dfs_deploy.models import threads
-from dfs_deploy.models.threads import in_torch_threads, torch_threads
+from dfs_deploy.models.threads import torch_threads
 from dfs_deploy.system.cpu import CpuLimits
 from tests.checks import refuses
 
@@ -45,13 +45,3 @@ def test_a_number_that_was_asked_for_is_used(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.get_num_threads() == 4
     with refuses(UsageError, "0 threads"), torch_threads(0):
         pass
-
-
-def test_a_function_runs_in_its_own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    granted(monkeypatch, 2)
-
-    @in_torch_threads
-    def count(more: int, *, threads: int | None = None) -> int:
-        return torch.get_num_threads() + more
-
-    assert (count(1), count(1, threads=None), count(1, threads=3)) == (3, 3, 4)

@@ -70,7 +70,7 @@ def test_a_malformed_line_is_refused(tmp_path: Path, position: int, line: str) -
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema": 2},
+        {"schema": 3},
         {"options": ["skip", "many"]},
         {"options": ["skip"]},
         {"options": ["skip", "8", "full"]},
@@ -89,7 +89,7 @@ def test_a_log_without_header_or_evaluation_is_refused(tmp_path: Path) -> None:
         load_run(write_log(tmp_path / "headless", records()[1:]))
     with refuses(DataError, "no evaluation yet"):
         load_run(write_log(tmp_path / "young", records()[:1]))
-    with refuses(DataError, "no evaluation yet"):
+    with refuses(DataError, "first line"):
         load_run(write_log(tmp_path / "empty", []))
     with refuses(DataError, "cannot be read"):
         load_run(tmp_path / "missing")

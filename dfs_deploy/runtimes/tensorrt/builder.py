@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from dfs_deploy import __version__
 from dfs_deploy.bundle.cache import MAX_FILE
 from dfs_deploy.errors import DfsDeployError, EngineError
-from dfs_deploy.io.files import nameless_file, read_file, write_whole
+from dfs_deploy.io.files import nameless_file, read_file, sha256, write_whole
 from dfs_deploy.io.text import one_line
 from dfs_deploy.runtimes.tensorrt.library import Log, libraries, numbers
 from dfs_deploy.system.process import end_with_parent
@@ -37,26 +38,51 @@ _STRONG_SINCE = (10, 12)
 """TensorRT from which networks are strongly typed without a fallback; before, strong typing is young."""
 
 
+class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that an engine depends on; this package's version stands for how it builds them.
+
+    Attributes:
+        onnx: digest of the graph.
+        precision: ``fp32``, ``fp16`` or ``int8``: what a weakly typed network may use.
+        tensorrt: version of TensorRT.
+        device: model of the GPU.
+        compute_capability: its compute capability.
+        inputs: size of each input, without the batch.
+        profiles: least, best and greatest batch of each optimisation profile.
+        workspace_mib: MiB that a layer may use while it runs; ``None`` for no limit.
+        dfs_deploy: version of this package.
+    """
+
+    onnx: str
+    precision: str
+    tensorrt: str
+    device: str
+    compute_capability: str
+    inputs: dict[str, tuple[int, ...]]
+    profiles: tuple[tuple[int, int, int], ...]
+    workspace_mib: int | None
+    dfs_deploy: str = __version__
+
+    @property
+    def name(self) -> str:
+        """Name of the engine's files, without suffix."""
+        return sha256(msgspec.json.encode(self, order="sorted"))[:16]
+
+
 class BuildRequest(msgspec.Struct, frozen=True):
     """One engine to build.
 
     Attributes:
         parent: number of the process that asks.
         label: name of the engine in messages.
-        precision: ``fp32``, ``fp16`` or ``int8``: what a weakly typed network may use.
-        inputs: size of each input, without the batch.
-        profiles: least, best and greatest batch of each optimisation profile.
-        workspace: bytes that a layer may use while it runs; ``None`` for no limit.
+        key: what the engine depends on.
         engine: handle of the file to which the engine is written.
         timing_cache: file of measured times to read and to write; ``None`` if none is kept.
     """
 
     parent: int
     label: str
-    precision: str
-    inputs: dict[str, tuple[int, ...]]
-    profiles: tuple[tuple[int, int, int], ...]
-    workspace: int | None
+    key: EngineKey
     engine: int
     timing_cache: str | None
 
@@ -151,25 +177,25 @@ def build(request: BuildRequest, model: bytes) -> str:
 def _build_once(builder: trt.Builder, log: Log, request: BuildRequest, model: bytes, typing: str) -> memoryview | None:
     import tensorrt as trt
 
-    network = builder.create_network(_network_flags(typing))
+    key, network = request.key, builder.create_network(_network_flags(typing))
     parser = trt.OnnxParser(network, log.logger)
     if not parser.parse(model):
         errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
         raise DfsDeployError(f"TensorRT {trt.__version__} cannot read its graph ({errors}); export the bundle again")
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and not what FP32 means
-    if request.workspace is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace)
-    if typing == "weak" and request.precision == "fp16" and hasattr(trt.BuilderFlag, "FP16"):
+    if key.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, key.workspace_mib << 20)
+    if typing == "weak" and key.precision == "fp16" and hasattr(trt.BuilderFlag, "FP16"):
         config.set_flag(trt.BuilderFlag.FP16)
-    if typing == "weak" and request.precision == "int8" and hasattr(trt.BuilderFlag, "INT8"):
+    if typing == "weak" and key.precision == "int8" and hasattr(trt.BuilderFlag, "INT8"):
         config.set_flag(trt.BuilderFlag.INT8)
     if hasattr(trt, "PreviewFeature") and hasattr(trt.PreviewFeature, "PROFILE_SHARING_0806"):
         # The runtime makes several contexts of one profile; newer versions allow that without asking.
         config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
-    for batches in request.profiles:
+    for batches in key.profiles:
         profile = builder.create_optimization_profile()
-        for name, size in request.inputs.items():
+        for name, size in key.inputs.items():
             least, best, greatest = ((batch, *size) for batch in batches)
             profile.set_shape(name, least, best, greatest)
         if config.add_optimization_profile(profile) < 0:

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import msgspec
 
-from dfs_deploy import __version__
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.cache import MAX_FILE, TENSORRT, Cache
 from dfs_deploy.bundle.engines import PlacedEngine, engines_of
@@ -27,7 +26,7 @@ from dfs_deploy.io.files import nameless_file, sha256, write_whole
 from dfs_deploy.io.json_files import MAX_JSON, MalformedError, decode_json
 from dfs_deploy.io.text import first_line
 from dfs_deploy.progress import Progress, silent
-from dfs_deploy.runtimes.tensorrt.builder import BuildRequest, build_in_process
+from dfs_deploy.runtimes.tensorrt.builder import BuildRequest, EngineKey, build_in_process
 from dfs_deploy.runtimes.tensorrt.device import DeviceFacts, device_facts
 from dfs_deploy.runtimes.tensorrt.library import numbers, tensorrt_version
 
@@ -65,25 +64,6 @@ class BuildSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def profiles(self) -> tuple[tuple[int, int, int], ...]:
         """Least, best and greatest batch of each optimisation profile: a single image has its own."""
         return ((1, 1, 1),) if self.batch == 1 else ((1, 1, 1), (1, self.batch, self.batch))
-
-
-class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that an engine depends on; this package's version stands for how it builds them."""
-
-    onnx: str
-    precision: str
-    tensorrt: str
-    device: str
-    compute_capability: str
-    inputs: dict[str, tuple[int, ...]]
-    profiles: tuple[tuple[int, int, int], ...]
-    workspace_mib: int | None
-    dfs_deploy: str
-
-    @property
-    def name(self) -> str:
-        """Name of the engine's files, without suffix."""
-        return sha256(msgspec.json.encode(self, order="sorted"))[:16]
 
 
 class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -239,15 +219,11 @@ class EngineCache:
 
     def _build(self, engine: PlacedEngine, key: EngineKey, folder: Path | None) -> tuple[bytes, str]:
         begin = time.perf_counter()
-        workspace = self.settings.workspace_mib
         with nameless_file() as file:
             request = BuildRequest(
                 parent=os.getpid(),
                 label=engine.label,
-                precision=engine.engine.precision,
-                inputs=key.inputs,
-                profiles=key.profiles,
-                workspace=None if workspace is None else workspace << 20,
+                key=key,
                 engine=file.fileno(),
                 timing_cache=None if folder is None else str(folder / self._timing_cache),
             )
@@ -275,7 +251,6 @@ class EngineCache:
             inputs={input_name(engine): engine.takes},
             profiles=self.settings.profiles,
             workspace_mib=self.settings.workspace_mib,
-            dfs_deploy=__version__,
         )
 
     @property
