@@ -140,7 +140,8 @@ def measure_choice(
     several = {key: engines for key, engines in several.items() if len(engines) > 1}
     entries = []
     for done, ((block, option), engines) in enumerate(several.items(), 1):
-        medians = _medians(bundle, prepared, engines, threads)
+        times = time_engines(bundle, engines, threads, prepared)
+        medians = dict(zip((placed.engine.precision for placed in engines), times, strict=True))
         entries.append(ChosenEngine(block, option, _fastest(medians), medians))
         progress("measuring engines", done / len(several))
     return EngineChoice(FORMAT.version, choice_key(bundle, threads, prepared.channel_block), entries)
@@ -177,18 +178,35 @@ def _chosen(own: Engine, fallbacks: list[Engine], measured: Precision | None) ->
     return own, ""
 
 
-def _medians(
-    bundle: Bundle, prepared: PreparedEngines, engines: Sequence[PlacedEngine], threads: int
-) -> dict[Precision, float]:
-    source = _buffer(engines[0].takes, "float32")
-    source[...] = np.abs(np.random.default_rng(engines[0].block).normal(size=source.shape))
+def time_engines(
+    bundle: Bundle,
+    engines: Sequence[PlacedEngine],
+    threads: int,
+    prepared: PreparedEngines = PLAIN,
+    layout: Layout = "float32",
+) -> list[float]:
+    """Times engines of one block by themselves at batch 1, in turns.
+
+    Args:
+        bundle: bundle with engines for ONNX Runtime.
+        engines: engines that take and give the same sizes.
+        threads: threads that one engine may use.
+        prepared: engines that run instead of the bundle's.
+        layout: layout in which the features arrive.
+
+    Returns:
+        The median time of each engine, in microseconds.
+    """
+    source = _buffer(engines[0].takes, layout)
+    values = np.abs(np.random.default_rng(engines[0].block).normal(size=source.shape))
+    source[...] = values if layout == "float32" else 40.0 * values
     options = session_options(threads)
     calls = []
     for placed in engines:
-        file = placed.engine.files["float32"]
+        file = placed.engine.files[layout]
         session = open_session(prepared.read(file) or bundle.read(file), f"{bundle.path}: {file}", options)
         calls.append(bind(session, source, _buffer(placed.gives, placed.engine.output)))
-    return dict(zip((placed.engine.precision for placed in engines), median_us(calls), strict=True))
+    return median_us(calls)
 
 
 def _buffer(size: tuple[int, ...], layout: Layout) -> np.ndarray[Any, np.dtype[Any]]:

@@ -126,7 +126,7 @@ def _load(
     files = {file for placed in running for file in placed.engine.files.values()}
     sessions = len({prepared.digest(file) or bundle.manifest.files[file].sha256 for file in files})
     threads, pools = affordable_threads(bundle, wanted, sessions)
-    loader = _Loader(bundle, threads, prepared)
+    loader = EngineLoader(bundle, threads, prepared)
     (_, stem), *gated, (_, head) = [(placed, loader.load(placed)) for placed in running]
     index = {name: i for i, name in enumerate(bundle.options.names)}
     blocks: list[list[LoadedEngine | None]] = [[None] * len(index) for _ in range(bundle.architecture.gated_blocks)]
@@ -148,8 +148,14 @@ def _load(
     )
 
 
-class _Loader:
-    """Makes sessions; files with the same content share one."""
+class EngineLoader:
+    """Makes sessions; files with the same content share one.
+
+    Args:
+        bundle: bundle with engines for ONNX Runtime.
+        threads: threads that one engine may use.
+        prepared: engines that run instead of the bundle's.
+    """
 
     def __init__(self, bundle: Bundle, threads: int, prepared: PreparedEngines) -> None:
         self._bundle = bundle
