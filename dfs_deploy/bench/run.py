@@ -185,7 +185,7 @@ def bench(
             for file in result.kept:
                 _log.info("kept %s", file)
         elif kept or save_baseline is not None:
-            _log.warning("nothing was kept, since the run is INVALID: %s", result.problems[0].what)
+            _log.info("nothing was kept, since the run is INVALID: %s", result.problems[0].what)
     _log.info("benched %s on %s: %s", bundle.path, device, result.verdict.words)
     return result
 

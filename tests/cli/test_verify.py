@@ -140,7 +140,7 @@ def test_the_bundle_in_the_directory_is_meant(floats: Made, tmp_path: Path, monk
     copied(floats, tmp_path)
     assert run(*arguments).json["passed"] is True
     (tmp_path / "second.dfs").mkdir()
-    run(*arguments).failed(2, "several bundles", "name the one that is meant")
+    run(*arguments).failed(2, "several bundles", "name one of them")
 
 
 def test_what_cannot_be_read(floats: Made, tmp_path: Path) -> None:
