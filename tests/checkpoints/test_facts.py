@@ -87,8 +87,8 @@ def test_what_is_given_against_the_file_is_taken_and_said(ours: Path, facts: dic
     ("facts", "error", "word"),
     [
         ({"mean": (0.5,)}, InputError, "mean (0.5,)"),
-        ({"std": (0.5, 0.0, 0.5)}, InputError, "std positive"),
-        ({"mean": (0.5, float("nan"), 0.5)}, InputError, "finite"),
+        ({"std": (0.5, 0.0, 0.5)}, InputError, "std between"),
+        ({"mean": (0.5, float("nan"), 0.5)}, InputError, "mean between"),
         ({"class_names": ("a", "b")}, UsageError, "2 class names"),
         ({"class_names": (*NAMES[:9], "caf\udce9")}, InputError, "UTF-8"),
     ],
