@@ -1,6 +1,6 @@
-"""What of the build pyproject.toml cannot say: the compiled gate, and the checkpoint of the demo.
+"""Parts of the build that pyproject.toml cannot describe: the compiled gate, and the checkpoint of the demo.
 
-The gate is optional: where Cython or a C compiler is missing or fails, the install succeeds without it, and the gate
+The gate is optional: if Cython or a C compiler is missing or fails, the install succeeds without it, and the gate
 runs in NumPy.
 """
 
@@ -16,33 +16,22 @@ NATIVE = "dfs_deploy/runtimes/native"
 
 
 def extensions() -> list[Extension]:
-    """The gate, its loop and the regrouping of batches, or nothing where Cython is missing."""
+    """The gate with its loop, or nothing if Cython is missing."""
     try:
         from Cython.Build import cythonize
     except ImportError:
         return []
     # No -march: kernel.c picks the instruction set at run time. No contraction: every variant gives the same bits.
-    # The debugging information that Python's own flags ask for takes five times the room of the code.
-    strip = ["-Wl,--strip-all"] if sys.platform.startswith("linux") else []
-    flags = ["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
-    headers = [f"{NATIVE}/{name}" for name in ("_gate.pxd", "kernel.h", "kernel_variant.h")]
-    sources = {
-        "_gate": [f"{NATIVE}/_gate.pyx", f"{NATIVE}/kernel.c"],
-        "_loop": [f"{NATIVE}/_loop.pyx"],
-        "_rows": [f"{NATIVE}/_rows.pyx"],
-    }
-    modules = [
-        Extension(
-            f"dfs_deploy.runtimes.native.{name}",
-            files,
-            include_dirs=[NATIVE],
-            depends=headers,
-            extra_compile_args=flags,
-            extra_link_args=strip,
-        )
-        for name, files in sources.items()
-    ]
-    built: list[Extension] = cythonize(modules, build_dir="build/cython")
+    gate = Extension(
+        f"{NATIVE.replace('/', '.')}._gate",
+        [f"{NATIVE}/_gate.pyx", f"{NATIVE}/kernel.c"],
+        include_dirs=[NATIVE],
+        depends=[f"{NATIVE}/kernel.h", f"{NATIVE}/kernel_variant.h"],
+        extra_compile_args=["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"],
+        # The debugging information that Python's own flags ask for takes five times the room of the code.
+        extra_link_args=["-Wl,--strip-all"] if sys.platform.startswith("linux") else [],
+    )
+    built: list[Extension] = cythonize([gate], build_dir="build/cython")
     for module in built:
         module.optional = True  # cythonize makes other Extensions, and forgets it
     return built
@@ -63,5 +52,5 @@ setup(
     ext_modules=extensions(),
     cmdclass={"build_py": BuildWithCheckpoint},
     # The sdist carries the sources (MANIFEST.in); an installed package has no use for them.
-    exclude_package_data={"dfs_deploy.runtimes.native": ["*.c", "*.h", "*.pxd", "*.pyx"]},
+    exclude_package_data={"dfs_deploy.runtimes.native": ["*.c", "*.h", "*.pyx"]},
 )

@@ -32,12 +32,12 @@ def random_network(blocks_per_group: int, options: str = "skip,8,16,full", seed:
 
 
 def random_bundle(blocks_per_group: int, folder: Path, options: str = "skip,8,16,full") -> Bundle:
-    """Exports a random ResNet-(6n+2), calibrated on made images, and returns the bundle."""
+    """Exports a random ResNet-(6n+2), calibrated on synthetic images, and returns the bundle."""
     network = random_network(blocks_per_group, options)
     contract = InputContract()
     checkpoint = folder / f"random-{blocks_per_group}.pt"
     save_checkpoint(checkpoint, network, contract)
     images = make_probes(contract, 0)
-    data = Dataset(images, np.arange(len(images)) % network.architecture.classes, (), "made images")
+    data = Dataset(images, np.arange(len(images)) % network.architecture.classes, (), "synthetic images")
     out = folder / f"random-{blocks_per_group}.dfs"
     return export(checkpoint, out, calibration_data=data, calibration_samples=128).bundle

@@ -20,8 +20,7 @@ from benchmarks.networks import random_bundle
 from dfs_deploy.bench import BenchResult, bench
 from dfs_deploy.bench.baseline import compare_with_baseline, load_baseline, save_baseline
 from dfs_deploy.errors import CheckFailedError
-from dfs_deploy.runtimes import Runtime
-from dfs_deploy.runtimes.base import Result
+from dfs_deploy.runtimes import Result, Runtime
 
 
 class SlowRuntime(Runtime):

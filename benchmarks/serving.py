@@ -20,8 +20,8 @@ from benchmarks.networks import random_bundle
 from dfs_deploy.bench.clock import Case, summarize, time_interleaved
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.runtimes import Runtime
-from dfs_deploy.runtimes.onnxruntime.binding import Call, Rebinding
 from dfs_deploy.runtimes.onnxruntime.prepared import prepare_engines
+from dfs_deploy.runtimes.onnxruntime.sessions import Call, Rebinding
 from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
 
 _RESIDENT = """
@@ -40,9 +40,9 @@ with Runtime(sys.argv[1]) as runtime:
 
 
 def main() -> None:
-    """Prints a line for each figure."""
+    """Prints one line per figure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=2.0, help="measured seconds a case")
+    parser.add_argument("--seconds", type=float, default=2.0, help="measured seconds per case")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bundle = random_bundle(6, Path(folder))
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def measure_batch(bundle: Bundle, batch: int, seconds: float) -> None:
-    """Half of the blocks in INT8, half skipped: each sample another path, and all on one."""
+    """Times half of the blocks in INT8 and half skipped: each sample on another path, and all on one."""
     random = np.random.default_rng(0)
     images = random.normal(size=(batch, *bundle.input.shape)).astype(np.float32)
     gated, int8 = bundle.architecture.gated_blocks, bundle.options.names.index("8")
@@ -69,7 +69,7 @@ def measure_batch(bundle: Bundle, batch: int, seconds: float) -> None:
             Case("one path", lambda i: runtime(images, path=same)),
         ]
         if engines:
-            cases.append(Case("mixed paths, the engines alone", lambda i: [call() for call in engines]))
+            cases.append(Case("mixed paths, only the engines", lambda i: [call() for call in engines]))
         times = time_interleaved(cases, [0], warm_up_s=0.3, min_s=seconds * len(cases), min_iterations=10, burst=4)
     medians = {name: summarize(values).p50 for name, values in times.items()}
     static_int8 = medians.pop("static int8")
@@ -79,9 +79,9 @@ def measure_batch(bundle: Bundle, batch: int, seconds: float) -> None:
 
 
 def record_engine_calls(runtime: Runtime, images: NDArray[np.float32], path: NDArray[np.uint8]) -> list[Call]:
-    """The engine calls that a batch makes, to be made again without gates and regrouping: the floor of its time.
+    """Records the engine calls of a batch, to repeat them without gates and regrouping: the floor of its time.
 
-    Empty where the batch is run image by image, of which the dispatch benchmark tells.
+    Empty if the batch runs image by image, which the dispatch benchmark covers.
     """
     calls: list[Call] = []
     run = Rebinding.__call__
@@ -96,7 +96,7 @@ def record_engine_calls(runtime: Runtime, images: NDArray[np.float32], path: NDA
 
 
 def measure_clones(bundle: Bundle, seconds: float) -> None:
-    """Throughput of two clones in two threads over that of one."""
+    """Measures the throughput of two clones in two threads, over that of one."""
     images = np.random.default_rng(0).normal(size=(16, 1, *bundle.input.shape)).astype(np.float32)
 
     def work(runtime: Runtime, counts: list[int], slot: int) -> None:
@@ -121,7 +121,7 @@ def measure_clones(bundle: Bundle, seconds: float) -> None:
 
 
 def measure_memory(bundle: Bundle) -> None:
-    """Resident memory that a loaded bundle adds to an interpreter with onnxruntime imported."""
+    """Measures the memory that a loaded bundle adds to an interpreter with onnxruntime imported."""
     run = subprocess.run(
         [sys.executable, "-c", _RESIDENT, str(bundle.path)], check=True, capture_output=True, text=True
     )

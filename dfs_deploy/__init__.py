@@ -18,21 +18,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dfs_deploy import errors
-    from dfs_deploy.bench import bench
+    from dfs_deploy.bench import BenchResult, bench
     from dfs_deploy.bundle import Bundle
     from dfs_deploy.checkpoints import CheckpointFacts
     from dfs_deploy.data import Dataset, load_dataset, load_image
     from dfs_deploy.exporters import Exported, export
     from dfs_deploy.options import Option, Options
-    from dfs_deploy.report import report
+    from dfs_deploy.report import Report, report
     from dfs_deploy.runtimes import Result, Runtime, Substitution
     from dfs_deploy.runtimes.preparation import Prepared, prepare
-    from dfs_deploy.training import train
+    from dfs_deploy.training import TrainingResult, train
     from dfs_deploy.verify import Verification, verify
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BenchResult",
     "Bundle",
     "CheckpointFacts",
     "Dataset",
@@ -40,9 +41,11 @@ __all__ = [
     "Option",
     "Options",
     "Prepared",
+    "Report",
     "Result",
     "Runtime",
     "Substitution",
+    "TrainingResult",
     "Verification",
     "__version__",
     "bench",
@@ -57,6 +60,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BenchResult": "bench",
     "Bundle": "bundle",
     "CheckpointFacts": "checkpoints",
     "Dataset": "data",
@@ -64,9 +68,11 @@ _HOMES = {
     "Option": "options",
     "Options": "options",
     "Prepared": "runtimes.preparation",
+    "Report": "report",
     "Result": "runtimes",
     "Runtime": "runtimes",
     "Substitution": "runtimes",
+    "TrainingResult": "training",
     "Verification": "verify",
     "export": "exporters",
     "load_dataset": "data",

@@ -18,8 +18,7 @@ from dfs_deploy.io.text import one_line
 from dfs_deploy.options import PRECISIONS, Options, Precision, engine_precision
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.runtimes import Runtime
-from dfs_deploy.runtimes.onnxruntime.joined import join_path
-from dfs_deploy.runtimes.onnxruntime.static import StaticEngine, StraightEngine
+from dfs_deploy.runtimes.onnxruntime.static import StaticEngine, StraightEngine, join_path
 
 MAX_INPUTS = 1024
 """Most images that a bench runs."""

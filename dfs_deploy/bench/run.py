@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -26,8 +25,8 @@ from dfs_deploy.errors import UsageError
 from dfs_deploy.io.files import write_whole
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
-from dfs_deploy.runtimes.onnxruntime.plan import measure_plan, plan_file, plan_key
-from dfs_deploy.runtimes.onnxruntime.plan import save_plan as write_plan
+from dfs_deploy.runtimes.onnxruntime.engine_choice import choice_file, choice_key, measure_choice
+from dfs_deploy.runtimes.onnxruntime.engine_choice import save_choice as write_plan
 from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, whole_prepared
 from dfs_deploy.thresholds import NOISE_BAND, VERDICT_MAX_TOP1_DROP
 
@@ -185,7 +184,7 @@ def bench(
             for file in result.kept:
                 _log.info("kept %s", file)
         elif kept or save_baseline is not None:
-            _log.warning("nothing was kept, since the run is INVALID: %s", result.problems[0].what)
+            _log.info("nothing was kept, since the run is INVALID: %s", result.problems[0].what)
     _log.info("benched %s on %s: %s", bundle.path, device, result.verdict.words)
     return result
 
@@ -218,16 +217,15 @@ class _EngineChoice:
 
     def __init__(self, bundle: Bundle, threads: int, prepared: bool) -> None:
         self._bundle, self._threads, self._cache = bundle, threads, Cache(bundle)
-        self._engines = whole_prepared(bundle, None, self._cache)[0] if prepared else PLAIN
-        self._name = plan_file(plan_key(bundle, threads, self._engines.together))
+        self._engines = whole_prepared(bundle, cache=self._cache)[0] if prepared else PLAIN
+        self._name = choice_file(choice_key(bundle, threads, self._engines.channel_block))
         self._before = self._cache.read(self._name)
 
     def measure(self, progress: Progress) -> Path:
         """Measures an engine choice, puts it in place, and returns its file."""
-        stage = "measuring a plan"
-        progress(stage, 0.0)
-        report = functools.partial(progress, stage)
-        return write_plan(self._bundle, measure_plan(self._bundle, self._threads, report, self._engines), self._cache)
+        progress("measuring engines", 0.0)
+        choice = measure_choice(self._bundle, self._threads, progress, self._engines)
+        return write_plan(self._bundle, choice, self._cache)
 
     def take_back(self) -> None:
         """Puts in place what was there before, if that was changed."""

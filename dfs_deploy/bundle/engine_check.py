@@ -449,3 +449,6 @@ _OPERATORS = {
     "Transpose": _Operator(range(1, 2), _transposed, frozenset({"perm"})),
 }
 """Operators of exported engines, in the standard domain: no loops, no branches, no shapes that depend on values."""
+
+OPERATORS = frozenset(_OPERATORS)
+"""Names of these operators."""

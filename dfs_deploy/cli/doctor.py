@@ -135,7 +135,7 @@ def _jetson_facts() -> dict[str, str]:
 
 def _gate() -> str:
     try:
-        from dfs_deploy.runtimes.native_gate import native_available, native_variants
+        from dfs_deploy.runtimes.gate import native_available, native_variants
     except ImportError as error:
         return f"unknown: {first_line(error)}"
     if native_available():

@@ -77,7 +77,7 @@ def compare(
         path.append(ours.path)
         reference_logits.append(theirs.logits.numpy())
         reference_path.append(theirs.path.numpy().astype(np.uint8))
-        progress("comparing with the reference", (start + len(batch)) / len(images))
+        progress("comparing", (start + len(batch)) / len(images))
     return summarize(
         np.concatenate(logits),
         np.concatenate(path),

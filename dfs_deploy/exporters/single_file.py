@@ -42,7 +42,7 @@ from dfs_deploy.network import Block
 from dfs_deploy.options import Precision, engine_precision
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.runtimes import Runtime
-from dfs_deploy.runtimes.onnxruntime.binding import open_session, session_options
+from dfs_deploy.runtimes.onnxruntime.sessions import open_session, session_options
 
 LOGIT_TOLERANCE = 1e-3
 """Greatest difference of a logit from the runtime's, relative to the image's greatest logit."""

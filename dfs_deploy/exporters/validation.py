@@ -23,7 +23,7 @@ from dfs_deploy.models import BasicBlock, DFSNetwork, NetworkOutput, run_option
 from dfs_deploy.models.network import Decision
 from dfs_deploy.options import PRECISIONS, Precision
 from dfs_deploy.runtimes import Runtime
-from dfs_deploy.runtimes.onnxruntime.binding import open_session, session_options
+from dfs_deploy.runtimes.onnxruntime.sessions import open_session, session_options
 from dfs_deploy.system.ort import onnxruntime as ort
 
 POOLED_TOLERANCE = 1e-4

@@ -8,7 +8,7 @@ engines before it left them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,18 +20,11 @@ from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.report.data import EngineFigures
 from dfs_deploy.runtimes import Substitution
-from dfs_deploy.runtimes.base import serving
-from dfs_deploy.runtimes.onnxruntime.binding import (
-    aligned_buffer,
-    bind,
-    laid_out,
-    open_session,
-    run_once,
-    session_options,
-)
-from dfs_deploy.runtimes.onnxruntime.plan import median_us
-from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, PreparedEngines, obtain_prepared
-from dfs_deploy.system.ort import onnxruntime as ort
+from dfs_deploy.runtimes.backend import running_engines
+from dfs_deploy.runtimes.onnxruntime.engine_choice import time_engines
+from dfs_deploy.runtimes.onnxruntime.loading import EngineLoader
+from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, obtain_prepared
+from dfs_deploy.runtimes.onnxruntime.sessions import run_once
 
 MOST_SAMPLES = 128
 """Number of inputs whose features errors are measured on; more would change little and take memory."""
@@ -42,47 +35,22 @@ Features = list[NDArray[Any]]
 """Feature map of each input, as its engine left it: (C, H, W) float32 or (H, W, C) uint8."""
 
 
-class Sessions:
-    """Engines of a bundle opened one by one; files with the same content share a session.
-
-    Args:
-        bundle: bundle with engines for ONNX Runtime.
-        threads: number of threads that one engine may use.
-        prepared: engines to open instead of the bundle's, whose float32 features lie in another layout.
-    """
-
-    def __init__(self, bundle: Bundle, threads: int = 1, prepared: PreparedEngines = PLAIN) -> None:
-        self._bundle = bundle
-        self._prepared = prepared
-        self._options = session_options(threads)
-        self._sessions: dict[str, ort.InferenceSession] = {}
-
-    def open(self, placed: PlacedEngine, layout: Layout) -> ort.InferenceSession:
-        """The session of an engine for features of a layout."""
-        file = placed.engine.files[layout]
-        digest = self._bundle.manifest.files[file].sha256
-        if digest not in self._sessions:
-            data = self._prepared.read(file) or self._bundle.read(file)
-            self._sessions[digest] = open_session(data, f"{self._bundle.path}: {file}", self._options)
-        return self._sessions[digest]
-
-    def run(self, placed: PlacedEngine, features: Sequence[NDArray[Any]]) -> Features:
-        """Runs an engine on the features of some inputs, those of one layout together."""
-        outputs = list(features)
-        for layout in placed.engine.files:
-            rows = [row for row, maps in enumerate(features) if maps.dtype == layout]
-            if rows:
-                batch = np.stack([features[row] for row in rows])
-                made = run_once(self.open(placed, layout), placed.label, batch)
-                for row, maps in zip(rows, made, strict=True):
-                    outputs[row] = maps
-        return outputs
+def run_engine(loader: EngineLoader, placed: PlacedEngine, features: Sequence[NDArray[Any]]) -> Features:
+    """Runs an engine on the features of some inputs, those of one layout together."""
+    engine, outputs = loader.load(placed), list(features)
+    for layout, session in engine.sessions.items():
+        rows = [row for row, maps in enumerate(features) if maps.dtype == layout]
+        if rows:
+            made = run_once(session, engine.label, np.stack([features[row] for row in rows]))
+            for row, maps in zip(rows, made, strict=True):
+                outputs[row] = maps
+    return outputs
 
 
 def walk(
     bundle: Bundle,
-    sessions: Sessions,
-    substitutions: Sequence[Substitution],
+    loader: EngineLoader,
+    running: Sequence[PlacedEngine],
     images: NDArray[np.float32],
     paths: NDArray[np.uint8],
 ) -> Iterator[tuple[list[PlacedEngine], Features]]:
@@ -90,8 +58,8 @@ def walk(
 
     Args:
         bundle: bundle with engines for ONNX Runtime.
-        sessions: sessions of its engines.
-        substitutions: substitutions that the runtime decided on, so that the same engines run.
+        loader: loader of its engines.
+        running: engines that run here if the gate chooses their option.
         images: (N, C, H, W) float32, normalised.
         paths: (N, gated blocks) option indices.
 
@@ -102,24 +70,16 @@ def walk(
     for index, group in itertools.groupby(engines_of(bundle, "onnxruntime"), key=lambda placed: placed.block):
         engines = list(group)
         if index == 0:
-            features = sessions.run(engines[0], features)
+            features = run_engine(loader, engines[0], features)
             continue
         yield engines, features
         after = list(features)
         for placed in engines:
-            if index is not None and serves(bundle, placed, substitutions):
+            if index is not None and placed in running:
                 rows = np.flatnonzero(paths[:, index - 1] == bundle.options.names.index(placed.option))
-                for row, maps in zip(rows, sessions.run(placed, [features[row] for row in rows]), strict=True):
+                for row, maps in zip(rows, run_engine(loader, placed, [features[row] for row in rows]), strict=True):
                     after[row] = maps
         features = after
-
-
-def serves(bundle: Bundle, placed: PlacedEngine, substitutions: Sequence[Substitution]) -> bool:
-    """Whether an engine of a gated block runs if the gate chooses its option there."""
-    if placed.part == "skip":
-        return True
-    block = bundle.manifest.runtimes["onnxruntime"].blocks[(placed.block or 0) - 1]
-    return placed.engine is serving(block, placed.option, substitutions)
 
 
 def engine_figures(
@@ -144,10 +104,11 @@ def engine_figures(
         prepared: whether engines prepared for this machine are timed.
         progress: callback of the work.
     """
-    sessions = Sessions(bundle, threads)
-    timed = Sessions(bundle, threads, obtain_prepared(bundle)) if prepared else sessions
+    loader = EngineLoader(bundle, threads, PLAIN)
+    timed = obtain_prepared(bundle) if prepared else PLAIN
+    running = list(running_engines(bundle, "onnxruntime", substitutions))
     found: list[EngineFigures] = []
-    for block, features in walk(bundle, sessions, substitutions, images[:MOST_SAMPLES], paths[:MOST_SAMPLES]):
+    for block, features in walk(bundle, loader, running, images[:MOST_SAMPLES], paths[:MOST_SAMPLES]):
         index = block[0].block
         if index is None:
             break
@@ -158,12 +119,13 @@ def engine_figures(
             engines, chose = list(group), paths[:, index - 1] == bundle.options.names.index(name)
             exact = next((placed for placed in engines if placed.engine.precision == "fp32"), None)
             routed = [maps for maps, here in zip(features, chose, strict=False) if here]
-            reference = None if exact is None else _floats(bundle, exact, sessions.run(exact, routed or features))
-            for placed, us in zip(engines, _times(timed, engines, layout), strict=True):
+            reference = None if exact is None else _floats(bundle, exact, run_engine(loader, exact, routed or features))
+            times = time_engines(bundle, engines, threads, timed, layout)
+            for placed, us in zip(engines, times, strict=True):
                 compared = reference is not None and placed is not exact
                 rms, greatest = None, None
                 if reference is not None and compared:
-                    output = _floats(bundle, placed, sessions.run(placed, routed or features))
+                    output = _floats(bundle, placed, run_engine(loader, placed, routed or features))
                     rms, greatest = _errors(output, reference)
                 found.append(
                     EngineFigures(
@@ -171,7 +133,7 @@ def engine_figures(
                         group=groups[index],
                         option=name,
                         precision=placed.engine.precision,
-                        serves=serves(bundle, placed, substitutions),
+                        serves=placed in running,
                         share=float(np.mean(chose)),
                         layout=layout,
                         median_us=us,
@@ -183,19 +145,6 @@ def engine_figures(
                     )
                 )
     return tuple(found)
-
-
-def _times(sessions: Sessions, engines: Sequence[PlacedEngine], layout: Layout) -> list[float]:
-    """Median times of some engines of a block at batch 1, in microseconds, measured in turns."""
-    source = aligned_buffer((1, *laid_out(engines[0].takes, layout)), np.dtype(layout))
-    random = np.random.default_rng(engines[0].block)
-    source[...] = random.integers(0, 128, source.shape) if layout == "uint8" else random.random(source.shape)
-    calls: list[Callable[[], None]] = []
-    for placed in engines:
-        output = placed.engine.output
-        target = aligned_buffer((1, *laid_out(placed.gives, output)), np.dtype(output))
-        calls.append(bind(sessions.open(placed, layout), source, target))
-    return median_us(calls)
 
 
 def _floats(bundle: Bundle, placed: PlacedEngine, maps: Features) -> NDArray[np.float64]:

@@ -1,5 +1,15 @@
-"""Running a bundle: no PyTorch and no ONNX reader here, only NumPy, an inference engine and the manifest."""
+"""Running a bundle: no PyTorch here, only NumPy, an inference engine and the manifest."""
 
-from dfs_deploy.runtimes.base import BACKENDS, Backend, Result, Runtime, Substitution
+from dfs_deploy.runtimes.api import BACKENDS, Result, Runtime
+from dfs_deploy.runtimes.backend import Backend, BackendOptions, Substitution, running_engine, running_engines
 
-__all__ = ["BACKENDS", "Backend", "Result", "Runtime", "Substitution"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "BackendOptions",
+    "Result",
+    "Runtime",
+    "Substitution",
+    "running_engine",
+    "running_engines",
+]

@@ -17,15 +17,15 @@ from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import UsageError
 
 GREATEST_BIAS = 1e6
-"""Beyond it scores lose every digit to the bias in float32."""
+"""Greatest bias: beyond it, scores in float32 lose every digit."""
 
 
 def score_offset(bias: float, costs: Sequence[float]) -> NDArray[np.float32]:
-    """What a bias adds to the gate's scores.
+    """Offset of the gate's scores for a bias.
 
     Args:
-        bias: finite, at most :data:`GREATEST_BIAS` in size.
-        costs: (options,) of each option, 0 to 1.
+        bias: price of computation, at most :data:`GREATEST_BIAS` in size.
+        costs: (options,) cost of each option, 0 to 1.
 
     Returns:
         (options,) float32, ``-bias * cost``.
@@ -39,16 +39,16 @@ def score_offset(bias: float, costs: Sequence[float]) -> NDArray[np.float32]:
 
 
 def bias_for(budget: float, bundle: Bundle) -> float:
-    """The bias that holds a budget, calibrated or interpolated between two that were.
+    """Finds the bias for a budget, calibrated or interpolated between two calibrated ones.
 
-    It never rises with the budget.
+    The bias never rises with the budget.
 
     Args:
-        budget: share of running every gated block in full precision.
-        bundle: with calibrated budgets.
+        budget: mean computation, as a share of running every gated block in full precision.
+        bundle: bundle with calibrated budgets.
 
     Raises:
-        UsageError: the bundle has none, or the budget lies outside them.
+        UsageError: the bundle has no budgets, or this one lies outside them.
     """
     if not isinstance(budget, numbers.Real):
         raise UsageError(f"budget {budget!r}, expected a number, 0 to 1")
@@ -61,7 +61,7 @@ def bias_for(budget: float, bundle: Bundle) -> float:
         )
     budgets = [point.budget for point in points]
     if not budgets[0] <= budget <= budgets[-1]:  # NaN as well
-        known = f"{budgets[0]:g} to {budgets[-1]:g}" if len(budgets) > 1 else f"{budgets[0]:g} alone"
+        known = f"{budgets[0]:g} to {budgets[-1]:g}" if len(budgets) > 1 else f"only {budgets[0]:g}"
         raise UsageError(
             f"budget {budget:g}, {bundle.path} was calibrated for {known}; choose from that, or export with --budgets"
         )

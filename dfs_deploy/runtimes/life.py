@@ -1,11 +1,11 @@
-"""What becomes of a runtime when it is closed, when its process forks, and when the interpreter ends.
+"""The life of a runtime: how it is closed, what a fork does to it, and what the end of the interpreter does.
 
-A fork copies a process's memory and one of its threads. The thread pools of ONNX Runtime are not among what is copied,
-so in the child a call, and even freeing a session, would wait for threads that are not there. A runtime made before a
-fork therefore refuses in the child, and what it held is left alone there until the process ends.
+A fork copies the memory of a process and one of its threads. The threads of ONNX Runtime's pools are not copied, so in
+the child a call, and even freeing a session, would wait for threads that do not exist. A runtime made before a fork
+therefore refuses to run in the child, and its engines are not touched there until the process ends.
 
 As the interpreter ends, Python stops every daemon thread that comes back from C++ code, which ends the process with an
-abort. Therefore the end waits for calls that are under way, and lets no new ones begin.
+abort. Therefore the end of the interpreter waits for running calls, and refuses new ones.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Generic, NoReturn, Protocol, TypeVar, cast
 from dfs_deploy.errors import RuntimeClosedError, UsageError
 
 EXIT_WAIT_S = 60.0
-"""How long the end of the interpreter waits for calls that are under way."""
+"""Longest time that the end of the interpreter waits for running calls."""
 
 _HELD_BACK_S = 5.0
-"""How long a thread is held back that calls while the interpreter ends: it is gone before, or may go on to its end."""
+"""Time that a thread is held back if it calls while the interpreter ends: usually the process has ended by then."""
 
 _CLOSED = "this Runtime was closed; make a new one, or use it inside its with block"
 _FORKED = (
@@ -38,19 +38,19 @@ _ENDING = "the interpreter is ending, so this Runtime was closed; stop the threa
 
 
 class Closable(Protocol):
-    """What holds engines and memory, and can free them."""
+    """Holder of engines and memory."""
 
     def close(self) -> None:
-        """Frees them."""
+        """Frees engines and memory."""
 
 
 _Held = TypeVar("_Held", bound=Closable)
 
 
 class Living(Generic[_Held]):
-    """Holds something for one thread at a time, and frees it once, when nobody uses it.
+    """Holds a resource for one thread at a time, and frees it once, when nobody uses it.
 
-    A subclass calls :meth:`_begin` before it makes what is held, :meth:`_hold` when it has it, and puts each use
+    A subclass calls :meth:`_begin` before it makes the resource, :meth:`_hold` when it has it, and puts each use
     between :meth:`_claim` and :meth:`_leave`.
     """
 
@@ -58,8 +58,8 @@ class Living(Generic[_Held]):
     _refusal = _CLOSED
 
     def _begin(self) -> None:
-        """Takes this object for this thread, which makes what it holds; :meth:`_hold` or :meth:`_leave` ends that."""
-        # An RLock, since close() may come from a signal handler in the very thread that is in a call.
+        """Takes this object for this thread, which makes the resource; :meth:`_hold` or :meth:`_leave` ends that."""
+        # An RLock, because a signal handler may call close() in the thread that is in a call.
         self._in_use = threading.RLock()
         self._running = False
         self._left: _Held | None = None
@@ -71,7 +71,7 @@ class Living(Generic[_Held]):
         self._running = True
 
     def _hold(self, held: _Held) -> None:
-        """Takes over what was made, and opens this object for use."""
+        """Takes over the resource, and opens this object for use."""
         if self._refusal is _ENDING:
             self._left = held
         else:
@@ -79,11 +79,11 @@ class Living(Generic[_Held]):
         self._leave()
 
     def _claim(self) -> _Held:
-        """Takes this object for this thread, which gives it back with :meth:`_leave`, and returns what it holds.
+        """Takes this object for this thread, which gives it back with :meth:`_leave`, and returns the resource.
 
         Raises:
             RuntimeClosedError: it holds nothing; see :meth:`_open`.
-            UsageError: another thread has it, or this one, further up its stack.
+            UsageError: another thread has it, or this thread has it, further up its stack.
         """
         if not self._in_use.acquire(False):
             raise UsageError("this Runtime is in use by another thread; give each thread its own with clone()")
@@ -92,13 +92,13 @@ class Living(Generic[_Held]):
             raise UsageError("this Runtime is in use by a call that this one interrupts; use a clone() here")
         self._running = True
         held = self._held
-        if held is None:  # closed since, by another thread or a signal handler
+        if held is None:  # closed meanwhile, by another thread or a signal handler
             self._leave()
             self._refuse()
         return held
 
     def _leave(self) -> None:
-        """Gives this object back, and frees what was closed meanwhile by the same thread."""
+        """Gives this object back, and frees the resource if the same thread closed it meanwhile."""
         self._running = False
         self._in_use.release()
         if self._left is not None:
@@ -106,10 +106,10 @@ class Living(Generic[_Held]):
             left.close()
 
     def _open(self) -> _Held:
-        """What is held.
+        """Returns the resource.
 
         Raises:
-            RuntimeClosedError: it was closed, the process was forked, or the interpreter ends.
+            RuntimeClosedError: it was closed, the process was forked, or the interpreter is ending.
         """
         if self._held is None:
             self._refuse()
@@ -118,16 +118,16 @@ class Living(Generic[_Held]):
     def _refuse(self) -> NoReturn:
         """Raises RuntimeClosedError, saying why nothing is held; not between :meth:`_claim` and :meth:`_leave`."""
         if self._refusal is _ENDING and threading.current_thread() is not threading.main_thread():
-            # A daemon thread, whose error would be shown while the streams close. It is held back, and ends with the
-            # process; if the program waits for it at its end, it goes on after a while.
+            # The error of a daemon thread would be shown while the streams close. The thread is held back and ends with
+            # the process; if the program waits for it at its end, it goes on after a while.
             threading.Event().wait(_HELD_BACK_S)
         raise RuntimeClosedError(self._refusal)
 
     def close(self) -> None:
         """Frees everything that no clone holds; closing twice is fine.
 
-        A call of another thread is waited for. Within a call of this thread, as from a signal handler, the call goes on
-        to its end and frees then.
+        This waits for a call of another thread. If a signal handler closes during a call of this thread, the call goes
+        on to its end and frees everything then.
         """
         held, self._held = self._held, None
         if held is None:
@@ -147,23 +147,23 @@ class Living(Generic[_Held]):
         self.close()
 
     def _abandon(self) -> None:
-        """In the child of a fork: refuses from now on, and frees nothing, ever."""
+        """In the child of a fork: refuses from now on, and never frees anything."""
         for held in (self._held, self._left):
             _keep_for_ever(held)
         self._held = self._left = None
         self._refusal = _FORKED
         if self._in_use.acquire(blocking=False):
             self._in_use.release()
-        else:  # a thread has it that is not here
+        else:  # held by a thread that does not exist here
             self._in_use, self._running = threading.RLock(), False
 
     def _end(self, held: _Held | None, deadline: float) -> None:
-        """Frees what was held when the call that is under way has ended; nothing if that takes too long."""
+        """Frees the resource when the running call has ended; frees nothing if that takes too long."""
         if not self._in_use.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
             _keep_for_ever(held)
             return
         try:
-            made, self._held = self._held, None  # while this was waited for
+            made, self._held = self._held, None  # during the wait
             for each in (held, made):
                 if each is not None:
                     each.close()
@@ -184,8 +184,8 @@ def _end_all() -> None:
     global _ended
     _ended = True
     deadline = time.monotonic() + EXIT_WAIT_S
-    with contextlib.ExitStack() as every:  # what fails in one keeps no other from being freed
-        for each in list(_living):  # all refuse before one is waited for
+    with contextlib.ExitStack() as every:  # a failure in one does not keep the others from being freed
+        for each in list(_living):  # all refuse before the first wait
             if each._held is not None or each._refusal is _CLOSED:
                 each._refusal = _ENDING
             held, each._held = each._held, None
@@ -200,10 +200,10 @@ def _abandon_all() -> None:
 
 
 def _skip_exit_handlers() -> None:
-    """Lets this process, the child of a fork, end without the exit handlers of libraries that were registered before.
+    """Lets the child of a fork end without the exit handlers that libraries registered before the fork.
 
-    ONNX Runtime's waits for its telemetry's thread, which is not here. What this process registers still runs, and so
-    does all that Python does at its end.
+    The handler of ONNX Runtime waits for the thread of its telemetry, which does not exist here. Handlers that the
+    child registers still run, and so does everything that Python does at its end.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "on_exit") and hasattr(library, "__cxa_atexit"):  # glibc

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,15 +77,15 @@ def prepare(
         )
     from dfs_deploy.runtimes.onnxruntime.prepared import whole_prepared
 
-    engines, found = whole_prepared(opened, partial(progress, "preparing"), cache)
+    engines, found = whole_prepared(opened, progress, cache)
     if engines.failed:
         raise EngineError(
             f"engines could not be prepared, so the bundle's own run: {engines.reason}; use --no-prepared"
         )
-    if engines.together > 1 and engines.folder is None:
+    if engines.channel_block > 1 and engines.folder is None:
         raise EnvironmentLacksError(
             f"the prepared engines cannot be kept ({engines.reason}); make the folder writable, name another with"
             " --cache-dir, or leave them to each start, which holds them in memory"
         )
     made = engines.folder is not None and not found
-    return Prepared(runtime, engines.folder, made, engines.reason, engines.together)
+    return Prepared(runtime, engines.folder, made, engines.reason, engines.channel_block)

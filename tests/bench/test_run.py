@@ -27,8 +27,7 @@ from dfs_deploy.exporters import export
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
-from dfs_deploy.runtimes import Runtime
-from dfs_deploy.runtimes.base import Result
+from dfs_deploy.runtimes import Result, Runtime
 from dfs_deploy.system.cpu import CpuLimits
 from tests.bundles import CONTRACT, Made, copied, labelled, manifest_of, settled_network, write_manifest
 from tests.checks import refuses
@@ -274,6 +273,7 @@ def test_a_program_calls_the_package_with_paths_and_keeps_what_it_asks_for(
 def test_an_invalid_run_keeps_nothing_and_says_so(
     mixed: Made, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "dfs_deploy")
     result = bench(mixed.path, mixed.data, save_baseline=tmp_path / "base.json", **QUICK)
     assert "nothing was kept" in caplog.text
     assert (result.valid, result.kept) == (False, ())

@@ -5,8 +5,7 @@ import pytest
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.runtimes import Runtime
-from dfs_deploy.runtimes.onnxruntime.joined import join_path
-from dfs_deploy.runtimes.onnxruntime.static import StraightEngine
+from dfs_deploy.runtimes.onnxruntime.static import StraightEngine, join_path
 from tests.bundles import Made, relative
 
 PATHS = [[0, 0, 0], [1, 1, 1], [3, 3, 3], [1, 0, 3], [3, 1, 0], [0, 2, 1]]

@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.report.data import EngineFigures
-from dfs_deploy.report.engines import Sessions, engine_figures, walk
+from dfs_deploy.report.engines import engine_figures, run_engine, walk
 from dfs_deploy.runtimes import Runtime
+from dfs_deploy.runtimes.backend import running_engines
+from dfs_deploy.runtimes.onnxruntime.loading import EngineLoader
+from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN
 from tests.bundles import Made, copied, manifest_of, rewritten, static_bundle
 from tests.exporters.test_validation import perturbed
 
@@ -37,11 +40,11 @@ def test_the_features_on_the_way_are_the_runtimes_own(mixed: Made) -> None:
     images = bundle.input.normalize(mixed.data.images)
     with Runtime(bundle, plan=False) as runtime:
         result, substitutions = runtime(images), runtime.substitutions
-    sessions = Sessions(bundle)
-    *blocks, (head, last) = walk(bundle, sessions, substitutions, images, result.path)
+    loader, running = EngineLoader(bundle, 1, PLAIN), list(running_engines(bundle, "onnxruntime", substitutions))
+    *blocks, (head, last) = walk(bundle, loader, running, images, result.path)
     assert [engines[0].block for engines, _ in blocks] == list(range(1, bundle.architecture.gated_blocks + 1))
     assert {maps.dtype.name for _, features in blocks for maps in features} == {"float32", "uint8"}
-    logits = np.stack(sessions.run(head[0], last))
+    logits = np.stack(run_engine(loader, head[0], last))
     np.testing.assert_allclose(logits, result.logits, rtol=0, atol=1e-4)
 
 

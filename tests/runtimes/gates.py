@@ -10,11 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from dfs_deploy.runtimes import native
-from dfs_deploy.runtimes.gate import Array, GateWeights
-from dfs_deploy.runtimes.native_gate import NativeGate
-from dfs_deploy.runtimes.numpy_gate import NumpyGate
+from dfs_deploy.runtimes.gate import Array, GateWeights, NativeGate, NumpyGate
 
-needs_native = pytest.mark.skipif(native.lacks is not None, reason=f"no native gate: {native.lacks}")
+needs_native = pytest.mark.skipif(native.why_missing is not None, reason=f"no native gate: {native.why_missing}")
 
 KINDS = [pytest.param(NumpyGate, id="numpy"), pytest.param(NativeGate, id="native", marks=needs_native)]
 

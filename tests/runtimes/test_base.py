@@ -530,12 +530,12 @@ print(results[0] == results[1] == results[2], tasks() - before)
     )
     assert (ran.returncode, ran.stderr) == (0, "")
     one, two, many, last = ran.stdout.splitlines()
-    assert one == "0 1 none: the calling thread alone"
+    assert one == "0 1 none: only the calling thread"
     assert two.split()[1] == "2"
     extra, given, *_ = many.split()
     assert 0 < int(extra) <= 384
     assert 1 < int(given) < 100
-    assert "100 threads an engine would be too many" in many
+    assert "100 threads per engine would be too many" in many
     assert last == "True 0"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
+import subprocess
 import sys
 import weakref
 
@@ -13,15 +14,22 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
+from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import EnvironmentLacksError, InputError, UsageError
 from dfs_deploy.exporters.engines import gate_engine
 from dfs_deploy.exporters.split import split_gate
 from dfs_deploy.runtimes import native
-from dfs_deploy.runtimes.gate import Features, GateWeights
-from dfs_deploy.runtimes.gate_choice import gate_for, native_available
-from dfs_deploy.runtimes.native_gate import NativeGate
-from dfs_deploy.runtimes.numpy_gate import NumpyGate
+from dfs_deploy.runtimes.gate import (
+    Features,
+    GateWeights,
+    NativeGate,
+    NumpyGate,
+    gate_for,
+    native_available,
+    read_gate_weights,
+)
 from tests.builders import small_network
+from tests.bundles import mixed_bundle
 from tests.checks import refuses
 from tests.runtimes.gates import (
     KINDS,
@@ -245,7 +253,7 @@ def blocked(features: NDArray[np.float32], together: int) -> NDArray[np.float32]
 @pytest.mark.parametrize("make", KINDS)
 def test_blocked_maps_are_worth_plain_ones(make: type[AnyGate], shape: tuple[int, ...], together: int) -> None:
     weights = random_weights((shape[0],) * 2)
-    plain, other = make(weights), make(weights, together=together)
+    plain, other = make(weights), make(weights, channel_block=together)
     samples = 5
     features = random_features(samples, shape)
     integers, in_uint8 = random_integers(samples, shape), np.arange(samples) % 3 == 1
@@ -266,7 +274,9 @@ def test_blocked_maps_are_worth_plain_ones(make: type[AnyGate], shape: tuple[int
     for ours, theirs in zip(plain.state, other.state, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     with refuses(InputError, "multiple", str(together)):
-        make(random_weights((together + 1,)), together=together).bind(0, random_features(1, (together + 1, 2, 2)), 1.0)
+        make(random_weights((together + 1,)), channel_block=together).bind(
+            0, random_features(1, (together + 1, 2, 2)), 1.0
+        )
 
 
 @pytest.mark.parametrize("make", KINDS)
@@ -437,11 +447,11 @@ def test_a_batch_that_cannot_be_stepped_is_refused(make: MakeGate) -> None:
     gate.step(0, [floats, integers], where, 1.0)
     with refuses(UsageError, "block 1"):
         gate.step(1, [floats, integers], where, 1.0)
-    with refuses(InputError, "chunk", "float64"):
+    with refuses(InputError, "buffer", "float64"):
         gate.step(0, [floats.astype(np.float64), integers], where, 1.0)
-    with refuses(InputError, "chunk", "list"):
+    with refuses(InputError, "buffer", "list"):
         gate.step(0, [floats.tolist(), integers], where, 1.0)
-    with refuses(InputError, "no chunks"):
+    with refuses(InputError, "no buffers"):
         gate.step(0, [], where, 1.0)
     with refuses(InputError, "where", "int32"):
         gate.step(0, [floats, integers], where.astype(np.int32), 1.0)
@@ -460,7 +470,7 @@ def test_a_batch_that_cannot_be_stepped_is_refused(make: MakeGate) -> None:
         gate.step(0, [floats, random_integers(3, (4, 1, 4))], where, 1.0)
     with refuses(InputError, "(3, 4, 0, 2)"):
         gate.step(0, [floats[:, :, :0]], np.array([[0, 0], [0, 1], [0, 2]]), 1.0)
-    with refuses(InputError, "chunk", "memoryview"):
+    with refuses(InputError, "buffer", "memoryview"):
         gate.step(0, [floats, memoryview(integers)], where, 1.0)  # type: ignore[list-item]
     with refuses(InputError, "where", "memoryview"):
         gate.step(0, [floats, integers], memoryview(where), 1.0)  # type: ignore[arg-type]
@@ -548,7 +558,7 @@ def test_the_native_gate_is_chosen_where_it_was_compiled() -> None:
 
 
 def test_the_numpy_gate_is_chosen_where_nothing_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "lacks", "it was not compiled at install")
+    monkeypatch.setattr(native, "why_missing", "it was not compiled at install")
     assert not native_available()
     assert gate_for(random_weights()).name == "numpy"
     assert gate_for(random_weights(), "numpy").name == "numpy"
@@ -559,3 +569,35 @@ def test_the_numpy_gate_is_chosen_where_nothing_was_compiled(monkeypatch: pytest
 def test_other_kinds_are_refused() -> None:
     with refuses(UsageError, "'fpga'", "native", "numpy"):
         gate_for(random_weights(), "fpga")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return Bundle(mixed_bundle(tmp_path_factory).path)
+
+
+def test_the_weights_of_a_bundle_are_the_outputs_of_its_graph(bundle: Bundle) -> None:
+    for runtime, engines in bundle.manifest.runtimes.items():
+        assert engines.gate is not None
+        weights = read_gate_weights(bundle, runtime)
+        assert weights is not None
+        names = ["input_weight", "bias", "recurrent_weight", "projection_weight", "projection_bias"]
+        hidden = np.zeros((1, weights.hidden), np.float32)
+        feeds = {"pooled": np.zeros((1, weights.widest), np.float32), "block": np.array(0), "hidden": hidden}
+        session = ort.InferenceSession(bundle.read(engines.gate), providers=["CPUExecutionProvider"])
+        for name, value in zip(names, session.run(names, {**feeds, "cell": hidden}), strict=True):
+            assert np.array_equal(getattr(weights, name), value)
+
+
+def test_weights_are_read_and_stepped_without_onnx_runtime(bundle: Bundle) -> None:
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None\n"
+        "import numpy as np\n"
+        "from dfs_deploy.bundle import Bundle\n"
+        "from dfs_deploy.runtimes.gate import gate_for, read_gate_weights\n"
+        "gate = gate_for(read_gate_weights(Bundle(sys.argv[1]), 'onnxruntime'))\n"
+        "gate.reset(2)\n"
+        "print(gate.step_pooled(0, np.ones((2, 4), np.float32)))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(bundle.path)], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")

@@ -23,9 +23,9 @@ from dfs_deploy.models import DFSNetwork
 from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 from dfs_deploy.runtimes import Result, Runtime, native
-from dfs_deploy.runtimes.gate_choice import GATES, native_available
-from dfs_deploy.runtimes.onnxruntime import batch, binding, sessions
-from dfs_deploy.runtimes.onnxruntime.binding import Rebinding
+from dfs_deploy.runtimes.gate import GATES, native_available
+from dfs_deploy.runtimes.onnxruntime import batch, engine_choice, sessions
+from dfs_deploy.runtimes.onnxruntime.sessions import Rebinding
 from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
 from tests.bundles import (
     CONTRACT,
@@ -129,7 +129,7 @@ def test_an_image_twice_in_a_batch_gets_the_same_twice(runtime: Runtime) -> None
 def test_regrouped_in_numpy_a_batch_is_the_same(made: Made, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     images = pixels(IMAGES, seed=1)
     expected = runtime(images)
-    monkeypatch.setattr(native, "lacks", "it was not compiled at install")
+    monkeypatch.setattr(native, "why_missing", "it was not compiled at install")
     with Runtime(made.path) as other:
         assert other.description["gate"] == "numpy"
         result = other(images)
@@ -149,7 +149,7 @@ def test_without_what_lies_under_onnx_runtime_s_public_calls(
         asked.append(name)
         return default if name in gone else getattr(value, name, default)
 
-    monkeypatch.setattr(binding, "getattr", without, raising=False)
+    monkeypatch.setattr(sessions, "getattr", without, raising=False)
     with Runtime(floats.path) as runtime:
         results = runtime(images), runtime(images[:1])
     assert gone <= set(asked)
@@ -282,9 +282,9 @@ def test_in_a_batch_too_skipped_work_is_skipped(mixed: Made, monkeypatch: pytest
 
     monkeypatch.setattr(batch, "Rebinding", Noting)
     with Runtime(mixed.path) as runtime:
-        runtime(pixels(12), path=np.array([[0, 0, 0]] * 10 + [[3, 0, 1], [0, 3, 0]]))
-    # Stem 12; block 1: one full; block 2 (stride): ten and one skips, one full; block 3: one in INT8; head by layout.
-    assert sorted(runs) == sorted([12, 1, 11, 1, 1, 11, 1])
+        runtime(pixels(20), path=np.array([[0, 0, 0]] * 18 + [[3, 0, 1], [0, 3, 0]]))
+    # Stem 20; block 1: one full; block 2 (stride): 18 and one skips, one full; block 3: one in INT8; head by layout.
+    assert sorted(runs) == sorted([20, 1, 19, 1, 1, 19, 1])
 
 
 # Loading
@@ -345,7 +345,7 @@ def test_engines_with_the_same_content_share_a_session(mixed: Made, noted: type[
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_without_fast_float16_the_fp32_engine_serves(mixed: Made, monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
-    monkeypatch.setattr(sessions, "has_fast_float16", lambda: fast)
+    monkeypatch.setattr(engine_choice, "has_fast_float16", lambda: fast)
     with Runtime(mixed.path) as runtime:
         found = runtime.substitutions
         logits = runtime(pixels(4), path=np.full((4, 3), 2)).logits
@@ -362,7 +362,7 @@ def test_without_fast_float16_the_fp32_engine_serves(mixed: Made, monkeypatch: p
 def test_the_two_engines_of_float16_differ_a_little(mixed: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     logits = []
     for fast in (False, True):
-        monkeypatch.setattr(sessions, "has_fast_float16", lambda fast=fast: fast)
+        monkeypatch.setattr(engine_choice, "has_fast_float16", lambda fast=fast: fast)
         with Runtime(mixed.path) as runtime:
             logits.append(runtime(pixels(8), path=np.full((8, 3), 2)).logits)
     error = np.abs(logits[0] - logits[1]).max() / np.abs(logits[0]).max()

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
-from dfs_deploy.errors import BundleError, RuntimeClosedError
+from dfs_deploy.errors import BundleError, RuntimeClosedError, UsageError
 from dfs_deploy.exporters import export
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.runtimes import Runtime
-from dfs_deploy.runtimes.onnxruntime import plan as plans
-from dfs_deploy.runtimes.onnxruntime.joined import engine_files
+from dfs_deploy.runtimes.onnxruntime import engine_choice
+from dfs_deploy.runtimes.onnxruntime.static import engine_files
 from tests.bundles import (
     CONTRACT,
     copied,
@@ -113,14 +113,21 @@ def test_its_threads_are_those_of_one_engine(static: Bundle) -> None:
 
 
 def test_a_plan_decides_what_is_joined(static: Bundle) -> None:
-    entry = plans.PlanEntry(1, "8", "fp32", {"int8": 2.0, "fp32": 1.0})
-    plans.save_plan(static, plans.Plan(plans.VERSION, plans.plan_key(static, 1), [entry]))
+    entry = engine_choice.ChosenEngine(1, "8", "fp32", {"int8": 2.0, "fp32": 1.0})
+    engine_choice.save_choice(
+        static, engine_choice.EngineChoice(engine_choice.FORMAT.version, engine_choice.choice_key(static, 1), [entry])
+    )
     with Runtime(static) as planned, Runtime(static, plan=False) as plain:
         assert planned.description["plan"] == "measured here"
         assert ("8", "fp32", (1,)) in {(s.option, s.served_by, s.blocks) for s in planned.substitutions}
         by_fp32, by_int8 = planned(pixels(6)).logits, plain(pixels(6)).logits
         assert relative(by_fp32, one_by_one(planned, pixels(6))) < 1e-5
     assert 0.0 < relative(by_fp32, by_int8) < INT8_BOUND
+
+
+def test_a_gate_cannot_be_chosen_for_it(static: Bundle) -> None:
+    with refuses(UsageError, "gate 'numpy'", "static policy", "leave gate out"):
+        Runtime(static, gate="numpy")
 
 
 def test_clones_run_at_once_and_outlive_the_first(static: Bundle) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.bundle.engines import engines_of
 from dfs_deploy.errors import BundleError, OutOfMemoryError
+from dfs_deploy.io.files import sha256
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime import blocked, prepared
 from tests.bundles import copied, mixed_bundle, pixels, relative, rewritten, wide_bundle
@@ -74,7 +77,7 @@ def test_they_are_kept_beside_the_bundle(bundle: Bundle) -> None:
     assert made.folder.parent.name == f"{bundle.path.name}.cache"
     times = {file: file.stat().st_mtime_ns for file in made.folder.iterdir()}
     with Runtime(bundle) as runtime:
-        assert runtime.description["layout"] == f"blocked by {made.together}, kept"
+        assert runtime.description["layout"] == f"blocked by {made.channel_block}, kept"
     assert {file: file.stat().st_mtime_ns for file in made.folder.iterdir()} == times
     assert [file.name for file in made.folder.parent.iterdir()] == [made.folder.name]
     assert Bundle(bundle.path).digest == bundle.digest
@@ -137,8 +140,8 @@ def test_an_index_that_says_something_else_is_as_none(bundle: Bundle, change: st
     index = msgspec.json.decode(file.read_bytes(), type=prepared.PreparedIndex)
     changed: dict[str, object] = {
         "version": {"version": index.version + 1},
-        "together": {"together": 2 * index.together},
-        "plain": {"together": 1},
+        "together": {"channel_block": 2 * index.channel_block},
+        "plain": {"channel_block": 1},
         "none": {"files": {}},
         "one less": {"files": dict(list(index.files.items())[1:])},
         "outside": {"files": dict.fromkeys(index.files, "../../secret")},
@@ -218,7 +221,7 @@ def test_what_a_machine_is_short_of_now_is_not_remembered(
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(prepared, "blocked_stem", fail)
+        patched.setattr(prepared, "blocked_models", fail)
         with Runtime(bundle) as runtime:
             assert runtime.description["layout"].startswith("plain: ")
     assert prepared.load_prepared(bundle) is None
@@ -283,7 +286,7 @@ def test_what_was_made_for_a_bundle_that_was_replaced_goes(bundle: Bundle) -> No
 def test_narrow_networks_run_as_they_are(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     narrow = Bundle(copied(mixed_bundle(tmp_path_factory), tmp_path))
     made = prepared.obtain_prepared(narrow)
-    assert made.together == 1
+    assert made.channel_block == 1
     assert made.reason
     assert made.read("common/stem.onnx") is None
     assert not prepared_folder(narrow).exists()
@@ -291,8 +294,38 @@ def test_narrow_networks_run_as_they_are(tmp_path: Path, tmp_path_factory: pytes
         assert runtime.description["layout"].startswith("plain: ")
 
 
-@pytest.mark.parametrize("make", [blocked.blocked_stem, blocked.blocked_head])
-def test_what_is_no_model_is_refused_with_its_name(make: object) -> None:
-    assert callable(make)
+@pytest.mark.parametrize("part", ["stem", "block", "head"])
+def test_what_is_no_model_is_refused_with_its_name(bundle: Bundle, part: str) -> None:
+    placed = next(each for each in engines_of(bundle, "onnxruntime") if each.part == part)
     with pytest.raises(BundleError, match=r"engine\.onnx"):
-        make(b"\xff\xff no model", "engine.onnx")
+        blocked.blocked_models(placed, {"float32": b"\xff\xff no model"}, "engine.onnx")
+
+
+@needs_blocks
+@pytest.mark.parametrize("harm", ["a loop", "a function"])
+def test_a_kept_engine_with_what_no_export_has_is_made_again(bundle: Bundle, harm: str) -> None:
+    """Whoever gave the cache beside a bundle may have written index and digests as well."""
+    folder = prepared.prepare_engines(bundle).folder
+    assert folder is not None
+    images = pixels(3)
+    with Runtime(bundle) as runtime:
+        expected = runtime(images).logits
+    file = folder / "index.json"
+    index = msgspec.json.decode(file.read_bytes(), type=prepared.PreparedIndex)
+    name = "common/head.onnx"
+    model = onnx.load_from_string((folder / f"{index.files[name]}.onnx").read_bytes())
+    if harm == "a loop":
+        model.graph.node.add(op_type="Loop", output=["never"], name="loop")
+    else:
+        model.functions.add(name="Conv", domain=blocked.DOMAIN)
+    content = model.SerializeToString()
+    (folder / f"{sha256(content)}.onnx").write_bytes(content)
+    changed = msgspec.structs.replace(index, files={**index.files, name: sha256(content)})
+    file.write_bytes(msgspec.json.encode(changed))
+    kept = prepared.load_prepared(bundle)
+    assert kept is not None
+    with pytest.raises(prepared.DamagedError, match=r"Loop|functions"):
+        kept.read(name)
+    with Runtime(bundle) as runtime:
+        assert np.array_equal(runtime(images).logits, expected)
+        assert runtime.description["layout"].endswith(", kept")

@@ -1,22 +1,21 @@
-"""The compiled gate, where a C compiler was there at install; :mod:`dfs_deploy.runtimes.native_gate` wraps it.
+"""The compiled gate and dispatch loop; missing if no C compiler was there at install.
 
 ``kernel.h`` declares the arithmetic, ``kernel_variant.h`` defines it, ``kernel.c`` compiles it for each instruction
-set, ``_gate.pyx`` binds it, ``_loop.pyx`` is the dispatch loop around it, and ``_rows.pyx`` regroups batches.
+set, and ``_gate.pyx`` binds it, with the dispatch loop around it. :mod:`dfs_deploy.runtimes.gate.native` wraps it.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 
-lacks: str | None = None
-"""Why the extension could not be imported; ``None`` where it was."""
+why_missing: str | None = None
+"""Reason why the extension could not be imported; ``None`` if it was."""
 
 try:
-    for _name in ("_gate", "_loop", "_rows"):
-        import_module(f"{__name__}.{_name}")
+    import_module(f"{__name__}._gate")
 except ModuleNotFoundError:
-    lacks = "it was not compiled at install"
+    why_missing = "it was not compiled at install"
 except ImportError as _error:
-    lacks = str(_error)
+    why_missing = str(_error)
 
-__all__ = ["lacks"]
+__all__ = ["why_missing"]

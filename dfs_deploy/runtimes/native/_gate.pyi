@@ -3,8 +3,9 @@ from collections.abc import Sequence
 from numpy import bool_, float32, int64, intp, uint8
 from numpy.typing import NDArray
 
+from dfs_deploy.runtimes.dispatch import BlockStep
+
 LANES: int
-INTP: str
 
 def variants() -> tuple[str, ...]: ...
 
@@ -26,20 +27,24 @@ class CompiledGate:
         hidden: int,
         options: int,
         variant: str | None = None,
-        together: int = 1,
+        channel_block: int = 1,
     ) -> None: ...
     def reset(self, samples: int) -> None: ...
     def bind(self, block: int, features: NDArray[float32] | NDArray[uint8], factor: float) -> BoundStep: ...
-    def bind_pooled(self, block: int, pooled: NDArray[float32]) -> BoundStep: ...
     def step(
         self,
         block: int,
-        chunks: Sequence[NDArray[float32] | NDArray[uint8]],
+        buffers: Sequence[NDArray[float32] | NDArray[uint8]],
         where: NDArray[intp],
         factor: float,
         decisions: NDArray[int64],
         changed: NDArray[bool_] | None = None,
     ) -> None: ...
-    def step_pooled(self, block: int, pooled: NDArray[float32], decisions: NDArray[int64]) -> None: ...
-    def read_state(self, hidden: NDArray[float32], cell: NDArray[float32]) -> None: ...
-    def write_state(self, hidden: NDArray[float32], cell: NDArray[float32]) -> None: ...
+    def copy_state(self, hidden: NDArray[float32], cell: NDArray[float32], out: bool) -> None: ...
+
+class CompiledLoop:
+    slot: int
+    block: int
+    path: bytearray
+    def __init__(self, gate: CompiledGate, steps: Sequence[Sequence[BlockStep]]) -> None: ...
+    def run(self, forced: bytes | None) -> bytearray: ...

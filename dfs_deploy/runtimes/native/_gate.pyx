@@ -1,7 +1,7 @@
 # cython: language_level=3, binding=False, boundscheck=False, wraparound=False, initializedcheck=False
-"""The gate, compiled: the binding of kernel.c.
+"""The gate and its dispatch loop, compiled: the binding of kernel.c.
 
-Whatever it is given, it checks shape, type and contiguity, and holds the memory for as long as it may read it.
+Everything it is given is checked for shape, type and contiguity, and its memory is held for as long as it may be read.
 """
 
 from cpython.buffer cimport (
@@ -11,6 +11,7 @@ from cpython.buffer cimport (
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
+from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strcmp
@@ -18,8 +19,51 @@ from libc.string cimport memcpy, memset, strcmp
 from dfs_deploy.errors import UsageError
 
 
+cdef extern from "Python.h":
+    object PyObject_CallNoArgs(object call)
+
+
+cdef extern from "kernel.h":
+    const Py_ssize_t GATE_LANES
+
+    ctypedef struct GateWeights:
+        Py_ssize_t gates, widest, hidden, padded, options, scores
+        const float *input
+        const float *bias
+        const float *recurrent
+        const float *projection
+        const float *projection_bias
+
+    ctypedef struct GateFeatures:
+        const void *data
+        int in_uint8
+        float factor
+        Py_ssize_t channels, area, channel_block
+
+    ctypedef void (*GatePool)(const GateFeatures *features, float *pooled) noexcept nogil
+
+    ctypedef Py_ssize_t (*GateStep)(
+        const GateWeights *weights,
+        Py_ssize_t block,
+        const float *pooled,
+        Py_ssize_t channels,
+        float *hidden,
+        float *cell,
+        float *scratch,
+    ) noexcept nogil
+
+    ctypedef struct GateKernel:
+        const char *name
+        GatePool pool
+        GateStep step
+
+    Py_ssize_t gate_kernels(const GateKernel **kernels) noexcept
+
+
 LANES = GATE_LANES
-INTP = "l" if sizeof(long) == sizeof(Py_ssize_t) else "q"  # numpy.intp, as a buffer's format says it
+
+cdef str _INTP = "l" if sizeof(long) == sizeof(Py_ssize_t) else "q"  # numpy.intp, in the format of a buffer
+cdef str _INT64 = "l" if sizeof(long) == 8 else "q"
 
 
 def variants():
@@ -29,7 +73,9 @@ def variants():
 
 
 cdef class View:
-    """An array's memory, held for as long as this lives."""
+    """Memory of an array, held for as long as this lives."""
+
+    cdef Py_buffer buffer
 
     def __cinit__(self, array, str name, str format, int dimensions, bint writable=False):
         cdef int flags = PyBUF_FORMAT | PyBUF_C_CONTIGUOUS
@@ -54,6 +100,18 @@ cdef class View:
 cdef class CompiledGate:
     """Weights, one state for each sample, and the variant that steps them."""
 
+    cdef readonly str variant
+    cdef readonly Py_ssize_t samples
+    cdef GateWeights weights
+    cdef GateKernel kernel
+    cdef tuple views
+    cdef Py_ssize_t channel_block  # channels of a float map that lie together in memory
+    cdef float *state  # for each sample the padded hidden state, then the padded cell
+    cdef float *pooled  # for each sample its channels, `widest` apart; a step may use those of the step before
+    cdef float *scratch
+    cdef Py_ssize_t capacity
+    cdef bint busy
+
     def __init__(
         self,
         input,
@@ -64,7 +122,7 @@ cdef class CompiledGate:
         Py_ssize_t hidden,
         Py_ssize_t options,
         variant=None,
-        Py_ssize_t together=1,
+        Py_ssize_t channel_block=1,
     ):
         if self.views is not None:
             raise TypeError("a gate is set up once")
@@ -75,8 +133,8 @@ cdef class CompiledGate:
                 chosen += 1
             if chosen == count:
                 raise ValueError(f"no variant {variant!r} here: there are {', '.join(variants())}")
-        if hidden < 1 or options < 1 or together < 1:
-            raise ValueError(f"{hidden} hidden units, {options} options, {together} channels together, expected >= 1")
+        if hidden < 1 or options < 1 or channel_block < 1:
+            raise ValueError(f"{hidden} hidden units, {options} options, a channel block of {channel_block}, expected >= 1")
         cdef View inputs = View(input, "input", "f", 4)
         cdef View biases = View(bias, "bias", "f", 3)
         cdef View recurrents = View(recurrent, "recurrent", "f", 3)
@@ -101,7 +159,7 @@ cdef class CompiledGate:
         if self.scratch == NULL:
             raise MemoryError()
         self.kernel = kernels[chosen]
-        self.together = together
+        self.channel_block = channel_block
         self.variant = kernels[chosen].name.decode()
         self.views = (inputs, biases, recurrents, projections, projection_biases)
 
@@ -111,13 +169,13 @@ cdef class CompiledGate:
         free(self.scratch)
 
     def reset(self, Py_ssize_t samples):
-        self._free()
+        self._check_idle()
         if samples < 0:
             raise ValueError(f"{samples} samples")
         cdef float *state
         cdef float *pooled
         if samples > self.capacity:
-            # calloc minds the product; the old memory is dropped only once there is new
+            # calloc checks the product; the old memory is freed only after the new was allocated
             state = <float *> calloc(samples, 2 * self.weights.padded * sizeof(float))
             pooled = <float *> calloc(samples, max(self.weights.widest, 1) * sizeof(float))
             if state == NULL or pooled == NULL:
@@ -134,15 +192,12 @@ cdef class CompiledGate:
     def bind(self, Py_ssize_t block, features, float factor):
         return BoundStep(self, block, features, factor)
 
-    def bind_pooled(self, Py_ssize_t block, pooled):
-        return BoundStep(self, block, pooled, 1.0, True)
-
-    def step(self, Py_ssize_t block, chunks, where, float factor, decisions, changed=None):
-        self._free()
+    def step(self, Py_ssize_t block, buffers, where, float factor, decisions, changed=None):
+        self._check_idle()
         cdef View decision_view = View(decisions, "decisions", _INT64, 1, True)
         cdef View where_view = View(where, "where", _INTP, 2)
         cdef View changed_view, view
-        cdef Py_ssize_t samples = self.samples, count = len(chunks), height, expected = 0, i
+        cdef Py_ssize_t samples = self.samples, count = len(buffers), i
         decision_view.expect("decisions", (samples,))
         where_view.expect("where", (samples, 2))
         cdef const uint8_t *pools = NULL
@@ -151,10 +206,8 @@ cdef class CompiledGate:
             changed_view.expect("changed", (samples,))
             pools = <const uint8_t *> changed_view.buffer.buf
         cdef list views = []
-        for chunk in chunks:
-            views.append(View(chunk, "a chunk", "B" if memoryview(chunk).format == "B" else "f", 4))
-        if not views:
-            raise ValueError("no chunks of features, expected at least one")
+        for buffer in buffers:
+            views.append(View(buffer, "a buffer", "B" if memoryview(buffer).format == "B" else "f", 4))
         cdef const Py_ssize_t *at = <const Py_ssize_t *> where_view.buffer.buf
         cdef int64_t *chosen = <int64_t *> decision_view.buffer.buf
         cdef float *hidden = self.state
@@ -167,28 +220,18 @@ cdef class CompiledGate:
         try:
             for i in range(count):
                 self._describe(&described[i], block, views[i], factor)
-                view = views[i]
-                height = view.buffer.shape[1 if described[i].in_uint8 else 2]
-                if i == 0:
-                    expected = height
-                if (
-                    described[i].channels != described[0].channels
-                    or described[i].area != described[0].area
-                    or height != expected
-                ):
-                    raise ValueError("chunks of features of different sizes, expected the same")
             for i in range(samples):
                 if not 0 <= at[2 * i] < count:
-                    raise ValueError(f"chunk {at[2 * i]}, expected 0 to {count - 1}")
+                    raise ValueError(f"buffer {at[2 * i]}, expected 0 to {count - 1}")
                 view = views[at[2 * i]]
                 if not 0 <= at[2 * i + 1] < view.buffer.shape[0]:
                     raise ValueError(f"row {at[2 * i + 1]}, expected 0 to {view.buffer.shape[0] - 1}")
-            size = described[0].channels * described[0].area
             self.busy = True
             with nogil:
                 for i in range(samples):
                     features = described[at[2 * i]]
                     if pools == NULL or pools[i]:
+                        size = features.channels * features.area
                         if features.in_uint8:
                             features.data = <const uint8_t *> features.data + at[2 * i + 1] * size
                         else:
@@ -203,34 +246,8 @@ cdef class CompiledGate:
         finally:
             free(described)
 
-    def step_pooled(self, Py_ssize_t block, pooled, decisions):
-        self._free()
-        cdef View view = View(pooled, "pooled", "f", 2)
-        cdef View decision_view = View(decisions, "decisions", _INT64, 1, True)
-        cdef Py_ssize_t samples = self.samples, padded = self.weights.padded, channels = view.buffer.shape[1], i
-        view.expect("pooled", (samples, channels))
-        decision_view.expect("decisions", (samples,))
-        self._pooled(block, channels)
-        cdef const float *given = <const float *> view.buffer.buf
-        cdef int64_t *chosen = <int64_t *> decision_view.buffer.buf
-        cdef float *hidden = self.state
-        self.busy = True
-        with nogil:
-            for i in range(samples):
-                chosen[i] = self.kernel.step(
-                    &self.weights, block, given + i * channels, channels, hidden, hidden + padded, self.scratch
-                )
-                hidden += 2 * padded
-        self.busy = False
-
-    def read_state(self, hidden, cell):
-        self._copy_state(hidden, cell, True)
-
-    def write_state(self, hidden, cell):
-        self._copy_state(hidden, cell, False)
-
-    cdef int _copy_state(self, hidden, cell, bint out) except -1:
-        self._free()
+    def copy_state(self, hidden, cell, bint out):
+        self._check_idle()
         cdef Py_ssize_t i, part, size = self.weights.hidden
         cdef View view
         cdef float *inside
@@ -245,9 +262,8 @@ cdef class CompiledGate:
                     memcpy(outside, inside, size * sizeof(float))
                 else:
                     memcpy(inside, outside, size * sizeof(float))
-        return 0
 
-    cdef int _pooled(self, Py_ssize_t block, Py_ssize_t channels) except -1:
+    cdef int _check_channels(self, Py_ssize_t block, Py_ssize_t channels) except -1:
         if self.views is None:
             raise TypeError("the gate was not set up")
         if not 0 <= block < self.weights.gates:
@@ -260,60 +276,63 @@ cdef class CompiledGate:
         cdef bint in_uint8 = strcmp(view.buffer.format, "B") == 0
         cdef Py_ssize_t channels = view.buffer.shape[3 if in_uint8 else 1]
         cdef Py_ssize_t area = view.buffer.shape[2] * view.buffer.shape[1 if in_uint8 else 3]
-        self._pooled(block, channels)
-        if area < 1 or channels % self.together:
-            raise ValueError(f"features of shape {view.shape()}, expected maps of a multiple of {self.together} channels")
+        self._check_channels(block, channels)
+        if area < 1 or channels % self.channel_block:
+            raise ValueError(f"features of shape {view.shape()}, expected maps of a multiple of {self.channel_block} channels")
         features.data = view.buffer.buf
         features.in_uint8 = in_uint8
         features.factor = factor
         features.channels = channels
         features.area = area
-        features.together = self.together
+        features.channel_block = self.channel_block
         return 0
 
-    cdef int _free(self) except -1:
+    cdef int _check_idle(self) except -1:
         if self.busy:
             raise UsageError("the gate is stepping in another thread")
         return 0
 
-    cdef int _single(self) except -1:
+    cdef int _check_single(self) except -1:
         if self.samples != 1 or self.busy:
-            self._free()
+            self._check_idle()
             raise UsageError(f"the gate holds the states of {self.samples} samples: a bound step goes with reset(1)")
         return 0
 
 
 cdef class BoundStep:
-    """One block's step on one buffer: a feature map, or what was pooled of one."""
+    """Step after one block on the buffer of a feature map."""
 
-    def __cinit__(self, CompiledGate gate not None, Py_ssize_t block, features, float factor, bint pooled=False):
-        if pooled:
-            self.view = View(features, "pooled", "f", 2)
-            gate._pooled(block, self.view.buffer.shape[1])
-            self.features.channels = self.view.buffer.shape[1]
-            self.given = <const float *> self.view.buffer.buf
-        else:
-            self.view = View(features, "features", "B" if memoryview(features).format == "B" else "f", 4)
-            gate._describe(&self.features, block, self.view, factor)
+    cdef CompiledGate gate
+    cdef View view
+    cdef GateFeatures features
+    cdef Py_ssize_t block
+
+    def __cinit__(self, CompiledGate gate not None, Py_ssize_t block, features, float factor):
+        self.view = View(features, "features", "B" if memoryview(features).format == "B" else "f", 4)
+        gate._describe(&self.features, block, self.view, factor)
         if self.view.buffer.shape[0] != 1:
             raise ValueError(f"features of {self.view.buffer.shape[0]} samples, expected one")
         self.gate = gate
         self.block = block
 
-    # The GIL stays in all of these: to let go of it and wait for it again would cost more than the step.
+    # The GIL stays in all of these: to release it and wait for it again would cost more than the step.
 
     def pool(self):
-        self.gate._single()
-        if self.given == NULL:
-            self.gate.kernel.pool(&self.features, self.gate.pooled)
+        self.gate._check_single()
+        self.gate.kernel.pool(&self.features, self.gate.pooled)
 
     def advance(self):
         cdef CompiledGate gate = self.gate
-        gate._single()
-        cdef const float *pooled = self.given if self.given != NULL else gate.pooled
+        gate._check_single()
         cdef float *hidden = gate.state
         return gate.kernel.step(
-            &gate.weights, self.block, pooled, self.features.channels, hidden, hidden + gate.weights.padded, gate.scratch
+            &gate.weights,
+            self.block,
+            gate.pooled,
+            self.features.channels,
+            hidden,
+            hidden + gate.weights.padded,
+            gate.scratch,
         )
 
     def __call__(self):
@@ -321,8 +340,107 @@ cdef class BoundStep:
         return self.advance()
 
 
-cdef str _INTP = INTP
-cdef str _INT64 = "l" if sizeof(long) == 8 else "q"
+cdef struct Choice:
+    PyObject *call  # NULL if there is nothing to call
+    Py_ssize_t slot
+
+
+cdef struct BlockStep:
+    const GateFeatures *features
+    Py_ssize_t index  # of the block, as the gate counts
+    bint reuses
+
+
+cdef class CompiledLoop:
+    """The dispatch loop for one sample; see :mod:`dfs_deploy.runtimes.dispatch`.
+
+    A skipped block is its gate's step and nothing else: no object is made, and what was pooled before is used again.
+    """
+
+    cdef CompiledGate gate
+    cdef BlockStep *steps  # (blocks, slots)
+    cdef Choice *choices  # (blocks, slots, options)
+    cdef Py_ssize_t blocks, slots, options
+    cdef list kept  # owners of what the pointers above borrow
+    cdef readonly Py_ssize_t slot, block
+    cdef readonly bytearray path
+
+    def __cinit__(self, CompiledGate gate not None, steps):
+        cdef Py_ssize_t i, j, k, at
+        cdef BoundStep bound
+        cdef BlockStep *step
+        self.gate, self.kept, self.path = gate, [], bytearray()
+        self.blocks = len(steps)
+        self.slots = len(steps[0]) if self.blocks else 1
+        self.options = gate.weights.options
+        self.steps = <BlockStep *> calloc(self.blocks * self.slots + 1, sizeof(BlockStep))
+        self.choices = <Choice *> calloc(self.blocks * self.slots * self.options + 1, sizeof(Choice))
+        if self.steps == NULL or self.choices == NULL:
+            raise MemoryError()
+        for i, slots in enumerate(steps):
+            if len(slots) != self.slots:
+                raise ValueError(f"{len(slots)} slots at gated block {i}, expected {self.slots}")
+            for j, given in enumerate(slots):
+                at = i * self.slots + j
+                bound = given.gate
+                if bound.gate is not gate:
+                    raise ValueError("a step of another gate")
+                if len(given.options) != self.options:
+                    raise ValueError(f"{len(given.options)} options at gated block {i}, expected {self.options}")
+                step = &self.steps[at]
+                step.features, step.index, step.reuses = &bound.features, bound.block, given.reuses
+                self.kept.append(bound)
+                for k, (call, slot) in enumerate(given.options):
+                    if not 0 <= slot < self.slots:
+                        raise ValueError(f"slot {slot}, expected 0 to {self.slots - 1}")
+                    self.choices[at * self.options + k].slot = slot
+                    if call is not None:
+                        self.kept.append(call)
+                        self.choices[at * self.options + k].call = <PyObject *> call
+
+    def __dealloc__(self):
+        free(self.steps)
+        free(self.choices)
+
+    def run(self, forced):
+        cdef CompiledGate gate = self.gate
+        gate._check_single()
+        cdef const uint8_t *instead = NULL
+        cdef bytes given
+        if forced is not None:
+            given = forced
+            if len(given) != self.blocks:
+                raise ValueError(f"a path of {len(given)} blocks, expected {self.blocks}")
+            instead = given
+        cdef bytearray path = bytearray(self.blocks)
+        cdef uint8_t *taken = path
+        cdef Py_ssize_t block, option, slot = 0
+        cdef bint pooled = False
+        cdef BlockStep *step
+        cdef Choice *choice
+        cdef float *hidden = gate.state
+        cdef float *cell = hidden + gate.weights.padded
+        self.path = path
+        for block in range(self.blocks):
+            step = &self.steps[block * self.slots + slot]
+            if not (pooled and step.reuses):
+                gate.kernel.pool(step.features, gate.pooled)
+            option = gate.kernel.step(
+                &gate.weights, step.index, gate.pooled, step.features.channels, hidden, cell, gate.scratch
+            )
+            if instead != NULL:
+                option = instead[block]
+                if option >= self.options:
+                    raise ValueError(f"option {option}, expected 0 to {self.options - 1}")
+            taken[block] = option
+            choice = &self.choices[(block * self.slots + slot) * self.options + option]
+            slot = choice.slot
+            pooled = choice.call == NULL
+            if not pooled:
+                self.block = block
+                PyObject_CallNoArgs(<object> choice.call)
+        self.slot = slot
+        return path
 
 
 cdef Py_ssize_t _padded(Py_ssize_t count):

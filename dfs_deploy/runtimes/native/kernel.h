@@ -30,15 +30,16 @@ typedef struct {
     const float *projection_bias; /* (scores,) */
 } GateWeights;
 
-/* One sample's features, contiguous: (channels, area) of floats, or (area, channels) of uint8; or, with `together`
- * above 1, (channels / together, area, together) of floats: the blocked layout of ONNX Runtime's convolutions. */
+/* One sample's features, contiguous: (channels, area) of floats, or (area, channels) of uint8; or, with a
+ * `channel_block` above 1, (channels / channel_block, area, channel_block) of floats: the blocked layout of ONNX
+ * Runtime's convolutions. */
 typedef struct {
     const void *data;
     int in_uint8;       /* float otherwise */
     float factor;       /* of uint8: what one step is worth, over the area */
-    ptrdiff_t channels; /* a multiple of `together` */
+    ptrdiff_t channels; /* a multiple of `channel_block` */
     ptrdiff_t area;
-    ptrdiff_t together;
+    ptrdiff_t channel_block;
 } GateFeatures;
 
 /* Averages each channel over the map, whatever the layout in the same order of additions. */

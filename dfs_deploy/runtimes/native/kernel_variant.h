@@ -187,16 +187,16 @@ TARGET static void NAME(pool)(const GateFeatures *features, float *pooled) {
         }
     } else {
         const float *x = features->data;
-        const ptrdiff_t together = features->together;
-        if (together == 1)
+        const ptrdiff_t channel_block = features->channel_block;
+        if (channel_block == 1)
             for (ptrdiff_t c = 0; c < channels; c++) pooled[c] = NAME(sum_floats)(x + c * area, area);
         else
-            for (ptrdiff_t first = 0; first < channels; first += together) {
+            for (ptrdiff_t first = 0; first < channels; first += channel_block) {
                 const float *block = x + first * area;
                 ptrdiff_t c = 0;
-                for (; c + FLOATS <= together; c += FLOATS)
-                    NAME(sum_blocked)(block + c, area, together, pooled + first + c);
-                for (; c < together; c++) pooled[first + c] = NAME(sum_strided)(block + c, area, together);
+                for (; c + FLOATS <= channel_block; c += FLOATS)
+                    NAME(sum_blocked)(block + c, area, channel_block, pooled + first + c);
+                for (; c < channel_block; c++) pooled[first + c] = NAME(sum_strided)(block + c, area, channel_block);
             }
         for (ptrdiff_t c = 0; c < channels; c++) pooled[c] /= (float)area;
     }

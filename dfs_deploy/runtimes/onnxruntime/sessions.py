@@ -1,299 +1,208 @@
-"""Loading a bundle's engines into ONNX Runtime: one session per file, and no thread pool that nobody asked for.
-
-With more than one thread each session has a pool of its own. ONNX Runtime can give all sessions one pool, but then it
-refuses any session of the process that wants its own, also the application's; that is the application's choice
-(``onnxruntime.set_global_thread_pool_sizes``), and is followed here. A deep network has hundreds of sessions, so how
-many threads an engine gets is bounded by what all pools together may take.
-"""
+"""Sessions of ONNX Runtime: how they are opened, bound to buffers and run, and what their failures mean."""
 
 from __future__ import annotations
 
-import mmap
+import functools
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-from dfs_deploy.bundle import Bundle
-from dfs_deploy.bundle.manifest import Engine, Layout
-from dfs_deploy.errors import BundleError, EnvironmentLacksError, OutOfMemoryError
-from dfs_deploy.io.files import sha256
-from dfs_deploy.runtimes.base import Substitution, serving
-from dfs_deploy.runtimes.gate import GateWeights
-from dfs_deploy.runtimes.gate_weights import gate_weights
-from dfs_deploy.runtimes.onnxruntime.binding import has_global_pool, laid_out, open_session, session_options
-from dfs_deploy.runtimes.onnxruntime.plan import Plan, PlanEntry
-from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, PreparedEngines
-from dfs_deploy.system.cpu import has_fast_float16
+from numpy.typing import NDArray
+
+from dfs_deploy.errors import BundleError, EngineError, OutOfMemoryError
+from dfs_deploy.io.text import first_line
+from dfs_deploy.runtimes.dispatch import Call
 from dfs_deploy.system.ort import onnxruntime as ort
 
-MOST_POOLED = 384
-"""Most threads in the pools of one network's sessions, together."""
-
-_SPARE_THREADS = 16
-"""Threads that must be startable beside those of the pools: ONNX Runtime may hang where a pool cannot be filled."""
-
-
-_LEAST_MEMORY = 2 << 20
+_AS_REQUESTED = 1  # kSameAsRequested: grow by the size of the request; the default doubles
+_global_pool = False
+_GLOBAL_POOL = "use_per_session_threads must be false"
+_NO_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory", "Cannot allocate memory")
+_EXTERNAL_DATA = b"location"
+"""Key of the file of a tensor (onnx.proto, TensorProto.external_data); no exported engine holds these bytes."""
 
 
-@dataclass(frozen=True)
-class LoadedEngine:
-    """An engine ready to run.
-
-    Attributes:
-        label: what messages call it, as in ``block 3, option 8 (int8)``.
-        output: the layout in which it leaves its features.
-        sessions: a session for each layout in which features may arrive.
-    """
-
-    label: str
-    output: Layout
-    sessions: dict[Layout, ort.InferenceSession]
-
-
-@dataclass(frozen=True)
-class LoadedBlock:
-    """A gated block: an engine by option index, ``None`` where the option passes features on untouched."""
-
-    options: tuple[LoadedEngine | None, ...]
-
-
-@dataclass(frozen=True)
-class LoadedEngines:
-    """All that the clones of a runtime share; nothing in it changes after loading.
-
-    Attributes:
-        stem: before the blocks.
-        blocks: the gated blocks.
-        head: after them.
-        gate: its weights.
-        feature_scales: what one step of uint8 is worth, by block.
-        substitutions: decided here.
-        threads: that each engine has.
-        pools: whose threads they are, in words; empty if every engine runs in the calling thread.
-        prepared: engines that run instead of the bundle's.
-    """
-
-    stem: LoadedEngine
-    blocks: tuple[LoadedBlock, ...]
-    head: LoadedEngine
-    gate: GateWeights
-    feature_scales: tuple[float, ...]
-    substitutions: tuple[Substitution, ...]
-    threads: int
-    pools: str
-    prepared: PreparedEngines
-
-
-def load_engines(
-    bundle: Bundle, threads: int, plan: Plan | None = None, prepared: PreparedEngines = PLAIN
-) -> LoadedEngines:
-    """Makes a session of every engine that runs here.
+def session_options(threads: int) -> ort.SessionOptions:
+    """Options of every session.
 
     Args:
-        bundle: with a gate; its digests are checked once more as each file is read.
-        threads: that one engine may use.
-        plan: which engine serves which option; ``None`` for the least precise that the CPU is made for.
-        prepared: engines to run instead of the bundle's.
+        threads: threads that the session may use.
+    """
+    _share_allocator()
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.intra_op_num_threads = threads  # one: the calling thread, and no pool
+    if threads > 1:
+        # Each session then has a pool (see loading.py); pools that do not spin while waiting do not disturb each other.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.inter_op_num_threads = 1
+    # With one block of memory for a whole run, planned by shape, an INT8 block takes 1.5 times as long at a batch of
+    # 64, and the same at a batch of one (docs/performance.md).
+    options.enable_mem_pattern = False
+    # ONNX Runtime's own format is read without checks, and would be recognised by its first bytes.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    options.log_severity_level = 4  # errors are raised as well; warnings are about the machine's sysfs
+    # On an x86 CPU without VNNI, sums of two 8-bit products saturate in 16 bits; with this they are exact, and slower
+    # unless the weights have 7 bits. It changes nothing on other CPUs.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
+_allocator_lock = threading.Lock()
+_allocator_shared = False
+
+
+def _share_allocator() -> None:
+    """Gives ONNX Runtime one arena for all sessions of the process, which lives as long as the process.
+
+    Sessions that each own an arena push one another's buffers out of the cache (docs/performance.md).
+    """
+    global _allocator_shared
+    with _allocator_lock:
+        if not _allocator_shared:
+            memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+            try:
+                ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": _AS_REQUESTED}))
+            except RuntimeError as error:  # older versions: the application shares one already, which is as good
+                if "already been registered" not in str(error):
+                    raise
+            _allocator_shared = True
+
+
+def open_session(data: bytes, name: str, options: ort.SessionOptions) -> ort.InferenceSession:
+    """Makes a session from a model in memory.
 
     Raises:
-        BundleError: a file is no model that ONNX Runtime takes.
-        DamagedError: a prepared engine is not what was kept.
-        OutOfMemoryError: there is not the memory for them.
-        EnvironmentLacksError: so many threads cannot be started here.
+        BundleError: the model keeps weights outside itself, or ONNX Runtime refuses it.
+        OutOfMemoryError: there is not enough memory for it.
     """
-    engines, architecture = bundle.manifest.runtimes["onnxruntime"], bundle.architecture
-    assert engines.gate is not None  # noqa: S101 (a network without one has a policy, whose path is one engine)
-    session = open_session(bundle.read(engines.gate), f"{bundle.path}: {engines.gate}", session_options(1))
-    gate = gate_weights(session, bundle)
-    substitutions = decided_substitutions(bundle, plan)
-    running = [engines.stem, engines.head, *_running(bundle, substitutions)]
-    digests = {prepared.digest(f) or bundle.manifest.files[f].sha256 for e in running for f in e.files.values()}
-    threads, pools = affordable_threads(bundle, threads, len(digests))
-    loader = _Loader(bundle, threads, prepared)
-    maps = [block.out_shape for block in architecture.blocks]
-    blocks = []
-    for block in engines.blocks:
-        sizes = maps[block.index - 1 : block.index + 1]
-        options: list[LoadedEngine | None] = []
-        for option in bundle.options:
-            label = f"block {block.index}, option {option.name}"
-            if option.skips:
-                options.append(None if block.skip is None else loader.engine(block.skip, label, *sizes))
-                continue
-            chosen = serving(block, option.name, substitutions)
-            options.append(loader.engine(chosen, f"{label} ({chosen.precision})", *sizes))
-        blocks.append(LoadedBlock(tuple(options)))
-    return LoadedEngines(
-        stem=loader.engine(engines.stem, "stem", architecture.image_shape, maps[0]),
-        blocks=tuple(blocks),
-        head=loader.engine(engines.head, "head", maps[-1], (architecture.classes,)),
-        gate=gate,
-        feature_scales=tuple(engines.feature_scales),
-        substitutions=substitutions,
-        threads=threads,
-        pools=pools,
-        prepared=prepared.loaded(),
+    if _EXTERNAL_DATA in data:
+        raise BundleError(f"{name} keeps weights in a file of its own, which no exported engine does; do not use it")
+    try:
+        return _open(data, options)
+    except Exception as error:  # ONNX Runtime's exceptions share no other base
+        if is_memory_error(error):
+            raise OutOfMemoryError(f"memory ran out while {name} was loaded; free some, or raise its limit") from error
+        raise BundleError(
+            f"ONNX Runtime {ort.__version__} does not take {name} ({first_line(error)}); export it again"
+        ) from error
+
+
+def _open(data: bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+    global _global_pool
+    # Without the fallback, which would try the same provider again, and print.
+    make = functools.partial(ort.InferenceSession, data, options, ["CPUExecutionProvider"], enable_fallback=0)
+    if not _global_pool:
+        try:
+            return make()
+        except RuntimeError as error:
+            if _GLOBAL_POOL not in str(error):
+                raise
+        _global_pool = True
+    options.use_per_session_threads = False
+    options.intra_op_num_threads = options.inter_op_num_threads = 0  # the pool's own
+    return make()
+
+
+def has_global_pool() -> bool:
+    """Whether the application set up one thread pool for all sessions; known once a session was opened."""
+    return _global_pool
+
+
+def is_memory_error(error: Exception) -> bool:
+    """Whether ONNX Runtime failed because it could not get memory."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
+
+
+def bind(session: ort.InferenceSession, source: NDArray[Any], target: NDArray[Any]) -> Call:
+    """A call without arguments that runs a session from one buffer into another.
+
+    Args:
+        session: session with one input and one output.
+        source: input, read at each call.
+        target: output, written at each call.
+
+    Returns:
+        The call. If the session fails it raises an exception of ONNX Runtime: see :func:`engine_failed`.
+    """
+    binding = session.io_binding()
+    binding.bind_ortvalue_input(session.get_inputs()[0].name, ort.OrtValue.ortvalue_from_numpy(source))
+    binding.bind_ortvalue_output(session.get_outputs()[0].name, ort.OrtValue.ortvalue_from_numpy(target))
+    return _bound_call(session, binding)
+
+
+def _bound_call(session: ort.InferenceSession, binding: ort.IOBinding) -> Call:
+    """Makes a call without arguments that runs a session on what is bound."""
+    # The public method looks for options of other providers at each call, and makes new run options: 0.7 of its 1.9
+    # microseconds. It is the way if a later version lacks these attributes.
+    inner, bound = getattr(session, "_sess", None), getattr(binding, "_iobinding", None)
+    if inner is None or bound is None:
+        return functools.partial(session.run_with_iobinding, binding)
+    call = functools.partial(inner.run_with_iobinding, bound, ort.RunOptions())
+    call.__dict__["keeps"] = (session, binding)  # arrays bound as values live as long as these
+    return call
+
+
+class Rebinding:
+    """Runs a session from any array into any other, of any batch size: it binds them at each call and makes nothing.
+
+    Args:
+        session: session with one input and one output.
+    """
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        binding = session.io_binding()
+        self._call = _bound_call(session, binding)
+        names = session.get_inputs()[0].name, session.get_outputs()[0].name
+        self._bind_input, self._bind_output = _binders(binding, *names)
+
+    def __call__(self, label: str, source: NDArray[Any], target: NDArray[Any]) -> None:
+        """Runs it once.
+
+        Args:
+            label: name of the engine in messages.
+            source: contiguous array.
+            target: contiguous array of the output's shape and type.
+
+        Raises:
+            EngineError: ONNX Runtime failed.
+        """
+        try:
+            # By address: neither array is kept, and the caller holds both until this returns.
+            self._bind_input(source.dtype, source.shape, source.ctypes.data)
+            self._bind_output(target.dtype, target.shape, target.ctypes.data)
+            self._call()
+        except Exception as error:  # ONNX Runtime's exceptions share no other base
+            raise engine_failed(label, error) from error
+
+
+def _binders(binding: ort.IOBinding, source: str, target: str) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Makes calls that bind memory on the CPU to an input and an output, by type, shape and address."""
+    # The public methods make a new device at each call: 4 of their 6 microseconds. They are the way if a later version
+    # lacks these attributes.
+    inner, device = getattr(binding, "_iobinding", None), getattr(ort.OrtDevice.make("cpu", 0), "_ort_device", None)
+    if inner is None or device is None:
+        return (
+            functools.partial(binding.bind_input, source, "cpu", 0),
+            functools.partial(binding.bind_output, target, "cpu", 0),
+        )
+    return functools.partial(inner.bind_input, source, device), functools.partial(inner.bind_output, target, device)
+
+
+def engine_failed(label: str, error: Exception) -> EngineError | OutOfMemoryError:
+    """Makes the error for an engine that failed."""
+    if is_memory_error(error):
+        return OutOfMemoryError(f"memory ran out in {label}; give it fewer images per call, or free some")
+    return EngineError(
+        f"{label} failed in ONNX Runtime {ort.__version__}: {first_line(error)}; check the bundle with dfs-deploy"
+        " inspect, or export it again"
     )
 
 
-def check_memory(bundle: Bundle) -> None:
-    """Asks for less memory than any load takes: where even that is missing, ONNX Runtime may crash.
-
-    Raises:
-        OutOfMemoryError: it is missing.
-    """
+def run_once(session: ort.InferenceSession, label: str, features: NDArray[Any]) -> NDArray[Any]:
+    """Runs a session on an array of any batch size and returns a new array; raises EngineError if it fails."""
     try:
-        mmap.mmap(-1, _LEAST_MEMORY + bundle.size // 2).close()
-    except (OSError, MemoryError) as error:
-        raise OutOfMemoryError(
-            f"memory ran out before {bundle.path} was loaded; free some, or raise its limit"
-        ) from error
-
-
-def decided_substitutions(bundle: Bundle, plan: Plan | None) -> tuple[Substitution, ...]:
-    """Which option is served by an engine of another precision than its own, by a plan or by what the CPU is made for.
-
-    Those that differ in the block alone are one.
-    """
-    blocks: dict[tuple[str, str, str, str], list[int]] = {}
-    for block in bundle.manifest.runtimes["onnxruntime"].blocks:
-        for option in (option.name for option in bundle.options if option.name in block.options):
-            wanted, *fallbacks = block.options[option]
-            planned = None if plan is None else plan.chosen(block.index, option)
-            chosen, reason = _choose(wanted, fallbacks, planned)
-            if reason:
-                blocks.setdefault((option, wanted.precision, chosen.precision, reason), []).append(block.index)
-    return tuple(Substitution(*key, blocks=tuple(indices)) for key, indices in blocks.items())
-
-
-def _running(bundle: Bundle, substitutions: Sequence[Substitution]) -> Iterator[Engine]:
-    """The engines that the gate may choose."""
-    for block in bundle.manifest.runtimes["onnxruntime"].blocks:
-        yield from () if block.skip is None else (block.skip,)
-        yield from (serving(block, option, substitutions) for option in block.options)
-
-
-def described(threads: int, pools: str, gate: str, planned: bool, layout: str) -> dict[str, Any]:
-    """Plain facts of a backend for reports; see :attr:`dfs_deploy.runtimes.base.Backend.description`."""
-    return {
-        "runtime": "onnxruntime",
-        "version": ort.__version__,
-        "provider": "CPUExecutionProvider",
-        "threads": threads,
-        "pools": pools or "none: the calling thread alone",
-        "gate": gate,
-        "plan": "measured here" if planned else "none",
-        "layout": layout,
-    }
-
-
-def affordable_threads(bundle: Bundle, threads: int, sessions: int) -> tuple[int, str]:
-    """Threads per engine, so that all pools together stay within bounds, and what is to be said of the pools.
-
-    Args:
-        bundle: for messages.
-        threads: wanted for each engine.
-        sessions: engines that are to be loaded. One session was opened before: an application's pool is known then.
-
-    Raises:
-        EnvironmentLacksError: so many threads cannot be started here.
-    """
-    if threads == 1:
-        return 1, ""
-    if has_global_pool():
-        return threads, "one for the process, as the application chose"
-    given = min(threads, 1 + MOST_POOLED // sessions)
-    _check_startable(sessions * (given - 1), bundle)
-    pools = f"{sessions} engine(s), {given - 1} thread(s) each beside the calling one"
-    return given, pools if given == threads else f"{pools}; {threads} threads an engine would be too many"
-
-
-def _check_startable(count: int, bundle: Bundle) -> None:
-    """Starts as many threads as the pools will have, and ends them."""
-    if not count:
-        return
-    leave, started = threading.Event(), []
-    try:
-        for _ in range(count + _SPARE_THREADS):
-            thread = threading.Thread(target=leave.wait, daemon=True)
-            thread.start()
-            started.append(thread)
-    except RuntimeError as error:
-        raise EnvironmentLacksError(
-            f"{bundle.path} takes pools of {count} threads here and only {len(started)} could be started: a limit on"
-            " processes or memory (ulimit -u, ulimit -v, a container's pids limit) is reached; give --threads 1, or"
-            " raise it"
-        ) from error
-    finally:
-        leave.set()
-        for thread in started:
-            thread.join()
-
-
-def _choose(wanted: Engine, fallbacks: list[Engine], planned: PlanEntry | None) -> tuple[Engine, str]:
-    """The engine that serves an option here, and why that is another than its own."""
-    if planned is not None:
-        chosen = next((e for e in (wanted, *fallbacks) if e.precision == planned.chosen), wanted)
-        return chosen, "" if chosen is wanted else "slower here than the more precise engine"
-    if wanted.precision == "fp16" and fallbacks and not has_fast_float16():
-        return fallbacks[0], "this CPU has no fast float16"
-    return wanted, ""
-
-
-class _Loader:
-    """Makes sessions; files with the same content share one."""
-
-    def __init__(self, bundle: Bundle, threads: int, prepared: PreparedEngines) -> None:
-        self._bundle = bundle
-        self._prepared = prepared
-        self._sessions: dict[str, ort.InferenceSession] = {}
-        self._options = session_options(threads)
-
-    def engine(self, engine: Engine, label: str, takes: tuple[int, ...], gives: tuple[int, ...]) -> LoadedEngine:
-        """Loads every variant of an engine, from features of one size, without the batch, to another."""
-        sessions = {layout: self.session(file) for layout, file in engine.files.items()}
-        for layout, session in sessions.items():
-            given = laid_out(gives, engine.output) if len(gives) == 3 else gives
-            check_ends(self._bundle, label, session, (layout, laid_out(takes, layout)), (engine.output, given))
-        return LoadedEngine(label, engine.output, sessions)
-
-    def session(self, file: str) -> ort.InferenceSession:
-        data = self._prepared.read(file) or self._bundle.read(file)
-        digest = sha256(data)
-        if digest not in self._sessions:
-            self._sessions[digest] = open_session(data, f"{self._bundle.path}: {file}", self._options)
-        return self._sessions[digest]
-
-
-def check_ends(
-    bundle: Bundle,
-    label: str,
-    session: ort.InferenceSession,
-    takes: tuple[Layout, tuple[int, ...]],
-    gives: tuple[Layout, tuple[int, ...]],
-) -> None:
-    """Checks that an engine has one input and one output, each of a layout and a size.
-
-    Args:
-        bundle: that it was made of, for messages.
-        label: what messages call it.
-        session: of it.
-        takes: layout and size, without the batch, of its input.
-        gives: of its output.
-
-    Raises:
-        BundleError: it takes or gives something else.
-    """
-    try:
-        ends = (session.get_inputs(), takes), (session.get_outputs(), gives)
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{bundle.path}: a name in the engine of {label} is no UTF-8; export it again") from error
-    for values, (layout, size) in ends:
-        kind = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}[layout]
-        if len(values) != 1 or values[0].type != kind or tuple(values[0].shape[1:]) != size:
-            raise BundleError(
-                f"{bundle.path}: the engine of {label} takes or gives something else than {layout} of (N, *{size});"
-                " export it again"
-            )
+        output: NDArray[Any] = session.run(None, {session.get_inputs()[0].name: features})[0]
+    except Exception as error:  # ONNX Runtime's exceptions share no other base
+        raise engine_failed(label, error) from error
+    return output

@@ -1,36 +1,42 @@
-"""Whole networks as one engine: the static baselines of a bundle, static policies and traces of paths."""
+"""Whole networks as one engine: static baselines, static policies, and the trace of a path for a bench.
+
+The engines of a path are joined where they run: they take no room in a bundle, and which precision runs for an option
+is known then.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.bundle.cache import Cache
+from dfs_deploy.bundle.manifest import Layout
+from dfs_deploy.bundle.onnx_messages import Message, parse_model
 from dfs_deploy.errors import BundleError, RuntimeClosedError
 from dfs_deploy.options import Precision
-from dfs_deploy.runtimes.onnxruntime.binding import (
-    Call,
-    aligned_buffer,
-    bind,
-    engine_failed,
-    open_session,
-    run_once,
-    session_options,
-)
-from dfs_deploy.runtimes.onnxruntime.sessions import check_ends
+from dfs_deploy.runtimes.backend import Backend, BackendOptions, Substitution, running_engines
+from dfs_deploy.runtimes.buffers import aligned_buffer
+from dfs_deploy.runtimes.dispatch import Call
+from dfs_deploy.runtimes.onnxruntime.engine_choice import decide_substitutions, load_choice
+from dfs_deploy.runtimes.onnxruntime.loading import affordable_threads, check_ends, check_memory, describe
+from dfs_deploy.runtimes.onnxruntime.prepared import ONE_ENGINE, PreparedEngines
+from dfs_deploy.runtimes.onnxruntime.sessions import bind, engine_failed, open_session, run_once, session_options
 from dfs_deploy.system.ort import onnxruntime as ort
 
 
 class StraightEngine:
-    """Runs one engine from images to logits with the same care as the dynamic network: bound at batch 1.
+    """One engine from images to logits, bound at batch 1 like the dynamic network.
 
     Args:
-        model: ONNX, from (N, C, H, W) float32 to (N, classes) float32.
-        label: what messages call it.
-        bundle: that it was made of.
-        threads: that the engine may use; ``None`` for one.
+        model: ONNX model from (N, C, H, W) float32 to (N, classes) float32.
+        label: name in messages.
+        bundle: bundle that it was made from.
+        threads: threads that it may use; ``None`` for one.
 
     Raises:
         BundleError: ONNX Runtime does not take the model, or it takes or gives something else.
@@ -44,45 +50,43 @@ class StraightEngine:
 
     def _set_up(self, session: ort.InferenceSession, label: str, bundle: Bundle) -> None:
         self._label, self._bundle = label, bundle
-        self._session: ort.InferenceSession | None = session
         self._images = aligned_buffer((1, *bundle.input.shape), np.dtype(np.float32))
         self._logits = aligned_buffer((1, bundle.architecture.classes), np.dtype(np.float32))
-        self._call: Call | None = bind(session, self._images, self._logits)
+        self._opened: tuple[ort.InferenceSession, Call] | None = session, bind(session, self._images, self._logits)
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Maps (N, C, H, W) float32, normalised, to logits (N, classes) float32."""
-        session, call = self._opened()
+        session, call = self._open()
         if len(images) != 1:
             return run_once(session, self._label, images)
         np.copyto(self._images, images)
         try:
             call()
-        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+        except Exception as error:  # ONNX Runtime's exceptions share no other base
             raise engine_failed(self._label, error) from error
         return self._logits.copy()
 
     @property
     def call(self) -> Call:
-        """The bound call at batch 1, on the image before: for a bench."""
-        return self._opened()[1]
+        """Bound call at batch 1, on the image of the last call: for a bench."""
+        return self._open()[1]
 
     def clone(self) -> StraightEngine:
-        """The same engine with buffers of its own, for another thread."""
+        """Makes one for another thread: the same engine with buffers of its own."""
         other = object.__new__(StraightEngine)
-        other._set_up(self._opened()[0], self._label, self._bundle)
+        other._set_up(self._open()[0], self._label, self._bundle)
         return other
 
-    def _opened(self) -> tuple[ort.InferenceSession, Call]:
-        session, call = self._session, self._call
-        if session is None or call is None:
+    def _open(self) -> tuple[ort.InferenceSession, Call]:
+        if self._opened is None:
             raise RuntimeClosedError(
                 f"this {type(self).__name__} was closed; make a new one, or use it inside its with block"
             )
-        return session, call
+        return self._opened
 
     def close(self) -> None:
         """Frees the engine; closing twice is fine."""
-        self._session = self._call = None
+        self._opened = None
 
     def __enter__(self) -> StraightEngine:
         return self
@@ -94,12 +98,12 @@ class StraightEngine:
 
 
 class StaticEngine(StraightEngine):
-    """A static baseline: the whole backbone in one precision, every block run.
+    """A static baseline: the whole backbone in one precision, with every block run.
 
     Args:
-        bundle: with engines for ONNX Runtime.
-        precision: of the baseline.
-        threads: that the engine may use; ``None`` for one.
+        bundle: bundle with engines for ONNX Runtime.
+        precision: precision of the baseline.
+        threads: threads that it may use; ``None`` for one.
 
     Raises:
         BundleError: the bundle has no such baseline.
@@ -112,3 +116,143 @@ class StaticEngine(StraightEngine):
                 f"{bundle.path} has no static {precision} engine; export with {precision} among the targets"
             )
         super().__init__(bundle.read(static[precision]), static[precision], bundle, threads)
+
+
+class PolicyBackend(Backend):
+    """Runs a static policy: its path never changes, so its engines are joined into one.
+
+    Args:
+        bundle: bundle with a static policy.
+        options: choices of how it runs.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
+        if bundle.policy is None:
+            raise BundleError(f"{bundle.path} has a gate, and no static policy")
+        check_memory(bundle)
+        wanted = options.threads or 1
+        choice = load_choice(bundle, wanted, cache=Cache(bundle, options.cache_dir)) if options.plan else None
+        self._substitutions = decide_substitutions(bundle, choice)
+        threads, pools = affordable_threads(bundle, wanted, 1)
+        layout = PreparedEngines(reason=ONE_ENGINE).description
+        self._description = describe(threads, pools, "none: a static policy", choice is not None, layout)
+        model = join_path(bundle, bundle.policy, self._substitutions)
+        self._engine: StraightEngine | None = StraightEngine(model, "the path of the static policy", bundle, threads)
+        self._path = bundle.policy
+
+    def infer(
+        self, images: NDArray[np.float32], forced: NDArray[np.uint8] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        return self._open()(images), np.repeat(self._path[None], len(images), 0)
+
+    def engine_calls(self, path: NDArray[np.uint8]) -> tuple[Call, ...]:
+        return (self._open().call,)
+
+    def gate_calls(self) -> tuple[Callable[[], object], ...]:
+        return ()
+
+    def set_score_offset(self, offset: NDArray[np.float32]) -> None:
+        """Does nothing: there are no scores."""
+
+    def clone(self) -> PolicyBackend:
+        other = object.__new__(PolicyBackend)
+        other._substitutions, other._description = self._substitutions, self._description
+        other._engine, other._path = self._open().clone(), self._path
+        return other
+
+    def close(self) -> None:
+        self._engine = None
+
+    @property
+    def substitutions(self) -> tuple[Substitution, ...]:
+        return self._substitutions
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return dict(self._description)
+
+    def _open(self) -> StraightEngine:
+        if self._engine is None:
+            raise RuntimeClosedError("this Runtime was closed by another thread; make a new one")
+        return self._engine
+
+
+def join_path(bundle: Bundle, path: NDArray[np.uint8], substitutions: Sequence[Substitution] = ()) -> bytes:
+    """Joins the engines of a path into one ONNX model, from images to logits.
+
+    Args:
+        bundle: bundle with engines for ONNX Runtime.
+        path: (gated blocks,) option indices.
+        substitutions: options that run on an engine of another precision.
+
+    Raises:
+        BundleError: an engine is not what an export writes, or the engines have operators of several versions.
+    """
+    files = engine_files(bundle, path, substitutions)
+    return join_engines([(f"{bundle.path}: {file}", bundle.read(file)) for file in files])
+
+
+def engine_files(bundle: Bundle, path: NDArray[np.uint8], substitutions: Sequence[Substitution] = ()) -> list[str]:
+    """Names of the files of a path's engines, in order, each for the layout in which its features arrive.
+
+    Args:
+        bundle: bundle with engines for ONNX Runtime.
+        path: (gated blocks,) option indices.
+        substitutions: options that run on an engine of another precision.
+    """
+    names = bundle.options.names
+    files: list[str] = []
+    layout: Layout = "float32"
+    for placed in running_engines(bundle, "onnxruntime", substitutions):
+        if not placed.block or placed.option == names[int(path[placed.block - 1])]:  # stem and head always run
+            files.append(placed.engine.files[layout])
+            layout = placed.engine.output
+    return files
+
+
+def join_engines(engines: Sequence[tuple[str, bytes]]) -> bytes:
+    """Joins engines of one input and one output each into one that runs them in order.
+
+    Args:
+        engines: name for messages and ONNX model of each, at least one; each takes the output of the one before it.
+
+    Raises:
+        BundleError: one is no model, or their operators are of several versions.
+    """
+    joined: Message = None
+    output = ""
+    for position, (name, data) in enumerate(engines):
+        part = parse_model(data, name)
+        output = _rename(part.graph, f"{position}.", output)
+        if joined is None:
+            joined = part
+            continue
+        if list(part.opset_import) != list(joined.opset_import):
+            raise BundleError(f"{name} has operators of another version than the engines before it; export it again")
+        joined.graph.node.extend(part.graph.node)
+        joined.graph.initializer.extend(part.graph.initializer)
+        del joined.graph.output[:]
+        joined.graph.output.extend(part.graph.output)
+    model: bytes = joined.SerializeToString()
+    return model
+
+
+def _rename(graph: Message, prefix: str, taken: str) -> str:
+    """Prefixes every name in a graph, but calls its input ``taken`` if that is given; returns the output's name."""
+    source = graph.input[0].name
+
+    def named(name: str) -> str:
+        return taken if taken and name == source else prefix + name
+
+    for node in graph.node:
+        node.name = prefix + node.name
+        node.input[:] = [named(name) for name in node.input]
+        node.output[:] = [named(name) for name in node.output]
+    for tensor in graph.initializer:
+        tensor.name = named(tensor.name)
+    for value in (graph.input[0], graph.output[0]):
+        value.name = named(value.name)
+    output: str = graph.output[0].name
+    return output

@@ -18,10 +18,8 @@ from dfs_deploy.bundle.cache import Cache
 from dfs_deploy.errors import DfsDeployError, EngineError, RuntimeClosedError
 from dfs_deploy.io.text import first_line
 from dfs_deploy.network import Architecture
-from dfs_deploy.runtimes.base import Backend, Substitution
-from dfs_deploy.runtimes.gate import GateWeights
-from dfs_deploy.runtimes.gate_choice import gate_for
-from dfs_deploy.runtimes.gate_weights import read_gate_weights
+from dfs_deploy.runtimes.backend import Backend, Substitution
+from dfs_deploy.runtimes.gate import GateWeights, gate_for, read_gate_weights
 from dfs_deploy.runtimes.tensorrt.device import Stream
 from dfs_deploy.runtimes.tensorrt.dispatch import Call, Dispatch
 from dfs_deploy.runtimes.tensorrt.engines import LoadedEngines, clear_frames

@@ -13,7 +13,7 @@ from pathlib import Path
 from dfs_deploy import Runtime
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.io.files import sha256
-from dfs_deploy.runtimes.onnxruntime.plan import measure_plan, save_plan
+from dfs_deploy.runtimes.onnxruntime.engine_choice import measure_choice, save_choice
 from tests.bundles import pixels
 from tests.fuzz.corpus import Corpus
 from tests.fuzz.mutators.draw import Draw
@@ -131,7 +131,7 @@ class PlanReader(CacheReader):
         with Runtime(bundle):
             pass
         opened = Bundle(bundle)
-        save_plan(opened, measure_plan(opened, 1))
+        save_choice(opened, measure_choice(opened, 1))
 
     def read(self, folder: Path) -> str:
         return fingerprint(*run(folder / BUNDLE))

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.runtimes.gate_weights import read_gate_weights
-from dfs_deploy.runtimes.numpy_gate import NumpyGate
+from dfs_deploy.runtimes.gate import NumpyGate, read_gate_weights
 from tests.bundles import run_model
 
 

@@ -17,7 +17,7 @@ import pytest
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.cache import Cache
 from dfs_deploy.errors import BundleError, DfsDeployError, EngineError, EnvironmentLacksError, UsageError
-from dfs_deploy.runtimes.base import Runtime
+from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.tensorrt import engine_cache
 from dfs_deploy.runtimes.tensorrt.engine_cache import (
     BuildSettings,

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from dfs_deploy import export
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.data.digits import load_digits
-from dfs_deploy.runtimes.base import Result, Runtime
+from dfs_deploy.runtimes import Result, Runtime
 from dfs_deploy.runtimes.tensorrt.engine_cache import BuildSettings, prepare
 from tests.bundles import run_model
 from tests.runtimes.tensorrt.direct import direct

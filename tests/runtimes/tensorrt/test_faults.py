@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dfs_deploy.errors import DfsDeployError, EngineError, EnvironmentLacksError, RuntimeClosedError
-from dfs_deploy.runtimes.base import Result, Runtime
+from dfs_deploy.runtimes import Result, Runtime
 from tests.bundles import pixels
 from tests.runtimes.tensorrt.conftest import BATCH
 from tests.runtimes.tensorrt.machine import left, machine

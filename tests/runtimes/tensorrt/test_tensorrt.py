@@ -20,7 +20,7 @@ from dfs_deploy.errors import (
     RuntimeClosedError,
     UsageError,
 )
-from dfs_deploy.runtimes.base import Result, Runtime
+from dfs_deploy.runtimes import Result, Runtime
 from dfs_deploy.runtimes.tensorrt.engine_cache import BuildSettings, prepare
 from tests.bundles import Made, copied, pixels, rewritten, static_bundle
 from tests.runtimes.tensorrt.conftest import BATCH

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import BundleError
-from dfs_deploy.runtimes.base import Substitution
-from dfs_deploy.runtimes.onnxruntime.joined import engine_files, join_engines, join_path
+from dfs_deploy.runtimes import Substitution
+from dfs_deploy.runtimes.onnxruntime.static import engine_files, join_engines, join_path
 from tests.bundles import Made, mixed_bundle
 from tests.checks import refuses
 

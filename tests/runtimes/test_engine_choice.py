@@ -11,7 +11,7 @@ import pytest
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.cache import Cache
 from dfs_deploy.runtimes import Runtime
-from dfs_deploy.runtimes.onnxruntime import plan as plans
+from dfs_deploy.runtimes.onnxruntime import engine_choice
 from tests.bundles import copied, mixed_bundle, pixels
 
 _BLOCKS = (1, 2, 3)
@@ -22,8 +22,12 @@ def bundle(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle(copied(mixed_bundle(tmp_path_factory), tmp_path))
 
 
+def choice_of(bundle: Bundle, entries: list[engine_choice.ChosenEngine]) -> engine_choice.EngineChoice:
+    return engine_choice.EngineChoice(engine_choice.FORMAT.version, engine_choice.choice_key(bundle, 1), entries)
+
+
 def test_measures_every_option_with_several_engines(bundle: Bundle) -> None:
-    measured = plans.measure_plan(bundle, 1)
+    measured = engine_choice.measure_choice(bundle, 1)
     assert {(e.block, e.option) for e in measured.entries} == {(b, o) for b in _BLOCKS for o in ("8", "16")}
     for entry in measured.entries:
         assert entry.chosen in entry.median_us
@@ -31,8 +35,8 @@ def test_measures_every_option_with_several_engines(bundle: Bundle) -> None:
 
 
 def test_a_saved_plan_decides_and_is_shown(bundle: Bundle) -> None:
-    entries = [plans.PlanEntry(b, "8", "fp32", {"int8": 2.0, "fp32": 1.0}) for b in _BLOCKS]
-    plans.save_plan(bundle, plans.Plan(plans.VERSION, plans.plan_key(bundle, 1), entries))
+    entries = [engine_choice.ChosenEngine(b, "8", "fp32", {"int8": 2.0, "fp32": 1.0}) for b in _BLOCKS]
+    engine_choice.save_choice(bundle, choice_of(bundle, entries))
     images = pixels(6)
     path = np.full((6, len(_BLOCKS)), bundle.options.names.index("8"))
     with Runtime(bundle) as planned, Runtime(bundle, plan=False) as plain:
@@ -48,28 +52,28 @@ def test_a_saved_plan_decides_and_is_shown(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("key", ["bundle", "cpu", "threads", "onnxruntime", "dfs_deploy"])
 def test_a_plan_of_another_key_is_never_loaded(bundle: Bundle, key: str) -> None:
-    path = plans.save_plan(bundle, plans.Plan(plans.VERSION, plans.plan_key(bundle, 1), []))
-    assert plans.load_plan(bundle, 1) is not None
-    other = {**plans.plan_key(bundle, 1), key: "another"}
-    path.write_bytes(msgspec.json.encode(plans.Plan(plans.VERSION, other, [])))
-    assert plans.load_plan(bundle, 1) is None
+    path = engine_choice.save_choice(bundle, choice_of(bundle, []))
+    assert engine_choice.load_choice(bundle, 1) is not None
+    other = {**engine_choice.choice_key(bundle, 1), key: "another"}
+    path.write_bytes(msgspec.json.encode(engine_choice.EngineChoice(engine_choice.FORMAT.version, other, [])))
+    assert engine_choice.load_choice(bundle, 1) is None
 
 
 def test_plans_of_other_threads_lie_elsewhere(bundle: Bundle) -> None:
-    plans.save_plan(bundle, plans.Plan(plans.VERSION, plans.plan_key(bundle, 1), []))
-    assert plans.load_plan(bundle, 2) is None
+    engine_choice.save_choice(bundle, choice_of(bundle, []))
+    assert engine_choice.load_choice(bundle, 2) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"version": 1}', b"[]"])
 def test_a_damaged_plan_is_as_none(bundle: Bundle, content: bytes) -> None:
-    path = Cache(bundle).folder / plans.plan_file(plans.plan_key(bundle, 1))
+    path = Cache(bundle).folder / engine_choice.choice_file(engine_choice.choice_key(bundle, 1))
     path.parent.mkdir()
     path.write_bytes(content)
-    assert plans.load_plan(bundle, 1) is None
+    assert engine_choice.load_choice(bundle, 1) is None
     with Runtime(bundle) as runtime:
         assert runtime.description["plan"] == "none"
 
 
 def test_the_cache_lies_beside_the_bundle(bundle: Bundle) -> None:
-    plans.save_plan(bundle, plans.measure_plan(bundle, 1))
+    engine_choice.save_choice(bundle, engine_choice.measure_choice(bundle, 1))
     assert Bundle(bundle.path).digest == bundle.digest

@@ -1,0 +1,288 @@
+"""Loading a bundle's engines into ONNX Runtime: one session per file, and no thread pool that nobody asked for.
+
+With more than one thread, each session has a pool of its own. ONNX Runtime can give all sessions one pool, but then it
+refuses any session of the process that wants its own, also the application's; that is the application's choice
+(``onnxruntime.set_global_thread_pool_sizes``), and is followed here. A deep network has hundreds of sessions, so the
+number of threads per engine is bounded by what all pools together may take.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from dfs_deploy.bundle import Bundle
+from dfs_deploy.bundle.cache import Cache
+from dfs_deploy.bundle.engines import PlacedEngine, Size
+from dfs_deploy.bundle.manifest import Layout
+from dfs_deploy.errors import BundleError, EnvironmentLacksError, OutOfMemoryError
+from dfs_deploy.io.files import sha256
+from dfs_deploy.network import Architecture
+from dfs_deploy.runtimes.backend import BackendOptions, Substitution, running_engines
+from dfs_deploy.runtimes.buffers import laid_out
+from dfs_deploy.runtimes.gate import GateWeights, read_gate_weights
+from dfs_deploy.runtimes.onnxruntime.engine_choice import decide_substitutions, load_choice
+from dfs_deploy.runtimes.onnxruntime.prepared import (
+    PLAIN,
+    DamagedError,
+    PreparedEngines,
+    obtain_prepared,
+    prepare_engines,
+)
+from dfs_deploy.runtimes.onnxruntime.sessions import has_global_pool, open_session, session_options
+from dfs_deploy.system.ort import onnxruntime as ort
+
+_LOG = logging.getLogger(__name__)
+
+MAX_POOLED = 384
+"""Most threads in the pools of one network's sessions, together."""
+
+_SPARE_THREADS = 16
+"""Threads that must be startable besides those of the pools: ONNX Runtime may hang if a pool cannot be filled."""
+
+_LEAST_MEMORY = 2 << 20
+
+
+@dataclass(frozen=True)
+class LoadedEngine:
+    """An engine ready to run.
+
+    Attributes:
+        label: name in messages, as in ``block 3, option 8 (int8)``.
+        output: layout of the features that it leaves.
+        sessions: session for each layout of the features that it takes.
+    """
+
+    label: str
+    output: Layout
+    sessions: dict[Layout, ort.InferenceSession]
+
+
+@dataclass(frozen=True)
+class LoadedEngines:
+    """Everything that the clones of a runtime share; it does not change after loading.
+
+    Attributes:
+        architecture: network.
+        gate: weights of the gate.
+        stem: engine of the stem and the first block.
+        blocks: for each gated block, its engine by option index; ``None`` if the option passes features on untouched.
+        head: engine of the head.
+        feature_scales: value of one unit of uint8 features, by block.
+        channel_block: channels that lie together in float32 features.
+        threads: threads of each engine.
+        substitutions: options that run on an engine of another precision.
+        description: plain facts for reports; see :func:`describe`.
+    """
+
+    architecture: Architecture
+    gate: GateWeights
+    stem: LoadedEngine
+    blocks: tuple[tuple[LoadedEngine | None, ...], ...]
+    head: LoadedEngine
+    feature_scales: tuple[float, ...]
+    channel_block: int
+    threads: int
+    substitutions: tuple[Substitution, ...]
+    description: dict[str, Any]
+
+
+def load_engines(bundle: Bundle, options: BackendOptions) -> LoadedEngines:
+    """Makes a session of every engine that can run here.
+
+    Args:
+        bundle: bundle with a gate; its digests are checked again as each file is read.
+        options: choices of how it runs.
+
+    Raises:
+        BundleError: the bundle has no gate, or a file is no model that ONNX Runtime takes.
+        OutOfMemoryError: there is not enough memory for them.
+        EnvironmentLacksError: so many threads cannot be started here.
+    """
+    check_memory(bundle)
+    gate = read_gate_weights(bundle, "onnxruntime")
+    if gate is None:
+        raise BundleError(f"{bundle.path} has a static policy, and no gate")
+    cache = Cache(bundle, options.cache_dir)
+    try:
+        return _load(bundle, options, cache, gate, obtain_prepared(bundle, cache) if options.prepared else PLAIN)
+    except DamagedError as error:
+        _LOG.warning("%s: the prepared engines are made again: %s", bundle.path, error)
+        return _load(bundle, options, cache, gate, prepare_engines(bundle, cache=cache))
+
+
+def _load(
+    bundle: Bundle, options: BackendOptions, cache: Cache, gate: GateWeights, prepared: PreparedEngines
+) -> LoadedEngines:
+    wanted = options.threads or 1
+    choice = load_choice(bundle, wanted, prepared.channel_block, cache) if options.plan else None
+    substitutions = decide_substitutions(bundle, choice)
+    for each in substitutions:
+        _LOG.info("%s: option %s runs in %s: %s", bundle.path, each.option, each.served_by, each.reason)
+    running = list(running_engines(bundle, "onnxruntime", substitutions))
+    files = {file for placed in running for file in placed.engine.files.values()}
+    sessions = len({prepared.digest(file) or bundle.manifest.files[file].sha256 for file in files})
+    threads, pools = affordable_threads(bundle, wanted, sessions)
+    loader = EngineLoader(bundle, threads, prepared)
+    (_, stem), *gated, (_, head) = [(placed, loader.load(placed)) for placed in running]
+    index = {name: i for i, name in enumerate(bundle.options.names)}
+    blocks: list[list[LoadedEngine | None]] = [[None] * len(index) for _ in range(bundle.architecture.gated_blocks)]
+    for placed, engine in gated:
+        if placed.block is not None:
+            blocks[placed.block - 1][index[placed.option]] = engine
+    _LOG.info("%s: %d engines in %d sessions, %s", bundle.path, len(running), sessions, prepared.description)
+    return LoadedEngines(
+        architecture=bundle.architecture,
+        gate=gate,
+        stem=stem,
+        blocks=tuple(map(tuple, blocks)),
+        head=head,
+        feature_scales=tuple(bundle.manifest.runtimes["onnxruntime"].feature_scales),
+        channel_block=prepared.channel_block,
+        threads=threads,
+        substitutions=substitutions,
+        description=describe(threads, pools, "", choice is not None, prepared.description),
+    )
+
+
+class EngineLoader:
+    """Makes sessions; files with the same content share one.
+
+    Args:
+        bundle: bundle with engines for ONNX Runtime.
+        threads: threads that one engine may use.
+        prepared: engines that run instead of the bundle's.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int, prepared: PreparedEngines) -> None:
+        self._bundle = bundle
+        self._prepared = prepared
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._options = session_options(threads)
+
+    def load(self, placed: PlacedEngine) -> LoadedEngine:
+        """Loads an engine for every layout that it takes."""
+        engine, label = placed.engine, placed.label
+        sessions = {layout: self._session(file) for layout, file in engine.files.items()}
+        for layout, session in sessions.items():
+            check_ends(self._bundle, label, session, (layout, placed.takes), (engine.output, placed.gives))
+        return LoadedEngine(label, engine.output, sessions)
+
+    def _session(self, file: str) -> ort.InferenceSession:
+        data = self._prepared.read(file) or self._bundle.read(file)
+        digest = sha256(data)
+        if digest not in self._sessions:
+            self._sessions[digest] = open_session(data, f"{self._bundle.path}: {file}", self._options)
+        return self._sessions[digest]
+
+
+def check_ends(
+    bundle: Bundle,
+    label: str,
+    session: ort.InferenceSession,
+    takes: tuple[Layout, Size],
+    gives: tuple[Layout, Size],
+) -> None:
+    """Checks that an engine has one input and one output, each of a layout and a size.
+
+    Args:
+        bundle: bundle of the engine, for messages.
+        label: name of the engine in messages.
+        session: session of the engine.
+        takes: layout and size, channels first, of its input.
+        gives: layout and size, channels first, of its output.
+
+    Raises:
+        BundleError: it takes or gives something else.
+    """
+    try:
+        ends = (session.get_inputs(), *takes), (session.get_outputs(), *gives)
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{bundle.path}: a name in the engine of {label} is no UTF-8; export it again") from error
+    for values, layout, size in ends:
+        kind = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}[layout]
+        shape = laid_out(size, layout)
+        if len(values) != 1 or values[0].type != kind or tuple(values[0].shape[1:]) != shape:
+            raise BundleError(
+                f"{bundle.path}: the engine of {label} takes or gives something else than {layout} of (N, *{shape});"
+                " export it again"
+            )
+
+
+def check_memory(bundle: Bundle) -> None:
+    """Asks for less memory than any load takes: if even that is missing, ONNX Runtime may crash.
+
+    Raises:
+        OutOfMemoryError: it is missing.
+    """
+    try:
+        mmap.mmap(-1, _LEAST_MEMORY + bundle.size // 2).close()
+    except (OSError, MemoryError) as error:
+        raise OutOfMemoryError(
+            f"memory ran out before {bundle.path} was loaded; free some, or raise its limit"
+        ) from error
+
+
+def affordable_threads(bundle: Bundle, threads: int, sessions: int) -> tuple[int, str]:
+    """Bounds the threads per engine, so that all pools together stay within :data:`MAX_POOLED`.
+
+    Args:
+        bundle: bundle that is loaded.
+        threads: threads wanted for each engine.
+        sessions: number of sessions that will be opened.
+
+    Returns:
+        Threads per engine, and a description of the pools.
+
+    Raises:
+        EnvironmentLacksError: so many threads cannot be started here.
+    """
+    if threads == 1:
+        return 1, ""
+    stem = bundle.manifest.runtimes["onnxruntime"].stem.files["float32"]
+    open_session(bundle.read(stem), f"{bundle.path}: {stem}", session_options(1))  # shows if there is a global pool
+    if has_global_pool():
+        return threads, "one for the process, as the application chose"
+    given = min(threads, 1 + MAX_POOLED // sessions)
+    _check_startable(sessions * (given - 1), bundle)
+    pools = f"{sessions} engine(s), {given - 1} thread(s) each beside the calling one"
+    return given, pools if given == threads else f"{pools}; {threads} threads per engine would be too many"
+
+
+def _check_startable(count: int, bundle: Bundle) -> None:
+    """Starts as many threads as the pools will have, and ends them."""
+    if not count:
+        return
+    leave, started = threading.Event(), []
+    try:
+        for _ in range(count + _SPARE_THREADS):
+            thread = threading.Thread(target=leave.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except RuntimeError as error:
+        raise EnvironmentLacksError(
+            f"{bundle.path} takes pools of {count} threads here and only {len(started)} could be started: a limit on"
+            " processes or memory (ulimit -u, ulimit -v, a container's pids limit) is reached; give --threads 1, or"
+            " raise it"
+        ) from error
+    finally:
+        leave.set()
+        for thread in started:
+            thread.join()
+
+
+def describe(threads: int, pools: str, gate: str, measured: bool, layout: str) -> dict[str, Any]:
+    """Plain facts of a backend for reports; see :attr:`Backend.description`."""
+    return {
+        "runtime": "onnxruntime",
+        "version": ort.__version__,
+        "provider": "CPUExecutionProvider",
+        "threads": threads,
+        "pools": pools or "none: only the calling thread",
+        "gate": gate,
+        "plan": "measured here" if measured else "none",
+        "layout": layout,
+    }
