@@ -115,7 +115,6 @@ def made_bench(
         "energy": None,
         "no_energy": "not asked for",
         "jetson": None,
-        "paths": (),
         "forced": (),
         "start_up": (),
         "cases": cases,
