@@ -125,9 +125,7 @@ def _gate() -> str:
         return f"unknown: {first_line(error)}"
     if native_available():
         return f"native ({native_variants()[0]})"
-    return (
-        f"numpy: for the native one install a C compiler, then build it: {install_line()} --force-reinstall --no-deps"
-    )
+    return f"numpy: for the native one install a C compiler, then {install_line()}, with --force-reinstall --no-deps"
 
 
 def _layout() -> str:

@@ -215,14 +215,12 @@ def latency(points: Sequence[Point]) -> Spec:
         y=alt.Y("name:N", sort=[point.name for point in points], axis=alt.Axis(title=None, labelLimit=220)),
         color=alt.Color("kind:N", scale=kinds, legend=None),
     )
-    bars = base.encode(tooltip=_tooltip("name", "p50_ms", "p95_ms")).mark_bar(
-        cornerRadiusEnd=3, height=alt.RelativeBandSize(0.6)
-    )
+    bars = base.mark_bar(cornerRadiusEnd=3, height=alt.RelativeBandSize(0.6))
     ticks = base.mark_tick(thickness=2, clip=True)
     return _chart(
         "Median latency of the dynamic network and of static networks",
         28 * len(points) + 10,
-        bars.encode(x=alt.X("p50_ms:Q", **_latency(points))),
+        bars.encode(x=alt.X("p50_ms:Q", **_latency(points)), tooltip=_tooltip("name", "p50_ms", "p95_ms")),
         ticks.encode(x=alt.X("p95_ms:Q", **_latency(points)), color=alt.value("var(--text)")),
     )
 

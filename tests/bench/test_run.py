@@ -423,7 +423,8 @@ def test_a_planted_slowdown_shows_in_the_ratios(mixed: Made) -> None:
 
 
 class Meter(EnergySampler):
-    source, rail = "test", "rail"
+    def __init__(self) -> None:
+        self.source, self.rail = "test", "rail"
 
     def start(self) -> None:
         pass
