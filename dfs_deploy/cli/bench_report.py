@@ -74,7 +74,6 @@ def _where(result: BenchResult) -> Iterator[str]:
         f"governor {state.governor or 'unknown'}",
         "frequency unknown" if state.frequency_mhz is None else f"{state.frequency_mhz:,.0f} MHz",
         f"turbo {'unknown' if state.turbo is None else 'on' if state.turbo else 'off'}",
-        f"CPUs {_ranges(state.affinity)}",
         *([] if state.load is None else [f"load {state.load:.1f}"]),
         *(["virtual machine"] if state.virtual else []),
     ]
@@ -201,14 +200,3 @@ def _number(value: float | None, form: str) -> str:
 
 def _p50(ratios: Ratios | None) -> str:
     return "-" if ratios is None else f"{ratios.p50.value:.2f} ±{100 * ratios.p50.uncertainty:.0f} %"
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Numbers in short, as ``0-3,6``."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and parts[-1][-1] == number - 1:
-            parts[-1][1:] = [number]
-        else:
-            parts.append([number])
-    return ",".join("-".join(map(str, part)) for part in parts)

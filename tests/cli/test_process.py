@@ -284,24 +284,6 @@ def test_handlers_of_others_stay_and_ours_go(mixed: Made) -> None:
     assert signal.getsignal(signal.SIGHUP) == hangup
 
 
-# Children
-
-
-def children_of(pid: int) -> list[int]:
-    try:
-        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
-    except OSError:
-        return []
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
-
-
 # What lies around it
 
 
