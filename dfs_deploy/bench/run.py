@@ -141,9 +141,7 @@ def bench(
     with ExitStack() as undo:
         kept: list[Path] = []
         if save_plan:
-            choice = _EngineChoice(bundle, threads or 1, prepared)
-            undo.callback(choice.take_back)
-            kept.append(choice.measure(progress))
+            kept.append(_replace_choice(bundle, threads or 1, prepared, undo, progress))
         costs = None
         if save_costs is not None:
             costs = measure_costs(bundle, threads, plan, progress, prepared, device)
@@ -203,36 +201,22 @@ def _opened(bundle: Bundle | str | Path) -> Bundle:
     return bundle if isinstance(bundle, Bundle) else Bundle(bundle)
 
 
-class _EngineChoice:
-    """An engine choice that is put in place to be benched, and can be taken back if the run turns out INVALID.
+def _replace_choice(bundle: Bundle, threads: int, prepared: bool, undo: ExitStack, progress: Progress) -> Path:
+    """Measures an engine choice and puts it in place; ``undo`` puts back what was there before.
 
-    Args:
-        bundle: bundle that it is for.
-        threads: threads that one engine may use.
-        prepared: whether engines prepared for this machine run.
+    Returns:
+        The file of the choice.
     """
-
-    def __init__(self, bundle: Bundle, threads: int, prepared: bool) -> None:
-        self._bundle, self._threads, self._cache = bundle, threads, Cache(bundle)
-        self._engines = whole_prepared(bundle, cache=self._cache)[0] if prepared else PLAIN
-        self._name = choice_file(choice_key(bundle, threads, self._engines.channel_block))
-        self._before = self._cache.read(self._name)
-
-    def measure(self, progress: Progress) -> Path:
-        """Measures an engine choice, puts it in place, and returns its file."""
-        progress("measuring engines", 0.0)
-        choice = measure_choice(self._bundle, self._threads, progress, self._engines)
-        return write_plan(self._bundle, choice, self._cache)
-
-    def take_back(self) -> None:
-        """Puts in place what was there before, if that was changed."""
-        if self._cache.read(self._name) == self._before:
-            return
-        file = self._cache.folder / self._name
-        if self._before is None:
-            file.unlink(missing_ok=True)
-        else:
-            write_whole(file, self._before)
+    cache = Cache(bundle)
+    engines = whole_prepared(bundle, cache=cache)[0] if prepared else PLAIN
+    before = cache.read(choice_file(choice_key(bundle, threads, engines.channel_block)))
+    progress("measuring engines", 0.0)
+    file = write_plan(bundle, measure_choice(bundle, threads, progress, engines), cache)
+    if before is None:
+        undo.callback(file.unlink, missing_ok=True)
+    else:
+        undo.callback(write_whole, file, before)
+    return file
 
 
 def _benched(bundle: Bundle) -> BenchedBundle:
