@@ -48,8 +48,7 @@ def train(
     policy: Annotated[
         str | None,
         typer.Option(
-            help="Static policy instead of a gate: an option for all blocks (8), one for each (8,16,...), or mixed,"
-            " chosen by measured sensitivity for the target."
+            help="Static policy instead of a gate: an option for all blocks (8), or one for each (8,16,...)."
         ),
     ] = None,
     cost: Annotated[
