@@ -180,7 +180,7 @@ def check_new(folder: Path) -> None:
 def _make_job(
     data: str, preset: str, values: dict[str, Any], job_values: Mapping[str, Any]
 ) -> tuple[Job, Splits | None]:
-    """Makes the job; with a latency table, whose reach is known once the data are, these are loaded for that already."""
+    """Makes the job; with a latency table, whose reach depends on the data, these are loaded for that already."""
     cost = values.get("cost")
     if cost == "":
         raise UsageError(f"cost '', expected {FLOPS} or the path of a latency table; name one")
