@@ -321,7 +321,8 @@ def test_what_is_not_listed_is_passed_over_and_named(made: Path, caplog: pytest.
     (name,) = [entry for entry in top if entry.parent not in top]
     bundle = Bundle(made)
     assert [found.rstrip("/") for found in bundle.foreign] == [str(name)]
-    (record,) = caplog.records
+    opened, record = caplog.records
+    assert "opened" in opened.getMessage()
     assert record.name.startswith("dfs_deploy.")
     assert record.levelname == ("INFO" if what in LITTER else "WARNING")
     assert str(made) in record.getMessage()
