@@ -68,7 +68,7 @@ class Loop:
         splits: the job's data.
         device: device to compute on.
         processes: processes that share the work.
-        progress: called with the stage, the step and the batch's figures, and with the share of the stage that is done.
+        progress: as in :func:`dfs_deploy.training.train`.
         state: state to go on from; ``None`` for the beginning.
 
     Attributes:
@@ -258,18 +258,8 @@ class Loop:
                     f"the loss is {loss} at step {step} of stage {stage}, expected a number; lower the learning rate;"
                     f" the states saved in {self._folder} before it are whole"
                 )
-            records.append(
-                StepRecord(
-                    stage=stage,
-                    step=step,
-                    loss=loss,
-                    accuracy=accuracy,
-                    cost=cost,
-                    percentage=percentage,
-                    alpha=alpha,
-                    lr=rates,
-                )
-            )
+            figures = {"loss": loss, "accuracy": accuracy, "cost": cost, "percentage": percentage, "alpha": alpha}
+            records.append(StepRecord(stage=stage, step=step, lr=rates, **figures))
         self._pending.clear()
         self._write(records)
         if self._processes.first:

@@ -127,16 +127,10 @@ def resume(out: str | Path, progress: Progress = silent) -> TrainingResult:
 
     On a CPU, with the threads that the run had, the metrics are those of a run that never stopped, step for step.
 
-    Args:
-        out: folder of the run.
-        progress: as in :func:`train`.
-
     Raises:
         CheckpointError: no run is there, it is damaged, or its job was changed.
-        UsageError: another process trains there.
         DataError: the data cannot be read, or are not those that the run was begun with.
-        EnvironmentLacksError: the disk is full, or memory is too small.
-        CheckFailedError: the loss became NaN or infinite.
+        DfsDeployError: as for :func:`train`.
     """
     return _run(load_job(Path(out)), Path(out), progress, None, new=False)
 
@@ -144,26 +138,13 @@ def resume(out: str | Path, progress: Progress = silent) -> TrainingResult:
 def run_job(
     job: Job, out: str | Path, progress: Progress = silent, *, splits: Splits | None = None, notes: Sequence[str] = ()
 ) -> TrainingResult:
-    """Runs a job from its beginning; see :func:`train`.
-
-    Args:
-        job: the job.
-        out: folder for the run, without one in it.
-        progress: as in :func:`train`.
-        splits: the job's data if they are loaded already; ``None`` loads them.
-        notes: notes on the job.
-    """
+    """Runs a job from its beginning, on its data if they are loaded already; see :func:`train`."""
     check_new(Path(out))
     return _run(job, Path(out), progress, splits, new=True, notes=notes)
 
 
 def check_new(folder: Path) -> None:
-    """Makes sure that a run can begin in a folder; writes nothing.
-
-    Raises:
-        UsageError: a run is there already, or something that is no folder.
-        EnvironmentLacksError: nothing can be written there.
-    """
+    """Makes sure that a run can begin in a folder; writes nothing. The errors are those of :func:`train`."""
     if (folder / JOB_FILE).exists():
         raise UsageError(f"{folder} has a training run already, expected a new folder; choose another, or --resume it")
     if folder.exists() and not folder.is_dir():
@@ -230,7 +211,10 @@ def _run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch_threads(job.threads))
         processes = stack.enter_context(joined(device))
-        processes.check_batch(job.recipe.batch)
+        if job.recipe.batch % processes.count:
+            raise UsageError(
+                f"a batch of {job.recipe.batch} for {processes.count} processes, expected a multiple of their number"
+            )
         stack.enter_context(_memory())
         if not new and processes.first:
             stack.enter_context(_only_one(folder))
@@ -244,7 +228,8 @@ def _run(
         loop.notes += notes
         # Only now, that everything given has proved sound, is something written.
         if new and processes.first:
-            _make(folder)
+            with saving(folder):
+                folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_only_one(folder))
             check_new(folder)  # another process may have begun one meanwhile
             with saving(folder):
@@ -261,15 +246,6 @@ def _run(
             first=processes.first,
             finished_before=state is not None and state.stage is None,
         )
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnvironmentLacksError(
-            f"the folder {folder} cannot be created ({first_line(error)}); choose another for the run"
-        ) from error
 
 
 @contextlib.contextmanager

@@ -125,15 +125,7 @@ class State:
 
 
 def begin_with(path: str, architecture: Architecture, weights_key: str | None) -> tuple[DFSNetwork, list[str]]:
-    """Reads a trained network to begin with.
-
-    Args:
-        path: path of its checkpoint.
-        architecture: architecture of the network that is trained.
-        weights_key: name of the weights to take, if the checkpoint holds several.
-
-    Returns:
-        The network, and what was assumed about the checkpoint, one line each.
+    """Reads the checkpoint of a trained network to begin with, and what was assumed about it, one line each.
 
     Raises:
         CheckpointError: it cannot be read, or is of another architecture.
