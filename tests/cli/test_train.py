@@ -324,7 +324,7 @@ def test_splits_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     until_backbone(sizes, "--json", "--out", tmp_path / "run").failed(2, "6x8", "8x8", "--size 8x8")
     beyond = Dataset(patches.images, patches.labels + 1, (), "beyond")
     until_backbone(save_splits(tmp_path / "labels.npz", patches, beyond), "--json", "--out", tmp_path / "run").failed(
-        2, "label 3", "3 classes"
+        2, "label 3", "expected 0 to 2"
     )
     assert until_backbone(sizes, "--size", "8x8", "--backbone-steps", "1", "--out", tmp_path / "sized").code == 0
 
