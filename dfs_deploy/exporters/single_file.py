@@ -66,9 +66,6 @@ def single_file(
         ranges: an interval for each tensor of each option that INT8 engines run.
         targets: precisions to use; the next more precise one stands in for one that is missing.
         weight_bits: bits of INT8 weights, 8 or 7.
-
-    Returns:
-        The file's content: the same network gives the same bytes.
     """
     graph = GraphBuilder("single_file")
     stem, first = split_stem(network)
@@ -77,11 +74,13 @@ def single_file(
     features = residual(graph, features, first, np.float32, "block_0_")
 
     gate = split_gate(network)
-    hidden = cell = graph.constant("zeros", np.zeros((1, network.architecture.gate.hidden), np.float32))
     writer = _BlockWriter(network, ranges, targets, weight_bits)
-    state, decisions = _State(features, None, False), []
+    state = _State(features, None, False)
+    decisions: list[str] = []
     for index in range(1, len(network.blocks)):
         if gate is not None:
+            if not decisions:
+                hidden = cell = graph.constant("zeros", np.zeros((1, network.architecture.gate.hidden), np.float32))
             pooled = mean_over_map(graph, state.features)
             weight = graph.constant(f"gate_{index - 1}_weight", gate.input_weight[index - 1])
             bias = graph.constant(f"gate_{index - 1}_bias", gate.bias[index - 1])
@@ -110,12 +109,9 @@ def single_file(
 
 
 def check_single_file(model: bytes, bundle: Bundle, images: NDArray[np.float32]) -> None:
-    """Compares a single file with the runtime on the bundle made from the same parts, image by image.
+    """Compares a single file with the runtime on the bundle made from the same parts.
 
-    Args:
-        model: content of the file that :func:`single_file` made.
-        bundle: bundle with engines for ONNX Runtime.
-        images: (N, C, H, W) float32, normalised.
+    The images are (N, C, H, W) float32, normalised, and run one by one.
 
     Raises:
         ExportMismatchError: a decision differs, or a logit by more than :data:`LOGIT_TOLERANCE`.

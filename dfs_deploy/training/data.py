@@ -253,15 +253,9 @@ class Batches:
         return len(self._images) // self._size
 
     def take(self, stage: str, step: int, plain: bool = False) -> tuple[Tensor, Tensor]:
-        """The batch of a step: this process's share of it.
+        """This process's share of the batch of a step, from 0: (n, 3, H, W) float32, normalised, and (n,) int64.
 
-        Args:
-            stage: name of the stage; each has its own order.
-            step: index of the step, from 0.
-            plain: whether images are left as they are.
-
-        Returns:
-            (n, 3, H, W) float32, normalised, and (n,) int64.
+        Each stage has its own order; ``plain`` images are left as they are.
         """
         epoch, index = divmod(step, len(self))
         rows = self._order(stage, epoch)[index * self._size : (index + 1) * self._size][self._share]
