@@ -77,18 +77,15 @@ class Tally:
 def watch(
     runtime: Runtime, frames: Iterator[NDArray[np.uint8]], name: str, limit: int | None, quiet: bool, endless: bool
 ) -> Tally:
-    """Classifies frame after frame, and counts on standard error if a person watches.
+    """Classifies frames (H, W, 3) uint8 of the network's size, and counts on standard error if a person watches.
 
     Args:
         runtime: the runtime that classifies.
-        frames: (H, W, 3) uint8 each, of the network's size.
+        frames: the frames; the figures end with one that cannot be decoded, and ``error`` says so.
         name: name of the video, or of the camera's device.
         limit: number of frames after which it stops; ``None`` for no limit.
         quiet: whether nothing is shown.
         endless: whether Ctrl-C ends only the video, and not the program.
-
-    Returns:
-        The figures, up to a frame that could not be decoded: ``error`` says so.
     """
     tally = Tally(name)
     console = errors()

@@ -65,11 +65,7 @@ def calibrate_budgets(
 ) -> list[BudgetRecord]:
     """Finds the bias that holds each budget on a data set, and measures accuracy and latency with it.
 
-    Args:
-        runtime: runtime of the bundle; left as the gate was trained.
-        budgets: shares of running every gated block in full precision.
-        data: images of the network's size, with labels.
-        progress: called as the work goes on.
+    The budgets are shares of running every gated block in full precision; the runtime is left as the gate was trained.
 
     Returns:
         One record per budget, least budget first, and more between two of them if a bias interpolated in a straight

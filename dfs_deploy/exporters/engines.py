@@ -51,15 +51,7 @@ def stem_engine(stem: ConvPart, block: BlockPart, dialect: Dialect = ONNXRUNTIME
 def block_engine(
     name: str, block: BlockPart, dtype: type[np.floating], grid: Grid | None, dialect: Dialect = ONNXRUNTIME
 ) -> bytes:
-    """A block in float arithmetic: features to features, float32 at the end.
-
-    Args:
-        name: name of the graph.
-        block: the block as its option computes it.
-        dtype: ``np.float32``, or ``np.float16`` for a graph whose weights and arithmetic are float16.
-        grid: grid of a uint8 input, or ``None`` for float32.
-        dialect: dialect of the runtime.
-    """
+    """A block computed in float32 or float16: features in float32, or uint8 on a grid, to float32."""
     graph = GraphBuilder(name, dialect.opset)
     features = feature_input(graph, block.shape.in_shape, grid)
     if dtype is np.float16:

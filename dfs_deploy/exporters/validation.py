@@ -153,13 +153,9 @@ class _Mismatch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Reference:
-    """The reference's tensors for some images.
+    """The reference's tensors for images (N, C, H, W) float32, normalised.
 
-    Attributes:
-        network: the reference.
-        images: (N, C, H, W) float32, normalised.
-        routed: path and scores of the images.
-        features: output of each block for every image, each in the option that its path takes.
+    ``features`` are the output of each block for every image, each in the option that its path takes.
     """
 
     network: DFSNetwork

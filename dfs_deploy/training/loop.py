@@ -326,12 +326,12 @@ def evaluate(
     gated: bool = True,
     costs: Sequence[Sequence[float]] | None = None,
 ) -> Evaluation:
-    """Evaluates a network, in evaluation mode; every process takes a share and gets the whole result.
+    """Evaluates a network in evaluation mode, and restores its mode; every process takes a share and gets the result.
 
     Args:
-        network: the network; its mode is restored afterwards, also after an error.
+        network: the network.
         images: images to classify.
-        processes: processes that share the work.
+        processes: processes that share the work; ``None`` for this one only.
         gated: whether the gate or policy chooses; otherwise every block runs in full precision.
         costs: cost of each option at each gated block; ``None`` for ``(bits / 32) ** 2`` (Section 4, Metrics).
     """

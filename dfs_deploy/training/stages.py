@@ -118,12 +118,7 @@ class Loss:
 
 
 def with_costs(output: NetworkOutput, costs: Tensor) -> NetworkOutput:
-    """The output with its cost counted by other costs than ``(bits / 32) ** 2``.
-
-    Args:
-        output: output of a forward.
-        costs: (gated blocks, options) float32, in full-precision blocks.
-    """
+    """The output with its cost counted by costs (gated blocks, options) float32 other than ``(bits / 32) ** 2``."""
     return dataclasses.replace(output, expected_cost=expected_cost(output.scores, output.path, costs))
 
 
@@ -135,15 +130,9 @@ def joint_loss(
     alpha_sign: AlphaSign,
     processes: Processes,
 ) -> Loss:
-    """Computes Equation 2: cross entropy + alpha * cost.
+    """Computes Equation 2, cross entropy + alpha * cost, over this process's share of the batch.
 
-    Args:
-        output: output of a forward over this process's share of the batch.
-        labels: (n,) int64.
-        target: computation percentage; alpha is positive if the batch is above it, and negative if not.
-        alpha: absolute weight of the cost.
-        alpha_sign: whether the sign follows the batch, or stays positive.
-        processes: all processes, whose shares count for the sign.
+    With the dynamic sign, alpha is positive if the batch of all processes is above the target, and negative if not.
     """
     accuracy_loss = functional.cross_entropy(output.logits, labels)
     mean_cost = output.expected_cost.mean()
