@@ -130,11 +130,11 @@ def test_costs_and_a_policy_can_be_set_by_name(data: Path, finished: Path, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--set", "alpha=1", "--alpha", "1"], ["--set alpha and --alpha", "one value"]),
-        (["--set", "batch=8"], ["--set batch and --batch"]),
-        (["--set", "blocks_per_group=1"], ["and --blocks"]),
-        (["--set", "clip=1", "--set", "clip=2"], ["--set clip and --set clip"]),
-        (["--set", "cost=flops", "--cost", "flops"], ["--set cost and --cost"]),
+        (["--set", "alpha=1", "--alpha", "1"], ["alpha is given twice", "one value"]),
+        (["--set", "batch=8"], ["batch is given twice"]),
+        (["--set", "blocks_per_group=1"], ["blocks_per_group is given twice"]),
+        (["--set", "clip=1", "--set", "clip=2"], ["clip is given twice"]),
+        (["--set", "cost=flops", "--cost", "flops"], ["cost is given twice"]),
         (["--set", "costs=1"], ["NAME=VALUE with one of"]),
         (["--set", "speed=1"], ["NAME=VALUE", "alpha"]),
         (["--set", "alpha"], ["NAME=VALUE"]),
