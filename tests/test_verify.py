@@ -126,7 +126,7 @@ def test_the_verb_takes_paths_or_opened_objects(floats: Made, capfd: pytest.Capt
     assert found.passed
     assert found.samples == len(floats.data.images)
     assert found.bundle_digest == Bundle(floats.path).digest
-    assert "comparing" in stages
+    assert any(stage.startswith("comparing") for stage in stages)
     data = dfs_deploy.load_dataset(floats.data_file)
     assert dfs_deploy.verify(Bundle(floats.path), str(floats.checkpoint), data) == found
     assert capfd.readouterr() == ("", ""), "a library prints nothing"

@@ -274,6 +274,7 @@ def test_an_invalid_run_keeps_nothing_and_says_so(
     mixed: Made, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "dfs_deploy")
+    caplog.set_level("INFO", "dfs_deploy")
     result = bench(mixed.path, mixed.data, save_baseline=tmp_path / "base.json", **QUICK)
     assert "nothing was kept" in caplog.text
     assert (result.valid, result.kept) == (False, ())

@@ -151,11 +151,6 @@ def test_a_wrong_call(mixed: Made, tmp_path: Path) -> None:
     run("bench", bundle, "--json").failed(4, "samples.npz")
 
 
-def test_without_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    run("bench", "--json").failed(2, "no *.dfs bundle")
-
-
 @pytest.fixture
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy this machine is: what is judged counts as known."""

@@ -78,13 +78,6 @@ def test_another_version_is_named(mixed: Made, tmp_path: Path) -> None:
     run("inspect", bundle).failed(4, "schema version 99", "update dfs-deploy")
 
 
-def test_the_bundle_in_the_directory_is_meant(mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    run("inspect").failed(2, "no *.dfs bundle")
-    copied(mixed, tmp_path)
-    assert run("inspect", "--json").json["path"] == "mixed.dfs"
-
-
 EMPTY: dict[str, tuple[list[str | int], object, str]] = {
     "runtimes": (["runtimes"], {}, "engines for no runtime"),
     "blocks": (["runtimes", "onnxruntime", "blocks"], [], "0 gated blocks"),

@@ -146,18 +146,6 @@ def test_a_video_without_its_extra(mixed: Made, clip: Path, monkeypatch: pytest.
     run("run", mixed.path, "--camera", "0", "--json").failed(3, "pip install -e", '[video]"')
 
 
-def test_the_bundle_in_the_directory_is_meant(
-    mixed: Made, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    run("run", pictures / "a.png").failed(2, "no *.dfs bundle")
-    copied(mixed, tmp_path)
-    assert run("run", pictures / "a.png", "--json").json["bundle"] == "mixed.dfs"
-    assert run("run", "mixed.dfs", pictures / "a.png", "--json").json["bundle"] == "mixed.dfs"
-    (tmp_path / "second.dfs").mkdir()
-    run("run", pictures / "a.png").failed(2, "several bundles")
-
-
 def test_images_of_another_size_are_resized(mixed: Made, tmp_path: Path) -> None:
     Image.fromarray(pixels(1, size=(31, 17))[0]).save(tmp_path / "large.png")
     assert run("run", mixed.path, tmp_path / "large.png", "--json").code == 0
@@ -200,11 +188,6 @@ def test_a_damaged_bundle(mixed: Made, pictures: Path, tmp_path: Path) -> None:
     bundle = copied(mixed, tmp_path)
     (bundle / "common/head.onnx").unlink()
     run("run", bundle, pictures / "a.png", "--json").failed(4, "head.onnx")
-
-
-def test_a_bundle_that_is_not_there_is_named(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    run("run", tmp_path / "missing.dfs", pictures / "a.png").failed(4, "missing.dfs")
 
 
 # Inputs that cannot be read

@@ -576,11 +576,11 @@ def secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_weights_outside_the_bundle_are_never_read(mixed: Made, tmp_path: Path, secret: Path, where: str) -> None:
     location = {"relative": "secret.bin", "upward": "../../secret.bin", "absolute": str(secret)}[where]
     bundle = rewritten(copied(mixed, tmp_path), {FULL: model_with_weights_outside(location)})
-    with refuses(BundleError, FULL, "file of its own"):
+    with refuses(BundleError, FULL, "keeps weights in"):
         Runtime(bundle)
     static = "onnxruntime/static-fp32.onnx"
     rewritten(bundle, {FULL: block_model(), static: model_with_weights_outside(location)})
-    with refuses(BundleError, static, "file of its own"):
+    with refuses(BundleError, static, "keeps weights in"):
         StaticEngine(Bundle(bundle), "fp32")
 
 

@@ -110,7 +110,7 @@ def load_engines(bundle: Bundle, options: BackendOptions) -> LoadedEngines:
     try:
         return _load(bundle, options, cache, gate, obtain_prepared(bundle, cache) if options.prepared else PLAIN)
     except DamagedError as error:
-        _LOG.warning("%s: the prepared engines are made again: %s", bundle.path, error)
+        _LOG.info("%s: the prepared engines are made again: %s", bundle.path, error)
         return _load(bundle, options, cache, gate, prepare_engines(bundle, cache=cache))
 
 

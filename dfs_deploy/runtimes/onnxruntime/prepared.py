@@ -267,7 +267,7 @@ def _make(bundle: Bundle, channel_block: int, progress: Progress) -> PreparedEng
         # The plain engines run, and the reason is shown. An engine of an unexpected layout will not change; a resource
         # that is missing now may be there at the next start.
         reason = str(error) if isinstance(error, DfsDeployError) else f"{type(error).__name__}: {first_line(error)}"
-        _LOG.warning("%s: the bundle's own engines run, since preparing others failed: %s", bundle.path, reason)
+        _LOG.info("%s: the bundle's own engines run, since preparing others failed: %s", bundle.path, reason)
         lasting = isinstance(error, UnfitModelError | LookupError | ValueError)
         return PreparedEngines(reason=reason, failed=True, lasting=lasting)
     digests = {file: sha256(data) for file, data in models.items()}
