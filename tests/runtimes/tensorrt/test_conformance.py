@@ -127,10 +127,8 @@ def signatures(text: str) -> list[list[tuple[str, bool]]] | None:
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("class MemoryPoolType", "class MemoryPools"),
         ("def execute_async_v3(self, stream_handle: int)", "def execute_async_v3(self, handle: int)"),
         ("def num_io_tensors", "def io_tensors"),
-        ("    WORKSPACE = ...", "    WORK_SPACE = ..."),
         ("    @property\n    def num_errors(self) -> int: ...", "    num_errors: int"),
     ],
 )
