@@ -136,15 +136,11 @@ def test_blocks_that_form_no_chain_are_refused(blocks: tuple[Block, ...], word: 
     "values",
     [
         {"groups": ()},
-        {"groups": (), "widths": ()},
-        {"groups": (3, 3)},
         {"groups": (3, 0, 3)},
         {"groups": (3, 3, 3), "classes": 0},
         {"groups": (3, 3, 3), "widths": (16, 32, -64)},
         {"groups": (3, 3, 3), "image_shape": (3, 32)},
-        {"groups": (3, 3, 3), "image_shape": (3, 0, 32)},
         {"groups": (3, 3, 3), "gate_hidden": 0},
-        {"groups": (3, 3, 3), "gate_embedding": 0},
     ],
 )
 def test_impossible_networks_are_refused(values: dict[str, tuple[int, ...]]) -> None:

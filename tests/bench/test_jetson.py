@@ -57,7 +57,6 @@ def test_a_bare_board_has_nothing_and_is_told_what_to_install(tmp_path: Path) ->
     ("changes", "words"),
     [
         ({"l4t": "35.4.1", "tensorrt": "8.5.2"}, ["35.4.1", "flash JetPack 6"]),
-        ({"l4t": "32.7.4", "tensorrt": "8.2.1"}, ["32.7.4", "flash JetPack 6"]),
         ({"tensorrt": "8.5.2.2"}, ["8.5.2.2", "8.6"]),
         ({"tensorrt": "11.4.1"}, ["11.4.1", "JetPack 6", "python3-libnvinfer"]),
         ({"l4t": "38.2", "jetpack": "7.0", "tensorrt": "11.4.1"}, ["11.4.1", "7.2.2", "7.0"]),
