@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import dfs_deploy
-from tests.bundles import Made, mixed_bundle, pixels
+from tests.bundles import Made, pixels
 
 EXTRAS = ("torch", "onnx", "safetensors", "sklearn", "jinja2", "altair", "vl_convert", "av")
 
@@ -54,11 +54,6 @@ def imported(statement: str, block: bool = False) -> set[str]:
     ran = python(script)
     assert ran.returncode == 0, ran.stderr
     return {name.partition(".")[0] for name in json.loads(ran.stdout)}
-
-
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return mixed_bundle(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

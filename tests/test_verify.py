@@ -11,7 +11,7 @@ import dfs_deploy
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import SavedResultError, UsageError
 from dfs_deploy.verify import DeviationRecord, Verification, load_verification, save_verification
-from tests.bundles import Made, float_bundle
+from tests.bundles import Made
 from tests.checks import refuses
 
 RESULT = Verification(
@@ -103,11 +103,6 @@ def test_judged_is_what_the_tolerance_is_about() -> None:
 # The verb as a function
 
 
-@pytest.fixture(scope="module")
-def floats(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return float_bundle(tmp_path_factory)
-
-
 def test_the_verb_takes_paths_or_opened_objects(floats: Made, capfd: pytest.CaptureFixture[str]) -> None:
     stages: list[str] = []
     found = dfs_deploy.verify(
@@ -130,6 +125,8 @@ def test_a_result_is_judged_by_any_thresholds() -> None:
     (line,) = finite.missed()
     assert "top-1 fell by 10.00 points" in line
     assert finite.missed(max_top1_drop=0.1) == (), "to reach a threshold is enough"
+    better = msgspec.structs.replace(finite, top1_bundle=1.0)
+    assert better.missed() == (), "more accuracy is no drop"
     (line,) = finite.missed(max_top1_drop=0.1, max_computation_change=0.5)
     assert "computation" in line
     (line,) = finite.missed(max_top1_drop=0.1, min_route_agreement=0.995)

@@ -18,7 +18,7 @@ from dfs_deploy.bundle.engine_check import BATCH, EngineUse, check_engine, engin
 from dfs_deploy.bundle.onnx_messages import FLOAT
 from dfs_deploy.errors import BundleError
 from dfs_deploy.runtimes import Runtime
-from tests.bundles import Made, copied, mixed_bundle, pixels, rewritten, static_bundle
+from tests.bundles import Made, copied, pixels, rewritten
 from tests.checks import refuses
 
 FULL = "common/block-01-full-fp32.onnx"
@@ -27,16 +27,6 @@ USE = EngineUse("block 1, option full", (("", FLOAT, SHAPE),), SHAPE, 4 * 8 * 8)
 """Block 1 of the networks here: (4, 8, 8) to (4, 8, 8)."""
 
 Build = Callable[[], onnx.ModelProto]
-
-
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return mixed_bundle(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def static(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return static_bundle(tmp_path_factory)
 
 
 @pytest.mark.parametrize("which", ["mixed", "static"])

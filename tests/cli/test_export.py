@@ -11,7 +11,7 @@ from dfs_deploy.bundle import Bundle
 from dfs_deploy.data import Dataset, save_npz
 from dfs_deploy.exporters import pipeline
 from dfs_deploy.runtimes import Runtime
-from dfs_deploy.system.cpu import WORDS, Cpu, TargetCpu, cpu_limits
+from dfs_deploy.system.cpu import WORDS, TargetCpu, cpu_limits
 from tests.builders import release_state_dict, save_release, skipnet_state_dict
 from tests.bundles import Made, pixels
 from tests.cli.program import run, run_apart
@@ -86,21 +86,6 @@ def test_weights_have_the_bits_that_suit_the_cpu(mixed: Made, tmp_path: Path, ta
     assert calibration.weight_bits == bits
     ran = run("export", mixed.checkpoint, *flags, "--target-cpu", target, "--weight-bits", str(15 - bits), "--json")
     assert ran.json["weight_bits"] == 15 - bits
-
-
-def test_weights_suit_this_cpu_unless_another_is_named(
-    mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On x86 without VNNI, eight bits would handicap the static INT8 engine that DFS is compared with."""
-    old = Cpu("An old one", frozenset(("avx2",)), "", False, "old")
-    monkeypatch.setattr("dfs_deploy.system.cpu.describe_cpu", lambda: old)
-    monkeypatch.setattr("dfs_deploy.system.cpu.is_x86", lambda: True)
-    flags = ["--calibration-data", mixed.data_file, "--targets", "fp32,int8", "--out", tmp_path / "net.dfs"]
-    ran = run("export", mixed.checkpoint, *flags)
-    assert "7 bits" in ran.out
-    assert "--target-cpu" in ran.out
-    assert run("export", mixed.checkpoint, *flags, "--target-cpu", "auto", "--json").json["weight_bits"] == 7
-    run("export", mixed.checkpoint, *flags, "--target-cpu", "sse").failed(2, "'sse'", "avx2")
 
 
 def test_threads_reach_pytorch_and_the_engines(mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,15 +107,6 @@ def test_our_own_formats(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_allclose(result.logits, expected.logits.numpy(), rtol=1e-3, atol=1e-3)
 
 
-def test_options_that_the_checkpoint_does_not_say(tmp_path: Path) -> None:
-    checkpoint = save_release(tmp_path / "net.pth.tar", release_state_dict())
-    exported = export(
-        checkpoint, tmp_path / "net.dfs", options=Options.parse("skip,4,8,full"), calibration_data=cifar_like()
-    )
-    assert exported.bundle.options.names == ("skip", "4", "8", "full")
-    assert precisions(exported.bundle) == {"4": "int8", "8": "int8", "full": "fp32"}
-
-
 @pytest.mark.parametrize("options", ["full,8,skip", "2,4", "8,16,24"])
 def test_any_option_list(tmp_path: Path, options: str) -> None:
     network = settled_network(options)
@@ -169,11 +160,6 @@ def test_an_option_whose_precision_is_no_target_gets_the_next_more_precise(
     assert {(r.option, r.wanted, r.served_by) for r in manifest.substitutions} == expected
     assert all(r.wanted in r.reason for r in manifest.substitutions)
     assert (manifest.calibration is None) == ("int8" not in targets)
-
-
-def test_without_fp32_there_is_no_export(mixed: Made, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="fp32"):
-        export(mixed.checkpoint, tmp_path / "net.dfs", targets=["int8", "fp16"])
 
 
 def engine_files(engines: RuntimeEngines) -> list[str]:

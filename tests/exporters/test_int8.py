@@ -294,11 +294,6 @@ def test_onnx_runtime_makes_integer_convolutions_of_it(layout: str, tmp_path: Pa
 # TensorRT
 
 
-def tensorrt_graph(block: BasicBlock, x: Tensor) -> onnx.GraphProto:
-    model = trt_engine(block, measured(block, x))
-    return onnx.load_from_string(model).graph
-
-
 @pytest.mark.parametrize(("low", "high", "seed"), [(0.0, 3.0, 0), (-0.5, 3.0, 1), (-4.0, 9.0, 0)])
 @torch.no_grad()
 def test_an_engine_for_tensorrt_is_the_option_up_to_rounding(seed: int, low: float, high: float) -> None:
@@ -323,37 +318,6 @@ def test_a_range_without_negative_values_clamps_them_for_tensorrt_too() -> None:
         got, _ = run_as_written(trt_engine(block, ranges), features=x.numpy())
         expected = block(x, BITS, round_inputs=False).numpy()
         assert rms(got - expected) / rms(expected) < 0.05
-
-
-def test_for_tensorrt_there_is_int8_with_zero_point_zero_and_nothing_else() -> None:
-    for block in plain_and_stride():
-        graph = tensorrt_graph(block, features(block))
-        known, made_by = constants(graph), producers(graph)
-        assert not [name for name, value in known.items() if value.dtype in (np.uint8, np.int32)]
-        for node in graph.node:
-            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-                assert known[node.input[2]].dtype == np.int8
-                assert not known[node.input[2]].any()
-        convs = [node for node in graph.node if node.op_type == "Conv"]
-        assert len(convs) == (2 if block.projection is None else 3)
-        for conv in convs:
-            activation, weight = (made_by[name] for name in conv.input[:2])
-            assert known[activation.input[1]].shape == (), "activations per tensor"
-            levels, scale = (known[name] for name in weight.input[:2])
-            assert levels.dtype == np.int8
-            assert scale.shape == levels.shape[:1], "weights per channel"
-            assert [attribute.i for attribute in weight.attribute if attribute.name == "axis"] == [0]
-            assert known[conv.input[2]].dtype == np.float32, "no quantised bias"
-        for value in (*graph.input, *graph.output):
-            assert value.type.tensor_type.elem_type == TensorProto.FLOAT
-
-
-def test_for_tensorrt_the_addition_reads_a_rounded_shortcut_and_the_convolution_as_it_is() -> None:
-    for block in plain_and_stride():
-        graph = tensorrt_graph(block, features(block))
-        made_by = producers(graph)
-        (add,) = (node for node in graph.node if node.op_type == "Add")
-        assert sorted(made_by[name].op_type for name in add.input) == ["Conv", "DequantizeLinear"]
 
 
 @torch.no_grad()

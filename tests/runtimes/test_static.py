@@ -11,13 +11,8 @@ from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import BundleError
 from dfs_deploy.runtimes import Substitution
 from dfs_deploy.runtimes.onnxruntime.static import engine_files, join_engines, join_path
-from tests.bundles import Made, mixed_bundle
+from tests.bundles import Made
 from tests.checks import refuses
-
-
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return mixed_bundle(tmp_path_factory)
 
 
 def path_of(options: list[int]) -> NDArray[np.uint8]:

@@ -26,7 +26,7 @@ from dfs_deploy.system.cpu import (
     target_named,
     target_of,
 )
-from tests.bundles import Made, copied, float_bundle, manifest_of, mixed_bundle, write_manifest
+from tests.bundles import Made, copied, float_bundle, manifest_of, write_manifest
 from tests.checks import refuses
 
 X86 = """\
@@ -247,11 +247,6 @@ def test_a_real_quota_is_read_and_its_throttling_counted() -> None:
 
 VNNI = Cpu("A server", frozenset(("avx2", "avx512_vnni")), "AVX-512 VNNI", False, "a")
 PLAIN = Cpu("An old one", frozenset(("avx2",)), "", False, "b")
-
-
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return mixed_bundle(tmp_path_factory)
 
 
 @pytest.mark.parametrize(

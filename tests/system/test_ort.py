@@ -11,7 +11,7 @@ import pytest
 
 import dfs_deploy
 from dfs_deploy.system.ort import TELEMETRY
-from tests.bundles import Made, mixed_bundle
+from tests.bundles import Made
 
 PACKAGE = Path(dfs_deploy.__file__).parent
 CHECKOUT = PACKAGE.parent
@@ -48,11 +48,6 @@ def python(script: str, *path: Path, **variables: str | None) -> subprocess.Comp
 def fake(tmp_path: Path) -> Path:
     (tmp_path / "onnxruntime.py").write_text(FAKE)
     return tmp_path
-
-
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return mixed_bundle(tmp_path_factory)
 
 
 # Telemetry
