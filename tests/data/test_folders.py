@@ -24,7 +24,7 @@ def test_a_folder_by_class_is_read_in_order(tmp_path: Path) -> None:
     assert read.name == "pets"
 
 
-@pytest.mark.parametrize("split", [None, "train", "test"])
+@pytest.mark.parametrize("split", [None, "train"])
 def test_a_folder_of_two_splits_gives_the_one_asked_for(tmp_path: Path, split: str | None) -> None:
     class_folder(tmp_path / "train", 3)
     class_folder(tmp_path / "test", 1)
@@ -100,14 +100,6 @@ def test_folders_that_are_no_data_set_are_refused(tmp_path: Path) -> None:
             load_dataset(tmp_path / name)
 
 
-def test_a_damaged_image_is_named(tmp_path: Path) -> None:
-    class_folder(tmp_path)
-    path = save_image(tmp_path / "cat" / "5.png", pixels(40, 40, 3))
-    path.write_bytes(path.read_bytes()[:500])
-    with refuses(DataError, str(path), "damaged"):
-        load_dataset(tmp_path)
-
-
 def test_links_may_not_lead_outside(tmp_path: Path) -> None:
     root = class_folder(tmp_path / "data")
     secret = save_image(tmp_path / "secret.png", pixels(4, 4, 3))
@@ -156,13 +148,6 @@ def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
     assert len(list_images(tmp_path / "link")) == 4
 
 
-def test_a_folder_named_like_an_image_is_no_image(tmp_path: Path) -> None:
-    class_folder(tmp_path)
-    (tmp_path / "cat" / "9.png").mkdir()
-    with refuses(DataError, "9.png", "inside a class"):
-        load_dataset(tmp_path)
-
-
 def test_images_are_listed_sorted_and_from_all_folders(tmp_path: Path) -> None:
     for name in ("b/2.png", "b/1.JPG", "a/deep/er/3.webp", "0.bmp"):
         path = tmp_path / name
@@ -174,12 +159,6 @@ def test_images_are_listed_sorted_and_from_all_folders(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path)
     found = list_images(str(tmp_path))
     assert [str(path.relative_to(tmp_path)) for path in found] == ["0.bmp", "a/deep/er/3.webp", "b/1.JPG", "b/2.png"]
-
-
-def test_a_file_is_listed_as_itself(tmp_path: Path) -> None:
-    path = tmp_path / "photo.unknown"
-    path.write_bytes(b"")
-    assert list_images(path) == [path]
 
 
 def test_nothing_to_list_is_refused(tmp_path: Path) -> None:
