@@ -9,7 +9,6 @@ import socket
 import stat
 import subprocess
 import sys
-import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +28,7 @@ from dfs_deploy.io.arrays import Arrays
 from dfs_deploy.io.files import sha256
 from dfs_deploy.network import Architecture, cifar_resnet
 from dfs_deploy.runtimes import Runtime
-from tests.checks import MakesFolder, refuses
+from tests.checks import MakesFolder, little_memory, refuses
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "manifest-v4.json"
 """A manifest as this version writes it; each of its files holds its own name."""
@@ -665,14 +664,8 @@ def test_a_part_that_is_missing_is_found_on_opening(made: Path, what: str) -> No
 def test_an_architecture_far_larger_than_its_engines_takes_no_memory(made: Path) -> None:
     (made / MANIFEST).write_bytes(GOLDEN_V3.read_bytes())
     edit_manifest(made, set_to("architecture", "groups", value=[100_000, 1]))
-    tracemalloc.start()
-    try:
-        with pytest.raises(BundleError):
-            Bundle(made)
-        _, most = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert most < 5_000_000
+    with little_memory(5_000_000), pytest.raises(BundleError):
+        Bundle(made)
 
 
 def test_what_is_no_bundle(tmp_path: Path) -> None:
@@ -716,14 +709,8 @@ def test_a_manifest_that_is_no_file_is_refused_at_once(made: Path, monkeypatch: 
 
 def test_a_manifest_of_many_small_parts_takes_little_memory(made: Path) -> None:
     (made / MANIFEST).write_bytes(b'{"schema_version": 3, "producer": {"a": [' + b"[]," * 3_000_000 + b"[]]}}")
-    tracemalloc.start()
-    try:
-        with pytest.raises(BundleError):
-            Bundle(made)
-        _, most = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert most < 40_000_000
+    with little_memory(40_000_000), pytest.raises(BundleError):
+        Bundle(made)
 
 
 # Samples

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from dfs_deploy.training import read_metrics
 from dfs_deploy.training.job import load_job
 from dfs_deploy.training.state import STATE_FILE, load_state
 from dfs_deploy.verify import load_verification
-from tests.checks import refuses
+from tests.checks import little_memory, refuses
 
 Read = Callable[[Path], Any]
 
@@ -130,14 +129,8 @@ def test_another_content(tmp_path: Path, what: str) -> None:
 def test_a_large_file_of_another_kind_takes_little_more_memory_than_its_size(tmp_path: Path, what: str) -> None:
     read, name, _, error = READERS[what]
     (tmp_path / name).write_bytes(b'{"schema_version": 1, "cases": [' + b"[]," * 2_000_000 + b"0]}\n")
-    tracemalloc.start()
-    try:
-        with pytest.raises(error):
-            read(tmp_path / name)
-        _, most = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert most < 40_000_000
+    with little_memory(40_000_000), pytest.raises(error):
+        read(tmp_path / name)
 
 
 @pytest.mark.parametrize("what", [name for name in READERS if name not in ("a training run", "a training state")])
