@@ -833,14 +833,14 @@ def test_a_bundle_goes_by_its_name_however_it_is_reached(made: Path, monkeypatch
 
 def test_what_is_given_in_place_of_a_bundle_is_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x=np.zeros(3))
-    with refuses(BundleError, "data.npz is an .npz archive of arrays, expected a bundle", "--data"):
+    with refuses(BundleError, "data.npz", "an .npz archive", "--data"):
         Bundle(tmp_path / "data.npz")
     (tmp_path / "net.pt").write_bytes(b"PK\3\4" + bytes(22) + b"\x0c\0\0\0net/data.pkl")
     with refuses(BundleError, "net.pt is a PyTorch checkpoint, expected a bundle", "dfs-deploy export"):
         Runtime(tmp_path / "net.pt")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoint.pt").touch()
-    with refuses(BundleError, "run is the folder of a training run, expected a bundle"):
+    with refuses(BundleError, "run", "a training run"):
         Bundle(tmp_path / "run")
 
 

@@ -196,7 +196,7 @@ def test_a_value_that_no_stage_reads_is_named(data: Path, finished: Path, tmp_pa
     assert (ran.code, ran.err) == (0, "")
     assert not [note for note in ran.json["notes"] if "no effect" in note]
     ran = train(data, "--set", "gate_lr=1", "--until", "backbone", "--out", tmp_path / "e")
-    assert "note: no effect on this run: gate_lr, gate_steps, joint_steps (" in ran.err
+    assert "no effect on this run: gate_lr, gate_steps, joint_steps" in ran.err
 
 
 def test_weights_of_a_checkpoint_can_be_chosen(data: Path, finished: Path, tmp_path: Path) -> None:

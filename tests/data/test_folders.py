@@ -168,7 +168,7 @@ def test_nothing_to_list_is_refused(tmp_path: Path) -> None:
     with refuses(DataError, "does not exist", "check the path"):
         list_images(tmp_path / "none")
     os.mkfifo(tmp_path / "pipe")
-    with refuses(DataError, "pipe is no regular file, expected an image or a folder of images"):
+    with refuses(DataError, "pipe", "no regular file"):
         list_images(tmp_path / "pipe")
 
 
@@ -315,11 +315,13 @@ def test_images_of_another_size_are_said(tmp_path: Path) -> None:
     class_folder(tmp_path, 2, size=8)
     assert load_dataset(tmp_path, size=(8, 8)).notes == ()
     assert load_dataset(tmp_path).notes == ()
-    assert load_dataset(tmp_path, size=(4, 4)).notes == ("4 of 4 images were resized to 4x4: they are of 8x8",)
+    (note,) = load_dataset(tmp_path, size=(4, 4)).notes
+    assert "4 of 4 images were resized to 4x4" in note
     save_image(tmp_path / "cat" / "7.png", pixels(6, 4, 3))
     save_image(tmp_path / "cat" / "8.png", pixels(4, 4, 3))
     (note,) = load_dataset(tmp_path, size=(4, 4)).notes
-    assert note == "5 of 6 images were resized to 4x4: they are of 8x8 and 1 other size"
+    assert "5 of 6 images" in note
+    assert "8x8 and 1 other size" in note
 
 
 def test_exif_data_that_cannot_be_read_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -65,5 +65,5 @@ def test_the_first_example_trains_and_exports(tmp_path: Path, capsys: pytest.Cap
     load_example("01_train_digits").main(["--out", str(tmp_path / "run")], **few)
     *_, before, last = capsys.readouterr().out.splitlines()
     assert before.startswith("top-1 ")
-    assert last == f"wrote {tmp_path / 'run' / 'checkpoint.pt'} and {tmp_path / 'run.dfs'}"
+    assert str(tmp_path / "run.dfs") in last
     assert Bundle(tmp_path / "run.dfs").manifest.options[0].name == "skip"

@@ -545,4 +545,5 @@ with Runtime(sys.argv[1], threads=2) as net, Runtime(sys.argv[1]) as other:
         [sys.executable, "-c", script, str(mixed.path)], capture_output=True, text=True, check=False, timeout=120
     )
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout == "one for the process, as the application chose True\n"
+    assert ran.stdout.startswith("one for the process")
+    assert ran.stdout.endswith(" True\n")
