@@ -27,7 +27,6 @@ from dfs_deploy.errors import ArtefactError, BundleError, DigestError, SchemaVer
 from dfs_deploy.io.arrays import Arrays
 from dfs_deploy.io.files import sha256
 from dfs_deploy.network import Architecture, cifar_resnet
-from dfs_deploy.runtimes import Runtime
 from tests.checks import MakesFolder, little_memory, refuses
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "manifest-v4.json"
@@ -829,19 +828,6 @@ def test_a_bundle_goes_by_its_name_however_it_is_reached(made: Path, monkeypatch
     assert Bundle(folder / "..").path == made.resolve()
     monkeypatch.chdir(made)
     assert Bundle(".").path == made.resolve()
-
-
-def test_what_is_given_in_place_of_a_bundle_is_named(tmp_path: Path) -> None:
-    np.savez(tmp_path / "data.npz", x=np.zeros(3))
-    with refuses(BundleError, "data.npz", "an .npz archive", "--data"):
-        Bundle(tmp_path / "data.npz")
-    (tmp_path / "net.pt").write_bytes(b"PK\3\4" + bytes(22) + b"\x0c\0\0\0net/data.pkl")
-    with refuses(BundleError, "net.pt is a PyTorch checkpoint, expected a bundle", "dfs-deploy export"):
-        Runtime(tmp_path / "net.pt")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "checkpoint.pt").touch()
-    with refuses(BundleError, "run", "a training run"):
-        Bundle(tmp_path / "run")
 
 
 # Finding and writing

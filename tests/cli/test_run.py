@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 
 from dfs_deploy import data
 from dfs_deploy.runtimes import Runtime
@@ -146,11 +145,6 @@ def test_a_video_without_its_extra(mixed: Made, clip: Path, monkeypatch: pytest.
     run("run", mixed.path, "--camera", "0", "--json").failed(3, "pip install -e", '[video]"')
 
 
-def test_images_of_another_size_are_resized(mixed: Made, tmp_path: Path) -> None:
-    Image.fromarray(pixels(1, size=(31, 17))[0]).save(tmp_path / "large.png")
-    assert run("run", mixed.path, tmp_path / "large.png", "--json").code == 0
-
-
 def test_an_image_that_cannot_be_read_is_named_and_the_rest_goes_on(
     mixed: Made, pictures: Path, tmp_path: Path
 ) -> None:
@@ -177,17 +171,6 @@ def test_inputs_that_are_not_there(mixed: Made, pictures: Path, tmp_path: Path) 
         ran = run("run", mixed.path, pictures / "a.png", tmp_path / name, "--json")
         ran.failed(2, name)
         assert ran.out == "", "nothing runs before every input is there"
-
-
-def test_without_an_input(mixed: Made) -> None:
-    run("run", mixed.path).failed(2, "no input")
-    assert run("run").code == 2
-
-
-def test_a_damaged_bundle(mixed: Made, pictures: Path, tmp_path: Path) -> None:
-    bundle = copied(mixed, tmp_path)
-    (bundle / "common/head.onnx").unlink()
-    run("run", bundle, pictures / "a.png", "--json").failed(4, "head.onnx")
 
 
 # Inputs that cannot be read

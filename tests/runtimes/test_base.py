@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import onnxruntime
@@ -206,22 +205,12 @@ def test_a_closed_runtime_says_so(mixed: Made) -> None:
         lambda: runtime.description,
         lambda: runtime.engine_calls(np.zeros(3, np.uint8)),
         runtime.gate_calls,
+        lambda: runtime.set_budget(0.2),
         runtime.__enter__,
     ):
         with refuses(RuntimeClosedError, "closed"):
             use()
     assert runtime.options.names == ("skip", "8", "16", "full"), "what the bundle says stays"
-
-
-def test_the_gate_of_a_runtime_in_use_is_left_alone(mixed: Made) -> None:
-    def meanwhile(*_: object) -> None:
-        runtime.gate_calls()
-
-    with Runtime(mixed.path) as runtime:
-        with mock.patch.object(OnnxRuntimeBackend, "infer", meanwhile), refuses(UsageError, "in use", "clone()"):
-            runtime(pixels(1))
-        assert runtime.gate_calls()
-        assert runtime(pixels(1)).path.shape == (1, 3)
 
 
 def test_a_with_block_closes_also_after_an_error(mixed: Made) -> None:
@@ -298,8 +287,9 @@ def test_two_threads_in_one_runtime_are_refused(mixed: Made, monkeypatch: pytest
         thread = threading.Thread(target=lambda: results.append(runtime(pixels(2))))
         thread.start()
         assert inside.wait(20)
-        with refuses(UsageError, "clone()"):
-            runtime(pixels(2))
+        for use in (lambda: runtime(pixels(2)), runtime.gate_calls, lambda: runtime.set_cost_bias(0.5)):
+            with refuses(UsageError, "clone()"):
+                use()
         leave.set()
         thread.join()
         assert same(results[0], expected), "the first thread is not disturbed"
@@ -347,17 +337,6 @@ def test_a_clone_outlives_what_it_was_cloned_from(mixed: Made) -> None:
     assert same(clone(pixels(3)), expected)
     assert same(clone(pixels(3)[:1]), Runtime(mixed.path)(pixels(3)[:1]))
     clone.close()
-
-
-def test_a_clone_has_its_own_state(runtime: Runtime) -> None:
-    clone = runtime.clone()
-    first, second = pixels(1), pixels(1, seed=9)
-    expected = runtime(first), runtime(second)
-    for _ in range(3):
-        assert same(runtime(first), expected[0])
-        assert same(clone(second), expected[1])
-    clone.close()
-    assert same(runtime(first), expected[0])
 
 
 def test_an_application_that_shares_its_own_allocator_can_run_bundles_too(mixed: Made) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.errors import RuntimeClosedError, UsageError
+from dfs_deploy.errors import UsageError
 from dfs_deploy.runtimes import Result, Runtime
 from dfs_deploy.runtimes.budgets import GREATEST_BIAS, bias_for, score_offset
 from tests.bundles import Made, copied, manifest_of, pixels, write_manifest
@@ -188,31 +187,3 @@ def test_a_budget_outside_the_table_is_refused_and_changes_nothing(runtime: Runt
 def test_a_bundle_without_budgets_says_how_to_get_them(mixed: Made) -> None:
     with refuses(UsageError, str(mixed.path), "--budgets", "--calibration-data"):
         Runtime(mixed.path, budget=0.2)
-
-
-def test_a_closed_runtime_has_no_budget_to_set(budgeted: Path) -> None:
-    opened = Runtime(budgeted)
-    opened.close()
-    with refuses(RuntimeClosedError):
-        opened.set_budget(0.2)
-
-
-def test_another_threads_batch_is_not_disturbed(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    inside, leave = threading.Event(), threading.Event()
-    infer = runtime._open().infer
-
-    def wait(*arguments: object) -> object:
-        inside.set()
-        leave.wait(10)
-        return infer(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(runtime._open(), "infer", wait)
-    thread = threading.Thread(target=runtime, args=(pixels(1),))
-    thread.start()
-    try:
-        assert inside.wait(10)
-        with refuses(UsageError, "clone()"):
-            runtime.set_budget(0.2)
-    finally:
-        leave.set()
-        thread.join()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
-from dfs_deploy.errors import BundleError, RuntimeClosedError, UsageError
+from dfs_deploy.errors import BundleError, UsageError
 from dfs_deploy.exporters import export
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.runtimes import Runtime
@@ -131,19 +130,6 @@ def test_a_plan_decides_what_is_joined(static: Bundle) -> None:
 def test_a_gate_cannot_be_chosen_for_it(static: Bundle) -> None:
     with refuses(UsageError, "gate 'numpy'", "static policy", "leave gate out"):
         Runtime(static, gate="numpy")
-
-
-def test_clones_run_at_once_and_outlive_the_first(static: Bundle) -> None:
-    images = [pixels(1, seed) for seed in range(4)]
-    with Runtime(static) as runtime:
-        expected = [runtime(image) for image in images]
-        clones = [runtime.clone() for _ in images]
-    with refuses(RuntimeClosedError, "closed"):
-        runtime(images[0])
-    with ThreadPoolExecutor(len(clones)) as threads:
-        for _ in range(5):
-            found = list(threads.map(lambda clone, image: clone(image), clones, images))
-            assert found == expected
 
 
 def test_an_engine_that_does_not_fit_the_others_is_refused(static: Bundle) -> None:
