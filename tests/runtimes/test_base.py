@@ -205,7 +205,6 @@ def test_a_closed_runtime_says_so(mixed: Made) -> None:
         lambda: runtime.description,
         lambda: runtime.engine_calls(np.zeros(3, np.uint8)),
         runtime.gate_calls,
-        lambda: runtime.set_budget(0.2),
         runtime.__enter__,
     ):
         with refuses(RuntimeClosedError, "closed"):
