@@ -212,7 +212,7 @@ def test_what_needs_an_extra_fails_by_its_name() -> None:
 
 def test_the_public_export_says_what_to_install() -> None:
     ran = python(f"{BLOCK}\nimport dfs_deploy\ntry:\n    dfs_deploy.export\nexcept ImportError as e:\n    print(e)")
-    assert '[export]"' in ran.stdout
+    assert "[export]" in ran.stdout
 
 
 @pytest.mark.parametrize("verb", ["export", "verify", "demo"])
@@ -227,7 +227,7 @@ def test_verbs_that_need_an_extra_say_what_to_install(mixed: Made, tmp_path: Pat
     assert ran.stdout == ""
     assert ran.stderr.count("\n") == 1
     assert ran.stderr.startswith("error: ")
-    assert '[export]"' in ran.stderr
+    assert "[export]" in ran.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -235,7 +235,7 @@ def test_a_page_says_what_to_install_before_anything_is_measured(mixed: Made, tm
     ran = python(MAIN, "report", mixed.path, "--html", tmp_path / "out.html")
     assert (ran.returncode, ran.stdout) == (3, "")
     assert ran.stderr.startswith("error: ")
-    assert '[report]"' in ran.stderr
+    assert "[report]" in ran.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -93,7 +93,7 @@ def test_a_folder_that_cannot_be_written_is_said(
 def test_what_cannot_be_prepared(mixed: Made, floats: Made) -> None:
     run("prepare", mixed.path, "--runtime", "abacus", "--json").failed(2, "abacus")
     run("prepare", mixed.path, "--batch", "2", "--json").failed(2, "batch", "tensorrt")
-    run("prepare", mixed.path, "--runtime", "tensorrt", "--json").failed(3, "pip install -e", '[tensorrt]"')
+    run("prepare", mixed.path, "--runtime", "tensorrt", "--json").failed(3, "pip install -e", "[tensorrt]")
     with machine():
         run("prepare", floats.path, "--runtime", "tensorrt", "--json").failed(4, "--runtime tensorrt")
 

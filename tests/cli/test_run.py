@@ -141,8 +141,8 @@ def test_a_terminal_gets_a_live_counter(mixed: Made, clip: Path, monkeypatch: py
 
 def test_a_video_without_its_extra(mixed: Made, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    run("run", mixed.path, clip, "--json").failed(3, "pip install -e", '[video]"')
-    run("run", mixed.path, "--camera", "0", "--json").failed(3, "pip install -e", '[video]"')
+    run("run", mixed.path, clip, "--json").failed(3, "pip install -e", "[video]")
+    run("run", mixed.path, "--camera", "0", "--json").failed(3, "pip install -e", "[video]")
 
 
 def test_an_image_that_cannot_be_read_is_named_and_the_rest_goes_on(

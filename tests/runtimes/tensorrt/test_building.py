@@ -405,7 +405,7 @@ def test_a_bundle_for_another_runtime(tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.mark.skipif("DOUBLE_TENSORRT" in os.environ, reason="within a double")
 def test_without_tensorrt_the_line_that_installs_it(bundle: Path) -> None:
-    with pytest.raises(EnvironmentLacksError, match=r'pip install -e .*\[tensorrt\]"'):
+    with pytest.raises(EnvironmentLacksError, match=r"pip install -e .*\[tensorrt\]"):
         prepare(Bundle(bundle))
-    with pytest.raises(EnvironmentLacksError, match=r'pip install -e .*\[tensorrt\]"'):
+    with pytest.raises(EnvironmentLacksError, match=r"pip install -e .*\[tensorrt\]"):
         Runtime(bundle, "tensorrt")
