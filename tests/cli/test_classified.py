@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dfs_deploy.cli.classified import cells, legend
-from dfs_deploy.options import Option, Options
+from dfs_deploy.cli.classified import cells
+from dfs_deploy.options import Option
 
 SIGNS = {0: "·", 4: "4", 8: "8", 16: "16", 31: "31", 32: "F"}
 
@@ -25,8 +25,3 @@ def test_a_long_path_takes_several_lines(path: list[Option], width: int) -> None
     lines = cells(path).wrap(Console(), width)
     assert [word for line in lines for word in line.plain.split()] == [SIGNS[option.bits] for option in path]
     assert all(line.plain[0] != " " for line in lines if line), "cells stand below each other"
-
-
-def test_the_legend_names_each_option() -> None:
-    words = legend(list(Options.parse("skip,8,16,full"))).plain
-    assert words == "path: one cell per block, ·  = skipped, 8  = 8 bits, 16 = 16 bits, F  = full precision"
