@@ -29,27 +29,27 @@ class NumpyGate(Gate):
         self._one = _States(weights, self._score_weights, 1)
         self._states = self._one
 
-    def _reset(self, samples: int) -> None:
+    def reset(self, samples: int) -> None:
         if samples == 1:
             self._states = self._one
         elif samples != self._states.samples:
             self._states = _States(self._weights, self._score_weights, samples)
         self._states.clear()
 
-    def _set_projection_bias(self, bias: Array) -> None:
-        self._score_weights[:, 0] = bias
+    def set_score_offset(self, offset: Array) -> None:
+        self._score_weights[:, 0] = self._weights.projection_bias + offset
 
-    def _bind(self, block: int, features: Features, scale: float) -> BoundStep:
+    def bind(self, block: int, features: Features, scale: float) -> BoundStep:
         step = _Step(self._one, block, channels_of(features))
         return _Bound(self, step, _pooling(_flat(features, self.channel_block)[0], step.pooled[0], scale))
 
-    def _step(
+    def step(
         self,
         block: int,
         buffers: Sequence[Features],
         where: NDArray[np.intp],
         scale: float,
-        changed: NDArray[np.bool_] | None,
+        changed: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.int64]:
         step = _Step(self._states, block, channels_of(buffers[0]))
         for i, buffer in enumerate(buffers):
@@ -87,11 +87,8 @@ class _Bound:
         self._pool = pool
 
     def __call__(self) -> int:
-        self.pool()
-        return self.advance()
-
-    def pool(self) -> None:
         self._pool()
+        return self.advance()
 
     def advance(self) -> int:
         self._gate.check_single()
