@@ -27,7 +27,7 @@ from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime.engine_choice import choice_file, choice_key, measure_choice
 from dfs_deploy.runtimes.onnxruntime.engine_choice import save_choice as write_plan
-from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, whole_prepared
+from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, prepare_engines
 from dfs_deploy.thresholds import NOISE_BAND, VERDICT_MAX_TOP1_DROP
 
 _log = logging.getLogger(__name__)
@@ -217,7 +217,7 @@ class _EngineChoice:
 
     def __init__(self, bundle: Bundle, threads: int, prepared: bool) -> None:
         self._bundle, self._threads, self._cache = bundle, threads, Cache(bundle)
-        self._engines = whole_prepared(bundle, cache=self._cache)[0] if prepared else PLAIN
+        self._engines = prepare_engines(bundle, cache=self._cache) if prepared else PLAIN
         self._name = choice_file(choice_key(bundle, threads, self._engines.channel_block))
         self._before = self._cache.read(self._name)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.cache import PLAN, Cache, cache_key
-from dfs_deploy.bundle.engines import PlacedEngine, engines_of
+from dfs_deploy.bundle.engines import PlacedEngine, engines_of, laid_out
 from dfs_deploy.bundle.manifest import Engine, Layout
 from dfs_deploy.errors import BundleError
 from dfs_deploy.io.files import sha256
@@ -25,7 +25,7 @@ from dfs_deploy.io.json_files import MAX_JSON, VersionedFormat
 from dfs_deploy.options import PRECISIONS, Precision
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes.backend import Substitution
-from dfs_deploy.runtimes.buffers import aligned_buffer, laid_out
+from dfs_deploy.runtimes.buffers import aligned_buffer
 from dfs_deploy.runtimes.dispatch import Call
 from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, PreparedEngines
 from dfs_deploy.runtimes.onnxruntime.sessions import bind, open_session, session_options
@@ -204,7 +204,7 @@ def time_engines(
     calls = []
     for placed in engines:
         file = placed.engine.files[layout]
-        session = open_session(prepared.read(file) or bundle.read(file), f"{bundle.path}: {file}", options)
+        session = open_session(prepared.models.get(file) or bundle.read(file), f"{bundle.path}: {file}", options)
         calls.append(bind(session, source, _buffer(placed.gives, placed.engine.output)))
     return median_us(calls)
 
