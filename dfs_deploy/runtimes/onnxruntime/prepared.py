@@ -25,6 +25,7 @@ from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.bundle.onnx_messages import parse_model
 from dfs_deploy.errors import BundleError, DfsDeployError
 from dfs_deploy.io.files import read_file, sha256, write_whole
+from dfs_deploy.io.json_files import UNREADABLE
 from dfs_deploy.io.text import first_line
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes.onnxruntime.blocked import (
@@ -187,7 +188,7 @@ def _read(path: Path) -> StoredEngines | None:
         stored = msgspec.msgpack.decode(memoryview(content)[_DIGEST:], type=StoredEngines)
         for name, model in stored.models.items():  # a digest tells nothing of who wrote the file
             check_operators(parse_model(model, name), name)
-    except (OSError, BundleError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except (OSError, BundleError, *UNREADABLE):
         return None
     return stored
 
