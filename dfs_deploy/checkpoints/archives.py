@@ -11,8 +11,9 @@ import itertools
 import zipfile
 from typing import BinaryIO
 
-from dfs_deploy.checkpoints.pickled import MalformedPickleError, OversizedPickleError, PickleFollower
+from dfs_deploy.checkpoints.pickled import PickleFollower
 from dfs_deploy.io.files import BoundedReads, OversizedReadError
+from dfs_deploy.io.pickles import MalformedPickleError, OversizedPickleError
 from dfs_deploy.io.text import one_line
 
 MAX_PICKLE = 8 << 20
@@ -52,9 +53,9 @@ def _check_zip(stream: BinaryIO, size: int) -> None:
         raise OversizedPickleError(str(error)) from error
     except (zipfile.BadZipFile, KeyError, NotImplementedError, ValueError, OverflowError, EOFError) as error:
         raise MalformedPickleError("a damaged ZIP archive") from error
-    follower = PickleFollower()
     content = io.BytesIO(pickled)
-    follower.follow(content)
+    follower = PickleFollower(content)
+    follower.load()
     if content.read(1):
         raise MalformedPickleError("a pickle with data after its end")
     for storage in follower.storages.values():
@@ -96,14 +97,14 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.Zip
 
 def _check_pickles(stream: BinaryIO, size: int) -> None:
     head = io.BytesIO(stream.read(MAX_PICKLE))
-    follower = PickleFollower()
-    if follower.follow(head) != _MAGIC or follower.follow(head) != _VERSION:
+    follower = PickleFollower(head)
+    if follower.load() != _MAGIC or follower.load() != _VERSION:
         raise MalformedPickleError("a pickle that torch.save did not write")
-    system = follower.follow(head)
+    system = follower.load()
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise MalformedPickleError("values from a big-endian machine")
-    follower.follow(head)
-    keys = follower.follow(head)
+    follower.load()
+    keys = follower.load()
     named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
     if not named or sorted(keys) != sorted(follower.storages):
         raise MalformedPickleError("storages that do not belong to its tensors")

@@ -11,17 +11,12 @@ import torch
 from torch import Tensor
 
 from dfs_deploy.checkpoints.archives import check_archive
-from dfs_deploy.checkpoints.pickled import (
-    MAX_TENSORS,
-    ForbiddenNameError,
-    NotDenseError,
-    OversizedPickleError,
-    PickleRefusedError,
-)
+from dfs_deploy.checkpoints.pickled import MAX_TENSORS, NotDenseError
 from dfs_deploy.errors import CheckpointError, UnsafeCheckpointError
 from dfs_deploy.io.files import check_file
 from dfs_deploy.io.json_files import MalformedError, decode_json
 from dfs_deploy.io.kinds import given_instead
+from dfs_deploy.io.pickles import ForbiddenNameError, OversizedPickleError, PickleRefusedError
 from dfs_deploy.io.text import first_line
 
 METADATA_KEY = "dfs_deploy"

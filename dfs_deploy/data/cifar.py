@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dfs_deploy.data.cifar_pickles import PickledArray, as_text, load_cifar_pickle
 from dfs_deploy.data.dataset import SPLITS, Dataset, Split, describe
 from dfs_deploy.data.entries import checked_entry
-from dfs_deploy.data.restricted_pickle import PickledArray, as_text, load_restricted_pickle
 from dfs_deploy.errors import DataError
 from dfs_deploy.io.files import check_file, read_file
 from dfs_deploy.io.kinds import read_head
@@ -154,7 +154,7 @@ def _read_binary(archive: CifarArchive, file: Path) -> tuple[NDArray[np.uint8], 
 
 
 def _read_pickle(archive: CifarArchive, file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    content = load_restricted_pickle(file, MAX_BATCH_BYTES)
+    content = load_cifar_pickle(file, MAX_BATCH_BYTES)
     holder, labels = content.get("data"), content.get(archive.label_key)
     pixels = holder.array if isinstance(holder, PickledArray) else None
     if pixels is None or pixels.ndim != 2 or pixels.shape[1] != _PIXELS or not len(pixels):
@@ -189,7 +189,7 @@ def _class_names(archive: CifarArchive, folder: Path) -> tuple[str, ...]:
         lines = read_file(file, _MAX_NAMES_BYTES).decode("utf-8", "replace").splitlines()
         names = [line.strip() for line in lines if line.strip()]
     else:
-        listed = load_restricted_pickle(file, _MAX_NAMES_BYTES).get(archive.names_key)
+        listed = load_cifar_pickle(file, _MAX_NAMES_BYTES).get(archive.names_key)
         listed = listed if isinstance(listed, list) else []
         names = [as_text(name, file) for name in listed]
     if len(names) != archive.classes:

@@ -57,7 +57,7 @@ def test_cifar_100_is_read_with_its_fine_labels(tmp_path: Path, make: Callable[[
     assert test.class_names == tuple(HUNDRED)
 
 
-@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("protocol", [2, 3, 4])
 @pytest.mark.parametrize("as_bytes", [False, True])
 def test_batches_that_python_3_wrote_are_read(tmp_path: Path, protocol: int, as_bytes: bool) -> None:
     folder = cifar10_python(tmp_path / "cifar")
@@ -186,7 +186,7 @@ def test_class_names_that_are_no_text_are_refused_unseen(tmp_path: Path) -> None
     for _ in range(40):
         bomb = [bomb] * 10  # as text it would never end
     folder = cifar100_python(tmp_path / "cifar")
-    for names in ([*HUNDRED[:-1], bomb], [*HUNDRED[:-1], 7]):
+    for names, said in (([*HUNDRED[:-1], bomb], "nested too deeply"), ([*HUNDRED[:-1], 7], "as a name, expected text")):
         (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names}, 2))
-        with refuses(DataError, "meta", "as a name, expected text"):
+        with refuses(DataError, "meta", said):
             load_dataset(folder)
