@@ -79,9 +79,7 @@ class StraightEngine:
 
     def _open(self) -> tuple[ort.InferenceSession, Call]:
         if self._opened is None:
-            raise RuntimeClosedError(
-                f"this {type(self).__name__} was closed; make a new one, or use it inside its with block"
-            )
+            raise RuntimeClosedError(f"{self._label} was closed; make a new one")
         return self._opened
 
     def close(self) -> None:
