@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.engines import engines_of
-from dfs_deploy.errors import BundleError, OutOfMemoryError
+from dfs_deploy.errors import BundleError
 from dfs_deploy.io.files import sha256
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime import blocked, prepared
@@ -95,9 +95,7 @@ def store(file: Path, engines: prepared.StoredEngines) -> None:
 
 
 @needs_blocks
-@pytest.mark.parametrize(
-    "harm", ["a byte less", "a byte changed", "empty", "rubbish", "no map", "a loop", "a function"]
-)
+@pytest.mark.parametrize("harm", ["a byte changed", "empty", "no map", "a loop", "a function"])
 def test_a_damaged_file_is_made_anew(bundle: Bundle, harm: str) -> None:
     images = pixels(6)
     with Runtime(bundle) as runtime:
@@ -115,10 +113,8 @@ def test_a_damaged_file_is_made_anew(bundle: Bundle, harm: str) -> None:
     else:
         file.write_bytes(
             {
-                "a byte less": content[:-1],
                 "a byte changed": content[:-1] + bytes([content[-1] ^ 1]),
                 "empty": b"",
-                "rubbish": b"\xff" * 99,
                 "no map": sha256(b"\x01").encode() + b"\x01",
             }[harm]
         )
@@ -130,15 +126,13 @@ def test_a_damaged_file_is_made_anew(bundle: Bundle, harm: str) -> None:
 
 
 @needs_blocks
-@pytest.mark.parametrize("change", ["bundle", "cpu", "onnxruntime", "dfs_deploy", "block", "plain", "none", "one less"])
+@pytest.mark.parametrize("change", ["bundle", "cpu", "dfs_deploy", "block", "one less"])
 def test_what_was_made_for_something_else_is_never_loaded(bundle: Bundle, change: str) -> None:
     assert prepared.prepare_engines(bundle).made
     file = prepared_file(bundle)
     engines = stored(file)
     changed: dict[str, object] = {
         "block": {"channel_block": 2 * engines.channel_block},
-        "plain": {"channel_block": 1},
-        "none": {"models": {}},
         "one less": {"models": dict(list(engines.models.items())[1:])},
     }.get(change, {"key": {**engines.key, change: "another"}})
     store(file, msgspec.structs.replace(engines, **changed))
@@ -183,11 +177,8 @@ def test_what_fails_is_said_remembered_and_tried_again_when_asked(
 
 
 @needs_blocks
-@pytest.mark.parametrize("content", ["empty", "rubbish", "head"])
-def test_a_malformed_engine_is_refused_as_without_preparing(bundle: Bundle, content: str) -> None:
-    file = "common/block-01-full-fp32.onnx"
-    model = {"empty": b"", "rubbish": b"\xff" * 9, "head": (bundle.path / "common/head.onnx").read_bytes()}[content]
-    rewritten(bundle.path, {file: model})
+def test_a_malformed_engine_is_refused_as_without_preparing(bundle: Bundle) -> None:
+    rewritten(bundle.path, {"common/block-01-full-fp32.onnx": (bundle.path / "common/head.onnx").read_bytes()})
     messages = []
     for choice in (False, True):
         with pytest.raises(BundleError) as caught:
@@ -206,9 +197,7 @@ def test_no_place_for_temporary_files_is_needed(bundle: Bundle, monkeypatch: pyt
 
 
 @needs_blocks
-@pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), OutOfMemoryError("memory ran out"), MemoryError()]
-)
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError()])
 def test_what_a_machine_is_short_of_now_is_not_remembered(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
