@@ -27,7 +27,7 @@ from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime.engine_choice import choice_file, choice_key, measure_choice
 from dfs_deploy.runtimes.onnxruntime.engine_choice import save_choice as write_plan
-from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, whole_prepared
+from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, prepare_engines
 from dfs_deploy.thresholds import NOISE_BAND, VERDICT_MAX_TOP1_DROP
 
 _log = logging.getLogger(__name__)
@@ -208,7 +208,7 @@ def _replace_choice(bundle: Bundle, threads: int, prepared: bool, undo: ExitStac
         The file of the choice.
     """
     cache = Cache(bundle)
-    engines = whole_prepared(bundle, cache=cache)[0] if prepared else PLAIN
+    engines = prepare_engines(bundle, cache=cache) if prepared else PLAIN
     before = cache.read(choice_file(choice_key(bundle, threads, engines.channel_block)))
     progress("measuring engines", 0.0)
     file = write_plan(bundle, measure_choice(bundle, threads, progress, engines), cache)
