@@ -23,6 +23,7 @@ def show_bench(result: BenchResult) -> None:
     _show_cases(result)
     _show_mixture(result)
     _show_forced(result)
+    _show_start_up(result)
     _show_energy(result)
     console.print()
     for line in _notes(result):
@@ -137,6 +138,23 @@ def _show_forced(result: BenchResult) -> None:
     if rows:
         output().print("static: of that precision; trace: the same path as one engine; in us: for each")
         output().print("gated block the gate's step, and what engines and gates leave of the time")
+
+
+def _show_start_up(result: BenchResult) -> None:
+    rows = [
+        [
+            start.name,
+            f"{start.import_ms:.0f}",
+            f"{start.load_ms:.0f}",
+            f"{start.first_result_ms:.2f}",
+            f"{start.total_ms:.0f}",
+            _number(start.rss_mb, ".0f"),
+            _number(start.loaded_mb, ".0f"),
+        ]
+        for start in result.start_up
+    ]
+    columns = ["process", "import ms", "load ms", "first ms", "total ms", "RSS MB", "for it MB"]
+    _show(f"start of a process, median of {max((s.processes for s in result.start_up), default=0)}", columns, rows)
 
 
 def _show_energy(result: BenchResult) -> None:

@@ -215,6 +215,7 @@ def _measured(
             seed=how.seed,
             min_seconds=how.min_seconds,
             min_iterations=how.min_iterations,
+            start_ups=0,
             energy_seconds=0.0,
             progress=progress,
         )
