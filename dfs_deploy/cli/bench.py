@@ -48,6 +48,7 @@ def bench(
     forced: Annotated[
         bool, typer.Option("--forced", help="Time forced paths and their traces too: 0 to 100 % of the blocks run.")
     ] = False,
+    plot: Annotated[Path | None, typer.Option(help="Of --forced: draw it, as .svg or .png.")] = None,
     min_seconds: Annotated[float, typer.Option(min=0.01, help="Measured seconds per case, on average.")] = 3.0,
     max_seconds: Annotated[
         float | None,
@@ -94,12 +95,19 @@ def bench(
         refuse_given(
             context,
             f"beside --device {device}, where ONNX Runtime does not run; leave it out",
-            *("against", "threads", "plan", "prepared", "save_plan"),
+            *("against", "threads", "plan", "prepared", "save_plan", "plot"),
             *(["start_ups"] if start_ups else []),
         )
+    if not forced:
+        refuse_given(context, "without --forced, which it draws; add --forced", "plot")
     if compare is None:
         refuse_given(context, "without --compare, which it is of; add --compare, or leave it out", "noise_band")
-    check_writable(csv, save_baseline, save_costs)
+    check_writable(plot, csv, save_baseline, save_costs)
+    draw = None
+    if plot is not None:
+        from dfs_deploy.report.forced_figure import figure_writer
+
+        draw = figure_writer(plot)
     with progress(quiet=json) as report:
         result = bench_bundle(
             bundle_path(bundle),
@@ -132,6 +140,9 @@ def bench(
     else:
         show_bench(result)
     written = list(result.kept)
+    if draw is not None:
+        draw(result)
+        written.append(str(plot))
     if csv is not None:
         write_csv(result, csv)
         written.append(str(csv))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dfs_deploy
-from dfs_deploy.bench.candidates import Inputs, check_rivals, draw_inputs
+from dfs_deploy.bench.candidates import Inputs, check_rivals
 from dfs_deploy.bench.result import BUDGET, DYNAMIC, BenchResult, load_bench
 from dfs_deploy.bench.run import bench as run_bench
 from dfs_deploy.bundle import Bundle
@@ -23,7 +23,7 @@ from dfs_deploy.io.files import write_whole
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.report.data import BundleReport, Kind, Outcome, Point, Provenance, Report
 from dfs_deploy.report.engines import engine_figures
-from dfs_deploy.report.paths import decisions, hot_paths, pick_examples
+from dfs_deploy.report.paths import decisions, hot_paths, path_tree, pick_examples
 from dfs_deploy.runtimes import Result, Runtime
 from dfs_deploy.suspicion import suspicions
 from dfs_deploy.system.cpu import made_for_another_cpu
@@ -58,7 +58,7 @@ def report(
 
     Args:
         bundles: bundles with engines for ONNX Runtime, or their paths.
-        data: labelled images, or their path; ``None`` as in :func:`dfs_deploy.bench`.
+        data: labelled images, or their path; ``None`` for the images that each bundle carries.
         html: page to write, one file that needs no network; ``None`` for none.
         bench: results of :func:`dfs_deploy.bench`, or files of ``bench --json``, to use instead of timing now.
         against: bundles of networks that were trained to be static, which a bench made now compares with.
@@ -188,7 +188,7 @@ def _measured(
     how: _How,
     progress: Progress,
 ) -> BundleReport:
-    inputs = draw_inputs(bundle, data, how.seed, how.samples)
+    inputs = _inputs(bundle, data, how)
     groups = [block.group for block in bundle.architecture.blocks]
     with Runtime(bundle, threads=how.threads, plan=how.plan, prepared=how.prepared) as runtime:
         result = _run(runtime, inputs.images, progress)
@@ -220,7 +220,7 @@ def _measured(
             progress=progress,
         )
     right = None if inputs.labels is None else result.classes == inputs.labels
-    hottest = hot_paths(result.path, right, bundle.options)
+    rows, hottest = hot_paths(result.path, right, bundle.options)
     return BundleReport(
         facts=_provenance(bundle, name),
         options=tuple(bundle.manifest.options),
@@ -241,10 +241,22 @@ def _measured(
         paths=hottest,
         paths_listed=len(hottest),
         paths_share=sum(path.share for path in hottest),
+        tree=path_tree(rows, [path.inputs for path in hottest], len(inputs.images), bundle.options, groups),
         engines=engines,
         budgets=tuple(bundle.manifest.budgets),
         examples=pick_examples(bundle, inputs.images, inputs.labels, result, how.examples),
     )
+
+
+def _inputs(bundle: Bundle, data: Dataset | ImageFolder | None, how: _How) -> Inputs:
+    if data is not None:
+        drawn = data.subset(how.samples, how.seed).load()
+        return Inputs(drawn.images, drawn.labels, drawn.name, drawn.notes)
+    carried = bundle.samples()
+    if carried is None:
+        raise UsageError(f"{bundle.path} carries no images; give some with --data")
+    # No labels: they were chosen for different paths, so their top-1 would say nothing about any data.
+    return Inputs(carried.images, None, "images carried by the bundle, chosen for different paths")
 
 
 def _run(runtime: Runtime, images: NDArray[np.uint8], progress: Progress) -> Result:

@@ -33,16 +33,19 @@ def test_json_is_the_report(mixed: Made) -> None:
 def test_a_person_reads_a_table_and_what_it_means(mixed: Made) -> None:
     ran = run("bench", mixed.path, *QUICK)
     assert ran.code == 0
-    for word in ("dfs", "static-fp32", "p50", "images/s", "gate", "path mixture", "VALID"):
+    for word in ("dfs", "static-fp32", "p50", "images/s", "gate", "path mixture", "commonest", "VALID"):
         assert word in ran.out, word
     assert ran.out.splitlines()[-1].startswith("verdict: "), "the verdict stands last"
 
 
-def test_forced_paths_are_a_table(mixed: Made) -> None:
-    ran = run("bench", mixed.path, "--data", mixed.data_file, "--forced", *QUICK)
+def test_forced_paths_are_a_table_and_a_plot(mixed: Made, tmp_path: Path) -> None:
+    run("bench", mixed.path, "--plot", tmp_path / "forced.svg", *QUICK).failed(2, "--forced")
+    run("bench", mixed.path, "--forced", "--plot", tmp_path / "forced.pdf", *QUICK).failed(2, ".svg or .png")
+    ran = run("bench", mixed.path, "--data", mixed.data_file, "--forced", "--plot", tmp_path / "forced.svg", *QUICK)
     assert ran.code == 0, ran.err
     assert "2/3 INT8" in ran.out
     assert "/ trace" in ran.out
+    assert (tmp_path / "forced.svg").read_text().startswith("<svg")
 
 
 def test_a_start_is_measured_unless_it_is_left_out(floats: Made) -> None:
