@@ -115,6 +115,7 @@ def made_bench(
         "energy": None,
         "no_energy": "not asked for",
         "jetson": None,
+        "paths": (),
         "forced": (),
         "start_up": (),
         "cases": cases,
