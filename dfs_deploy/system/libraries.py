@@ -28,6 +28,7 @@ EXTRA_OF = {
     "torch": "export",
     "onnx": "export",
     "safetensors": "export",
+    "scipy": "train",
     "sklearn": "train",
     "altair": "report",
     "jinja2": "report",
