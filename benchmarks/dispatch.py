@@ -26,7 +26,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bundle = random_bundle(args.blocks, Path(folder))
-        result = bench(bundle, forced=True, min_seconds=args.seconds, energy_seconds=0.0)
+        result = bench(bundle, forced=True, min_seconds=args.seconds, start_ups=0, energy_seconds=0.0)
     print("random weights: only times count")
     show_bench(result)
     if args.json:

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from dfs_deploy.system.cpu import ROOT, kernel_text
+from dfs_deploy.bench.machine import ROOT, kernel_text
 
 RELEASE = "etc/nv_tegra_release"
 MODEL = "proc/device-tree/model"
@@ -30,17 +30,17 @@ def is_jetson(root: Path = ROOT) -> bool:
     Args:
         root: root of the file system; tests give another.
     """
-    return (root / RELEASE).is_file() or "jetson" in kernel_text(root / MODEL).lower()
+    return (root / RELEASE).is_file() or "jetson" in (kernel_text(root / MODEL) or "").lower()
 
 
 def jetson_facts(root: Path = ROOT) -> dict[str, str]:
     """Model, installed software, and the state that the speed depends on; :data:`UNKNOWN` for what is not said."""
-    packages = _installed_packages(kernel_text(root / "var/lib/dpkg/status"))
+    packages = _installed_packages(kernel_text(root / "var/lib/dpkg/status") or "")
     release = re.match(
-        r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*(\d+(?:\.\d+)*)", kernel_text(root / RELEASE)
+        r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*(\d+(?:\.\d+)*)", kernel_text(root / RELEASE) or ""
     )  # "# R36 (release), REVISION: 4.3, GCID: ..."
     cuda = re.search(
-        r'"cuda"\s*:\s*\{[^}]*"version"\s*:\s*"([\d.]+)"', kernel_text(root / "usr/local/cuda/version.json")
+        r'"cuda"\s*:\s*\{[^}]*"version"\s*:\s*"([\d.]+)"', kernel_text(root / "usr/local/cuda/version.json") or ""
     )
     tensorrt = next((version for name, version in packages.items() if re.fullmatch(r"libnvinfer\d+", name)), None)
     facts = {
@@ -107,7 +107,7 @@ def _clocks(root: Path) -> str | None:
     for pattern in ("*.gpu", "*.ga10b", "*.gv11b", "*.gp10b", "*.gb10b"):  # the GPU's name by generation
         folders += [(f, "min_freq", "max_freq") for f in root.glob(f"sys/class/devfreq/{pattern}")]
     ends = [(kernel_text(folder / least), kernel_text(folder / greatest)) for folder, least, greatest in folders]
-    said = [(low, high) for low, high in ends if low and high]
+    said = [(low, high) for low, high in ends if low is not None and high is not None]
     if not said:
         return None
     return "locked" if all(low == high for low, high in said) else "free: sudo jetson_clocks locks them"
@@ -118,6 +118,6 @@ def _temperature(root: Path) -> str | None:
     found = []
     for zone in root.glob("sys/class/thermal/thermal_zone*"):
         name, millidegrees = kernel_text(zone / "type"), kernel_text(zone / "temp")
-        if name and re.fullmatch(r"-?\d+", millidegrees):
+        if name is not None and millidegrees is not None and re.fullmatch(r"-?\d+", millidegrees):
             found.append((int(millidegrees) / 1e3, name))
     return f"{max(found)[0]:.1f} °C ({max(found)[1]})" if found else None

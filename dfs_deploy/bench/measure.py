@@ -41,6 +41,7 @@ from dfs_deploy.bench.result import (
     Setup,
 )
 from dfs_deploy.bench.sensors import find_sampler
+from dfs_deploy.bench.start_up import measure_start_up
 from dfs_deploy.bench.verdict import Evidence, unsteady
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.options import computation_percentage
@@ -74,6 +75,7 @@ def measure(
     warm_up_s: float,
     steady: bool,
     max_top1_drop: float,
+    start_ups: int,
     energy_s: float,
     open_runtime: Callable[..., Runtime],
     progress: Progress,
@@ -147,6 +149,14 @@ def measure(
         over_static=tuple(found.over_static),
         rival=found.rival,
         forced=forced_paths(bundle.options, cases, measured.rounds, bundle.architecture.gated_blocks),
+        start_up=measure_start_up(
+            bundle.path,
+            [case.name for case in cases if (case.static and not case.rival) or case.name == DYNAMIC],
+            start_ups if on_cpu else 0,
+            threads=threads or 1,
+            progress=progress,
+            **choices,
+        ),
     )
 
 

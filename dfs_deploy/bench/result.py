@@ -228,11 +228,13 @@ class Disturbance(msgspec.Struct, frozen=True):
 
     Attributes:
         preemptions_per_s: times per second that the system gave this process's CPU to another.
+        steal: share of CPU time that the hypervisor gave to other guests.
         throttled_periods: periods in which the quota of a container's control group stopped its processes; ``None``
             without a quota as well.
     """
 
     preemptions_per_s: float | None
+    steal: float | None
     throttled_periods: int | None = None
 
 
@@ -309,6 +311,32 @@ class ForcedPath(msgspec.Struct, frozen=True):
     over_trace: Ratios | None
     gate_us: float | None
     dispatch_us: float | None
+
+
+class StartUp(msgspec.Struct, frozen=True, kw_only=True):
+    """Start of a process of its own for one case, medians over processes; files are in the system's cache.
+
+    Attributes:
+        name: name of the case.
+        processes: number of processes.
+        import_ms: import of NumPy, ONNX Runtime and dfs-deploy; the interpreter's own start is left out.
+        load_ms: opening the bundle, checking every digest, making every session.
+        first_result_ms: first call, batch 1.
+        total_ms: sum of these three.
+        rss_mb: resident memory after twenty results, in 10**6 bytes; ``None`` if the system does not say.
+        peak_rss_mb: greatest resident memory until then.
+        loaded_mb: ``rss_mb`` less the resident memory after the imports.
+    """
+
+    name: str
+    processes: int
+    import_ms: float
+    load_ms: float
+    first_result_ms: float
+    total_ms: float
+    rss_mb: float | None
+    peak_rss_mb: float | None
+    loaded_mb: float | None
 
 
 class CaseEnergy(msgspec.Struct, frozen=True):
@@ -440,6 +468,7 @@ class BenchResult(Setup, frozen=True, kw_only=True, omit_defaults=True):
         rival: dynamic network's latency over that of the static case that the verdict compares it with; ``None`` if
             accuracy decides without it, and if there is none.
         forced: forced paths against their traces; empty if none were asked for.
+        start_up: start of a process that runs one case, by case; empty if it was not measured.
         kept: files that were asked for and that the run left behind: engine choice, latency table, baseline.
         comparison: changes since the baseline; ``None`` without one.
     """
@@ -462,6 +491,7 @@ class BenchResult(Setup, frozen=True, kw_only=True, omit_defaults=True):
     over_static: tuple[Ratios, ...]
     rival: Ratios | None
     forced: tuple[ForcedPath, ...]
+    start_up: tuple[StartUp, ...]
     kept: tuple[str, ...] = ()
     comparison: Comparison | None = None
 

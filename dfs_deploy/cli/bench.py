@@ -54,6 +54,9 @@ def bench(
         typer.Option(min=0.01, help="The same, if the run has to be extended.", show_default="4 times --min-seconds"),
     ] = None,
     min_iterations: Annotated[int, typer.Option(min=1, help="Calls of a case, at least.")] = 200,
+    start_ups: Annotated[
+        int, typer.Option(min=0, help="Processes to start per case, to time a start and see its memory.")
+    ] = 3,
     energy_seconds: Annotated[
         float, typer.Option(min=0.0, help="Seconds per case to measure energy in; 0 for not at all.")
     ] = 3.0,
@@ -92,6 +95,7 @@ def bench(
             context,
             f"beside --device {device}, where ONNX Runtime does not run; leave it out",
             *("against", "threads", "plan", "prepared", "save_plan"),
+            *(["start_ups"] if start_ups else []),
         )
     if compare is None:
         refuse_given(context, "without --compare, which it is of; add --compare, or leave it out", "noise_band")
@@ -114,6 +118,7 @@ def bench(
             max_seconds=max_seconds,
             min_iterations=min_iterations,
             max_top1_drop=max_top1_drop,
+            start_ups=start_ups,
             energy_seconds=energy_seconds,
             compare=compare,
             noise_band=noise_band,

@@ -23,6 +23,7 @@ def show_bench(result: BenchResult) -> None:
     _show_cases(result)
     _show_mixture(result)
     _show_forced(result)
+    _show_start_up(result)
     _show_energy(result)
     console.print()
     for line in _notes(result):
@@ -74,7 +75,6 @@ def _where(result: BenchResult) -> Iterator[str]:
         f"governor {state.governor or 'unknown'}",
         "frequency unknown" if state.frequency_mhz is None else f"{state.frequency_mhz:,.0f} MHz",
         f"turbo {'unknown' if state.turbo is None else 'on' if state.turbo else 'off'}",
-        f"CPUs {_ranges(state.affinity)}",
         *([] if state.load is None else [f"load {state.load:.1f}"]),
         *(["virtual machine"] if state.virtual else []),
     ]
@@ -140,6 +140,23 @@ def _show_forced(result: BenchResult) -> None:
         output().print("gated block the gate's step, and what engines and gates leave of the time")
 
 
+def _show_start_up(result: BenchResult) -> None:
+    rows = [
+        [
+            start.name,
+            f"{start.import_ms:.0f}",
+            f"{start.load_ms:.0f}",
+            f"{start.first_result_ms:.2f}",
+            f"{start.total_ms:.0f}",
+            _number(start.rss_mb, ".0f"),
+            _number(start.loaded_mb, ".0f"),
+        ]
+        for start in result.start_up
+    ]
+    columns = ["process", "import ms", "load ms", "first ms", "total ms", "RSS MB", "for it MB"]
+    _show(f"start of a process, median of {max((s.processes for s in result.start_up), default=0)}", columns, rows)
+
+
 def _show_energy(result: BenchResult) -> None:
     energy = result.energy
     if energy is None:
@@ -201,14 +218,3 @@ def _number(value: float | None, form: str) -> str:
 
 def _p50(ratios: Ratios | None) -> str:
     return "-" if ratios is None else f"{ratios.p50.value:.2f} ±{100 * ratios.p50.uncertainty:.0f} %"
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Numbers in short, as ``0-3,6``."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and parts[-1][-1] == number - 1:
-            parts[-1][1:] = [number]
-        else:
-            parts.append([number])
-    return ",".join("-".join(map(str, part)) for part in parts)

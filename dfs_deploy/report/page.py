@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dfs_deploy.report.charts import BUNDLE_COLORS, charts, runtime_script
-from dfs_deploy.report.data import Point, Report
+from dfs_deploy.report.data import Report
 from dfs_deploy.report.style import OptionColor, option_colors
 
 _TEMPLATES = "templates"
@@ -48,8 +48,6 @@ def render_page(report: Report) -> str:
     return template.render(
         report=value,
         number=_Numbers(value),
-        frontier_caption=frontier_caption,
-        points=[point for bundle in report.bundles for point in bundle.frontier],
         accuracy_known=any(point.top1 is not None for bundle in report.bundles for point in bundle.frontier),
         bundle_colors=BUNDLE_COLORS,
         style=Markup(_template_text("report.css")),  # noqa: S704 (ours)
@@ -59,17 +57,6 @@ def render_page(report: Report) -> str:
         report_json=_embedded(value),
         charts_json=_embedded(charts(report)),
     )
-
-
-def frontier_caption(points: Sequence[Point]) -> str:
-    """Caption of the chart of accuracy against latency."""
-    shown = [point for point in points if point.top1 is not None]
-    parts = ["Accuracy against latency: up and to the left is better. Point: median; line: to the 95th percentile."]
-    if any(point.kind == "static" for point in shown):
-        parts.append("Hollow: static networks.")
-    if any(point.kind == "budget" for point in shown):
-        parts.append("Joined by a dashed line: the network at its budgets, timed in the same rounds.")
-    return " ".join(parts)
 
 
 class _Numbers:

@@ -33,7 +33,7 @@ from tests.checks import refuses
 from tests.runtimes.tensorrt.machine import building_here
 from tests.runtimes.tensorrt.machine import machine as gpu_machine
 
-NOTHING_ELSE: dict[str, Any] = {"warm_up_seconds": 0.0, "energy_seconds": 0.0}
+NOTHING_ELSE: dict[str, Any] = {"warm_up_seconds": 0.0, "start_ups": 0, "energy_seconds": 0.0}
 QUICK: dict[str, Any] = {"min_seconds": 0.0, "min_iterations": 3, **NOTHING_ELSE}
 
 LATENCIES = {"p50", "p90", "p95", "p99", "mean", "min", "max", "cov"}
@@ -472,12 +472,13 @@ def test_on_a_jetson_tensorrt_runs_and_the_board_is_reported(mixed: Made, monkey
         device="jetson",
         open_runtime=Elsewhere,
         forced=True,
-        **QUICK,
+        **{**QUICK, "start_ups": 1},
     )
     assert asked == ["tensorrt"]
     report = result.as_json()
     assert report["jetson"] == expected
     assert not [case for case in report["cases"] if case["name"].startswith("static")], "those would run on the CPU"
+    assert report["start_up"] == [], "so would those"
     assert report["verdict"]["choice"] is None
 
 

@@ -410,7 +410,7 @@ def test_training_for_a_device_works_as_documented(tmp_path: Path, monkeypatch: 
     commands = [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines()]
     short = {
         "demo": ["--min-seconds", "0.02"],
-        "bench": ["--min-seconds", "0.01", "--min-iterations", "2000", "--energy-seconds", "0"],
+        "bench": ["--min-seconds", "0.01", "--min-iterations", "2000", "--start-ups", "0", "--energy-seconds", "0"],
         "train": [*STEPS, "--threads", "1"],
     }
     monkeypatch.chdir(tmp_path)

@@ -12,7 +12,7 @@ from msgspec.structs import replace as replace_struct
 from dfs_deploy.bench.result import Problem
 from dfs_deploy.report import BundleReport, Report, render_page
 from dfs_deploy.report.charts import frontier
-from dfs_deploy.report.page import FORMATS, frontier_caption
+from dfs_deploy.report.page import FORMATS
 
 HOSTILE = '</script><script>alert(1)</script><!--<img src=x onerror="alert(2)">'
 
@@ -180,18 +180,7 @@ def test_the_json_in_the_page_cannot_end_its_element(one: BundleReport, name: st
     assert page.tags.count("script") == Page(render_page(Report("0", "now", (one,)))).tags.count("script")
 
 
-# What the captions say
-
-
-def test_a_caption_tells_what_the_chart_shows_and_nothing_else(one: BundleReport) -> None:
-    dfs, fp32, *_ = one.frontier
-    plain = [replace(point, p50_ms=1.0, p95_ms=1.1) for point in (dfs, fp32)]
-    assert "budget" not in frontier_caption(plain)
-    assert "Hollow" in frontier_caption(plain)
-    budget = replace(dfs, kind="budget", name="dfs-budget-20", p50_ms=1.0, p95_ms=1.1)
-    assert "budgets, timed in the same rounds" in frontier_caption([*plain, budget])
-    assert "budget" not in frontier_caption([*plain, replace(budget, top1=None)]), "it is not drawn"
-    assert "Hollow" not in frontier_caption([dfs])
+# What the chart shows
 
 
 def test_points_of_one_bundle_differ_in_colour_shape_and_size(one: BundleReport) -> None:
