@@ -207,6 +207,8 @@ def test_the_gates_agree(mixed: Made) -> None:
             assert runtime.description["gate"] == kind
             assert runtime.clone().description["gate"] == kind
             results.append(runtime(images))
+            single = np.concatenate([runtime(image[None]).path for image in images[:16]])
+            assert np.array_equal(single, results[-1].path[:16])
     for result in results[1:]:
         assert np.array_equal(result.path, results[0].path)
 
