@@ -13,7 +13,6 @@ from dfs_deploy.bundle.artefact import Bundle, foreign_entries, is_litter_entry,
 from dfs_deploy.bundle.manifest import FORMAT, MANIFEST, FileRecord, Manifest
 from dfs_deploy.errors import UsageError
 from dfs_deploy.io.files import (
-    can_rename_folders,
     check_folder,
     put_folder,
     sha256,
@@ -104,15 +103,6 @@ def check_writable(path: Path) -> None:
                 )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{path.parent} cannot be created ({error.strerror}); give another --out") from error
-    try:
         check_folder(path.parent)
-        replaceable = not path.exists() or can_rename_folders(path.parent)
     except OSError as error:
-        raise UsageError(f"{path.parent} is not writable ({error.strerror}); give another --out") from error
-    if not replaceable:
-        raise UsageError(
-            f"{path} exists, and the file system cannot rename folders, so it cannot be replaced whole; remove it, or"
-            " give another --out"
-        )
+        raise UsageError(f"{path.parent} cannot be written ({error.strerror}); give another --out") from error

@@ -72,7 +72,7 @@ def decode_json(
     try:
         return msgspec.json.decode(content, type=type, strict=strict, dec_hook=dec_hook)
     except UNREADABLE as error:
-        kind = kind_of_content(content, len(content))
+        kind = kind_of_content(content)
         seen = first_line(error) if kind is None or kind.role == "record" else f"it is {kind.name}"
         raise MalformedError(seen) from error
 

@@ -26,6 +26,7 @@ from dfs_deploy.io.files import (
     first_link,
     put_folder,
     read_file,
+    read_head,
     remove_leftovers,
     sha256,
     sole_use,
@@ -33,7 +34,6 @@ from dfs_deploy.io.files import (
     whole_file,
     write_whole,
 )
-from dfs_deploy.io.kinds import read_head
 
 
 @given(st.binary())
