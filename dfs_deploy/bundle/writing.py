@@ -95,7 +95,7 @@ def check_writable(path: Path) -> None:
     if path.is_symlink() or (exists and (head is None or not head.is_ours)):
         raise UsageError(f"{path} exists and is no bundle; give another path with --out, or remove it")
     if head is not None:
-        for entry in foreign_entries(path, head.listed, within=True):
+        for entry in foreign_entries(path, head.files, within=True):
             if not is_litter_entry(entry):
                 raise UsageError(
                     f"{path} holds {entry}, which is no file of the bundle and would be lost; move it away, or give"
