@@ -19,7 +19,7 @@ from torch.nn import functional
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
-from dfs_deploy.training import joint_forward
+from dfs_deploy.training.forward import joint_forward
 
 
 def main() -> None:

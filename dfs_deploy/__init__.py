@@ -13,6 +13,7 @@ never imports PyTorch. Errors are in :mod:`dfs_deploy.errors`.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,9 @@ _MODULES = ("bench", "errors", "report", "verify")
 """Public modules; those of verbs can be called (see :mod:`dfs_deploy.verbs`)."""
 
 _NEED_EXTRAS = ("checkpoints", "exporters", "training")
+
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent, warnings included, until somebody listens
 
 
 def __getattr__(name: str) -> Any:

@@ -91,6 +91,12 @@ def test_running_a_bundle_imports_no_command_line_and_no_extra(mixed: Made) -> N
     assert not found & {*EXTRAS, "typer", "rich", "PIL"}
 
 
+def test_the_log_is_silent_until_somebody_listens() -> None:
+    code = "import dfs_deploy, logging; logging.getLogger('dfs_deploy.runtimes').warning('not shown')"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (ran.stdout, ran.stderr) == ("", "")
+
+
 def test_help_needs_no_extra() -> None:
     found = imported("import dfs_deploy.cli.app", block=True)
     assert not found & set(EXTRAS)
@@ -247,7 +253,7 @@ def test_verbs_of_an_edge_device_work_on_a_bundle(mixed: Made, picture: Path, ve
     arguments: dict[str, list[str | Path]] = {
         "run": [mixed.path, picture],
         "inspect": [mixed.path],
-        "bench": [mixed.path, "--min-seconds", "0.01", "--min-iterations", "4", "--start-ups", "0"],
+        "bench": [mixed.path, "--min-seconds", "0.01", "--min-iterations", "4"],
         "report": [mixed.path, "--min-seconds", "0.01", "--min-iterations", "4"],
         "doctor": [],
     }

@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,9 +23,6 @@ from dfs_deploy.progress import Progress, silent
 IDLE_S = 2.0
 """Seconds of nothing before the first case."""
 
-WINDOW_S = 3.0
-"""Seconds per case: many times what a sensor averages over."""
-
 Samples = Sequence[tuple[float, float]]
 """Pairs of a time in seconds and the reading then."""
 
@@ -38,7 +34,7 @@ class EnergyReading:
     Attributes:
         joules: energy.
         seconds: length of the window, from the first sample to the last.
-        source: name of the sensor: ``ina3221``, ``tegrastats``, ``nvml`` or ``rapl``.
+        source: name of the sensor: ``ina3221``, ``nvml`` or ``rapl``.
         rail: measured rail, or rails that are added.
         rate_hz: samples per second.
         samples: number of samples.
@@ -57,36 +53,8 @@ class EnergyReading:
         return self.joules / self.seconds
 
 
-class EnergySampler(ABC):
-    """Measures energy between :meth:`start` and :meth:`stop`; may be started again afterwards.
-
-    Attributes:
-        source: name of the sensor.
-        rail: measured rail, or rails that are added.
-    """
-
-    source: str
-    rail: str
-
-    @abstractmethod
-    def start(self) -> None:
-        """Opens a window.
-
-        Raises:
-            EnvironmentLacksError: the sensor cannot be read.
-        """
-
-    @abstractmethod
-    def stop(self) -> EnergyReading:
-        """Closes the window; nothing runs in the background afterwards.
-
-        Raises:
-            EnvironmentLacksError: the sensor could not be read, or too seldom to say anything.
-        """
-
-
-class PolledSampler(EnergySampler):
-    """Reads a sensor at an interval, from a thread that sleeps in between.
+class EnergySampler:
+    """Measures energy between :meth:`start` and :meth:`stop`, as often as wanted, from a thread that sleeps in between.
 
     Args:
         source: see :class:`EnergyReading`.
@@ -107,6 +75,7 @@ class PolledSampler(EnergySampler):
         self._failure: OSError | None = None
 
     def start(self) -> None:
+        """Opens a window; raises EnvironmentLacksError if the sensor cannot be read."""
         self._end()
         self._samples, self._failure = [], None
         self._sample()
@@ -117,6 +86,7 @@ class PolledSampler(EnergySampler):
         self._check()
 
     def stop(self) -> EnergyReading:
+        """Closes the window; raises EnvironmentLacksError if the sensor failed meanwhile, or was read too seldom."""
         self._end()
         if self._failure is None and self._samples:
             self._sample()
@@ -175,8 +145,8 @@ def measure_energy(
     inputs: Sequence[int],
     batch: int,
     *,
-    window_s: float = WINDOW_S,
-    idle_s: float | None = None,
+    window_s: float,
+    idle_s: float = IDLE_S,
     progress: Progress = silent,
 ) -> EnergyReport:
     """Runs every case by itself for some seconds, after some seconds of nothing.
@@ -187,14 +157,14 @@ def measure_energy(
         inputs: indices of inputs, in order, again from the start when used up.
         batch: images per call.
         window_s: seconds per case, at least.
-        idle_s: seconds of nothing before; ``None`` for :data:`IDLE_S`.
+        idle_s: seconds of nothing before.
         progress: progress over the cases.
 
     Raises:
         EnvironmentLacksError: the sensor stopped answering.
     """
     sampler.start()
-    time.sleep(IDLE_S if idle_s is None else idle_s)
+    time.sleep(idle_s)
     idle = sampler.stop()
     found = []
     for i, case in enumerate(cases):

@@ -55,7 +55,6 @@ def bench(
     min_iterations: int = 200,
     warm_up_seconds: float = 0.2,
     max_top1_drop: float = VERDICT_MAX_TOP1_DROP,
-    start_ups: int = 3,
     energy_seconds: float = 3.0,
     compare: BenchResult | str | Path | None = None,
     noise_band: float = NOISE_BAND,
@@ -89,7 +88,6 @@ def bench(
         min_iterations: calls of a case, at least.
         warm_up_seconds: seconds before measuring.
         max_top1_drop: share of right answers that the verdict lets a case lose against the most accurate one.
-        start_ups: processes that are started per case, to time a start and see its memory; 0 for none.
         energy_seconds: seconds per case to measure energy in, after the timing; 0 for not at all.
         compare: earlier bench, or its file, to compare this one with; see ``comparison`` of the result.
         noise_band: share by which a ratio may rise in that comparison.
@@ -166,7 +164,6 @@ def bench(
             warm_up_s=warm_up_seconds,
             steady=save_baseline is not None or earlier is not None,
             max_top1_drop=max_top1_drop,
-            start_ups=start_ups,
             energy_s=energy_seconds,
             open_runtime=open_runtime,
             progress=progress,

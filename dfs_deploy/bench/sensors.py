@@ -1,42 +1,29 @@
-"""Energy sensors: RAPL of a CPU, NVML of a GPU, and a Jetson's INA3221, by its files or by ``tegrastats``.
+"""Energy sensors: RAPL of a CPU, NVML of a GPU, and the INA3221 of a Jetson.
 
 Written from their documentation: RAPL from the kernel's "Power Capping Framework" (Documentation/power/powercap), the
-INA3221's files and rails and the lines of ``tegrastats`` from NVIDIA's Jetson Linux Developer Guide ("Power Monitor",
-"tegrastats Utility"). None of it has run on a Jetson.
+INA3221's files and rails from NVIDIA's Jetson Linux Developer Guide ("Power Monitor"). None of it has run on a Jetson.
 """
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
-import threading
-import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, Final, Literal
+from typing import Any, Final, Literal
 
-from dfs_deploy.bench.energy import EnergyReading, EnergySampler, PolledSampler, reading
-from dfs_deploy.bench.machine import ROOT
-from dfs_deploy.errors import EnvironmentLacksError
+from dfs_deploy.bench.energy import EnergySampler
+from dfs_deploy.system.cpu import ROOT
 
 
 def find_sampler(device: str, root: Path = ROOT) -> EnergySampler | str:
-    """The best sensor of a device, or one line that says what was looked for and what to do.
+    """The sensor of a device, or one line that says what was looked for and what to do.
 
     Args:
-        device: ``cpu`` (RAPL), ``cuda`` (NVML) or ``jetson`` (INA3221, else tegrastats).
+        device: ``cpu`` (RAPL), ``cuda`` (NVML) or ``jetson`` (INA3221).
         root: root of the file system; tests give another.
     """
-    if device == "cpu":
-        return find_rapl(root)
     if device == "cuda":
         return find_nvml()
-    sensor = find_ina3221(root)
-    if isinstance(sensor, EnergySampler):
-        return sensor
-    fallback = find_tegrastats()
-    return fallback if isinstance(fallback, EnergySampler) else f"{sensor}; {fallback}"
+    return find_rapl(root) if device == "cpu" else find_ina3221(root)
 
 
 # RAPL
@@ -86,7 +73,7 @@ def find_rapl(root: Path) -> EnergySampler | str:
     if not packages:
         return f"no RAPL package in {root / _RAPL}"
     rail = "+".join(package.name for package in packages)
-    return PolledSampler("rapl", rail, lambda: sum(p.joules() for p in packages), "counter", RAPL_INTERVAL_S)
+    return EnergySampler("rapl", rail, lambda: sum(p.joules() for p in packages), "counter", RAPL_INTERVAL_S)
 
 
 def _number(file: Path) -> int:
@@ -128,7 +115,7 @@ def find_nvml() -> EnergySampler | str:
             read()
         except OSError:
             continue
-        return PolledSampler("nvml", rail, read, kind, _NVML_INTERVAL_S)
+        return EnergySampler("nvml", rail, read, kind, _NVML_INTERVAL_S)
     return f"{rail} reports neither energy nor power to NVML"
 
 
@@ -160,10 +147,9 @@ def _in_units(pynvml: Any, query: Callable[[Any], int], handle: Any) -> Callable
 
 # INA3221
 
-TOTALS = (("VIN",), ("POM_5V_IN",), ("VDD_IN",), ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"))
+_TOTALS = (("VIN",), ("POM_5V_IN",), ("VDD_IN",), ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"))
 """Rail that feeds the whole module, the one to prefer first; an AGX Orin has none, but three that add up to it."""
 
-_EXPECTED = ", ".join("+".join(names) for names in TOTALS)
 _INA3221 = "sys/bus/i2c/drivers/ina3221"
 _INA3221_INTERVAL_S = 0.05
 
@@ -178,9 +164,10 @@ def find_ina3221(root: Path) -> EnergySampler | str:
             channels[label.read_text().strip()] = (millivolts, milliamperes)
     if not channels:
         return f"no INA3221 in {root / _INA3221}"
-    names = total_of(channels)
+    names = next((names for names in _TOTALS if all(name in channels for name in names)), None)
     if names is None:
-        return f"the INA3221 measures {', '.join(channels)}, expected one of {_EXPECTED}"
+        expected = ", ".join("+".join(names) for names in _TOTALS)
+        return f"the INA3221 measures {', '.join(channels)}, expected one of {expected}"
     chosen = [channels[name] for name in names]
 
     def watts() -> float:
@@ -190,122 +177,4 @@ def find_ina3221(root: Path) -> EnergySampler | str:
         watts()
     except OSError as error:
         return f"the INA3221 cannot be read ({error})"
-    return PolledSampler("ina3221", "+".join(names), watts, "power", _INA3221_INTERVAL_S)
-
-
-def total_of(labels: Collection[str]) -> tuple[str, ...] | None:
-    """Rails among these whose sum is the module's power, or ``None``."""
-    return next((names for names in TOTALS if all(name in labels for name in names)), None)
-
-
-# tegrastats
-
-_TEGRASTATS_INTERVAL_MS = 100
-_PATIENCE_S = 5.0
-_RAIL = re.compile(r"\b([A-Z][A-Z0-9_]*) (\d+)(?:mW)?/(\d+)(?:mW)?(?!\w)")
-
-
-def parse_rails(line: str) -> dict[str, float]:
-    """Power in watts of each rail that a line of ``tegrastats`` names.
-
-    A line has for each rail its power now and its mean in milliwatts: ``VDD_IN 4524mW/4510mW``, before JetPack 5
-    without the unit.
-    """
-    return {name: int(now) / 1e3 for name, now, _ in _RAIL.findall(line)}
-
-
-def find_tegrastats(command: Sequence[str] | None = None) -> EnergySampler | str:
-    """A sampler of the module's total power, or why there is none.
-
-    Args:
-        command: command that prints the lines; ``None`` for ``tegrastats`` at ten lines per second.
-    """
-    if command is None:
-        program = shutil.which("tegrastats")
-        if program is None:
-            return "no tegrastats on the path"
-        command = (program, "--interval", str(_TEGRASTATS_INTERVAL_MS))
-    sampler = TegrastatsSampler(command)
-    try:
-        sampler.start()
-        sampler.cancel()
-    except EnvironmentLacksError as error:
-        return str(error)
-    return sampler
-
-
-class TegrastatsSampler(EnergySampler):
-    """Reads the lines of a process that lives from :meth:`start` to :meth:`stop`.
-
-    Args:
-        command: command that prints them.
-    """
-
-    def __init__(self, command: Sequence[str]) -> None:
-        self.source, self.rail = "tegrastats", ""
-        self._command = tuple(command)
-        self._process: subprocess.Popen[str] | None = None
-        self._thread: threading.Thread | None = None
-        self._samples: list[tuple[float, float]] = []
-        self._begun = threading.Event()
-        self._seen = ""
-
-    def start(self) -> None:
-        self.cancel()
-        self._samples, self._seen = [], ""
-        self._begun.clear()
-        try:
-            self._process = subprocess.Popen(  # noqa: S603 (a fixed program)
-                self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, text=True
-            )
-        except OSError as error:
-            raise EnvironmentLacksError(
-                f"{self._command[0]} does not start ({error}); measure without energy"
-            ) from error
-        self._thread = threading.Thread(
-            target=self._follow, args=(self._process.stdout,), name="energy-tegrastats", daemon=True
-        )
-        self._thread.start()
-        self._begun.wait(_PATIENCE_S)
-        if not self._samples:
-            self.cancel()
-            seen = f"printed {self._seen[:80]!r}" if self._seen else "printed nothing"
-            raise EnvironmentLacksError(f"{self._command[0]} {seen}, expected one of {_EXPECTED}")
-        self._samples = [(time.monotonic(), self._samples[-1][1])]
-
-    def stop(self) -> EnergyReading:
-        if self._thread is None or not self._thread.is_alive():
-            self.cancel()
-            raise EnvironmentLacksError(f"{self._command[0]} ended by itself; measure without energy")
-        self.cancel()
-        # Lines come ten times per second: the last one holds until the end of the window.
-        self._samples.append((time.monotonic(), self._samples[-1][1]))
-        return reading(self._samples, "power", self.source, self.rail)
-
-    def cancel(self) -> None:
-        """Ends the process and the thread, if they run."""
-        process, thread = self._process, self._thread
-        self._process = self._thread = None
-        if process is not None:
-            process.terminate()
-            try:
-                process.wait(_PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        if thread is not None:
-            thread.join()
-        if process is not None and process.stdout is not None:
-            process.stdout.close()
-
-    def _follow(self, lines: IO[str]) -> None:
-        for line in lines:
-            self._seen = line.strip()
-            found = parse_rails(line)
-            names = total_of(found)
-            if names is None:
-                break
-            self.rail = "+".join(names)
-            self._samples.append((time.monotonic(), sum(found[name] for name in names)))
-            self._begun.set()
-        self._begun.set()
+    return EnergySampler("ina3221", "+".join(names), watts, "power", _INA3221_INTERVAL_S)

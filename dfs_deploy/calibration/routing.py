@@ -145,15 +145,8 @@ def _run_routed(
 def calibrate_static(network: DFSNetwork, batches: Batches, method: str) -> dict[TensorKey, CalibratedRange]:
     """Measures the tensors of the static network: every block in full precision for every sample, nothing clamped.
 
-    The static INT8 baseline is made from it, as by a user who has the backbone only.
-
-    Args:
-        network: the reference, in evaluation mode.
-        batches: the calibration data.
-        method: name of a method, as for :func:`calibrate`; ``checkpoint`` takes the least and greatest value.
-
-    Returns:
-        An interval for each tensor of each block, under the option :data:`STATIC`.
+    The static INT8 baseline is made from it, as by a user who has the backbone only. Arguments are those of
+    :func:`calibrate`; the intervals stand under the option :data:`STATIC`.
     """
 
     def run(sink: Sink) -> None:
@@ -257,12 +250,7 @@ def from_checkpoint(network: DFSNetwork, options: Sequence[int]) -> dict[TensorK
     shortcut is whatever may reach the block: what its first convolution saw, an output of its group, or what enters the
     group without being one.
 
-    Args:
-        network: the reference.
-        options: indices of the options that INT8 engines run.
-
-    Returns:
-        The same tensors as :func:`calibrate`.
+    The tensors and the arguments are those of :func:`calibrate`.
     """
     ranges: dict[TensorKey, CalibratedRange] = {}
     for block in network.blocks[1:]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -19,8 +19,6 @@ from dfs_deploy.cli.classified import Classified, cells, classify
 from dfs_deploy.cli.console import errors
 from dfs_deploy.errors import DataError
 from dfs_deploy.runtimes import Runtime
-
-_RECENT = 64
 
 
 @dataclass
@@ -44,7 +42,6 @@ class Tally:
     classes: Counter[str] = field(default_factory=Counter)
     last: Classified | None = None
     error: str | None = None
-    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
 
     def add(self, result: Classified, seconds: float) -> None:
         """Counts a frame that was done ``seconds`` after the start."""
@@ -53,18 +50,11 @@ class Tally:
         self.computation += result.computation_percentage
         self.classes[result.label] += 1
         self.last = result
-        self._recent.append(seconds)
 
     @property
     def frames_per_s(self) -> float:
         """Frames per second over all frames; NaN before the first."""
         return self.frames / self.seconds if self.frames else float("nan")
-
-    @property
-    def recent_frames_per_s(self) -> float:
-        """Frames per second over the last frames; NaN before the second."""
-        passed = self._recent[-1] - self._recent[0] if self._recent else 0.0
-        return (len(self._recent) - 1) / passed if passed > 0.0 else float("nan")
 
     @property
     def computation_percentage(self) -> float:
@@ -87,18 +77,15 @@ class Tally:
 def watch(
     runtime: Runtime, frames: Iterator[NDArray[np.uint8]], name: str, limit: int | None, quiet: bool, endless: bool
 ) -> Tally:
-    """Classifies frame after frame, and counts on standard error if a person watches.
+    """Classifies frames (H, W, 3) uint8 of the network's size, and counts on standard error if a person watches.
 
     Args:
         runtime: the runtime that classifies.
-        frames: (H, W, 3) uint8 each, of the network's size.
+        frames: the frames; the figures end with one that cannot be decoded, and ``error`` says so.
         name: name of the video, or of the camera's device.
         limit: number of frames after which it stops; ``None`` for no limit.
         quiet: whether nothing is shown.
         endless: whether Ctrl-C ends only the video, and not the program.
-
-    Returns:
-        The figures, up to a frame that could not be decoded: ``error`` says so.
     """
     tally = Tally(name)
     console = errors()
@@ -124,7 +111,7 @@ def _lines(tally: Tally) -> Group:
     if tally.last is None:
         return Group(f"{tally.file}: waiting for a frame")
     return Group(
-        f"{tally.file}: {tally.frames} frames  {tally.recent_frames_per_s:.1f}/s"
+        f"{tally.file}: {tally.frames} frames  {tally.frames_per_s:.1f}/s"
         f"  computation {tally.computation_percentage:.1f} %  {tally.last.label} ({tally.last.probability:.2f})",
         cells(tally.last.path),
     )

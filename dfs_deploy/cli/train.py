@@ -47,10 +47,7 @@ def train(
     target: Annotated[float | None, typer.Option(help="Computation percentage to reach.", show_default="40")] = None,
     policy: Annotated[
         str | None,
-        typer.Option(
-            help="Static policy instead of a gate: an option for all blocks (8), one for each (8,16,...), or mixed,"
-            " chosen by measured sensitivity for the target."
-        ),
+        typer.Option(help="Static policy instead of a gate: an option for all blocks (8), or one for each (8,16,...)."),
     ] = None,
     cost: Annotated[
         str | None,
@@ -133,15 +130,12 @@ def train(
 
 def _with_changes(given: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:
     """The values of the run with those of ``--set``; each may be given once."""
-    values, set_before = dict(given), set()
-    for change in changes:
-        name, value = _parse_change(change)
-        if name in set_before or values.get(name) is not None:
-            flag = next((flag for flag, renamed in _RENAMED.items() if renamed == name), name).replace("_", "-")
-            other = f"--set {name}" if name in set_before else f"--{flag}"
-            raise UsageError(f"--set {name} and {other} are given, expected one value of {name}; leave one out")
+    values, changed = dict(given), set()
+    for name, value in map(_parse_change, changes):
+        if name in changed or values.get(name) is not None:
+            raise UsageError(f"{name} is given twice, expected one value, by its flag or by --set; leave one out")
         values[name] = value
-        set_before.add(name)
+        changed.add(name)
     return values
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dfs_deploy.data import Dataset
 from dfs_deploy.errors import UsageError
-from dfs_deploy.system.libraries import missing_extra
+from dfs_deploy.system.libraries import required
 
 DIGITS_SIZE = 16
 """Height and width of an image."""
@@ -44,10 +44,8 @@ def load_digits(split: Literal["train", "test"] | None = None) -> Dataset:
     """
     if split not in ("train", "test", None):
         raise UsageError(f"split {split!r} of the digits, expected 'train', 'test' or None")
-    try:
+    with required():
         from sklearn.datasets import load_digits as load_scans
-    except ModuleNotFoundError as error:
-        raise missing_extra("scikit-learn", "train") from error
     scans = load_scans()
     labels = np.asarray(scans.target, np.int64)
     pixels = np.asarray(scans.images).reshape(-1, _SCANNED_SIZE, _SCANNED_SIZE)

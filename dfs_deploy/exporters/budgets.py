@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,8 +31,7 @@ _BATCH = 128
 _TIMED = 200
 
 
-@dataclass(frozen=True)
-class _Point:
+class _Point(NamedTuple):
     """A bias tried for a budget, and its results: computation in percent, right answers as a share."""
 
     budget: float
@@ -47,15 +46,7 @@ class _Point:
 
 
 def check_budgets(budgets: Sequence[float], costs: Sequence[float]) -> tuple[float, ...]:
-    """The budgets to calibrate, least first, each once.
-
-    Args:
-        budgets: shares of running every gated block in full precision.
-        costs: costs of the options, each 0 to 1.
-
-    Raises:
-        UsageError: none, or one that no path could hold.
-    """
+    """The budgets to calibrate, least first, each once; a UsageError for none, or one that no path could hold."""
     if not budgets:
         raise UsageError("no budget to calibrate; give some, as in 0.1,0.2,0.4")
     for budget in budgets:
@@ -74,11 +65,7 @@ def calibrate_budgets(
 ) -> list[BudgetRecord]:
     """Finds the bias that holds each budget on a data set, and measures accuracy and latency with it.
 
-    Args:
-        runtime: runtime of the bundle; left as the gate was trained.
-        budgets: shares of running every gated block in full precision.
-        data: images of the network's size, with labels.
-        progress: called as the work goes on.
+    The budgets are shares of running every gated block in full precision; the runtime is left as the gate was trained.
 
     Returns:
         One record per budget, least budget first, and more between two of them if a bias interpolated in a straight
@@ -152,7 +139,7 @@ class _Search:
         line = self._measure(budget, (lower.bias + upper.bias) / 2.0)
         if splits == 0 or abs(line.excess) <= TOLERANCE:
             return []
-        middle, _, _ = self._halve(replace(upper, budget=budget), replace(lower, budget=budget))
+        middle, _, _ = self._halve(upper._replace(budget=budget), lower._replace(budget=budget))
         if abs(middle.excess) > TOLERANCE:  # computation jumps there: no bias would do
             return []
         return [*self.between(lower, middle, splits - 1), middle, *self.between(middle, upper, splits - 1)]

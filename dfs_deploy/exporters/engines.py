@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import helper
 
 from dfs_deploy.exporters.graph import OPSET, GraphBuilder
@@ -50,15 +51,7 @@ def stem_engine(stem: ConvPart, block: BlockPart, dialect: Dialect = ONNXRUNTIME
 def block_engine(
     name: str, block: BlockPart, dtype: type[np.floating], grid: Grid | None, dialect: Dialect = ONNXRUNTIME
 ) -> bytes:
-    """A block in float arithmetic: features to features, float32 at the end.
-
-    Args:
-        name: name of the graph.
-        block: the block as its option computes it.
-        dtype: ``np.float32``, or ``np.float16`` for a graph whose weights and arithmetic are float16.
-        grid: grid of a uint8 input, or ``None`` for float32.
-        dialect: dialect of the runtime.
-    """
+    """A block computed in float32 or float16: features in float32, or uint8 on a grid, to float32."""
     graph = GraphBuilder(name, dialect.opset)
     features = feature_input(graph, block.shape.in_shape, grid)
     if dtype is np.float16:
@@ -109,32 +102,15 @@ def gate_engine(gate: GatePart) -> bytes:
     block = graph.input("block", np.int64, ())
     hidden = graph.input("hidden", np.float32, (BATCH, hidden_size))
     cell = graph.input("cell", np.float32, (BATCH, hidden_size))
-    weights = {
-        "input_weight": stacked,
-        "bias": gate.bias,
-        "recurrent_weight": gate.recurrent_weight,
-        "projection_weight": gate.projection_weight,
-        "projection_bias": gate.projection_bias,
-    }
+    weights = {"input_weight": stacked, "bias": gate.bias, **_shared_weights(gate)}
     constant = {name: graph.constant(f"{name}_value", value) for name, value in weights.items()}
 
-    own = graph.node("Gather", constant["input_weight"], block, axis=0)
     channels = graph.node("Shape", pooled, start=1, end=2)
     zero, one = graph.constant("zero", np.array([0], np.int64)), graph.constant("one", np.array([1], np.int64))
+    own = graph.node("Gather", constant["input_weight"], block, axis=0)
     own = graph.node("Slice", own, zero, channels, one)
-    bias = graph.node("Gather", constant["bias"], block, axis=0)
-    step = graph.node("Gemm", pooled, own, bias, transB=1)
-    step = graph.node("Gemm", hidden, constant["recurrent_weight"], step, transB=1)
-    bounds = [graph.constant(f"bound_{i}", np.array([i], np.int64)) for i in range(0, 5 * hidden_size, hidden_size)]
-    activations = ("Sigmoid", "Sigmoid", "Tanh", "Sigmoid")
-    input_gate, forget_gate, candidate, output_gate = (
-        graph.node(activation, graph.node("Slice", step, start, end, one))
-        for activation, (start, end) in zip(activations, itertools.pairwise(bounds), strict=True)
-    )
-    kept, added = graph.node("Mul", forget_gate, cell), graph.node("Mul", input_gate, candidate)
-    new_cell = graph.node("Add", kept, added, name="new_cell")
-    new_hidden = graph.node("Mul", output_gate, graph.node("Tanh", new_cell), name="new_hidden")
-    scores = graph.node("Gemm", new_hidden, constant["projection_weight"], constant["projection_bias"], transB=1)
+    own_bias = graph.node("Gather", constant["bias"], block, axis=0)
+    scores, new_hidden, new_cell = step_gate(graph, gate, pooled, own, own_bias, hidden, cell)
     decision = graph.node("ArgMax", scores, axis=1, keepdims=0, select_last_index=0)
 
     graph.output(scores, "scores", np.float32, (BATCH, gate.projection_weight.shape[0]))
@@ -144,6 +120,49 @@ def gate_engine(gate: GatePart) -> bytes:
     for name, value in weights.items():
         graph.output(constant[name], name, np.float32, value.shape)
     return graph.build()
+
+
+def step_gate(
+    graph: GraphBuilder, gate: GatePart, pooled: str, weight: str, bias: str, hidden: str, cell: str
+) -> tuple[str, str, str]:
+    """Adds one step of the gate.
+
+    Args:
+        graph: graph to add it to.
+        gate: the gate; the weights that its steps share become constants.
+        pooled: (N, channels) float32, a block's output averaged over the map.
+        weight: (4 * hidden, channels) float32, the step's input weight.
+        bias: (4 * hidden,) float32.
+        hidden: (N, hidden) float32.
+        cell: (N, hidden) float32.
+
+    Returns:
+        Scores (N, options), and the new hidden and cell state.
+    """
+    shared = {name: graph.constant(f"{name}_value", value) for name, value in _shared_weights(gate).items()}
+    step = graph.node("Gemm", pooled, weight, bias, transB=1)
+    step = graph.node("Gemm", hidden, shared["recurrent_weight"], step, transB=1)
+    size = gate.recurrent_weight.shape[1]
+    bounds = [graph.constant(f"bound_{i}", np.array([i], np.int64)) for i in range(0, 5 * size, size)]
+    one = graph.constant("one", np.array([1], np.int64))
+    activations = ("Sigmoid", "Sigmoid", "Tanh", "Sigmoid")
+    input_gate, forget_gate, candidate, output_gate = (
+        graph.node(activation, graph.node("Slice", step, start, end, one))
+        for activation, (start, end) in zip(activations, itertools.pairwise(bounds), strict=True)
+    )
+    kept, added = graph.node("Mul", forget_gate, cell), graph.node("Mul", input_gate, candidate)
+    new_cell = graph.node("Add", kept, added)
+    new_hidden = graph.node("Mul", output_gate, graph.node("Tanh", new_cell))
+    scores = graph.node("Gemm", new_hidden, shared["projection_weight"], shared["projection_bias"], transB=1)
+    return scores, new_hidden, new_cell
+
+
+def _shared_weights(gate: GatePart) -> dict[str, NDArray[np.float32]]:
+    return {
+        "recurrent_weight": gate.recurrent_weight,
+        "projection_weight": gate.projection_weight,
+        "projection_bias": gate.projection_bias,
+    }
 
 
 def feature_input(graph: GraphBuilder, shape: tuple[int, int, int], grid: Grid | None) -> str:

@@ -102,12 +102,7 @@ class GraphBuilder:
         return self.nodes("If", [condition], len(then.output), then_branch=then, else_branch=otherwise)
 
     def build(self, description: str = "", metadata: dict[str, str] | None = None) -> bytes:
-        """The model, checked against the ONNX specification, as file content.
-
-        Args:
-            description: documentation of the model.
-            metadata: properties of the model, by name.
-        """
+        """The model, checked against the ONNX specification, as file content."""
         graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, list(self._constants.values()))
         opsets = [helper.make_opsetid("", self._opset)]
         # The oldest file format that knows the opset, so that the oldest parsers read it.

@@ -106,15 +106,7 @@ class Int8Conv:
 
     @classmethod
     def for_onnxruntime(cls, part: ConvPart, bits: int, takes: Grid, clamp: Range | None, gives: Grid) -> Int8Conv:
-        """A convolution in integers: uint8 in, uint8 out.
-
-        Args:
-            part: the convolution as its option computes it.
-            bits: bits of the weights, 8 or 7.
-            takes: grid of the input.
-            clamp: interval to which the input is clamped, if the grid does not do that.
-            gives: grid of the output.
-        """
+        """A convolution in integers, uint8 in and uint8 out, with weights of 8 or 7 bits."""
         # The bias is counted in products of both scales and must fit 32 bits, also where a channel's weights or all
         # that was seen of the input are next to nothing; a coarser weight then loses nothing that shows.
         weight, scale = quantize_weight(part.weight, bits, np.abs(part.bias) / takes.scale / INT32_LIMIT)
@@ -124,7 +116,7 @@ class Int8Conv:
 
     @classmethod
     def for_tensorrt(cls, part: ConvPart, takes: Grid, clamp: Range | None, gives: Grid | None = None) -> Int8Conv:
-        """A convolution of int8 values whose sum gets a float32 bias; arguments as in :meth:`for_onnxruntime`."""
+        """A convolution of int8 values whose sum gets a float32 bias."""
         weight, scale = quantize_weight(part.weight, 8, LEAST_SCALE)
         return cls(takes, clamp, weight, scale, part.bias, gives, part.window)
 
@@ -152,15 +144,10 @@ class Int8Block:
 
     @classmethod
     def for_onnxruntime(cls, part: BlockPart, ranges: BlockRanges, features: Grid | None, bits: int) -> Int8Block:
-        """A block for ONNX Runtime, which ends in uint8.
+        """A block for ONNX Runtime, which ends in uint8, with weights of 8 or 7 bits.
 
-        Args:
-            part: the block as its option computes it.
-            ranges: calibrated intervals.
-            features: grid of features that arrive in uint8; ``None`` for float32. From float32 the shortcut stays
-                float32: the output of a skipped stride block is negative in parts, which the grid of a block's output
-                cannot hold.
-            bits: bits of the weights, 8 or 7.
+        From float32 features the shortcut stays float32: the output of a skipped stride block is negative in parts,
+        which the grid of a block's output cannot hold.
         """
 
         def taken(name: str, conv: ConvPart) -> tuple[Grid, Range | None]:
@@ -189,7 +176,7 @@ class Int8Block:
 
     @classmethod
     def for_tensorrt(cls, part: BlockPart, ranges: BlockRanges) -> Int8Block:
-        """A block for TensorRT, with float32 features at both ends; arguments as in :meth:`for_onnxruntime`."""
+        """A block for TensorRT, with float32 features at both ends."""
 
         def taken(name: str, conv: ConvPart) -> tuple[Grid, Range | None]:
             # The output of a skipped stride block is negative in parts, and a symmetric grid would not saturate it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from dfs_deploy.io.kinds import JOB_FILE
 from dfs_deploy.io.text import one_line
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.models.threads import torch_threads
-from dfs_deploy.options import PRECISIONS, Options, Precision, engine_precision, parse_targets
+from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_precision, parse_targets
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.system.cpu import WEIGHT_BITS, WeightBits, target_named
@@ -176,8 +176,10 @@ def export(
         data = _load_data(calibration_data, loaded, calibration_samples, seed)
         if budgets is not None:
             budgets = _check_budgets(budgets, network, data, made_for)
-        method = _check_method(calibration_method, data, needed=bool(_int8_options(network, wanted)))
-        ranges = _calibrate(loaded, wanted, data, method, progress)
+        used = {i: o for i, o in enumerate(network.options) if network.policy is None or i in network.policy}
+        int8 = [i for i, option in used.items() if engine_precision(option, wanted) == "int8"]
+        method = _check_method(calibration_method, data, needed=bool(int8))
+        ranges = _calibrate(loaded, int8, data, method, progress) if "int8" in wanted else {}
 
         writer = EngineWriter(network, ranges, wanted, bits)
         engines = {runtime: writer.write(runtime, progress) for runtime in made_for}
@@ -188,7 +190,13 @@ def export(
         manifest = schema.Manifest(
             schema_version=schema.SCHEMA_VERSION,
             producer=_producer(),
-            source=_source_record(source, loaded),
+            source=schema.SourceRecord(
+                file=_name(source.name),
+                format=loaded.format,
+                sha256=sha256_file(source),
+                assumptions=[one_line(assumption) for assumption in loaded.assumptions],
+                weights_key=loaded.weights_key,
+            ),
             architecture=network.architecture,
             options=[schema.OptionRecord(name=o.name, bits=o.bits, cost=o.cost) for o in network.options],
             policy=None if network.policy is None else [network.options[choice].name for choice in network.policy],
@@ -198,7 +206,7 @@ def export(
             runtimes=engines,
             calibration=_calibration_record(network, ranges, data, method, seed, bits) if ranges else None,
             accuracy=None,
-            substitutions=_substitutions(network, wanted),
+            substitutions=_substitutions(used.values(), wanted),
             samples=_SAMPLES,
             files={},
         )
@@ -313,27 +321,15 @@ def _load_data(
     return drawn
 
 
-def _possible_options(network: DFSNetwork) -> list[int]:
-    """Indices of the options that some block may run."""
-    return sorted(set(range(len(network.options)) if network.policy is None else network.policy))
-
-
-def _int8_options(network: DFSNetwork, targets: Sequence[Precision]) -> list[int]:
-    """Indices of the options that INT8 engines run."""
-    return [i for i in _possible_options(network) if engine_precision(network.options[i], targets) == "int8"]
-
-
 def _calibrate(
-    loaded: Checkpoint, targets: Sequence[Precision], data: Dataset | None, method: str, progress: Progress
+    loaded: Checkpoint, options: Sequence[int], data: Dataset | None, method: str, progress: Progress
 ) -> Ranges:
-    """The range of every tensor that an INT8 engine rounds; none if INT8 is no target.
+    """The range of every tensor that an INT8 engine rounds, of options by index and of the static baseline.
 
     ``load_checkpoint`` has made sure that a checkpoint with quantised options carries ranges, so that the checkpoint's
     are always there to fall back to.
     """
-    if "int8" not in targets:
-        return {}
-    network, options = loaded.network, _int8_options(loaded.network, targets)
+    network = loaded.network
     if data is None:
         return from_checkpoint(network, options)
     total = (3 if method in ("checkpoint", "minmax") else 5) * -(-len(data.images) // _BATCH)
@@ -388,20 +384,10 @@ def _producer() -> dict[str, str]:
     return {"name": "dfs-deploy", "version": dfs_deploy.__version__, "python": platform.python_version(), **versions}
 
 
-def _source_record(source: Path, loaded: Checkpoint) -> schema.SourceRecord:
-    return schema.SourceRecord(
-        file=_name(source.name),
-        format=loaded.format,
-        sha256=sha256_file(source),
-        assumptions=[one_line(assumption) for assumption in loaded.assumptions],
-        weights_key=loaded.weights_key,
-    )
-
-
-def _substitutions(network: DFSNetwork, targets: Sequence[Precision]) -> list[schema.ServedRecord]:
+def _substitutions(options: Iterable[Option], targets: Sequence[Precision]) -> list[schema.ServedRecord]:
     """Options whose own precision is not among the targets."""
     records = []
-    for option in (network.options[i] for i in _possible_options(network)):
+    for option in options:
         wanted, served = engine_precision(option, PRECISIONS), engine_precision(option, targets)
         if wanted != served and wanted is not None and served is not None:
             reason = f"{wanted} is not among the targets"

@@ -43,11 +43,7 @@ def pick_samples(
 ) -> Samples:
     """Chooses the images that a bundle carries: one of each path, then the first of the rest up to 64, in their order.
 
-    Args:
-        network: the reference, in evaluation mode.
-        contract: preparation of its input.
-        images: (N, H, W, C) uint8 to choose from; the first 512 are looked at.
-        labels: (N,) int64, or ``None``.
+    Of the images, (N, H, W, C) uint8, the first 512 are looked at; the labels are (N,) int64.
     """
     images = images[: 2 * _DRAWN]
     output = network.route(torch.from_numpy(contract.normalize(images)))

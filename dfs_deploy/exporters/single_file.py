@@ -24,13 +24,12 @@ from onnx import helper
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.calibration import Ranges, block_ranges
 from dfs_deploy.errors import ExportMismatchError
-from dfs_deploy.exporters.engines import classify, convolve, residual
+from dfs_deploy.exporters.engines import classify, convolve, mean_over_map, residual, step_gate
 from dfs_deploy.exporters.graph import GraphBuilder
 from dfs_deploy.exporters.int8 import LEAST_SCALE, BlockRanges, Grid, Int8Block, output_grid
 from dfs_deploy.exporters.int8_graphs import dequantize, onnxruntime_block, quantize
 from dfs_deploy.exporters.split import (
     BlockPart,
-    GatePart,
     split_block,
     split_gate,
     split_head,
@@ -67,9 +66,6 @@ def single_file(
         ranges: an interval for each tensor of each option that INT8 engines run.
         targets: precisions to use; the next more precise one stands in for one that is missing.
         weight_bits: bits of INT8 weights, 8 or 7.
-
-    Returns:
-        The file's content: the same network gives the same bytes.
     """
     graph = GraphBuilder("single_file")
     stem, first = split_stem(network)
@@ -78,12 +74,18 @@ def single_file(
     features = residual(graph, features, first, np.float32, "block_0_")
 
     gate = split_gate(network)
-    stepped = None if gate is None else _GateWriter(graph, gate)
     writer = _BlockWriter(network, ranges, targets, weight_bits)
-    state, decisions = _State(features, None, False), []
+    state = _State(features, None, False)
+    decisions: list[str] = []
     for index in range(1, len(network.blocks)):
-        if stepped is not None:
-            decisions.append(stepped.step(index - 1, state.features))
+        if gate is not None:
+            if not decisions:
+                hidden = cell = graph.constant("zeros", np.zeros((1, network.architecture.gate.hidden), np.float32))
+            pooled = mean_over_map(graph, state.features)
+            weight = graph.constant(f"gate_{index - 1}_weight", gate.input_weight[index - 1])
+            bias = graph.constant(f"gate_{index - 1}_bias", gate.bias[index - 1])
+            scores, hidden, cell = step_gate(graph, gate, pooled, weight, bias, hidden, cell)
+            decisions.append(graph.node("ArgMax", scores, axis=1, keepdims=1, select_last_index=0))
             state = writer.block(graph, index, decisions[-1], state)
         else:
             state = writer.block(graph.section(f"block_{index}"), index, None, state)
@@ -107,12 +109,9 @@ def single_file(
 
 
 def check_single_file(model: bytes, bundle: Bundle, images: NDArray[np.float32]) -> None:
-    """Compares a single file with the runtime on the bundle made from the same parts, image by image.
+    """Compares a single file with the runtime on the bundle made from the same parts.
 
-    Args:
-        model: content of the file that :func:`single_file` made.
-        bundle: bundle with engines for ONNX Runtime.
-        images: (N, C, H, W) float32, normalised.
+    The images are (N, C, H, W) float32, normalised, and run one by one.
 
     Raises:
         ExportMismatchError: a decision differs, or a logit by more than :data:`LOGIT_TOLERANCE`.
@@ -137,43 +136,6 @@ def check_single_file(model: bytes, bundle: Bundle, images: NDArray[np.float32])
             f" the first: {mismatches[0]}",
             mismatches,
         )
-
-
-class _GateWriter:
-    """Adds the gate's steps to the top of a graph; the weights that all blocks share stand there once.
-
-    The LSTM's gates are put in the order input, forget, output, cell, so that one node is the sigmoid of three.
-    """
-
-    def __init__(self, graph: GraphBuilder, gate: GatePart) -> None:
-        self._graph = graph
-        self._gate = gate
-        size = gate.recurrent_weight.shape[1]
-        self._order = np.r_[0 : 2 * size, 3 * size : 4 * size, 2 * size : 3 * size]
-        self._state: tuple[str, str] | None = None
-
-    def step(self, block: int, features: str) -> str:
-        """A step on the output of a block; returns the decision for the next one, (1, 1) int64."""
-        graph, gate, order = self._graph, self._gate, self._order
-        sizes = np.array([3 * len(order) // 4, len(order) // 4], np.int64)
-        pooled = graph.node("ReduceMean", features, graph.constant("map_axes", np.array([2, 3], np.int64)), keepdims=0)
-        weight = graph.constant(f"gate_{block}_weight", gate.input_weight[block][order])
-        bias = graph.constant(f"gate_{block}_bias", gate.bias[block][order])
-        step = graph.node("Gemm", pooled, weight, bias, transB=1)
-        if self._state is not None:  # the first step starts from zeros
-            recurrent = graph.constant("gate_recurrent_weight", gate.recurrent_weight[order])
-            step = graph.node("Gemm", self._state[0], recurrent, step, transB=1)
-        opening, candidate = graph.nodes("Split", [step, graph.constant("gate_sizes", sizes)], 2, axis=1)
-        update, forget, output = graph.nodes("Split", [graph.node("Sigmoid", opening)], 3, axis=1, num_outputs=3)
-        cell = graph.node("Mul", update, graph.node("Tanh", candidate))
-        if self._state is not None:
-            cell = graph.node("Add", graph.node("Mul", forget, self._state[1]), cell)
-        hidden = graph.node("Mul", output, graph.node("Tanh", cell))
-        self._state = hidden, cell
-        projection = graph.constant("gate_projection_weight", gate.projection_weight)
-        projection_bias = graph.constant("gate_projection_bias", gate.projection_bias)
-        scores = graph.node("Gemm", hidden, projection, projection_bias, transB=1)
-        return graph.node("ArgMax", scores, axis=1, keepdims=1, select_last_index=0)
 
 
 @dataclass(frozen=True)

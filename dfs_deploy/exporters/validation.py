@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -110,9 +111,6 @@ def validate(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -
         network: the reference, in evaluation mode.
         images: (N, C, H, W) float32, normalised; the more paths they take the better.
 
-    Returns:
-        The deviations, all within their tolerances.
-
     Raises:
         ExportMismatchError: at least one is not; it lists all that are not.
     """
@@ -141,19 +139,12 @@ def validate(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -
 
 
 def compare_engines(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -> tuple[EngineDeviation, ...]:
-    """Distances of all engines from what their options mean, on the reference's own intermediate tensors.
-
-    Args:
-        bundle: the bundle.
-        network: the reference, in evaluation mode.
-        images: (N, C, H, W) float32, normalised.
-    """
+    """Distances of all engines from what their options mean; arguments as for :func:`validate`."""
     with torch.no_grad():
         return tuple(_compare_engines(bundle, _Reference.of(network, torch.from_numpy(images))))
 
 
-@dataclass(frozen=True)
-class _Mismatch:
+class _Mismatch(NamedTuple):
     """A part that disagrees: the precision of its arithmetic, and what was seen."""
 
     precision: Precision
@@ -162,13 +153,9 @@ class _Mismatch:
 
 @dataclass(frozen=True, eq=False)
 class _Reference:
-    """The reference's tensors for some images.
+    """The reference's tensors for images (N, C, H, W) float32, normalised.
 
-    Attributes:
-        network: the reference.
-        images: (N, C, H, W) float32, normalised.
-        routed: path and scores of the images.
-        features: output of each block for every image, each in the option that its path takes.
+    ``features`` are the output of each block for every image, each in the option that its path takes.
     """
 
     network: DFSNetwork
@@ -257,15 +244,15 @@ def _compare_engines(bundle: Bundle, reference: _Reference) -> Iterator[EngineDe
                 if pooled and not _is_mean(pooled[0], got):
                     remark += ", whose pooled output is not the mean of its output"
                     got = np.full_like(got, np.nan)
-                difference = got.astype(np.float64) - expected
+                greatest, rms = _relative_errors(got, expected)
                 yield EngineDeviation(
                     block=placed.block,
                     option=placed.option or None,
                     precision=placed.engine.precision,
                     layout=layout,
                     runtime=runtime,
-                    max_relative=float(np.abs(difference).max()) / max(float(np.abs(expected).max()), _TINY),
-                    rms_relative=_rms(difference) / max(_rms(expected), _TINY),
+                    max_relative=greatest,
+                    rms_relative=rms,
                     remark=remark,
                 )
 
@@ -286,8 +273,11 @@ def _is_mean(pooled: NDArray[np.float32], features: NDArray[np.float32]) -> bool
     return bool(error / max(float(np.abs(features).mean((2, 3)).max()), _TINY) <= POOLED_TOLERANCE)
 
 
-def _rms(x: NDArray[np.floating]) -> float:
-    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
+def _relative_errors(got: NDArray[np.floating], expected: NDArray[np.floating]) -> tuple[float, float]:
+    """The greatest and the root-mean-square error, each relative to that of what was expected."""
+    values, errors = expected.astype(np.float64), got.astype(np.float64) - expected
+    greatest = np.abs(errors).max() / max(np.abs(values).max(), _TINY)
+    return float(greatest), float(np.sqrt(np.mean(errors**2)) / max(np.sqrt(np.mean(values**2)), _TINY))
 
 
 def _compare_gate(bundle: Bundle, reference: _Reference) -> Iterator[_Mismatch]:
@@ -300,8 +290,7 @@ def _compare_gate(bundle: Bundle, reference: _Reference) -> Iterator[_Mismatch]:
             pooled = features.mean((2, 3)).numpy()
             feeds = {"pooled": pooled, "block": np.array(block, np.int64), "hidden": hidden, "cell": cell}
             scores, hidden, cell = session.run(["scores", "hidden_out", "cell_out"], feeds)
-            expected = reference.routed.scores[:, block].numpy()
-            error = float(np.abs(scores - expected).max() / max(np.abs(expected).max(), _TINY))
+            error, _ = _relative_errors(scores, reference.routed.scores[:, block].numpy())
             if not error <= GATE_TOLERANCE:
                 yield _Mismatch("fp32", f"gate after block {block}: error {error:.3g}, tolerance {GATE_TOLERANCE:g}")
 
@@ -314,7 +303,7 @@ def _compare_static(bundle: Bundle, reference: _Reference) -> Iterator[_Mismatch
         for precision, file in engines.static.items():
             session = open_session(bundle.read(file), file, _session_options(runtime))
             got = session.run(None, {"images": reference.images.numpy()})[0]
-            error, tolerance = _rms(got - expected) / max(_rms(expected), _TINY), LOGIT_TOLERANCES[precision]
+            (_, error), tolerance = _relative_errors(got, expected), LOGIT_TOLERANCES[precision]
             if not error <= tolerance and (precision != "int8" or measured):
                 seen = f"static {precision} for {runtime}: error {error:.3g}, tolerance {tolerance:g}"
                 yield _Mismatch(precision, seen)
@@ -336,7 +325,7 @@ def _compare_whole(bundle: Bundle, reference: _Reference) -> tuple[int, float, l
 
     runs = [network.unroll(images[i : i + 1], meant, reference.routed.path[i : i + 1]) for i in first]
     expected = torch.cat([run.logits for run in runs]).numpy()
-    error = _rms(got.logits - expected) / max(_rms(expected), _TINY)
+    _, error = _relative_errors(got.logits, expected)
     if not np.array_equal(got.path, path[first]):
         seen = f"path {got.path[0].tolist()}, the reference's is {path[first[0]].tolist()}"
         return len(first), error, [_Mismatch("fp32", seen)]

@@ -94,22 +94,14 @@ class EngineWriter:
         network, dialect, folder = self.network, _DIALECTS[runtime], _FOLDERS[runtime]
         grids = self._feature_grids()
         passes_uint8 = runtime == "onnxruntime" and any(key.option != STATIC for key in self.ranges)
-        arriving: set[Layout] = {"float32"}
 
         def inputs_from(block: int) -> Inputs:
-            every: Inputs = {"float32": None, "uint8": grids[block]} if passes_uint8 else {"float32": None}
-            # A policy fixes the layouts that can arrive.
-            return every if network.policy is None else {k: grid for k, grid in every.items() if k in arriving}
+            return {"float32": None, "uint8": grids[block]} if passes_uint8 else {"float32": None}
 
         stem = self._add(f"{folder}/stem", "fp32", {"float32": stem_engine(*split_stem(network), dialect)})
         blocks = []
         for index in range(1, len(network.blocks)):
-            block = self._block_engines(runtime, index, inputs_from(index - 1))
-            blocks.append(block)
-            engines = [engine for listed in block.options.values() for engine in listed]
-            engines += [] if block.skip is None else [block.skip]
-            passed_on = block.skip is None and any(option.skips for option in network.options_of(index))
-            arriving = {engine.output for engine in engines} | (arriving if passed_on else set())
+            blocks.append(self._block_engines(runtime, index, inputs_from(index - 1)))
             progress(f"writing engines for {runtime}", index / len(network.blocks))
         head, shape = split_head(network), network.blocks[-1].shape.out_shape
         heads = {layout: head_engine(head, shape, grid, dialect) for layout, grid in inputs_from(-1).items()}
@@ -245,19 +237,10 @@ def static_engine(
     dtype: type[np.floating] = np.float32,
     dialect: Dialect = ONNXRUNTIME,
 ) -> bytes:
-    """A static baseline: the whole backbone as one graph, every block run.
+    """A static baseline: the whole backbone as one graph, ``images`` (N, C, H, W) to ``output`` (N, classes), float32.
 
-    Args:
-        name: name of the graph.
-        stem: the first convolution, in float arithmetic or in INT8.
-        blocks: every block, the first included; an INT8 block takes its features as the part before it gives them, and
-            no block in float arithmetic comes after one in INT8.
-        head: the classifier.
-        dtype: type of the float parts; images and logits are float32 in any case.
-        dialect: dialect of the runtime.
-
-    Returns:
-        A model from ``images`` (N, C, H, W) float32 to ``output`` (N, classes) float32.
+    An INT8 block takes its features as the part before it gives them, and no block in float arithmetic, which computes
+    in ``dtype``, comes after one in INT8.
     """
     graph = GraphBuilder(name, dialect.opset)
     images = graph.input("images", np.float32, (BATCH, stem.weight.shape[1], *blocks[0].shape.in_shape[1:]))

@@ -57,19 +57,19 @@ class QuantizedConv2d(nn.Module):
         Returns:
             (N, out_channels, H / stride, W / stride) float32.
         """
+        if bits < FULL_BITS and self.training:
+            self.follow_range(x)
+        return self.convolve(x, bits, round_input)
+
+    def convolve(self, x: Tensor, bits: int, round_input: bool = True) -> Tensor:
+        """Convolves as :meth:`forward`, and leaves the running range as it is."""
         if bits < FULL_BITS:
-            if self.training:
-                self.follow_range(x)
             x = fake_quantize(x, self.low, self.high, bits) if round_input else x.clamp(self.low, self.high)
         weight = fake_quantize_weight(self.weight, bits)
         return functional.conv2d(x, weight, stride=self.stride, padding=self.padding)
 
     def follow_range(self, x: Tensor) -> None:
-        """Moves the running range toward that of a batch; the first batch sets it.
-
-        Args:
-            x: (N, in_channels, H, W) float32, an input of the convolution.
-        """
+        """Moves the running range toward that of a batch of inputs; the first batch sets it."""
         low, high = batch_range(x)
         momentum = RANGE_MOMENTUM if self.has_range else 1.0
         self.low.lerp_(low.to(self.low.dtype), momentum)
@@ -161,15 +161,7 @@ class Backbone(nn.Module):
         return logits
 
     def forward(self, x: Tensor, bits: int = FULL_BITS) -> Tensor:
-        """The static network: every block after the first runs in the same bitwidth.
-
-        Args:
-            x: (N, C, H, W) float32, normalised.
-            bits: 2 to 32.
-
-        Returns:
-            (N, classes) float32 logits.
-        """
+        """The static network: images (N, C, H, W) to logits (N, classes), all but the first block in one bitwidth."""
         features = self.stem(x)
         for index, block in enumerate(self.blocks):
             features = block(features, bits if index else FULL_BITS)

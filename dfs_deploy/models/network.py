@@ -70,10 +70,6 @@ class DFSNetwork(nn.Module):
         options: options of a gated block, in the order of the gate's scores.
         policy: option index of each gated block, for a network without a gate; ``None`` for one with a gate.
 
-    Attributes:
-        gate: the gate, or ``None`` if a policy decides.
-        policy: option index of each gated block, or ``None`` if the gate decides.
-
     Raises:
         OptionError: a policy of another length, or with an option that is not there.
     """
@@ -94,12 +90,7 @@ class DFSNetwork(nn.Module):
     def with_policy(self, policy: Sequence[int], options: Options | None = None) -> DFSNetwork:
         """A copy of the backbone, in the same mode and on the same device, that follows a static policy.
 
-        Args:
-            policy: the option index of each gated block.
-            options: options that the indices point into; ``None`` for the network's own.
-
-        Raises:
-            OptionError: a policy that does not fit.
+        The policy holds an index into ``options``, or into the network's own, for each gated block.
         """
         device = self.backbone.head.weight.device
         static = DFSNetwork(self.architecture, options or self.options, policy).to(device).train(self.training)
@@ -113,13 +104,9 @@ class DFSNetwork(nn.Module):
         return self.architecture.blocks[index].choices(self.options)
 
     def forward(self, x: Tensor) -> NetworkOutput:
-        """Computes every option and mixes by the hard choice; the softmax carries the gradient (Section 3).
+        """Computes every option of images (N, C, H, W) and mixes by the hard choice; the softmax carries the gradient.
 
-        Args:
-            x: (N, C, H, W) float32, normalised.
-
-        Returns:
-            The output; ``path`` is the hard choice.
+        See Section 3.
         """
         return self.unroll(x, self._mix_options)
 
@@ -196,16 +183,9 @@ class DFSNetwork(nn.Module):
 
     @torch.no_grad()
     def run_block(self, index: int, features: Tensor, choice: Tensor, observer: BlockObserver | None = None) -> Tensor:
-        """Runs one gated block, each sample in its own option.
+        """Runs the gated block ``index``, at least 1: (N, C, H, W) float32 to (N, C', H', W').
 
-        Args:
-            index: index of the block, at least 1.
-            features: (N, C, H, W) float32.
-            choice: (N,) int64, option indices.
-            observer: called with each group of samples first.
-
-        Returns:
-            (N, C', H', W') float32.
+        Each sample runs in its own option, an index in ``choice`` (N,) int64; the observer gets each group first.
         """
         block = self.blocks[index]
         outputs, order = [], []
@@ -239,16 +219,9 @@ def expected_cost(scores: Tensor, path: Tensor, costs: Tensor) -> Tensor:
 
 
 def run_option(block: BasicBlock, features: Tensor, option: Option, round_inputs: bool = True) -> Tensor:
-    """Runs one block in one option.
+    """Runs one block in one option: (N, C, H, W) float32 to (N, C', H', W').
 
-    Args:
-        block: the block.
-        features: (N, C, H, W) float32.
-        option: option to run it in.
-        round_inputs: whether a quantised option rounds its convolutions' inputs, or only clamps them.
-
-    Returns:
-        (N, C', H', W') float32.
+    A quantised option rounds its convolutions' inputs, or only clamps them.
     """
     return block.skip(features) if option.skips else block(features, option.bits, round_inputs)
 

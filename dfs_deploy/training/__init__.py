@@ -14,39 +14,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dfs_deploy.training.forward import joint_forward
-    from dfs_deploy.training.job import Job
-    from dfs_deploy.training.metrics import Evaluation, read_metrics
-    from dfs_deploy.training.recipe import PRESETS, Recipe, preset
-    from dfs_deploy.training.run import TrainingResult, resume, run_job, train
+    from dfs_deploy.training.job import Job as Job
+    from dfs_deploy.training.metrics import read_metrics as read_metrics
+    from dfs_deploy.training.recipe import Recipe as Recipe
+    from dfs_deploy.training.recipe import preset as preset
+    from dfs_deploy.training.run import TrainingResult as TrainingResult
+    from dfs_deploy.training.run import resume as resume
+    from dfs_deploy.training.run import run_job as run_job
+    from dfs_deploy.training.run import train as train
 
 _HOMES = {
-    "PRESETS": "recipe",
-    "Evaluation": "metrics",
     "Job": "job",
     "Recipe": "recipe",
     "TrainingResult": "run",
-    "joint_forward": "forward",
     "preset": "recipe",
     "read_metrics": "metrics",
     "resume": "run",
     "run_job": "run",
     "train": "run",
 }
-
-__all__ = [
-    "PRESETS",
-    "Evaluation",
-    "Job",
-    "Recipe",
-    "TrainingResult",
-    "joint_forward",
-    "preset",
-    "read_metrics",
-    "resume",
-    "run_job",
-    "train",
-]
 
 
 def __getattr__(name: str) -> Any:

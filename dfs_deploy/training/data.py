@@ -199,28 +199,18 @@ def _pixels(dataset: Dataset) -> str:
 
 
 class Images:
-    """A data set on a device, as the network takes it.
-
-    Args:
-        dataset: the images.
-        contract: their normalisation.
-        device: device that holds them, as bytes until a batch is taken.
-    """
+    """A data set on a device, as the network takes it: as bytes until a batch is taken."""
 
     def __init__(self, dataset: Dataset, contract: InputContract, device: torch.device) -> None:
         self._pixels = torch.from_numpy(np.ascontiguousarray(dataset.images.transpose(0, 3, 1, 2))).to(device)
         self._labels = torch.from_numpy(dataset.labels).to(device)
         self.class_names = dataset.class_names
+        self.device = device
         self._mean = torch.tensor(contract.mean, device=device).view(1, -1, 1, 1)
         self._std = torch.tensor(contract.std, device=device).view(1, -1, 1, 1)
 
     def __len__(self) -> int:
         return len(self._labels)
-
-    @property
-    def device(self) -> torch.device:
-        """Device that holds them."""
-        return self._labels.device
 
     def take(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (N, 3, H, W) uint8 and labels (N,) int64 of some rows."""
@@ -240,7 +230,7 @@ class Batches:
         size: images in a batch, over all processes.
         augmentation: variation of the images.
         seed: seed of order and variation.
-        processes: processes that share each batch.
+        processes: processes that share each batch; ``None`` for this one only.
 
     Raises:
         DataError: fewer images than a batch.
@@ -263,15 +253,9 @@ class Batches:
         return len(self._images) // self._size
 
     def take(self, stage: str, step: int, plain: bool = False) -> tuple[Tensor, Tensor]:
-        """The batch of a step: this process's share of it.
+        """This process's share of the batch of a step, from 0: (n, 3, H, W) float32, normalised, and (n,) int64.
 
-        Args:
-            stage: name of the stage; each has its own order.
-            step: index of the step, from 0.
-            plain: whether images are left as they are.
-
-        Returns:
-            (n, 3, H, W) float32, normalised, and (n,) int64.
+        Each stage has its own order; ``plain`` images are left as they are.
         """
         epoch, index = divmod(step, len(self))
         rows = self._order(stage, epoch)[index * self._size : (index + 1) * self._size][self._share]

@@ -160,12 +160,9 @@ class _Chosen:
             self._moved_second_range = True
 
     def _normalize(self, norm: nn.BatchNorm2d, x: Tensor, share: float) -> Tensor:
-        """Normalises, and keeps the normalisation as constants too.
+        """Normalises the samples that run the block, (n, C, H, W), and keeps the normalisation as constants too.
 
-        Args:
-            norm: the layer.
-            x: (n, C, H, W), the samples that run the block.
-            share: their share of the batch, 0 to 1; the running statistics move by that share of their momentum.
+        The running statistics move by ``share``, that of the samples in the batch, of their momentum.
         """
         if not norm.training or len(x) < LEAST_ROWS:
             return functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
@@ -215,18 +212,8 @@ def _convolve(conv: QuantizedConv2d, x: Tensor, groups: Sequence[_Group]) -> Ten
     """Convolves consecutive groups of samples, each in its own bitwidth; a skipped group in full precision."""
     filled = [group for group in groups if group.stop > group.start]
     parts = torch.split(x, [group.stop - group.start for group in filled])
-    outputs = [
-        _round_and_convolve(conv, part, group.bits or FULL_BITS) for part, group in zip(parts, filled, strict=True)
-    ]
+    outputs = [conv.convolve(part, group.bits or FULL_BITS) for part, group in zip(parts, filled, strict=True)]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-def _round_and_convolve(conv: QuantizedConv2d, x: Tensor, bits: int) -> Tensor:
-    # As QuantizedConv2d's own forward, but the range was moved before, once for all options.
-    if bits < FULL_BITS:
-        x = fake_quantize(x, conv.low, conv.high, bits)
-    weight = fake_quantize_weight(conv.weight, bits)
-    return functional.conv2d(x, weight, stride=conv.stride, padding=conv.padding)
 
 
 @torch.no_grad()

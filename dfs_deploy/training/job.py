@@ -10,14 +10,13 @@ from typing import Any
 import msgspec
 
 from dfs_deploy.errors import CheckpointError, UsageError
-from dfs_deploy.io.json_files import MalformedError, VersionedFormat
+from dfs_deploy.io.json_files import VersionedFormat
 from dfs_deploy.io.kinds import JOB_FILE, given_instead
-from dfs_deploy.io.text import first_line
 from dfs_deploy.options import Options
 from dfs_deploy.training.recipe import STAGES, Recipe, StageName
 
 SCHEMA = 2
-"""Version 2 has no values of stage 3; version 1 is still read."""
+"""Version 1, of dfs-deploy 0.1.0, had a stage that is gone."""
 
 _MOST_SEED = 2**63 - 1
 _MOST_STEPS = 10**9
@@ -122,25 +121,6 @@ class Job:
         return plain
 
 
-def upgraded(plain: dict[str, Any]) -> dict[str, Any]:
-    """A job of an older version, as plain values of this one.
-
-    Raises:
-        CheckpointError: the older version did what this one cannot go on with.
-    """
-    recipe = plain.get("recipe")
-    if plain.get("amp"):
-        raise CheckpointError("the run computes in bfloat16 (--amp), which is gone; end it with dfs-deploy 0.1.0")
-    if plain.get("until") == "deploy":  # the last stage of version 0.1.0, which had no steps by default
-        if isinstance(recipe, dict) and recipe.get("deploy_steps"):
-            raise CheckpointError(
-                "the run has a stage in the arithmetic of INT8 engines (--deploy-steps), which is gone; export its"
-                " checkpoint.pt, or end it with dfs-deploy 0.1.0"
-            )
-        plain = {**plain, "until": "joint"}
-    return plain
-
-
 def save_job(folder: Path, job: Job) -> None:
     """Writes a job whole."""
     FORMAT.write(folder / JOB_FILE, _JobFile(schema=SCHEMA, job=job))
@@ -150,8 +130,7 @@ def load_job(folder: Path) -> Job:
     """Reads the job of a run.
 
     Raises:
-        CheckpointError: there is none, it is malformed or impossible, or an older version began what this one cannot go
-            on with.
+        CheckpointError: there is none, it is malformed or impossible, or of another version.
     """
     path = folder / JOB_FILE
     if not os.path.lexists(path):
@@ -174,13 +153,6 @@ class _JobFile(msgspec.Struct, forbid_unknown_fields=True):
     job: Job
 
 
-class _JobFile1(msgspec.Struct):
-    """A job of version 0.1.0, with values that are gone; see :func:`upgraded`."""
-
-    schema: int
-    job: dict[str, Any]
-
-
 def _decode(kind: type, value: Any) -> Any:
     if kind is Options:
         if not isinstance(value, str):
@@ -189,21 +161,13 @@ def _decode(kind: type, value: Any) -> Any:
     raise NotImplementedError(f"no way to read a {kind.__name__}")
 
 
-def _from_version_1(file: _JobFile1) -> _JobFile:
-    try:
-        return _JobFile(SCHEMA, msgspec.convert(upgraded(file.job), Job, dec_hook=_decode))
-    except msgspec.ValidationError as error:
-        raise MalformedError(first_line(error)) from error
-
-
 FORMAT = VersionedFormat(
     "training job",
     _JobFile,
     SCHEMA,
-    "put it back, or begin a new run",
+    "put it back, or begin a new run: export and --start take the checkpoint of any",
     error=CheckpointError,
     version_key="schema",
-    older={1: (_JobFile1, _from_version_1)},
     dec_hook=_decode,
     enc_hook=str,
 )

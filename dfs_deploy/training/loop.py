@@ -68,7 +68,7 @@ class Loop:
         splits: the job's data.
         device: device to compute on.
         processes: processes that share the work.
-        progress: called with the stage, the step and the batch's figures, and with the share of the stage that is done.
+        progress: as in :func:`dfs_deploy.training.train`.
         state: state to go on from; ``None`` for the beginning.
 
     Attributes:
@@ -258,18 +258,8 @@ class Loop:
                     f"the loss is {loss} at step {step} of stage {stage}, expected a number; lower the learning rate;"
                     f" the states saved in {self._folder} before it are whole"
                 )
-            records.append(
-                StepRecord(
-                    stage=stage,
-                    step=step,
-                    loss=loss,
-                    accuracy=accuracy,
-                    cost=cost,
-                    percentage=percentage,
-                    alpha=alpha,
-                    lr=rates,
-                )
-            )
+            figures = {"loss": loss, "accuracy": accuracy, "cost": cost, "percentage": percentage, "alpha": alpha}
+            records.append(StepRecord(stage=stage, step=step, lr=rates, **figures))
         self._pending.clear()
         self._write(records)
         if self._processes.first:
@@ -336,12 +326,12 @@ def evaluate(
     gated: bool = True,
     costs: Sequence[Sequence[float]] | None = None,
 ) -> Evaluation:
-    """Evaluates a network, in evaluation mode; every process takes a share and gets the whole result.
+    """Evaluates a network in evaluation mode, and restores its mode; every process takes a share and gets the result.
 
     Args:
-        network: the network; its mode is restored afterwards, also after an error.
+        network: the network.
         images: images to classify.
-        processes: processes that share the work.
+        processes: processes that share the work; ``None`` for this one only.
         gated: whether the gate or policy chooses; otherwise every block runs in full precision.
         costs: cost of each option at each gated block; ``None`` for ``(bits / 32) ** 2`` (Section 4, Metrics).
     """

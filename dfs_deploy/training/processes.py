@@ -46,11 +46,6 @@ class Processes:
         """This process's consecutive part of ``items``."""
         return slice(items * self.rank // self.count, items * (self.rank + 1) // self.count)
 
-    def check_batch(self, batch: int) -> None:
-        """Raises UsageError if a batch cannot be split evenly."""
-        if batch % self.count:
-            raise UsageError(f"a batch of {batch} for {self.count} processes, expected a multiple of their number")
-
     @torch.no_grad()
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replaces float tensors by their mean over all processes, in one exchange."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
 
 from dfs_deploy.errors import OptionError, UsageError
 from dfs_deploy.options import Options, parse_policy
@@ -23,30 +23,31 @@ FLOPS = "flops"
 STAGES: tuple[StageName, ...] = get_args(StageName)
 """The stages, in the order in which they run."""
 
-_BOOLEANS = (True, False)
+_PAPERS_OPTIONS = Options((0, 8, 16, 32))
 _MOST_STEPS = 10**9
 _BELOW_1 = math.nextafter(1.0, 0.0)
-_SGD: tuple[StageName, ...] = ("backbone", "joint")  # stage 1 too if the gate's optimizer is SGD
+_BOUNDS = {
+    "target": (-math.inf, math.inf),
+    "blocks_per_group": (1, 333),  # a thousand blocks, the most of a network
+    "batch": (1, 10**6),
+    "settle_share": (0.0, 1.0),
+    "momentum": (0.0, _BELOW_1),
+}
+"""Least and greatest number of a value, if these are not 0, and infinity or the most steps."""
 
-
-def _facts(
-    low: float = 0.0,
-    high: float = math.inf,
-    *,
-    among: Sequence[object] = (),
-    stages: Sequence[StageName] = STAGES,
-    gated: bool = False,
-) -> dict[str, Any]:
-    """Facts about a value of the recipe.
-
-    Args:
-        low: least number.
-        high: greatest number.
-        among: the only possible values, if it is no number.
-        stages: stages that read it.
-        gated: whether only a network with a gate reads it.
-    """
-    return {"low": low, "high": high, "among": among, "stages": frozenset(stages), "gated": gated}
+_ALWAYS_READ = {"blocks_per_group", "batch", "schedule", "augmentation", "clip"}
+_SGD = {"momentum", "nesterov", "weight_decay"}
+_OF_THE_GATE = {"gate_optimizer", "alpha"}
+_READ_BY: dict[StageName, set[str]] = {
+    "backbone": {"backbone_lr", *_SGD},
+    "gate": {"options", "gate_lr", "gate_patience", "standardize_gate", *_OF_THE_GATE},
+    "joint": {
+        *("options", "settle_share", "joint_lr", "joint_gate_lr", "alpha_sign", "policy", "costs", "cost"),
+        *_SGD,
+        *_OF_THE_GATE,
+    },
+}
+"""Values that a stage reads; the target is read by whoever aims for it."""
 
 
 @dataclass(frozen=True)
@@ -92,40 +93,36 @@ class Recipe:
         cost: name of the costs: ``flops``, or the latency table's file.
     """
 
-    options: Options = field(default=Options((0, 8, 16, 32)), metadata=_facts(stages=("gate", "joint")))
-    target: float = field(default=40.0, metadata=_facts(-math.inf, stages=()))
-    blocks_per_group: int = field(default=6, metadata=_facts(1, 333))  # 333: a thousand blocks, the most of a network
-    batch: int = field(default=128, metadata=_facts(1, 10**6))
-    backbone_steps: int = field(default=64_000, metadata=_facts(0, _MOST_STEPS, stages=["backbone"]))
-    gate_steps: int = field(default=64_000, metadata=_facts(0, _MOST_STEPS, stages=["gate"]))
-    gate_patience: int = field(default=0, metadata=_facts(0, _MOST_STEPS, stages=["gate"]))
-    joint_steps: int = field(default=64_000, metadata=_facts(0, _MOST_STEPS, stages=["joint"]))
-    settle_share: float = field(default=0.0, metadata=_facts(0.0, 1.0, stages=["joint"]))
-    backbone_lr: float = field(default=0.1, metadata=_facts(stages=["backbone"]))
-    gate_lr: float = field(default=0.1, metadata=_facts(stages=["gate"]))
-    joint_lr: float = field(default=0.01, metadata=_facts(stages=["joint"]))
-    joint_gate_lr: float = field(default=0.01, metadata=_facts(stages=["joint"], gated=True))
-    schedule: Schedule = field(default="steps", metadata=_facts(among=get_args(Schedule)))
-    gate_optimizer: GateOptimizer = field(
-        default="sgd", metadata=_facts(among=get_args(GateOptimizer), stages=("gate", "joint"), gated=True)
-    )
-    momentum: float = field(default=0.9, metadata=_facts(0.0, _BELOW_1, stages=_SGD))
-    nesterov: bool = field(default=False, metadata=_facts(among=_BOOLEANS, stages=_SGD))
-    weight_decay: float = field(default=1e-4, metadata=_facts(stages=_SGD))
-    clip: float = field(default=0.0, metadata=_facts())
-    standardize_gate: bool = field(default=False, metadata=_facts(among=_BOOLEANS, stages=["gate"]))
-    alpha: float = field(default=5e-6, metadata=_facts(stages=("gate", "joint"), gated=True))
-    alpha_sign: AlphaSign = field(
-        default="dynamic", metadata=_facts(among=get_args(AlphaSign), stages=["joint"], gated=True)
-    )
-    augmentation: Augmentation = field(default="crop-flip", metadata=_facts(among=get_args(Augmentation)))
-    policy: str | None = field(default=None, metadata=_facts(stages=["joint"]))
-    costs: tuple[tuple[float, ...], ...] | None = field(default=None, metadata=_facts(stages=["joint"]))
-    cost: str = field(default=FLOPS, metadata=_facts(stages=["joint"]))
+    options: Options = _PAPERS_OPTIONS
+    target: float = 40.0
+    blocks_per_group: int = 6
+    batch: int = 128
+    backbone_steps: int = 64_000
+    gate_steps: int = 64_000
+    gate_patience: int = 0
+    joint_steps: int = 64_000
+    settle_share: float = 0.0
+    backbone_lr: float = 0.1
+    gate_lr: float = 0.1
+    joint_lr: float = 0.01
+    joint_gate_lr: float = 0.01
+    schedule: Schedule = "steps"
+    gate_optimizer: GateOptimizer = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    clip: float = 0.0
+    standardize_gate: bool = False
+    alpha: float = 5e-6
+    alpha_sign: AlphaSign = "dynamic"
+    augmentation: Augmentation = "crop-flip"
+    policy: str | None = None
+    costs: tuple[tuple[float, ...], ...] | None = None
+    cost: str = FLOPS
 
     def __post_init__(self) -> None:
-        for each in dataclasses.fields(self):
-            _check(each, getattr(self, each.name))
+        for name, kind in get_type_hints(Recipe).items():
+            _check(name, kind, getattr(self, name))
         if self.nesterov and not self.momentum:
             raise UsageError("nesterov without momentum, which it needs; set nesterov to false, or give a momentum")
         self._check_costs()
@@ -208,36 +205,36 @@ class Recipe:
 
     def read_by(self, stages: Sequence[StageName]) -> frozenset[str]:
         """Names of the values that some stages read; the target is read by whoever aims for it, and is left out."""
-        running = {stage for stage in stages if self.steps(stage)}
-        names = {f"{stage}_steps" for stage in stages}
-        for each in dataclasses.fields(self):
-            facts = each.metadata
-            if facts["stages"] & running and not (facts["gated"] and self.policy is not None):
-                names.add(each.name)
-        if "gate" in running and self.gate_optimizer == "sgd":
-            names.update(("momentum", "nesterov", "weight_decay"))
-        return frozenset(names | {"batch", "blocks_per_group", "schedule", "clip"})
+        running = [stage for stage in stages if self.steps(stage)]
+        names = _ALWAYS_READ.union({f"{stage}_steps" for stage in stages}, *(_READ_BY[stage] for stage in running))
+        if self.policy is not None:
+            names -= {*_OF_THE_GATE, "joint_gate_lr", "alpha_sign"}
+        return frozenset(names | _SGD if "gate" in running and self.gate_optimizer == "sgd" else names)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _check(each: dataclasses.Field[Any], value: object) -> None:
+def _check(name: str, kind: Any, value: object) -> None:
     """Raises UsageError for a value that is out of its bounds or of another type."""
-    among, low, high = (each.metadata[name] for name in ("among", "low", "high"))
-    if among:
-        if not any(value is one if isinstance(one, bool) else value == one for one in among):
-            words = ("true", "false") if among is _BOOLEANS else among
-            raise UsageError(f"{each.name} is {value!r}, expected {' or '.join(words)}")
-    elif isinstance(each.default, int):
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise UsageError(f"{each.name} is {value!r}, expected an integer of {low} to {high:,}")
-    elif isinstance(each.default, float) and not (_is_number(value) and low <= value <= high):
+    expected = None
+    if kind is bool:
+        expected = None if isinstance(value, bool) else "true or false"
+    elif get_origin(kind) is Literal:
+        expected = None if value in get_args(kind) else " or ".join(get_args(kind))
+    elif kind is int:
+        low, high = _BOUNDS.get(name, (0, _MOST_STEPS))
+        sound = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+        expected = None if sound else f"an integer of {low} to {high:,}"
+    elif kind is float:
+        low, high = _BOUNDS.get(name, (0.0, math.inf))
         bounds = f" from {low:g} to {'less than 1' if high == _BELOW_1 else f'{high:g}'}"
         if high == math.inf:
             bounds = "" if low == -math.inf else f" of at least {low:g}"
-        raise UsageError(f"{each.name} is {value!r}, expected a number{bounds}")
+        expected = None if _is_number(value) and low <= value <= high else f"a number{bounds}"
+    if expected is not None:
+        raise UsageError(f"{name} is {value!r}, expected {expected}")
 
 
 PRESETS = {

@@ -22,15 +22,13 @@ def stage_optimizers(network: DFSNetwork, stage: StageName, recipe: Recipe) -> l
     """The optimizers of a stage: one for the backbone if it learns, then one for the gate if it learns."""
     optimizers: list[torch.optim.Optimizer] = []
     if stage != "gate":
-        optimizers.append(
-            _sgd(network.backbone, recipe.backbone_lr if stage == "backbone" else recipe.joint_lr, recipe)
-        )
+        rate = recipe.backbone_lr if stage == "backbone" else recipe.joint_lr
+        optimizers.append(_sgd(network.backbone, rate, recipe))
     if stage != "backbone" and network.gate is not None:
         rate = recipe.gate_lr if stage == "gate" else recipe.joint_gate_lr
         adam = recipe.gate_optimizer == "adam"
-        optimizers.append(
-            torch.optim.Adam(network.gate.parameters(), rate) if adam else _sgd(network.gate, rate, recipe)
-        )
+        gate = network.gate
+        optimizers.append(torch.optim.Adam(gate.parameters(), rate) if adam else _sgd(gate, rate, recipe))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
@@ -38,25 +36,15 @@ def stage_optimizers(network: DFSNetwork, stage: StageName, recipe: Recipe) -> l
 
 
 def _sgd(module: nn.Module, rate: float, recipe: Recipe) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        module.parameters(),
-        rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.nesterov,
-    )
+    momentum, decay, nesterov = recipe.momentum, recipe.weight_decay, recipe.nesterov
+    return torch.optim.SGD(module.parameters(), rate, momentum=momentum, weight_decay=decay, nesterov=nesterov)
 
 
 def set_modes(network: DFSNetwork, stage: StageName, settled: bool) -> None:
     """Puts the modules in the mode of a stage.
 
     On the fixed backbone of the gate stage only the input ranges move, so that the quantised options compute something
-    useful when joint training begins.
-
-    Args:
-        network: the network to change.
-        stage: the stage.
-        settled: whether normalisation and ranges stay as they are.
+    useful when joint training begins. Once a stage has ``settled``, normalisation and ranges stay as they are.
     """
     network.train(stage != "gate" and not settled)
     if stage == "gate":
@@ -130,12 +118,7 @@ class Loss:
 
 
 def with_costs(output: NetworkOutput, costs: Tensor) -> NetworkOutput:
-    """The output with its cost counted by other costs than ``(bits / 32) ** 2``.
-
-    Args:
-        output: output of a forward.
-        costs: (gated blocks, options) float32, in full-precision blocks.
-    """
+    """The output with its cost counted by costs (gated blocks, options) float32 other than ``(bits / 32) ** 2``."""
     return dataclasses.replace(output, expected_cost=expected_cost(output.scores, output.path, costs))
 
 
@@ -147,15 +130,9 @@ def joint_loss(
     alpha_sign: AlphaSign,
     processes: Processes,
 ) -> Loss:
-    """Computes Equation 2: cross entropy + alpha * cost.
+    """Computes Equation 2, cross entropy + alpha * cost, over this process's share of the batch.
 
-    Args:
-        output: output of a forward over this process's share of the batch.
-        labels: (n,) int64.
-        target: computation percentage; alpha is positive if the batch is above it, and negative if not.
-        alpha: absolute weight of the cost.
-        alpha_sign: whether the sign follows the batch, or stays positive.
-        processes: all processes, whose shares count for the sign.
+    With the dynamic sign, alpha is positive if the batch of all processes is above the target, and negative if not.
     """
     accuracy_loss = functional.cross_entropy(output.logits, labels)
     mean_cost = output.expected_cost.mean()

@@ -22,7 +22,7 @@ from dfs_deploy.io.kinds import JOB_FILE
 from dfs_deploy.io.text import first_line
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.network import Architecture
-from dfs_deploy.training.job import Job, upgraded
+from dfs_deploy.training.job import Job
 from dfs_deploy.training.recipe import STAGES, StageName
 
 STATE_FILE = "state.pt"
@@ -62,8 +62,6 @@ class State:
     def check(self, folder: Path, job: Job, data: dict[str, Any]) -> None:
         """Makes sure that a run goes on with the job and the data that it was begun with.
 
-        The first states of version 0.1.0 hold neither, and pass.
-
         Raises:
             CheckpointError: the job's file was changed.
             DataError: the data were.
@@ -74,7 +72,7 @@ class State:
                 " it was changed: put it back, or begin a new run"
             )
         now = job.as_json()
-        for name, was, is_now in _differences(upgraded(self.job), {key: now[key] for key in now if key not in _FREE}):
+        for name, was, is_now in _differences(self.job, {key: now[key] for key in now if key not in _FREE}):
             raise CheckpointError(
                 f"{JOB_FILE} in {folder} was changed since the run was begun: {name} is {is_now!r}, was {was!r}; put it"
                 " back, or begin a new run"
@@ -127,15 +125,7 @@ class State:
 
 
 def begin_with(path: str, architecture: Architecture, weights_key: str | None) -> tuple[DFSNetwork, list[str]]:
-    """Reads a trained network to begin with.
-
-    Args:
-        path: path of its checkpoint.
-        architecture: architecture of the network that is trained.
-        weights_key: name of the weights to take, if the checkpoint holds several.
-
-    Returns:
-        The network, and what was assumed about the checkpoint, one line each.
+    """Reads the checkpoint of a trained network to begin with, and what was assumed about it, one line each.
 
     Raises:
         CheckpointError: it cannot be read, or is of another architecture.
@@ -196,7 +186,6 @@ def load_state(folder: Path) -> State | None:
             stream.seek(0)
             content = torch.load(stream, map_location="cpu", weights_only=True)
         schema = content.pop("schema")
-        content.pop("ranges", None)  # of version 0.1.0, for a stage that is gone
         state = State(**content)
         kinds = {"step": int, "streak": int, "log_bytes": int, "network": dict, "optimizers": list, "job": dict}
         sound = (

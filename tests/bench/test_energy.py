@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfs_deploy.bench.energy import EnergyReading, EnergySampler, PolledSampler, reading
+from dfs_deploy.bench.energy import EnergyReading, EnergySampler, reading
 from dfs_deploy.bench.sensors import find_sampler
 from dfs_deploy.errors import EnvironmentLacksError
 from tests.bench.sensors import ina3221_tree, rapl_tree
@@ -59,7 +59,7 @@ def test_too_few_samples_are_no_reading(samples: list[tuple[float, float]]) -> N
 
 def test_a_window_opens_and_closes_with_a_sample_and_leaves_no_thread() -> None:
     reads = itertools.count()
-    sampler = PolledSampler("test", "rail", lambda: float(next(reads)), "counter", interval_s=60.0)
+    sampler = EnergySampler("test", "rail", lambda: float(next(reads)), "counter", interval_s=60.0)
     for _ in range(3):
         sampler.start()
         result = sampler.stop()
@@ -75,7 +75,7 @@ def test_a_window_is_sampled_in_between() -> None:
         read.release()
         return 2.0
 
-    sampler = PolledSampler("test", "rail", watts, "power", interval_s=0.001)
+    sampler = EnergySampler("test", "rail", watts, "power", interval_s=0.001)
     sampler.start()
     for _ in range(5):
         assert read.acquire(timeout=10)
@@ -85,7 +85,7 @@ def test_a_window_is_sampled_in_between() -> None:
 
 
 def test_a_window_may_be_opened_anew() -> None:
-    sampler = PolledSampler("test", "rail", lambda: 1.0, "power", interval_s=60.0)
+    sampler = EnergySampler("test", "rail", lambda: 1.0, "power", interval_s=60.0)
     sampler.start()
     sampler.start()
     assert sampler.stop().samples == 2
@@ -93,7 +93,7 @@ def test_a_window_may_be_opened_anew() -> None:
 
 def test_without_a_start_there_is_no_reading() -> None:
     with refuses(EnvironmentLacksError, "test", "0 sample"):
-        PolledSampler("test", "rail", lambda: 1.0, "power", interval_s=60.0).stop()
+        EnergySampler("test", "rail", lambda: 1.0, "power", interval_s=60.0).stop()
 
 
 @pytest.mark.parametrize("good", [0, 1, 3])
@@ -105,7 +105,7 @@ def test_a_sensor_that_stops_answering_is_named_and_leaves_no_thread(good: int) 
             raise OSError("bus error")
         return 1.0
 
-    sampler = PolledSampler("test", "rail", watts, "power", interval_s=0.001)
+    sampler = EnergySampler("test", "rail", watts, "power", interval_s=0.001)
 
     def window() -> None:
         sampler.start()
@@ -118,8 +118,7 @@ def test_a_sensor_that_stops_answering_is_named_and_leaves_no_thread(good: int) 
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("energy-")]
 
 
-def test_each_device_has_its_sensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+def test_each_device_has_its_sensor(tmp_path: Path) -> None:
     rapl_tree(tmp_path)
     ina3221_tree(tmp_path, {"1-0040": {1: ("VDD_IN", 5000, 1000)}})
     for device, source in (("cpu", "rapl"), ("jetson", "ina3221")):
@@ -129,12 +128,8 @@ def test_each_device_has_its_sensor(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("device", ["cpu", "jetson"])
-def test_an_absent_sensor_is_none_and_one_line_says_why(
-    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+def test_an_absent_sensor_is_none_and_one_line_says_why(device: str, tmp_path: Path) -> None:
     line = find_sampler(device, tmp_path)
     assert isinstance(line, str)
     assert "\n" not in line
-    words = ["RAPL"] if device == "cpu" else ["INA3221", "tegrastats"]
-    assert all(word in line for word in words)
+    assert ("RAPL" if device == "cpu" else "INA3221") in line

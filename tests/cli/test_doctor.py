@@ -119,13 +119,13 @@ def test_an_extra_that_is_not_there_is_no_failure(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setitem(sys.modules, module, None)
     ran = run("doctor")
     assert ran.code == 0
-    assert '[export]"' in ran.out
-    assert '[train]"' in ran.out
+    assert "[export]" in ran.out
+    assert "[train]" in ran.out
 
 
 def on_board(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     """Makes doctor look at a board of files."""
-    for name in ("is_jetson", "read_jetson", "read_power_state"):
+    for name in ("is_jetson", "jetson_facts"):
         monkeypatch.setattr(doctor, name, partial(getattr(jetson, name), root))
 
 

@@ -13,7 +13,7 @@ from dfs_deploy.runtimes import Runtime
 from tests.bundles import CONTRACT, labelled, run_model, settled_network
 from tests.cli.program import run
 
-QUICK = ["--min-seconds", "0.01", "--min-iterations", "2", "--start-ups", "0"]
+QUICK = ["--min-seconds", "0.01", "--min-iterations", "2"]
 
 
 @pytest.fixture(scope="module")

@@ -49,14 +49,9 @@ def test_engines_are_those_of_the_policy_alone(names: str) -> None:
     engines = writer.write("onnxruntime")
     assert engines.gate is None
     assert not any("gate" in file for file in writer.files)
-    arriving = {engines.stem.output}
     for block, name in zip(engines.blocks, names.split(","), strict=True):
         assert list(block.options) == ([] if name == "skip" else [name])
         assert (block.skip is not None) == (name == "skip" and block.index == 2)
-        served = [engine for some in block.options.values() for engine in some] + [block.skip] * bool(block.skip)
-        assert all(set(engine.files) == arriving for engine in served)
-        arriving = {engine.output for engine in served} or arriving
-    assert set(engines.head.files) == arriving
 
 
 @pytest.mark.parametrize("names", ["full,full,full", "8,full,8", "skip,8,skip", "8,8,8", "skip,skip,skip", "8,skip,16"])

@@ -45,10 +45,8 @@ Edit = Callable[[onnx.ModelProto], None]
 
 def rules(model: onnx.ModelProto | bytes) -> set[str]:
     found = lint(model if isinstance(model, bytes) else model.SerializeToString())
-    for finding in found:
-        assert "\n" not in str(finding)
-        assert finding.where in str(finding)
-    return {finding.rule for finding in found}
+    assert not any("\n" in finding for finding in found)
+    return {finding.rpartition("[")[2].rstrip("]") for finding in found}
 
 
 @pytest.fixture(scope="module")
@@ -193,15 +191,6 @@ def batch_normalization(model: onnx.ModelProto) -> None:
     relu.input[0] = "bn"
 
 
-def dynamic_map(model: onnx.ModelProto) -> None:
-    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "H"
-
-
-def fixed_batch(model: onnx.ModelProto) -> None:
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-
-
 def infinite_weight(model: onnx.ModelProto) -> None:
     replace(model, "conv1_bias", value_of(model, "conv1_bias") * np.float32(np.inf))
 
@@ -214,55 +203,36 @@ def double_constant(model: onnx.ModelProto) -> None:
     replace(model, "conv1_bias", value_of(model, "conv1_bias").astype(np.float64))
 
 
-def other_names(model: onnx.ModelProto) -> None:
-    for n in model.graph.node:
-        n.input[:] = ["x" if name == "features" else name for name in n.input]
-    model.graph.input[0].name = "x"
-
-
-def no_pooled(model: onnx.ModelProto) -> None:
-    del model.graph.output[1]
-
-
-def float16_features(model: onnx.ModelProto) -> None:
-    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
-
-
 def computed_weight(model: onnx.ModelProto) -> None:
     node(model, "Conv", 1).input[1] = "features"
 
 
 ILLEGAL: list[tuple[str, Edit]] = [
-    ("zero point", non_zero_zero_point),
-    ("zero point", uint8_activations),
-    ("zero point", no_zero_point),
-    ("zero point", fewer_zero_points_than_scales),
+    ("scale", non_zero_zero_point),
+    ("scale", uint8_activations),
+    ("onnx", no_zero_point),
+    ("scale", fewer_zero_points_than_scales),
     ("weights", int32_bias),
     ("granularity", weight_axis),
     ("granularity", one_scale_for_a_weight),
     ("granularity", scales_for_an_activation),
     ("residual", no_rounding_on_the_shortcut),
     ("residual", rounding_after_the_convolution),
-    ("half quantised", half_quantised_convolution),
+    ("weights", half_quantised_convolution),
     ("scale", negative_scale),
     ("scale", subnormal_scale),
     ("scale", empty_scale),
-    ("scale", scale_of_text),
-    ("scale", float16_scale_in_an_old_opset),
+    ("onnx", scale_of_text),
+    ("onnx", float16_scale_in_an_old_opset),
     ("pair", another_scale_after_it),
     ("pair", quantized_value_read_elsewhere),
-    ("opset", newer_opset),
-    ("opset", foreign_domain),
+    ("operator", newer_opset),
+    ("operator", foreign_domain),
     ("operator", unsupported_operator),
     ("operator", batch_normalization),
-    ("shape", dynamic_map),
-    ("shape", fixed_batch),
     ("finite", infinite_weight),
-    ("strong typing", mixed_types),
-    ("type", double_constant),
-    ("interface", other_names),
-    ("interface", no_pooled),
-    ("interface", float16_features),
+    ("onnx", mixed_types),
+    ("onnx", double_constant),
     ("weights", computed_weight),
 ]
 
@@ -277,7 +247,7 @@ def test_an_illegal_graph_breaks_its_rule(graphs: dict[str, bytes], block: str, 
     assert rule in rules(model)
 
 
-@pytest.mark.parametrize("edit", [unsupported_operator, dynamic_map, infinite_weight, mixed_types])
+@pytest.mark.parametrize("edit", [unsupported_operator, infinite_weight, mixed_types])
 def test_a_float16_graph_is_held_to_the_rules_too(graphs: dict[str, bytes], edit: Edit) -> None:
     assert rules(graphs["plain-fp16"]) == set()
     model = onnx.load_from_string(graphs["plain-fp16"])
@@ -285,7 +255,7 @@ def test_a_float16_graph_is_held_to_the_rules_too(graphs: dict[str, bytes], edit
         replace(model, "conv1_bias", value_of(model, "conv1_bias").astype(np.float32))
     else:
         edit(model)
-    assert rules(model) & {"operator", "shape", "finite", "strong typing"}
+    assert rules(model) & {"operator", "finite", "onnx"}
 
 
 def test_what_is_no_model_is_one_finding() -> None:
@@ -311,7 +281,7 @@ def quantized_by_onnxruntime(tmp_path: Path, **choices: Any) -> bytes:
 
 def test_the_defaults_of_onnx_runtimes_quantizer_are_refused(tmp_path: Path) -> None:
     found = rules(quantized_by_onnxruntime(tmp_path))
-    assert {"zero point", "weights", "granularity", "residual"} <= found
+    assert {"scale", "weights", "granularity", "residual"} <= found
 
 
 def test_unsigned_activations_and_signed_weights_are_refused(tmp_path: Path) -> None:
@@ -319,7 +289,7 @@ def test_unsigned_activations_and_signed_weights_are_refused(tmp_path: Path) -> 
     model = quantized_by_onnxruntime(
         tmp_path, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, per_channel=True
     )
-    assert {"zero point", "weights", "type"} <= rules(model)
+    assert {"scale", "weights"} <= rules(model)
 
 
 def test_what_onnx_runtimes_quantizer_can_make_legal_keeps_its_scales_and_zero_points(tmp_path: Path) -> None:
@@ -334,7 +304,7 @@ def test_what_onnx_runtimes_quantizer_can_make_legal_keeps_its_scales_and_zero_p
             "QDQOpTypePerChannelSupportToAxis": {"Conv": 0},
         },
     )
-    assert not rules(model) & {"zero point", "weights", "granularity", "scale", "half quantised"}
+    assert not rules(model) & {"weights", "granularity", "scale"}
 
 
 def test_all_findings_of_all_graphs_are_listed(graphs: dict[str, bytes]) -> None:
@@ -350,7 +320,7 @@ def test_all_findings_of_all_graphs_are_listed(graphs: dict[str, bytes]) -> None
     starts = [line.partition(":")[0] for line in caught.value.mismatches]
     assert set(starts) == {"first.onnx", "second.onnx"}
     assert str(len(starts)) in str(caught.value)
-    for rule in ("zero point", "finite", "granularity"):
+    for rule in ("scale", "finite", "granularity"):
         assert any(f"[{rule}]" in line for line in caught.value.mismatches)
 
 

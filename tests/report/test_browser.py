@@ -107,7 +107,7 @@ def value_of(value: Any) -> Any:
     return [value_of(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-@pytest.mark.parametrize("chart", ["decisions", "tree", "times", "errors"])
+@pytest.mark.parametrize("chart", ["decisions", "times", "errors"])
 def test_a_chart_holds_the_rows_of_the_json(page: Browser, report_of_two: Report, chart: str) -> None:
     bundle = report_of_two.as_json()["bundles"][0]
     wanted = bundle["engines" if chart in ("times", "errors") else chart]
@@ -125,27 +125,12 @@ def test_bars_are_as_high_as_the_shares(page: Browser) -> None:
 
 
 def test_points_lie_where_the_figures_say(page: Browser) -> None:
-    points = [mark for mark in marks(page, "frontier", "symbol") if not mark.get("beyond")]
+    points = marks(page, "frontier", "symbol")
     assert {point["name"] for point in points} >= {"dfs", "static-fp32", "static-int8"}
     for first in points:
         for second in points:
             assert (first["p50_ms"] - second["p50_ms"]) * (first["x"] - second["x"]) >= 0, "further right is slower"
             assert (first["top1"] - second["top1"]) * (first["y"] - second["y"]) <= 0, "higher is more accurate"
-
-
-def test_a_tail_beyond_the_axis_has_an_arrow_at_its_end(chromium: Browser, one: BundleReport, tmp_path: Path) -> None:
-    first, second, *rest = one.frontier
-    points = (replace(first, p95_ms=99 * first.p50_ms), replace(second, p95_ms=second.p50_ms), *rest)
-    file = tmp_path / "tail.html"
-    file.write_text(render_page(Report("0", "now", (replace(one, frontier=points),))), "utf-8")
-    chromium.open(file)
-    drawn = marks(chromium, "frontier", "symbol")
-    wide = chromium("return document.querySelector('figure[data-chart=frontier]').view.width()")
-    arrows = [mark for mark in drawn if mark.get("beyond")]
-    assert first.name in {arrow["name"] for arrow in arrows}
-    assert second.name not in {arrow["name"] for arrow in arrows}
-    assert all(wide - 12 < arrow["x"] <= wide for arrow in arrows)
-    assert "Arrow at the edge" in chromium("return document.querySelector('figcaption').textContent")
 
 
 def test_points_that_lie_on_each_other_can_all_be_seen(chromium: Browser, one: BundleReport, tmp_path: Path) -> None:
@@ -192,8 +177,8 @@ def listed(page: Browser, field: str) -> list[str]:
 @pytest.mark.parametrize(
     ("field", "value", "charts"),
     [
-        ("group", "2", ["decisions-0", "tree-0", "times-0", "errors-0"]),
-        ("option", "8", ["decisions-0", "tree-0", "times-0", "errors-0"]),
+        ("group", "2", ["decisions-0", "times-0", "errors-0"]),
+        ("option", "8", ["decisions-0", "times-0", "errors-0"]),
         ("precision", "int8", ["times-0", "errors-0"]),
     ],
 )
@@ -206,7 +191,7 @@ def test_a_filter_leaves_what_it_names(page: Browser, field: str, value: str, ch
         left = [row for row in before[chart] if str(row[field]) == value]
         assert 0 < len(left) < len(before[chart])
         assert rows(page, chart) == left
-        kind = "rect" if chart.partition("-")[0] in ("decisions", "tree") else "symbol"
+        kind = "rect" if chart.partition("-")[0] == "decisions" else "symbol"
         assert {str(mark[field]) for mark in marks(page, chart, kind)} == {value}
     assert rows(page, "decisions-1") == other, "the filters of a bundle are its own"
     page.driver.find_element("css selector", SECTION + "button[type=reset]").send_keys(Keys.ENTER)

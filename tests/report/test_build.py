@@ -112,7 +112,7 @@ def test_pictures_can_be_kept_out_and_a_bench_can_be_given(mixed: Made, one: Bun
     assert again.examples == ()
     assert again.bench == one.bench
     assert again.frontier == one.frontier
-    assert (again.decisions, again.paths, again.tree) == (one.decisions, one.paths, one.tree)
+    assert (again.decisions, again.paths) == (one.decisions, one.paths)
 
 
 def test_inputs_are_drawn_by_seed(mixed: Made, one: BundleReport) -> None:
@@ -125,7 +125,7 @@ def test_figures_do_not_depend_on_the_order_of_inputs(mixed: Made, one: BundleRe
     data = mixed.data
     turned = Dataset(data.images[::-1].copy(), data.labels[::-1].copy(), data.class_names, data.name)
     again = made_of(mixed.path, turned, one.bench, samples=None)
-    assert (again.decisions, again.paths, again.tree) == (one.decisions, one.paths, one.tree)
+    assert (again.decisions, again.paths) == (one.decisions, one.paths)
     assert again.outcome == one.outcome
 
 

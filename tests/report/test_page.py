@@ -12,7 +12,7 @@ from msgspec.structs import replace as replace_struct
 from dfs_deploy.bench.result import Problem
 from dfs_deploy.report import BundleReport, Report, render_page
 from dfs_deploy.report.charts import frontier
-from dfs_deploy.report.page import FORMATS, frontier_caption, latency_caption
+from dfs_deploy.report.page import FORMATS, frontier_caption
 
 HOSTILE = '</script><script>alert(1)</script><!--<img src=x onerror="alert(2)">'
 
@@ -113,7 +113,7 @@ def test_every_chart_has_its_rows(page: Page, report_of_two: Report) -> None:
     html = render_page(report_of_two)
     value, specs = page.script("report"), page.script("charts")
     figures = re.findall(r'<figure data-chart="([^"]+)" data-rows="([^"]+)"', html)
-    assert {name.partition("-")[0] for name, _ in figures} >= {"frontier", "decisions", "tree", "times", "errors"}
+    assert {name.partition("-")[0] for name, _ in figures} >= {"frontier", "decisions", "times", "errors"}
     for name, pointer in figures:
         rows = at(value, pointer.replace("*", "0"))
         assert rows, pointer
@@ -188,13 +188,9 @@ def test_a_caption_tells_what_the_chart_shows_and_nothing_else(one: BundleReport
     plain = [replace(point, p50_ms=1.0, p95_ms=1.1) for point in (dfs, fp32)]
     assert "budget" not in frontier_caption(plain)
     assert "Hollow" in frontier_caption(plain)
-    assert "Arrow" not in frontier_caption(plain) + latency_caption(plain)
     budget = replace(dfs, kind="budget", name="dfs-budget-20", p50_ms=1.0, p95_ms=1.1)
     assert "budgets, timed in the same rounds" in frontier_caption([*plain, budget])
     assert "budget" not in frontier_caption([*plain, replace(budget, top1=None)]), "it is not drawn"
-    far = replace(fp32, p50_ms=1.0, p95_ms=9.0)
-    assert "Arrow at the edge" in frontier_caption([dfs, far])
-    assert "Arrow at the edge" in latency_caption([far])
     assert "Hollow" not in frontier_caption([dfs])
 
 

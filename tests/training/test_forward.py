@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dfs_deploy.models import DFSNetwork, NetworkOutput, QuantizedConv2d
-from dfs_deploy.training import joint_forward
+from dfs_deploy.training.forward import joint_forward
 from tests.builders import random_images, small_network
 
 

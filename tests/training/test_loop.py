@@ -408,55 +408,6 @@ def test_tensors_of_a_state_that_share_memory_come_apart(folder: Path, tmp_path:
     assert logs[0] == logs[1]
 
 
-def test_a_state_of_an_older_version_goes_on(folder: Path, whole: Path, tmp_path: Path) -> None:
-    """It says neither of which job nor of which data it is."""
-    stopped(small_job(folder, evaluate_every=6), tmp_path)
-    content = torch.load(tmp_path / "state.pt", weights_only=True)
-    del content["job"], content["data"]
-    torch.save(content, tmp_path / "state.pt")
-    resume(tmp_path)
-    assert lines(tmp_path)[1:] == lines(whole)[1:]
-
-
-def older(folder: Path, **changes: Any) -> None:
-    """Turns a run into one that version 0.1.0 left."""
-    gone = {"deploy_steps": changes.pop("deploy_steps", 0), "deploy_rate": 0.1}
-
-    def age(job: dict[str, Any]) -> None:
-        job["recipe"].update(gone)
-        del job["weights_key"]
-        job.update({"until": "deploy", "amp": False, "compile": True, "tensorboard": True, **changes})
-
-    content = json.loads((folder / "job.json").read_text())
-    content["schema"] = 1
-    age(content["job"])
-    (folder / "job.json").write_text(json.dumps(content))
-
-    def change(state: dict[str, Any]) -> None:
-        age(state["job"])
-        state["ranges"] = []
-
-    changed_state(folder, change)
-
-
-def test_a_run_of_version_0_1_0_goes_on(folder: Path, whole: Path, tmp_path: Path) -> None:
-    """It has a stage that is gone as its last one, without steps."""
-    stopped(small_job(folder, evaluate_every=6), tmp_path)
-    older(tmp_path)
-    resume(tmp_path)
-    assert lines(tmp_path)[1:] == lines(whole)[1:]
-
-
-@pytest.mark.parametrize(("change", "words"), [({"deploy_steps": 3}, "--deploy-steps"), ({"amp": True}, "--amp")])
-def test_a_run_that_does_what_is_gone_is_refused(
-    folder: Path, tmp_path: Path, change: dict[str, Any], words: str
-) -> None:
-    stopped(small_job(folder), tmp_path)
-    older(tmp_path, **change)
-    with refuses(CheckpointError, words, "0.1.0"):
-        resume(tmp_path)
-
-
 def test_memory_that_runs_out_is_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(*args: Any, **kwargs: Any) -> Any:
         torch.empty(1 << 62, dtype=torch.uint8)

@@ -6,7 +6,7 @@ import pytest
 
 from dfs_deploy.errors import DfsDeployError, UsageError
 from dfs_deploy.options import Options
-from dfs_deploy.training import PRESETS, Recipe, preset
+from dfs_deploy.training.recipe import PRESETS, Recipe, preset
 
 
 def test_the_paper_preset_is_section_4() -> None:

@@ -52,7 +52,7 @@ class NativeGate(Gate):
         if native.why_missing is not None:
             raise EnvironmentLacksError(
                 f"the native gate is missing here ({native.why_missing}); install a C compiler, then build it:"
-                f" {install_line()} --force-reinstall --no-deps; or use the gate numpy"
+                f" {install_line()}, with --force-reinstall --no-deps; or use the gate numpy"
             )
         if variant is not None and variant not in native_variants():
             raise EnvironmentLacksError(
