@@ -348,14 +348,7 @@ FORMAT = VersionedFormat(
 
 
 def parse_manifest(content: bytes, path: Path) -> Manifest:
-    """Reads a manifest of any supported version and checks it against the schema.
-
-    Args:
-        content: content of ``manifest.json``.
-        path: path of the bundle, for messages.
-
-    Returns:
-        The manifest, converted to the newest version.
+    """Reads a manifest of any supported version, as the newest one; the path of the bundle is for messages.
 
     Raises:
         SchemaVersionError: the version is not supported.

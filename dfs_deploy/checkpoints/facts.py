@@ -38,9 +38,6 @@ def assumed_input(channels: int, facts: CheckpointFacts, scripts: str) -> tuple[
 
     Returns:
         The contract, and one line per assumption in it.
-
-    Raises:
-        InputError: the facts are out of bounds.
     """
     assumptions = []
     usual = InputContract()

@@ -74,12 +74,7 @@ def sha256_file(path: Path) -> str:
 
 
 def check_file(path: Path, limit: int, *, follow: bool = True) -> int:
-    """Checks that a path is a regular file of bounded size, without opening it or waiting for anything.
-
-    Args:
-        path: a file; a device, FIFO, socket or folder is refused.
-        limit: most bytes of the file.
-        follow: whether a symbolic link is followed.
+    """Checks that a path is a regular file of at most ``limit`` bytes, without opening it or waiting for anything.
 
     Returns:
         Size of the file in bytes.
@@ -92,17 +87,7 @@ def check_file(path: Path, limit: int, *, follow: bool = True) -> int:
 
 
 def read_file(path: Path, limit: int, *, follow: bool = True) -> bytes:
-    """Content of a regular file of bounded size. A FIFO does not block it, and a sparse file takes no memory.
-
-    Args:
-        path: a file.
-        limit: most bytes of the file.
-        follow: whether a symbolic link is followed.
-
-    Raises:
-        UnfitFileError: it is no regular file, or larger.
-        OSError: it does not exist or cannot be read.
-    """
+    """Content of a file, which :func:`check_file` checked. A FIFO does not block it; a sparse file takes no memory."""
     check_file(path, limit, follow=follow)  # merely opening a device can have effects
     with _opened(path, follow=follow) as stream:
         size = _checked(os.fstat(stream.fileno()), path, limit)
@@ -115,15 +100,7 @@ def read_file(path: Path, limit: int, *, follow: bool = True) -> bytes:
 
 
 def read_head(path: Path, size: int) -> bytes:
-    """First bytes of a regular file; empty for anything else, which is not opened.
-
-    Args:
-        path: any path.
-        size: most bytes that are read.
-
-    Raises:
-        OSError: the file does not exist or cannot be read.
-    """
+    """First bytes of a regular file; empty for anything else, which is not opened."""
     if not path.is_file():
         return b""
     with _opened(path) as stream:
@@ -131,12 +108,7 @@ def read_head(path: Path, size: int) -> bytes:
 
 
 def first_link(path: Path, root: Path) -> Path | None:
-    """First part of a path below a folder that is a symbolic link, or ``None``.
-
-    Args:
-        path: path in ``root``, which need not exist.
-        root: a folder, which may be a link itself.
-    """
+    """First part of a path below ``root`` that is a symbolic link, or ``None``; ``root`` itself may be one."""
     at = root
     for part in path.relative_to(root).parts:
         at /= part
@@ -150,12 +122,7 @@ class OversizedReadError(ValueError):
 
 
 class BoundedReads:
-    """File with a limit on every single read, for readers that trust the lengths in a file.
-
-    Args:
-        stream: the file.
-        limit: most bytes of a read; a larger one raises :class:`OversizedReadError`.
-    """
+    """File that refuses to read more than ``limit`` bytes at once, for readers that trust the lengths in a file."""
 
     def __init__(self, stream: BinaryIO, limit: int) -> None:
         self._stream, self._limit = stream, limit

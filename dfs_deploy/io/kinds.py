@@ -84,13 +84,9 @@ _SIGNS: tuple[tuple[bytes, Kind], ...] = (
 
 
 def kind_of(path: str | Path) -> Kind | None:
-    """Kind of a file or folder by its first bytes; nothing is loaded, and a FIFO is not opened.
+    """Kind of a file or folder by its first bytes; ``None`` if it does not exist, cannot be read, or is not known.
 
-    Args:
-        path: a file or folder.
-
-    Returns:
-        The kind; ``None`` if the path does not exist, cannot be read, or is of no known kind.
+    Nothing is loaded, and a FIFO is not opened.
     """
     path = Path(path)
     try:
@@ -116,7 +112,7 @@ def given_instead(path: str | Path, expected: str, role: Role) -> str | None:
     """Message about a path that is of another kind than expected.
 
     Args:
-        path: path that was given.
+        path: what was given.
         expected: noun with its article, such as ``a bundle (a NAME.dfs folder)``.
         role: expected role.
 
