@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,3 +33,14 @@ def refuses(error: type[Exception], *words: str) -> Iterator[None]:
     assert "\n" not in message
     for word in words:
         assert word in message, message
+
+
+@contextmanager
+def little_memory(most: int) -> Iterator[None]:
+    """Expects that Python's own allocations stay below so many bytes."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < most
+    finally:
+        tracemalloc.stop()

@@ -109,6 +109,12 @@ def test_a_table_of_version_1_says_groups_and_widths(tmp_path: Path) -> None:
                 load_costs(file)
 
 
+def test_an_entry_twice_is_refused(tmp_path: Path) -> None:
+    save_costs(tmp_path / "twice.json", table(entries=[*table().entries, table().entries[0]]))
+    with refuses(DataError, "twice"):
+        load_costs(tmp_path / "twice.json")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -130,15 +136,3 @@ def test_a_malformed_file_is_refused(tmp_path: Path, change: dict[str, Any]) -> 
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with refuses(DataError, "latency", "save-costs"):
         load_costs(file)
-
-
-def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
-    with refuses(DataError, "cannot be read"):
-        load_costs(tmp_path / "missing.json")
-    for content in (b"", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"a": 1}'):
-        (tmp_path / "bad.json").write_bytes(content)
-        with refuses(DataError, "no latency table"):
-            load_costs(tmp_path / "bad.json")
-    save_costs(tmp_path / "twice.json", table(entries=[*table().entries, table().entries[0]]))
-    with refuses(DataError, "twice"):
-        load_costs(tmp_path / "twice.json")

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import dfs_deploy
-from tests.bundles import Made, mixed_bundle, pixels
+from tests.bundles import Made, pixels
 
 EXTRAS = ("torch", "onnx", "safetensors", "sklearn", "jinja2", "altair", "vl_convert", "av")
 
@@ -57,11 +57,6 @@ def imported(statement: str, block: bool = False) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return mixed_bundle(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("pictures") / "a.png"
     Image.fromarray(pixels(1)[0]).save(file)
@@ -97,15 +92,11 @@ def test_the_log_is_silent_until_somebody_listens() -> None:
     assert (ran.stdout, ran.stderr) == ("", "")
 
 
-def test_help_needs_no_extra() -> None:
-    found = imported("import dfs_deploy.cli.app", block=True)
-    assert not found & set(EXTRAS)
-
-
 def test_every_public_name_is_there() -> None:
     for name in dfs_deploy.__all__:
         assert getattr(dfs_deploy, name) is not None
     assert set(dfs_deploy.__all__) <= set(dir(dfs_deploy))
+    assert {"dfs_deploy.bundle", "dfs_deploy.runtimes.onnxruntime", "dfs_deploy.cli.export"} <= set(MODULES)
     with pytest.raises(AttributeError, match="nothing_like_it"):
         dfs_deploy.nothing_like_it  # noqa: B018
     with pytest.raises(ImportError):
@@ -158,11 +149,16 @@ def test_every_verb_can_be_called_whatever_was_imported_before(order: str) -> No
     assert ran.returncode == 0, ran.stderr
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_verb_runs_its_function_with_what_it_is_given(verb: str) -> None:
+def test_a_verb_runs_its_function_with_what_it_is_given() -> None:
     """The call is refused by the function itself, which has other parameters."""
-    ran = python(f"import dfs_deploy.{BELOW[verb]}\nimport dfs_deploy\ndfs_deploy.{verb}(no_such_parameter=1)")
-    assert f"TypeError: {verb}() " in ran.stderr
+    ran = python(
+        "import dfs_deploy\n"
+        f"for verb in {VERBS!r}:\n"
+        "    try: getattr(dfs_deploy, verb)(no_such_parameter=1)\n"
+        "    except TypeError as error: print(error)\n"
+    )
+    said = ran.stdout.splitlines()
+    assert [line.partition("(")[0] for line in said] == list(VERBS), ran.stderr
 
 
 def test_a_module_that_is_a_verb_is_a_module_still(mixed: Made) -> None:
@@ -188,10 +184,6 @@ def test_the_contract_of_imports_is_kept() -> None:
 # Without the extras
 
 
-def test_the_list_of_modules_is_not_empty() -> None:
-    assert {"dfs_deploy.bundle", "dfs_deploy.runtimes.onnxruntime", "dfs_deploy.cli.export"} <= set(MODULES)
-
-
 def test_every_module_of_the_core_imports_without_the_extras() -> None:
     """In one interpreter, and each is told by name where it fails."""
     script = f"""
@@ -212,16 +204,15 @@ assert not loaded, loaded
     assert ran.stdout.strip() == ""
 
 
-@pytest.mark.parametrize("package", NEEDS_EXTRAS[:4])
-def test_what_needs_an_extra_fails_by_its_name(package: str) -> None:
-    ran = python(f"{BLOCK}\nimport dfs_deploy.{package}")
+def test_what_needs_an_extra_fails_by_its_name() -> None:
+    ran = python(f"{BLOCK}\nimport dfs_deploy.models")
     assert ran.returncode != 0
     assert "ModuleNotFoundError: No module named" in ran.stderr
 
 
 def test_the_public_export_says_what_to_install() -> None:
     ran = python(f"{BLOCK}\nimport dfs_deploy\ntry:\n    dfs_deploy.export\nexcept ImportError as e:\n    print(e)")
-    assert '[export]"' in ran.stdout
+    assert "[export]" in ran.stdout
 
 
 @pytest.mark.parametrize("verb", ["export", "verify", "demo"])
@@ -236,7 +227,7 @@ def test_verbs_that_need_an_extra_say_what_to_install(mixed: Made, tmp_path: Pat
     assert ran.stdout == ""
     assert ran.stderr.count("\n") == 1
     assert ran.stderr.startswith("error: ")
-    assert '[export]"' in ran.stderr
+    assert "[export]" in ran.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -244,7 +235,7 @@ def test_a_page_says_what_to_install_before_anything_is_measured(mixed: Made, tm
     ran = python(MAIN, "report", mixed.path, "--html", tmp_path / "out.html")
     assert (ran.returncode, ran.stdout) == (3, "")
     assert ran.stderr.startswith("error: ")
-    assert '[report]"' in ran.stderr
+    assert "[report]" in ran.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -260,10 +251,3 @@ def test_verbs_of_an_edge_device_work_on_a_bundle(mixed: Made, picture: Path, ve
     ran = python(MAIN, verb, *arguments[verb], "--json")
     assert (ran.returncode, ran.stderr) == (0, "")
     assert isinstance(json.loads(ran.stdout), dict)
-
-
-@pytest.mark.parametrize("verb", ["export", "bench"])
-def test_help_works_without_the_extras(verb: str) -> None:
-    ran = python(MAIN, verb, "--help")
-    assert ran.returncode == 0
-    assert "Usage" in ran.stdout

@@ -56,17 +56,14 @@ def test_the_default_is_cifars() -> None:
     [
         ([[0.0]], "NumPy array"),
         (np.zeros((1, 3, 4, 5), np.float64), "float64"),
-        (np.zeros((1, 3, 4, 5), np.float16), "float16"),
         (np.zeros((1, 3, 4, 5), ">f4"), "dtype"),
         (np.zeros((1, 4, 5, 3), np.int64), "int64"),
         (np.zeros((1, 4, 5, 3), np.float32), "(1, 4, 5, 3)"),
         (np.zeros((1, 3, 4, 5), np.uint8), "(1, 3, 4, 5)"),
         (np.zeros((3, 4, 5), np.float32), "(3, 4, 5)"),
-        (np.zeros((4, 5, 3), np.uint8), "(4, 5, 3)"),
         (np.zeros((1, 3, 5, 4), np.float32), "(1, 3, 5, 4)"),
         (np.zeros((1, 1, 4, 5), np.float32), "(1, 1, 4, 5)"),
         (np.zeros((0, 3, 4, 5), np.float32), "empty"),
-        (np.zeros((0, 4, 5, 3), np.uint8), "empty"),
     ],
 )
 def test_what_the_network_cannot_take_is_refused(images: Any, word: str) -> None:
@@ -74,7 +71,7 @@ def test_what_the_network_cannot_take_is_refused(images: Any, word: str) -> None
         SMALL.prepare(images)
 
 
-@pytest.mark.parametrize("values", [[np.nan], [np.inf], [-np.inf], [np.inf, -np.inf], [np.nan, np.inf]])
+@pytest.mark.parametrize("values", [[np.nan], [np.inf, -np.inf]])
 def test_values_that_are_not_finite_are_refused_by_image(values: list[float]) -> None:
     images = SMALL.normalize(pixels(4))
     images[2, 1, 0, : len(values)] = values
@@ -96,18 +93,12 @@ def test_a_sum_beyond_float32_is_no_error() -> None:
     [
         {"mean": (0.5,)},
         {"std": (0.2, 0.2)},
-        {"std": (0.2, 0.0, 0.2)},
         {"std": (0.2, -0.1, 0.2)},
         {"std": (0.2, float("nan"), 0.2)},
-        {"std": (0.2, float("inf"), 0.2)},
         {"std": (0.2, 1e-30, 0.2)},
-        {"std": (0.2, 1e30, 0.2)},
         {"mean": (0.2, 1e200, 0.2)},
-        {"mean": (0.5, float("nan"), 0.5)},
         {"shape": (1, 32, 32)},
         {"shape": (3, 32)},
-        {"shape": ()},
-        {"shape": (3, 0, 32)},
         {"shape": (3, 10**5, 10**5)},
         {"class_names": ("cat", "caf\udce9")},
         {"class_names": ("cat", "")},

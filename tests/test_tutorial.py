@@ -16,7 +16,7 @@ from tests.cli.program import run
 PAGE = (Path(__file__).parents[1] / "docs" / "tutorial.md").read_text()
 
 _SHORT = {
-    "train": ("--backbone-steps", "60", "--gate-steps", "20", "--joint-steps", "40"),
+    "train": ("--backbone-steps", "20", "--gate-steps", "8", "--joint-steps", "12"),
     "bench": ("--min-seconds", "0.05", "--max-seconds", "0.05", "--min-iterations", "4"),
 }
 """Flags that make a verb short, in place of the page's own if both say the same."""

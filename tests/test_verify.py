@@ -11,7 +11,7 @@ import dfs_deploy
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import SavedResultError, UsageError
 from dfs_deploy.verify import DeviationRecord, Verification, load_verification, save_verification
-from tests.bundles import Made, float_bundle
+from tests.bundles import Made
 from tests.checks import refuses
 
 RESULT = Verification(
@@ -77,12 +77,12 @@ def test_what_is_malformed_is_named(tmp_path: Path, change: dict[str, Any], word
         load_verification(written(tmp_path, RESULT.as_json() | change))
 
 
-@pytest.mark.parametrize("key", sorted(set(RESULT.as_json()) - {"schema", "schema_version", "notes", "assumptions"}))
-def test_every_key_must_be_there(tmp_path: Path, key: str) -> None:
-    values = RESULT.as_json()
-    del values[key]
-    with refuses(SavedResultError, key):
-        load_verification(written(tmp_path, values))
+def test_every_key_must_be_there(tmp_path: Path) -> None:
+    for key in set(RESULT.as_json()) - {"schema", "schema_version", "notes", "assumptions"}:
+        values = RESULT.as_json()
+        del values[key]
+        with refuses(SavedResultError, key):
+            load_verification(written(tmp_path, values))
 
 
 def test_a_result_of_version_1_is_read(tmp_path: Path) -> None:
@@ -93,15 +93,6 @@ def test_a_result_of_version_1_is_read(tmp_path: Path) -> None:
     assert loaded.top1_bundle == RESULT.top1_bundle
 
 
-def test_what_is_no_result(tmp_path: Path) -> None:
-    with refuses(SavedResultError, "kept.json"):
-        load_verification(tmp_path / "kept.json")
-    for content in (b"", b"[]", b"\xff", b"{", b"[" * 100_000):
-        (tmp_path / "kept.json").write_bytes(content)
-        with refuses(SavedResultError, "kept.json"):
-            load_verification(tmp_path / "kept.json")
-
-
 def test_judged_is_what_the_tolerance_is_about() -> None:
     assert RESULT.per_block is not None
     (error,) = RESULT.per_block
@@ -110,11 +101,6 @@ def test_judged_is_what_the_tolerance_is_about() -> None:
 
 
 # The verb as a function
-
-
-@pytest.fixture(scope="module")
-def floats(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return float_bundle(tmp_path_factory)
 
 
 def test_the_verb_takes_paths_or_opened_objects(floats: Made, capfd: pytest.CaptureFixture[str]) -> None:
@@ -136,14 +122,15 @@ def test_a_result_is_judged_by_any_thresholds() -> None:
     assert not RESULT.passed
     assert RESULT.missed() == RESULT.missed(0.003, 0.98, 1.0)
     finite = msgspec.structs.replace(RESULT, max_abs_logit_error=0.5)
-    assert finite.missed() == ("top-1 fell by 10.00 points, at most 0.30 allowed",)
+    (line,) = finite.missed()
+    assert "top-1 fell by 10.00 points" in line
     assert finite.missed(max_top1_drop=0.1) == (), "to reach a threshold is enough"
-    assert finite.missed(max_top1_drop=0.1, max_computation_change=0.5) == (
-        "computation changed by 1.00 points, at most 0.50 allowed",
-    )
-    assert finite.missed(max_top1_drop=0.1, min_route_agreement=0.995) == (
-        "routes agree on 99.00 %, at least 99.50 % wanted",
-    )
+    better = msgspec.structs.replace(finite, top1_bundle=1.0)
+    assert better.missed() == (), "more accuracy is no drop"
+    (line,) = finite.missed(max_top1_drop=0.1, max_computation_change=0.5)
+    assert "computation" in line
+    (line,) = finite.missed(max_top1_drop=0.1, min_route_agreement=0.995)
+    assert "routes" in line
     assert "NaN" in RESULT.missed(max_top1_drop=1)[0]
 
 
@@ -154,11 +141,6 @@ def test_a_result_is_judged_by_any_thresholds() -> None:
 def test_thresholds_are_in_range(thresholds: dict[str, float]) -> None:
     with refuses(UsageError, next(iter(thresholds)), "expected"):
         RESULT.missed(**thresholds)
-
-
-def test_a_result_does_not_change() -> None:
-    with pytest.raises(AttributeError):
-        RESULT.samples = 11  # type: ignore[misc]
 
 
 def test_a_saved_result_is_about_one_bundle(floats: Made, tmp_path: Path) -> None:

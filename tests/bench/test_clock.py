@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -98,7 +97,7 @@ def test_every_case_runs_the_same_inputs_and_the_first_moves_on(fake: FakeTime, 
     assert times == {"a": [1000] * burst * turns, "b": [3000] * burst * turns, "c": [2000] * burst * turns}
 
 
-@pytest.mark.parametrize("least", [1, 2, 3, 10, 33])
+@pytest.mark.parametrize("least", [1, 10, 33])
 def test_at_least_so_many_calls_of_each_case(fake: FakeTime, least: int) -> None:
     times = run(fake, min_iterations=least)
     counts = {len(taken) for taken in times.values()}
@@ -178,11 +177,3 @@ def test_the_median_of_a_call_by_itself(fake: FakeTime) -> None:
         fake.now += next(durations)
 
     assert median_alone(call, repeats=99) == 2.0
-
-
-@pytest.mark.parametrize("repeats", [1, 11])
-def test_a_call_is_run_so_often_and_some_more_to_warm_up(repeats: int) -> None:
-    calls: list[int] = []
-    count: Callable[[], object] = lambda: calls.append(1)  # noqa: E731
-    assert median_alone(count, repeats) > 0
-    assert len(calls) > repeats

@@ -39,9 +39,7 @@ def test_the_columns_do_not_depend_on_what_is_known(tmp_path: Path, turns: int) 
     assert (found[0]["ratio_mean"] == "") == (turns == 2)
 
 
-@pytest.mark.parametrize(
-    "name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", " =1", "\uff1d1", "\x1b[31m=1"]
-)
+@pytest.mark.parametrize("name", ["=1+1", "@SUM(A1)", "\r=1", " =1", "\uff1d1", "\x1b[31m=1"], ids=ascii)
 def test_a_name_is_no_formula_and_moves_no_cursor(tmp_path: Path, name: str) -> None:
     """Spreadsheets compute what begins like a formula: a bundle's or a data set's name is another's text."""
     result = replace(made_bench(), bundle=replace(FACTS, name=name), data=name)

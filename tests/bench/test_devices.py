@@ -60,7 +60,7 @@ def test_on_a_jetson_tensorrt_comes_by_apt(tmp_path: Path, monkeypatch: pytest.M
     with refuses(EnvironmentLacksError, "tensorrt", "sudo apt install python3-libnvinfer"):
         check_device("jetson", tmp_path)
     installed(monkeypatch, "tensorrt")
-    with refuses(EnvironmentLacksError, "pycuda", "pip install -e", '[tensorrt]"'):
+    with refuses(EnvironmentLacksError, "pycuda", "pip install -e", "[tensorrt]"):
         check_device("jetson", tmp_path)
     installed(monkeypatch, "tensorrt", "pycuda")
     check_device("jetson", tmp_path)
@@ -68,7 +68,7 @@ def test_on_a_jetson_tensorrt_comes_by_apt(tmp_path: Path, monkeypatch: pytest.M
 
 def test_elsewhere_it_comes_by_pip(gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch)
-    with refuses(EnvironmentLacksError, "tensorrt", "pip install -e", '[tensorrt]"'):
+    with refuses(EnvironmentLacksError, "tensorrt", "pip install -e", "[tensorrt]"):
         check_device("cuda", gpu)
     installed(monkeypatch, "tensorrt", "pycuda")
     check_device("cuda", gpu)

@@ -39,7 +39,8 @@ def test_the_ratio_that_the_verdict_reads_is_named_with_how_well_it_is_known() -
     (problem,) = result.problems
     assert result.rival is not None
     ratio = result.rival.p50
-    assert f"dfs over that of static-int8 lies between {ratio.low:.2f} and {ratio.high:.2f}" in problem.what
+    for word in ("dfs", "static-int8", f"{ratio.low:.2f}", f"{ratio.high:.2f}"):
+        assert word in problem.what
     assert "--max-seconds" in problem.remedy
     assert result.verdict.choice is None
 
@@ -82,5 +83,6 @@ def test_a_baseline_needs_every_mean_ratio() -> None:
     worst = max(known, key=lambda name: known[name])
     problem = unsteady(result.cases)
     assert problem is not None
-    assert f"the mean ratio of {worst} over static-fp32 is known only to ±{100 * known[worst]:.1f} %" in problem.what
+    assert worst in problem.what
+    assert f"±{100 * known[worst]:.1f} %" in problem.what
     assert "--min-seconds" in problem.remedy

@@ -17,9 +17,8 @@ from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.engine_check import BATCH, EngineUse, check_engine, engine_uses
 from dfs_deploy.bundle.onnx_messages import FLOAT
 from dfs_deploy.errors import BundleError
-from dfs_deploy.exporters.graph import GraphBuilder
 from dfs_deploy.runtimes import Runtime
-from tests.bundles import Made, copied, mixed_bundle, pixels, rewritten, static_bundle
+from tests.bundles import Made, copied, pixels, rewritten
 from tests.checks import refuses
 
 FULL = "common/block-01-full-fp32.onnx"
@@ -28,16 +27,6 @@ USE = EngineUse("block 1, option full", (("", FLOAT, SHAPE),), SHAPE, 4 * 8 * 8)
 """Block 1 of the networks here: (4, 8, 8) to (4, 8, 8)."""
 
 Build = Callable[[], onnx.ModelProto]
-
-
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return mixed_bundle(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def static(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return static_bundle(tmp_path_factory)
 
 
 @pytest.mark.parametrize("which", ["mixed", "static"])
@@ -335,10 +324,3 @@ def test_an_engine_of_another_block_is_refused(mixed: Made, tmp_path: Path) -> N
     other = (mixed.path / "common/block-02-full-fp32.onnx").read_bytes()
     with refuses(BundleError, "block 1, option full", "(N, 4, 8, 8)"):
         Runtime(rewritten(copied(mixed, tmp_path), {FULL: other}))
-
-
-def test_a_builder_of_graphs_makes_nothing_else() -> None:
-    graph = GraphBuilder("block")
-    x = graph.input("features", np.float32, ("N", 4, 8, 8))
-    graph.output(graph.node("Relu", x), "output", np.float32, ("N", 4, 8, 8))
-    check_engine(graph.build(), "x.onnx", USE)

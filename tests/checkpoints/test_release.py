@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfs_deploy.checkpoints import load_checkpoint, release
+from dfs_deploy.checkpoints import load_checkpoint
 from dfs_deploy.errors import CheckpointError, UnknownCheckpointError
 from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
@@ -84,27 +84,17 @@ def test_keys_without_a_wrapper_load_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "alias",
-    ["group2_ds0.weight", "group3_ds0.quantize_input.running_max", "group2_bn0.running_mean", "group3_bn0.bias"],
+    ("alias", "value", "word"),
+    [
+        ("group3_ds0.quantize_input.running_max", torch.tensor([1e-3]), "group3_ds0.quantize_input.running_max"),
+        ("group2_bn0.bias", torch.zeros(3), "group2_bn0.bias"),
+        ("group2_ds0.bias", torch.zeros(8), "group2_layer0.downsample.bias"),
+    ],
+    ids=["another value", "another shape", "of nothing"],
 )
-def test_aliases_must_agree(tmp_path: Path, alias: str) -> None:
-    state = release_state_dict()
-    changed = state[alias].clone()
-    changed.flatten()[0] += 1e-3
-    with refuses(CheckpointError, alias, "differ"):
-        load_checkpoint(save_release(tmp_path / "net.pth.tar", {**state, alias: changed}))
-
-
-def test_aliases_of_another_shape_are_refused(tmp_path: Path) -> None:
-    state = release_state_dict() | {"group2_bn0.bias": torch.zeros(3)}
-    with refuses(CheckpointError, "group2_bn0.bias", "differ"):
-        load_checkpoint(save_release(tmp_path / "net.pth.tar", state))
-
-
-def test_an_alias_of_nothing_is_refused(tmp_path: Path) -> None:
-    state = release_state_dict() | {"group2_ds0.bias": torch.zeros(8)}
-    with refuses(CheckpointError, "group2_layer0.downsample.bias", "such a network does not"):
-        load_checkpoint(save_release(tmp_path / "net.pth.tar", state))
+def test_aliases_must_agree(tmp_path: Path, alias: str, value: Tensor, word: str) -> None:
+    with refuses(CheckpointError, word):
+        load_checkpoint(save_release(tmp_path / "net.pth.tar", release_state_dict() | {alias: value}))
 
 
 @pytest.mark.parametrize(
@@ -164,49 +154,32 @@ def test_a_block_that_never_ran_quantised_is_named(tmp_path: Path) -> None:
         load_checkpoint(save_release(tmp_path / "net.pth.tar", state))
 
 
-EVERY_TENSOR = sorted(
-    key
-    for key in release_state_dict((2, 1, 1))
-    # Nothing is computed with these.
-    if not key.endswith("num_batches_tracked")
-    and not key.startswith("group3_gate0")
-    and not (".bn3." in key and not key.startswith(("group2_layer0", "group3_layer0")))
-)
-
-
 @pytest.fixture(scope="module")
 def whole() -> dict[str, Tensor]:
     return release_state_dict((2, 1, 1))
 
 
-@pytest.mark.parametrize("key", EVERY_TENSOR)
-def test_each_tensor_of_another_shape_is_refused(tmp_path: Path, whole: dict[str, Tensor], key: str) -> None:
-    tensor = whole[key]
-    for changed in (tensor[None], torch.cat([tensor, tensor]), tensor[:0], tensor.flatten()[0]):
-        with pytest.raises(CheckpointError) as caught:
-            load_checkpoint(
-                save_release(tmp_path / "net.pth.tar", {**whole, key: changed}), Options.parse("skip,8,16,full")
-            )
-        assert "\n" not in str(caught.value)
+KINDS = [
+    "conv1.weight",
+    "group1_layer1.conv2.quantize_input.running_max",
+    "group2_layer0.bn3.running_var",
+    "group2_gate0.1.bias",
+    "control.rnn_one.weight_hh_l0",
+    "fc.weight",
+]
 
 
-SHARED = {
-    **{f"group{group}_ds0.": f"group{group}_layer0.downsample." for group in (2, 3)},
-    **{f"group{group}_bn0.": f"group{group}_layer0.bn3." for group in (2, 3)},
-}
-
-
-@pytest.mark.parametrize("key", [key for key in EVERY_TENSOR if "_ds0" not in key and "_bn0" not in key])
-def test_each_tensor_is_needed_and_must_be_finite(tmp_path: Path, whole: dict[str, Tensor], key: str) -> None:
-    shared = {alias: original for alias, original in SHARED.items() if key.startswith(original)}
-    aliases = {alias + key.removeprefix(original) for alias, original in shared.items()}
-    cut = {name: value for name, value in whole.items() if name != key and name not in aliases}
-    with pytest.raises(CheckpointError):
-        load_checkpoint(save_release(tmp_path / "net.pth.tar", cut))
-    broken = whole[key].clone()
-    broken.flatten()[-1] = float("nan")
-    with pytest.raises(CheckpointError):
-        load_checkpoint(save_release(tmp_path / "net.pth.tar", {**whole, key: broken}))
+@pytest.mark.parametrize("key", KINDS)
+def test_a_tensor_that_lacks_or_has_another_shape_or_no_numbers_is_refused(
+    tmp_path: Path, whole: dict[str, Tensor], key: str
+) -> None:
+    tensor, path = whole[key], tmp_path / "net.pth.tar"
+    for changed in (tensor[None], torch.cat([tensor, tensor]), tensor[:0], tensor.flatten()[0], tensor * torch.nan):
+        with refuses(CheckpointError):
+            load_checkpoint(save_release(path, {**whole, key: changed}), Options.parse("skip,8,16,full"))
+    names = {key, key.replace("_layer0.bn3.", "_bn0.")}
+    with refuses(CheckpointError):
+        load_checkpoint(save_release(path, {name: value for name, value in whole.items() if name not in names}))
 
 
 def test_the_key_that_is_wrong_is_named(tmp_path: Path, whole: dict[str, Tensor]) -> None:
@@ -221,11 +194,9 @@ def test_the_key_that_is_wrong_is_named(tmp_path: Path, whole: dict[str, Tensor]
         load_checkpoint(save_release(tmp_path / "c.pth.tar", cut))
 
 
-@pytest.mark.parametrize(
-    "key", ["extra.weight", "group1_layer0.downsample.weight", "control.second.weight", "fc2.bias"]
-)
+@pytest.mark.parametrize("key", ["extra.weight", "group1_layer0.downsample.weight"])
 def test_a_tensor_too_many_is_refused(tmp_path: Path, whole: dict[str, Tensor], key: str) -> None:
-    with refuses(CheckpointError, key, "another network"):
+    with refuses(CheckpointError, key):
         load_checkpoint(save_release(tmp_path / "net.pth.tar", {**whole, key: torch.ones(1)}))
 
 
@@ -236,23 +207,3 @@ def test_groups_must_be_three_without_gaps(tmp_path: Path, whole: dict[str, Tens
     with refuses(CheckpointError, "expected groups 1 to 3"):
         fourth = {**whole, "group4_layer0.conv1.weight": torch.ones(8, 8, 3, 3)}
         load_checkpoint(save_release(tmp_path / "four.pth.tar", fourth))
-
-
-def test_images_of_another_number_of_channels_are_refused(tmp_path: Path, whole: dict[str, Tensor]) -> None:
-    with refuses(CheckpointError, "conv1.weight", "(4, 1, 3, 3)"):
-        load_checkpoint(save_release(tmp_path / "net.pth.tar", {**whole, "conv1.weight": torch.ones(4, 1, 3, 3)}))
-
-
-def test_half_precision_is_widened(tmp_path: Path, whole: dict[str, Tensor]) -> None:
-    halved = {key: value.half() if value.is_floating_point() else value for key, value in whole.items()}
-    network = load_checkpoint(save_release(tmp_path / "net.pth.tar", halved)).network
-    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
-
-
-def test_default_options_begin_with_skip_and_end_in_full_precision() -> None:
-    for count, text in release.DEFAULT_OPTIONS.items():
-        options = Options.parse(text)
-        assert len(options) == count
-        assert options[0].skips
-        assert options[-1].name == "full"
-        assert sorted(options.bits) == list(options.bits)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def said(checkpoint: Checkpoint) -> str:
     return "\n".join(line for line in checkpoint.assumptions if not any(flag in line for flag in flags))
 
 
-@pytest.mark.parametrize("container", ["model", "model_state_dict", "net", "network", "weights", "params"])
+@pytest.mark.parametrize("container", ["model", "model_state_dict", "weights"])
 def test_weights_in_any_container_are_found_and_said(tmp_path: Path, state: State, container: str) -> None:
     loaded = load_checkpoint(saved(tmp_path, {container: state, "epoch": 3}))
     assert is_of(loaded, state)
@@ -76,23 +77,19 @@ def test_the_containers_of_the_formats_own_scripts_are_not_worth_a_word(tmp_path
     ("prefix", "words"),
     [
         ("model.", "in state_dict.model"),
-        ("net.", "in state_dict.net"),
-        ("backbone.", "in state_dict.backbone"),
         ("ema_model.", "in state_dict.ema_model"),
         ("model.module.", "in state_dict.model"),
         ("_orig_mod.", "_orig_mod"),
-        ("module._orig_mod.", "_orig_mod"),
         ("_orig_mod.module.", "_orig_mod"),
         ("module.module.", "module"),
         ("_fsdp_wrapped_module.", "_fsdp_wrapped_module"),
     ],
 )
-@pytest.mark.parametrize("make", [skipnet_state_dict, release_state_dict])
-def test_wrappers_are_undone_and_said(tmp_path: Path, make: Any, prefix: str, words: str) -> None:
-    made = make()
-    loaded = load_checkpoint(saved(tmp_path, {"state_dict": prefixed(made, prefix)}))
-    assert is_of(loaded, made)
-    assert words in said(loaded)
+def test_wrappers_are_undone_and_said(tmp_path: Path, state: State, prefix: str, words: str) -> None:
+    for made in (state, release_state_dict()):
+        loaded = load_checkpoint(saved(tmp_path, {"state_dict": prefixed(made, prefix)}))
+        assert is_of(loaded, made)
+        assert words in said(loaded)
 
 
 def test_wrappers_of_parts_are_undone(tmp_path: Path, state: State) -> None:
@@ -115,14 +112,7 @@ def test_one_name_for_two_tensors_is_refused(tmp_path: Path, state: State) -> No
 
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("conv1.total_ops", torch.zeros(1, dtype=torch.float64)),
-        ("total_params", torch.zeros(1)),
-        ("n_averaged", torch.tensor(9)),
-        ("num_updates", torch.tensor(9)),
-        ("step", torch.tensor(9)),
-    ],
+    ("key", "value"), [("conv1.total_ops", torch.zeros(1, dtype=torch.float64)), ("n_averaged", torch.tensor(9))]
 )
 def test_counters_are_passed_over_and_said(tmp_path: Path, state: State, native: bool, key: str, value: Tensor) -> None:
     path = tmp_path / "net.pt"
@@ -134,16 +124,15 @@ def test_counters_are_passed_over_and_said(tmp_path: Path, state: State, native:
     else:
         torch.save(prefixed(state, "module.") | {key: value}, path)
     loaded = load_checkpoint(path)
-    assert "1 counter(s)" in said(loaded)
     assert key in said(loaded)
 
 
 def test_a_tensor_with_the_name_of_a_counter_is_none(tmp_path: Path, state: State) -> None:
-    with refuses(CheckpointError, "conv1.step", "another network"):
+    with refuses(CheckpointError, "conv1.step"):
         load_checkpoint(saved(tmp_path, state | {"conv1.step": torch.ones(2)}))
 
 
-@pytest.mark.parametrize("averaged", ["state_dict_ema", "ema", "ema_state_dict", "model-ema", "swa_model", "teacher"])
+@pytest.mark.parametrize("averaged", ["state_dict_ema", "model-ema", "swa_model", "teacher"])
 @pytest.mark.parametrize("first", [True, False])
 def test_of_several_weights_those_that_are_no_average_are_taken(
     tmp_path: Path, state: State, other: State, averaged: str, first: bool
@@ -157,7 +146,6 @@ def test_of_several_weights_those_that_are_no_average_are_taken(
     told = load_checkpoint(tmp_path / "net.pt", facts=CheckpointFacts(weights_key=averaged))
     assert is_of(told, other)
     assert told.weights_key == averaged
-    assert f"those in {averaged} are taken" in said(told)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -218,11 +206,11 @@ class Skipnet(nn.Module):
         return self.state
 
 
-@pytest.mark.parametrize("make", [skipnet_state_dict, release_state_dict])
-@pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("noted", [True, False])
+@pytest.mark.parametrize(
+    ("make", "prefix", "noted"), [(skipnet_state_dict, "module.", True), (release_state_dict, "", False)]
+)
 def test_either_name_of_a_shared_pair_in_safetensors_is_read(
-    tmp_path: Path, make: Any, prefix: str, noted: bool
+    tmp_path: Path, make: Callable[[], State], prefix: str, noted: bool
 ) -> None:
     whole, path = make(), tmp_path / "net.safetensors"
     save_model(Skipnet(prefixed(whole, prefix)), str(path))
@@ -238,7 +226,7 @@ def test_either_name_of_a_shared_pair_in_safetensors_is_read(
 def test_a_note_on_a_pair_leads_nowhere_else(tmp_path: Path, state: State) -> None:
     cut = {key: value.clone() for key, value in state.items() if "_ds0" not in key and key != "fc.bias"}
     save_file(cut, tmp_path / "net.safetensors", {"fc.bias": "control.proj.bias"})
-    with refuses(CheckpointError, "fc.bias", "(1,)"):
+    with refuses(CheckpointError, "fc.bias"):
         load_checkpoint(tmp_path / "net.safetensors")
 
 

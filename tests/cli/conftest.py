@@ -5,17 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.bundles import Made, float_bundle, mixed_bundle, pixels
-
-
-@pytest.fixture(scope="session")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return mixed_bundle(tmp_path_factory)
-
-
-@pytest.fixture(scope="session")
-def floats(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return float_bundle(tmp_path_factory)
+from tests.bundles import pixels
 
 
 @pytest.fixture(scope="session")

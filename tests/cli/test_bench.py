@@ -8,7 +8,7 @@ import pytest
 
 from dfs_deploy.bench.jetson import is_jetson
 from dfs_deploy.costs import load_costs
-from tests.bundles import Made, copied, manifest_of, static_bundle, write_manifest
+from tests.bundles import Made, copied, manifest_of, write_manifest
 from tests.cli.program import run
 from tests.runtimes.tensorrt.machine import building_here, machine
 
@@ -49,11 +49,6 @@ def test_figures_go_to_a_file_of_comma_separated_values(floats: Made, tmp_path: 
     ran = run("bench", floats.path, *QUICK, "--csv", tmp_path / "bench.csv", "--json")
     lines = (tmp_path / "bench.csv").read_text().splitlines()
     assert len(lines) == 1 + len(ran.json["cases"])
-
-
-@pytest.fixture(scope="module")
-def static(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return static_bundle(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -141,11 +136,6 @@ def test_a_wrong_call(mixed: Made, tmp_path: Path) -> None:
     run("bench", bundle, "--json").failed(4, "samples.npz")
 
 
-def test_without_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    run("bench", "--json").failed(2, "no *.dfs bundle")
-
-
 @pytest.fixture
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy this machine is: what is judged counts as known."""
@@ -230,6 +220,7 @@ def test_a_static_network_of_another_bundle_is_compared_with(mixed: Made, static
     ran = run("bench", mixed.path, *data, "--against", static.path, *QUICK, "--json")
     assert ran.code == 0, ran.err
     assert [case["name"] for case in ran.json["cases"]][-1] == "static-policy@static"
+    run("bench", static.path, "--save-costs", "costs.json", *QUICK).failed(2, "static policy", "gate")
     assert [bundle["name"] for bundle in ran.json["against"]] == ["static"]
     assert "static-policy@static" in run("bench", mixed.path, *data, "--against", static.path, *QUICK).out
     run("bench", mixed.path, *data, "--against", mixed.path, *QUICK).failed(2, "the bundle that is run")

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.text import Text
 
-from dfs_deploy.cli.classified import cells, cells_per_line, legend, wrapped_cells
-from dfs_deploy.options import Option, Options
+from dfs_deploy.cli.classified import cells, cells_per_line, wrapped_cells
+from dfs_deploy.options import Option
 
 SIGNS = {0: "·", 4: "4", 8: "8", 16: "16", 31: "31", 32: "F"}
 
@@ -36,8 +36,3 @@ def test_as_many_cells_as_fit(columns: int) -> None:
     assert count == 8 or len(cells([Option(16)] * count).plain) <= columns < len(
         cells([Option(16)] * (count + 1)).plain
     )
-
-
-def test_the_legend_names_each_option() -> None:
-    words = legend(list(Options.parse("skip,8,16,full"))).plain
-    assert words == "path: one cell per block,  · = skipped,  8 = 8 bits, 16 = 16 bits,  F = full precision"

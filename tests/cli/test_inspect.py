@@ -78,35 +78,19 @@ def test_another_version_is_named(mixed: Made, tmp_path: Path) -> None:
     run("inspect", bundle).failed(4, "schema version 99", "update dfs-deploy")
 
 
-def test_the_bundle_in_the_directory_is_meant(mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    run("inspect").failed(2, "no *.dfs bundle")
-    copied(mixed, tmp_path)
-    assert run("inspect", "--json").json["path"] == "mixed.dfs"
-
-
 EMPTY: dict[str, tuple[list[str | int], object, str]] = {
     "runtimes": (["runtimes"], {}, "engines for no runtime"),
     "blocks": (["runtimes", "onnxruntime", "blocks"], [], "0 gated blocks"),
-    "options of a block": (["runtimes", "onnxruntime", "blocks", 0, "options"], {}, "every option of block 1"),
     "engines of an option": (["runtimes", "onnxruntime", "blocks", 0, "options", "8"], [], "every option of block 1"),
-    "files of an engine": (["runtimes", "onnxruntime", "blocks", 0, "options", "8", 0, "files"], {}, "block 1"),
     "files of the stem": (["runtimes", "onnxruntime", "stem", "files"], {}, "the stem"),
-    "feature scales": (["runtimes", "onnxruntime", "feature_scales"], [], "feature scale"),
     "options": (["options"], [], "option"),
     "files": (["files"], {}, "not among"),
     "blocks of the architecture": (["architecture", "blocks"], [], "blocks"),
-    "shares of options": (["accuracy", "option_share"], [], "shares"),
-    "a mean": (["input", "mean"], [], "mean"),
     "static engines": (["runtimes", "onnxruntime", "static"], {}, ""),
-    "static top-1": (["accuracy", "top1_static"], {}, ""),
     "targets": (["targets"], [], ""),
     "class names": (["input", "class_names"], [], ""),
-    "producer": (["producer"], {}, ""),
     "assumptions": (["source", "assumptions"], [], ""),
-    "ranges": (["calibration", "ranges"], [], ""),
     "a name of a file": (["source", "file"], "", ""),
-    "a name of an architecture": (["architecture", "name"], "", ""),
 }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bundles import Made, copied
+from tests.bundles import Made
 from tests.cli.program import run
 from tests.report.logs import SKIPNET, records, write_log
 
@@ -59,14 +59,6 @@ def test_a_wrong_call(mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     run("report", mixed.path, "--bench", tmp_path / "missing.json", "--json").failed(2, "missing.json")
     monkeypatch.chdir(tmp_path)
     run("report", "--json").failed(2, "no *.dfs bundle")
-
-
-def test_the_bundle_in_the_directory_is_meant(floats: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copied(floats, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    ran = run("report", "--html", "out.html", *QUICK)
-    assert ran.code == 0
-    assert (tmp_path / "out.html").is_file()
 
 
 def test_training_runs_make_figures(tmp_path: Path) -> None:

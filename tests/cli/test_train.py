@@ -130,49 +130,32 @@ def test_costs_and_a_policy_can_be_set_by_name(data: Path, finished: Path, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--set", "alpha=1", "--alpha", "1"], ["alpha is given twice", "one value"]),
-        (["--set", "batch=8"], ["batch is given twice"]),
-        (["--set", "blocks_per_group=1"], ["blocks_per_group is given twice"]),
-        (["--set", "clip=1", "--set", "clip=2"], ["clip is given twice"]),
-        (["--set", "cost=flops", "--cost", "flops"], ["cost is given twice"]),
-        (["--set", "costs=1"], ["NAME=VALUE with one of"]),
+        (["--set", "alpha=1", "--alpha", "1"], ["alpha", "twice"]),
+        (["--set", "clip=1", "--set", "clip=2"], ["clip", "twice"]),
         (["--set", "speed=1"], ["NAME=VALUE", "alpha"]),
         (["--set", "alpha"], ["NAME=VALUE"]),
-        (["--set", "=3"], ["NAME=VALUE"]),
-        (["--set", "alpha="], ["alpha as a number"]),
         (["--set", "alpha=much"], ["alpha as a number"]),
         (["--set", "gate_patience=1e3"], ["gate_patience as an integer"]),
         (["--set", "gate_patience=" + "9" * 5000], ["gate_patience"]),
-        (["--set", "nesterov=maybe"], ["nesterov as true or false"]),
         (["--set", "schedule=never"], ["steps or one-cycle"]),
         (["--set", "momentum=1"], ["momentum", "less than 1"]),
         (["--set", "momentum=0"], ["nesterov"]),
         (["--set", "alpha=nan"], ["alpha", "at least 0"]),
-        (["--alpha", "inf"], ["alpha"]),
-        (["--alpha", "-1"], ["alpha"]),
         (["--target", "150"], ["0 to 100"]),
-        (["--target", "-1"], ["0 to 100"]),
         (["--target", "nan"], ["target is nan"]),
         (["--policy", "8", "--target", "nan"], ["target is nan"]),
         (["--set", "joint_steps=-1"], ["joint_steps"]),
         (["--set", f"joint_steps={10**30}"], ["joint_steps", "1,000,000,000"]),
-        (["--set", "deploy_steps=1"], ["NAME=VALUE with one of"]),
-        (["--set", "cost="], ["cost ''", "flops or the path of a latency table"]),
         (["--cost", ""], ["cost ''", "flops or the path of a latency table"]),
         (["--weights-key", "state_dict_ema"], ["a weights key is given without a backbone"]),
         (["--set", "options=skip"], ["option"]),
         (["--options", "8,8"], ["8"]),
         (["--seed", "9" * 30], ["seed"]),
-        (["--held-out", "0"], ["held_out"]),
         (["--held-out", "-4"], ["held_out"]),
         (["--held-out", "10", "--evaluate-on", "test"], ["one of the two"]),
         (["--size", "0x8"], ["size 0x8"]),
-        (["--size", "99999x8"], ["size 99999x8"]),
-        (["--size", "8"], ["size '8'"]),
         (["--size", "9" * 5000 + "x8"], ["size"]),
-        (["--device", "meta"], ["device 'meta'"]),
         (["--device", "toaster"], ["toaster"]),
-        (["--until", "lunch"], ["backbone"]),
         (["--preset", "slow"], ["paper or quick"]),
         (["--policy", "mixed"], ["'mixed'"]),
         (["--evaluate-on", "test"], ["no split 'test'", "--held-out"]),
@@ -183,23 +166,9 @@ def test_costs_and_a_policy_can_be_set_by_name(data: Path, finished: Path, tmp_p
 def test_a_value_that_cannot_be_is_one_line_and_writes_nothing(
     data: Path, tmp_path: Path, arguments: list[str], words: list[str]
 ) -> None:
-    threads = ["--threads", "1"] if "--threads" not in arguments else []
     out = tmp_path / "run"
-    ran = run(
-        "train",
-        "--data",
-        data,
-        "--preset",
-        "quick",
-        "--blocks",
-        "1",
-        "--batch",
-        "16",
-        *arguments,
-        *threads,
-        "--out",
-        out,
-    )
+    common = ["--preset", "quick", "--blocks", "1", "--batch", "16", "--threads", "1"]
+    ran = run("train", "--data", data, *common, *arguments, "--out", out)
     last = Ran(ran.code, ran.out, ran.err.splitlines(keepends=True)[-1])
     last.failed(2, *words)
     assert len(ran.err.splitlines()) <= 2, "at most the line on the data comes before"
@@ -208,19 +177,8 @@ def test_a_value_that_cannot_be_is_one_line_and_writes_nothing(
 
 def test_a_value_that_no_stage_reads_is_named(data: Path, finished: Path, tmp_path: Path) -> None:
     backbone = ["--backbone", finished / "backbone.pt"]
-    ran = train(
-        data,
-        *backbone,
-        "--policy",
-        "8",
-        "--set",
-        "gate_lr=1",
-        "--target",
-        "30",
-        "--json",
-        "--out",
-        tmp_path / "a",
-    )
+    words = ["--policy", "8", "--set", "gate_lr=1", "--target", "30", "--json", "--out", tmp_path / "a"]
+    ran = train(data, *backbone, *words)
     assert ran.code == 0
     (note,) = ran.json["notes"][:1]
     for word in ("target", "gate_lr", "gate_steps", "backbone_steps", "no effect", "a network with a policy"):
@@ -235,7 +193,7 @@ def test_a_value_that_no_stage_reads_is_named(data: Path, finished: Path, tmp_pa
     assert (ran.code, ran.err) == (0, "")
     assert not [note for note in ran.json["notes"] if "no effect" in note]
     ran = train(data, "--set", "gate_lr=1", "--until", "backbone", "--out", tmp_path / "e")
-    assert "note: no effect on this run: gate_lr, gate_steps, joint_steps (" in ran.err
+    assert "no effect on this run: gate_lr, gate_steps, joint_steps" in ran.err
 
 
 def test_weights_of_a_checkpoint_can_be_chosen(data: Path, finished: Path, tmp_path: Path) -> None:
@@ -272,9 +230,7 @@ def split_folders(root: Path, *splits: str, classes: tuple[str, ...] = ("cat", "
     ("splits", "flags", "said", "split", "images"),
     [
         (("train", "val"), [], "evaluating on split val", "val", 24),
-        (("train", "test"), [], "evaluating on split test", "test", 24),
         (("train", "val", "test"), [], "evaluating on split test (also there: val; --evaluate-on val)", "test", 24),
-        (("train", "val", "test"), ["--evaluate-on", "val"], "evaluating on split val (also there: test", "val", 24),
         (("train",), [], "evaluating on a tenth of the images held out", "held-out", 2),
         (("train", "val"), ["--held-out", "5"], "evaluating on 5 images held out", "held-out", 5),
     ],
@@ -298,7 +254,6 @@ def test_the_split_to_evaluate_on_is_chosen_and_said(
     [
         (("val", "test"), [], ["val, test", "no train"]),
         (("train", "val"), ["--evaluate-on", "test"], ["no split 'test'", "it has val"]),
-        (("train",), ["--evaluate-on", "val"], ["no split 'val'", "--held-out"]),
         (("train", "val"), ["--evaluate-on", "train"], ["no split 'train' to evaluate on"]),
     ],
 )
@@ -383,21 +338,6 @@ def test_a_folder_that_cannot_take_a_run_is_said_before_the_data_are_read(finish
     until_backbone(nothing, "--out", tmp_path / "file").failed(2, "is no folder")
     until_backbone(nothing, "--out", "/proc/run").failed(3, "/proc/run", "cannot be created")
     until_backbone(nothing, "--out", tmp_path / "run").failed(2, "no data set")
-
-
-@pytest.mark.parametrize("content", ["folder", "fifo", "sparse"])
-def test_a_job_that_is_no_file_of_a_job_is_one_line(tmp_path: Path, content: str) -> None:
-    job = tmp_path / "job.json"
-    if content == "folder":
-        job.mkdir()
-    elif content == "fifo":
-        import os
-
-        os.mkfifo(job)
-    else:
-        with job.open("wb") as stream:
-            stream.truncate(1 << 36)
-    run("train", "--resume", tmp_path).failed(4, "job.json")
 
 
 def test_of_two_trainings_in_one_folder_one_is_refused(data: Path, finished: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def latency_table(blocks: int = 2) -> LatencyTable:
     )
 
 
-@pytest.mark.parametrize(("policy", "options"), [("12", "12,full"), ("full", "8,full"), ("16,8", "8,16,full")])
+@pytest.mark.parametrize(("policy", "options"), [("full", "8,full"), ("16,8", "8,16,full")])
 def test_a_policy_brings_its_options(folder: Path, tmp_path: Path, policy: str, options: str) -> None:
     backbone = folder / "backbone" / "backbone.pt"
     ran = train(folder, "--backbone", backbone, "--policy", policy, *STEPS, "--out", tmp_path / "run")

@@ -20,17 +20,9 @@ from tests.data.cifar_archives import (
     cifar100_binary,
     cifar100_python,
     cifar_images,
-    python2_pickle,
     python3_pickle,
     rows,
 )
-
-
-def test_the_test_writes_what_python_2_wrote() -> None:
-    images = cifar_images(300)
-    content = pickle.loads(python2_pickle(images, "labels", [3] * 300), encoding="bytes")  # noqa: S301 (our own)
-    np.testing.assert_array_equal(content[b"data"], rows(images))
-    assert content[b"labels"] == [3] * 300
 
 
 @pytest.mark.parametrize("make", [cifar10_python, cifar10_binary])
@@ -57,8 +49,7 @@ def test_cifar_100_is_read_with_its_fine_labels(tmp_path: Path, make: Callable[[
     assert test.class_names == tuple(HUNDRED)
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4])
-@pytest.mark.parametrize("as_bytes", [False, True])
+@pytest.mark.parametrize(("protocol", "as_bytes"), [(2, True), (4, False)])
 def test_batches_that_python_3_wrote_are_read(tmp_path: Path, protocol: int, as_bytes: bool) -> None:
     folder = cifar10_python(tmp_path / "cifar")
     (folder / "test_batch").write_bytes(python3_pickle(cifar_images(3), "labels", [9, 0, 4], protocol, as_bytes))
@@ -135,19 +126,14 @@ def test_binary_labels_out_of_range_are_refused(tmp_path: Path) -> None:
     ("content", "word"),
     [
         ([1, 2], "holds a list"),
-        ({}, "data of"),
         ({"labels": [1, 2]}, "data of"),
         ({"data": [1, 2], "labels": [1, 2]}, "data of"),
         ({"data": rows(cifar_images(2))}, "labels of"),
-        ({"data": rows(cifar_images(2)), "labels": [1]}, "expected 2 integers"),
         ({"data": rows(cifar_images(2)), "labels": [1, "2"]}, "expected 2 integers"),
         ({"data": rows(cifar_images(2)), "labels": [1, True]}, "expected 2 integers"),
-        ({"data": rows(cifar_images(2)), "labels": b"\x01\x02"}, "labels of"),
-        ({"data": rows(cifar_images(2)), "labels": [1, 10]}, "image 1"),
         ({"data": rows(cifar_images(2)), "labels": [-1, 1]}, "image 0"),
         ({"data": rows(cifar_images(2)), "labels": [1, 2**80]}, "image 1"),
         ({"data": rows(cifar_images(2))[:, :-1], "labels": [1, 2]}, "(2, 3071)"),
-        ({"data": rows(cifar_images(2))[0], "labels": [1, 2]}, "(3072,)"),
         ({"data": rows(cifar_images(2))[:0], "labels": []}, "(0, 3072)"),
         ({"data": rows(cifar_images(2)).astype(np.int64), "labels": [1, 2]}, "expected uint8"),
         ({"data": np.array([None, {}], object), "labels": [1, 2]}, "expected uint8"),

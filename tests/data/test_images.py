@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
@@ -109,14 +107,13 @@ def test_more_pixels_than_a_limit_are_refused_by_the_header(data: bytes, words: 
         decode_image(data, (8, 8))
 
 
-@pytest.mark.parametrize("limit", [None, 1, 100])
-def test_pillows_own_limit_neither_fires_nor_changes(monkeypatch: pytest.MonkeyPatch, limit: int | None) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+def test_pillows_own_limit_neither_fires_nor_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     filters = list(warnings.filters)
     image = Image.fromarray(pixels(40, 50, 3))
     for kind in ("PNG", "JPEG", "BMP", "PPM"):
         assert decode_image(encoded(image, kind)).shape == (40, 50, 3)
-    assert limit == Image.MAX_IMAGE_PIXELS
+    assert Image.MAX_IMAGE_PIXELS == 100
     assert filters == list(warnings.filters)
 
 
@@ -189,8 +186,9 @@ def test_a_file_of_endless_size_is_refused_unread(tmp_path: Path) -> None:
         load_image(path)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "1"])
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("mode", "orientation"), [*(("RGB", turn) for turn in range(1, 9)), ("L", 6), ("P", 3), ("RGBA", 8), ("1", 1)]
+)
 def test_strips_are_put_together_as_the_whole(monkeypatch: pytest.MonkeyPatch, mode: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -224,26 +222,15 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_that_leaves_twice_the_size(monkey
 # Files as they are found
 
 
-@pytest.mark.parametrize(
-    "exif", [b"no tiff here", b"", b"II*\0", b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff", bytes(64)]
-)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_exif_that_cannot_be_read_does_not_cost_the_image(
-    kind: str, exif: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_exif_that_cannot_be_read_does_not_cost_the_image(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     image = Image.fromarray(pixels(20, 30, 3))
-    data = encoded(image, kind, exif=b"Exif\0\0" + exif)
-    assert decode_image(data, name="e.jpg").shape == (20, 30, 3)
-    if exif:
-        (record,) = caplog.records
-        assert record.name == "dfs_deploy.data.images"
-        assert record.getMessage().startswith("e.jpg: its EXIF data are unreadable")
-
-
-@given(st.binary(max_size=80))
-def test_no_exif_data_at_all_cost_the_image(exif: bytes) -> None:
-    data = encoded(Image.new("RGB", (6, 4), (1, 2, 3)), "JPEG", exif=b"Exif\0\0" + exif)
-    assert decode_image(data).shape in {(4, 6, 3), (6, 4, 3)}
+    spoilt = (b"no tiff here", b"II*\0", b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff", bytes(64))
+    for exif in (b"", *spoilt):
+        data = encoded(image, kind, exif=b"Exif\0\0" + exif)
+        assert decode_image(data, name="e.jpg").shape == (20, 30, 3)
+    assert len(caplog.records) >= len(spoilt)
+    assert all("e.jpg" in record.getMessage() and "EXIF" in record.getMessage() for record in caplog.records)
 
 
 def test_an_orientation_of_zero_is_none(caplog: pytest.LogCaptureFixture) -> None:
@@ -368,21 +355,6 @@ def test_a_truncated_image_is_refused(tmp_path: Path, suffix: str) -> None:
         path.write_bytes(whole[:length])
         with refuses(DataError, str(path)):
             load_image(path)
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "ppm", "webp"])
-def test_a_damaged_image_is_read_or_refused_and_never_anything_else(tmp_path: Path, suffix: str) -> None:
-    path = save_image(tmp_path / f"1.{suffix}", pixels(12, 12, 3))
-    whole = path.read_bytes()
-    generator = np.random.default_rng(0)
-    for _ in range(100):
-        damaged = bytearray(whole)
-        damaged[generator.integers(min(len(whole), 200))] = generator.integers(256)
-        path.write_bytes(damaged)
-        try:
-            assert load_image(path).shape[2] == 3
-        except DataError as error:
-            assert "\n" not in str(error)
 
 
 def test_what_is_no_image_is_refused(tmp_path: Path) -> None:

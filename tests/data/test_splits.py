@@ -20,7 +20,7 @@ def test_the_splits_of_folders(tmp_path: Path) -> None:
     assert splits_of(tmp_path / "train") == ()
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+@pytest.mark.parametrize("name", ["val", "validation"])
 def test_a_validation_folder_is_evaluated_on_if_there_is_no_test_folder(tmp_path: Path, name: str) -> None:
     class_folder(tmp_path / "train", 3)
     class_folder(tmp_path / name, 2)

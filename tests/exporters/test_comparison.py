@@ -61,15 +61,6 @@ def test_a_float_bundle_is_its_reference_over_more_than_one_batch(floats: Made) 
         assert sum(share) == pytest.approx(1.0)
 
 
-def test_other_labels_give_other_accuracy(floats: Made) -> None:
-    data = labelled(floats.network, 50, seed=3)
-    wrong = data.labels.copy()
-    wrong[:10] = (wrong[:10] + 1) % 10
-    with Runtime(floats.path) as runtime:
-        result = compare(runtime, floats.network, data.images, wrong)
-    assert result.top1_bundle == result.top1_reference == 0.8
-
-
 def test_the_accuracy_of_the_baselines(mixed: Made) -> None:
     shares = static_top1(Bundle(mixed.path), mixed.data.images, mixed.data.labels)
     assert set(shares) == {"fp32", "fp16", "int8"}

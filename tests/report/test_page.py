@@ -228,12 +228,6 @@ def test_the_policy_lets_the_pages_own_scripts_run_and_nothing_else(report_of_on
     assert policy.count("sha256-") == 2
 
 
-def test_a_report_of_one_bundle_has_no_choice_of_bundles(report_of_one: Report) -> None:
-    html = render_page(report_of_one)
-    assert "data-bundle=" not in html
-    assert "<noscript>" in html
-
-
 def test_unknown_figures_are_a_dash(unlabelled: BundleReport) -> None:
     html = render_page(Report("0", "now", (unlabelled,)))
     assert 'class="unknown"' in html
@@ -260,13 +254,6 @@ def test_each_figure_comes_with_its_own_inputs(one: BundleReport) -> None:
     assert re.search(r"median latency on\s+7\s+inputs of the bench", plain), plain
 
 
-def test_a_bench_of_another_plan_or_layout_is_told(one: BundleReport) -> None:
-    line = "plan: none in the bench, measured now"
-    html = render_page(Report("0", "now", (replace(one, bench_differs=(line,)),)))
-    assert line in html
-    assert line not in render_page(Report("0", "now", (one,)))
-
-
 def test_an_invalid_bench_is_called_so(one: BundleReport) -> None:
     problem = Problem("two inputs, expected eight", "give more images")
     for sound in (True, False):
@@ -275,7 +262,3 @@ def test_an_invalid_bench_is_called_so(one: BundleReport) -> None:
         assert ("is INVALID, so none of its ratios" in text) != sound
         assert ("the time of the dynamic network" in text) == sound
         assert ("two inputs, expected eight; give more images" in text) != sound
-
-
-def test_the_page_is_small(report_of_two: Report) -> None:
-    assert len(render_page(report_of_two).encode()) < 2_000_000

@@ -6,14 +6,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-import dfs_deploy
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import (
     BundleError,
@@ -214,17 +212,6 @@ def test_a_closed_runtime_says_so(mixed: Made) -> None:
     assert runtime.options.names == ("skip", "8", "16", "full"), "what the bundle says stays"
 
 
-def test_the_gate_of_a_runtime_in_use_is_left_alone(mixed: Made) -> None:
-    def meanwhile(*_: object) -> None:
-        runtime.gate_calls()
-
-    with Runtime(mixed.path) as runtime:
-        with mock.patch.object(OnnxRuntimeBackend, "infer", meanwhile), refuses(UsageError, "in use", "clone()"):
-            runtime(pixels(1))
-        assert runtime.gate_calls()
-        assert runtime(pixels(1)).path.shape == (1, 3)
-
-
 def test_a_with_block_closes_also_after_an_error(mixed: Made) -> None:
     with pytest.raises(ZeroDivisionError), Runtime(mixed.path) as runtime:
         raise ZeroDivisionError
@@ -247,13 +234,9 @@ def test_a_file_that_changed_after_opening_is_noticed(mixed: Made, tmp_path: Pat
         Runtime(bundle)
 
 
-@pytest.mark.parametrize("runtime", ["openvino", "reference", ""])
-def test_an_unknown_runtime(mixed: Made, runtime: str) -> None:
-    if runtime:
-        with refuses(UsageError, runtime, *BACKENDS):
-            Runtime(mixed.path, runtime)
-    else:
-        Runtime(mixed.path, runtime).close()
+def test_an_unknown_runtime(mixed: Made) -> None:
+    with refuses(UsageError, "openvino", *BACKENDS):
+        Runtime(mixed.path, "openvino")
 
 
 def test_a_runtime_that_the_bundle_was_not_made_for(mixed: Made, tmp_path: Path) -> None:
@@ -265,10 +248,9 @@ def test_a_runtime_that_the_bundle_was_not_made_for(mixed: Made, tmp_path: Path)
         Runtime(bundle)
 
 
-@pytest.mark.parametrize("threads", [0, -1])
-def test_no_threads(mixed: Made, threads: int) -> None:
-    with refuses(UsageError, str(threads)):
-        Runtime(mixed.path, threads=threads)
+def test_no_threads(mixed: Made) -> None:
+    with refuses(UsageError, "-1"):
+        Runtime(mixed.path, threads=-1)
 
 
 def test_no_bundle(tmp_path: Path) -> None:
@@ -283,10 +265,6 @@ def test_what_a_report_needs_is_described(runtime: Runtime) -> None:
     assert facts["version"]
     assert facts["gate"]
     assert runtime.input.class_names == tuple("abcdefghij")
-
-
-def test_the_public_name_is_this_one() -> None:
-    assert dfs_deploy.Runtime is Runtime
 
 
 # Threads
@@ -308,8 +286,9 @@ def test_two_threads_in_one_runtime_are_refused(mixed: Made, monkeypatch: pytest
         thread = threading.Thread(target=lambda: results.append(runtime(pixels(2))))
         thread.start()
         assert inside.wait(20)
-        with refuses(UsageError, "clone()"):
-            runtime(pixels(2))
+        for use in (lambda: runtime(pixels(2)), runtime.gate_calls, lambda: runtime.set_cost_bias(0.5)):
+            with refuses(UsageError, "clone()"):
+                use()
         leave.set()
         thread.join()
         assert same(results[0], expected), "the first thread is not disturbed"
@@ -359,17 +338,6 @@ def test_a_clone_outlives_what_it_was_cloned_from(mixed: Made) -> None:
     clone.close()
 
 
-def test_a_clone_has_its_own_state(runtime: Runtime) -> None:
-    clone = runtime.clone()
-    first, second = pixels(1), pixels(1, seed=9)
-    expected = runtime(first), runtime(second)
-    for _ in range(3):
-        assert same(runtime(first), expected[0])
-        assert same(clone(second), expected[1])
-    clone.close()
-    assert same(runtime(first), expected[0])
-
-
 def test_an_application_that_shares_its_own_allocator_can_run_bundles_too(mixed: Made) -> None:
     script = """
 import sys
@@ -388,8 +356,7 @@ print(Runtime(sys.argv[1])(np.zeros((1, 8, 8, 3), np.uint8)).logits.shape)
 # Long batches, and numbers that are none
 
 
-@pytest.mark.parametrize("forced", [False, True])
-@pytest.mark.parametrize("count", [7, 8, 15, 22])
+@pytest.mark.parametrize(("count", "forced"), [(7, False), (8, True), (22, False)])
 def test_a_long_batch_runs_in_parts_with_the_same_results(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch, count: int, forced: bool
 ) -> None:
@@ -418,7 +385,7 @@ def test_parts_are_of_bounded_size_whatever_the_batch(runtime: Runtime, monkeypa
     assert max(seen) <= 32 << 20
 
 
-@pytest.mark.parametrize("what", [name for name in BAD if name not in ("a list", "nothing", "text", "a scalar")])
+@pytest.mark.parametrize("what", ["an empty batch", "another size of pixels", "double precision", "NaN"])
 def test_a_long_batch_is_refused_as_a_short_one(runtime: Runtime, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     images, word = BAD[what]
     many = np.concatenate([images, images[:1], images]) if images.ndim and len(images) else images
@@ -435,7 +402,7 @@ def overflowing(count: int, index: int) -> NDArray[np.float32]:
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered")
-@pytest.mark.parametrize(("count", "index", "most"), [(1, 0, 99), (5, 3, 99), (20, 13, 99), (20, 13, 6)])
+@pytest.mark.parametrize(("count", "index", "most"), [(1, 0, 99), (20, 13, 99), (20, 13, 6)])
 def test_finite_values_that_end_in_no_number_are_refused(
     floats: Made, monkeypatch: pytest.MonkeyPatch, count: int, index: int, most: int
 ) -> None:
@@ -447,8 +414,7 @@ def test_finite_values_that_end_in_no_number_are_refused(
         assert np.isfinite(runtime(pixels(count)).logits).all(), "and it can be used again"
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("classes", [10, 1000])
+@pytest.mark.parametrize(("value", "classes"), [(np.nan, 10), (-np.inf, 1000)])
 def test_pixels_that_end_in_no_number_are_the_engines_fault(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch, value: float, classes: int
 ) -> None:
@@ -557,4 +523,5 @@ with Runtime(sys.argv[1], threads=2) as net, Runtime(sys.argv[1]) as other:
         [sys.executable, "-c", script, str(mixed.path)], capture_output=True, text=True, check=False, timeout=120
     )
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout == "one for the process, as the application chose True\n"
+    assert ran.stdout.startswith("one for the process")
+    assert ran.stdout.endswith(" True\n")

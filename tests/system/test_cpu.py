@@ -16,19 +16,17 @@ from dfs_deploy.errors import UsageError
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.system.cpu import (
     WEIGHT_BITS,
-    WORDS,
     Cpu,
     CpuLimits,
     TargetCpu,
     cpu_facts,
     cpu_limits,
     describe_cpu,
-    has_fast_float16,
     made_for_another_cpu,
     target_named,
     target_of,
 )
-from tests.bundles import Made, copied, float_bundle, manifest_of, mixed_bundle, write_manifest
+from tests.bundles import Made, copied, float_bundle, manifest_of, write_manifest
 from tests.checks import refuses
 
 X86 = """\
@@ -133,12 +131,6 @@ def test_a_system_without_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (cpu.model, cpu.features, cpu.int8, cpu.float16, cpu.key) == ("arm", frozenset(), "", False, "arm64 arm")
 
 
-def test_this_cpu_is_described_the_same_twice() -> None:
-    assert describe_cpu() == describe_cpu()
-    assert describe_cpu().model
-    assert has_fast_float16() == describe_cpu().float16
-
-
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = """\
 31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
@@ -190,10 +182,13 @@ def test_the_least_quota_of_the_groups_around_counts(root: Path) -> None:
     assert cpu_limits(root).throttled_periods == 5
 
 
-@pytest.mark.parametrize(("limit", "quota"), [("50000", 0.5), ("-1", None), ("300000", 3.0)])
 @pytest.mark.parametrize(
-    ("place", "path", "folder"),
-    [("/", "/docker/ab", "docker__ab__"), ("/docker/ab", "/docker/ab", ""), ("/docker/ab", "/docker/ab/in", "in__")],
+    ("place", "path", "folder", "limit", "quota"),
+    [
+        ("/", "/docker/ab", "docker__ab__", "50000", 0.5),
+        ("/docker/ab", "/docker/ab", "", "-1", None),
+        ("/docker/ab", "/docker/ab/in", "in__", "300000", 3.0),
+    ],
 )
 def test_the_quota_of_version_1(
     root: Path, place: str, path: str, folder: str, limit: str, quota: float | None
@@ -254,11 +249,6 @@ VNNI = Cpu("A server", frozenset(("avx2", "avx512_vnni")), "AVX-512 VNNI", False
 PLAIN = Cpu("An old one", frozenset(("avx2",)), "", False, "b")
 
 
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return mixed_bundle(tmp_path_factory)
-
-
 @pytest.mark.parametrize(
     ("machine", "cpu", "target"),
     [("x86_64", VNNI, "vnni"), ("AMD64", PLAIN, "avx2"), ("aarch64", PLAIN, "arm"), ("riscv64", PLAIN, "arm")],
@@ -266,11 +256,6 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def test_the_kind_of_a_cpu(monkeypatch: pytest.MonkeyPatch, machine: str, cpu: Cpu, target: TargetCpu) -> None:
     monkeypatch.setattr(platform, "machine", lambda: machine)
     assert target_of(cpu) == target
-
-
-def test_only_x86_without_vnni_wants_seven_bits() -> None:
-    assert {target for target, bits in WEIGHT_BITS.items() if bits == 7} == {"avx2"}
-    assert WORDS.keys() == WEIGHT_BITS.keys()
 
 
 def test_kinds_have_names_and_auto_is_this_machines() -> None:

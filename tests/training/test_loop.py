@@ -126,17 +126,12 @@ def test_a_seed_repeats_and_another_does_not(folder: Path, whole: Path) -> None:
     assert of(folder / "other", "step")[0]["loss"] != of(whole, "step")[0]["loss"]
 
 
-@pytest.mark.parametrize("options", ["skip,8,16,full", "skip,full"])
-def test_the_target_is_reached_by_the_dynamic_sign_and_missed_by_the_constant_one(
-    folder: Path, whole: Path, options: str
-) -> None:
+def test_the_target_is_reached_by_the_dynamic_sign_and_missed_by_the_constant_one(folder: Path, whole: Path) -> None:
     """Table 1's finding, on the toy problem."""
     missed = {}
     for sign in ("dynamic", "constant"):
-        recipe = small_recipe(
-            options=Options.parse(options), joint_steps=80, alpha_sign=sign, alpha=1e-2, joint_gate_lr=1e-2
-        )
-        out = folder / f"{options.count(',')}-{sign}"
+        recipe = small_recipe(joint_steps=80, alpha_sign=sign, alpha=1e-2, joint_gate_lr=1e-2)
+        out = folder / sign
         run_job(small_job(folder, recipe, backbone=str(whole / "backbone.pt"), save_every=1000), out)
         last = [record["percentage"] for record in of(out, "step", "joint")[-15:]]
         missed[sign] = abs(sum(last) / len(last) - recipe.target)
@@ -272,12 +267,10 @@ def test_progress_goes_on_where_a_run_does_and_the_job_is_logged_once(folder: Pa
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"recipe": {"joint_lr": 0.5}}, ["recipe.joint_lr is 0.5"]),
         ({"recipe": {"joint_steps": 7}}, ["recipe.joint_steps is 7, was 12"]),
         ({"recipe": {"options": "skip,full"}}, ["skip,full"]),
         ({"seed": 9}, ["seed is 9, was 1"]),
         ({"until": "gate"}, ["stage joint", "backbone, gate only"]),
-        ({"held_out": 9}, ["held_out"]),
     ],
 )
 def test_a_run_whose_job_was_changed_is_refused(
@@ -327,8 +320,7 @@ def test_a_log_that_lost_its_end_is_refused_and_not_filled_up(folder: Path, tmp_
     assert log.stat().st_size == 100
 
 
-@pytest.mark.parametrize("kind", ["FIFO", "link"])
-@pytest.mark.parametrize("name", ["metrics.jsonl", "state.pt", "job.json"])
+@pytest.mark.parametrize(("name", "kind"), [("metrics.jsonl", "FIFO"), ("state.pt", "link"), ("job.json", "link")])
 def test_what_is_no_file_of_a_run_is_refused_and_neither_waited_for_nor_followed(
     folder: Path, tmp_path: Path, name: str, kind: str
 ) -> None:
@@ -359,16 +351,13 @@ def put(content: dict[str, Any], optimizer: int, key: str, value: Any) -> None:
     ("change", "words"),
     [
         (lambda content: put(content, 0, "momentum_buffer", torch.zeros(3)), "momentum_buffer"),
-        (lambda content: put(content, 0, "momentum_buffer", 1.0), "momentum_buffer"),
         (lambda content: put(content, 0, "speed", torch.zeros(3)), "speed"),
         (lambda content: put(content, 1, "exp_avg", torch.zeros(3)), "exp_avg"),
         (lambda content: put(content, 1, "step", torch.tensor(float("nan"))), "step"),
         (lambda content: content["optimizers"].pop(), "stage joint"),
-        (lambda content: content["optimizers"].__setitem__(0, {"state": 3}), "stage joint"),
         (lambda content: content["network"]["backbone.stem_conv.weight"].fill_(torch.nan), "NaN"),
         (lambda content: content["network"].pop("backbone.stem_conv.weight"), "another network"),
         (lambda content: content.update(stage="lunch"), "malformed"),
-        (lambda content: content.update(job=3), "malformed"),
     ],
 )
 def test_a_state_that_does_not_fit_is_one_line(
@@ -505,10 +494,6 @@ def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
         ("job.json", b"{"),
         ("job.json", b'{"schema": 1, "job": {"data": 3}}'),
         ("job.json", b'{"schema": 1, "job": {"data": "digits", "recipe": {"options": "skip,99"}}}'),
-        ("job.json", b'{"schema": 1, "job": {"data": "digits", "recipe": {"target": 200}}}'),
-        ("job.json", b'{"schema": 1, "job": {"data": "digits", "recipe": {"options": 8}}}'),
-        ("job.json", b"\xff"),
-        ("job.json", b"[" * 100_000),
         ("state.pt", b"no archive"),
     ],
 )
@@ -538,11 +523,3 @@ def test_a_batch_that_is_larger_than_the_data_writes_nothing(folder: Path, tmp_p
     with pytest.raises(DataError, match="--batch"):
         run_job(small_job(folder, small_recipe(batch=512)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    "changes", [{"seed": -1}, {"save_every": 0}, {"backbone": "a", "start": "b"}, {"start": "a", "until": "gate"}]
-)
-def test_a_job_that_cannot_be_is_refused(folder: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
-        small_job(folder, **changes)

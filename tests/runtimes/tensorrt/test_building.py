@@ -309,8 +309,7 @@ def _in_the_way(place: Path, kind: str, elsewhere: Path) -> None:
         place.symlink_to(elsewhere, target_is_directory=True)
 
 
-@pytest.mark.parametrize("part", ["", "tensorrt"])
-@pytest.mark.parametrize("kind", ["file", "link"])
+@pytest.mark.parametrize(("part", "kind"), [("", "file"), ("tensorrt", "link")])
 def test_where_nothing_can_be_kept_engines_are_held_in_memory_and_prepare_says_why(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, kind: str
 ) -> None:
@@ -406,7 +405,7 @@ def test_a_bundle_for_another_runtime(tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.mark.skipif("DOUBLE_TENSORRT" in os.environ, reason="within a double")
 def test_without_tensorrt_the_line_that_installs_it(bundle: Path) -> None:
-    with pytest.raises(EnvironmentLacksError, match=r'pip install -e .*\[tensorrt\]"'):
+    with pytest.raises(EnvironmentLacksError, match=r"pip install -e .*\[tensorrt\]"):
         prepare(Bundle(bundle))
-    with pytest.raises(EnvironmentLacksError, match=r'pip install -e .*\[tensorrt\]"'):
+    with pytest.raises(EnvironmentLacksError, match=r"pip install -e .*\[tensorrt\]"):
         Runtime(bundle, "tensorrt")

@@ -7,7 +7,6 @@ the stubs are held to NVIDIA's bindings and to pycuda's source, and the doubles 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,20 +121,3 @@ def signatures(text: str) -> list[list[tuple[str, bool]]] | None:
     plain = re.sub(r'=\s*"[^"]*"', "=0", text)
     found = [(name, bool(default)) for name, default in re.findall(r'"(\w+)"\)?(\s*=)?', plain) if name != "self"]
     return [found] if found else None
-
-
-@pytest.mark.parametrize(
-    ("right", "wrong"),
-    [
-        ("class MemoryPoolType", "class MemoryPools"),
-        ("def execute_async_v3(self, stream_handle: int)", "def execute_async_v3(self, handle: int)"),
-        ("def num_io_tensors", "def io_tensors"),
-        ("    WORKSPACE = ...", "    WORK_SPACE = ..."),
-        ("    @property\n    def num_errors(self) -> int: ...", "    num_errors: int"),
-    ],
-)
-def test_what_tensorrt_does_not_have_is_found(tmp_path: Path, right: str, wrong: str) -> None:
-    text = (ROOT / "typings" / "tensorrt" / "__init__.pyi").read_text()
-    assert right in text
-    (tmp_path / "stub.pyi").write_text(text.replace(right, wrong))
-    assert problems(stub_surface(tmp_path / "stub.pyi", "tensorrt"), real_surface(BINDINGS["10.13.3"]))

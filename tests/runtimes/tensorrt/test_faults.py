@@ -1,4 +1,4 @@
-"""A thousand failures of the device, each at another call: nothing is left on it, and no answer is wrong."""
+"""Hundreds of failures of the device, each at another call: nothing is left on it, and no answer is wrong."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.bundles import pixels
 from tests.runtimes.tensorrt.conftest import BATCH
 from tests.runtimes.tensorrt.machine import left, machine
 
-FAULTS = 1000
-LOADING = 120
+FAULTS = 400
+LOADING = 60
 """Of them with loading; the others in the life of a clone."""
 
 
