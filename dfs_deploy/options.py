@@ -147,14 +147,7 @@ class Options(Sequence[Option]):
 
 
 def parse_policy(names: Sequence[str], options: Options) -> tuple[int, ...]:
-    """Parses a static policy.
-
-    Args:
-        names: name of one option per gated block.
-        options: options of the network.
-
-    Returns:
-        Index into ``options`` per block.
+    """Parses a static policy: the index into ``options`` of each gated block's option, given the options' names.
 
     Raises:
         OptionError: a name is not among the options.

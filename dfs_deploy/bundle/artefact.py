@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import errno
-import glob
 import io
 import logging
 import os
@@ -29,7 +28,6 @@ from dfs_deploy.bundle.manifest import MANIFEST, Head, SourceHead, input_of, par
 from dfs_deploy.errors import BundleError, DigestError, UsageError
 from dfs_deploy.io.arrays import Arrays, ArraysError
 from dfs_deploy.io.files import (
-    ASIDE,
     UnfitFileError,
     first_link,
     is_litter,
@@ -249,7 +247,7 @@ def other_than_bundle(path: str | Path) -> str | None:
 def source_of(path: Path) -> SourceHead | None:
     """Checkpoint that a bundle, even a damaged one, was made from; ``None`` if that is unknown."""
     head = read_head(path)
-    return None if head is None else head.made_from
+    return None if head is None else head.source
 
 
 def _read_manifest(path: Path) -> bytes:
@@ -268,18 +266,11 @@ def _read_manifest(path: Path) -> bytes:
         raise BundleError(f"{file} {error.strerror}; copy or export the bundle again") from error
     except OSError as error:
         raise BundleError(f"{file} cannot be read ({first_line(error)}); check its path and permissions") from error
-    if content.startswith(GIT_LFS_MARK):
-        raise BundleError(f"{file} is a Git LFS pointer; fetch the files with git lfs pull")
     return content
 
 
 def _no_bundle(path: Path) -> BundleError:
     """Error for a path that is no directory."""
-    name = glob.escape(path.name)
-    for aside in path.parent.glob(f".{name}.*.tmp/{name}{ASIDE}"):
-        return BundleError(
-            f"no bundle at {path}, because replacing it was interrupted; {aside} is the old one: move it back"
-        )
     seen = f"{path} is a file, and no bundle" if path.exists() else f"no bundle at {path}"
     return BundleError(
         other_than_bundle(path) or f"{seen}; give the path of a NAME{SUFFIX} directory that dfs-deploy export made"

@@ -11,12 +11,7 @@ from dfs_deploy.options import Option, Options
 
 
 def contradictions(manifest: Manifest, options: Options) -> Iterator[str]:
-    """Yields one line per part of a manifest that does not agree with another.
-
-    Args:
-        manifest: read, and of the schema.
-        options: its options.
-    """
+    """Yields one line per part of a manifest that does not agree with another."""
     architecture = manifest.architecture
     if [(o.name, o.cost) for o in manifest.options] != [(o.name, o.cost) for o in options]:
         yield "names or costs of options do not go with their bits"

@@ -78,12 +78,7 @@ class EngineUse:
 
 
 def engine_uses(manifest: Manifest, options: Options) -> dict[str, list[EngineUse]]:
-    """Uses of each engine file of a bundle; uses that differ only in their label are listed once.
-
-    Args:
-        manifest: without contradictions.
-        options: its options.
-    """
+    """Uses of each engine file of a bundle without contradictions; those that differ only in their label count once."""
     uses: dict[str, dict[tuple[object, ...], EngineUse]] = {}
     for engines in manifest.runtimes.values():
         for file, use in _uses(engines, manifest.architecture, options):
@@ -92,12 +87,7 @@ def engine_uses(manifest: Manifest, options: Options) -> dict[str, list[EngineUs
 
 
 def check_engine(data: bytes, name: str, use: EngineUse) -> None:
-    """Checks an engine without running any of it.
-
-    Args:
-        data: content of the file.
-        name: name of the file, for messages.
-        use: use of the engine.
+    """Checks the content of an engine's file without running any of it; the name is for messages.
 
     Raises:
         BundleError: it is no ONNX model, or has something that no exported engine has.

@@ -77,10 +77,6 @@ def engines_of(bundle: HasEngines, runtime: str) -> Iterator[PlacedEngine]:
     An engine that serves several options is yielded once per option. Under a static policy only the policy's options
     are yielded, because the bundle holds no others.
 
-    Args:
-        bundle: an opened bundle.
-        runtime: name of the runtime, such as ``onnxruntime``.
-
     Raises:
         BundleError: the bundle has no engines for this runtime.
     """
@@ -90,13 +86,7 @@ def engines_of(bundle: HasEngines, runtime: str) -> Iterator[PlacedEngine]:
 
 
 def walk(engines: RuntimeEngines, network: Architecture, options: Options) -> Iterator[PlacedEngine]:
-    """Yields the engines of one runtime; see :func:`engines_of`.
-
-    Args:
-        engines: engines for the blocks of the network, one record per gated block.
-        network: description of the network.
-        options: options that its gate chooses from.
-    """
+    """Yields the engines of one runtime; see :func:`engines_of`."""
     maps = [block.out_shape for block in network.blocks]
     yield PlacedEngine("stem", 0, "", 0, engines.stem, network.image_shape, maps[0])
     for block in engines.blocks:

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from dfs_deploy.errors import BundleError, SchemaVersionError
-from dfs_deploy.io.json_files import Digest, MalformedError, Name, Percentage, Share, VersionedFormat, decode_json
+from dfs_deploy.io.json_files import Digest, Name, Percentage, Share, VersionedFormat
 from dfs_deploy.network import Architecture, GateSize, cifar_resnet
 from dfs_deploy.options import Precision
 from dfs_deploy.preprocessing import (
@@ -306,39 +306,6 @@ def _from_older(older: msgspec.Struct) -> Manifest:
     return Manifest(**{**values, "schema_version": SCHEMA_VERSION})
 
 
-class Head(msgspec.Struct):
-    """Readable part of a manifest of any version."""
-
-    schema_version: int
-    producer: msgspec.Raw = msgspec.Raw(b"{}")
-    source: msgspec.Raw = msgspec.Raw(b"null")
-    files: msgspec.Raw = msgspec.Raw(b"{}")
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether the manifest names dfs-deploy as its producer."""
-        try:
-            return decode_json(bytes(self.producer), _Producer).name == PRODUCER
-        except MalformedError:
-            return False
-
-    @property
-    def listed(self) -> frozenset[str]:
-        """Names of the files; empty if they cannot be read."""
-        try:
-            return frozenset(decode_json(bytes(self.files), dict[str, msgspec.Raw]))
-        except MalformedError:
-            return frozenset()
-
-    @property
-    def made_from(self) -> SourceHead | None:
-        """Checkpoint that the bundle was made from; ``None`` if it is missing or cannot be read."""
-        try:
-            return decode_json(bytes(self.source), SourceHead)
-        except MalformedError:
-            return None
-
-
 class SourceHead(msgspec.Struct):
     """File name and SHA-256 of the checkpoint, in a manifest of any version."""
 
@@ -346,8 +313,27 @@ class SourceHead(msgspec.Struct):
     sha256: Digest
 
 
-class _Producer(msgspec.Struct):
+class _Producer(msgspec.Struct, frozen=True):
     name: str = ""
+
+
+class Head(msgspec.Struct):
+    """Readable part of a manifest of any version.
+
+    Attributes:
+        source: checkpoint that the bundle was made from, if the manifest names one.
+        files: names of the files.
+    """
+
+    schema_version: int
+    producer: _Producer = _Producer()
+    source: SourceHead | None = None
+    files: dict[str, msgspec.Raw] = {}
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the manifest names dfs-deploy as its producer."""
+        return self.producer.name == PRODUCER
 
 
 FORMAT = VersionedFormat(
@@ -362,14 +348,7 @@ FORMAT = VersionedFormat(
 
 
 def parse_manifest(content: bytes, path: Path) -> Manifest:
-    """Reads a manifest of any supported version and checks it against the schema.
-
-    Args:
-        content: content of ``manifest.json``.
-        path: path of the bundle, for messages.
-
-    Returns:
-        The manifest, converted to the newest version.
+    """Reads a manifest of any supported version, as the newest one; the path of the bundle is for messages.
 
     Raises:
         SchemaVersionError: the version is not supported.

@@ -94,15 +94,7 @@ def _classes() -> dict[str, Any]:
 
 
 def parse_model(data: bytes, name: str) -> Message:
-    """Reads a model.
-
-    Args:
-        data: a serialised ModelProto.
-        name: name of the model in messages.
-
-    Raises:
-        BundleError: it is no ModelProto.
-    """
+    """Reads a serialised ModelProto; raises BundleError, which names it, if it is none."""
     from google.protobuf.message import DecodeError
 
     try:

@@ -13,7 +13,6 @@ from dfs_deploy.bundle.artefact import Bundle, foreign_entries, is_litter_entry,
 from dfs_deploy.bundle.manifest import FORMAT, MANIFEST, FileRecord, Manifest
 from dfs_deploy.errors import UsageError
 from dfs_deploy.io.files import (
-    can_rename_folders,
     check_folder,
     put_folder,
     sha256,
@@ -96,7 +95,7 @@ def check_writable(path: Path) -> None:
     if path.is_symlink() or (exists and (head is None or not head.is_ours)):
         raise UsageError(f"{path} exists and is no bundle; give another path with --out, or remove it")
     if head is not None:
-        for entry in foreign_entries(path, head.listed, within=True):
+        for entry in foreign_entries(path, head.files, within=True):
             if not is_litter_entry(entry):
                 raise UsageError(
                     f"{path} holds {entry}, which is no file of the bundle and would be lost; move it away, or give"
@@ -104,15 +103,6 @@ def check_writable(path: Path) -> None:
                 )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{path.parent} cannot be created ({error.strerror}); give another --out") from error
-    try:
         check_folder(path.parent)
-        replaceable = not path.exists() or can_rename_folders(path.parent)
     except OSError as error:
-        raise UsageError(f"{path.parent} is not writable ({error.strerror}); give another --out") from error
-    if not replaceable:
-        raise UsageError(
-            f"{path} exists, and the file system cannot rename folders, so it cannot be replaced whole; remove it, or"
-            " give another --out"
-        )
+        raise UsageError(f"{path.parent} cannot be written ({error.strerror}); give another --out") from error

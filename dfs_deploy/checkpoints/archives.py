@@ -27,11 +27,7 @@ _LENGTH_BYTES = 8
 
 
 def check_archive(stream: BinaryIO, size: int) -> None:
-    """Checks that a file of ``torch.save`` holds what it claims. Nothing in it is executed.
-
-    Args:
-        stream: the file, at its beginning.
-        size: size of the file in bytes.
+    """Checks that a file of ``torch.save``, of ``size`` bytes, holds what it claims. Nothing in it is executed.
 
     Raises:
         PickleRefusedError: sizes are wrong, or there is something other than dense tensors and plain values; the

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dfs_deploy.errors import UsageError
 from dfs_deploy.preprocessing import InputContract
-
-CIFAR_SIZE = (32, 32)
-"""Height and width of CIFAR's images, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +38,6 @@ def assumed_input(channels: int, facts: CheckpointFacts, scripts: str) -> tuple[
 
     Returns:
         The contract, and one line per assumption in it.
-
-    Raises:
-        InputError: the facts are out of bounds.
     """
     assumptions = []
     usual = InputContract()
@@ -57,13 +51,7 @@ def assumed_input(channels: int, facts: CheckpointFacts, scripts: str) -> tuple[
         assumptions.append("images have 32x32 pixels, as in CIFAR; otherwise give --input-size")
     if facts.class_names is None:
         assumptions.append("the file has no class names, so classes are numbers; give names with --class-names")
-    contract = InputContract(
-        shape=(channels, *(facts.input_size or CIFAR_SIZE)),
-        mean=usual.mean if facts.mean is None else facts.mean,
-        std=usual.std if facts.std is None else facts.std,
-        class_names=facts.class_names or (),
-    )
-    return contract, tuple(assumptions)
+    return _with_facts(usual, channels, facts), tuple(assumptions)
 
 
 def corrected_input(recorded: InputContract, facts: CheckpointFacts) -> tuple[InputContract, tuple[str, ...]]:
@@ -75,22 +63,21 @@ def corrected_input(recorded: InputContract, facts: CheckpointFacts) -> tuple[In
     Raises:
         InputError: the facts are out of bounds.
     """
-    size = recorded.shape[1:] if facts.input_size is None else facts.input_size
-    contract = InputContract(
-        shape=(recorded.shape[0], *size),
-        mean=recorded.mean if facts.mean is None else facts.mean,
-        std=recorded.std if facts.std is None else facts.std,
-        class_names=recorded.class_names if facts.class_names is None else facts.class_names,
-    )
+    contract = _with_facts(recorded, recorded.shape[0], facts)
     names = f"{len(contract.class_names)} class names" if contract.class_names else "no class names"
     words = {
-        "shape": f"images of {size[0]}x{size[1]} pixels",
+        "shape": f"images of {contract.shape[1]}x{contract.shape[2]} pixels",
         "mean": f"mean {contract.mean}",
         "std": f"std {contract.std}",
         "class_names": names,
     }
     changed = [noun for key, noun in words.items() if getattr(contract, key) != getattr(recorded, key)]
     return contract, tuple(f"{noun}, as given, instead of the file's" for noun in changed)
+
+
+def _with_facts(contract: InputContract, channels: int, facts: CheckpointFacts) -> InputContract:
+    given = {key: getattr(facts, key) for key in ("mean", "std", "class_names") if getattr(facts, key) is not None}
+    return replace(contract, shape=(channels, *(facts.input_size or contract.shape[1:])), **given)
 
 
 def check_class_names(names: Sequence[object], classes: int) -> None:

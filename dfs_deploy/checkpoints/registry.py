@@ -39,23 +39,14 @@ class Checkpoint:
 Loader = Callable[[RawCheckpoint, "Options | None", CheckpointFacts], Checkpoint]
 
 
-@dataclass(frozen=True)
-class Recognizer:
-    """A checkpoint format: its name, the test for it, and its loader."""
-
-    name: str
-    matches: Callable[[RawCheckpoint], bool]
-    load: Loader
+_RECOGNIZERS: list[tuple[Callable[[RawCheckpoint], bool], Loader]] = []
 
 
-_RECOGNIZERS: list[Recognizer] = []
-
-
-def recognizer(name: str, matches: Callable[[RawCheckpoint], bool]) -> Callable[[Loader], Loader]:
+def recognizer(matches: Callable[[RawCheckpoint], bool]) -> Callable[[Loader], Loader]:
     """Decorator that registers a loader for checkpoints that ``matches`` accepts; the first registered one wins."""
 
     def register(load: Loader) -> Loader:
-        _RECOGNIZERS.append(Recognizer(name, matches, load))
+        _RECOGNIZERS.append((matches, load))
         return load
 
     return register
@@ -126,9 +117,9 @@ def load_checkpoint(
     """
     path, facts = Path(path), facts or CheckpointFacts()
     raw = choose_weights(read_checkpoint_file(path), facts.weights_key)
-    for candidate in _RECOGNIZERS:
-        if candidate.matches(raw):
-            checkpoint = candidate.load(raw, options, facts)
+    for matches, load in _RECOGNIZERS:
+        if matches(raw):
+            checkpoint = load(raw, options, facts)
             check_class_names(checkpoint.input.class_names, checkpoint.network.architecture.classes)
             if deployable:
                 check_ranges(checkpoint.network)

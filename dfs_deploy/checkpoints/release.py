@@ -34,7 +34,7 @@ def is_release(raw: RawCheckpoint) -> bool:
 _ALIASES = {**SHARED, **{f"group{group}_bn0.": f"group{group}_layer0.bn3." for group in (2, 3)}}
 
 
-@recognizer(FORMAT, is_release)
+@recognizer(is_release)
 def load_release(raw: RawCheckpoint, options: Options | None, facts: CheckpointFacts) -> Checkpoint:
     """Reads a gated network of the release, with 3 groups of any length.
 

@@ -31,7 +31,7 @@ def is_skipnet(raw: RawCheckpoint) -> bool:
     )
 
 
-@recognizer(FORMAT, is_skipnet)
+@recognizer(is_skipnet)
 def load_skipnet(raw: RawCheckpoint, options: Options | None, facts: CheckpointFacts) -> Checkpoint:
     """Reads a SkipNet; its one sigmoid score becomes two scores: zero for skip, and the score itself for full.
 

@@ -81,8 +81,7 @@ def choose_weights(file: FileContent, wanted: str | None = None) -> RawCheckpoin
 
     Args:
         file: content of the file.
-        wanted: which of several weights to take, by the name in messages; ``None`` for the first that are not
-            averaged.
+        wanted: which of several weights to take, by the name in messages; ``None`` for the first not averaged.
 
     Raises:
         CheckpointError: the requested weights are missing, two different tensors have the same name, or there are

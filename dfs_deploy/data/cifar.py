@@ -16,8 +16,7 @@ from dfs_deploy.data.cifar_pickles import PickledArray, as_text, load_cifar_pick
 from dfs_deploy.data.dataset import SPLITS, Dataset, Split, describe
 from dfs_deploy.data.entries import checked_entry
 from dfs_deploy.errors import DataError
-from dfs_deploy.io.files import check_file, read_file
-from dfs_deploy.io.kinds import read_head
+from dfs_deploy.io.files import check_file, read_file, read_head
 from dfs_deploy.io.text import one_line
 from dfs_deploy.preprocessing import class_names_problem
 

@@ -27,11 +27,7 @@ class PickledArray:
 
 
 class _CifarUnpickler(InertUnpickler):
-    """Unpickler for dicts, lists, text, bytes, numbers and arrays of uint8.
-
-    Args:
-        data: the pickle.
-    """
+    """Unpickler for dicts, lists, text, bytes, numbers and arrays of uint8."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data), encoding="latin1")
@@ -78,11 +74,7 @@ class _CifarUnpickler(InertUnpickler):
 
 
 def load_cifar_pickle(file: Path, limit: int) -> dict[str, object]:
-    """Reads the dict of a CIFAR file, its keys as text and its arrays as :class:`PickledArray`.
-
-    Args:
-        file: the pickle.
-        limit: most bytes that are read.
+    """Reads the dict of a CIFAR file of at most ``limit`` bytes: keys as text, arrays as :class:`PickledArray`.
 
     Raises:
         DataError: the file is damaged, holds no dict, or names something that arrays of uint8 do not need. Nothing in

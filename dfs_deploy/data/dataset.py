@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from dfs_deploy.data.entries import checked_entry
 from dfs_deploy.data.images import Decoded, read_image
 from dfs_deploy.data.labels import draw, match_labels
 from dfs_deploy.errors import DataError
+from dfs_deploy.io.arrays import ArrayHeader
 
 Split = Literal["train", "val", "test"]
 
@@ -27,19 +28,7 @@ def evaluation_split(found: Collection[str]) -> Split:
     return "val" if "val" in found and "test" not in found else "test"
 
 
-class ShapeAndType(Protocol):
-    """An array, or the header of one that was not read."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Length of each axis."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the elements."""
-
-
-def describe(array: ShapeAndType) -> str:
+def describe(array: NDArray[Any] | ArrayHeader) -> str:
     """Shape and dtype in words, for messages."""
     return f"{array.shape} {array.dtype}"
 
@@ -214,13 +203,13 @@ class ImageFolder:
         return self.root / self.files[index]
 
 
-def check_images(images: ShapeAndType, name: str) -> None:
+def check_images(images: NDArray[Any] | ArrayHeader, name: str) -> None:
     """Raises DataError unless images have shape (N, H, W, 3), N at least 1, and dtype uint8."""
     shape = images.shape
     if images.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
         raise DataError(
-            f"images of {name}: {describe(images)}, expected (N, H, W, 3) uint8 with N at least 1;"
-            f" {_image_remedy(images)}"
+            f"images of {name}: {describe(images)}, expected (N, H, W, 3) uint8 with N at least 1; save RGB pixels of"
+            " 0..255, channels last"
         )
 
 
@@ -250,16 +239,3 @@ def content_notes(images: NDArray[np.uint8]) -> list[str]:
 
 def _pixels(size: tuple[int, ...]) -> str:
     return f"{size[0]}x{size[1]}"
-
-
-def _image_remedy(images: ShapeAndType) -> str:
-    shape = images.shape
-    if 0 in shape:
-        return "add images"
-    if len(shape) == 4 and shape[1] == 3 and shape[3] != 3:
-        return "put the channels last: x.transpose(0, 2, 3, 1)"
-    if len(shape) == 3 or (len(shape) == 4 and shape[3] == 1):
-        return "repeat the grey channel three times"
-    if images.dtype.kind == "f":
-        return "scale pixels to 0..255, round, and cast"
-    return "save RGB pixels of 0..255"

@@ -65,13 +65,7 @@ class Header:
 
 
 def read_header(data: bytes) -> Header | None:
-    """Reads the header of an image file.
-
-    Args:
-        data: whole content of the file.
-
-    Returns:
-        The header; ``None`` if the format is unknown.
+    """Header of an image file, given its whole content; ``None`` if the format is unknown.
 
     Raises:
         HeaderError: the header is damaged or contradicts itself.
@@ -86,14 +80,7 @@ def read_header(data: bytes) -> Header | None:
 
 
 def orientation_of(exif: bytes) -> int:
-    """Orientation, 1 to 8, in EXIF data; 1 if they give none.
-
-    Args:
-        exif: TIFF structure of the EXIF data.
-
-    Raises:
-        HeaderError: it is not a TIFF structure.
-    """
+    """Orientation, 1 to 8, in EXIF data; 1 if they give none. Raises HeaderError if they are no TIFF structure."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
         raise HeaderError("no TIFF structure")

@@ -81,19 +81,7 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> NDArray
 
 
 def decode_image(data: bytes, size: tuple[int, int] | None = None, name: str = "the image") -> NDArray[np.uint8]:
-    """Decodes an image from bytes, such as the body of a request; see :func:`load_image`.
-
-    Args:
-        data: content of a PNG, JPEG, BMP, PPM or WebP file.
-        size: height and width to resize to; ``None`` keeps the image's own.
-        name: name of the image in messages.
-
-    Returns:
-        (H, W, 3) uint8, RGB.
-
-    Raises:
-        DataError: the image cannot be decoded; see :func:`load_image`.
-    """
+    """Decodes the content of an image file, such as the body of a request; see :func:`load_image`."""
     read = _decode(data, name, size)
     _say(read, name)
     return read.pixels

@@ -68,22 +68,7 @@ def match_labels(
 
 
 def draw(total: int, count: int | None, seed: int) -> NDArray[np.intp]:
-    """Draws indices of images at random without replacement.
-
-    For the same seed, the draw for a smaller count is the beginning of the draw for a larger one.
-
-    Args:
-        total: number of images to draw from.
-        count: number of images to draw; ``None`` or a larger number than ``total`` for all, in an order that depends
-            on the seed.
-        seed: seed of the draw, at least 0.
-
-    Returns:
-        (min(count, total),) indices.
-
-    Raises:
-        DataError: the count is below 1 or the seed negative.
-    """
+    """Draws (min(count, total),) indices; see :meth:`~dfs_deploy.data.dataset.Dataset.subset`."""
     if count is not None and count < 1:
         raise DataError(f"a subset of {count} images, expected at least 1; leave the count out for all")
     if seed < 0:

@@ -63,13 +63,7 @@ def load_dataset(
 
 @os_errors_as_data_errors
 def splits_of(path: str | Path) -> tuple[Split, ...]:
-    """Lists the splits of a data set, without decoding an image.
-
-    Args:
-        path: a file or folder, see :func:`load_dataset`.
-
-    Returns:
-        Names of the splits; empty for data that serve every split.
+    """Splits of a data set, without decoding an image; empty for data that serve every split.
 
     Raises:
         DataError: the data cannot be read.
@@ -92,12 +86,8 @@ def open_dataset(
 ) -> Dataset | ImageFolder:
     """Opens a data set; a folder of images is listed with its labels, and decoded later.
 
-    Both kinds of result have ``subset``, ``labelled_for`` and ``load``.
-
-    Args:
-        path: a file or folder, see :func:`load_dataset`.
-        split: name of the split, see :func:`load_dataset`.
-        size: height and width to resize to, see :func:`load_dataset`.
+    The arguments are those of :func:`load_dataset`. Both kinds of result have ``subset``, ``labelled_for`` and
+    ``load``.
 
     Returns:
         The files of a folder; or, for an ``.npz`` or a CIFAR archive, images in memory.

@@ -14,11 +14,9 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
-
-from dfs_deploy.io.kinds import kind_of
 
 if sys.platform == "win32":
     fcntl = None
@@ -32,16 +30,7 @@ TEMPORARY = ".tmp"
 """Suffix of a file or folder that is still being written: ``.NAME.<random>.tmp``, next to ``NAME``."""
 
 _LITTER = (
-    *(
-        ".ds_store",
-        "._*",
-        "__macosx",
-        ".appledouble",
-        ".localized",
-        ".fseventsd",
-        ".spotlight-v100",
-        ".trashes",
-    ),  # macOS
+    *(".ds_store", "._*", "__macosx", ".localized", ".fseventsd", ".spotlight-v100", ".trashes"),  # macOS
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),  # Windows
     *(".nfs*", ".fuse_hidden*", ".trash-*", ".directory", "lost+found", "@eadir"),  # file systems and desktops
     *("*~", ".*.sw[a-p]", ".#*", "#*#", ".goutputstream-*"),  # editors
@@ -53,8 +42,7 @@ _SYNCS_AT_ONCE = 8  # file systems commit several together, which takes a tenth 
 _UNSUPPORTED = frozenset((errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM))
 """Errors of network file systems without fsync, mostly for folders; EIO is not among them."""
 
-_NO_RENAMES = frozenset((errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV, errno.EINVAL, errno.EMFILE))
-"""Errors of file systems that cannot rename a folder with files in it, such as object stores."""
+_CLOSED_IN_CHILDREN = getattr(os, "O_CLOEXEC", 0)
 
 _PIECE = 1 << 20
 
@@ -86,12 +74,7 @@ def sha256_file(path: Path) -> str:
 
 
 def check_file(path: Path, limit: int, *, follow: bool = True) -> int:
-    """Checks that a path is a regular file of bounded size, without opening it or waiting for anything.
-
-    Args:
-        path: a file; a device, FIFO, socket or folder is refused.
-        limit: most bytes of the file.
-        follow: whether a symbolic link is followed.
+    """Checks that a path is a regular file of at most ``limit`` bytes, without opening it or waiting for anything.
 
     Returns:
         Size of the file in bytes.
@@ -104,17 +87,7 @@ def check_file(path: Path, limit: int, *, follow: bool = True) -> int:
 
 
 def read_file(path: Path, limit: int, *, follow: bool = True) -> bytes:
-    """Content of a regular file of bounded size. A FIFO does not block it, and a sparse file takes no memory.
-
-    Args:
-        path: a file.
-        limit: most bytes of the file.
-        follow: whether a symbolic link is followed.
-
-    Raises:
-        UnfitFileError: it is no regular file, or larger.
-        OSError: it does not exist or cannot be read.
-    """
+    """Content of a file, which :func:`check_file` checked. A FIFO does not block it; a sparse file takes no memory."""
     check_file(path, limit, follow=follow)  # merely opening a device can have effects
     with _opened(path, follow=follow) as stream:
         size = _checked(os.fstat(stream.fileno()), path, limit)
@@ -126,13 +99,16 @@ def read_file(path: Path, limit: int, *, follow: bool = True) -> bytes:
     return content
 
 
-def first_link(path: Path, root: Path) -> Path | None:
-    """First part of a path below a folder that is a symbolic link, or ``None``.
+def read_head(path: Path, size: int) -> bytes:
+    """First bytes of a regular file; empty for anything else, which is not opened."""
+    if not path.is_file():
+        return b""
+    with _opened(path) as stream:
+        return stream.read(size) if stat.S_ISREG(os.fstat(stream.fileno()).st_mode) else b""
 
-    Args:
-        path: path in ``root``, which need not exist.
-        root: a folder, which may be a link itself.
-    """
+
+def first_link(path: Path, root: Path) -> Path | None:
+    """First part of a path below ``root`` that is a symbolic link, or ``None``; ``root`` itself may be one."""
     at = root
     for part in path.relative_to(root).parts:
         at /= part
@@ -146,12 +122,7 @@ class OversizedReadError(ValueError):
 
 
 class BoundedReads:
-    """File with a limit on every single read, for readers that trust the lengths in a file.
-
-    Args:
-        stream: the file.
-        limit: most bytes of a read; a larger one raises :class:`OversizedReadError`.
-    """
+    """File that refuses to read more than ``limit`` bytes at once, for readers that trust the lengths in a file."""
 
     def __init__(self, stream: BinaryIO, limit: int) -> None:
         self._stream, self._limit = stream, limit
@@ -167,7 +138,7 @@ class BoundedReads:
 
 def _opened(path: Path, *, follow: bool = True) -> BinaryIO:
     """Opens a file for reading without waiting for anything."""
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _CLOSED_IN_CHILDREN | getattr(os, "O_BINARY", 0)
     return os.fdopen(os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0)), "rb")
 
 
@@ -176,13 +147,10 @@ def _checked(status: os.stat_result, path: Path, limit: int) -> int:
         kinds = {stat.S_IFDIR: "folder", stat.S_IFLNK: "link", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
         kind = kinds.get(stat.S_IFMT(status.st_mode), "device")
         number = errno.EISDIR if kind == "folder" else errno.EINVAL
-        known = kind_of(path) if kind == "folder" else None
-        seen = f"a {kind}" if known is None else known.name
-        raise UnfitFileError(number, f"is {seen}, expected a regular file", str(path))
+        raise UnfitFileError(number, f"is a {kind}, expected a regular file", str(path))
     if status.st_size > limit:
-        known = kind_of(path)
         seen = f"holds {status.st_size:,} bytes, the most for such a file is {limit:,}"
-        raise UnfitFileError(errno.EFBIG, seen if known is None else f"is {known.name} and {seen}", str(path))
+        raise UnfitFileError(errno.EFBIG, seen, str(path))
     return status.st_size
 
 
@@ -195,7 +163,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _named(path), _temporary(path, _make_file, _remove_file) as temporary:
+    with _named(path), _temporary(path, folder=False) as temporary:
         yield temporary
         sync_to_disk(temporary)
         temporary.replace(path)
@@ -208,7 +176,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
     The folder is locked while it is in use; a folder that a killed process left is removed by the next writer.
     """
-    with _temporary(path, _make_folder, _remove_folder) as folder:
+    with _temporary(path, folder=True) as folder:
         yield folder
 
 
@@ -228,7 +196,7 @@ def sole_use(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield  # Windows cannot open folders
         return
-    handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0))
+    handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _CLOSED_IN_CHILDREN)
     try:
         if _lock(handle, wait=False) is False:
             raise BlockingIOError(errno.EWOULDBLOCK, "in use by another process", str(folder))
@@ -242,20 +210,13 @@ def remove_leftovers(path: Path) -> None:
 
     Those in use are locked and stay; so does a folder with the only copy of what was being replaced.
     """
-    for leftover in _temporaries(path):
-        if not path.exists() and (leftover / f"{path.name}{ASIDE}").exists():
-            continue
-        with contextlib.suppress(OSError):  # already removed, or another user's
-            _remove_if_abandoned(leftover)
-
-
-def _temporaries(path: Path) -> list[Path]:
-    prefix = f".{path.name}."
-    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
-        return [
-            Path(entry.path) for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(TEMPORARY)
-        ]
-    return []
+    with contextlib.suppress(OSError):  # a folder that is missing or cannot be listed
+        for leftover in sorted(path.parent.iterdir()):
+            if not (leftover.name.startswith(f".{path.name}.") and leftover.name.endswith(TEMPORARY)):
+                continue
+            if path.exists() or not (leftover / f"{path.name}{ASIDE}").exists():
+                with contextlib.suppress(OSError):  # already removed, or another user's
+                    _remove_if_abandoned(leftover)
 
 
 def _remove_if_abandoned(leftover: Path) -> None:
@@ -276,20 +237,27 @@ def _remove_if_abandoned(leftover: Path) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path, make: Callable[[Path], int], remove: Callable[[Path], None]) -> Iterator[Path]:
+def _temporary(path: Path, *, folder: bool) -> Iterator[Path]:
     """Yields a new, locked temporary file or folder; it is removed at the end, even after a signal."""
     remove_leftovers(path)
     while True:
         made = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY}")  # unique
         handle = None
         try:
-            handle = make(made)
+            if folder:
+                made.mkdir(mode=0o700)
+                handle = os.open(made, os.O_RDONLY | _CLOSED_IN_CHILDREN)
+            else:
+                handle = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | _CLOSED_IN_CHILDREN, 0o666)
             _lock(handle, wait=True)
             if _is_at(handle, made):  # otherwise another process removed it before it was locked
                 yield made
                 return
         finally:
-            remove(made)
+            if folder:
+                shutil.rmtree(made, ignore_errors=True)
+            else:
+                made.unlink(missing_ok=True)
             if handle is not None:
                 os.close(handle)
 
@@ -299,23 +267,6 @@ def _is_at(handle: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(handle), path.lstat())
     except FileNotFoundError:
         return False
-
-
-def _remove_file(path: Path) -> None:
-    path.unlink(missing_ok=True)
-
-
-def _remove_folder(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)
-
-
-def _make_file(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
-
-
-def _make_folder(path: Path) -> int:
-    path.mkdir(mode=0o700)
-    return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
 
 
 def _lock(handle: int, wait: bool) -> bool | None:
@@ -399,8 +350,7 @@ def put_folder(made: Path, path: Path) -> None:
 
     On Linux and macOS the swap is one step, so that one of them is at ``path`` at any moment, even after a crash.
     Elsewhere the old folder is first renamed to ``made`` with the suffix ``ASIDE``, then the new one to ``path``: a
-    crash in between leaves both, whole, under the other names. On a file system that cannot rename folders, the
-    folder is copied if nothing is at ``path``.
+    crash in between leaves both, whole, under the other names.
 
     Args:
         made: a folder on the file system of ``path``, flushed by :func:`sync_tree_to_disk`.
@@ -409,9 +359,7 @@ def put_folder(made: Path, path: Path) -> None:
     Raises:
         OSError: the folder cannot be put there; ``path`` is unchanged.
     """
-    if not path.exists() and _put_first(made, path):
-        pass
-    elif not _exchange(made, path):
+    if (path.exists() or not _put_first(made, path)) and not _exchange(made, path):
         aside = made.with_name(made.name + ASIDE)
         path.rename(aside)
         try:
@@ -424,45 +372,13 @@ def put_folder(made: Path, path: Path) -> None:
 
 
 def _put_first(made: Path, path: Path) -> bool:
-    """Puts a folder where nothing is; ``False`` if another process was first."""
+    """Renames a folder to where nothing is; ``False`` if another process was first."""
     try:
         made.rename(path)
     except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-            return False
-        if error.errno not in _NO_RENAMES:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
-        _copy(made, path)
-    return True
-
-
-def _copy(made: Path, path: Path) -> None:
-    """Copies the files of a folder, without modes and times, which such a file system may not have."""
-    path.mkdir()
-    try:
-        for entry in sorted(made.rglob("*")):
-            target = path / entry.relative_to(made)
-            if entry.is_dir():
-                target.mkdir()
-            else:
-                shutil.copyfile(entry, target)
-        sync_tree_to_disk(path)
-    except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
-        raise
-
-
-def can_rename_folders(folder: Path) -> bool:
-    """Whether a folder with files can be renamed in ``folder``, and so be replaced."""
-    with temporary_folder(folder / "renamed") as temporary:
-        (temporary / "old").mkdir()
-        (temporary / "old" / "file").touch()
-        try:
-            (temporary / "old").rename(temporary / "new")
-        except OSError as error:
-            if error.errno not in _NO_RENAMES:
-                raise
-            return False
+        return False
     return True
 
 

@@ -58,13 +58,7 @@ class MalformedError(ValueError):
 def decode_json(
     content: bytes, type: type[_T], *, strict: bool = True, dec_hook: Callable[[type, Any], Any] | None = None
 ) -> _T:
-    """Decodes JSON to a type.
-
-    Args:
-        content: UTF-8 text.
-        type: expected type: a msgspec ``Struct`` or another type that msgspec supports.
-        strict: whether values are refused that would need a conversion, such as numbers in quotes.
-        dec_hook: function that reads values of other types; its ValueError becomes a MalformedError.
+    """Decodes JSON to a msgspec ``Struct`` or another type that msgspec supports; see ``msgspec.json.decode``.
 
     Raises:
         MalformedError: the content is no JSON, or has other types; the text names the kind of file, if it is known.
@@ -72,7 +66,7 @@ def decode_json(
     try:
         return msgspec.json.decode(content, type=type, strict=strict, dec_hook=dec_hook)
     except UNREADABLE as error:
-        kind = kind_of_content(content, len(content))
+        kind = kind_of_content(content)
         seen = first_line(error) if kind is None or kind.role == "record" else f"it is {kind.name}"
         raise MalformedError(seen) from error
 
@@ -125,12 +119,7 @@ class VersionedFormat(Generic[_T]):
     enc_hook: Callable[[Any], Any] | None = None
 
     def read(self, path: Path, *, limit: int = MAX_JSON, follow: bool = True) -> _T:
-        """Reads a file of any version that is known, strictly.
-
-        Args:
-            path: the file.
-            limit: most bytes that are read.
-            follow: whether ``path`` may be a link.
+        """Reads a file of any version that is known, strictly; see :func:`dfs_deploy.io.files.read_file`.
 
         Raises:
             DfsDeployError: as :attr:`error` and :attr:`version_error` say: the file cannot be read, is malformed, of
@@ -143,12 +132,7 @@ class VersionedFormat(Generic[_T]):
         return self.decode(content, path)
 
     def decode(self, content: bytes, path: Path) -> _T:
-        """Reads the content of a file; see :meth:`read`.
-
-        Args:
-            content: content of the file.
-            path: the file, for messages.
-        """
+        """Reads the content of a file; see :meth:`read`. The path is for messages."""
         try:
             keys = decode_json(content, dict[str, msgspec.Raw])
             seen = None if self.mark is None else self._value(keys, self.mark[0], str)

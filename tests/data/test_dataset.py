@@ -45,10 +45,10 @@ def test_impossible_subsets_are_refused(count: int, seed: int) -> None:
 @pytest.mark.parametrize(
     ("images", "labels", "names", "word"),
     [
-        (np.zeros((2, 4, 5, 3), np.float32), [0, 1], (), "cast"),
-        (np.zeros((2, 3, 4, 5), np.uint8), [0, 1], (), "transpose"),
-        (np.zeros((2, 4, 5), np.uint8), [0, 1], (), "grey"),
-        (np.zeros((2, 4, 5, 1), np.uint8), [0, 1], (), "grey"),
+        (np.zeros((2, 4, 5, 3), np.float32), [0, 1], (), "RGB"),
+        (np.zeros((2, 3, 4, 5), np.uint8), [0, 1], (), "RGB"),
+        (np.zeros((2, 4, 5), np.uint8), [0, 1], (), "RGB"),
+        (np.zeros((2, 4, 5, 1), np.uint8), [0, 1], (), "RGB"),
         (np.zeros((0, 4, 5, 3), np.uint8), [], (), "N at least 1"),
         (np.zeros((2, 0, 5, 3), np.uint8), [0, 1], (), "(2, 0, 5, 3)"),
         (np.zeros((2, 4, 5, 3), np.uint8), [0], (), "expected (2,) int64"),

@@ -84,9 +84,9 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
         ({}, "holds nothing"),
         ({"x": GOOD["x"]}, "holds x; expected"),
         ({"train_x": GOOD["x"], "train_y": GOOD["y"]}, "test_x and test_y"),
-        ({**GOOD, "x": GOOD["x"].astype(np.float64)}, "cast"),
-        ({**GOOD, "x": GOOD["x"].transpose(0, 3, 1, 2)}, "transpose(0, 2, 3, 1)"),
-        ({**GOOD, "x": GOOD["x"][..., 0]}, "grey"),
+        ({**GOOD, "x": GOOD["x"].astype(np.float64)}, "RGB"),
+        ({**GOOD, "x": GOOD["x"].transpose(0, 3, 1, 2)}, "channels last"),
+        ({**GOOD, "x": GOOD["x"][..., 0]}, "RGB"),
         ({**GOOD, "x": np.uint8(3)}, "expected (N, H, W, 3) uint8"),
         ({"x": GOOD["x"][:0], "y": GOOD["y"][:0]}, "N at least 1"),
         ({**GOOD, "y": np.array([0, 1, 1])}, "one label per image"),
@@ -172,7 +172,7 @@ def test_a_class_name_that_cannot_be_stored_is_refused_before_anything_is_writte
 def test_shapes_are_refused_before_the_pixels_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez(tmp_path / "data.npz", x=GOOD["x"].astype(np.float64), y=GOOD["y"])
     monkeypatch.setattr(Arrays, "read", lambda *_: pytest.fail("read before it was checked"))
-    with refuses(DataError, "float64", "cast"):
+    with refuses(DataError, "float64", "RGB"):
         load_dataset(tmp_path / "data.npz")
 
 

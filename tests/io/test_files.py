@@ -23,6 +23,7 @@ from dfs_deploy.io.files import (
     first_link,
     put_folder,
     read_file,
+    read_head,
     remove_leftovers,
     sha256,
     sole_use,
@@ -30,7 +31,6 @@ from dfs_deploy.io.files import (
     whole_file,
     write_whole,
 )
-from dfs_deploy.io.kinds import read_head
 
 
 def test_a_known_digest() -> None:
