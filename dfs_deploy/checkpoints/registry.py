@@ -39,14 +39,19 @@ class Checkpoint:
 Loader = Callable[[RawCheckpoint, "Options | None", CheckpointFacts], Checkpoint]
 
 
-_RECOGNIZERS: list[tuple[Callable[[RawCheckpoint], bool], Loader]] = []
+_RECOGNIZERS: list[tuple[str, Callable[[RawCheckpoint], bool], Loader]] = []
 
 
-def recognizer(matches: Callable[[RawCheckpoint], bool]) -> Callable[[Loader], Loader]:
-    """Decorator that registers a loader for checkpoints that ``matches`` accepts; the first registered one wins."""
+def recognizer(matches: Callable[[RawCheckpoint], bool], *, marker: str) -> Callable[[Loader], Loader]:
+    """Decorator that registers a loader of a checkpoint format; the first registered one that matches wins.
+
+    Args:
+        matches: whether a checkpoint is of this format.
+        marker: name of a tensor that every network of this format has, by which its weights are found in a file.
+    """
 
     def register(load: Loader) -> Loader:
-        _RECOGNIZERS.append((matches, load))
+        _RECOGNIZERS.append((marker, matches, load))
         return load
 
     return register
@@ -116,8 +121,9 @@ def load_checkpoint(
         UsageError: the facts are impossible, or impossible for this network.
     """
     path, facts = Path(path), facts or CheckpointFacts()
-    raw = choose_weights(read_checkpoint_file(path), facts.weights_key)
-    for matches, load in _RECOGNIZERS:
+    markers = tuple(dict.fromkeys(marker for marker, _, _ in _RECOGNIZERS))
+    raw = choose_weights(read_checkpoint_file(path), markers, facts.weights_key)
+    for _, matches, load in _RECOGNIZERS:
         if matches(raw):
             checkpoint = load(raw, options, facts)
             check_class_names(checkpoint.input.class_names, checkpoint.network.architecture.classes)
