@@ -129,6 +129,11 @@ class Verification(_Record, frozen=True, kw_only=True):
     notes: list[str] = []
     assumptions: list[str] = []
 
+    def __repr__(self) -> str:
+        missed = self.missed()
+        outcome = f"missed: {'; '.join(missed)}" if missed else "passed"
+        return f"<Verification {self.bundle} on {self.samples} images: {outcome}>"
+
     def missed(
         self,
         max_top1_drop: float = VERIFY_MAX_TOP1_DROP,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -98,7 +98,7 @@ _UNSUPPORTED: tuple[tuple[str, Callable[[RawCheckpoint], bool], str], ...] = (
 
 def load_checkpoint(
     path: str | Path,
-    options: Options | None = None,
+    options: str | Iterable[object] | None = None,
     facts: CheckpointFacts | None = None,
     *,
     deployable: bool = True,
@@ -109,7 +109,8 @@ def load_checkpoint(
 
     Args:
         path: a file of ``torch.save`` or a ``.safetensors`` file.
-        options: options of the gate, if the file does not say; ``None`` for the format's default.
+        options: options of the gate, such as ``skip,8,16,full``, if the file does not say; ``None`` for the format's
+            default.
         facts: other facts that the caller knows, or ``None``.
         deployable: whether each block with quantised options must have activation ranges. Training starts from
             networks without them.
@@ -121,6 +122,7 @@ def load_checkpoint(
         UsageError: the facts are impossible, or impossible for this network.
     """
     path, facts = Path(path), facts or CheckpointFacts()
+    options = None if options is None else Options.parse(options)
     markers = tuple(dict.fromkeys(marker for marker, _, _ in _RECOGNIZERS))
     raw = choose_weights(read_checkpoint_file(path), markers, facts.weights_key)
     for _, matches, load in _RECOGNIZERS:

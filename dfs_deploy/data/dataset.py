@@ -16,6 +16,7 @@ from dfs_deploy.data.images import Decoded, read_image
 from dfs_deploy.data.labels import draw, match_labels
 from dfs_deploy.errors import DataError
 from dfs_deploy.io.arrays import ArrayHeader
+from dfs_deploy.io.text import one_line
 
 Split = Literal["train", "val", "test"]
 
@@ -75,6 +76,10 @@ class Dataset:
                 f"labels of {self.name}: {labels.max()} for image {labels.argmax()}, expected less than"
                 f" {len(self.class_names)}, the number of class names; give every class a name"
             )
+
+    def __repr__(self) -> str:
+        classes = f", {len(self.class_names)} classes" if self.class_names else ""
+        return f"<Dataset {one_line(self.name)}: {len(self)} images {self.images.shape[1:]}{classes}>"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -138,6 +143,9 @@ class ImageFolder:
     name: str
     size: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<ImageFolder {one_line(self.name)}: {len(self)} images, {len(self.class_names)} classes>"
 
     def __len__(self) -> int:
         return len(self.files)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.bundle import Bundle
+from dfs_deploy.bundle import Bundle, describe_bundle
 from dfs_deploy.bundle.cache import Cache
 from dfs_deploy.bundle.manifest import BudgetRecord
 from dfs_deploy.errors import BundleError, EngineError, InputError, OutOfMemoryError, UsageError
@@ -69,6 +69,9 @@ class Result:
             and np.array_equal(self.path, other.path)
             and np.array_equal(self.logits, other.logits)
         )
+
+    def __repr__(self) -> str:
+        return f"<Result: logits {self.logits.shape}, path {self.path.shape}, {len(self.costs)} options>"
 
     def __hash__(self) -> int:
         return hash((self.logits.shape, self.path.shape, self.costs))  # unchanged if somebody writes to an array
@@ -368,6 +371,10 @@ class Runtime(Living[Backend]):
         other._budget, other._cost_bias = self._budget, self._cost_bias
         other._take_over(backend.clone)
         return other
+
+    def __repr__(self) -> str:
+        closed = ", closed" if self._held is None else ""
+        return f"<Runtime {describe_bundle(self._bundle)} on {self._name}{closed}>"
 
     def __copy__(self) -> Runtime:
         return self.clone()

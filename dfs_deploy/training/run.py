@@ -16,16 +16,17 @@ from dfs_deploy.costs import LatencyTable, load_costs
 from dfs_deploy.errors import DataError, EnvironmentLacksError, UsageError
 from dfs_deploy.io.files import check_folder, remove_leftovers, sole_use
 from dfs_deploy.io.kinds import JOB_FILE
-from dfs_deploy.io.text import first_line
+from dfs_deploy.io.text import first_line, one_line
 from dfs_deploy.models.threads import torch_threads
 from dfs_deploy.options import Options
+from dfs_deploy.preprocessing import parse_size
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.training.data import Splits, is_digits, load_splits
 from dfs_deploy.training.job import Job, load_job, save_job
 from dfs_deploy.training.loop import BACKBONE_FILE, CHECKPOINT_FILE, Loop
 from dfs_deploy.training.metrics import Evaluation, Record, read_metrics
 from dfs_deploy.training.processes import is_first, joined, local_device
-from dfs_deploy.training.recipe import FLOPS, Recipe
+from dfs_deploy.training.recipe import FLOPS, Recipe, unknown_value
 from dfs_deploy.training.recipe import preset as recipe_of
 from dfs_deploy.training.sensitivity import search_policy
 from dfs_deploy.training.state import STATE_FILE, load_state, saving
@@ -37,6 +38,8 @@ TARGET_TOLERANCE = 2.0
 """Points of computation percentage by which a run may miss its target."""
 
 _JOB_VALUES = frozenset(each.name for each in dataclasses.fields(Job)) - {"data", "recipe"}
+_VALUES = _JOB_VALUES | {each.name for each in dataclasses.fields(Recipe)} - {"costs"}
+
 _BY_COSTS = ("options", "policy", "target")
 """Values that are held against the options' costs."""
 
@@ -67,6 +70,10 @@ class TrainingResult:
     first: bool = True
     finished_before: bool = False
 
+    def __repr__(self) -> str:
+        measured = f"top-1 {100 * self.evaluation.top1:.2f} % at {self.evaluation.percentage:.2f} % computation"
+        return f"<TrainingResult {one_line(self.checkpoint)}: {measured}>"
+
     @property
     def target_missed(self) -> bool:
         """Whether the computation ended more than :data:`TARGET_TOLERANCE` away from the target."""
@@ -85,7 +92,7 @@ def train(
     *,
     preset: str = "paper",
     options: str | Options | None = None,
-    policy: str | None = None,
+    policy: str | Sequence[str] | None = None,
     cost: str | Path = FLOPS,
     progress: Progress = silent,
     **values: Any,
@@ -113,8 +120,15 @@ def train(
         CheckFailedError: the loss became NaN or infinite; what was saved stays.
     """
     check_new(Path(out))
+    if policy is not None and not isinstance(policy, str):
+        policy = ",".join(policy)
     given = {"options": options, "policy": policy, "cost": None if cost == FLOPS else cost, **values}
     given = {name: value for name, value in given.items() if value is not None}
+    for name in given:
+        if name not in _VALUES:
+            raise UsageError(unknown_value(name, _VALUES))
+    if "size" in given:
+        given["size"] = parse_size("size", given["size"])
     job_values = {
         name: str(value) if isinstance(value, Path) else value for name, value in given.items() if name in _JOB_VALUES
     }
@@ -200,8 +214,6 @@ def _make_job(
 
 def _parse_options(given: str | Options | None, policy: str | None) -> Options:
     """The options asked for; else the policy's own with full precision, or the paper's."""
-    if isinstance(given, Options):
-        return given
     if given is not None:
         return Options.parse(given)
     if policy is None:
