@@ -139,7 +139,7 @@ def test_a_result_is_judged_by_any_thresholds() -> None:
     [{"max_top1_drop": -0.1}, {"min_route_agreement": 98}, {"max_computation_change": float("nan")}],
 )
 def test_thresholds_are_in_range(thresholds: dict[str, float]) -> None:
-    with refuses(UsageError, next(iter(thresholds)), "expected"):
+    with refuses(UsageError, next(iter(thresholds)).replace("_", "-"), "expected"):
         RESULT.missed(**thresholds)
 
 

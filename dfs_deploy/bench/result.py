@@ -23,7 +23,7 @@ DYNAMIC: Final = "dfs"
 """Name of the case of the dynamic network."""
 
 STATIC: Final = "static-"
-"""Begin of the names of static cases; a precision follows, or :data:`POLICY`."""
+"""Begin of the names of static cases; a precision follows, or ``POLICY``."""
 
 POLICY: Final = "policy"
 """Stands for the precision of a network that always takes its own path, of more than one precision."""

@@ -96,7 +96,7 @@ def bench(
         save_baseline: file to keep this run in, to compare later ones with.
         save_plan: whether to measure which engines are fastest here first, and to keep that choice.
         save_costs: file for a table of what each option costs at each block here, for training.
-        open_runtime: function that opens the dynamic network, called as :class:`~dfs_deploy.runtimes.Runtime` is.
+        open_runtime: function that opens the dynamic network, called as ``Runtime`` is.
         progress: progress of the run.
 
     Raises:
@@ -110,9 +110,9 @@ def bench(
     if max_seconds is not None and max_seconds < min_seconds:
         raise UsageError(f"--max-seconds {max_seconds:g}, expected at least the {min_seconds:g} of --min-seconds")
     if not 0.0 <= max_top1_drop <= 1.0:
-        raise UsageError(f"max_top1_drop {max_top1_drop:g}, expected a share, 0 to 1; 0.01 is one point")
+        raise UsageError(f"--max-top1-drop {max_top1_drop:g}, expected a share, 0 to 1; 0.01 is one point")
     if not 0.0 <= noise_band <= 1.0:
-        raise UsageError(f"noise_band {noise_band:g}, expected a share, 0 to 1; 0.05 is 5 %")
+        raise UsageError(f"--noise-band {noise_band:g}, expected a share, 0 to 1; 0.05 is 5 %")
     check_device(device)
     earlier = load_baseline(Path(compare)) if isinstance(compare, str | Path) else compare
     bundle, rivals = open_bundles(bundle)[0], open_bundles(against)

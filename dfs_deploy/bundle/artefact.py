@@ -1,7 +1,7 @@
 """Reading a bundle: a directory ``NAME.dfs`` of ONNX files and the manifest that describes them.
 
 Opening checks the schema, then the digest of every file; an engine must also be a graph that an export could have
-written (:mod:`dfs_deploy.bundle.engine_check`). Nothing in a bundle is executed, and nothing outside its directory is
+written (``dfs_deploy.bundle.engine_check``). Nothing in a bundle is executed, and nothing outside its directory is
 read, not even through links. Files that the manifest does not list are never read; the log names them.
 """
 

@@ -64,7 +64,7 @@ class GroupsReader:
 
     Args:
         reader: tensors of the checkpoint.
-        architecture: result of :func:`read_architecture`.
+        architecture: result of ``read_architecture``.
         quantized: whether each convolution carries the range of its input.
     """
 

@@ -68,7 +68,7 @@ def save_checkpoint(path: str | Path, network: DFSNetwork, contract: InputContra
 
 @recognizer(lambda raw: raw.values.get("format") == FORMAT, marker="backbone.stem_conv.weight")
 def load_native(raw: RawCheckpoint, options: Options | None, facts: CheckpointFacts) -> Checkpoint:
-    """Reads a file that :func:`save_checkpoint` wrote.
+    """Reads a file that ``save_checkpoint`` wrote.
 
     Raises:
         CheckpointError: the file has another version or malformed values, or the tensors do not belong to the network

@@ -196,6 +196,8 @@ def _describe_saved(folder: Path) -> str:
 def _report(result: TrainingResult, json: bool) -> None:
     if not result.first:
         return
+    from dfs_deploy.training.data import is_digits
+
     evaluation, target, names = result.evaluation, result.job.target, result.job.recipe.options.names
     if json:
         print_json(
@@ -232,4 +234,5 @@ def _report(result: TrainingResult, json: bool) -> None:
             f"target missed: {evaluation.percentage:.2f} % computation, asked for {target:g} %; give more"
             " --joint-steps, or a greater --alpha"
         )
-    console.print(f"next: {command('export', result.checkpoint, '--calibration-data', result.job.data)}")
+    data = [] if is_digits(result.job.data) else ["--calibration-data", result.job.data]  # export takes files only
+    console.print(f"next: {command('export', result.checkpoint, *data)}")

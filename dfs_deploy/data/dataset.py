@@ -85,7 +85,7 @@ class Dataset:
         return len(self.labels)
 
     def labelled_for(self, classes: int, class_names: Sequence[str]) -> Dataset:
-        """The same images with labels in the network's numbering; see :func:`~dfs_deploy.data.labels.match_labels`.
+        """The same images with labels in the network's numbering; see ``match_labels``.
 
         Args:
             classes: number of the network's classes.
@@ -133,7 +133,7 @@ class ImageFolder:
         name: name in messages and reports.
         size: height and width to resize to, in pixels; ``None`` keeps the images' own size, which must be the same for
             all.
-        notes: assumptions and suspicions, as in :class:`Dataset`.
+        notes: assumptions and suspicions, as in ``Dataset``.
     """
 
     root: Path
@@ -151,18 +151,18 @@ class ImageFolder:
         return len(self.files)
 
     def labelled_for(self, classes: int, class_names: Sequence[str]) -> ImageFolder:
-        """Same as :meth:`Dataset.labelled_for`, without decoding an image."""
+        """Same as ``Dataset.labelled_for``, without decoding an image."""
         matched = match_labels(self.labels, self.class_names, classes, class_names, self.name)
         notes = self.notes if matched.note is None else (*self.notes, matched.note)
         return replace(self, labels=matched.labels, class_names=matched.class_names, notes=notes)
 
     def subset(self, count: int | None, seed: int) -> ImageFolder:
-        """Same as :meth:`Dataset.subset`, without decoding an image."""
+        """Same as ``Dataset.subset``, without decoding an image."""
         chosen = draw(len(self), count, seed)
         return replace(self, files=tuple(self.files[index] for index in chosen), labels=self.labels[chosen])
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """Decodes one image, (H, W, 3) uint8, as :func:`dfs_deploy.data.load_image` does.
+        """Decodes one image, (H, W, 3) uint8, as ``load_image`` does.
 
         Raises:
             DataError: the file is damaged, missing, or a link that leads outside the folder.

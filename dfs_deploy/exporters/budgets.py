@@ -79,10 +79,10 @@ def calibrate_budgets(
 
     Returns:
         One record per budget, least budget first, and more between two of them if a bias interpolated in a straight
-        line would miss by more than :data:`TOLERANCE` points. Biases never rise.
+        line would miss by more than ``TOLERANCE`` points. Biases never rise.
 
     Raises:
-        UsageError: a budget that no path could hold, that no bias comes within :data:`TOLERANCE` points of, or a
+        UsageError: a budget that no path could hold, that no bias comes within ``TOLERANCE`` points of, or a
             network without gated blocks.
     """
     wanted = check_budgets(budgets, runtime.options.costs)

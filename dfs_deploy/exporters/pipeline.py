@@ -136,7 +136,7 @@ def export(
         options: options that the gate chooses from, such as ``skip,8,16,full``, if the checkpoint does not say.
         facts: further knowledge of the checkpoint: which weights in it, its normalisation, class names and image
             size; ``None`` for nothing. What is neither in the file nor given is assumed, and said.
-        calibration_data: a :class:`~dfs_deploy.data.Dataset`, or where to load one from (its training split; of a
+        calibration_data: a ``Dataset``, or where to load one from (its training split; of a
             folder, only the images drawn are decoded); ``None`` uses the ranges that the checkpoint carries.
         calibration_method: ``checkpoint``, ``minmax``, ``percentile``, ``entropy`` or ``mse``; ``None`` for ``minmax``
             with data and ``checkpoint`` without.

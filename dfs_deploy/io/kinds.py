@@ -49,10 +49,12 @@ class Kind:
     Attributes:
         name: noun with its article, such as ``a PyTorch checkpoint``.
         role: use of such a path.
+        remedy: remedy with ``PATH`` for the path, instead of the role's; empty for the role's.
     """
 
     name: str
     role: Role
+    remedy: str = ""
 
 
 _JSON = Kind("a JSON file", "record")
@@ -123,7 +125,7 @@ def given_instead(path: str | Path, expected: str, role: Role) -> str | None:
     kind = kind_of(path)
     if kind is None or kind.role == role:
         return None
-    remedy = _REMEDIES[kind.role].replace("PATH", shlex.quote(one_line(path)))
+    remedy = (kind.remedy or _REMEDIES[kind.role]).replace("PATH", shlex.quote(one_line(path)))
     return f"{path} is {kind.name}, expected {expected}; {remedy}"
 
 
@@ -134,5 +136,5 @@ def _kind_of_folder(path: Path) -> Kind | None:
     if path.name.endswith(".dfs.cache"):
         return Kind("the cache of a bundle", "part")
     if (path / "checkpoint.pt").is_file():
-        return Kind("the folder of a training run with a checkpoint.pt", "record")
+        return Kind("the folder of a training run", "record", "give its checkpoint, PATH/checkpoint.pt")
     return None

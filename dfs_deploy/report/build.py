@@ -60,7 +60,7 @@ def report(
         bundles: bundles with engines for ONNX Runtime, or their paths.
         data: labelled images, or their path; ``None`` for the images that each bundle carries.
         html: page to write, one file that needs no network; ``None`` for none.
-        bench: results of :func:`dfs_deploy.bench`, or files of ``bench --json``, to use instead of timing now.
+        bench: results of ``dfs_deploy.bench``, or files of ``bench --json``, to use instead of timing now.
         against: bundles of networks that were trained to be static, which a bench made now compares with.
         samples: number of images to draw from the data; ``None`` for all.
         examples: number of inputs to show at each end; 0 keeps pictures out of the report.
@@ -115,7 +115,7 @@ def report(
 
 @dataclass(frozen=True)
 class _How:
-    """How bundles are measured; see :func:`report`."""
+    """How bundles are measured; see ``report``."""
 
     against: Sequence[Bundle]
     samples: int | None

@@ -89,7 +89,7 @@ class Recipe:
             one per block, separated by commas. There is no stage 1 then, and stage 2 trains the backbone as the policy
             runs it.
         costs: cost of each option at each gated block, in full-precision blocks, as
-            :meth:`dfs_deploy.costs.LatencyTable.costs` measures it; ``None`` for ``(bits / 32) ** 2`` (Section 4,
+            ``LatencyTable.costs`` measures it; ``None`` for ``(bits / 32) ** 2`` (Section 4,
             Metrics).
         cost: name of the costs: ``flops``, or the latency table's file.
     """
@@ -249,7 +249,7 @@ def unknown_value(name: str, known: Collection[str]) -> str:
     near = [each for each in sorted(known) if each.startswith(name)]
     near = near or difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
     meant = f"did you mean {' or '.join(near[:3])}? " if near else ""
-    return f"training has no value {name!r}; {meant}help(dfs_deploy.training.Recipe) and .Job list them"
+    return f"training has no value {name!r}; {meant}help(dfs_deploy.training.Recipe) lists them"
 
 
 PRESETS = {

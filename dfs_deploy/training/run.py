@@ -76,7 +76,7 @@ class TrainingResult:
 
     @property
     def target_missed(self) -> bool:
-        """Whether the computation ended more than :data:`TARGET_TOLERANCE` away from the target."""
+        """Whether the computation ended more than ``TARGET_TOLERANCE`` away from the target."""
         target = self.job.target
         return target is not None and abs(self.evaluation.percentage - target) > TARGET_TOLERANCE
 
@@ -100,7 +100,7 @@ def train(
     """Trains a network by the paper's two steps: its backbone, its gate, then both toward a computation percentage.
 
     Args:
-        data: ``digits``, or the path of a data set (:func:`dfs_deploy.load_dataset` describes them).
+        data: ``digits``, or the path of a data set (``dfs_deploy.load_dataset`` describes them).
         out: folder for the run, without one in it.
         preset: ``paper``, or ``quick`` for a small machine.
         options: options that the gate chooses from; ``None`` for ``skip,8,16,full``, or for the policy's own.
@@ -108,7 +108,7 @@ def train(
             ``mixed`` for a search by sensitivity for the target; ``None`` for a gate.
         cost: ``flops`` for ``(bits / 32) ** 2``, or the path of a latency table that ``bench`` saved.
         progress: called with the stage, the step and the batch's figures, and with the share of the stage that is done.
-        values: any other value of :class:`Job` (``backbone=``, ``until=``, ``device=`` ...) or of :class:`Recipe`
+        values: any other value of ``Job`` (``backbone=``, ``until=``, ``device=`` ...) or of ``Recipe``
             (``target=``, ``joint_steps=`` ...); ``None`` for its default.
 
     Raises:
@@ -149,7 +149,7 @@ def resume(out: str | Path, progress: Progress = silent) -> TrainingResult:
     Raises:
         CheckpointError: no run is there, it is damaged, or its job was changed.
         DataError: the data cannot be read, or are not those that the run was begun with.
-        DfsDeployError: as for :func:`train`.
+        DfsDeployError: as for ``train``.
     """
     return _run(load_job(Path(out)), Path(out), progress, None, new=False)
 
@@ -157,13 +157,13 @@ def resume(out: str | Path, progress: Progress = silent) -> TrainingResult:
 def run_job(
     job: Job, out: str | Path, progress: Progress = silent, *, splits: Splits | None = None, notes: Sequence[str] = ()
 ) -> TrainingResult:
-    """Runs a job from its beginning, on its data if they are loaded already; see :func:`train`."""
+    """Runs a job from its beginning, on its data if they are loaded already; see ``train``."""
     check_new(Path(out))
     return _run(job, Path(out), progress, splits, new=True, notes=notes)
 
 
 def check_new(folder: Path) -> None:
-    """Makes sure that a run can begin in a folder; writes nothing. The errors are those of :func:`train`."""
+    """Makes sure that a run can begin in a folder; writes nothing. The errors are those of ``train``."""
     if (folder / JOB_FILE).exists():
         raise UsageError(f"{folder} has a training run already, expected a new folder; choose another, or --resume it")
     if folder.exists() and not folder.is_dir():
