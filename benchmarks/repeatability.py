@@ -66,7 +66,7 @@ def one_run(bundle: Path, slowdown: float, seconds: float, file: Path) -> None:
     """Makes the baseline if there is none, else a run that is compared with it; prints a line."""
     SlowRuntime.slowdown = slowdown
     opened = SlowRuntime if slowdown else Runtime
-    result = bench(bundle, min_seconds=seconds, energy_seconds=0.0, open_runtime=opened)
+    result = bench(bundle, min_seconds=seconds, start_ups=0, energy_seconds=0.0, open_runtime=opened)
     if not file.exists():
         try:
             save_baseline(result, file)

@@ -47,14 +47,15 @@ class Inputs:
     notes: tuple[str, ...] = ()
 
 
-def draw_inputs(bundle: Bundle, data: Dataset | ImageFolder | None, seed: int) -> Inputs:
-    """Draws at most 1024 images, in an order that the seed decides.
+def draw_inputs(bundle: Bundle, data: Dataset | ImageFolder | None, seed: int, most: int | None = MAX_INPUTS) -> Inputs:
+    """Draws images, in an order that the seed decides.
 
     Args:
         bundle: bundle that is to run them.
         data: images to draw from; ``None`` for the shipped digits if the bundle was made for them, and else for the
             images that the bundle carries.
         seed: 0 or more.
+        most: most images to draw from the data; ``None`` for all.
 
     Raises:
         UsageError: there are no images, or the seed is negative.
@@ -68,7 +69,7 @@ def draw_inputs(bundle: Bundle, data: Dataset | ImageFolder | None, seed: int) -
         except MissingExtraError as error:
             why = str(error)
     if data is not None:
-        drawn = data.subset(MAX_INPUTS, seed).load()
+        drawn = data.subset(most, seed).load()
         return Inputs(drawn.images, drawn.labels, drawn.name, drawn.notes)
     samples = bundle.samples()
     if samples is None:

@@ -6,8 +6,8 @@ from importlib import util
 from pathlib import Path
 
 from dfs_deploy.bench.jetson import APT_TENSORRT, MODEL, RELEASE, is_jetson
+from dfs_deploy.bench.machine import ROOT
 from dfs_deploy.errors import EnvironmentLacksError, UsageError
-from dfs_deploy.system.cpu import ROOT
 from dfs_deploy.system.libraries import EXTRA_OF, install_line
 
 RUNTIME_OF = {"cpu": "onnxruntime", "cuda": "tensorrt", "jetson": "tensorrt"}

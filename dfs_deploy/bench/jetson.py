@@ -7,20 +7,20 @@ Jetson Linux Developer Guide and of dpkg. Written from their documentation: noth
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 
-from dfs_deploy.system.cpu import ROOT, kernel_text
+from dfs_deploy.bench.machine import ROOT, kernel_text
+from dfs_deploy.bench.result import Jetson, PowerState
 
 RELEASE = "etc/nv_tegra_release"
 MODEL = "proc/device-tree/model"
 APT_TENSORRT = "sudo apt install python3-libnvinfer"
 APT_JETPACK = "sudo apt install nvidia-jetpack"
 
-UNKNOWN = "not found"
-"""Stands for a fact that the board does not give."""
-
+_LEAST_TENSORRT = (8, 6)
+_LEAST_JETPACK_FOR_11 = (7, 2, 2)
 _PATIENCE_S = 5.0
 
 
@@ -30,94 +30,132 @@ def is_jetson(root: Path = ROOT) -> bool:
     Args:
         root: root of the file system; tests give another.
     """
-    return (root / RELEASE).is_file() or "jetson" in kernel_text(root / MODEL).lower()
+    return (root / RELEASE).is_file() or "jetson" in (kernel_text(root / MODEL) or "").lower()
 
 
-def jetson_facts(root: Path = ROOT) -> dict[str, str]:
-    """Model, installed software, and the state that the speed depends on; :data:`UNKNOWN` for what is not said."""
-    packages = _installed_packages(kernel_text(root / "var/lib/dpkg/status"))
-    release = re.match(
-        r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*(\d+(?:\.\d+)*)", kernel_text(root / RELEASE)
-    )  # "# R36 (release), REVISION: 4.3, GCID: ..."
-    cuda = re.search(
-        r'"cuda"\s*:\s*\{[^}]*"version"\s*:\s*"([\d.]+)"', kernel_text(root / "usr/local/cuda/version.json")
+def read_jetson(root: Path = ROOT) -> Jetson:
+    """Reads the model and the installed software."""
+    packages = installed_packages(kernel_text(root / "var/lib/dpkg/status") or "")
+    release = parse_release(kernel_text(root / RELEASE) or "")
+    library = next(
+        (version for name, version in sorted(packages.items()) if re.fullmatch(r"libnvinfer\d+", name)), None
     )
-    tensorrt = next((version for name, version in packages.items() if re.fullmatch(r"libnvinfer\d+", name)), None)
-    facts = {
-        "model": kernel_text(root / MODEL),
-        "Jetson Linux": None if release is None else f"{release[1]}.{release[2]}",
-        "JetPack": packages.get("nvidia-jetpack"),
-        "TensorRT": tensorrt,
-        "CUDA": None if cuda is None else cuda[1],
-        "power mode": _power_mode(),
-        "clocks": _clocks(root),
-        "temperature": _temperature(root),
-    }
-    return {name: value or UNKNOWN for name, value in facts.items()}
+    jetpack = packages.get("nvidia-jetpack")
+    if jetpack is None and release is not None:
+        jetpack = _JETPACK_OF.get(int(release.partition(".")[0]))
+    return Jetson(
+        model=kernel_text(root / MODEL),
+        l4t=release,
+        jetpack=_upstream(jetpack),
+        tensorrt=_upstream(library),
+        cuda=_cuda(root),
+    )
 
 
-def problems(facts: Mapping[str, str]) -> list[str]:
-    """What is known not to work, one line each with what to do.
+def read_power_state(root: Path = ROOT) -> PowerState:
+    """Reads clocks and temperatures, and asks ``nvpmodel`` for the mode."""
+    celsius, sensor = hottest(root) or (None, None)
+    return PowerState(query_power_mode(), clocks_locked(root), celsius, sensor)
 
-    Args:
-        facts: see :func:`jetson_facts`.
-    """
+
+def problems(jetson: Jetson) -> list[str]:
+    """Combinations that are known not to work, one line each with what to do."""
     found = []
-    system, tensorrt = facts["Jetson Linux"].partition(".")[0], facts["TensorRT"]
-    if system.isdecimal() and int(system) < 36:
+    major = None if jetson.l4t is None else int(jetson.l4t.partition(".")[0])
+    version = _numbers(jetson.tensorrt)
+    if major is not None and major < 36:
         found.append(
-            f"Jetson Linux {facts['Jetson Linux']} has a Python older than 3.10 and a TensorRT older than 8.6; flash"
-            " JetPack 6"
+            f"Jetson Linux {jetson.l4t} has a Python older than 3.10 and a TensorRT older than 8.6; flash JetPack 6"
         )
-    if system == "36" and re.match(r"1[1-9]\.", tensorrt):
-        found.append(f"TensorRT {tensorrt} does not run on JetPack 6, which has 10.3; remove it, then {APT_TENSORRT}")
-    if tensorrt == UNKNOWN:
+    elif version is not None and version < _LEAST_TENSORRT:
+        found.append(f"TensorRT {jetson.tensorrt} is older than 8.6, which is the least; {APT_JETPACK}")
+    if major == 36 and version is not None and version >= (11,):
+        found.append(
+            f"TensorRT {jetson.tensorrt} does not run on JetPack 6, which has 10.3; remove it, then {APT_TENSORRT}"
+        )
+    jetpack = _numbers(jetson.jetpack) or ()
+    if version is not None and version >= (11,) and (7,) <= jetpack < _LEAST_JETPACK_FOR_11 and len(jetpack) > 1:
+        found.append(
+            f"TensorRT {jetson.tensorrt} is for JetPack 7.2.2 and later, and this is {jetson.jetpack}; {APT_JETPACK}"
+        )
+    if jetson.tensorrt is None:
         found.append(f"TensorRT is not installed; {APT_JETPACK}")
-    if facts["CUDA"] == UNKNOWN:
+    if jetson.cuda is None:
         found.append(f"the CUDA toolkit is not installed, and pycuda is built with it; {APT_JETPACK}")
     return found
 
 
-def _installed_packages(status: str) -> dict[str, str]:
-    """Versions by name of the packages that ``/var/lib/dpkg/status`` has as installed.
+_JETPACK_OF = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7"}
+"""Major version of JetPack by that of Jetson Linux."""
 
-    Suffixes of Debian and of NVIDIA's builds are left out: ``10.3.0.30`` for ``10.3.0.30-1+cuda12.5``.
-    """
+
+def parse_release(text: str) -> str | None:
+    """Release of Jetson Linux from ``/etc/nv_tegra_release``: ``# R36 (release), REVISION: 4.3, GCID: ...``."""
+    found = re.match(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*(\d+(?:\.\d+)*)", text)
+    return None if found is None else f"{found[1]}.{found[2]}"
+
+
+def installed_packages(status: str) -> dict[str, str]:
+    """Versions by name of the packages that ``/var/lib/dpkg/status`` has as installed."""
     found = {}
     for paragraph in status.split("\n\n"):
         fields = dict(re.findall(r"^(Package|Status|Version): (.+)$", paragraph, re.MULTILINE))
         if fields.get("Status", "").endswith(" installed") and fields.keys() >= {"Package", "Version"}:
-            found[fields["Package"]] = re.split(r"[-+~]", fields["Version"])[0]
+            found[fields["Package"]] = fields["Version"]
     return found
 
 
-def _power_mode() -> str | None:
-    """Power mode in what ``nvpmodel -q`` prints, as in ``NV Power Mode: MAXN``."""
-    try:
-        ran = subprocess.run(["nvpmodel", "-q"], capture_output=True, text=True, timeout=_PATIENCE_S, check=False)  # noqa: S607 (on the path)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    found = re.search(r"^NV Power Mode: *(\S.*)$", ran.stdout, re.MULTILINE)
+def parse_power_mode(text: str) -> str | None:
+    """Name of the mode in what ``nvpmodel -q`` prints: ``NV Power Mode: MAXN``."""
+    found = re.search(r"^NV Power Mode: *(\S.*)$", text, re.MULTILINE)
     return None if found is None else found[1].strip()
 
 
-def _clocks(root: Path) -> str | None:
-    """Whether the least and the greatest frequency are one, of every CPU and the GPU."""
+def query_power_mode() -> str | None:
+    """The power mode, or ``None`` if ``nvpmodel`` is missing or does not say."""
+    program = shutil.which("nvpmodel")
+    if program is None:
+        return None
+    try:
+        ran = subprocess.run(  # noqa: S603 (a fixed program)
+            [program, "-q"], capture_output=True, text=True, timeout=_PATIENCE_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return parse_power_mode(ran.stdout)
+
+
+def clocks_locked(root: Path = ROOT) -> bool | None:
+    """Whether the least and the greatest frequency are one, of every CPU and the GPU; ``None`` if nothing says."""
     folders = [(f, "scaling_min_freq", "scaling_max_freq") for f in root.glob("sys/devices/system/cpu/cpu*/cpufreq")]
     for pattern in ("*.gpu", "*.ga10b", "*.gv11b", "*.gp10b", "*.gb10b"):  # the GPU's name by generation
         folders += [(f, "min_freq", "max_freq") for f in root.glob(f"sys/class/devfreq/{pattern}")]
     ends = [(kernel_text(folder / least), kernel_text(folder / greatest)) for folder, least, greatest in folders]
-    said = [(low, high) for low, high in ends if low and high]
-    if not said:
-        return None
-    return "locked" if all(low == high for low, high in said) else "free: sudo jetson_clocks locks them"
+    said = [(low, high) for low, high in ends if low is not None and high is not None]
+    return all(low == high for low, high in said) if said else None
 
 
-def _temperature(root: Path) -> str | None:
-    """Highest temperature and its sensor; one that is off does not answer and is left out."""
+def hottest(root: Path = ROOT) -> tuple[float, str] | None:
+    """The highest temperature in degrees Celsius, and its sensor; one that is off does not answer and is left out."""
     found = []
     for zone in root.glob("sys/class/thermal/thermal_zone*"):
         name, millidegrees = kernel_text(zone / "type"), kernel_text(zone / "temp")
-        if name and re.fullmatch(r"-?\d+", millidegrees):
+        if name is not None and millidegrees is not None and re.fullmatch(r"-?\d+", millidegrees):
             found.append((int(millidegrees) / 1e3, name))
-    return f"{max(found)[0]:.1f} °C ({max(found)[1]})" if found else None
+    return max(found, default=None)
+
+
+def _cuda(root: Path) -> str | None:
+    found = re.search(
+        r'"cuda"\s*:\s*\{[^}]*"version"\s*:\s*"([\d.]+)"', kernel_text(root / "usr/local/cuda/version.json") or ""
+    )
+    return None if found is None else found[1]
+
+
+def _upstream(version: str | None) -> str | None:
+    """Version without the suffixes of Debian and of NVIDIA's builds: ``10.3.0.30`` for ``10.3.0.30-1+cuda12.5``."""
+    return None if version is None else re.split(r"[-+~]", version)[0]
+
+
+def _numbers(version: str | None) -> tuple[int, ...] | None:
+    return None if version is None else tuple(int(part) for part in re.findall(r"\d+", version))

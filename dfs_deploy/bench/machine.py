@@ -9,7 +9,13 @@ import time
 from pathlib import Path
 
 from dfs_deploy.bench.result import Disturbance, Machine, MachineState
-from dfs_deploy.system.cpu import ROOT, cpu_facts, cpu_limits, describe_cpu, kernel_text
+from dfs_deploy.system.cpu import cpu_facts, cpu_limits, describe_cpu
+
+ROOT = Path("/")
+"""Root of the file system; tests read another."""
+
+_STEAL = 7
+"""Index of the time stolen by the hypervisor among the figures of a CPU in ``/proc/stat`` (proc_stat(5))."""
 
 
 def describe_machine() -> Machine:
@@ -61,17 +67,22 @@ class Watch:
 
     def stop(self) -> Disturbance:
         """What was taken since the start."""
-        (begin, switches, throttled), (end, later, throttled_later) = self._begin, self._counters()
+        (begin, switches, ticks, throttled), (end, later, ticks_later, throttled_later) = self._begin, self._counters()
+        passed = [after - before for before, after in zip(ticks, ticks_later, strict=True)]
         return Disturbance(
             preemptions_per_s=(later - switches) / (end - begin) if end > begin else None,
+            steal=passed[_STEAL] / sum(passed) if len(passed) > _STEAL and sum(passed) > 0 else None,
             throttled_periods=None if throttled is None or throttled_later is None else throttled_later - throttled,
         )
 
-    def _counters(self) -> tuple[float, int, int | None]:
-        """Seconds, involuntary switches of this process, and throttled periods."""
+    def _counters(self) -> tuple[float, int, list[int], int | None]:
+        """Seconds, involuntary switches of this process, clock ticks of all CPUs by kind, and throttled periods."""
+        line = (kernel_text(self._root / "proc/stat") or "").partition("\n")[0].split()
         return (
             time.monotonic(),
             resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw,
+            # The last two figures, of guests, are counted in the first two as well (proc_stat(5)).
+            [int(x) for x in line[1:9]],
             cpu_limits(self._root).throttled_periods,
         )
 
@@ -83,6 +94,14 @@ def _load() -> float | None:
 def _turbo(root: Path) -> bool | None:
     cpus = root / "sys/devices/system/cpu"
     forbidden, allowed = kernel_text(cpus / "intel_pstate/no_turbo"), kernel_text(cpus / "cpufreq/boost")
-    if forbidden:
+    if forbidden is not None:
         return forbidden == "0"
-    return allowed == "1" if allowed else None
+    return None if allowed is None else allowed == "1"
+
+
+def kernel_text(file: Path) -> str | None:
+    """Content of a small file of the kernel; ``None`` if it has no such file or does not answer."""
+    try:
+        return file.read_text(errors="replace").strip("\0\n ") or None
+    except OSError:
+        return None

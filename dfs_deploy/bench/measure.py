@@ -27,9 +27,9 @@ from dfs_deploy.bench.clock import (
 )
 from dfs_deploy.bench.devices import RUNTIME_OF
 from dfs_deploy.bench.energy import EnergySampler, measure_energy
-from dfs_deploy.bench.forced import forced_paths
-from dfs_deploy.bench.jetson import jetson_facts
+from dfs_deploy.bench.jetson import read_jetson, read_power_state
 from dfs_deploy.bench.machine import Watch, read_state
+from dfs_deploy.bench.paths import forced_paths, option_shares, time_paths
 from dfs_deploy.bench.result import (
     DYNAMIC,
     RIVAL,
@@ -37,10 +37,12 @@ from dfs_deploy.bench.result import (
     BenchResult,
     CaseResult,
     Disturbance,
+    JetsonRun,
     Round,
     Setup,
 )
 from dfs_deploy.bench.sensors import find_sampler
+from dfs_deploy.bench.start_up import measure_start_up
 from dfs_deploy.bench.verdict import Evidence, unsteady
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.options import computation_percentage
@@ -52,6 +54,9 @@ from dfs_deploy.system.cpu import made_for_another_cpu
 from dfs_deploy.thresholds import NOISY
 
 _log = logging.getLogger(__name__)
+
+_PATH_SHARE = 1 / 3
+"""Share of a case's measured time that one path gets."""
 
 _GATES = "gates"
 """Name of the timed case that makes every gate step of an image and nothing else."""
@@ -74,6 +79,7 @@ def measure(
     warm_up_s: float,
     steady: bool,
     max_top1_drop: float,
+    start_ups: int,
     energy_s: float,
     open_runtime: Callable[..., Runtime],
     progress: Progress,
@@ -87,7 +93,7 @@ def measure(
     on_cpu = RUNTIME_OF[device] == "onnxruntime"
     choices: dict[str, Any] = {"plan": plan, "prepared": prepared, "budget": setup.budget}
     state = read_state()
-    before = jetson_facts() if device == "jetson" else None
+    before = read_power_state() if device == "jetson" else None
     with ExitStack() as closing:
         runtime = closing.enter_context(open_runtime(bundle, RUNTIME_OF[device], threads=threads, **choices))
         candidates = open_candidates(
@@ -116,6 +122,20 @@ def measure(
             progress=progress,
         )
         paths = judge.paths[DYNAMIC]
+        progress("timing paths", 0.0)
+        timed_paths = (
+            time_paths(
+                runtime,
+                np.concatenate(batches[bundle.input]),
+                paths,
+                size=measured.size,
+                min_s=min_s * _PATH_SHARE,
+                min_iterations=min_iterations,
+                progress=progress,
+            )
+            if batch == 1
+            else ()
+        )
         sampler = find_sampler(device) if energy_s > 0.0 else "not asked for"
         energy = (
             measure_energy(sampler, timed, range(count // batch), batch, window_s=energy_s, progress=progress)
@@ -139,14 +159,23 @@ def measure(
         problems=found.problems,
         noisy=tuple(case.name for case in cases if case.static and case.latency_ms.cov > NOISY),
         verdict=found.verdict(device, caveats),
-        option_share=tuple(tuple(float(np.mean(c == i)) for i in range(len(bundle.options))) for c in paths.T),
+        option_share=option_shares(paths, len(bundle.options)),
         energy=energy,
         no_energy=sampler if isinstance(sampler, str) else "",
-        jetson=None if before is None else {"before": before, "after": jetson_facts()},
+        jetson=None if before is None else JetsonRun(read_jetson(), before, read_power_state()),
         cases=cases,
         over_static=tuple(found.over_static),
         rival=found.rival,
+        paths=timed_paths,
         forced=forced_paths(bundle.options, cases, measured.rounds, bundle.architecture.gated_blocks),
+        start_up=measure_start_up(
+            bundle.path,
+            [case.name for case in cases if (case.static and not case.rival) or case.name == DYNAMIC],
+            start_ups if on_cpu else 0,
+            threads=threads or 1,
+            progress=progress,
+            **choices,
+        ),
     )
 
 

@@ -16,8 +16,8 @@ from dfs_deploy.io.files import read_file
 from dfs_deploy.io.json_files import MAX_JSON, Measured, Name, Share, VersionedFormat
 from dfs_deploy.io.text import first_line
 
-SCHEMA_VERSION = 2
-"""Version of the JSON's keys; raised if a key goes away or changes its meaning. Version 1 had more keys."""
+SCHEMA_VERSION = 1
+"""Version of the JSON's keys; raised if a key goes away or changes its meaning."""
 
 DYNAMIC: Final = "dfs"
 """Name of the case of the dynamic network."""
@@ -228,11 +228,13 @@ class Disturbance(msgspec.Struct, frozen=True):
 
     Attributes:
         preemptions_per_s: times per second that the system gave this process's CPU to another.
+        steal: share of CPU time that the hypervisor gave to other guests.
         throttled_periods: periods in which the quota of a container's control group stopped its processes; ``None``
             without a quota as well.
     """
 
     preemptions_per_s: float | None
+    steal: float | None
     throttled_periods: int | None = None
 
 
@@ -280,6 +282,34 @@ class Verdict(msgspec.Struct, frozen=True):
     rule: str
 
 
+PathKind = Literal["fastest", "commonest", "slowest"]
+"""Why a path is timed: by the time of its engines, or by count."""
+
+
+class PathLatency(msgspec.Struct, frozen=True):
+    """One path, as the gate chose it.
+
+    Attributes:
+        kind: ``fastest`` or ``slowest`` by the time of its engines, or ``commonest``.
+        path: option name of each gated block.
+        inputs: number of inputs that took it.
+        share: share of the inputs that took it.
+        computation_percentage: computation percentage of the path.
+        engine_ms: sum of the standalone medians of its engines.
+        iterations: measured calls.
+        latency_ms: latency of a call at batch 1, on the inputs that took it.
+    """
+
+    kind: PathKind
+    path: tuple[str, ...]
+    inputs: int
+    share: float
+    computation_percentage: float
+    engine_ms: float
+    iterations: int
+    latency_ms: Latency
+
+
 class ForcedPath(msgspec.Struct, frozen=True):
     """One share of the gated blocks at one precision; times are medians of a call.
 
@@ -309,6 +339,32 @@ class ForcedPath(msgspec.Struct, frozen=True):
     over_trace: Ratios | None
     gate_us: float | None
     dispatch_us: float | None
+
+
+class StartUp(msgspec.Struct, frozen=True, kw_only=True):
+    """Start of a process of its own for one case, medians over processes; files are in the system's cache.
+
+    Attributes:
+        name: name of the case.
+        processes: number of processes.
+        import_ms: import of NumPy, ONNX Runtime and dfs-deploy; the interpreter's own start is left out.
+        load_ms: opening the bundle, checking every digest, making every session.
+        first_result_ms: first call, batch 1.
+        total_ms: sum of these three.
+        rss_mb: resident memory after twenty results, in 10**6 bytes; ``None`` if the system does not say.
+        peak_rss_mb: greatest resident memory until then.
+        loaded_mb: ``rss_mb`` less the resident memory after the imports.
+    """
+
+    name: str
+    processes: int
+    import_ms: float
+    load_ms: float
+    first_result_ms: float
+    total_ms: float
+    rss_mb: float | None
+    peak_rss_mb: float | None
+    loaded_mb: float | None
 
 
 class CaseEnergy(msgspec.Struct, frozen=True):
@@ -349,6 +405,48 @@ class EnergyReport(msgspec.Struct, frozen=True):
     idle_watts: float
     idle_seconds: float
     cases: tuple[CaseEnergy, ...]
+
+
+class Jetson(msgspec.Struct, frozen=True):
+    """Model and software of a Jetson; ``None`` for what is not installed or not said.
+
+    Attributes:
+        model: model name, as in ``NVIDIA Jetson Orin Nano Developer Kit``.
+        l4t: release of Jetson Linux, as in ``36.4.3``.
+        jetpack: version of the package ``nvidia-jetpack``, or the major version that goes with Jetson Linux.
+        tensorrt: version of the library.
+        cuda: version of the toolkit.
+    """
+
+    model: str | None
+    l4t: str | None
+    jetpack: str | None
+    tensorrt: str | None
+    cuda: str | None
+
+
+class PowerState(msgspec.Struct, frozen=True):
+    """State that a Jetson's speed depends on; ``None`` for what is not said.
+
+    Attributes:
+        mode: power mode of nvpmodel, as in ``MAXN``.
+        clocks_locked: whether CPU and GPU stay at one frequency, as after ``jetson_clocks``.
+        celsius: temperature of the hottest sensor.
+        sensor: name of that sensor.
+    """
+
+    mode: str | None
+    clocks_locked: bool | None
+    celsius: float | None
+    sensor: str | None
+
+
+class JetsonRun(msgspec.Struct, frozen=True):
+    """Board that a bench ran on, and its state before and after."""
+
+    board: Jetson
+    before: PowerState
+    after: PowerState
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -434,12 +532,14 @@ class BenchResult(Setup, frozen=True, kw_only=True, omit_defaults=True):
         option_share: share of inputs that took each option, of each gated block.
         energy: energy of every case; ``None`` if it was not measured.
         no_energy: reason why it was not measured.
-        jetson: facts of the board ``before`` and ``after``, if it ran on one.
+        jetson: board and its state, if it ran on one.
         cases: the cases, in the order in which they were asked for.
         over_static: dynamic network's latency over that of each static engine.
         rival: dynamic network's latency over that of the static case that the verdict compares it with; ``None`` if
             accuracy decides without it, and if there is none.
+        paths: fastest, commonest and slowest path; empty with batches.
         forced: forced paths against their traces; empty if none were asked for.
+        start_up: start of a process that runs one case, by case; empty if it was not measured.
         kept: files that were asked for and that the run left behind: engine choice, latency table, baseline.
         comparison: changes since the baseline; ``None`` without one.
     """
@@ -457,11 +557,13 @@ class BenchResult(Setup, frozen=True, kw_only=True, omit_defaults=True):
     option_share: tuple[tuple[float, ...], ...]
     energy: EnergyReport | None
     no_energy: str
-    jetson: dict[str, dict[str, str]] | None
+    jetson: JetsonRun | None
     cases: tuple[CaseResult, ...]
     over_static: tuple[Ratios, ...]
     rival: Ratios | None
+    paths: tuple[PathLatency, ...]
     forced: tuple[ForcedPath, ...]
+    start_up: tuple[StartUp, ...]
     kept: tuple[str, ...] = ()
     comparison: Comparison | None = None
 
@@ -505,7 +607,6 @@ FORMAT = VersionedFormat(
     SCHEMA_VERSION,
     "make it with dfs-deploy bench --save-baseline, or --json",
     error=SavedResultError,
-    older={1: (BenchResult, lambda found: found)},
 )
 """File that ``bench --json`` or ``bench --save-baseline`` wrote; keys that are not known are passed over."""
 

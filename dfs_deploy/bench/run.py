@@ -27,7 +27,7 @@ from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime.engine_choice import choice_file, choice_key, measure_choice
 from dfs_deploy.runtimes.onnxruntime.engine_choice import save_choice as write_plan
-from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, whole_prepared
+from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, prepare_engines
 from dfs_deploy.thresholds import NOISE_BAND, VERDICT_MAX_TOP1_DROP
 
 _log = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ def bench(
     min_iterations: int = 200,
     warm_up_seconds: float = 0.2,
     max_top1_drop: float = VERDICT_MAX_TOP1_DROP,
+    start_ups: int = 3,
     energy_seconds: float = 3.0,
     compare: BenchResult | str | Path | None = None,
     noise_band: float = NOISE_BAND,
@@ -88,6 +89,7 @@ def bench(
         min_iterations: calls of a case, at least.
         warm_up_seconds: seconds before measuring.
         max_top1_drop: share of right answers that the verdict lets a case lose against the most accurate one.
+        start_ups: processes that are started per case, to time a start and see its memory; 0 for none.
         energy_seconds: seconds per case to measure energy in, after the timing; 0 for not at all.
         compare: earlier bench, or its file, to compare this one with; see ``comparison`` of the result.
         noise_band: share by which a ratio may rise in that comparison.
@@ -141,9 +143,7 @@ def bench(
     with ExitStack() as undo:
         kept: list[Path] = []
         if save_plan:
-            choice = _EngineChoice(bundle, threads or 1, prepared)
-            undo.callback(choice.take_back)
-            kept.append(choice.measure(progress))
+            kept.append(_replace_choice(bundle, threads or 1, prepared, undo, progress))
         costs = None
         if save_costs is not None:
             costs = measure_costs(bundle, threads, plan, progress, prepared, device)
@@ -164,6 +164,7 @@ def bench(
             warm_up_s=warm_up_seconds,
             steady=save_baseline is not None or earlier is not None,
             max_top1_drop=max_top1_drop,
+            start_ups=start_ups,
             energy_s=energy_seconds,
             open_runtime=open_runtime,
             progress=progress,
@@ -203,36 +204,22 @@ def _opened(bundle: Bundle | str | Path) -> Bundle:
     return bundle if isinstance(bundle, Bundle) else Bundle(bundle)
 
 
-class _EngineChoice:
-    """An engine choice that is put in place to be benched, and can be taken back if the run turns out INVALID.
+def _replace_choice(bundle: Bundle, threads: int, prepared: bool, undo: ExitStack, progress: Progress) -> Path:
+    """Measures an engine choice and puts it in place; ``undo`` puts back what was there before.
 
-    Args:
-        bundle: bundle that it is for.
-        threads: threads that one engine may use.
-        prepared: whether engines prepared for this machine run.
+    Returns:
+        The file of the choice.
     """
-
-    def __init__(self, bundle: Bundle, threads: int, prepared: bool) -> None:
-        self._bundle, self._threads, self._cache = bundle, threads, Cache(bundle)
-        self._engines = whole_prepared(bundle, cache=self._cache)[0] if prepared else PLAIN
-        self._name = choice_file(choice_key(bundle, threads, self._engines.channel_block))
-        self._before = self._cache.read(self._name)
-
-    def measure(self, progress: Progress) -> Path:
-        """Measures an engine choice, puts it in place, and returns its file."""
-        progress("measuring engines", 0.0)
-        choice = measure_choice(self._bundle, self._threads, progress, self._engines)
-        return write_plan(self._bundle, choice, self._cache)
-
-    def take_back(self) -> None:
-        """Puts in place what was there before, if that was changed."""
-        if self._cache.read(self._name) == self._before:
-            return
-        file = self._cache.folder / self._name
-        if self._before is None:
-            file.unlink(missing_ok=True)
-        else:
-            write_whole(file, self._before)
+    cache = Cache(bundle)
+    engines = prepare_engines(bundle, cache=cache) if prepared else PLAIN
+    before = cache.read(choice_file(choice_key(bundle, threads, engines.channel_block)))
+    progress("measuring engines", 0.0)
+    file = write_plan(bundle, measure_choice(bundle, threads, progress, engines), cache)
+    if before is None:
+        undo.callback(file.unlink, missing_ok=True)
+    else:
+        undo.callback(write_whole, file, before)
+    return file
 
 
 def _benched(bundle: Bundle) -> BenchedBundle:

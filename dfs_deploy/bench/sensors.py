@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from dfs_deploy.bench.energy import EnergySampler
-from dfs_deploy.system.cpu import ROOT
+from dfs_deploy.bench.machine import ROOT
 
 
 def find_sampler(device: str, root: Path = ROOT) -> EnergySampler | str:

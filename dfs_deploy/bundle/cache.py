@@ -51,7 +51,7 @@ TENSORRT = "tensorrt"
 """Subfolder for TensorRT engines."""
 
 PREPARED = "prepared-"
-"""Beginning of the name of a folder with engines prepared for a CPU."""
+"""Beginning of the name of a file with engines prepared for a CPU."""
 
 PLAN = "plan-"
 """Beginning of the name of a file with an engine choice."""
@@ -109,21 +109,19 @@ class Cache:
             name: path of the file in the bundle's folder, with ``/`` between parts.
             limit: most bytes that are read.
         """
-        for place in self._places:
-            path = place.folder / name
+        for path in self.find(name):
             with contextlib.suppress(OSError):  # unreadable entries are made again
-                if not first_link(path.parent, place.root):
-                    return read_file(path, limit, follow=False)
+                return read_file(path, limit, follow=False)
         return None
 
-    def folders(self, name: str) -> list[Path]:
-        """Existing folders with a name, the preferred one first, without links."""
+    def find(self, name: str) -> list[Path]:
+        """Paths at which an entry may lie, the preferred one first; none below a link."""
         found = []
         for place in self._places:
-            folder = place.folder / name
-            with contextlib.suppress(OSError):  # as above
-                if folder.is_dir() and not first_link(folder, place.root):
-                    found.append(folder)
+            path = place.folder / name
+            with contextlib.suppress(OSError):  # a folder above is not accessible
+                if not first_link(path.parent, place.root):
+                    found.append(path)
         return found
 
     @contextlib.contextmanager

@@ -13,8 +13,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from dfs_deploy.bundle.engines import walk
-from dfs_deploy.bundle.manifest import Layout, Manifest, RuntimeEngines
+from dfs_deploy.bundle.engines import laid_out, walk
+from dfs_deploy.bundle.manifest import Manifest, RuntimeEngines
 from dfs_deploy.bundle.onnx_messages import (
     FLOAT,
     FLOAT16,
@@ -118,9 +118,9 @@ def _uses(engines: RuntimeEngines, architecture: Architecture, options: Options)
     maps = [block.out_shape for block in architecture.blocks]
     images, logits = architecture.image_shape, (architecture.classes,)
     for each in walk(engines, architecture, options):
-        gives, largest = _laid_out(each.gives, each.engine.output), max(math.prod(each.takes), math.prod(each.gives))
+        gives, largest = laid_out(each.gives, each.engine.output), max(math.prod(each.takes), math.prod(each.gives))
         for layout, file in each.engine.files.items():
-            takes = ("", UINT8 if layout == "uint8" else FLOAT, (BATCH, *_laid_out(each.takes, layout)))
+            takes = ("", UINT8 if layout == "uint8" else FLOAT, (BATCH, *laid_out(each.takes, layout)))
             yield file, EngineUse(each.label, (takes,), (BATCH, *gives), largest)
     largest, taken = max(map(math.prod, (images, logits, *maps))), (("", FLOAT, (BATCH, *images)),)
     for precision, file in engines.static.items():
@@ -135,13 +135,6 @@ def _uses(engines: RuntimeEngines, architecture: Architecture, options: Options)
             ("cell", FLOAT, state),
         )
         yield engines.gate, EngineUse("the gate", inputs, None, max(widest, 4 * architecture.gate.hidden))
-
-
-def _laid_out(size: Shape, layout: Layout) -> Shape:
-    if layout == "float32" or len(size) != 3:
-        return size
-    channels, height, width = size
-    return (height, width, channels)
 
 
 # The file is checked before it is parsed: a message of two bytes takes a hundred in memory.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from dfs_deploy.bundle.manifest import Engine, Manifest, RuntimeEngines
+from dfs_deploy.bundle.manifest import Engine, Layout, Manifest, RuntimeEngines
 from dfs_deploy.errors import BundleError
 from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options
@@ -45,6 +45,14 @@ class PlacedEngine:
             return f"the {self.part}"
         words = f"block {self.block}, option {self.option}"
         return words if self.part == "skip" else f"{words} ({self.engine.precision})"
+
+
+def laid_out(size: Size, layout: Layout) -> Size:
+    """Shape of a map of (channels, height, width) in a layout: uint8 lies channels last. Other sizes stay."""
+    if layout == "float32" or len(size) != 3:
+        return size
+    channels, height, width = size
+    return height, width, channels
 
 
 class HasEngines(Protocol):

@@ -48,12 +48,16 @@ def bench(
     forced: Annotated[
         bool, typer.Option("--forced", help="Time forced paths and their traces too: 0 to 100 % of the blocks run.")
     ] = False,
+    plot: Annotated[Path | None, typer.Option(help="Of --forced: draw it, as .svg or .png.")] = None,
     min_seconds: Annotated[float, typer.Option(min=0.01, help="Measured seconds per case, on average.")] = 3.0,
     max_seconds: Annotated[
         float | None,
         typer.Option(min=0.01, help="The same, if the run has to be extended.", show_default="4 times --min-seconds"),
     ] = None,
     min_iterations: Annotated[int, typer.Option(min=1, help="Calls of a case, at least.")] = 200,
+    start_ups: Annotated[
+        int, typer.Option(min=0, help="Processes to start per case, to time a start and see its memory.")
+    ] = 3,
     energy_seconds: Annotated[
         float, typer.Option(min=0.0, help="Seconds per case to measure energy in; 0 for not at all.")
     ] = 3.0,
@@ -91,11 +95,19 @@ def bench(
         refuse_given(
             context,
             f"beside --device {device}, where ONNX Runtime does not run; leave it out",
-            *("against", "threads", "plan", "prepared", "save_plan"),
+            *("against", "threads", "plan", "prepared", "save_plan", "plot"),
+            *(["start_ups"] if start_ups else []),
         )
+    if not forced:
+        refuse_given(context, "without --forced, which it draws; add --forced", "plot")
     if compare is None:
         refuse_given(context, "without --compare, which it is of; add --compare, or leave it out", "noise_band")
-    check_writable(csv, save_baseline, save_costs)
+    check_writable(plot, csv, save_baseline, save_costs)
+    draw = None
+    if plot is not None:
+        from dfs_deploy.report.forced_figure import figure_writer
+
+        draw = figure_writer(plot)
     with progress(quiet=json) as report:
         result = bench_bundle(
             bundle_path(bundle),
@@ -114,6 +126,7 @@ def bench(
             max_seconds=max_seconds,
             min_iterations=min_iterations,
             max_top1_drop=max_top1_drop,
+            start_ups=start_ups,
             energy_seconds=energy_seconds,
             compare=compare,
             noise_band=noise_band,
@@ -127,6 +140,9 @@ def bench(
     else:
         show_bench(result)
     written = list(result.kept)
+    if draw is not None:
+        draw(result)
+        written.append(str(plot))
     if csv is not None:
         write_csv(result, csv)
         written.append(str(csv))

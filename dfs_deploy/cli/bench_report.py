@@ -10,7 +10,7 @@ from rich.text import Text
 from dfs_deploy.cli.console import output, percent, show_table
 
 if TYPE_CHECKING:
-    from dfs_deploy.bench.result import BenchResult, Comparison, Ratios
+    from dfs_deploy.bench.result import BenchResult, Comparison, PowerState, Ratios
 
 _BLOCKS_PER_ROW = 18
 
@@ -22,7 +22,9 @@ def show_bench(result: BenchResult) -> None:
         console.print(line)
     _show_cases(result)
     _show_mixture(result)
+    _show_paths(result)
     _show_forced(result)
+    _show_start_up(result)
     _show_energy(result)
     console.print()
     for line in _notes(result):
@@ -74,16 +76,16 @@ def _where(result: BenchResult) -> Iterator[str]:
         f"governor {state.governor or 'unknown'}",
         "frequency unknown" if state.frequency_mhz is None else f"{state.frequency_mhz:,.0f} MHz",
         f"turbo {'unknown' if state.turbo is None else 'on' if state.turbo else 'off'}",
-        f"CPUs {_ranges(state.affinity)}",
         *([] if state.load is None else [f"load {state.load:.1f}"]),
         *(["virtual machine"] if state.virtual else []),
     ]
     yield ", ".join(clock)
     if result.jetson is not None:
-        before, after = result.jetson["before"], result.jetson["after"]
-        yield ", ".join([before["model"], *(f"{name} {before[name]}" for name in ("JetPack", "TensorRT", "CUDA"))])
-        heat = f"{before['temperature']} before, {after['temperature']} after"
-        yield f"power mode {before['power mode']}, clocks {before['clocks']}, {heat}"
+        board, before, after = result.jetson.board, result.jetson.before, result.jetson.after
+        locked = {True: "locked", False: "free", None: "unknown"}[before.clocks_locked]
+        yield f"{board.model}, JetPack {board.jetpack}, TensorRT {board.tensorrt}, CUDA {board.cuda}"
+        heat = f"{_celsius(before)} before, {_celsius(after)} after"
+        yield f"power mode {before.mode or 'unknown'}, clocks {locked}, {heat}"
 
 
 def _show_cases(result: BenchResult) -> None:
@@ -119,6 +121,21 @@ def _show_mixture(result: BenchResult) -> None:
             console.print(f"{name:<{width}}" + "".join(f"{100 * share[option]:4.0f}" for _, share in part))
 
 
+def _show_paths(result: BenchResult) -> None:
+    rows = [
+        [
+            path.kind,
+            _number(path.latency_ms.p50, ".3f"),
+            _number(path.latency_ms.p95, ".3f"),
+            percent(path.share, 1),
+            f"{path.computation_percentage:.1f} %",
+            ", ".join(f"{count} {name}" for name in result.bundle.options if (count := path.path.count(name))),
+        ]
+        for path in result.paths
+    ]
+    _show("by path", ["path", "p50 ms", "p95 ms", "of inputs", "computation", "blocks"], rows)
+
+
 def _show_forced(result: BenchResult) -> None:
     blocks = len(result.option_share)
     rows = [
@@ -138,6 +155,23 @@ def _show_forced(result: BenchResult) -> None:
     if rows:
         output().print("static: of that precision; trace: the same path as one engine; in us: for each")
         output().print("gated block the gate's step, and what engines and gates leave of the time")
+
+
+def _show_start_up(result: BenchResult) -> None:
+    rows = [
+        [
+            start.name,
+            f"{start.import_ms:.0f}",
+            f"{start.load_ms:.0f}",
+            f"{start.first_result_ms:.2f}",
+            f"{start.total_ms:.0f}",
+            _number(start.rss_mb, ".0f"),
+            _number(start.loaded_mb, ".0f"),
+        ]
+        for start in result.start_up
+    ]
+    columns = ["process", "import ms", "load ms", "first ms", "total ms", "RSS MB", "for it MB"]
+    _show(f"start of a process, median of {max((s.processes for s in result.start_up), default=0)}", columns, rows)
 
 
 def _show_energy(result: BenchResult) -> None:
@@ -195,20 +229,13 @@ def _steadiness(result: BenchResult) -> str:
     return said + longer + ("" if taken is None else f", interrupted {taken:.0f} times per second")
 
 
+def _celsius(state: PowerState) -> str:
+    return "temperature unknown" if state.celsius is None else f"{state.celsius:.1f} °C ({state.sensor})"
+
+
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
 def _p50(ratios: Ratios | None) -> str:
     return "-" if ratios is None else f"{ratios.p50.value:.2f} ±{100 * ratios.p50.uncertainty:.0f} %"
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Numbers in short, as ``0-3,6``."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and parts[-1][-1] == number - 1:
-            parts[-1][1:] = [number]
-        else:
-            parts.append([number])
-    return ",".join("-".join(map(str, part)) for part in parts)

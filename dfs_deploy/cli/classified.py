@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Group
 from rich.text import Text
 
 from dfs_deploy.options import Option
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 
 # Greatest bitwidth of each shade, and its style, in which text stays readable.
 _SHADES = ((0, "white on grey30"), (8, "black on green3"), (16, "black on gold1"), (32, "white on red3"))
-
-_LEAST_CELLS = 8
 
 
 @dataclass(frozen=True)
@@ -71,29 +68,8 @@ def classify(runtime: Runtime, image: NDArray[np.uint8]) -> Classified:
 
 
 def cells(path: Sequence[Option]) -> Text:
-    """A path on one line, one cell per gated block.
-
-    Args:
-        path: option that each gated block ran.
-    """
+    """A path, one cell per gated block; a narrow table wraps it between cells."""
     return Text(" ", justify="left").join(_cell(option) for option in path)
-
-
-def wrapped_cells(path: Sequence[Option], per_line: int | None) -> Text | Group:
-    """The same on several lines.
-
-    Args:
-        path: option that each gated block ran.
-        per_line: most cells per line; ``None`` for one line.
-    """
-    if per_line is None:
-        return cells(path)
-    return Group(*(cells(path[start : start + per_line]) for start in range(0, max(len(path), 1), per_line)))
-
-
-def cells_per_line(columns: int | None) -> int | None:
-    """Number of cells that fit into some columns of a line, at least 8; ``None`` if the line has no end."""
-    return None if columns is None else max(_LEAST_CELLS, (columns + 1) // 3)
 
 
 def legend(options: Sequence[Option]) -> Text:
@@ -108,4 +84,4 @@ def _meaning(option: Option) -> str:
 
 def _cell(option: Option) -> Text:
     sign = "·" if option.skips else str(option.bits) if option.quantized else "F"
-    return Text(f"{sign:>2}", style=next(style for bits, style in _SHADES if option.bits <= bits))
+    return Text(f"{sign:<2}", style=next(style for bits, style in _SHADES if option.bits <= bits))

@@ -41,7 +41,7 @@ def demo(
         exported = export(checkpoint, out, calibration_data=train, progress=callback)
         bundle = exported.bundle
         found = verify(bundle, checkpoint, test, progress=callback)
-        result = bench(bundle, test, min_seconds=min_seconds, energy_seconds=0.0, progress=callback)
+        result = bench(bundle, test, min_seconds=min_seconds, start_ups=0, energy_seconds=0.0, progress=callback)
     missed = found.missed()
     if json:
         values = found.as_json()

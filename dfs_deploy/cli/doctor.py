@@ -9,7 +9,7 @@ from rich.text import Text
 
 import dfs_deploy
 from dfs_deploy.bench.energy import EnergySampler
-from dfs_deploy.bench.jetson import APT_TENSORRT, is_jetson, jetson_facts, problems
+from dfs_deploy.bench.jetson import APT_TENSORRT, is_jetson, problems, read_jetson, read_power_state
 from dfs_deploy.bench.machine import describe_machine
 from dfs_deploy.bench.sensors import find_sampler
 from dfs_deploy.cli.arguments import JsonOption
@@ -42,7 +42,6 @@ class Check:
 def doctor(json: JsonOption = False) -> None:
     """Check what running, exporting and training need here."""
     machine, board = describe_machine(), is_jetson()
-    on_board = jetson_facts() if board else {}
     checks = [_check(module, name, True, f"pip install {name}") for module, name in CORE.items()]
     for module, extra in EXTRA_OF.items():
         remedy = APT_TENSORRT if module == "tensorrt" and board else install_line(extra)
@@ -62,9 +61,9 @@ def doctor(json: JsonOption = False) -> None:
         "telemetry": _telemetry(),
         "energy": _energy("jetson" if board else "cpu"),
         "jetson": "yes" if board else "no",
-        **on_board,
+        **(_jetson_facts() if board else {}),
     }
-    known = problems(on_board) if board else []
+    known = problems(read_jetson()) if board else []
     if json:
         print_json(
             {"facts": facts, "checks": [asdict(check) for check in checks], "problems": known, "passed": not missing}
@@ -116,6 +115,22 @@ def _telemetry() -> str:
 def _energy(device: str) -> str:
     sampler = find_sampler(device)
     return f"{sampler.source}, {sampler.rail}" if isinstance(sampler, EnergySampler) else f"none: {sampler}"
+
+
+def _jetson_facts() -> dict[str, str]:
+    board, state = read_jetson(), read_power_state()
+    clocks = {True: "locked", False: "free: sudo jetson_clocks locks them", None: None}[state.clocks_locked]
+    facts = {
+        "model": board.model,
+        "Jetson Linux": board.l4t,
+        "JetPack": board.jetpack,
+        "TensorRT": board.tensorrt,
+        "CUDA": board.cuda,
+        "power mode": state.mode,
+        "clocks": clocks,
+        "temperature": None if state.celsius is None else f"{state.celsius:.1f} °C ({state.sensor})",
+    }
+    return {name: value or "not found" for name, value in facts.items()}
 
 
 def _gate() -> str:

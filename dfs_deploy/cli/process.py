@@ -6,6 +6,7 @@ container ignores every signal that it has no handler for.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import os
@@ -29,6 +30,11 @@ _SCRIPT = "dfs-deploy"
 
 _STOPS = ("SIGTERM", "SIGHUP")
 """Signals that ask a process to end; Python turns that of Ctrl-C into KeyboardInterrupt by itself."""
+
+_ENCODING_ERRORS = "dfs-deploy"
+
+_PLAIN = {"·": ".", "±": "+-", "°": " deg ", "…": "...", "━": "-", "─": "-", "│": "|", "┃": "|", "╇": "+", "╸": "-"}
+"""Replacements for our own signs in an encoding that lacks them."""
 
 
 class Stopped(SystemExit):
@@ -105,6 +111,7 @@ def open_streams() -> None:
             handle = os.open(os.devnull, os.O_RDWR)  # the lowest free number: that of the stream, in this order
             os.set_inheritable(handle, True)
             setattr(sys, name, os.fdopen(handle, mode, encoding="utf-8"))
+    codecs.register_error(_ENCODING_ERRORS, _spelled)
     if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout = io.TextIOWrapper(
             io.BufferedWriter(_Output(sys.stdout.fileno(), "wb", closefd=False)),
@@ -113,10 +120,19 @@ def open_streams() -> None:
         )
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=_ENCODING_ERRORS)
     if closed:
         sys.stderr.write("error: standard output is closed, so no result can be shown; redirect it to a file\n")
         sys.exit(3)
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    """Replaces what an encoding lacks: our own signs by plain ones, text from outside by escapes."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    spelled = (_PLAIN.get(sign) or sign.encode("ascii", "backslashreplace").decode("ascii") for sign in lacking)
+    return "".join(spelled), error.end
 
 
 def command(*words: str | Path) -> str:

@@ -47,7 +47,9 @@ def report(
         Path | None,
         typer.Option(help="Folder for the figures and tables of the training runs, as SVG, PNG, Markdown and JSON."),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help=DataHelp, show_default="images carried by the bundle")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help=DataHelp, show_default="the digits, or the bundle's own images")
+    ] = None,
     bench: Annotated[
         list[Path] | None,
         typer.Option(help="Result of bench --json for a bundle, instead of timing it now.", show_default="none"),

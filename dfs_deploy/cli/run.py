@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Group
 from rich.text import Text
 
 from dfs_deploy.cli.arguments import (
@@ -19,16 +18,13 @@ from dfs_deploy.cli.arguments import (
     ThreadsOption,
     bundle_path,
 )
-from dfs_deploy.cli.classified import Classified, cells_per_line, classify, legend, wrapped_cells
+from dfs_deploy.cli.classified import Classified, cells, classify, legend
 from dfs_deploy.cli.console import errors, output, print_json, progress, show_table
 from dfs_deploy.errors import CheckFailedError, DataError, UsageError
 
 if TYPE_CHECKING:
     from dfs_deploy.cli.live import Tally
     from dfs_deploy.runtimes import Runtime
-
-_OTHER_COLUMNS = 24
-"""Columns of a row for everything but the file, the class and the path."""
 
 _CLASSES_SHOWN = 3
 
@@ -171,13 +167,12 @@ def _classify_files(
 
 
 def _show_images(title: str, results: Sequence[tuple[Path, Classified]]) -> None:
-    per_line = _cells_per_line(max(len(str(file)) + len(result.label) for file, result in results))
-    rows: list[list[str | Text | Group]] = [
+    rows: list[list[str | Text]] = [
         [
             str(file),
             result.label,
             f"{result.probability:.3f}",
-            wrapped_cells(result.path, per_line),
+            cells(result.path),
             f"{result.computation_percentage:.1f} %",
         ]
         for file, result in results
@@ -186,11 +181,10 @@ def _show_images(title: str, results: Sequence[tuple[Path, Classified]]) -> None
 
 
 def _show_videos(title: str, tallies: Sequence[Tally]) -> None:
-    rows: list[list[str | Text | Group]] = []
+    rows: list[list[str | Text]] = []
     for tally in tallies:
         if tally.last is not None:
             common = [f"{name} {100 * n / tally.frames:.0f} %" for name, n in tally.classes.most_common(_CLASSES_SHOWN)]
-            per_line = _cells_per_line(len(tally.file) + sum(map(len, common)) + 30)
             rows.append(
                 [
                     tally.file,
@@ -198,14 +192,8 @@ def _show_videos(title: str, tallies: Sequence[Tally]) -> None:
                     f"{tally.frames_per_s:.1f}",
                     f"{tally.computation_percentage:.1f} %",
                     ", ".join(common),
-                    wrapped_cells(tally.last.path, per_line),
+                    cells(tally.last.path),
                 ]
             )
     columns = ["video", "frames", "frames/s", "computation", "classes", "last path"]
     show_table(f"{title}; frames/s: decoding, resizing and classifying", columns, rows)
-
-
-def _cells_per_line(others: int) -> int | None:
-    """Cells per line beside other columns; ``None`` for all of them, if the output is not a terminal."""
-    console = output()
-    return cells_per_line(console.width - others - _OTHER_COLUMNS if console.is_terminal else None)

@@ -47,7 +47,10 @@ def train(
     target: Annotated[float | None, typer.Option(help="Computation percentage to reach.", show_default="40")] = None,
     policy: Annotated[
         str | None,
-        typer.Option(help="Static policy instead of a gate: an option for all blocks (8), or one for each (8,16,...)."),
+        typer.Option(
+            help="Static policy instead of a gate: an option for all blocks (8), one for each (8,16,...), or mixed,"
+            " chosen by measured sensitivity for the target."
+        ),
     ] = None,
     cost: Annotated[
         str | None,

@@ -1,7 +1,7 @@
 """JSON files: bounded in size, strict in types, and versioned if the package wrote them.
 
 :class:`VersionedFormat` is the one reader and writer of files with a version: a manifest, a latency table, a saved
-bench or verification, an engine choice, the index of prepared engines, a training job. A module declares its format::
+bench or verification, an engine choice, a training job. A module declares its format::
 
     FORMAT = VersionedFormat("latency table", LatencyTable, 2, "write one with bench --save-costs", error=DataError,
                              mark=("kind", "dfs-deploy latency table"), older={1: (LatencyTable1, from_version_1)})

@@ -23,7 +23,7 @@ from dfs_deploy.io.files import write_whole
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.report.data import BundleReport, Kind, Outcome, Point, Provenance, Report
 from dfs_deploy.report.engines import engine_figures
-from dfs_deploy.report.paths import decisions, hot_paths, pick_examples
+from dfs_deploy.report.paths import decisions, hot_paths, path_tree, pick_examples
 from dfs_deploy.runtimes import Result, Runtime
 from dfs_deploy.suspicion import suspicions
 from dfs_deploy.system.cpu import made_for_another_cpu
@@ -215,11 +215,12 @@ def _measured(
             seed=how.seed,
             min_seconds=how.min_seconds,
             min_iterations=how.min_iterations,
+            start_ups=0,
             energy_seconds=0.0,
             progress=progress,
         )
     right = None if inputs.labels is None else result.classes == inputs.labels
-    hottest = hot_paths(result.path, right, bundle.options)
+    rows, hottest = hot_paths(result.path, right, bundle.options)
     return BundleReport(
         facts=_provenance(bundle, name),
         options=tuple(bundle.manifest.options),
@@ -240,6 +241,7 @@ def _measured(
         paths=hottest,
         paths_listed=len(hottest),
         paths_share=sum(path.share for path in hottest),
+        tree=path_tree(rows, [path.inputs for path in hottest], len(inputs.images), bundle.options, groups),
         engines=engines,
         budgets=tuple(bundle.manifest.budgets),
         examples=pick_examples(bundle, inputs.images, inputs.labels, result, how.examples),

@@ -29,8 +29,8 @@ BUNDLE_COLORS = 6
 """Number of colours of bundles; after that they repeat."""
 
 _TAIL_ROOM = 1.5
-"""Range of latencies over the greatest median: a busy machine's tail would press the medians together, so it is cut off
-at the edge; the tables give its value."""
+"""Range of latencies over the greatest median: a busy machine's tail would press the medians together, so an arrow at
+the edge stands for it; the tables give its value."""
 
 _CONFIG: Spec = {
     "background": None,
@@ -74,8 +74,10 @@ def bundle_charts(bundle: BundleReport) -> dict[str, Spec]:
     return {
         "latency": latency(bundle.frontier),
         "decisions": decisions(options),
+        "tree": tree(options, bundle.paths_share),
         "times": times(options, any(not engine.serves for engine in bundle.engines)),
         "errors": errors(options),
+        "budgets": budgets(),
     }
 
 
@@ -122,14 +124,29 @@ def _tooltip(*fields: str) -> list[alt.Tooltip]:
     return [alt.Tooltip(f"{field}:N", title=field.replace("_", " ")) for field in fields]
 
 
+def axis_end(points: Sequence[Point]) -> float:
+    """End of the axis of latencies, in milliseconds; what lies beyond it has an arrow there."""
+    return _TAIL_ROOM * max(point.p50_ms for point in points)
+
+
 def _latency(points: Sequence[Point]) -> dict[str, Any]:
     """Scale and axis of latencies."""
     return {
-        "scale": alt.Scale(domain=[0.0, _TAIL_ROOM * max(point.p50_ms for point in points)], nice=False),
+        "scale": alt.Scale(domain=[0.0, axis_end(points)], nice=False),
         "axis": alt.Axis(
             title="latency of a call, ms", tickCount=8, labelFlush=24, labelSeparation=6, labelOverlap=True
         ),
     }
+
+
+def _beyond(points: Sequence[Point], base: alt.Chart) -> list[alt.Chart]:
+    """An arrow at the end of the axis for each 95th percentile beyond it; a layer without marks has no name to read."""
+    end = axis_end(points)
+    if not any(point.p95_ms is not None and point.p95_ms > end for point in points):
+        return []
+    arrows = base.transform_filter(f"datum.p95_ms > {end!r}").transform_calculate(beyond="true")
+    marks = arrows.mark_point(shape="triangle-right", filled=True, size=70, xOffset=-5)
+    return [marks.encode(x=alt.XDatum(end, type="quantitative", **_latency(points)))]
 
 
 _LOOKS = {
@@ -205,6 +222,7 @@ def frontier(points: Sequence[Point]) -> Spec:
         layers.append(hollow.encode(shape=shape, size=size, tooltip=tooltip))
     filled = dynamic.mark_point(filled=True, opacity=1, stroke="var(--page)")
     layers.append(filled.encode(shape=shape, size=size, tooltip=tooltip))
+    layers += _beyond(points, base.encode(tooltip=tooltip))
     return _chart("Accuracy against latency of the dynamic network and of static networks", 300, *layers)
 
 
@@ -215,13 +233,15 @@ def latency(points: Sequence[Point]) -> Spec:
         y=alt.Y("name:N", sort=[point.name for point in points], axis=alt.Axis(title=None, labelLimit=220)),
         color=alt.Color("kind:N", scale=kinds, legend=None),
     )
-    bars = base.mark_bar(cornerRadiusEnd=3, height=alt.RelativeBandSize(0.6))
+    pointed = base.encode(tooltip=_tooltip("name", "p50_ms", "p95_ms"))
+    bars = pointed.mark_bar(cornerRadiusEnd=3, height=alt.RelativeBandSize(0.6))
     ticks = base.mark_tick(thickness=2, clip=True)
     return _chart(
         "Median latency of the dynamic network and of static networks",
         28 * len(points) + 10,
-        bars.encode(x=alt.X("p50_ms:Q", **_latency(points)), tooltip=_tooltip("name", "p50_ms", "p95_ms")),
+        bars.encode(x=alt.X("p50_ms:Q", **_latency(points))),
         ticks.encode(x=alt.X("p95_ms:Q", **_latency(points)), color=alt.value("var(--text)")),
+        *_beyond(points, pointed),
     )
 
 
@@ -240,6 +260,23 @@ def decisions(options: Sequence[str]) -> Spec:
         )
     )
     return _chart("Share of inputs by option, for each gated block", 240, bars)
+
+
+def tree(options: Sequence[str], share: float) -> Spec:
+    """The commonest paths from the first decision to the last; a branch is as high as the share that came that way."""
+    down = alt.Scale(domain=[0, share], nice=False, reverse=True)
+    cells = (
+        _rows()
+        .mark_rect(stroke="var(--page)", strokeWidth=0.8)
+        .encode(
+            x=_block().scale(paddingInner=0, paddingOuter=0),
+            y=alt.Y("start:Q", scale=down, axis=_share("share of inputs")),
+            y2="end",
+            color=_option_color(options),
+            tooltip=_tooltip("block", "option", "inputs", "share"),
+        )
+    )
+    return _chart("Tree of the commonest paths: branches by block, as high as their share of the inputs", 280, cells)
 
 
 def times(options: Sequence[str], standing_by: bool) -> Spec:
@@ -289,3 +326,21 @@ def errors(options: Sequence[str]) -> Spec:
             shape=alt.Shape("precision:N", scale=shapes, legend=alt.Legend(title=None)), tooltip=_tooltip(*fields)
         ),
     )
+
+
+def budgets() -> Spec:
+    """Top-1 against the computation measured at each calibrated budget."""
+    points = alt.OverlayMarkDef(size=70, fill="var(--accent)", stroke="var(--page)")
+    cost = alt.Axis(title="computation, % of every block in full precision", tickCount=8)
+    line = (
+        _rows()
+        .transform_filter("isValid(datum.top1)")
+        .mark_line(point=points, stroke="var(--accent)", color="var(--accent)")
+        .encode(
+            x=alt.X("computation_percentage:Q", axis=cost),
+            y=alt.Y("top1:Q", scale=alt.Scale(zero=False, padding=12), axis=_top1()),
+            order="computation_percentage:Q",
+            tooltip=_tooltip("budget", "computation_percentage", "top1", "latency_ms", "bias"),
+        )
+    )
+    return _chart("Top-1 against computation at the budgets that the bundle was calibrated for", 240, line)

@@ -18,7 +18,7 @@ from dfs_deploy.io.text import one_line
 from dfs_deploy.runtimes import Substitution
 
 SCHEMA = "dfs-deploy/report"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,29 @@ class HotPath:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """A branch of the tree of the hottest paths: the inputs that agree in all decisions up to a block.
+
+    Attributes:
+        block: index of the block.
+        group: group of the block in the backbone, from 1.
+        option: name of the option chosen there.
+        inputs: number of inputs in the branch.
+        share: share of all inputs.
+        start: position among the inputs of the tree, as a share of all inputs; branches of a block do not overlap.
+        end: ``start + share``.
+    """
+
+    block: int
+    group: int
+    option: str
+    inputs: int
+    share: float
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
 class EngineFigures:
     """One engine of one option of one block: how long it takes here, and how far it is from full precision.
 
@@ -241,6 +264,7 @@ class BundleReport:
     paths: tuple[HotPath, ...]
     paths_listed: int
     paths_share: float
+    tree: tuple[Branch, ...]
     engines: tuple[EngineFigures, ...]
     budgets: tuple[BudgetRecord, ...]
     examples: tuple[Example, ...]

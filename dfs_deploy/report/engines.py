@@ -23,7 +23,7 @@ from dfs_deploy.runtimes import Substitution
 from dfs_deploy.runtimes.backend import running_engines
 from dfs_deploy.runtimes.onnxruntime.engine_choice import time_engines
 from dfs_deploy.runtimes.onnxruntime.loading import EngineLoader
-from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, obtain_prepared
+from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, prepare_engines
 from dfs_deploy.runtimes.onnxruntime.sessions import run_once
 
 MOST_SAMPLES = 128
@@ -105,7 +105,7 @@ def engine_figures(
         progress: callback of the work.
     """
     loader = EngineLoader(bundle, threads, PLAIN)
-    timed = obtain_prepared(bundle) if prepared else PLAIN
+    timed = prepare_engines(bundle) if prepared else PLAIN
     running = list(running_engines(bundle, "onnxruntime", substitutions))
     found: list[EngineFigures] = []
     for block, features in walk(bundle, loader, running, images[:MOST_SAMPLES], paths[:MOST_SAMPLES]):

@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from dfs_deploy.report.charts import BUNDLE_COLORS, charts, runtime_script
+from dfs_deploy.report.charts import BUNDLE_COLORS, axis_end, charts, runtime_script
 from dfs_deploy.report.data import Point, Report
 from dfs_deploy.report.style import OptionColor, option_colors
 
@@ -47,8 +47,10 @@ def render_page(report: Report) -> str:
     template = environment.get_template("report.html.j2")
     return template.render(
         report=value,
+        reports=report.bundles,
         number=_Numbers(value),
         frontier_caption=frontier_caption,
+        latency_caption=latency_caption,
         points=[point for bundle in report.bundles for point in bundle.frontier],
         accuracy_known=any(point.top1 is not None for bundle in report.bundles for point in bundle.frontier),
         bundle_colors=BUNDLE_COLORS,
@@ -69,7 +71,18 @@ def frontier_caption(points: Sequence[Point]) -> str:
         parts.append("Hollow: static networks.")
     if any(point.kind == "budget" for point in shown):
         parts.append("Joined by a dashed line: the network at its budgets, timed in the same rounds.")
-    return " ".join(parts)
+    return " ".join([*parts, *_arrows(shown)])
+
+
+def latency_caption(points: Sequence[Point]) -> str:
+    """Caption of the chart of latencies."""
+    return " ".join(["Latency of a call, by case. Bar: median; mark: 95th percentile.", *_arrows(points)])
+
+
+def _arrows(points: Sequence[Point]) -> list[str]:
+    if any(point.p95_ms is not None and point.p95_ms > axis_end(points) for point in points):
+        return ["Arrow at the edge: the 95th percentile lies beyond it; the table gives its value."]
+    return []
 
 
 class _Numbers:

@@ -1,10 +1,11 @@
-"""The gate's decisions: by block, by path, and by example inputs."""
+"""The gate's decisions: by block, by path, as a tree of the commonest paths, and by example inputs."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.options import Options, computation_percentage
-from dfs_deploy.report.data import Decision, Example, HotPath
+from dfs_deploy.report.data import Branch, Decision, Example, HotPath
 from dfs_deploy.runtimes import Result
 
 HOT_PATHS = 16
@@ -40,7 +41,7 @@ def decisions(paths: NDArray[np.uint8], options: Options, groups: Sequence[int])
 
 def hot_paths(
     paths: NDArray[np.uint8], right: NDArray[np.bool_] | None, options: Options, most: int = HOT_PATHS
-) -> tuple[HotPath, ...]:
+) -> tuple[NDArray[np.uint8], tuple[HotPath, ...]]:
     """The commonest paths; of two that are equally common, the cheaper first.
 
     Args:
@@ -48,11 +49,14 @@ def hot_paths(
         right: (N,) whether each answer was right, or ``None`` without labels.
         options: options of the gate.
         most: number of paths to list.
+
+    Returns:
+        Their option indices, (paths, gated blocks) uint8, and their figures.
     """
     unique, which, counts = np.unique(paths, axis=0, return_inverse=True, return_counts=True)
     which, cost = which.ravel(), computation_percentage(unique, options.costs)
     order = np.lexsort((cost, -counts))[:most]
-    return tuple(
+    found = [
         HotPath(
             rank=rank,
             path=tuple(options[int(k)].name for k in unique[i]),
@@ -62,7 +66,43 @@ def hot_paths(
             top1=None if right is None else float(right[which == i].mean()),
         )
         for rank, i in enumerate(order, start=1)
+    ]
+    return unique[order], tuple(found)
+
+
+def path_tree(
+    rows: NDArray[np.uint8], counts: Sequence[int], total: int, options: Options, groups: Sequence[int]
+) -> tuple[Branch, ...]:
+    """The tree that some paths make, from the first decision on.
+
+    Args:
+        rows: (paths, gated blocks) option indices, each path once.
+        counts: number of inputs of each path.
+        total: number of all inputs, those of other paths included.
+        options: options of the gate.
+        groups: group of each block, the first block included.
+
+    Returns:
+        The branches, block by block, from the cheapest option on.
+    """
+    ranks = np.argsort(np.argsort(options.costs, kind="stable"), kind="stable")
+    ordered = sorted(zip(rows.tolist(), counts, strict=True), key=lambda item: [int(ranks[k]) for k in item[0]])
+    return tuple(
+        branch
+        for depth in range(rows.shape[1])
+        for branch in _branches(ordered, depth, total, options, groups[depth + 1])
     )
+
+
+def _branches(
+    ordered: Sequence[tuple[list[int], int]], depth: int, total: int, options: Options, group: int
+) -> Iterator[Branch]:
+    passed = 0
+    for prefix, members in itertools.groupby(ordered, key=lambda item: item[0][: depth + 1]):
+        inputs = sum(count for _, count in members)
+        start, end = passed / total, (passed + inputs) / total
+        yield Branch(depth + 1, group, options[prefix[-1]].name, inputs, inputs / total, start, end)
+        passed += inputs
 
 
 def pick_examples(

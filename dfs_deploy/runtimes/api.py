@@ -79,14 +79,18 @@ def _onnxruntime(bundle: Bundle, options: BackendOptions) -> Backend:
 
     if bundle.policy is None:
         return OnnxRuntimeBackend(bundle, options)
-    options.refuse("onnxruntime", gate=f"{bundle.path} has a static policy and no gate")
+    if options.gate is not None:
+        raise UsageError(f"gate {options.gate!r}: {bundle.path} has a static policy and no gate; leave gate out")
     return PolicyBackend(bundle, options)
 
 
 def _tensorrt(bundle: Bundle, options: BackendOptions) -> Backend:
     from dfs_deploy.runtimes.tensorrt import TensorRTBackend
 
-    options.refuse("tensorrt", threads="its engines run on the GPU")
+    if options.threads is not None:
+        raise UsageError(
+            f"threads {options.threads} for the runtime tensorrt: its engines run on the GPU; leave threads out"
+        )
     return TensorRTBackend(bundle, gate=options.gate, cache=Cache(bundle, options.cache_dir))
 
 

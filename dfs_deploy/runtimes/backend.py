@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.engines import PlacedEngine, engines_of
 from dfs_deploy.bundle.manifest import BlockEngines, Engine
-from dfs_deploy.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -69,20 +68,6 @@ class BackendOptions:
     plan: bool = True
     prepared: bool = True
     cache_dir: str | None = None
-
-    def refuse(self, runtime: str, **reasons: str) -> None:
-        """Refuses options that a runtime does not have.
-
-        Args:
-            runtime: name of the runtime, for messages.
-            reasons: by name of the option, why the runtime has no such thing.
-
-        Raises:
-            UsageError: one of them was set.
-        """
-        for name, reason in reasons.items():
-            if (value := getattr(self, name)) is not None:
-                raise UsageError(f"{name} {value!r} for the runtime {runtime}: {reason}; leave {name} out")
 
 
 class Backend(ABC):

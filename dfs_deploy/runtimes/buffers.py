@@ -8,17 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dfs_deploy.bundle.engines import laid_out
 from dfs_deploy.bundle.manifest import Layout
 
 _ALIGNMENT = 64
-
-
-def laid_out(size: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
-    """Shape of a map of (channels, height, width) in a layout: uint8 lies channels last. Other sizes stay."""
-    if layout == "float32" or len(size) != 3:
-        return size
-    channels, height, width = size
-    return height, width, channels
 
 
 def aligned_buffer(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

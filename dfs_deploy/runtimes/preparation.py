@@ -75,9 +75,9 @@ def prepare(
         raise UsageError(
             f"workspace and batch have no effect for the runtime {runtime}; leave them out, or name tensorrt"
         )
-    from dfs_deploy.runtimes.onnxruntime.prepared import whole_prepared
+    from dfs_deploy.runtimes.onnxruntime.prepared import prepare_engines
 
-    engines, found = whole_prepared(opened, progress, cache)
+    engines = prepare_engines(opened, progress, cache)
     if engines.failed:
         raise EngineError(
             f"engines could not be prepared, so the bundle's own run: {engines.reason}; use --no-prepared"
@@ -87,5 +87,4 @@ def prepare(
             f"the prepared engines cannot be kept ({engines.reason}); make the folder writable, name another with"
             " --cache-dir, or leave them to each start, which holds them in memory"
         )
-    made = engines.folder is not None and not found
-    return Prepared(runtime, engines.folder, made, engines.reason, engines.channel_block)
+    return Prepared(runtime, engines.folder, engines.made, engines.reason, engines.channel_block)

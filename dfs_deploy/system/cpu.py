@@ -26,9 +26,7 @@ _INT8 = (
 )
 _KEY_FACTS = ("model name", "CPU implementer", "CPU part", "CPU variant", "CPU revision", "Features")
 _X86_VECTORS = ("avx", "amx")
-ROOT = Path("/")
-"""Root of the file system; tests read another."""
-
+_ROOT = Path("/")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 """An escaped character, such as a space, in a path of ``/proc/self/mountinfo``."""
 
@@ -71,7 +69,7 @@ class Cpu:
     key: str
 
 
-def describe_cpu(root: Path = ROOT) -> Cpu:
+def describe_cpu(root: Path = _ROOT) -> Cpu:
     """Looks at the CPU.
 
     Args:
@@ -95,7 +93,7 @@ def has_fast_float16() -> bool:
     return describe_cpu().float16
 
 
-def cpu_facts(root: Path = ROOT) -> dict[str, str]:
+def cpu_facts(root: Path = _ROOT) -> dict[str, str]:
     """Facts about the first CPU in ``/proc/cpuinfo``, by the kernel's names; empty if there is no such file.
 
     Args:
@@ -191,7 +189,7 @@ class CpuLimits:
         return count if self.quota is None else max(1, min(count, -int(-self.quota // 1)))
 
 
-def cpu_limits(root: Path = ROOT) -> CpuLimits:
+def cpu_limits(root: Path = _ROOT) -> CpuLimits:
     """Reads affinity and control groups, version 2 and version 1; a file that the kernel does not have is no limit.
 
     Args:
@@ -204,7 +202,7 @@ def cpu_limits(root: Path = ROOT) -> CpuLimits:
         quota = _quota(group)
         if quota is not None:
             quotas.append(quota)
-            counts = re.search(r"^nr_throttled (\d+)$", kernel_text(group / "cpu.stat"), re.MULTILINE)
+            counts = re.search(r"^nr_throttled (\d+)$", _kernel_text(group / "cpu.stat"), re.MULTILINE)
             throttled += [int(counts[1])] if counts else []
     return CpuLimits(
         affinity=tuple(affinity),
@@ -215,17 +213,17 @@ def cpu_limits(root: Path = ROOT) -> CpuLimits:
 
 def _quota(group: Path) -> float | None:
     """CPU seconds per second that one control group grants."""
-    limit, _, period = kernel_text(group / "cpu.max").partition(" ")  # version 2: "max 100000"
+    limit, _, period = _kernel_text(group / "cpu.max").strip().partition(" ")  # version 2: "max 100000"
     if not limit:
-        limit = kernel_text(group / "cpu.cfs_quota_us")  # version 1: -1 is no limit
-        period = kernel_text(group / "cpu.cfs_period_us")
+        limit = _kernel_text(group / "cpu.cfs_quota_us").strip()  # version 1: -1 is no limit
+        period = _kernel_text(group / "cpu.cfs_period_us").strip()
     return int(limit) / int(period) if limit.isdecimal() and period.isdecimal() and int(period) else None
 
 
 def _cpu_groups(root: Path) -> Iterator[Path]:
     """Folders of the control groups that this process is in, its own first, then those around it up to the mount."""
     for number, kind, place, mount in _group_mounts(root):
-        for line in kernel_text(root / "proc/self/cgroup").splitlines():
+        for line in _kernel_text(root / "proc/self/cgroup").splitlines():
             found, _, rest = line.partition(":")
             controllers, _, path = rest.partition(":")
             if (kind == "cgroup2" and found == "0") or (number and number in controllers.split(",")):
@@ -240,7 +238,7 @@ def _cpu_groups(root: Path) -> Iterator[Path]:
 
 def _group_mounts(root: Path) -> Iterator[tuple[str, str, PurePosixPath, PurePosixPath]]:
     """Mounts of control groups that limit CPU time: controller, kind, the part that is mounted, and its mount point."""
-    for line in kernel_text(root / "proc/self/mountinfo").splitlines():
+    for line in _kernel_text(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")  # proc_pid_mountinfo(5)
         fields, said = before.split(), after.split()
         if len(fields) < 5 or len(said) < 3:
@@ -252,9 +250,9 @@ def _group_mounts(root: Path) -> Iterator[tuple[str, str, PurePosixPath, PurePos
             yield "cpu", "cgroup", place, mount
 
 
-def kernel_text(file: Path) -> str:
-    """Content of a small file of the kernel; empty if there is none, or if it does not answer."""
+def _kernel_text(file: Path) -> str:
+    """Content of a small file of the kernel; empty if there is none, or if this process may not see it."""
     try:
-        return file.read_text(errors="replace").strip("\0\n ")
+        return file.read_text(errors="replace")
     except OSError:
         return ""

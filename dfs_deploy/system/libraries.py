@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module, metadata
@@ -29,6 +28,7 @@ EXTRA_OF = {
     "torch": "export",
     "onnx": "export",
     "safetensors": "export",
+    "scipy": "train",
     "sklearn": "train",
     "altair": "report",
     "jinja2": "report",
@@ -140,5 +140,5 @@ def install_line(extra: str | None = None) -> str:
     """
     wanted, folder = f"[{extra}]" if extra else "", Path(__file__).resolve().parents[2]
     if (folder / "pyproject.toml").is_file() and (folder / "dfs_deploy").is_dir():
-        return f"pip install -e {shlex.quote(f'{folder}{wanted}')}"
-    return f"pip install '.{wanted}' in a checkout of {NAME}"
+        return f'pip install -e "{folder}{wanted}"'
+    return f'pip install ".{wanted}" in a checkout of {NAME}'

@@ -24,10 +24,14 @@ from dfs_deploy.training.data import Splits, is_digits, load_splits
 from dfs_deploy.training.job import Job, load_job, save_job
 from dfs_deploy.training.loop import BACKBONE_FILE, CHECKPOINT_FILE, Loop
 from dfs_deploy.training.metrics import Evaluation, Record, read_metrics
-from dfs_deploy.training.processes import joined, local_device
+from dfs_deploy.training.processes import is_first, joined, local_device
 from dfs_deploy.training.recipe import FLOPS, Recipe
 from dfs_deploy.training.recipe import preset as recipe_of
+from dfs_deploy.training.sensitivity import search_policy
 from dfs_deploy.training.state import STATE_FILE, load_state, saving
+
+MIXED = "mixed"
+"""Policy that is to be searched: by measured sensitivity, for the target."""
 
 TARGET_TOLERANCE = 2.0
 """Points of computation percentage by which a run may miss its target."""
@@ -93,8 +97,8 @@ def train(
         out: folder for the run, without one in it.
         preset: ``paper``, or ``quick`` for a small machine.
         options: options that the gate chooses from; ``None`` for ``skip,8,16,full``, or for the policy's own.
-        policy: static policy instead of a gate: one option for all gated blocks, or one per block separated by commas;
-            ``None`` for a gate.
+        policy: static policy instead of a gate: one option for all gated blocks, one per block separated by commas, or
+            ``mixed`` for a search by sensitivity for the target; ``None`` for a gate.
         cost: ``flops`` for ``(bits / 32) ** 2``, or the path of a latency table that ``bench`` saved.
         progress: called with the stage, the step and the batch's figures, and with the share of the stage that is done.
         values: any other value of :class:`Job` (``backbone=``, ``until=``, ``device=`` ...) or of :class:`Recipe`
@@ -116,7 +120,8 @@ def train(
     }
     recipe_values = {name: value for name, value in given.items() if name not in job_values}
     job, splits = _make_job(str(data), preset, recipe_values, job_values)
-    unused = sorted(set(recipe_values) - job.used)
+    used = job.used | ({"target"} if policy == MIXED else set())
+    unused = sorted(set(recipe_values) - used)
     note = f"no effect on this run: {', '.join(unused)} (a network with a {'policy' if job.recipe.policy else 'gate'};"
     notes = [f"{note} stages: {', '.join(job.stages)})"] if unused else []
     return run_job(job, out, progress, splits=splits, notes=notes)
@@ -161,23 +166,36 @@ def check_new(folder: Path) -> None:
 def _make_job(
     data: str, preset: str, values: dict[str, Any], job_values: Mapping[str, Any]
 ) -> tuple[Job, Splits | None]:
-    """Makes the job; with a latency table, whose reach depends on the data, these are loaded for that already."""
-    cost = values.get("cost")
+    """Makes the job; for a latency table or a policy to be found, its data are loaded for that already."""
+    policy, cost = values.get("policy"), values.get("cost")
     if cost == "":
         raise UsageError(f"cost '', expected {FLOPS} or the path of a latency table; name one")
     table = None if cost is None else load_costs(cost)
-    options = _parse_options(values.get("options"), values.get("policy"))
-    wanted = {**values, "options": options, "cost": None}
+    options = _parse_options(values.get("options"), policy)
+    wanted = {**values, "options": options, "policy": None if policy == MIXED else policy, "cost": None}
     if is_digits(data):
         wanted.setdefault("augmentation", "crop")
+    # With a table, the options' reach is known once the data are; the other values are checked before.
     early = wanted if table is None else {name: wanted[name] for name in wanted if name not in _BY_COSTS}
     job = Job(data=data, recipe=recipe_of(preset, **early), **job_values)
-    if table is None or cost is None:
+    if policy == MIXED and job.backbone is None:
+        raise UsageError(
+            "policy mixed without a backbone, whose sensitivity it measures; train one, then --backbone it"
+        )
+    if table is None and policy != MIXED:
         return job, None
     splits = load_splits(data, job.size, job.held_out, job.seed, job.evaluate_on)
-    costs = _costs(table, job.recipe, splits, options)
-    recipe = recipe_of(preset, **{**wanted, "costs": costs, "cost": Path(cost).name})
-    return dataclasses.replace(job, recipe=recipe), splits
+    if table is not None and cost is not None:
+        costs = _costs(table, job.recipe, splits, options)
+        recipe = recipe_of(preset, **{**wanted, "costs": costs, "cost": Path(cost).name})
+        job = dataclasses.replace(job, recipe=recipe)
+    if policy == MIXED:
+        found = search_policy(job, splits)
+        names = ",".join(found.policy)
+        if is_first():
+            _log.info("policy %s: %.2f %% computation, by sensitivity on %s", names, found.percentage, found.images)
+        job = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, policy=names))
+    return job, splits
 
 
 def _parse_options(given: str | Options | None, policy: str | None) -> Options:
@@ -188,6 +206,8 @@ def _parse_options(given: str | Options | None, policy: str | None) -> Options:
         return Options.parse(given)
     if policy is None:
         return Options.parse("skip,8,16,full")
+    if policy == MIXED:
+        return Options.parse("8,16,full")
     words = dict.fromkeys(word.strip() for word in f"{policy},full".split(","))
     return Options(sorted(Options.parse(",".join(words)).bits)) if len(words) > 1 else Options.parse("8,full")
 

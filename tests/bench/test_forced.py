@@ -4,7 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from dfs_deploy.bench.clock import case_result
-from dfs_deploy.bench.forced import forced_paths
+from dfs_deploy.bench.paths import forced_paths
 from dfs_deploy.bench.result import CaseResult
 from dfs_deploy.options import Options
 from tests.bench.made import rounds_of

@@ -72,9 +72,18 @@ def test_a_system_that_says_nothing(tmp_path: Path) -> None:
     assert state == MachineState((0, 2), None, None, None, False, state.load)
 
 
-def test_preemptions_are_counted(tmp_path: Path) -> None:
-    taken = Watch(tmp_path).stop().preemptions_per_s
-    assert taken is None or taken >= 0
+def test_stolen_time_is_a_share_of_what_passed(tmp_path: Path) -> None:
+    tree(tmp_path, {"proc/stat": "cpu  100 0 50 800 10 0 5 20 7 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n"})
+    watch = Watch(tmp_path)
+    tree(tmp_path, {"proc/stat": "cpu  150 0 50 840 10 0 5 30 57 0\n"})
+    found = watch.stop()
+    assert found.steal == pytest.approx(10 / 100)
+    assert found.preemptions_per_s is not None
+    assert found.preemptions_per_s >= 0
+
+
+def test_without_proc_stat_nothing_is_said_of_stolen_time(tmp_path: Path) -> None:
+    assert Watch(tmp_path).stop().steal is None
 
 
 def test_a_machine_is_described_in_plain_values() -> None:

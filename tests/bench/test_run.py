@@ -17,6 +17,7 @@ from dfs_deploy.bench import BenchResult, bench, load_bench, machine, measure, r
 from dfs_deploy.bench.candidates import engines_alone
 from dfs_deploy.bench.clock import time_interleaved
 from dfs_deploy.bench.energy import EnergyReading, EnergySampler
+from dfs_deploy.bench.result import Jetson, PowerState
 from dfs_deploy.bench.verdict import Evidence
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
@@ -33,7 +34,7 @@ from tests.checks import refuses
 from tests.runtimes.tensorrt.machine import building_here
 from tests.runtimes.tensorrt.machine import machine as gpu_machine
 
-NOTHING_ELSE: dict[str, Any] = {"warm_up_seconds": 0.0, "energy_seconds": 0.0}
+NOTHING_ELSE: dict[str, Any] = {"warm_up_seconds": 0.0, "start_ups": 0, "energy_seconds": 0.0}
 QUICK: dict[str, Any] = {"min_seconds": 0.0, "min_iterations": 3, **NOTHING_ELSE}
 
 LATENCIES = {"p50", "p90", "p95", "p99", "mean", "min", "max", "cov"}
@@ -427,6 +428,7 @@ class Meter(EnergySampler):
 
 def test_energy_of_every_case_where_there_is_a_sensor(mixed: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "find_sampler", lambda device: Meter())
+    monkeypatch.setattr("dfs_deploy.bench.energy.IDLE_S", 0.0)
     report = bench(Bundle(mixed.path), mixed.data, **{**QUICK, "energy_seconds": 0.001}).as_json()
     assert report["no_energy"] == ""
     energy = report["energy"]
@@ -451,10 +453,11 @@ def test_without_a_sensor_there_is_no_energy_and_a_line_says_why(
 
 def test_on_a_jetson_tensorrt_runs_and_the_board_is_reported(mixed: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """With ONNX Runtime in the place of TensorRT, which says so itself, and a board of files."""
-    states = [{"JetPack": "6.2", "temperature": "45.0 °C"}, {"JetPack": "6.2", "temperature": "51.5 °C"}]
-    expected = {"before": states[0], "after": states[1]}
+    board = Jetson("Orin", "36.4.3", "6.2", "10.3.0.30", "12.6.68")
+    states = [PowerState("MAXN", True, 45.0, "tj-thermal"), PowerState("MAXN", True, 51.5, "tj-thermal")]
     monkeypatch.setattr(run, "check_device", lambda device: None)
-    monkeypatch.setattr(measure, "jetson_facts", lambda: states.pop(0))
+    monkeypatch.setattr(measure, "read_jetson", lambda: board)
+    monkeypatch.setattr(measure, "read_power_state", lambda: states.pop(0))
     asked: list[str] = []
 
     class Elsewhere(Runtime):
@@ -472,12 +475,15 @@ def test_on_a_jetson_tensorrt_runs_and_the_board_is_reported(mixed: Made, monkey
         device="jetson",
         open_runtime=Elsewhere,
         forced=True,
-        **QUICK,
+        **{**QUICK, "start_ups": 1},
     )
     assert asked == ["tensorrt"]
     report = result.as_json()
-    assert report["jetson"] == expected
+    assert report["jetson"]["board"]["jetpack"] == "6.2"
+    assert (report["jetson"]["before"]["celsius"], report["jetson"]["after"]["celsius"]) == (45.0, 51.5)
+    assert report["jetson"]["before"]["mode"] == "MAXN"
     assert not [case for case in report["cases"] if case["name"].startswith("static")], "those would run on the CPU"
+    assert report["start_up"] == [], "so would those"
     assert report["verdict"]["choice"] is None
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -218,3 +219,36 @@ def test_another_protocol_is_named_without_warnings(tmp_path: Path, protocol: in
         warnings.simplefilter("error")
         with refuses(CheckpointError, f"protocol {protocol}", "expected 2"):
             read_checkpoint_file(path)
+
+
+def rezipped(path: Path, edit: Callable[[dict[str, bytes]], object], **how: Any) -> None:
+    """Writes the members of a torch archive again, changed."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    edit(members)
+    with zipfile.ZipFile(path, "w", **how) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+FORMS: dict[str, Callable[[Path], None]] = {
+    "compressed": lambda path: rezipped(path, lambda held: None, compression=zipfile.ZIP_DEFLATED),
+    "a member elsewhere": lambda path: rezipped(path, lambda held: held.update({"other/file": b""})),
+    "a program": lambda path: rezipped(path, lambda held: held.update({"model/constants.pkl": b""})),
+    "no pickle": lambda path: rezipped(path, lambda held: held.pop("model/data.pkl")),
+    "no values": lambda path: rezipped(path, lambda held: held.pop("model/data/0")),
+    "data after the pickle": lambda path: rezipped(
+        path, lambda held: held.update({"model/data.pkl": held["model/data.pkl"] + b"more"})
+    ),
+    "bytes before it": lambda path: path.write_bytes(b"PK\3\4" + path.read_bytes()) and None,
+    "another magic number": lambda path: path.write_bytes(pickle.dumps(1, 2) + pickle.dumps(2, 2)) and None,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_archives_of_a_form_that_torch_does_not_write_are_refused(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({"state_dict": TENSORS}, path)
+    FORMS[form](path)
+    with refuses(CheckpointError, str(path)):
+        read_checkpoint_file(path)

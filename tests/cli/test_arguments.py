@@ -33,6 +33,7 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
         ("bench", "{bundle}", "--csv"),
         ("bench", "{bundle}", "--save-baseline"),
         ("bench", "{bundle}", "--save-costs"),
+        ("bench", "{bundle}", "--forced", "--plot"),
         ("report", "{bundle}", "--html"),
         ("verify", "{bundle}", "--checkpoint", "missing.pt", "--data", "missing.npz", "--save"),
         ("demo", "--out"),

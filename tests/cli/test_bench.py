@@ -12,9 +12,9 @@ from tests.bundles import Made, copied, manifest_of, write_manifest
 from tests.cli.program import run
 from tests.runtimes.tensorrt.machine import building_here, machine
 
-QUICK = ["--min-seconds", "0.01", "--min-iterations", "2", "--energy-seconds", "0"]
+QUICK = ["--min-seconds", "0.01", "--min-iterations", "2", "--energy-seconds", "0", "--start-ups", "0"]
 
-STEADY = ["--min-seconds", "0.01", "--min-iterations", "2000", "--energy-seconds", "0"]
+STEADY = ["--min-seconds", "0.01", "--min-iterations", "2000", "--energy-seconds", "0", "--start-ups", "0"]
 """Calls for the six turns that an interval takes, of a network as fast as these."""
 
 
@@ -33,16 +33,26 @@ def test_json_is_the_report(mixed: Made) -> None:
 def test_a_person_reads_a_table_and_what_it_means(mixed: Made) -> None:
     ran = run("bench", mixed.path, *QUICK)
     assert ran.code == 0
-    for word in ("dfs", "static-fp32", "p50", "images/s", "gate", "path mixture", "VALID"):
+    for word in ("dfs", "static-fp32", "p50", "images/s", "gate", "path mixture", "commonest", "VALID"):
         assert word in ran.out, word
     assert ran.out.splitlines()[-1].startswith("verdict: "), "the verdict stands last"
 
 
-def test_forced_paths_are_a_table(mixed: Made) -> None:
-    ran = run("bench", mixed.path, "--data", mixed.data_file, "--forced", *QUICK)
+def test_forced_paths_are_a_table_and_a_plot(mixed: Made, tmp_path: Path) -> None:
+    run("bench", mixed.path, "--plot", tmp_path / "forced.svg", *QUICK).failed(2, "--forced")
+    run("bench", mixed.path, "--forced", "--plot", tmp_path / "forced.pdf", *QUICK).failed(2, ".svg or .png")
+    ran = run("bench", mixed.path, "--data", mixed.data_file, "--forced", "--plot", tmp_path / "forced.svg", *QUICK)
     assert ran.code == 0, ran.err
     assert "2/3 INT8" in ran.out
     assert "/ trace" in ran.out
+    assert (tmp_path / "forced.svg").read_text().startswith("<svg")
+
+
+def test_a_start_is_measured_unless_it_is_left_out(floats: Made) -> None:
+    quick = [*QUICK[:-1], "1"]
+    ran = run("bench", floats.path, *quick, "--json")
+    assert [start["name"] for start in ran.json["start_up"]] == ["dfs", "static-fp32"]
+    assert "start of a process" in run("bench", floats.path, *quick).out
 
 
 def test_figures_go_to_a_file_of_comma_separated_values(floats: Made, tmp_path: Path) -> None:
@@ -203,7 +213,9 @@ def test_costs_are_those_of_the_device(mixed: Made, tmp_path: Path, monkeypatch:
     assert f"wrote {costs}" in ran.out
 
 
-@pytest.mark.parametrize("flags", [["--threads", "2"], ["--no-plan"], ["--no-prepared"], ["--save-plan"]])
+@pytest.mark.parametrize(
+    "flags", [["--threads", "2"], ["--no-plan"], ["--no-prepared"], ["--save-plan"], ["--start-ups", "1"]]
+)
 def test_what_means_nothing_on_a_device_is_refused(
     mixed: Made, flags: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,7 +119,7 @@ def test_an_extra_that_is_not_there_is_no_failure(monkeypatch: pytest.MonkeyPatc
 
 def on_board(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     """Makes doctor look at a board of files."""
-    for name in ("is_jetson", "jetson_facts"):
+    for name in ("is_jetson", "read_jetson", "read_power_state"):
         monkeypatch.setattr(doctor, name, partial(getattr(jetson, name), root))
 
 

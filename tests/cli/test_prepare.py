@@ -52,7 +52,7 @@ def test_onnxruntime_engines_are_made_once_and_mended(tmp_path: Path, tmp_path_f
     assert first["together"] == block_size()
     assert not run("prepare", bundle, "--json").json["made"]
     assert "there already" in run("prepare", bundle).out
-    damaged = next(Path(first["folder"]).glob("*.onnx"))
+    damaged = next(Path(first["folder"]).glob("prepared-*"))
     damaged.write_bytes(b"")
     assert run("prepare", bundle, "--json").json["made"]
     assert not run("prepare", bundle, "--json").json["made"]

@@ -165,7 +165,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def long_bench(mixed: Made, *more: object) -> list[object]:
-    return ["bench", mixed.path, "--min-seconds", 600, "--energy-seconds", 0, *more]
+    return ["bench", mixed.path, "--min-seconds", 600, "--start-ups", 0, "--energy-seconds", 0, *more]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -297,6 +297,36 @@ def alive(pid: int) -> bool:
     except OSError:
         return False
     return state != "Z"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_processes_of_a_bench_end_with_it(mixed: Made, number: signal.Signals) -> None:
+    arguments = ["bench", mixed.path, "--min-seconds", 0.01, "--min-iterations", 4, "--start-ups", 500]
+    with started([*arguments, "--energy-seconds", 0]) as process:
+        until(lambda: _starting(process.pid), process)
+        (child,) = _starting(process.pid)
+        try:
+            os.kill(child, signal.SIGSTOP)  # so that it would stay for ever
+            process.send_signal(number)
+            process.wait(PATIENCE)
+            until(lambda: not alive(child))
+        finally:
+            if alive(child):
+                os.kill(child, signal.SIGKILL)
+
+
+def _starting(pid: int) -> list[int]:
+    """Children that have begun their work: they have loaded the library, and are no copy of the parent any more."""
+    found = []
+    for child in children_of(pid):
+        try:
+            ours = b"bench.start_up" in Path(f"/proc/{child}/cmdline").read_bytes()
+            begun = ours and "onnxruntime" in Path(f"/proc/{child}/maps").read_text()
+        except OSError:
+            continue
+        found += [child] if begun else []
+    return found
 
 
 # What lies around it

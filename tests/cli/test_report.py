@@ -39,7 +39,7 @@ def test_a_person_reads_what_was_made(
 
 def test_a_saved_bench_is_used(mixed: Made, tmp_path: Path) -> None:
     saved = tmp_path / "bench.json"
-    saved.write_text(run("bench", mixed.path, "--data", mixed.data_file, *QUICK, "--json").out)
+    saved.write_text(run("bench", mixed.path, "--data", mixed.data_file, *QUICK, "--start-ups", "0", "--json").out)
     ran = run("report", mixed.path, "--bench", saved, "--json")
     refused = run("report", mixed.path, "--bench", saved, "--min-seconds", "9", "--json")
     refused.failed(2, "--min-seconds", "--bench", "nothing is timed")

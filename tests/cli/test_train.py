@@ -124,6 +124,9 @@ def test_costs_and_a_policy_can_be_set_by_name(data: Path, finished: Path, tmp_p
     backbone = ["--backbone", finished / "backbone.pt"]
     assert train(data, *backbone, "--set", "policy=8", "--out", tmp_path / "policy").code == 0
     assert recipe_of(tmp_path / "policy")["policy"] == "8"
+    mixed = train(data, *backbone, "--set", "policy=mixed", "--target", "20", "--out", tmp_path / "mixed")
+    assert mixed.code == 0, mixed.err
+    assert "by sensitivity" in mixed.err
     assert not (tmp_path / "no").exists()
 
 
@@ -157,7 +160,7 @@ def test_costs_and_a_policy_can_be_set_by_name(data: Path, finished: Path, tmp_p
         (["--size", "9" * 5000 + "x8"], ["size"]),
         (["--device", "toaster"], ["toaster"]),
         (["--preset", "slow"], ["paper or quick"]),
-        (["--policy", "mixed"], ["'mixed'"]),
+        (["--policy", "mixed"], ["--backbone"]),
         (["--evaluate-on", "test"], ["no split 'test'", "--held-out"]),
         (["--save-every", "9" * 12], ["save_every"]),
     ],
@@ -410,7 +413,7 @@ def test_training_for_a_device_works_as_documented(tmp_path: Path, monkeypatch: 
     commands = [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines()]
     short = {
         "demo": ["--min-seconds", "0.02"],
-        "bench": ["--min-seconds", "0.01", "--min-iterations", "2000", "--energy-seconds", "0"],
+        "bench": ["--min-seconds", "0.01", "--min-iterations", "2000", "--start-ups", "0", "--energy-seconds", "0"],
         "train": [*STEPS, "--threads", "1"],
     }
     monkeypatch.chdir(tmp_path)

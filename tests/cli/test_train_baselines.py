@@ -68,7 +68,16 @@ def test_a_policy_brings_its_options(folder: Path, tmp_path: Path, policy: str, 
     assert header(tmp_path / "run").policy == (names if len(names) > 1 else names * 2)
 
 
-def test_a_policy_that_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_mixed_policy_is_searched_and_said(folder: Path, tmp_path: Path) -> None:
+    backbone = folder / "backbone" / "backbone.pt"
+    ran = train(folder, "--backbone", backbone, "--policy", "mixed", "--target", "16", *STEPS, "--out", tmp_path / "a")
+    assert ran.code == 0, ran.err
+    assert len(header(tmp_path / "a").policy or ()) == 2
+    assert ran.json["computation_percentage"] <= 16.0
+    train(folder, "--policy", "mixed", *STEPS, "--out", tmp_path / "b").failed(2, "backbone")
+    train(folder, "--backbone", backbone, "--policy", "mixed", "--target", "3", "--out", tmp_path / "b").failed(
+        2, "6.25"
+    )
     train(folder, "--policy", "9,8,7", *STEPS, "--out", tmp_path / "b").failed(2, "3 options for 2 gated blocks")
     assert not (tmp_path / "b").exists()
 

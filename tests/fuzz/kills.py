@@ -129,8 +129,7 @@ class Prepare(Work):
             for name in ("net.dfs", "net.dfs.cache"):
                 if (folder / name).exists():
                     shutil.copytree(folder / name, Path(copy, name))
-            kept = load_prepared(Bundle(Path(copy, "net.dfs")))
-            whole = kept is not None and kept.is_whole()
+            whole = load_prepared(Bundle(Path(copy, "net.dfs"))) is not None
             blocked = _bundle_result(Path(copy, "net.dfs"), prepared=True)
         if blocked != self._expected:
             raise AssertionError("the network gives other results than before")

@@ -14,7 +14,7 @@ from selenium.webdriver.common.keys import Keys
 
 from dfs_deploy.report import BundleReport, Report, render_page
 from dfs_deploy.report.page import FORMATS
-from tests.report.browser import Browser, browser
+from tests.report.browser import Browser, browser, missing
 from tests.report.test_page import at
 
 SECTION = "#bundle-0 "
@@ -107,7 +107,7 @@ def value_of(value: Any) -> Any:
     return [value_of(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-@pytest.mark.parametrize("chart", ["decisions", "times", "errors"])
+@pytest.mark.parametrize("chart", ["decisions", "tree", "times", "errors"])
 def test_a_chart_holds_the_rows_of_the_json(page: Browser, report_of_two: Report, chart: str) -> None:
     bundle = report_of_two.as_json()["bundles"][0]
     wanted = bundle["engines" if chart in ("times", "errors") else chart]
@@ -125,12 +125,27 @@ def test_bars_are_as_high_as_the_shares(page: Browser) -> None:
 
 
 def test_points_lie_where_the_figures_say(page: Browser) -> None:
-    points = marks(page, "frontier", "symbol")
+    points = [mark for mark in marks(page, "frontier", "symbol") if not mark.get("beyond")]
     assert {point["name"] for point in points} >= {"dfs", "static-fp32", "static-int8"}
     for first in points:
         for second in points:
             assert (first["p50_ms"] - second["p50_ms"]) * (first["x"] - second["x"]) >= 0, "further right is slower"
             assert (first["top1"] - second["top1"]) * (first["y"] - second["y"]) <= 0, "higher is more accurate"
+
+
+def test_a_tail_beyond_the_axis_has_an_arrow_at_its_end(chromium: Browser, one: BundleReport, tmp_path: Path) -> None:
+    first, second, *rest = one.frontier
+    points = (replace(first, p95_ms=99 * first.p50_ms), replace(second, p95_ms=second.p50_ms), *rest)
+    file = tmp_path / "tail.html"
+    file.write_text(render_page(Report("0", "now", (replace(one, frontier=points),))), "utf-8")
+    chromium.open(file)
+    drawn = marks(chromium, "frontier", "symbol")
+    wide = chromium("return document.querySelector('figure[data-chart=frontier]').view.width()")
+    arrows = [mark for mark in drawn if mark.get("beyond")]
+    assert first.name in {arrow["name"] for arrow in arrows}
+    assert second.name not in {arrow["name"] for arrow in arrows}
+    assert all(wide - 12 < arrow["x"] <= wide for arrow in arrows)
+    assert "Arrow at the edge" in chromium("return document.querySelector('figcaption').textContent")
 
 
 def test_points_that_lie_on_each_other_can_all_be_seen(chromium: Browser, one: BundleReport, tmp_path: Path) -> None:
@@ -177,8 +192,8 @@ def listed(page: Browser, field: str) -> list[str]:
 @pytest.mark.parametrize(
     ("field", "value", "charts"),
     [
-        ("group", "2", ["decisions-0", "times-0", "errors-0"]),
-        ("option", "8", ["decisions-0", "times-0", "errors-0"]),
+        ("group", "2", ["decisions-0", "tree-0", "times-0", "errors-0"]),
+        ("option", "8", ["decisions-0", "tree-0", "times-0", "errors-0"]),
         ("precision", "int8", ["times-0", "errors-0"]),
     ],
 )
@@ -191,7 +206,7 @@ def test_a_filter_leaves_what_it_names(page: Browser, field: str, value: str, ch
         left = [row for row in before[chart] if str(row[field]) == value]
         assert 0 < len(left) < len(before[chart])
         assert rows(page, chart) == left
-        kind = "rect" if chart.partition("-")[0] == "decisions" else "symbol"
+        kind = "rect" if chart.partition("-")[0] in ("decisions", "tree") else "symbol"
         assert {str(mark[field]) for mark in marks(page, chart, kind)} == {value}
     assert rows(page, "decisions-1") == other, "the filters of a bundle are its own"
     page.driver.find_element("css selector", SECTION + "button[type=reset]").send_keys(Keys.ENTER)
@@ -273,7 +288,7 @@ def test_on_paper(chromium: Browser, file: Path) -> None:
     assert chromium("return document.querySelectorAll('details[open]').length") == 0
 
 
-@pytest.mark.parametrize("width", [320, 900])
+@pytest.mark.parametrize("width", [320, 400, 900])
 def test_on_a_narrow_screen_only_tables_scroll(chromium: Browser, file: Path, width: int) -> None:
     chromium.open(file, width=width)
     assert chromium("return document.documentElement.scrollWidth") <= width
@@ -281,7 +296,7 @@ def test_on_a_narrow_screen_only_tables_scroll(chromium: Browser, file: Path, wi
     assert max(tall) < 30, "a path is one row of cells"
 
 
-@pytest.mark.parametrize("width", [320, 1280])
+@pytest.mark.parametrize("width", [320, 390, 1280])
 def test_a_caption_is_read_without_scrolling(chromium: Browser, file: Path, width: int) -> None:
     chromium.open(file, width=width)
     chromium("for (const details of document.querySelectorAll('details')) details.open = true;")
@@ -295,6 +310,14 @@ def test_a_caption_is_read_without_scrolling(chromium: Browser, file: Path, widt
             assert left >= 0
             assert right <= width
             assert not cut
+
+
+@pytest.mark.parametrize(("width", "stays"), [(390, False), (1280, True)])
+def test_the_filters_stay_in_sight_where_there_is_room(chromium: Browser, file: Path, width: int, stays: bool) -> None:
+    chromium.open(file, width=width)
+    chromium("document.querySelector('#bundle-0 h3:last-of-type').scrollIntoView({behavior: 'instant'})")
+    top = chromium("return document.querySelector('#bundle-0 form.filters').getBoundingClientRect().bottom")
+    assert (top > 0) == stays
 
 
 CUT = """
@@ -313,7 +336,7 @@ def test_no_word_of_a_chart_is_cut_off(chromium: Browser, file: Path, width: int
 
 
 def test_no_label_of_an_axis_is_cut_off_whatever_its_end(chromium: Browser, one: BundleReport, tmp_path: Path) -> None:
-    for slowest in (0.0037, 0.3333, 1234.0):
+    for slowest in (0.0037, 0.037, 0.121, 0.3333, 1.0, 4.7, 37.0, 1234.0):
         frontier = tuple(
             replace(point, p50_ms=slowest * share, p95_ms=None)
             for point, share in zip(one.frontier, (1.0, 0.7, 0.5, 0.9), strict=True)
@@ -322,3 +345,12 @@ def test_no_label_of_an_axis_is_cut_off_whatever_its_end(chromium: Browser, one:
         file.write_text(render_page(Report("0", "now", (replace(one, frontier=frontier),))), "utf-8")
         chromium.open(file, width=400)
         assert chromium(CUT) == [], slowest
+
+
+def test_without_a_browser_it_is_skipped_and_in_ci_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no chromium on the path"):
+        missing("chromium")
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="no chromium on the path"):
+        missing("chromium")

@@ -15,7 +15,7 @@ from dfs_deploy.bench.result import BenchResult
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.data import Dataset
 from dfs_deploy.errors import BundleError, DataError, SavedResultError, UsageError
-from dfs_deploy.report import BundleReport, report
+from dfs_deploy.report import BundleReport, Report, report
 from dfs_deploy.report.build import match_benches
 from dfs_deploy.runtimes import Runtime
 from tests.bundles import Made, copied, manifest_of, static_bundle, write_manifest
@@ -112,7 +112,7 @@ def test_pictures_can_be_kept_out_and_a_bench_can_be_given(mixed: Made, one: Bun
     assert again.examples == ()
     assert again.bench == one.bench
     assert again.frontier == one.frontier
-    assert (again.decisions, again.paths) == (one.decisions, one.paths)
+    assert (again.decisions, again.paths, again.tree) == (one.decisions, one.paths, one.tree)
 
 
 def test_inputs_are_drawn_by_seed(mixed: Made, one: BundleReport) -> None:
@@ -125,7 +125,7 @@ def test_figures_do_not_depend_on_the_order_of_inputs(mixed: Made, one: BundleRe
     data = mixed.data
     turned = Dataset(data.images[::-1].copy(), data.labels[::-1].copy(), data.class_names, data.name)
     again = made_of(mixed.path, turned, one.bench, samples=None)
-    assert (again.decisions, again.paths) == (one.decisions, one.paths)
+    assert (again.decisions, again.paths, again.tree) == (one.decisions, one.paths, one.tree)
     assert again.outcome == one.outcome
 
 
@@ -136,6 +136,17 @@ def test_what_ran_otherwise_in_the_bench_is_told(mixed: Made, one: BundleReport)
     bench = msgspec.structs.replace(one.bench, runtime=runtime)
     (line,) = made_of(mixed.path, mixed.data, bench, samples=8, examples=0).bench_differs
     assert line.startswith("plan: a plan of old in the bench, ")
+
+
+def test_engines_need_not_be_prepared(mixed: Made, one: BundleReport) -> None:
+    plain = made_of(mixed.path, mixed.data, samples=8, examples=0, prepared=False, **QUICK)
+    with Runtime(mixed.path, prepared=False) as runtime:
+        assert plain.bench.runtime["layout"] == runtime.description["layout"]
+
+
+def test_the_json_is_strict(one: BundleReport) -> None:
+    text = json.dumps(Report("0", "now", (one,)).as_json(), allow_nan=False)
+    assert json.loads(text)["schema"] == "dfs-deploy/report"
 
 
 def test_bundles_of_one_name_differ_by_digest(floats: Made, unlabelled: BundleReport, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from msgspec.structs import replace as replace_struct
 from dfs_deploy.bench.result import Problem
 from dfs_deploy.report import BundleReport, Report, render_page
 from dfs_deploy.report.charts import frontier
-from dfs_deploy.report.page import FORMATS, frontier_caption
+from dfs_deploy.report.page import FORMATS, frontier_caption, latency_caption
 
 HOSTILE = '</script><script>alert(1)</script><!--<img src=x onerror="alert(2)">'
 
@@ -113,7 +113,7 @@ def test_every_chart_has_its_rows(page: Page, report_of_two: Report) -> None:
     html = render_page(report_of_two)
     value, specs = page.script("report"), page.script("charts")
     figures = re.findall(r'<figure data-chart="([^"]+)" data-rows="([^"]+)"', html)
-    assert {name.partition("-")[0] for name, _ in figures} >= {"frontier", "decisions", "times", "errors"}
+    assert {name.partition("-")[0] for name, _ in figures} >= {"frontier", "decisions", "tree", "times", "errors"}
     for name, pointer in figures:
         rows = at(value, pointer.replace("*", "0"))
         assert rows, pointer
@@ -188,9 +188,13 @@ def test_a_caption_tells_what_the_chart_shows_and_nothing_else(one: BundleReport
     plain = [replace(point, p50_ms=1.0, p95_ms=1.1) for point in (dfs, fp32)]
     assert "budget" not in frontier_caption(plain)
     assert "Hollow" in frontier_caption(plain)
+    assert "Arrow" not in frontier_caption(plain) + latency_caption(plain)
     budget = replace(dfs, kind="budget", name="dfs-budget-20", p50_ms=1.0, p95_ms=1.1)
     assert "budgets, timed in the same rounds" in frontier_caption([*plain, budget])
     assert "budget" not in frontier_caption([*plain, replace(budget, top1=None)]), "it is not drawn"
+    far = replace(fp32, p50_ms=1.0, p95_ms=9.0)
+    assert "Arrow at the edge" in frontier_caption([dfs, far])
+    assert "Arrow at the edge" in latency_caption([far])
     assert "Hollow" not in frontier_caption([dfs])
 
 
@@ -228,6 +232,12 @@ def test_the_policy_lets_the_pages_own_scripts_run_and_nothing_else(report_of_on
     assert policy.count("sha256-") == 2
 
 
+def test_a_report_of_one_bundle_has_no_choice_of_bundles(report_of_one: Report) -> None:
+    html = render_page(report_of_one)
+    assert "data-bundle=" not in html
+    assert "<noscript>" in html
+
+
 def test_unknown_figures_are_a_dash(unlabelled: BundleReport) -> None:
     html = render_page(Report("0", "now", (unlabelled,)))
     assert 'class="unknown"' in html
@@ -254,6 +264,13 @@ def test_each_figure_comes_with_its_own_inputs(one: BundleReport) -> None:
     assert re.search(r"median latency on\s+7\s+inputs of the bench", plain), plain
 
 
+def test_a_bench_of_another_plan_or_layout_is_told(one: BundleReport) -> None:
+    line = "plan: none in the bench, measured now"
+    html = render_page(Report("0", "now", (replace(one, bench_differs=(line,)),)))
+    assert line in html
+    assert line not in render_page(Report("0", "now", (one,)))
+
+
 def test_an_invalid_bench_is_called_so(one: BundleReport) -> None:
     problem = Problem("two inputs, expected eight", "give more images")
     for sound in (True, False):
@@ -262,3 +279,7 @@ def test_an_invalid_bench_is_called_so(one: BundleReport) -> None:
         assert ("is INVALID, so none of its ratios" in text) != sound
         assert ("the time of the dynamic network" in text) == sound
         assert ("two inputs, expected eight; give more images" in text) != sound
+
+
+def test_the_page_is_small(report_of_two: Report) -> None:
+    assert len(render_page(report_of_two).encode()) < 2_000_000

@@ -56,9 +56,8 @@ def test_a_line_that_a_stop_cut_off_is_left_out(tmp_path: Path) -> None:
     assert load_run(folder) == whole
 
 
-@pytest.mark.parametrize(
-    ("position", "line"), [(0, ""), (0, "[]"), (1, '{"event": "party"}'), (5, '{"event": "run"}'), (5, "\xff")]
-)
+@pytest.mark.parametrize("position", [0, 1, 5])
+@pytest.mark.parametrize("line", ["", "{}", "[]", '{"event": "party"}', '{"event": "run"}', "\xff", "[" * 50_000])
 def test_a_malformed_line_is_refused(tmp_path: Path, position: int, line: str) -> None:
     folder = write_log(tmp_path / "run", records())
     lines = (folder / "metrics.jsonl").read_text().splitlines()

@@ -24,7 +24,7 @@ from tests.bundles import copied, mixed_bundle, pixels, relative, rewritten, wid
 _HAS_BLOCKS = blocked.block_size() > 1
 
 
-def prepared_folder(bundle: Bundle) -> Path:
+def prepared_file(bundle: Bundle) -> Path:
     """Where engines prepared for this machine lie, beside the bundle."""
     return bundle.path.with_name(f"{bundle.path.name}.cache") / prepared.prepared_name(bundle)
 
@@ -72,82 +72,73 @@ def test_batch_and_single_agree(bundle: Bundle) -> None:
 
 @needs_blocks
 def test_they_are_kept_beside_the_bundle(bundle: Bundle) -> None:
-    made = prepared.obtain_prepared(bundle)
-    assert made.folder == prepared_folder(bundle)
-    assert made.folder.parent.name == f"{bundle.path.name}.cache"
-    times = {file: file.stat().st_mtime_ns for file in made.folder.iterdir()}
+    made, file = prepared.prepare_engines(bundle), prepared_file(bundle)
+    assert made.made
+    assert made.folder == file.parent
+    before = file.stat()
     with Runtime(bundle) as runtime:
         assert runtime.description["layout"] == f"blocked by {made.channel_block}, kept"
-    assert {file: file.stat().st_mtime_ns for file in made.folder.iterdir()} == times
-    assert [file.name for file in made.folder.parent.iterdir()] == [made.folder.name]
+    assert not prepared.prepare_engines(bundle).made
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert [each.name for each in file.parent.iterdir()] == [file.name]
     assert Bundle(bundle.path).digest == bundle.digest
 
 
+def stored(file: Path) -> prepared.StoredEngines:
+    return msgspec.msgpack.decode(file.read_bytes()[64:], type=prepared.StoredEngines)
+
+
+def store(file: Path, engines: prepared.StoredEngines) -> None:
+    """Writes a file of prepared engines with a digest that fits, as whoever gave a cache away may have done."""
+    content = msgspec.msgpack.encode(engines)
+    file.write_bytes(sha256(content).encode() + content)
+
+
 @needs_blocks
-def test_a_damaged_engine_is_made_anew(bundle: Bundle) -> None:
+@pytest.mark.parametrize("harm", ["a byte changed", "empty", "no map", "a loop", "a function"])
+def test_a_damaged_file_is_made_anew(bundle: Bundle, harm: str) -> None:
     images = pixels(6)
     with Runtime(bundle) as runtime:
         expected = runtime(images).logits
-    folder = prepared_folder(bundle)
-    for file in folder.glob("*.onnx"):
-        whole = file.read_bytes()
-        file.write_bytes(whole[:-1])
+    file = prepared_file(bundle)
+    content, engines = file.read_bytes(), stored(file)
+    name = "common/head.onnx"
+    model = onnx.load_from_string(engines.models[name])
+    if harm == "a loop":
+        model.graph.node.add(op_type="Loop", output=["never"], name="loop")
+    elif harm == "a function":
+        model.functions.add(name="Conv", domain=blocked.DOMAIN)
+    if harm in ("a loop", "a function"):
+        store(file, msgspec.structs.replace(engines, models={**engines.models, name: model.SerializeToString()}))
+    else:
+        file.write_bytes(
+            {
+                "a byte changed": content[:-1] + bytes([content[-1] ^ 1]),
+                "empty": b"",
+                "no map": sha256(b"\x01").encode() + b"\x01",
+            }[harm]
+        )
+    assert prepared.load_prepared(bundle) is None
     with Runtime(bundle) as runtime:
         assert np.array_equal(runtime(images).logits, expected)
         assert runtime.description["layout"].endswith("kept")
-    again = prepared.load_prepared(bundle)
-    assert again is not None
-    assert all(again.read(file) for file in bundle.manifest.files if file.endswith("full-fp32.onnx"))
+    assert stored(file).models.keys() == engines.models.keys()
 
 
 @needs_blocks
-@pytest.mark.parametrize("key", ["bundle", "cpu", "dfs_deploy"])
-def test_engines_of_another_key_are_never_loaded(bundle: Bundle, key: str) -> None:
-    made = prepared.prepare_engines(bundle)
-    assert made.folder is not None
-    file = made.folder / "index.json"
-    index = msgspec.json.decode(file.read_bytes(), type=prepared.PreparedIndex)
-    other = msgspec.structs.replace(index, key={**index.key, key: "another"})
-    file.write_bytes(msgspec.json.encode(other))
-    assert prepared.load_prepared(bundle) is None
-    file.write_bytes(msgspec.json.encode(index))
-    assert prepared.load_prepared(bundle) is not None
-
-
-@needs_blocks
-@pytest.mark.parametrize("content", [b"", b'{"version": 1}', None])
-def test_a_damaged_index_is_as_none(bundle: Bundle, content: bytes | None) -> None:
-    made = prepared.prepare_engines(bundle)
-    assert made.folder is not None
-    file = made.folder / "index.json"
-    file.unlink()
-    if content is None:
-        file.mkdir()
-    else:
-        file.write_bytes(content)
-    assert prepared.load_prepared(bundle) is None
-    with Runtime(bundle) as runtime:
-        assert runtime.description["layout"].endswith("kept")
-    assert prepared.load_prepared(bundle) is not None
-
-
-@needs_blocks
-@pytest.mark.parametrize("change", ["version", "together", "one less", "outside"])
-def test_an_index_that_says_something_else_is_as_none(bundle: Bundle, change: str) -> None:
-    made = prepared.prepare_engines(bundle)
-    assert made.folder is not None
-    file = made.folder / "index.json"
-    index = msgspec.json.decode(file.read_bytes(), type=prepared.PreparedIndex)
+@pytest.mark.parametrize("change", ["bundle", "cpu", "dfs_deploy", "block", "one less"])
+def test_what_was_made_for_something_else_is_never_loaded(bundle: Bundle, change: str) -> None:
+    assert prepared.prepare_engines(bundle).made
+    file = prepared_file(bundle)
+    engines = stored(file)
     changed: dict[str, object] = {
-        "version": {"version": index.version + 1},
-        "together": {"channel_block": 2 * index.channel_block},
-        "one less": {"files": dict(list(index.files.items())[1:])},
-        "outside": {"files": dict.fromkeys(index.files, "../../secret")},
-    }[change]
-    file.write_bytes(msgspec.json.encode(msgspec.structs.replace(index, **changed)))
+        "block": {"channel_block": 2 * engines.channel_block},
+        "one less": {"models": dict(list(engines.models.items())[1:])},
+    }.get(change, {"key": {**engines.key, change: "another"}})
+    store(file, msgspec.structs.replace(engines, **changed))
     assert prepared.load_prepared(bundle) is None
-    assert not prepared.whole_prepared(bundle)[1]
-    assert prepared.whole_prepared(bundle)[1]
+    assert prepared.prepare_engines(bundle).made
+    assert not prepared.prepare_engines(bundle).made
 
 
 @needs_blocks
@@ -162,8 +153,8 @@ def test_many_may_prepare_at_once(bundle: Bundle) -> None:
     with ThreadPoolExecutor(4) as pool:
         logits = list(pool.map(start, range(8)))
     assert all(np.array_equal(one, logits[0]) for one in logits)
-    folder = prepared_folder(bundle)
-    assert [file.name for file in folder.parent.iterdir()] == [folder.name]
+    file = prepared_file(bundle)
+    assert [each.name for each in file.parent.iterdir()] == [file.name]
 
 
 @needs_blocks
@@ -179,8 +170,8 @@ def test_what_fails_is_said_remembered_and_tried_again_when_asked(
     assert kept.failed
     with Runtime(bundle) as runtime:
         assert runtime.description["layout"].startswith("plain: ")
-    again, there_already = prepared.whole_prepared(bundle)
-    assert (there_already, again.failed) == (False, False)
+    again = prepared.prepare_engines(bundle)
+    assert (again.made, again.failed) == (True, False)
     with Runtime(bundle) as runtime:
         assert runtime.description["layout"].endswith(", kept")
 
@@ -236,53 +227,53 @@ def test_where_nothing_can_be_kept_they_are_held_in_memory(bundle: Bundle, monke
 
 
 @needs_blocks
-@pytest.mark.parametrize("linked", ["cache", "folder", "engine"])
+@pytest.mark.parametrize("linked", ["cache", "file"])
 def test_no_link_is_followed_out_of_the_cache(bundle: Bundle, tmp_path: Path, linked: str) -> None:
-    folder = prepared.prepare_engines(bundle).folder
-    assert folder is not None
-    path = {"cache": folder.parent, "folder": folder, "engine": next(folder.glob("*.onnx"))}[linked]
+    prepared.prepare_engines(bundle)
+    file = prepared_file(bundle)
+    path = file if linked == "file" else file.parent
     outside = path.rename(tmp_path / "outside")
     path.symlink_to(outside)
-    before = sorted(file.name for file in tmp_path.rglob("*"))
-    prepared.whole_prepared(bundle)
+    before = sorted(each.name for each in tmp_path.rglob("*"))
+    assert prepared.prepare_engines(bundle).made
     with Runtime(bundle) as runtime:
         layout = runtime.description["layout"]
     assert ("not kept" in layout) == (linked == "cache")
     assert (linked == "cache") == path.is_symlink()
     assert outside.exists()
-    assert not list(folder.parent.glob(".*"))
-    assert linked != "cache" or sorted(file.name for file in tmp_path.rglob("*")) == before
+    assert not list(file.parent.glob(".*"))
+    assert sorted(each.name for each in tmp_path.rglob("*")) == before
 
 
 @needs_blocks
 def test_what_a_killed_process_left_beside_whole_engines_goes(bundle: Bundle) -> None:
-    folder = prepared.whole_prepared(bundle)[0].folder
-    assert folder is not None
-    (folder.parent / f".{folder.name}.0123456789abcdef.tmp" / folder.name).mkdir(parents=True)
-    assert prepared.whole_prepared(bundle)[1], "they were there"
-    assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
+    prepared.prepare_engines(bundle)
+    file = prepared_file(bundle)
+    file.with_name(f".{file.name}.0123456789abcdef.tmp").write_bytes(b"half")
+    assert not prepared.prepare_engines(bundle).made
+    assert [each.name for each in file.parent.iterdir()] == [file.name]
 
 
+@needs_blocks
 def test_what_was_made_for_a_bundle_that_was_replaced_goes(bundle: Bundle) -> None:
-    old = prepared.prepare_engines(bundle).folder
-    assert old is not None
+    prepared.prepare_engines(bundle)
+    old = prepared_file(bundle)
     other = shutil.copytree(bundle.path, bundle.path.with_name("other"))
     rewritten(other, {"samples.npz": (other / "samples.npz").read_bytes() + b"\0"})
     shutil.rmtree(bundle.path)
     other.rename(bundle.path)
-    new = prepared.prepare_engines(Bundle(bundle.path)).folder
-    assert new is not None
-    assert new != old
-    assert not old.exists()
+    again = Bundle(bundle.path)
+    prepared.prepare_engines(again)
+    assert [each.name for each in old.parent.iterdir()] == [prepared_file(again).name] != [old.name]
 
 
 def test_narrow_networks_run_as_they_are(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     narrow = Bundle(copied(mixed_bundle(tmp_path_factory), tmp_path))
-    made = prepared.obtain_prepared(narrow)
+    made = prepared.prepare_engines(narrow)
     assert made.channel_block == 1
     assert made.reason
-    assert made.read("common/stem.onnx") is None
-    assert not prepared_folder(narrow).exists()
+    assert not made.models
+    assert not prepared_file(narrow).exists()
     with Runtime(narrow) as runtime:
         assert runtime.description["layout"].startswith("plain: ")
 
@@ -292,33 +283,3 @@ def test_what_is_no_model_is_refused_with_its_name(bundle: Bundle, part: str) ->
     placed = next(each for each in engines_of(bundle, "onnxruntime") if each.part == part)
     with pytest.raises(BundleError, match=r"engine\.onnx"):
         blocked.blocked_models(placed, {"float32": b"\xff\xff no model"}, "engine.onnx")
-
-
-@needs_blocks
-@pytest.mark.parametrize("harm", ["a loop", "a function"])
-def test_a_kept_engine_with_what_no_export_has_is_made_again(bundle: Bundle, harm: str) -> None:
-    """Whoever gave the cache beside a bundle may have written index and digests as well."""
-    folder = prepared.prepare_engines(bundle).folder
-    assert folder is not None
-    images = pixels(3)
-    with Runtime(bundle) as runtime:
-        expected = runtime(images).logits
-    file = folder / "index.json"
-    index = msgspec.json.decode(file.read_bytes(), type=prepared.PreparedIndex)
-    name = "common/head.onnx"
-    model = onnx.load_from_string((folder / f"{index.files[name]}.onnx").read_bytes())
-    if harm == "a loop":
-        model.graph.node.add(op_type="Loop", output=["never"], name="loop")
-    else:
-        model.functions.add(name="Conv", domain=blocked.DOMAIN)
-    content = model.SerializeToString()
-    (folder / f"{sha256(content)}.onnx").write_bytes(content)
-    changed = msgspec.structs.replace(index, files={**index.files, name: sha256(content)})
-    file.write_bytes(msgspec.json.encode(changed))
-    kept = prepared.load_prepared(bundle)
-    assert kept is not None
-    with pytest.raises(prepared.DamagedError, match=r"Loop|functions"):
-        kept.read(name)
-    with Runtime(bundle) as runtime:
-        assert np.array_equal(runtime(images).logits, expected)
-        assert runtime.description["layout"].endswith(", kept")

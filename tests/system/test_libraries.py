@@ -18,7 +18,7 @@ def test_a_checkout_is_installed_in_place() -> None:
 
 def test_an_installed_package_asks_for_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(libraries, "__file__", str(tmp_path / "site-packages/dfs_deploy/system/libraries.py"))
-    assert install_line("export") == "pip install '.[export]' in a checkout of dfs-deploy"
+    assert install_line("export") == 'pip install ".[export]" in a checkout of dfs-deploy'
 
 
 def test_no_message_asks_an_index_for_the_package() -> None:

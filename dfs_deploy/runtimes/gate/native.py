@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.errors import EnvironmentLacksError, UsageError
+from dfs_deploy.errors import EnvironmentLacksError
 from dfs_deploy.runtimes import native
 from dfs_deploy.runtimes.buffers import aligned_buffer
 from dfs_deploy.runtimes.gate.interface import BoundStep, Features, Gate, channels_of, uint8_factor
@@ -80,22 +80,22 @@ class NativeGate(Gate):
         """Instruction set in use."""
         return self.compiled.variant
 
-    def _reset(self, samples: int) -> None:
+    def reset(self, samples: int) -> None:
         self.compiled.reset(samples)
 
-    def _set_projection_bias(self, bias: Array) -> None:
-        self._projection_bias[: len(bias)] = bias
+    def set_score_offset(self, offset: Array) -> None:
+        self._projection_bias[: len(offset)] = self._weights.projection_bias + offset
 
-    def _bind(self, block: int, features: Features, scale: float) -> BoundStep:
+    def bind(self, block: int, features: Features, scale: float) -> BoundStep:
         return self.compiled.bind(block, features, _factor(features, scale))
 
-    def _step(
+    def step(
         self,
         block: int,
         buffers: Sequence[Features],
         where: NDArray[np.intp],
         scale: float,
-        changed: NDArray[np.bool_] | None,
+        changed: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.int64]:
         decisions = np.empty(len(where), np.int64)
         self.compiled.step(block, buffers, where, _factor(buffers[0], scale), decisions, changed)
@@ -111,11 +111,7 @@ class NativeGate(Gate):
 
     @state.setter
     def state(self, value: tuple[Array, Array]) -> None:
-        shape = (self.compiled.samples, self._weights.hidden)
-        hidden, cell = (np.ascontiguousarray(part, np.float32) for part in value)
-        if hidden.shape != shape or cell.shape != shape:
-            raise UsageError(f"a state of shapes {hidden.shape} and {cell.shape}, expected {shape} of each")
-        self.compiled.copy_state(hidden, cell, False)
+        self.compiled.copy_state(*value, False)
 
 
 def _factor(features: Features, scale: float) -> float:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,31 +24,31 @@ class NumpyGate(Gate):
 
     def __init__(self, weights: GateWeights, channel_block: int = 1) -> None:
         super().__init__(weights, channel_block)
-        self._score_weights = weights.derived(_Matrices.of).scores.copy()
-        self._one = _States(weights, self._score_weights, 1)
-        self._states = self._one
+        self._score_weights = np.concatenate([weights.projection_bias[:, None], weights.projection_weight], 1)
+        self._one = self._states = _States(weights, self._score_weights, 1)
 
-    def _reset(self, samples: int) -> None:
+    def reset(self, samples: int) -> None:
         if samples == 1:
             self._states = self._one
         elif samples != self._states.samples:
             self._states = _States(self._weights, self._score_weights, samples)
-        self._states.clear()
+        self._states.hidden.fill(0.0)
+        self._states.cell.fill(0.0)
 
-    def _set_projection_bias(self, bias: Array) -> None:
-        self._score_weights[:, 0] = bias
+    def set_score_offset(self, offset: Array) -> None:
+        self._score_weights[:, 0] = self._weights.projection_bias + offset
 
-    def _bind(self, block: int, features: Features, scale: float) -> BoundStep:
+    def bind(self, block: int, features: Features, scale: float) -> BoundStep:
         step = _Step(self._one, block, channels_of(features))
         return _Bound(self, step, _pooling(_flat(features, self.channel_block)[0], step.pooled[0], scale))
 
-    def _step(
+    def step(
         self,
         block: int,
         buffers: Sequence[Features],
         where: NDArray[np.intp],
         scale: float,
-        changed: NDArray[np.bool_] | None,
+        changed: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.int64]:
         step = _Step(self._states, block, channels_of(buffers[0]))
         for i, buffer in enumerate(buffers):
@@ -82,53 +81,36 @@ class _Bound:
     """See :class:`BoundStep`."""
 
     def __init__(self, gate: NumpyGate, step: _Step, pool: Callable[[], object]) -> None:
-        self._gate = gate
-        self._step = step
-        self._pool = pool
+        self._gate, self._step, self._pool = gate, step, pool
 
     def __call__(self) -> int:
-        self.pool()
-        return self.advance()
-
-    def pool(self) -> None:
         self._pool()
+        return self.advance()
 
     def advance(self) -> int:
         self._gate.check_single()
         return int(self._step.run().argmax())
 
 
-@dataclass(frozen=True, eq=False)
-class _Matrices:
-    """Weights as the steps use them.
+def _factor(hidden: int) -> Array:
+    """(4 * hidden,) factors before and after ``tanh``; one minus them is added after it.
 
-    The inputs of a sample are one vector: a one, the hidden state, the pooled features. Bias and both products of the
-    LSTM are therefore one matrix. With sigmoid(x) = tanh(x / 2) / 2 + 1 / 2 and the halves of the arguments in the
-    matrix (which is exact), one call of ``tanh`` serves all four gates of the LSTM.
-
-    Attributes:
-        inputs: matrix of each block, (4 * hidden, 1 + hidden + widest).
-        scores: (options, 1 + hidden).
-        factor: (4 * hidden,) factors of the results of ``tanh``.
-        offset: (4 * hidden,) summands after that.
+    With sigmoid(x) = tanh(x / 2) / 2 + 1 / 2, one call of ``tanh`` serves all four gates of the LSTM.
     """
+    factor = np.full(4 * hidden, 0.5, np.float32)
+    factor[2 * hidden : 3 * hidden] = 1.0
+    return factor
 
-    inputs: tuple[Array, ...]
-    scores: Array
-    factor: Array
-    offset: Array
 
-    @classmethod
-    def of(cls, weights: GateWeights) -> _Matrices:
-        size = weights.hidden
-        factor = np.full(4 * size, 0.5, np.float32)
-        factor[2 * size : 3 * size] = 1.0
-        inputs = [
-            factor[:, None] * np.concatenate([bias[:, None], weights.recurrent_weight, weight], 1)
-            for bias, weight in zip(weights.bias, weights.input_weight, strict=True)
-        ]
-        scores = np.concatenate([weights.projection_bias[:, None], weights.projection_weight], 1)
-        return cls(tuple(inputs), scores, factor, 1.0 - factor)
+def _matrices(weights: GateWeights) -> list[Array]:
+    """Matrix of each block, (4 * hidden, 1 + hidden + widest): bias and both products of the LSTM in one.
+
+    The inputs of a sample are one vector: a one, the hidden state, the pooled features.
+    """
+    return [
+        _factor(weights.hidden)[:, None] * np.concatenate([bias[:, None], weights.recurrent_weight, weight], 1)
+        for bias, weight in zip(weights.bias, weights.input_weight, strict=True)
+    ]
 
 
 class _States:
@@ -142,9 +124,9 @@ class _States:
 
     def __init__(self, weights: GateWeights, score_weights: Array, samples: int) -> None:
         size = weights.hidden
-        self.matrices = weights.derived(_Matrices.of)
-        self.score_weights = score_weights
-        self.samples = samples
+        self.matrices, self.score_weights, self.samples = weights.derived(_matrices), score_weights, samples
+        self.factor = _factor(size)
+        self.offset = 1.0 - self.factor
         self.inputs = np.zeros((samples, 1 + size + weights.widest), np.float32)
         self.inputs[:, 0] = 1.0
         self.hidden = self.inputs[:, 1 : 1 + size]
@@ -152,10 +134,6 @@ class _States:
         self.gates = np.zeros((samples, 4 * size), np.float32)
         self.written = np.zeros_like(self.cell)
         self.scores = np.zeros((samples, weights.options), np.float32)
-
-    def clear(self) -> None:
-        self.hidden.fill(0.0)
-        self.cell.fill(0.0)
 
 
 class _Step:
@@ -167,11 +145,11 @@ class _Step:
 
     def __init__(self, states: _States, block: int, channels: int) -> None:
         size = states.hidden.shape[1]
+        end = 1 + size + channels
         self._states = states
-        self.pooled = states.inputs[:, 1 + size : 1 + size + channels]
+        self.pooled = states.inputs[:, 1 + size : end]
         # Arrays with a last axis of one are multiplied matrix by vector, one sample at a time, whatever the batch.
-        self._matrix = states.matrices.inputs[block][:, : 1 + size + channels]
-        self._inputs = states.inputs[:, : 1 + size + channels, None]
+        self._matrix, self._inputs = states.matrices[block][:, :end], states.inputs[:, :end, None]
         self._known = states.inputs[:, : 1 + size, None]
         self._gates_column, self._scores_column = states.gates[:, :, None], states.scores[:, :, None]
         self._lstm_gates = tuple(states.gates[:, i * size : (i + 1) * size] for i in range(4))
@@ -182,8 +160,8 @@ class _Step:
         write, forget, candidate, output = self._lstm_gates
         np.matmul(self._matrix, self._inputs, self._gates_column)
         np.tanh(states.gates, states.gates)
-        np.multiply(states.gates, states.matrices.factor, states.gates)
-        np.add(states.gates, states.matrices.offset, states.gates)
+        np.multiply(states.gates, states.factor, states.gates)
+        np.add(states.gates, states.offset, states.gates)
         np.multiply(forget, states.cell, states.cell)
         np.multiply(write, candidate, states.written)
         np.add(states.cell, states.written, states.cell)
@@ -193,7 +171,7 @@ class _Step:
         return states.scores
 
 
-def _flat(features: Features, channel_block: int = 1) -> Features:
+def _flat(features: Features, channel_block: int) -> Features:
     """Feature maps with height and width as one axis.
 
     Returns:
@@ -204,9 +182,9 @@ def _flat(features: Features, channel_block: int = 1) -> Features:
     if features.dtype == np.uint8:
         return features.reshape(n, features.shape[1] * features.shape[2], channels)
     area = features.shape[2] * features.shape[3]
-    if channel_block == 1:
-        return features.reshape(n, channels, area)
-    return features.reshape(n, channels // channel_block, area, channel_block)
+    return features.reshape(
+        (n, channels, area) if channel_block == 1 else (n, channels // channel_block, area, channel_block)
+    )
 
 
 def _pooling(features: Features, pooled: Array, scale: float) -> Callable[[], object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -11,17 +11,12 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.onnx_messages import FLOAT, parse_model
-from dfs_deploy.errors import BundleError, InputError
+from dfs_deploy.errors import BundleError
 
 Array = NDArray[np.float32]
 
 _T = TypeVar("_T")
 _NAMES = ("input_weight", "bias", "recurrent_weight", "projection_weight", "projection_bias")
-
-
-def _shapes(gates: int, widest: int, hidden: int, options: int) -> tuple[tuple[int, ...], ...]:
-    """Shapes of the weights, in the order of ``_NAMES``."""
-    return (gates, 4 * hidden, widest), (gates, 4 * hidden), (4 * hidden, hidden), (options, hidden), (options,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,15 +39,6 @@ class GateWeights:
     projection_bias: Array
     _derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
-        shapes = _shapes(len(self.input_weight), self.input_weight.shape[-1], self.hidden, self.options)
-        for (name, array), shape in zip(arrays.items(), shapes, strict=True):
-            if array.dtype != np.float32 or array.shape != shape:
-                raise InputError(
-                    f"the gate's {name} is {array.dtype} of shape {array.shape}, expected float32 of shape {shape}"
-                )
-
     @property
     def gates(self) -> int:
         """Number of blocks that a gate follows."""
@@ -73,21 +59,11 @@ class GateWeights:
         """Number of options that the gate chooses from."""
         return len(self.projection_bias)
 
-    @property
-    def channels(self) -> tuple[int, ...]:
-        """Channels of each block, as far as weights tell: one more than the last with a weight other than zero."""
-        return self.derived(_own_channels)
-
     def derived(self, make: Callable[[GateWeights], _T]) -> _T:
         """Result of ``make`` for these weights, made once and shared by all gates that step with them."""
         if make not in self._derived:
             self._derived[make] = make(self)
         return cast(_T, self._derived[make])
-
-
-def _own_channels(weights: GateWeights) -> tuple[int, ...]:
-    used = (weights.input_weight != 0).any(1)
-    return tuple(int(np.flatnonzero(row)[-1]) + 1 if row.any() else 1 for row in used)
 
 
 def read_gate_weights(bundle: Bundle, runtime: str) -> GateWeights | None:
@@ -111,7 +87,8 @@ def read_gate_weights(bundle: Bundle, runtime: str) -> GateWeights | None:
     network = bundle.architecture
     blocks = network.blocks[: network.gated_blocks]
     widest = max((shape.out_channels for shape in blocks), default=1)
-    shapes = _shapes(len(blocks), widest, network.gate.hidden, len(bundle.options))
+    rows, options = 4 * network.gate.hidden, len(bundle.options)
+    shapes = ((len(blocks), rows, widest), (len(blocks), rows), (rows, rows // 4), (options, rows // 4), (options,))
     found = _constant_outputs(bundle.read(file), f"{bundle.path}: {file}")
     if missing := [name for name in _NAMES if name not in found]:
         raise BundleError(f"{bundle.path}: the gate's graph does not give its {missing[0]}; export again")
@@ -119,13 +96,7 @@ def read_gate_weights(bundle: Bundle, runtime: str) -> GateWeights | None:
         raise BundleError(
             f"{bundle.path}: the gate's weights have other shapes than the network asks for; export again"
         )
-    weights = GateWeights(*(found[name] for name in _NAMES))
-    for block, (channels, shape) in enumerate(zip(weights.channels, blocks, strict=True)):
-        if channels > shape.out_channels:
-            raise BundleError(
-                f"{bundle.path}: the gate has weights for channels that block {block} does not have; export again"
-            )
-    return weights
+    return GateWeights(*(found[name] for name in _NAMES))
 
 
 def _constant_outputs(data: bytes, name: str) -> dict[str, Array]:

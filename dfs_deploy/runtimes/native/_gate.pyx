@@ -315,11 +315,7 @@ cdef class BoundStep:
         self.gate = gate
         self.block = block
 
-    # The GIL stays in all of these: to release it and wait for it again would cost more than the step.
-
-    def pool(self):
-        self.gate._check_single()
-        self.gate.kernel.pool(&self.features, self.gate.pooled)
+    # The GIL stays in both: to release it and wait for it again would cost more than the step.
 
     def advance(self):
         cdef CompiledGate gate = self.gate
@@ -336,7 +332,8 @@ cdef class BoundStep:
         )
 
     def __call__(self):
-        self.pool()
+        self.gate._check_single()
+        self.gate.kernel.pool(&self.features, self.gate.pooled)
         return self.advance()
 
 

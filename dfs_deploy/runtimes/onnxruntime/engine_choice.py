@@ -17,7 +17,7 @@ import numpy as np
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.cache import PLAN, Cache, cache_key
-from dfs_deploy.bundle.engines import PlacedEngine, engines_of
+from dfs_deploy.bundle.engines import PlacedEngine, engines_of, laid_out
 from dfs_deploy.bundle.manifest import Engine, Layout
 from dfs_deploy.errors import BundleError
 from dfs_deploy.io.files import sha256
@@ -25,8 +25,7 @@ from dfs_deploy.io.json_files import MAX_JSON, VersionedFormat
 from dfs_deploy.options import PRECISIONS, Precision
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes.backend import Substitution
-from dfs_deploy.runtimes.buffers import aligned_buffer, laid_out
-from dfs_deploy.runtimes.dispatch import Call
+from dfs_deploy.runtimes.buffers import aligned_buffer
 from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, PreparedEngines
 from dfs_deploy.runtimes.onnxruntime.sessions import bind, open_session, session_options
 from dfs_deploy.system.cpu import describe_cpu, has_fast_float16
@@ -185,7 +184,7 @@ def time_engines(
     prepared: PreparedEngines = PLAIN,
     layout: Layout = "float32",
 ) -> list[float]:
-    """Times engines of one block by themselves at batch 1, in turns.
+    """Times engines of one block by themselves at batch 1, in turns so that a change of the machine affects all.
 
     Args:
         bundle: bundle with engines for ONNX Runtime.
@@ -204,25 +203,20 @@ def time_engines(
     calls = []
     for placed in engines:
         file = placed.engine.files[layout]
-        session = open_session(prepared.read(file) or bundle.read(file), f"{bundle.path}: {file}", options)
+        session = open_session(prepared.models.get(file) or bundle.read(file), f"{bundle.path}: {file}", options)
         calls.append(bind(session, source, _buffer(placed.gives, placed.engine.output)))
-    return median_us(calls)
+    times: list[list[int]] = [[] for _ in calls]
+    for repeat in range(_REPEATS):
+        for call, taken in zip(calls, times, strict=True):
+            begin = time.perf_counter_ns()
+            call()
+            if repeat:  # the first warms up
+                taken.append(time.perf_counter_ns() - begin)
+    return [float(np.median(taken)) / 1e3 for taken in times]
 
 
 def _buffer(size: tuple[int, ...], layout: Layout) -> np.ndarray[Any, np.dtype[Any]]:
     return aligned_buffer((1, *laid_out(size, layout)), np.dtype(layout))
-
-
-def median_us(calls: Sequence[Call], repeats: int = _REPEATS) -> list[float]:
-    """Median times of some calls, made in turns so that a change of the machine affects all, in microseconds."""
-    times: list[list[int]] = [[] for _ in calls]
-    for repeat in range(repeats):
-        for call, taken in zip(calls, times, strict=True):
-            begin = time.perf_counter_ns()
-            call()
-            if repeat:
-                taken.append(time.perf_counter_ns() - begin)
-    return [float(np.median(taken)) / 1e3 for taken in times]
 
 
 def _fastest(medians: dict[Precision, float]) -> Precision:

@@ -16,22 +16,15 @@ from typing import Any
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.cache import Cache
-from dfs_deploy.bundle.engines import PlacedEngine, Size
+from dfs_deploy.bundle.engines import PlacedEngine, Size, laid_out
 from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.errors import BundleError, EnvironmentLacksError, OutOfMemoryError
 from dfs_deploy.io.files import sha256
 from dfs_deploy.network import Architecture
 from dfs_deploy.runtimes.backend import BackendOptions, Substitution, running_engines
-from dfs_deploy.runtimes.buffers import laid_out
 from dfs_deploy.runtimes.gate import GateWeights, read_gate_weights
 from dfs_deploy.runtimes.onnxruntime.engine_choice import decide_substitutions, load_choice
-from dfs_deploy.runtimes.onnxruntime.prepared import (
-    PLAIN,
-    DamagedError,
-    PreparedEngines,
-    obtain_prepared,
-    prepare_engines,
-)
+from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, PreparedEngines, load_prepared, prepare_engines
 from dfs_deploy.runtimes.onnxruntime.sessions import has_global_pool, open_session, session_options
 from dfs_deploy.system.ort import onnxruntime as ort
 
@@ -107,16 +100,9 @@ def load_engines(bundle: Bundle, options: BackendOptions) -> LoadedEngines:
     if gate is None:
         raise BundleError(f"{bundle.path} has a static policy, and no gate")
     cache = Cache(bundle, options.cache_dir)
-    try:
-        return _load(bundle, options, cache, gate, obtain_prepared(bundle, cache) if options.prepared else PLAIN)
-    except DamagedError as error:
-        _LOG.info("%s: the prepared engines are made again: %s", bundle.path, error)
-        return _load(bundle, options, cache, gate, prepare_engines(bundle, cache=cache))
-
-
-def _load(
-    bundle: Bundle, options: BackendOptions, cache: Cache, gate: GateWeights, prepared: PreparedEngines
-) -> LoadedEngines:
+    prepared = PLAIN
+    if options.prepared:
+        prepared = load_prepared(bundle, cache) or prepare_engines(bundle, cache=cache)
     wanted = options.threads or 1
     choice = load_choice(bundle, wanted, prepared.channel_block, cache) if options.plan else None
     substitutions = decide_substitutions(bundle, choice)
@@ -124,7 +110,7 @@ def _load(
         _LOG.info("%s: option %s runs in %s: %s", bundle.path, each.option, each.served_by, each.reason)
     running = list(running_engines(bundle, "onnxruntime", substitutions))
     files = {file for placed in running for file in placed.engine.files.values()}
-    sessions = len({prepared.digest(file) or bundle.manifest.files[file].sha256 for file in files})
+    sessions = len({prepared.models.get(file) or bundle.manifest.files[file].sha256 for file in files})
     threads, pools = affordable_threads(bundle, wanted, sessions)
     loader = EngineLoader(bundle, threads, prepared)
     (_, stem), *gated, (_, head) = [(placed, loader.load(placed)) for placed in running]
@@ -172,7 +158,7 @@ class EngineLoader:
         return LoadedEngine(label, engine.output, sessions)
 
     def _session(self, file: str) -> ort.InferenceSession:
-        data = self._prepared.read(file) or self._bundle.read(file)
+        data = self._prepared.models.get(file) or self._bundle.read(file)
         digest = sha256(data)
         if digest not in self._sessions:
             self._sessions[digest] = open_session(data, f"{self._bundle.path}: {file}", self._options)

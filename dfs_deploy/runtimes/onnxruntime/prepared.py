@@ -1,15 +1,14 @@
 """Engines in ONNX Runtime's blocked layout: made on the machine that runs them, and kept in the bundle's cache.
 
-They lie in ``prepared-KEY/`` of the cache (:mod:`dfs_deploy.bundle.cache`), one file per engine and an index of their
-digests, under a key of everything that they depend on. What was made for another key is never read; what does not match
-its digest is made again. The bundle itself stays portable. Of processes that start at once, one prepares and the others
-wait for it.
+They lie in one file of the cache (:mod:`dfs_deploy.bundle.cache`), named by a key of everything that they depend on.
+What was made for another key, or is damaged, counts as none and is made again. The bundle itself stays portable. Of
+processes that start at once, one prepares and the others wait for it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,15 +20,14 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.cache import MAX_FILE, PREPARED, Cache, UnkeptError, cache_key, mark_used
-from dfs_deploy.bundle.engines import PlacedEngine, engines_of
+from dfs_deploy.bundle.engines import PlacedEngine, engines_of, laid_out
 from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.bundle.onnx_messages import parse_model
 from dfs_deploy.errors import BundleError, DfsDeployError
-from dfs_deploy.io.files import put_folder, read_file, sha256, temporary_folder
-from dfs_deploy.io.json_files import Digest, VersionedFormat
+from dfs_deploy.io.files import read_file, sha256, write_whole
+from dfs_deploy.io.json_files import UNREADABLE
 from dfs_deploy.io.text import first_line
 from dfs_deploy.progress import Progress, silent
-from dfs_deploy.runtimes.buffers import laid_out
 from dfs_deploy.runtimes.onnxruntime.blocked import (
     UnfitModelError,
     block_size,
@@ -48,37 +46,26 @@ _LOG = logging.getLogger(__name__)
 TOLERANCE = 1e-4
 """Greatest difference from the plain engine, relative to its greatest output: sums are added in another order."""
 
-_INDEX = "index.json"
-
 ONE_ENGINE = "a static policy runs as one engine, within which ONNX Runtime lays features out itself"
 
+_DIGEST = 64
+"""Length of the SHA-256 at the beginning of the file, of what comes after it."""
 
-class PreparedIndex(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Content of a folder of prepared engines.
+
+class StoredEngines(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Content of the file, in MessagePack.
 
     Attributes:
-        version: version of this format.
         key: key of everything that they depend on; see :func:`prepared_key`.
         channel_block: channels that lie together in their float32 features.
-        files: for each engine, by its name in the bundle, the SHA-256 of the model that runs instead; it also names
-            the file of that model.
+        models: ONNX model that runs instead of each file of the bundle.
         failure: reason why none can be made, if that will not change; else empty.
     """
 
-    version: int
     key: dict[str, str]
-    channel_block: int = msgspec.field(name="together")
-    files: dict[str, Digest]
+    channel_block: int
+    models: dict[str, bytes]
     failure: str = ""
-
-
-FORMAT = VersionedFormat(
-    "index of prepared engines", PreparedIndex, 1, "run dfs-deploy prepare", error=BundleError, version_key="version"
-)
-
-
-class DamagedError(BundleError):
-    """A kept engine is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -89,51 +76,17 @@ class PreparedEngines:
         channel_block: channels that lie together in float32 features; 1 if the bundle's own engines run.
         reason: reason why the bundle's own engines run or nothing was kept; empty if all is well.
         failed: whether the bundle's own engines run because preparing failed.
-        lasting: whether it would fail again here.
-        folder: folder of the engines; ``None`` if they are not kept.
+        folder: folder of the file; ``None`` if they are not kept.
+        made: whether they were made now, rather than found.
+        models: ONNX model that runs instead of each file of the bundle; other files run themselves.
     """
 
     channel_block: int = 1
     reason: str = ""
     failed: bool = False
-    lasting: bool = False
     folder: Path | None = None
-    _digests: Mapping[str, str] = field(default_factory=dict, repr=False)
-    _models: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-
-    def read(self, file: str) -> bytes | None:
-        """Reads the model that runs instead of a bundle's file; ``None`` for that file itself.
-
-        Raises:
-            DamagedError: it was kept, and is gone, cannot be read or is not what was kept.
-        """
-        if file in self._models:
-            return self._models[file]
-        if self.folder is None or file not in self._digests:
-            return None
-        path = _model_file(self.folder, self._digests[file])
-        try:
-            data = read_file(path, MAX_FILE, follow=False)
-        except OSError as error:
-            raise DamagedError(f"{path} cannot be read ({first_line(error)}); run dfs-deploy prepare") from error
-        if sha256(data) != self._digests[file]:
-            raise DamagedError(f"{path} is not what was kept; run dfs-deploy prepare")
-        try:
-            check_operators(parse_model(data, str(path)), str(path))
-        except (BundleError, UnicodeDecodeError) as error:  # digests tell nothing of who wrote file and index
-            raise DamagedError(f"{first_line(error)}, which is not what is kept; run dfs-deploy prepare") from error
-        return data
-
-    def digest(self, file: str) -> str | None:
-        """SHA-256 of the model that runs instead of a bundle's file; ``None`` if that file itself runs."""
-        return self._digests.get(file)
-
-    def is_whole(self) -> bool:
-        """Whether engines are kept, and every one is what was kept."""
-        try:
-            return bool(self._digests) and all(self.read(file) for file in self._digests)
-        except DamagedError:
-            return False
+    made: bool = False
+    models: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def description(self) -> str:
@@ -153,65 +106,37 @@ def prepared_key(bundle: Bundle) -> dict[str, str]:
 
 
 def prepared_name(bundle: Bundle) -> str:
-    """Name of the folder in the cache that holds the engines prepared for this machine."""
-    return f"{PREPARED}{sha256(msgspec.json.encode(prepared_key(bundle), order='sorted'))[:16]}"
-
-
-def obtain_prepared(bundle: Bundle, cache: Cache | None = None) -> PreparedEngines:
-    """Loads the engines prepared for this machine, or makes them if there are none."""
-    return load_prepared(bundle, cache) or prepare_engines(bundle, cache=cache)
-
-
-def whole_prepared(
-    bundle: Bundle, progress: Progress = silent, cache: Cache | None = None
-) -> tuple[PreparedEngines, bool]:
-    """Like :func:`obtain_prepared`, with every kept engine checked and the leftovers of killed processes removed.
-
-    Returns:
-        The engines, and whether they were there already.
-    """
-    found = load_prepared(bundle, cache)
-    if found is not None and found.is_whole():
-        (cache or Cache(bundle)).tidy()
-        return found, True
-    return prepare_engines(bundle, progress, cache), False
+    """Name of the file in the cache that holds the engines prepared for this machine."""
+    key = sha256(msgspec.json.encode(prepared_key(bundle), order="sorted"))
+    return f"{_name_of(bundle)}{key[:16]}.engines"
 
 
 def load_prepared(bundle: Bundle, cache: Cache | None = None) -> PreparedEngines | None:
     """Loads the engines prepared for this machine.
 
     Returns:
-        The engines; the bundle's own if others are of no use here; ``None`` if none are kept, or the folder holds
-        something else.
+        The engines; the bundle's own if others are of no use here; ``None`` if none are kept, or something else is.
     """
     channel_block = block_size()
     if reason := _why_plain(bundle, channel_block):
         return PreparedEngines(reason=reason)
-    folders = (cache or Cache(bundle)).folders(prepared_name(bundle))
-    found = (_load(bundle, folder, channel_block) for folder in folders)
-    return next((kept for kept in found if kept is not None), None)
-
-
-def _load(bundle: Bundle, folder: Path, channel_block: int) -> PreparedEngines | None:
-    try:
-        index = FORMAT.read(folder / _INDEX, follow=False)
-    except BundleError:
-        return None  # in a cache, an unreadable file counts as none
-    if index.key != prepared_key(bundle):
-        return None
-    if index.failure:
-        return PreparedEngines(reason=index.failure, failed=True)
-    expected = {placed.engine.files[layout] for placed in _engines(bundle) for layout in blocked_layouts(placed)}
-    if set(index.files) != expected or index.channel_block != channel_block:
-        return None
-    mark_used(folder)
-    return PreparedEngines(index.channel_block, folder=folder, _digests=index.files)
+    for path in (cache or Cache(bundle)).find(prepared_name(bundle)):
+        stored = _read(path)
+        if stored is None or stored.key != prepared_key(bundle):
+            continue
+        if stored.failure:
+            return PreparedEngines(reason=stored.failure, failed=True)
+        expected = {placed.engine.files[layout] for placed in _engines(bundle) for layout in blocked_layouts(placed)}
+        if stored.models.keys() == expected and stored.channel_block == channel_block:
+            mark_used(path)
+            return PreparedEngines(channel_block, folder=path.parent, models=stored.models)
+    return None
 
 
 def prepare_engines(bundle: Bundle, progress: Progress = silent, cache: Cache | None = None) -> PreparedEngines:
     """Makes a bundle's engines for the blocked layout, compares each with its plain engine, and keeps them.
 
-    If another process is doing so, this waits for it and returns its engines.
+    Engines that are there are returned, and so are those that another process makes now. A failure is tried again.
 
     Args:
         bundle: bundle with engines for ONNX Runtime.
@@ -219,41 +144,59 @@ def prepare_engines(bundle: Bundle, progress: Progress = silent, cache: Cache | 
         cache: cache of the bundle; ``None`` for the usual one.
 
     Returns:
-        The engines, in memory too. If this CPU or the network's channels have no such layout, or an engine could not
-        be made: the bundle's own, with the reason.
+        The engines. If this CPU or the network's channels have no such layout, or an engine could not be made: the
+        bundle's own, with the reason.
 
     Raises:
         BundleError: the bundle has no engines for ONNX Runtime.
     """
-    if "onnxruntime" not in bundle.manifest.runtimes:
-        raise BundleError(f"{bundle.path} has no engines for onnxruntime; export with --runtime onnxruntime")
-    channel_block = block_size()
-    if reason := _why_plain(bundle, channel_block):
-        return PreparedEngines(reason=reason)
+    engines, cache = _engines(bundle), cache or Cache(bundle)
+    found = load_prepared(bundle, cache)
+    if found is not None and not found.failed:
+        if found.folder is not None:
+            cache.tidy()
+        return found
     made: PreparedEngines | None = None
     try:
-        with (cache or Cache(bundle)).writing() as place:
-            folder = place / prepared_name(bundle)
-            found = None if folder.is_symlink() else _load(bundle, folder, channel_block)
-            if found is not None and found.is_whole():
+        with cache.writing() as folder:
+            found = load_prepared(bundle, cache)
+            if found is not None and not found.failed:
                 return found
-            made = _make(bundle, channel_block, progress)
-            if made.failed and not made.lasting:
+            made, lasting = _make(bundle, engines, progress)
+            if made.failed and not lasting:
                 return made
-            _keep(bundle, made, folder)
+            stored = StoredEngines(
+                prepared_key(bundle), made.channel_block, dict(made.models), made.reason if made.failed else ""
+            )
+            content = msgspec.msgpack.encode(stored)
+            write_whole(folder / prepared_name(bundle), sha256(content).encode() + content)
             _remove_outdated(bundle, folder)
             return made if made.failed else replace(made, folder=folder)
     except OSError as error:  # nothing can be kept
         if made is None:
-            made = _make(bundle, channel_block, progress)
+            made, _ = _make(bundle, engines, progress)
         where = "" if isinstance(error, UnkeptError) or not error.filename else f"{error.filename}: "
         return made if made.failed else replace(made, reason=f"{where}{first_line(error)}")
 
 
-def _make(bundle: Bundle, channel_block: int, progress: Progress) -> PreparedEngines:
-    """Makes the engines in memory; the bundle's own, with the reason, if one could not be made."""
+def _read(path: Path) -> StoredEngines | None:
+    """Content of a file in the cache; ``None`` if it is missing, unreadable or not what an export may lead to."""
+    try:
+        content = read_file(path, MAX_FILE, follow=False)
+        if content[:_DIGEST] != sha256(content[_DIGEST:]).encode():
+            return None
+        stored = msgspec.msgpack.decode(memoryview(content)[_DIGEST:], type=StoredEngines)
+        for name, model in stored.models.items():  # a digest tells nothing of who wrote the file
+            check_operators(parse_model(model, name), name)
+    except (OSError, BundleError, *UNREADABLE):
+        return None
+    return stored
+
+
+def _make(bundle: Bundle, engines: list[PlacedEngine], progress: Progress) -> tuple[PreparedEngines, bool]:
+    """Makes the engines; or returns the bundle's own with the reason, and whether that would happen again."""
+    channel_block = block_size()
     models: dict[str, bytes] = {}
-    engines = _engines(bundle)
     try:
         for done, placed in enumerate(engines, 1):
             files = placed.engine.files
@@ -268,10 +211,10 @@ def _make(bundle: Bundle, channel_block: int, progress: Progress) -> PreparedEng
         # that is missing now may be there at the next start.
         reason = str(error) if isinstance(error, DfsDeployError) else f"{type(error).__name__}: {first_line(error)}"
         _LOG.info("%s: the bundle's own engines run, since preparing others failed: %s", bundle.path, reason)
-        lasting = isinstance(error, UnfitModelError | LookupError | ValueError)
-        return PreparedEngines(reason=reason, failed=True, lasting=lasting)
-    digests = {file: sha256(data) for file, data in models.items()}
-    return PreparedEngines(channel_block, _digests=digests, _models=models)
+        return PreparedEngines(reason=reason, failed=True), isinstance(
+            error, UnfitModelError | LookupError | ValueError
+        )
+    return PreparedEngines(channel_block, made=True, models=models), False
 
 
 def _why_plain(bundle: Bundle, channel_block: int) -> str:
@@ -310,31 +253,14 @@ def _compare(bundle: Bundle, placed: PlacedEngine, layout: Layout, data: bytes, 
         raise UnfitModelError(f"{file} gives other features in the blocked layout, by {worst:.3g}")
 
 
-def _keep(bundle: Bundle, made: PreparedEngines, folder: Path) -> None:
-    """Writes the engines, whole or not at all; raises OSError if they cannot be kept."""
-    digests = dict(made._digests)
-    index = PreparedIndex(
-        FORMAT.version, prepared_key(bundle), made.channel_block, digests, made.reason if made.failed else ""
-    )
-    with temporary_folder(folder) as temporary:
-        whole = temporary / folder.name
-        whole.mkdir()
-        for file, data in made._models.items():
-            _model_file(whole, digests[file]).write_bytes(data)
-        (whole / _INDEX).write_bytes(FORMAT.encode(index))
-        put_folder(whole, folder)  # not synced before: an engine that a power failure cut off misses its digest
+def _name_of(bundle: Bundle) -> str:
+    """Beginning of the name of every file that is prepared for a bundle."""
+    return f"{PREPARED}{bundle.digest[:8]}-"
 
 
 def _remove_outdated(bundle: Bundle, folder: Path) -> None:
     """Removes what was prepared for another bundle that lay under this name."""
-    for other in folder.parent.glob(f"{PREPARED}*"):
-        try:
-            index = FORMAT.read(other / _INDEX, follow=False)
-        except BundleError:
-            continue  # from another version, perhaps another machine: not ours to remove
-        if index.key.get("bundle") != bundle.digest and not other.is_symlink():
-            shutil.rmtree(other, ignore_errors=True)
-
-
-def _model_file(folder: Path, digest: str) -> Path:
-    return folder / f"{digest}.onnx"
+    for other in folder.glob(f"{PREPARED}*.engines"):
+        if not other.name.startswith(_name_of(bundle)):
+            with contextlib.suppress(OSError):  # removed meanwhile, or no file
+                other.unlink()

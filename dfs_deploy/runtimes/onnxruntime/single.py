@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dfs_deploy.bundle.engines import laid_out
 from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.errors import DfsDeployError, InternalError
 from dfs_deploy.network import Architecture
-from dfs_deploy.runtimes.buffers import aligned_buffer, laid_out
+from dfs_deploy.runtimes.buffers import aligned_buffer
 from dfs_deploy.runtimes.dispatch import BlockStep, Call, loop_for
 from dfs_deploy.runtimes.gate import Gate
 from dfs_deploy.runtimes.onnxruntime.loading import LoadedEngine, LoadedEngines

@@ -79,9 +79,7 @@ class StraightEngine:
 
     def _open(self) -> tuple[ort.InferenceSession, Call]:
         if self._opened is None:
-            raise RuntimeClosedError(
-                f"this {type(self).__name__} was closed; make a new one, or use it inside its with block"
-            )
+            raise RuntimeClosedError(f"{self._label} was closed; make a new one")
         return self._opened
 
     def close(self) -> None:
@@ -139,16 +137,16 @@ class PolicyBackend(Backend):
         layout = PreparedEngines(reason=ONE_ENGINE).description
         self._description = describe(threads, pools, "none: a static policy", choice is not None, layout)
         model = join_path(bundle, bundle.policy, self._substitutions)
-        self._engine: StraightEngine | None = StraightEngine(model, "the path of the static policy", bundle, threads)
+        self._engine = StraightEngine(model, "the path of the static policy", bundle, threads)
         self._path = bundle.policy
 
     def infer(
         self, images: NDArray[np.float32], forced: NDArray[np.uint8] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        return self._open()(images), np.repeat(self._path[None], len(images), 0)
+        return self._engine(images), np.repeat(self._path[None], len(images), 0)
 
     def engine_calls(self, path: NDArray[np.uint8]) -> tuple[Call, ...]:
-        return (self._open().call,)
+        return (self._engine.call,)
 
     def gate_calls(self) -> tuple[Callable[[], object], ...]:
         return ()
@@ -159,11 +157,11 @@ class PolicyBackend(Backend):
     def clone(self) -> PolicyBackend:
         other = object.__new__(PolicyBackend)
         other._substitutions, other._description = self._substitutions, self._description
-        other._engine, other._path = self._open().clone(), self._path
+        other._engine, other._path = self._engine.clone(), self._path
         return other
 
     def close(self) -> None:
-        self._engine = None
+        self._engine.close()
 
     @property
     def substitutions(self) -> tuple[Substitution, ...]:
@@ -172,11 +170,6 @@ class PolicyBackend(Backend):
     @property
     def description(self) -> dict[str, Any]:
         return dict(self._description)
-
-    def _open(self) -> StraightEngine:
-        if self._engine is None:
-            raise RuntimeClosedError("this Runtime was closed by another thread; make a new one")
-        return self._engine
 
 
 def join_path(bundle: Bundle, path: NDArray[np.uint8], substitutions: Sequence[Substitution] = ()) -> bytes:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
+
 from dfs_deploy import Runtime
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.io.files import sha256
@@ -102,18 +104,16 @@ class PreparedReader(CacheReader):
             pass
 
     def change(self, draw: Draw, file: Path) -> Fate:
-        if file.suffix == ".json" or not draw.chance(0.4):
-            super().change(draw, file)
-            # An index may name other engines than those that are there, in an order of its own: all with digests.
-            return "any" if file.suffix == ".json" else self.damaged
-        content, _ = mutate_model(draw, file.read_bytes())
-        digest, index = sha256(content), file.with_name("index.json")
-        values = json.loads(self.sound(index))
-        for name, kept in values["files"].items():
-            if kept == file.stem:
-                values["files"][name] = digest
-        replace(index, json.dumps(values).encode())
-        replace(file.with_name(f"{digest}.onnx"), content)
+        if not draw.chance(0.4):
+            return super().change(draw, file)
+        values = msgspec.msgpack.decode(file.read_bytes()[64:])
+        if draw.chance(0.3):
+            changed = mutate_bytes(draw, msgspec.msgpack.encode(values))
+        else:
+            name = draw.choice(sorted(values["models"]))
+            values["models"][name], _ = mutate_model(draw, values["models"][name])
+            changed = msgspec.msgpack.encode(values)
+        replace(file, sha256(changed).encode() + changed)
         return "any"
 
     def read(self, folder: Path) -> str:

@@ -1,0 +1,220 @@
+"""A static mixed-precision policy: a bitwidth for each block, by measured sensitivity under a computation budget.
+
+In the spirit of HAQ (Wang et al. 2019), which Section 4 compares with: each block's bitwidth is chosen by its cost and
+by the loss that it adds. HAQ searches by reinforcement learning; here the choice is exact for the measured losses. The
+loss that one block adds is measured with every other block in full precision; those of several are assumed to add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from dfs_deploy.errors import UsageError
+from dfs_deploy.models import DFSNetwork, QuantizedConv2d, run_option
+from dfs_deploy.options import FULL_BITS, Options
+from dfs_deploy.training.data import HELD_OUT, Images, Splits, load_splits
+from dfs_deploy.training.job import Job
+from dfs_deploy.training.processes import local_device
+from dfs_deploy.training.state import begin_with
+
+SEARCH_IMAGES = 1024
+"""Training images that sensitivity is measured on, if none are held out."""
+
+_BATCH = 128
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """Loss with one gated block at one option and all other blocks in full precision.
+
+    Attributes:
+        options: options that were tried.
+        images: number of images it was measured on.
+        full_loss: mean cross entropy with every block in full precision.
+        losses: (gated blocks, options) mean cross entropy with only that block at that option.
+    """
+
+    options: Options
+    images: int
+    full_loss: float
+    losses: NDArray[np.float64]
+
+
+@torch.no_grad()
+def measure_sensitivity(network: DFSNetwork, options: Options, batches: Iterable[tuple[Tensor, Tensor]]) -> Sensitivity:
+    """Measures the loss that each option of each gated block causes.
+
+    The network stays as it is. Convolutions that never ran quantised take their input range from the first batch.
+
+    Args:
+        network: network with a trained backbone; its gate or policy is not used.
+        options: options to try at each block.
+        batches: images (N, C, H, W) float32, normalised, and labels (N,) int64; best ones that were not trained on.
+
+    Returns:
+        The losses; the same network and batches give the same.
+
+    Raises:
+        UsageError: no batch.
+    """
+    trial = network.with_policy([0] * network.architecture.gated_blocks, options).eval()
+    first, *gated = trial.blocks
+    losses = np.zeros((len(gated), len(options)))
+    full_loss, images = 0.0, 0
+    for x, labels in batches:
+        if not images:
+            _take_ranges(trial, x)
+        features = first(trial.backbone.stem(x))
+        for index, block in enumerate(gated):
+            for position, option in enumerate(options):
+                if option.bits == FULL_BITS:
+                    continue
+                y = run_option(block, features, option)
+                for later in gated[index + 1 :]:
+                    y = later(y)
+                losses[index, position] += _summed_loss(trial, y, labels)
+            features = block(features)
+        full_loss += _summed_loss(trial, features, labels)
+        images += len(labels)
+    if not images:
+        raise UsageError("no images to measure sensitivity on, expected at least one batch")
+    losses[:, [option.bits == FULL_BITS for option in options]] = full_loss
+    return Sensitivity(options, images, full_loss / images, losses / images)
+
+
+def _summed_loss(network: DFSNetwork, features: Tensor, labels: Tensor) -> float:
+    logits = network.backbone.classify(features)
+    return float(functional.cross_entropy(logits.float(), labels, reduction="sum"))
+
+
+def _take_ranges(network: DFSNetwork, x: Tensor) -> None:
+    """Gives each gated convolution without a range the range of what reaches it in full precision."""
+    handles = [
+        module.register_forward_pre_hook(lambda conv, inputs: conv.follow_range(inputs[0]))
+        for block in network.blocks[1:]
+        for module in block.modules()
+        if isinstance(module, QuantizedConv2d) and not module.has_range
+    ]
+    network.backbone(x)
+    for handle in handles:
+        handle.remove()
+
+
+def choose_policy(sensitivity: Sensitivity, costs: NDArray[np.floating], target: float) -> tuple[int, ...]:
+    """The policy of least summed loss that costs no more than the target: a multiple-choice knapsack, solved exactly.
+
+    Args:
+        sensitivity: measured losses.
+        costs: (gated blocks, options) cost of each option, in full-precision blocks: ``(bits / 32) ** 2`` (Section 4,
+            Metrics), or measured times (:meth:`dfs_deploy.costs.LatencyTable.costs`).
+        target: computation percentage that the policy may cost.
+
+    Returns:
+        An option index for each gated block.
+
+    Raises:
+        UsageError: the cheapest policy costs more than the target.
+    """
+    from scipy import optimize, sparse
+
+    blocks, options = sensitivity.losses.shape
+    least = 100.0 * float(costs.min(1).mean())
+    if least > target + _TOLERANCE:
+        raise UsageError(
+            f"target {target:g} %, expected at least {least:.4g}, the cost of the cheapest of the options"
+            f" '{sensitivity.options}'; choose another target or other options"
+        )
+    added = sensitivity.losses - sensitivity.full_loss
+    one_each = sparse.kron(sparse.eye(blocks), np.ones((1, options)))
+    found = optimize.milp(
+        # Of policies that add the same loss, the cheaper one.
+        added.ravel() + _TOLERANCE * costs.ravel(),
+        integrality=np.ones(blocks * options),
+        bounds=optimize.Bounds(0, 1),
+        constraints=[
+            optimize.LinearConstraint(one_each, 1, 1),
+            optimize.LinearConstraint(costs.reshape(1, -1), ub=blocks * (target / 100.0 + _TOLERANCE)),
+        ],
+    )
+    if found.x is None:
+        raise UsageError(f"no policy was found for target {target:g} % ({found.message}); choose another target")
+    return tuple(int(choice) for choice in found.x.reshape(blocks, options).argmax(1))
+
+
+@dataclass(frozen=True)
+class PolicySearch:
+    """Result of a search for a policy.
+
+    Attributes:
+        policy: name of the option of each gated block.
+        percentage: computation percentage of the policy.
+        images: the images that were measured on, in words.
+        sensitivity: the measured losses.
+    """
+
+    policy: tuple[str, ...]
+    percentage: float
+    images: str
+    sensitivity: Sensitivity
+
+
+def search_policy(job: Job, splits: Splits | None = None) -> PolicySearch:
+    """Chooses a policy for a job: the best for its target, by the sensitivity of its backbone.
+
+    Measured on images held out of the training split if the job holds some out, which a backbone trained with the same
+    seed and number has not seen; else on :data:`SEARCH_IMAGES` training images.
+
+    Args:
+        job: job with a backbone; its recipe gives the options, the costs and the target.
+        splits: its data if they are loaded already; ``None`` loads them.
+
+    Raises:
+        UsageError: no backbone, or a target that the options do not reach.
+        CheckpointError: the backbone cannot be read, or is of another architecture.
+        DataError: the data cannot be read.
+    """
+    if job.backbone is None:
+        raise UsageError(
+            "policy mixed without a backbone, whose sensitivity it measures; train one, then --backbone it"
+        )
+    recipe = job.recipe
+    device = local_device(job.device)
+    splits = splits or load_splits(job.data, job.size, job.held_out, job.seed, job.evaluate_on)
+    held_out = splits.evaluation_name == HELD_OUT
+    measured = splits.evaluation if held_out else splits.train.subset(SEARCH_IMAGES, job.seed)
+    architecture = splits.architecture(recipe.blocks_per_group)
+    network = begin_with(job.backbone, architecture, job.weights_key)[0].to(device)
+    images = Images(measured, splits.contract(), device)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(images), _BATCH):
+            pixels, labels = images.take(slice(start, start + _BATCH))
+            yield images.normalize(pixels), labels
+
+    sensitivity = measure_sensitivity(network, recipe.options, batches())
+    costs = np.array(recipe.cost_rows)
+    policy = choose_policy(sensitivity, costs, recipe.target)
+    return PolicySearch(
+        policy=tuple(recipe.options[choice].name for choice in policy),
+        percentage=policy_percentage(policy, costs),
+        images=f"{len(measured)} {'held-out' if held_out else 'training'} images",
+        sensitivity=sensitivity,
+    )
+
+
+def policy_percentage(policy: Iterable[int], costs: NDArray[np.floating]) -> float:
+    """Computation percentage of a policy.
+
+    Args:
+        policy: an option index for each gated block.
+        costs: (gated blocks, options), in full-precision blocks.
+    """
+    return 100.0 * float(np.mean([row[choice] for row, choice in zip(costs, policy, strict=True)]))
