@@ -13,9 +13,9 @@ from typing import Literal
 from dfs_deploy.io.files import read_head
 from dfs_deploy.io.text import one_line
 
-Role = Literal["bundle", "checkpoint", "data", "image", "video", "model", "part", "record", "archive", "other"]
-"""Use of a path: ``model`` is a network of another tool, ``part`` is a part or the cache of a bundle, and ``record``
-is a JSON file or the folder of a training run."""
+Role = Literal["bundle", "checkpoint", "data", "image", "video", "model", "part", "record", "run", "archive", "other"]
+"""Use of a path: ``model`` is a network of another tool, ``part`` is a part or the cache of a bundle, ``record`` is
+a JSON file, and ``run`` the folder of a training run."""
 
 _HEAD = 4096
 """Bytes of a file that are inspected."""
@@ -37,6 +37,7 @@ _REMEDIES: dict[Role, str] = {
     "model": "bundles are made of checkpoints: give the checkpoint that it was made from to dfs-deploy export",
     "part": "give the folder NAME.dfs of the bundle itself",
     "record": "check the path",
+    "run": "give the checkpoint.pt in it",
     "archive": "unpack it, and give what was in it",
     "other": "check the path",
 }
@@ -49,12 +50,10 @@ class Kind:
     Attributes:
         name: noun with its article, such as ``a PyTorch checkpoint``.
         role: use of such a path.
-        remedy: remedy with ``PATH`` for the path, instead of the role's; empty for the role's.
     """
 
     name: str
     role: Role
-    remedy: str = ""
 
 
 _JSON = Kind("a JSON file", "record")
@@ -125,7 +124,7 @@ def given_instead(path: str | Path, expected: str, role: Role) -> str | None:
     kind = kind_of(path)
     if kind is None or kind.role == role:
         return None
-    remedy = (kind.remedy or _REMEDIES[kind.role]).replace("PATH", shlex.quote(one_line(path)))
+    remedy = _REMEDIES[kind.role].replace("PATH", shlex.quote(one_line(path)))
     return f"{path} is {kind.name}, expected {expected}; {remedy}"
 
 
@@ -136,5 +135,5 @@ def _kind_of_folder(path: Path) -> Kind | None:
     if path.name.endswith(".dfs.cache"):
         return Kind("the cache of a bundle", "part")
     if (path / "checkpoint.pt").is_file():
-        return Kind("the folder of a training run", "record", "give its checkpoint, PATH/checkpoint.pt")
+        return Kind("the folder of a training run", "run")
     return None

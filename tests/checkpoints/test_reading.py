@@ -152,7 +152,7 @@ def npz(path: Path) -> None:
             lambda path: (path.mkdir(), (path / "manifest.json").write_text('{"schema_version": 2}')),
             ["is a bundle"],
         ),
-        (lambda path: (path.mkdir(), (path / "checkpoint.pt").write_text("")), ["training run", "checkpoint.pt"]),
+        (lambda path: (path.mkdir(), (path / "checkpoint.pt").write_text("")), ["checkpoint.pt in it"]),
         (lambda path: path.mkdir(), ["is a folder"]),
         (lambda path: os.mkfifo(path), ["is a FIFO"]),
     ],
