@@ -33,12 +33,17 @@ def run(
     inputs: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[BUNDLE] [INPUT]...", help="Images, folders of them, or videos; a bundle may come first."
+            metavar="BUNDLE|INPUT",
+            help="Images, folders of images, or videos; the first may be a bundle (if not, the only one in"
+            " the current directory runs).",
         ),
     ] = None,
-    camera: Annotated[str | None, typer.Option(help="Watch a camera: 0 for /dev/video0, or a device.")] = None,
+    camera: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="Camera to watch: 0 for /dev/video0, or a device.")
+    ] = None,
     frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames of each video or the camera to run.", show_default="all")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Frames to classify of each video or the camera.", show_default="all"),
     ] = None,
     budget: BudgetOption = None,
     threads: ThreadsOption = 1,
