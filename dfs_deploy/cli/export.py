@@ -143,7 +143,8 @@ def _show(exported: Exported, target_cpu: str) -> None:
     show_notes(exported.notes)
     for served in manifest.substitutions:
         console.print(f"option {served.option} falls back to {served.served_by}: {served.reason}")
-    for line in _calibration(manifest, target_cpu):
+    in_blocks = any(engine.precision == "int8" for engine in exported.validation.engines)
+    for line in _calibration(manifest, target_cpu, in_blocks):
         console.print(line)
     rows = []
     for precision in manifest.targets:
@@ -168,8 +169,8 @@ def _show(exported: Exported, target_cpu: str) -> None:
     console.print(f"PASSED: {len(manifest.files)} files, {bundle.size / 1e6:.1f} MB -> {bundle.path}")
 
 
-def _calibration(manifest: Manifest, target_cpu: str) -> Iterator[str]:
-    """Where the ranges come from, and which CPU the weights were made for."""
+def _calibration(manifest: Manifest, target_cpu: str, in_blocks: bool) -> Iterator[str]:
+    """Where the ranges come from, which CPU the weights were made for, and whether blocks have INT8 engines at all."""
     record = manifest.calibration
     if record is None:
         return
@@ -183,6 +184,8 @@ def _calibration(manifest: Manifest, target_cpu: str) -> Iterator[str]:
         suits = record.weight_bits == WEIGHT_BITS[kind]
         why = f"for {WORDS[kind]} ({known})" if suits else f"as asked for; {WORDS[kind]} wants {WEIGHT_BITS[kind]}"
         yield f"INT8 weights of {record.weight_bits} bits, {why}"
+        if not in_blocks:
+            yield "INT8 is only in the static baseline: no block has an option that runs in INT8"
     for block, option in sorted({(r.block, r.option) for r in record.ranges if r.source == "reached"}):
         if option != "static":
             yield f"  block {block}, option {option}: the gate sent nothing, so all that reached it was measured"

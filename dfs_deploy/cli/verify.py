@@ -148,7 +148,11 @@ def _show(found: Verification, missed: Sequence[str]) -> None:
     if found.per_block is not None:
         _show_per_block(found.per_block)
     worst = min(range(len(found.block_agreement)), key=found.block_agreement.__getitem__, default=None)
-    least = "" if worst is None else f", least at block {worst + 1} ({percent(found.block_agreement[worst])})"
+    least = (
+        ""
+        if worst is None or found.block_agreement[worst] == 1.0
+        else f"; block {worst + 1} agrees least, on {percent(found.block_agreement[worst])}"
+    )
     error = "not finite" if found.max_abs_logit_error is None else f"{found.max_abs_logit_error:.3g}"
     console = output()
     console.print(f"routes agree on {percent(found.route_agreement)} of block decisions{least}")
