@@ -94,8 +94,10 @@ def run(
             _show_videos(title, tallies)
         if results or any(tally.frames for tally in tallies):
             output().print(legend(options))
-        for _, message in bad:
+        for _, message in bad if len(bad) > 1 else ():
             errors().print(f"unread: {message}")
+    if len(bad) == 1:
+        raise CheckFailedError(bad[0][1] if count == 1 else f"1 of {count} inputs could not be read: {bad[0][1]}")
     if bad:
         raise CheckFailedError(
             f"{len(bad)} of {count} input(s) could not be read, as {bad[0][0]}; repair or remove them"
