@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from dfs_deploy.cli.console import output, percent, show_table
+from dfs_deploy.cli.console import engine_choice, output, percent, show_table
 
 if TYPE_CHECKING:
     from dfs_deploy.bench.result import BenchResult, Comparison, PowerState, Ratios
@@ -68,7 +68,7 @@ def _where(result: BenchResult) -> Iterator[str]:
     yield f"{bundle.name}, {bundle.architecture}: {result.inputs} inputs ({result.data}), seed {result.seed}"
     quota = "" if machine.quota is None else f", CPU quota {machine.quota:g}"
     yield f"{machine.cpu}, {machine.cores} core(s){quota}, {machine.int8 or 'no 8-bit product instructions'}"
-    gate = f"{facts['gate']} gate, plan: {facts.get('plan') or 'none'}"
+    gate = f"{facts['gate']} gate, engine choice: {engine_choice(facts.get('plan'))}"
     layout = f", layout: {facts['layout']}" if facts.get("layout") else ""
     threads = "" if result.threads is None else f", {result.threads} thread(s)"
     yield f"{facts['runtime']} {facts['version']}{threads}, {gate}{layout}"
@@ -137,7 +137,7 @@ def _show_paths(result: BenchResult) -> None:
         ]
         for path in result.paths
     ]
-    _show("by path", ["path", "p50 ms", "p95 ms", "share of inputs", "computation", "blocks"], rows)
+    _show("by path", ["path", "p50 ms", "p95 ms", "inputs", "computation", "blocks"], rows)
 
 
 def _show_forced(result: BenchResult) -> None:

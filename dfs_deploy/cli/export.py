@@ -143,8 +143,7 @@ def _show(exported: Exported, target_cpu: str) -> None:
     show_notes(exported.notes)
     for served in manifest.substitutions:
         console.print(f"option {served.option} falls back to {served.served_by}: {served.reason}")
-    in_blocks = any(engine.precision == "int8" for engine in exported.validation.engines)
-    for line in _calibration(manifest, target_cpu, in_blocks):
+    for line in _calibration(manifest, target_cpu):
         console.print(line)
     rows = []
     for precision in manifest.targets:
@@ -152,6 +151,11 @@ def _show(exported: Exported, target_cpu: str) -> None:
         files = sum(engine.precision == precision for engine in exported.validation.engines)
         rows.append([precision, str(files), "-" if worst is None else f"{worst:.2g}"])
     show_table("engines against the reference", ["precision", "files", "greatest error"], rows)
+    if "int8" in manifest.targets and not any(e.precision == "int8" for e in exported.validation.engines):
+        made = "only the static baseline is INT8"
+        if manifest.calibration is None:
+            made = "nothing is INT8 (a static baseline needs --calibration-data)"
+        console.print(f"int8: {made}, because no option of this network is of 8 bits or fewer")
     if measured is not None:
         console.print(
             f"on {measured.samples} calibration images: top-1 {percent(measured.top1_bundle)}"
@@ -169,8 +173,8 @@ def _show(exported: Exported, target_cpu: str) -> None:
     console.print(f"PASSED: {len(manifest.files)} files, {bundle.size / 1e6:.1f} MB -> {bundle.path}")
 
 
-def _calibration(manifest: Manifest, target_cpu: str, in_blocks: bool) -> Iterator[str]:
-    """Where the ranges come from, which CPU the weights were made for, and whether blocks have INT8 engines at all."""
+def _calibration(manifest: Manifest, target_cpu: str) -> Iterator[str]:
+    """Where the ranges come from, and which CPU the weights were made for."""
     record = manifest.calibration
     if record is None:
         return
@@ -184,8 +188,6 @@ def _calibration(manifest: Manifest, target_cpu: str, in_blocks: bool) -> Iterat
         suits = record.weight_bits == WEIGHT_BITS[kind]
         why = f"for {WORDS[kind]} ({known})" if suits else f"as asked for; {WORDS[kind]} wants {WEIGHT_BITS[kind]}"
         yield f"INT8 weights of {record.weight_bits} bits, {why}"
-        if not in_blocks:
-            yield "INT8 is only in the static baseline: no block has an option that runs in INT8"
     for block, option in sorted({(r.block, r.option) for r in record.ranges if r.source == "reached"}):
         if option != "static":
             yield f"  block {block}, option {option}: the gate sent nothing, so all that reached it was measured"
