@@ -282,7 +282,11 @@ def _trim(place: _Place) -> None:
     for _, size, entry in sorted(sized)[:-1]:
         if excess > 0 and size > _SMALL:
             _LOG.info("removed from the cache, which is too large: %s", one_line(entry))
-            _remove(entry)
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):  # as above
+                    entry.unlink()
             excess -= size
 
 
@@ -298,11 +302,3 @@ def _children(folder: Path) -> list[Path]:
 def _size(entry: Path) -> int:
     files = entry.rglob("*") if entry.is_dir() else [entry]
     return sum(status.st_size for status in (file.lstat() for file in files) if stat.S_ISREG(status.st_mode))
-
-
-def _remove(entry: Path) -> None:
-    if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            entry.unlink()

@@ -153,7 +153,7 @@ def _is_run(path: Path) -> bool:
     from dfs_deploy.report.runs import is_run
 
     kind = kind_of(path)
-    return is_run(path) and (kind is None or kind.role == "record")
+    return is_run(path) and (kind is None or kind.role in ("record", "run"))
 
 
 def _draw(runs: list[Path], folder: Path | None, quiet: bool) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from typing import Literal
 from dfs_deploy.io.files import read_head
 from dfs_deploy.io.text import one_line
 
-Role = Literal["bundle", "checkpoint", "data", "image", "video", "model", "part", "record", "archive", "other"]
-"""Use of a path: ``model`` is a network of another tool, ``part`` is a part or the cache of a bundle, and ``record``
-is a JSON file or the folder of a training run."""
+Role = Literal["bundle", "checkpoint", "data", "image", "video", "model", "part", "record", "run", "archive", "other"]
+"""Use of a path: ``model`` is a network of another tool, ``part`` is a part or the cache of a bundle, ``record`` is
+a JSON file, and ``run`` the folder of a training run."""
 
 _HEAD = 4096
 """Bytes of a file that are inspected."""
@@ -37,6 +37,7 @@ _REMEDIES: dict[Role, str] = {
     "model": "bundles are made of checkpoints: give the checkpoint that it was made from to dfs-deploy export",
     "part": "give the folder NAME.dfs of the bundle itself",
     "record": "check the path",
+    "run": "give the checkpoint.pt in it",
     "archive": "unpack it, and give what was in it",
     "other": "check the path",
 }
@@ -134,5 +135,5 @@ def _kind_of_folder(path: Path) -> Kind | None:
     if path.name.endswith(".dfs.cache"):
         return Kind("the cache of a bundle", "part")
     if (path / "checkpoint.pt").is_file():
-        return Kind("the folder of a training run with a checkpoint.pt", "record")
+        return Kind("the folder of a training run", "run")
     return None

@@ -135,7 +135,7 @@ def load_job(folder: Path) -> Job:
     path = folder / JOB_FILE
     if not os.path.lexists(path):
         raise CheckpointError(
-            given_instead(folder, "the folder of a training run", "record")
+            given_instead(folder, "the folder of a training run", "run")
             or f"no training run in {folder}, expected {JOB_FILE} there; give the --out of a run"
         )
     return FORMAT.read(path, follow=False).job
