@@ -42,6 +42,7 @@ def start(checkpoint: Path, out: Path) -> BaseProcess:
     """Starts the program in a process of its own, which has all libraries already."""
 
     def work() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
         sys.argv = ["dfs-deploy", *words(checkpoint, out)]
         main()
 
