@@ -8,7 +8,7 @@
         result = net(images)
 
 Every name is imported when it is first used: importing the package is cheap, and an application that only runs bundles
-never imports PyTorch. Errors are in :mod:`dfs_deploy.errors`.
+never imports PyTorch. Errors are in ``dfs_deploy.errors``.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ _HOMES = {
 """Module of each public name."""
 
 _MODULES = ("bench", "errors", "report", "verify")
-"""Public modules; those of verbs can be called (see :mod:`dfs_deploy.verbs`)."""
+"""Public modules; those of verbs can be called (see ``dfs_deploy.verbs``)."""
 
 _NEED_EXTRAS = ("checkpoints", "exporters", "training")
 

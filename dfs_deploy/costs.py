@@ -124,7 +124,7 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class _LatencyTable1(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A table of version 1; see :class:`LatencyTable`."""
+    """A table of version 1; see ``LatencyTable``."""
 
     schema_version: Literal[1]
     kind: Literal["dfs-deploy latency table"] = KIND

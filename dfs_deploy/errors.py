@@ -27,7 +27,7 @@
     └── InternalError             our bug, not yours
 
 A message is one line: what was seen, what was expected, what to do. Text from outside in it (names, keys, messages of
-libraries) is made safe for a terminal here, for every error: see :mod:`dfs_deploy.io.text`.
+libraries) is made safe for a terminal here, for every error: see ``dfs_deploy.io.text``.
 """
 
 from __future__ import annotations

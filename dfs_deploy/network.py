@@ -243,7 +243,7 @@ def cifar_resnet(
 
 
 def cifar_values(architecture: Architecture) -> dict[str, Any]:
-    """The arguments of :func:`cifar_resnet` that describe a network.
+    """The arguments of ``cifar_resnet`` that describe a network.
 
     Raises:
         UsageError: it is another kind of network.

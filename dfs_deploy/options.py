@@ -87,14 +87,17 @@ class Options(Sequence[Option]):
             raise OptionError(f"an option is repeated in '{self}'; give each once")
 
     @classmethod
-    def parse(cls, text: str) -> Options:
-        """Parses a list such as ``skip,8,16,full``.
+    def parse(cls, given: str | Iterable[object]) -> Options:
+        """Parses a list such as ``skip,8,16,full``, or ``["skip", 8]``; options are returned as they are.
 
         Raises:
             OptionError: a word is neither ``skip``, ``full`` nor a bitwidth.
         """
+        if isinstance(given, Options):
+            return given
         bits = []
-        for word in (part.strip().lower() for part in text.split(",")):
+        words = given.split(",") if isinstance(given, str) else itertools.islice(given, FULL_BITS + 1)
+        for word in (str(part.name if isinstance(part, Option) else part).strip().lower() for part in words):
             if word in _NAMED_BITS:
                 bits.append(_NAMED_BITS[word])
             elif word.isascii() and word.isdigit() and len(word) <= _MOST_DIGITS:
@@ -159,8 +162,8 @@ def parse_policy(names: Sequence[str], options: Options) -> tuple[int, ...]:
     return tuple(known.index(name) for name in names)
 
 
-def parse_targets(text: str) -> tuple[Precision, ...]:
-    """Parses a list of engine precisions such as ``fp32,fp16,int8``.
+def parse_targets(given: str | Iterable[str]) -> tuple[Precision, ...]:
+    """Parses a list of engine precisions such as ``fp32,fp16,int8``, or ``["fp32", "int8"]``.
 
     Returns:
         The precisions, the least precise first.
@@ -168,12 +171,15 @@ def parse_targets(text: str) -> tuple[Precision, ...]:
     Raises:
         OptionError: a precision is unknown, or fp32 is missing.
     """
-    words = {word.strip().lower() for word in text.split(",")}
+    words = {word.strip().lower() for word in (given.split(",") if isinstance(given, str) else given)}
     unknown = sorted(words - set(PRECISIONS))
     if unknown:
         raise OptionError(f"unknown target {unknown[0]!r}, expected some of fp32, fp16, int8, separated by commas")
     if "fp32" not in words:
-        raise OptionError(f"targets {text!r} lack fp32, in which stem, first block and classifier always run; add fp32")
+        raise OptionError(
+            f"targets {','.join(sorted(words))!r} lack fp32, in which stem, first block and classifier always run; add"
+            " fp32"
+        )
     return tuple(precision for precision in PRECISIONS if precision in words)
 
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.errors import InputError
+from dfs_deploy.errors import InputError, UsageError
+from dfs_deploy.io.files import read_file
+from dfs_deploy.io.text import first_line
 
 MAX_CLASSES = 1 << 16
 """Most class names of a network or a data set."""
+
+_MOST_NAMES_BYTES = 8 << 20
 
 MAX_NAME = 500
 """Most characters of a class name."""
@@ -62,10 +67,16 @@ class InputContract:
             raise InputError(problem)
         channels = self.shape[0]
         sound = all(abs(mean) <= MAX_MEAN for mean in self.mean) and all(MIN_STD <= s <= MAX_STD for s in self.std)
-        if len(self.mean) != channels or len(self.std) != channels or not sound:
+        for name, numbers in (("mean", self.mean), ("std", self.std)):
+            if len(numbers) != channels:
+                seen = ",".join(f"{number:g}" for number in numbers) or "nothing"
+                raise InputError(
+                    f"{name} {seen} for images of {channels} channel(s), expected one each; give {channels} numbers"
+                )
+        if not sound:
             raise InputError(
-                f"mean {self.mean} and std {self.std} for {channels} channel(s), expected one of each per channel,"
-                f" mean between -{MAX_MEAN:g} and {MAX_MEAN:g}, std between {MIN_STD:g} and {MAX_STD:g}"
+                f"mean {self.mean} and std {self.std}, expected mean between -{MAX_MEAN:g} and {MAX_MEAN:g}, std"
+                f" between {MIN_STD:g} and {MAX_STD:g}; check the numbers"
             )
 
     def normalize(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -159,3 +170,53 @@ def class_names_problem(names: Sequence[str]) -> str | None:
         except UnicodeEncodeError:
             return f"class {index} has the name {name}, which is not UTF-8 and cannot be stored; rename it"
     return None
+
+
+def parse_numbers(flag: str, given: str | Iterable[float] | float) -> tuple[float, ...]:
+    """Reads the mean or deviation of each channel: numbers, or text such as ``0.49,0.48,0.45``.
+
+    Raises:
+        UsageError: it is something else, or for pixels from 0 to 255, with which every image would look black.
+    """
+    try:
+        words = given.split(",") if isinstance(given, str) else (given,) if isinstance(given, float | int) else given
+        numbers = tuple(float(word) for word in words)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{flag} {given!r}, expected one number per channel, as in 0.49,0.48,0.45") from error
+    if any(1.0 < number < math.inf for number in numbers):
+        raise UsageError(f"{flag} {given!r}, expected numbers for pixels from 0 to 1; divide those for 0 to 255 by 255")
+    return numbers
+
+
+def parse_size(flag: str, given: str | Sequence[int]) -> tuple[int, int]:
+    """Reads height and width in pixels: two integers, or text such as ``32x32``; raises UsageError otherwise."""
+    sides = given.split("x") if isinstance(given, str) else [str(side) for side in given]
+    if len(sides) != 2 or not all(side.isascii() and side.isdecimal() and len(side) <= 6 for side in sides):
+        raise UsageError(f"{flag} {given!r}, expected height and width in pixels, as in 32x32")
+    return int(sides[0]), int(sides[1])
+
+
+def parse_class_names(given: str | Path | Iterable[str]) -> tuple[str, ...]:
+    """Reads the name of each class: names, or text with names between commas, a file's path, or the word ``none``.
+
+    Raises:
+        UsageError: it is none of these, or the file cannot be read as UTF-8.
+    """
+    if not isinstance(given, str | Path):
+        return tuple(given)
+    text = str(given)
+    if text == "none":
+        return ()
+    if "," in text:
+        return tuple(name.strip() for name in text.split(","))
+    expected = "expected a file with one class name per line, names separated by commas, or none"
+    try:
+        lines = read_file(Path(text), _MOST_NAMES_BYTES).decode("utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--class-names {text!r} cannot be read ({first_line(error)}), {expected}") from error
+    names = [line.strip() for line in lines]
+    while names and not names[-1]:
+        names.pop()
+    if not names:
+        raise UsageError(f"--class-names {text!r} is an empty file, {expected}")
+    return tuple(names)

@@ -129,6 +129,11 @@ class Verification(_Record, frozen=True, kw_only=True):
     notes: list[str] = []
     assumptions: list[str] = []
 
+    def __repr__(self) -> str:
+        missed = self.missed()
+        outcome = f"missed: {'; '.join(missed)}" if missed else "passed"
+        return f"<Verification {self.bundle} on {self.samples} images: {outcome}>"
+
     def missed(
         self,
         max_top1_drop: float = VERIFY_MAX_TOP1_DROP,
@@ -162,7 +167,7 @@ class Verification(_Record, frozen=True, kw_only=True):
 
     @property
     def passed(self) -> bool:
-        """Whether the bundle meets every threshold of :mod:`dfs_deploy.thresholds`."""
+        """Whether the bundle meets every threshold of ``dfs_deploy.thresholds``."""
         return not self.missed()
 
     def as_json(self) -> dict[str, Any]:
@@ -172,14 +177,14 @@ class Verification(_Record, frozen=True, kw_only=True):
 
 
 def check_thresholds(max_top1_drop: float, min_route_agreement: float, max_computation_change: float) -> None:
-    """Raises UsageError for thresholds out of range; see :meth:`Verification.missed`."""
-    for name, value, greatest, unit in (
-        ("max_top1_drop", max_top1_drop, 1, "a share"),
-        ("min_route_agreement", min_route_agreement, 1, "a share"),
-        ("max_computation_change", max_computation_change, 100, "points"),
+    """Raises UsageError for thresholds out of range; see ``Verification.missed``."""
+    for flag, value, greatest, unit, usual in (
+        ("--max-top1-drop", max_top1_drop, 1, "a share", VERIFY_MAX_TOP1_DROP),
+        ("--min-route-agreement", min_route_agreement, 1, "a share", VERIFY_MIN_ROUTE_AGREEMENT),
+        ("--max-computation-change", max_computation_change, 100, "points", VERIFY_MAX_COMPUTATION_CHANGE),
     ):
         if not 0 <= value <= greatest:  # NaN as well
-            raise UsageError(f"{name} {value:g}: expected {unit}, 0 to {greatest}")
+            raise UsageError(f"{flag} {value:g}, expected {unit}, 0 to {greatest}; give one, as in {usual:g}")
 
 
 def verify(
@@ -202,7 +207,7 @@ def verify(
     Args:
         bundle: a bundle, or its path.
         checkpoint: path of the checkpoint that it was made from.
-        data: images, or their path, as in :func:`dfs_deploy.load_dataset`.
+        data: images, or their path, as in ``dfs_deploy.load_dataset``.
         weights_key: weights to take from the checkpoint; ``None`` for those that export took.
         samples: number of images to draw; ``None`` for all.
         per_block: whether the deviation of each engine is measured as well.
@@ -324,7 +329,7 @@ def save_verification(path: Path, verification: Verification) -> None:
 
 
 def load_verification(path: Path, bundle: str | Path | None = None) -> Verification:
-    """Reads a result that :func:`save_verification` wrote, strictly.
+    """Reads a result that ``save_verification`` wrote, strictly.
 
     Args:
         path: file of the result.

@@ -139,7 +139,7 @@ def test_a_result_is_judged_by_any_thresholds() -> None:
     [{"max_top1_drop": -0.1}, {"min_route_agreement": 98}, {"max_computation_change": float("nan")}],
 )
 def test_thresholds_are_in_range(thresholds: dict[str, float]) -> None:
-    with refuses(UsageError, next(iter(thresholds)), "expected"):
+    with refuses(UsageError, next(iter(thresholds)).replace("_", "-"), "expected"):
         RESULT.missed(**thresholds)
 
 
@@ -147,3 +147,10 @@ def test_a_saved_result_is_about_one_bundle(floats: Made, tmp_path: Path) -> Non
     save_verification(tmp_path / "kept.json", RESULT)
     with refuses(SavedResultError, RESULT.bundle_digest[:12], Bundle(floats.path).digest[:12]):
         load_verification(tmp_path / "kept.json", floats.path)
+
+
+def test_what_was_missed_is_shown() -> None:
+    assert repr(RESULT).startswith("<Verification net on 10 images: missed: top-1 fell by 10.00 points")
+    assert "passed>" in repr(
+        msgspec.structs.replace(RESULT, top1_bundle=0.9, route_agreement=1.0, max_abs_logit_error=0.0)
+    )

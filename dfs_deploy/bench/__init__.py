@@ -1,4 +1,4 @@
-"""Measuring on the machine that is to run the network. The package can be called like :func:`bench`."""
+"""Measuring on the machine that is to run the network. The package can be called like ``bench``."""
 
 from __future__ import annotations
 

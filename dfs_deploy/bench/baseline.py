@@ -101,7 +101,7 @@ def compare_with_baseline(result: BenchResult, baseline: BenchResult, noise_band
 
     Raises:
         UsageError: a negative noise band.
-        ArtefactError: see :func:`check_conditions`; or both have no case in common.
+        ArtefactError: see ``check_conditions``; or both have no case in common.
     """
     if not noise_band >= 0.0:
         raise UsageError(f"noise band {noise_band}, expected 0 or more; 0.05 is 5 %")

@@ -89,7 +89,7 @@ class Candidate:
     """Something that classifies.
 
     Attributes:
-        name: name of its case; see :class:`~dfs_deploy.bench.result.CaseResult`.
+        name: name of its case; see ``CaseResult``.
         logits: function from (N, C, H, W) float32, normalised, to (N, classes) float32.
         input: contract by which pixels become its input.
         runtime: runtime that dispatches it block by block; ``None`` for one engine and for a network of another bundle.

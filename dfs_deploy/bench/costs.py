@@ -49,7 +49,7 @@ def measure_costs(
         prepared: whether engines prepared for this machine run.
         progress: progress of the measuring.
         device: device that the engines are to run on; check it with
-            :func:`~dfs_deploy.bench.devices.check_device` first.
+            ``check_device`` first.
 
     Raises:
         UsageError: the bundle has a static policy, which leaves one option per block.

@@ -22,7 +22,7 @@ def check_device(device: str, root: Path = ROOT) -> None:
     """Makes sure that this machine is what ``--device`` says and has what it needs.
 
     Args:
-        device: one of :data:`DEVICES`.
+        device: one of ``DEVICES``.
         root: root of the file system; tests give another.
 
     Raises:

@@ -1,9 +1,9 @@
 """Energy per image: the protocol of a sensor, and windows in which every case runs by itself.
 
 A sampler reads in a thread of its own, and on a board every reading is a bus transfer. So energy is measured in windows
-apart from the timed ones: run the same work for some seconds between :meth:`EnergySampler.start` and
-:meth:`EnergySampler.stop`, count the images, and divide. A window of seconds also outlasts what a sensor averages over.
-The sensors themselves are in :mod:`dfs_deploy.bench.sensors`.
+apart from the timed ones: run the same work for some seconds between ``EnergySampler.start`` and
+``EnergySampler.stop``, count the images, and divide. A window of seconds also outlasts what a sensor averages over.
+The sensors themselves are in ``dfs_deploy.bench.sensors``.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class EnergyReading:
 
 
 class EnergySampler:
-    """Measures energy between :meth:`start` and :meth:`stop`, as often as wanted, from a thread that sleeps in between.
+    """Measures energy between ``start`` and ``stop``, as often as wanted, from a thread that sleeps in between.
 
     Args:
-        source: see :class:`EnergyReading`.
-        rail: see :class:`EnergyReading`.
+        source: see ``EnergyReading``.
+        rail: see ``EnergyReading``.
         read: function that gives watts, or joules since some moment.
         kind: ``power`` for watts, ``counter`` for joules.
         interval_s: seconds between two readings.

@@ -55,7 +55,7 @@ def read_state(root: Path = ROOT) -> MachineState:
 
 
 class Watch:
-    """Counts from the start what others take, until :meth:`stop`.
+    """Counts from the start what others take, until ``stop``.
 
     Args:
         root: root of the file system.

@@ -86,7 +86,7 @@ def measure(
 ) -> BenchResult:
     """Opens everything, times it, and puts the result together.
 
-    The arguments are those of :func:`dfs_deploy.bench.run.bench`, opened and checked; of the inputs the first
+    The arguments are those of ``bench``, opened and checked; of the inputs the first
     ``setup.inputs`` are run. ``steady`` says whether a run whose mean ratios are not known well is INVALID.
     """
     device, threads, count = setup.device, setup.threads, setup.inputs

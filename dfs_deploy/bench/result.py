@@ -14,7 +14,7 @@ import msgspec
 from dfs_deploy.errors import SavedResultError, UsageError
 from dfs_deploy.io.files import read_file
 from dfs_deploy.io.json_files import MAX_JSON, Measured, Name, Share, VersionedFormat
-from dfs_deploy.io.text import first_line
+from dfs_deploy.io.text import first_line, one_line
 
 SCHEMA_VERSION = 1
 """Version of the JSON's keys; raised if a key goes away or changes its meaning."""
@@ -23,7 +23,7 @@ DYNAMIC: Final = "dfs"
 """Name of the case of the dynamic network."""
 
 STATIC: Final = "static-"
-"""Begin of the names of static cases; a precision follows, or :data:`POLICY`."""
+"""Begin of the names of static cases; a precision follows, or ``POLICY``."""
 
 POLICY: Final = "policy"
 """Stands for the precision of a network that always takes its own path, of more than one precision."""
@@ -570,6 +570,12 @@ class BenchResult(Setup, frozen=True, kw_only=True, omit_defaults=True):
     def __post_init__(self) -> None:
         if self.case(DYNAMIC) is None:
             raise ValueError(f"no case named {DYNAMIC}")
+
+    def __repr__(self) -> str:
+        kind = "VALID" if self.valid else "INVALID"
+        cases = ", ".join(f"{one_line(case.name)} {case.latency_ms.p50:.3g} ms" for case in self.cases[:4])
+        more = f", {len(self.cases) - 4} more" if len(self.cases) > 4 else ""
+        return f"<BenchResult {one_line(self.bundle.name)} on {self.device}, {kind}: {cases}{more}>"
 
     def case(self, name: str) -> CaseResult | None:
         """Case of a name, or ``None``."""

@@ -17,7 +17,7 @@ from dfs_deploy.bench.devices import DEVICES, RUNTIME_OF, check_device
 from dfs_deploy.bench.machine import describe_machine
 from dfs_deploy.bench.measure import measure
 from dfs_deploy.bench.result import SCHEMA_VERSION, BenchedBundle, BenchResult, Setup
-from dfs_deploy.bundle import Bundle
+from dfs_deploy.bundle import Bundle, open_bundles
 from dfs_deploy.bundle.cache import Cache
 from dfs_deploy.costs import save_costs as write_costs
 from dfs_deploy.data import Dataset, ImageFolder, open_dataset
@@ -41,7 +41,7 @@ def bench(
     data: Dataset | ImageFolder | str | Path | None = None,
     *,
     device: str = "cpu",
-    against: Sequence[Bundle | str | Path] = (),
+    against: Bundle | str | Path | Sequence[Bundle | str | Path] = (),
     batch: int = 1,
     threads: int | None = None,
     plan: bool = True,
@@ -96,7 +96,7 @@ def bench(
         save_baseline: file to keep this run in, to compare later ones with.
         save_plan: whether to measure which engines are fastest here first, and to keep that choice.
         save_costs: file for a table of what each option costs at each block here, for training.
-        open_runtime: function that opens the dynamic network, called as :class:`~dfs_deploy.runtimes.Runtime` is.
+        open_runtime: function that opens the dynamic network, called as ``Runtime`` is.
         progress: progress of the run.
 
     Raises:
@@ -109,9 +109,13 @@ def bench(
     threads = _checked_threads(device, threads, save_plan)
     if max_seconds is not None and max_seconds < min_seconds:
         raise UsageError(f"--max-seconds {max_seconds:g}, expected at least the {min_seconds:g} of --min-seconds")
+    if not 0.0 <= max_top1_drop <= 1.0:
+        raise UsageError(f"--max-top1-drop {max_top1_drop:g}, expected a share, 0 to 1; 0.01 is one point")
+    if not 0.0 <= noise_band <= 1.0:
+        raise UsageError(f"--noise-band {noise_band:g}, expected a share, 0 to 1; 0.05 is 5 %")
     check_device(device)
     earlier = load_baseline(Path(compare)) if isinstance(compare, str | Path) else compare
-    bundle, rivals = _opened(bundle), [_opened(rival) for rival in against]
+    bundle, rivals = open_bundles(bundle)[0], open_bundles(against)
     check_rivals(bundle, rivals)
     budgets = [point.budget for point in bundle.manifest.budgets] if all_budgets else []
     if all_budgets and not budgets:
@@ -198,10 +202,6 @@ def _checked_threads(device: str, threads: int | None, save_plan: bool) -> int |
     if save_plan:
         raise UsageError(f"an engine choice on {device}, whose runtime makes its own; leave it out")
     return None
-
-
-def _opened(bundle: Bundle | str | Path) -> Bundle:
-    return bundle if isinstance(bundle, Bundle) else Bundle(bundle)
 
 
 def _replace_choice(bundle: Bundle, threads: int, prepared: bool, undo: ExitStack, progress: Progress) -> Path:

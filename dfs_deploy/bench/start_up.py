@@ -78,7 +78,7 @@ def measure_start_up(
 
 
 def _run(wanted: dict[str, Any]) -> dict[str, Any]:
-    """Runs :func:`start` in a process of its own."""
+    """Runs ``start`` in a process of its own."""
     arguments = [json.dumps(wanted), os.pathsep.join(sys.path)]
     ran = subprocess.run(  # noqa: S603 (this interpreter, our own module)
         [sys.executable, "-c", _CHILD, *arguments], capture_output=True, check=False

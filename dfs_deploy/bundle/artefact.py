@@ -1,7 +1,7 @@
 """Reading a bundle: a directory ``NAME.dfs`` of ONNX files and the manifest that describes them.
 
 Opening checks the schema, then the digest of every file; an engine must also be a graph that an export could have
-written (:mod:`dfs_deploy.bundle.engine_check`). Nothing in a bundle is executed, and nothing outside its directory is
+written (``dfs_deploy.bundle.engine_check``). Nothing in a bundle is executed, and nothing outside its directory is
 read, not even through links. Files that the manifest does not list are never read; the log names them.
 """
 
@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +73,9 @@ class Samples:
     logits: NDArray[np.float32]
     path: NDArray[np.uint8]
 
+    def __repr__(self) -> str:
+        return f"<Samples: {len(self.images)} images {self.images.shape[1:]}>"
+
 
 class Bundle:
     """An opened bundle, with the digests of all files checked.
@@ -117,6 +120,9 @@ class Bundle:
         if self.foreign:
             level = logging.INFO if all(map(is_litter_entry, self.foreign)) else logging.WARNING
             _LOG.log(level, "%s", one_line(f"{self.path}: {_listed(self.foreign)} not in its manifest and ignored"))
+
+    def __repr__(self) -> str:
+        return f"<Bundle {describe_bundle(self)}, {len(self.manifest.files)} files>"
 
     @property
     def architecture(self) -> Architecture:
@@ -237,6 +243,17 @@ def find_bundle(directory: str | Path = ".") -> Path:
     seen = f"several bundles ({', '.join(path.name for path in found)})" if found else "no *.dfs bundle"
     remedy = "name one of them" if found else "name the bundle, or make one with dfs-deploy export"
     raise UsageError(f"{seen} in the current directory, expected one; {remedy}")
+
+
+def describe_bundle(bundle: Bundle) -> str:
+    """Path, network and options of a bundle, in a few words."""
+    return f"{one_line(bundle.path)}: {bundle.architecture.name}, options {bundle.options}"
+
+
+def open_bundles(given: Bundle | str | Path | Iterable[Bundle | str | Path]) -> list[Bundle]:
+    """Opens one bundle or several, by their paths; those that are open already are returned as they are."""
+    each = [given] if isinstance(given, Bundle | str | Path) else given
+    return [bundle if isinstance(bundle, Bundle) else Bundle(bundle) for bundle in each]
 
 
 def other_than_bundle(path: str | Path) -> str | None:

@@ -315,7 +315,7 @@ class _Call:
     integers: list[int | None]
 
     def require(self, fits: bool) -> None:
-        """Raises :meth:`unfit` unless ``fits``."""
+        """Raises ``unfit`` unless ``fits``."""
         if not fits:
             raise self.unfit()
 

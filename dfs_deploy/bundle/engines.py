@@ -86,7 +86,7 @@ def engines_of(bundle: HasEngines, runtime: str) -> Iterator[PlacedEngine]:
 
 
 def walk(engines: RuntimeEngines, network: Architecture, options: Options) -> Iterator[PlacedEngine]:
-    """Yields the engines of one runtime; see :func:`engines_of`."""
+    """Yields the engines of one runtime; see ``engines_of``."""
     maps = [block.out_shape for block in network.blocks]
     yield PlacedEngine("stem", 0, "", 0, engines.stem, network.image_shape, maps[0])
     for block in engines.blocks:

@@ -119,7 +119,7 @@ class OptionRecord(_Record, frozen=True, kw_only=True):
 
 
 class InputRecord(_Record, frozen=True, kw_only=True):
-    """Input contract; see :class:`dfs_deploy.preprocessing.InputContract`."""
+    """Input contract; see ``InputContract``."""
 
     shape: tuple[Positive, Positive, Positive]
     mean: list[PixelMean]

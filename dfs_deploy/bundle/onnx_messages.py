@@ -1,7 +1,7 @@
 """ONNX models without the onnx package: the message fields that a check or an edit needs.
 
 ONNX Runtime needs protobuf, so every machine that runs a bundle has it. Protobuf keeps fields that are not listed here
-unchanged; :mod:`dfs_deploy.bundle.engine_check` allows none in an engine. Numbers are those of onnx.proto
+unchanged; ``dfs_deploy.bundle.engine_check`` allows none in an engine. Numbers are those of onnx.proto
 (github.com/onnx/onnx), which never change.
 """
 

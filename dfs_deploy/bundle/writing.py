@@ -54,7 +54,7 @@ class Draft:
 def drafted_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes]) -> Iterator[Draft]:
     """Writes a bundle beside its place, and puts it there when the block ends; if the block fails nothing is put there.
 
-    Arguments and errors are those of :func:`write_bundle`.
+    Arguments and errors are those of ``write_bundle``.
     """
     path = Path(path)
     check_writable(path)

@@ -146,7 +146,7 @@ def calibrate_static(network: DFSNetwork, batches: Batches, method: str) -> dict
     """Measures the tensors of the static network: every block in full precision for every sample, nothing clamped.
 
     The static INT8 baseline is made from it, as by a user who has the backbone only. Arguments are those of
-    :func:`calibrate`; the intervals stand under the option :data:`STATIC`.
+    ``calibrate``; the intervals stand under the option ``STATIC``.
     """
 
     def run(sink: Sink) -> None:
@@ -250,7 +250,7 @@ def from_checkpoint(network: DFSNetwork, options: Sequence[int]) -> dict[TensorK
     shortcut is whatever may reach the block: what its first convolution saw, an output of its group, or what enters the
     group without being one.
 
-    The tensors and the arguments are those of :func:`calibrate`.
+    The tensors and the arguments are those of ``calibrate``.
     """
     ranges: dict[TensorKey, CalibratedRange] = {}
     for block in network.blocks[1:]:

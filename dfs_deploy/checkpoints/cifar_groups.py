@@ -15,6 +15,9 @@ from dfs_deploy.network import Architecture, Block, cifar_resnet
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _BLOCK = re.compile(r"group(\d{1,6})_layer(\d{1,6})\.conv1\.weight")
 
+GATE_WEIGHT = "control.proj.weight"
+"""Weight of the gate's scores in both formats, by which a network of theirs is found in a file."""
+
 SHARED = {f"group{group}_ds0.": f"group{group}_layer0.downsample." for group in (2, 3)}
 """Second names of the projections' tensors in both formats, by the beginning of the key."""
 
@@ -43,7 +46,7 @@ def read_architecture(keys: Iterable[str], reader: TensorReader, size: tuple[int
             classes=reader.shape("fc.weight", (None, 4 * channels))[0],
             image_shape=(3, *size),
             gate_embedding=reader.shape("group1_gate0.1.weight", (None, channels, 1, 1))[0],
-            gate_hidden=reader.shape("control.proj.weight", (None, None))[1],
+            gate_hidden=reader.shape(GATE_WEIGHT, (None, None))[1],
         )
     except UsageError as error:
         raise CheckpointError(f"a checkpoint of an {error}") from error
@@ -61,7 +64,7 @@ class GroupsReader:
 
     Args:
         reader: tensors of the checkpoint.
-        architecture: result of :func:`read_architecture`.
+        architecture: result of ``read_architecture``.
         quantized: whether each convolution carries the range of its input.
     """
 

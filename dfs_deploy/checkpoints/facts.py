@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from dfs_deploy.errors import UsageError
-from dfs_deploy.preprocessing import InputContract
+from dfs_deploy.preprocessing import InputContract, parse_class_names, parse_numbers, parse_size
 
 
 @dataclass(frozen=True)
@@ -15,17 +18,32 @@ class CheckpointFacts:
 
     Attributes:
         weights_key: which of several weights in the file to take, by the name in messages, such as ``state_dict_ema``.
-        mean: mean per channel for normalisation, of pixels scaled to 0..1.
+        mean: mean per channel for normalisation, of pixels scaled to 0..1; text such as ``0.49,0.48,0.45`` will do.
         std: standard deviation per channel, of the same pixels.
-        class_names: a name per class, in the order of the network's outputs; empty for none.
-        input_size: height and width of the images, in pixels.
+        class_names: a name per class, in the order of the network's outputs; empty for none. Text is a list separated
+            by commas, or the path of a file with one name per line.
+        input_size: height and width of the images, in pixels; text such as ``32x32`` will do.
+
+    Raises:
+        UsageError: text that is none of these, or a mean or deviation of pixels from 0 to 255.
     """
 
     weights_key: str | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    class_names: tuple[str, ...] | None = None
-    input_size: tuple[int, int] | None = None
+    mean: Sequence[float] | str | None = None
+    std: Sequence[float] | str | None = None
+    class_names: Sequence[str] | str | Path | None = None
+    input_size: Sequence[int] | str | None = None
+
+    def __post_init__(self) -> None:
+        read: dict[str, Callable[[Any], tuple[Any, ...]]] = {
+            "mean": partial(parse_numbers, "--mean"),
+            "std": partial(parse_numbers, "--std"),
+            "class_names": parse_class_names,
+            "input_size": partial(parse_size, "--input-size"),
+        }
+        for name, parse in read.items():
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, parse(given))
 
 
 def assumed_input(channels: int, facts: CheckpointFacts, scripts: str) -> tuple[InputContract, tuple[str, ...]]:
@@ -76,8 +94,10 @@ def corrected_input(recorded: InputContract, facts: CheckpointFacts) -> tuple[In
 
 
 def _with_facts(contract: InputContract, channels: int, facts: CheckpointFacts) -> InputContract:
-    given = {key: getattr(facts, key) for key in ("mean", "std", "class_names") if getattr(facts, key) is not None}
-    return replace(contract, shape=(channels, *(facts.input_size or contract.shape[1:])), **given)
+    keys = ("mean", "std", "class_names", "input_size")
+    given: dict[str, Any] = {key: getattr(facts, key) for key in keys if getattr(facts, key) is not None}
+    size = given.pop("input_size", contract.shape[1:])
+    return replace(contract, shape=(channels, *size), **given)
 
 
 def check_class_names(names: Sequence[object], classes: int) -> None:

@@ -66,9 +66,9 @@ def save_checkpoint(path: str | Path, network: DFSNetwork, contract: InputContra
         write_whole(path, buffer.getvalue())
 
 
-@recognizer(lambda raw: raw.values.get("format") == FORMAT)
+@recognizer(lambda raw: raw.values.get("format") == FORMAT, marker="backbone.stem_conv.weight")
 def load_native(raw: RawCheckpoint, options: Options | None, facts: CheckpointFacts) -> Checkpoint:
-    """Reads a file that :func:`save_checkpoint` wrote.
+    """Reads a file that ``save_checkpoint`` wrote.
 
     Raises:
         CheckpointError: the file has another version or malformed values, or the tensors do not belong to the network

@@ -117,7 +117,7 @@ class PickleFollower(InertUnpickler):
         }
 
     def load(self) -> Any:
-        """Follows the next pickle; see :meth:`InertUnpickler.load`.
+        """Follows the next pickle; see ``InertUnpickler.load``.
 
         Raises:
             NotDenseError: it creates tensors that are not dense.

@@ -10,14 +10,15 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from dfs_deploy.bundle import source_of
 from dfs_deploy.checkpoints.archives import check_archive
 from dfs_deploy.checkpoints.pickled import MAX_TENSORS, NotDenseError
 from dfs_deploy.errors import CheckpointError, UnsafeCheckpointError
-from dfs_deploy.io.files import check_file
+from dfs_deploy.io.files import UnfitFileError, check_file
 from dfs_deploy.io.json_files import MalformedError, decode_json
 from dfs_deploy.io.kinds import given_instead
 from dfs_deploy.io.pickles import ForbiddenNameError, OversizedPickleError, PickleRefusedError
-from dfs_deploy.io.text import first_line
+from dfs_deploy.io.text import first_line, one_line
 
 METADATA_KEY = "dfs_deploy"
 """Key in a ``.safetensors`` header for the plain values of our own format, as JSON."""
@@ -73,8 +74,19 @@ def read_checkpoint_file(path: Path) -> FileContent:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist; give the path of {_EXPECTED}") from error
     except OSError as error:
-        instead = given_instead(path, _EXPECTED, "checkpoint") if path.is_dir() else None
-        raise CheckpointError(instead or f"{path}: {first_line(error)}; give the path of {_EXPECTED}") from error
+        if path.is_dir():
+            raise CheckpointError(_about_folder(path)) from error
+        seen = first_line(error) if isinstance(error, UnfitFileError) else f"cannot be read ({first_line(error)})"
+        raise CheckpointError(f"{path} {seen}; give the path of {_EXPECTED}") from error
+
+
+def _about_folder(path: Path) -> str:
+    """Message about a folder that was given as a checkpoint: a bundle, a training run, or any other."""
+    source = source_of(path)
+    if source is not None:
+        file = one_line(source.file)
+        return f"{path} is a bundle, expected {_EXPECTED}; give the checkpoint that it was made from, {file}"
+    return given_instead(path, _EXPECTED, "checkpoint") or f"{path} is a folder, expected {_EXPECTED}; give such a file"
 
 
 def _read_safetensors(path: Path, size: int, header: int) -> FileContent:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,14 +39,19 @@ class Checkpoint:
 Loader = Callable[[RawCheckpoint, "Options | None", CheckpointFacts], Checkpoint]
 
 
-_RECOGNIZERS: list[tuple[Callable[[RawCheckpoint], bool], Loader]] = []
+_RECOGNIZERS: list[tuple[str, Callable[[RawCheckpoint], bool], Loader]] = []
 
 
-def recognizer(matches: Callable[[RawCheckpoint], bool]) -> Callable[[Loader], Loader]:
-    """Decorator that registers a loader for checkpoints that ``matches`` accepts; the first registered one wins."""
+def recognizer(matches: Callable[[RawCheckpoint], bool], *, marker: str) -> Callable[[Loader], Loader]:
+    """Decorator that registers a loader of a checkpoint format; the first registered one that matches wins.
+
+    Args:
+        matches: whether a checkpoint is of this format.
+        marker: name of a tensor that every network of this format has, by which its weights are found in a file.
+    """
 
     def register(load: Loader) -> Loader:
-        _RECOGNIZERS.append((matches, load))
+        _RECOGNIZERS.append((marker, matches, load))
         return load
 
     return register
@@ -93,7 +98,7 @@ _UNSUPPORTED: tuple[tuple[str, Callable[[RawCheckpoint], bool], str], ...] = (
 
 def load_checkpoint(
     path: str | Path,
-    options: Options | None = None,
+    options: str | Iterable[object] | None = None,
     facts: CheckpointFacts | None = None,
     *,
     deployable: bool = True,
@@ -104,7 +109,8 @@ def load_checkpoint(
 
     Args:
         path: a file of ``torch.save`` or a ``.safetensors`` file.
-        options: options of the gate, if the file does not say; ``None`` for the format's default.
+        options: options of the gate, such as ``skip,8,16,full``, if the file does not say; ``None`` for the format's
+            default.
         facts: other facts that the caller knows, or ``None``.
         deployable: whether each block with quantised options must have activation ranges. Training starts from
             networks without them.
@@ -116,8 +122,10 @@ def load_checkpoint(
         UsageError: the facts are impossible, or impossible for this network.
     """
     path, facts = Path(path), facts or CheckpointFacts()
-    raw = choose_weights(read_checkpoint_file(path), facts.weights_key)
-    for matches, load in _RECOGNIZERS:
+    options = None if options is None else Options.parse(options)
+    markers = tuple(dict.fromkeys(marker for marker, _, _ in _RECOGNIZERS))
+    raw = choose_weights(read_checkpoint_file(path), markers, facts.weights_key)
+    for _, matches, load in _RECOGNIZERS:
         if matches(raw):
             checkpoint = load(raw, options, facts)
             check_class_names(checkpoint.input.class_names, checkpoint.network.architecture.classes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dfs_deploy.checkpoints.cifar_groups import SHARED, GroupsReader, read_architecture
+from dfs_deploy.checkpoints.cifar_groups import GATE_WEIGHT, SHARED, GroupsReader, read_architecture
 from dfs_deploy.checkpoints.facts import CheckpointFacts, assumed_input
 from dfs_deploy.checkpoints.registry import Checkpoint, check_options, is_fractrain, recognizer
 from dfs_deploy.checkpoints.tensors import TensorReader, fill, without_values
@@ -26,7 +26,7 @@ def is_release(raw: RawCheckpoint) -> bool:
     return (
         "control.rnn_one.weight_ih_l0" in keys
         and any(key.endswith(".quantize_input.running_min") for key in keys)
-        and "control.proj.weight" in keys
+        and GATE_WEIGHT in keys
         and not is_fractrain(raw)
     )
 
@@ -34,7 +34,7 @@ def is_release(raw: RawCheckpoint) -> bool:
 _ALIASES = {**SHARED, **{f"group{group}_bn0.": f"group{group}_layer0.bn3." for group in (2, 3)}}
 
 
-@recognizer(is_release)
+@recognizer(is_release, marker=GATE_WEIGHT)
 def load_release(raw: RawCheckpoint, options: Options | None, facts: CheckpointFacts) -> Checkpoint:
     """Reads a gated network of the release, with 3 groups of any length.
 
@@ -45,7 +45,7 @@ def load_release(raw: RawCheckpoint, options: Options | None, facts: CheckpointF
     reader = TensorReader(raw.tensors, "DFS release", _ALIASES)
     contract, assumptions = assumed_input(3, facts, "the release's")
     architecture = read_architecture(raw.tensors, reader, contract.shape[1:])
-    count = reader.shape("control.proj.weight", (None, architecture.gate.hidden))[0]
+    count = reader.shape(GATE_WEIGHT, (None, architecture.gate.hidden))[0]
     if options is None:
         if count not in DEFAULT_OPTIONS:
             raise UnknownCheckpointError(

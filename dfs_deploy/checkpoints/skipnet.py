@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dfs_deploy.checkpoints.cifar_groups import SHARED, GroupsReader, read_architecture
+from dfs_deploy.checkpoints.cifar_groups import GATE_WEIGHT, SHARED, GroupsReader, read_architecture
 from dfs_deploy.checkpoints.facts import CheckpointFacts, assumed_input
 from dfs_deploy.checkpoints.registry import Checkpoint, recognizer
 from dfs_deploy.checkpoints.tensors import TensorReader, fill, without_values
@@ -20,7 +20,7 @@ OPTIONS = Options.parse("skip,full")
 def is_skipnet(raw: RawCheckpoint) -> bool:
     """Whether the marker keys of a CIFAR SkipNet with a recurrent gate are present."""
     keys = raw.tensors.keys()
-    projection = raw.tensors.get("control.proj.weight")
+    projection = raw.tensors.get(GATE_WEIGHT)
     return (
         "control.rnn.weight_ih_l0" in keys
         and projection is not None
@@ -31,7 +31,7 @@ def is_skipnet(raw: RawCheckpoint) -> bool:
     )
 
 
-@recognizer(is_skipnet)
+@recognizer(is_skipnet, marker=GATE_WEIGHT)
 def load_skipnet(raw: RawCheckpoint, options: Options | None, facts: CheckpointFacts) -> Checkpoint:
     """Reads a SkipNet; its one sigmoid score becomes two scores: zero for skip, and the score itself for full.
 
@@ -50,7 +50,7 @@ def load_skipnet(raw: RawCheckpoint, options: Options | None, facts: CheckpointF
     groups = GroupsReader(reader, architecture, quantized=False)
     groups.common("control.rnn", "downsample.0", "downsample.1")
     score, bias = (
-        reader.take("control.proj.weight", (1, architecture.gate.hidden)),
+        reader.take(GATE_WEIGHT, (1, architecture.gate.hidden)),
         reader.take("control.proj.bias", (1,)),
     )
     groups.state["gate.projection.weight"] = torch.cat([torch.zeros_like(score), score])

@@ -59,7 +59,7 @@ class TensorReader:
         return len(self._tensors)
 
     def shape(self, key: str, shape: tuple[int | None, ...]) -> tuple[int, ...]:
-        """Shape of the tensor ``key``, checked as in :meth:`take`."""
+        """Shape of the tensor ``key``, checked as in ``take``."""
         return tuple(self._find(key, shape).shape)
 
     def take(self, key: str, shape: tuple[int | None, ...]) -> Tensor:
@@ -159,7 +159,7 @@ def fill(network: DFSNetwork, state: Mapping[str, Tensor]) -> DFSNetwork:
     """Fills a network without values, and sets evaluation mode.
 
     Args:
-        network: result of :func:`without_values`.
+        network: result of ``without_values``.
         state: every tensor by name, on the CPU; counts of batches may be missing.
     """
     counters = {key: torch.zeros((), dtype=torch.int64) for key in network.state_dict() if key.endswith(COUNTER)}

@@ -8,7 +8,7 @@ and reported.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +17,6 @@ from torch import Tensor
 from dfs_deploy.checkpoints.reading import FileContent
 from dfs_deploy.checkpoints.tensors import same_values
 from dfs_deploy.errors import CheckpointError
-
-MARKERS = ("control.proj.weight", "backbone.stem_conv.weight")
-"""Tensors that identify a network: one of the release and SkipNet, one of our own format."""
 
 _WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 """Parts of names that DataParallel, torch.compile, FSDP and activation checkpointing add."""
@@ -76,18 +73,19 @@ class _Weights:
         return not _AVERAGED.isdisjoint(re.split(r"[^a-z]+", self.label.lower()))
 
 
-def choose_weights(file: FileContent, wanted: str | None = None) -> RawCheckpoint:
+def choose_weights(file: FileContent, markers: Collection[str], wanted: str | None = None) -> RawCheckpoint:
     """Finds the weights of the network in the content of a file.
 
     Args:
         file: content of the file.
+        markers: names of the tensors that identify a network, one per known format.
         wanted: which of several weights to take, by the name in messages; ``None`` for the first not averaged.
 
     Raises:
         CheckpointError: the requested weights are missing, two different tensors have the same name, or there are
             tensors that do not belong to the network.
     """
-    found = list(_networks(file.content))
+    found = list(_networks(file.content, markers))
     if len(found) > _MAX_NETWORKS:
         raise CheckpointError(
             f"{file.path} has weights of {len(found):,} networks, expected {_MAX_NETWORKS} at most; save"
@@ -149,13 +147,13 @@ def _dicts(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], dict[s
                     waiting.append(((*path, key), value))
 
 
-def _networks(content: Mapping[Any, Any]) -> Iterator[_Weights]:
+def _networks(content: Mapping[Any, Any], markers: Collection[str]) -> Iterator[_Weights]:
     for path, tensors in _dicts(content):
         names = _unwrapped(tensors)
         prefixes = {
             name.removesuffix(marker): None
             for name in names
-            for marker in MARKERS
+            for marker in markers
             if name == marker or (name.endswith(f".{marker}") and len(name) <= _MAX_LABEL + len(marker))
         }
         for prefix in prefixes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,7 @@ import typer
 
 from dfs_deploy.bundle.cache import PLACE
 from dfs_deploy.errors import BundleError, UsageError
-from dfs_deploy.io.files import check_folder, read_file
-from dfs_deploy.io.text import first_line
+from dfs_deploy.io.files import check_folder
 
 
 def _use_cache(context: typer.Context, folder: Path | None) -> Path | None:
@@ -189,60 +187,3 @@ def check_writable(*paths: Path | None) -> None:
             check_folder(path.parent)
         except OSError as error:
             raise UsageError(f"{path} cannot be written ({error.strerror}); name another file") from error
-
-
-_MOST_NAMES_BYTES = 8 << 20
-
-
-def parse_budgets(text: str) -> tuple[float, ...]:
-    """Reads a list of numbers such as ``0.1,0.2,0.4``; raises UsageError for anything else."""
-    try:
-        return tuple(float(word) for word in text.split(","))
-    except ValueError as error:
-        raise UsageError(f"--budgets {text!r}, expected numbers separated by commas, as in 0.1,0.2,0.4") from error
-
-
-def parse_numbers(flag: str, text: str) -> tuple[float, ...]:
-    """Reads the mean or deviation of each channel, separated by commas.
-
-    Raises:
-        UsageError: it is something else, or for pixels from 0 to 255, with which every image would look black.
-    """
-    try:
-        numbers = tuple(float(word) for word in text.split(","))
-    except ValueError as error:
-        raise UsageError(f"{flag} {text!r}, expected one number per channel, as in 0.49,0.48,0.45") from error
-    if any(1.0 < number < math.inf for number in numbers):
-        raise UsageError(f"{flag} {text!r}, expected numbers for pixels from 0 to 1; divide those for 0 to 255 by 255")
-    return numbers
-
-
-def parse_size(flag: str, text: str) -> tuple[int, int]:
-    """Reads height and width in pixels, as in ``32x32``; raises UsageError for anything else."""
-    height, _, width = text.partition("x")
-    if not all(part.isascii() and part.isdecimal() and len(part) <= 6 for part in (height, width)):
-        raise UsageError(f"{flag} {text!r}, expected height and width in pixels, as in 32x32")
-    return int(height), int(width)
-
-
-def parse_class_names(text: str) -> tuple[str, ...]:
-    """Reads names separated by commas, a file with one name per line, or the word ``none``.
-
-    Raises:
-        UsageError: it is none of these, or the file cannot be read as UTF-8.
-    """
-    if text == "none":
-        return ()
-    if "," in text:
-        return tuple(name.strip() for name in text.split(","))
-    expected = "expected a file with one class name per line, names separated by commas, or none"
-    try:
-        lines = read_file(Path(text), _MOST_NAMES_BYTES).decode("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--class-names {text!r} cannot be read ({first_line(error)}), {expected}") from error
-    names = [line.strip() for line in lines]
-    while names and not names[-1]:
-        names.pop()
-    if not names:
-        raise UsageError(f"--class-names {text!r} is an empty file, {expected}")
-    return tuple(names)

@@ -18,10 +18,6 @@ from dfs_deploy.cli.arguments import (
     StdOption,
     TorchThreadsOption,
     WeightsKeyOption,
-    parse_budgets,
-    parse_class_names,
-    parse_numbers,
-    parse_size,
 )
 from dfs_deploy.cli.console import (
     output,
@@ -33,7 +29,6 @@ from dfs_deploy.cli.console import (
     show_notes,
     show_table,
 )
-from dfs_deploy.options import Options, parse_targets
 from dfs_deploy.system.cpu import AUTO, WEIGHT_BITS, WORDS, WeightBits, target_named
 from dfs_deploy.system.libraries import required
 
@@ -103,20 +98,14 @@ def export(
         from dfs_deploy.checkpoints import CheckpointFacts
         from dfs_deploy.exporters import export as run_export
 
-    facts = CheckpointFacts(
-        weights_key=weights_key,
-        mean=None if mean is None else parse_numbers("--mean", mean),
-        std=None if std is None else parse_numbers("--std", std),
-        class_names=None if class_names is None else parse_class_names(class_names),
-        input_size=None if input_size is None else parse_size("--input-size", input_size),
-    )
+    facts = CheckpointFacts(weights_key, mean, std, class_names, input_size)
     with progress(quiet=json) as callback:
         exported = run_export(
             checkpoint,
             out,
-            targets=parse_targets(targets),
-            runtimes=[name.strip() for name in runtime.split(",")],
-            options=None if options is None else Options.parse(options),
+            targets=targets,
+            runtimes=runtime,
+            options=options,
             facts=facts,
             calibration_data=calibration_data,
             calibration_method=calibration_method,
@@ -124,7 +113,7 @@ def export(
             target_cpu=target_cpu,
             weight_bits=cast("WeightBits | None", weight_bits),
             seed=seed,
-            budgets=None if budgets is None else parse_budgets(budgets),
+            budgets=budgets,
             single_file=single_file,
             threads=threads,
             progress=callback,

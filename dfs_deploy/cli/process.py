@@ -58,7 +58,7 @@ def describe_stop(stop: Stopped | KeyboardInterrupt) -> tuple[str, int]:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Makes SIGTERM and SIGHUP raise :class:`Stopped`; a second one ends the process at once.
+    """Makes SIGTERM and SIGHUP raise ``Stopped``; a second one ends the process at once.
 
     Python runs the handler in the main thread as soon as a native call there returns. A signal that is already ignored,
     as under ``nohup``, stays ignored, and a handler that somebody else installed stays installed.

@@ -82,6 +82,8 @@ def report(
     json: JsonOption = False,
 ) -> None:
     """Write one page on accuracy, latency, decisions and errors of bundles; or the figures of training runs."""
+    from dfs_deploy.bench.result import load_bench
+    from dfs_deploy.bundle import open_bundles
     from dfs_deploy.report import report as make_report
 
     runs = [path for path in bundles or () if _is_run(path)]
@@ -95,10 +97,12 @@ def report(
         if json:
             print_json(drawn_runs)
         return
+    check_writable(html)
+    named = open_bundles([bundle_path(path) for path in bundles] or [bundle_path(None)])
+    for file in bench or ():
+        load_bench(file)  # what is wrong with the files is said before what is missing
     if html is None and not json:
         raise UsageError("nothing to make; name the page with --html out.html, or ask for the figures with --json")
-    check_writable(html)
-    named = [bundle_path(path) for path in bundles] or [bundle_path(None)]
     if bench and len(bench) >= len(named):
         refuse_given(
             context, "has no effect with a --bench for every bundle, since nothing is timed; leave it out", *_OF_A_BENCH

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dfs_deploy.cli.arguments import DataHelp, JsonOption, SeedOption, WeightsKeyOption, parse_size, refuse_given
+from dfs_deploy.cli.arguments import DataHelp, JsonOption, SeedOption, WeightsKeyOption, refuse_given
 from dfs_deploy.cli.console import errors, output, percent, print_json, show_notes, show_table
 from dfs_deploy.cli.process import Stopped, command, describe_stop
 from dfs_deploy.cli.train_progress import training_progress
@@ -185,7 +185,6 @@ def train(
         given = {
             _RENAMED.get(name, name): value for name, value in context.params.items() if name not in _NOT_OF_THE_RUN
         }
-        given["size"] = None if size is None else parse_size("--size", size)
         values = _with_changes(given, changes or ())
         with _stoppable(out, quiet=json) as progress:
             result = training.train(progress=progress, **values)
@@ -206,12 +205,15 @@ def _with_changes(given: Mapping[str, Any], changes: Iterable[str]) -> dict[str,
 def _parse_change(change: str) -> tuple[str, Any]:
     """Reads ``NAME=VALUE`` as a value of the recipe, of the type that it has there."""
     from dfs_deploy.training import Recipe
+    from dfs_deploy.training.recipe import unknown_value
 
     kinds = typing.get_type_hints(Recipe)
     del kinds["costs"]  # come with cost
     name, equals, text = change.partition("=")
-    if name not in kinds or not equals:
-        raise UsageError(f"--set {change!r}, expected NAME=VALUE with one of {', '.join(sorted(kinds))}")
+    if not equals:
+        raise UsageError(f"--set {change!r}, expected NAME=VALUE, as in momentum=0.9")
+    if name not in kinds:
+        raise UsageError(f"--set {change!r}: {unknown_value(name, kinds)}")
     kind = kinds[name]
     if kind not in _KINDS:
         return name, text
@@ -255,6 +257,8 @@ def _describe_saved(folder: Path) -> str:
 def _report(result: TrainingResult, json: bool) -> None:
     if not result.first:
         return
+    from dfs_deploy.training.data import is_digits
+
     evaluation, target, names = result.evaluation, result.job.target, result.job.recipe.options.names
     if json:
         print_json(
@@ -291,4 +295,5 @@ def _report(result: TrainingResult, json: bool) -> None:
             f"target missed: {evaluation.percentage:.2f} % computation, asked for {target:g} %; give more"
             " --joint-steps, or a greater --alpha"
         )
-    console.print(f"next: {command('export', result.checkpoint, '--calibration-data', result.job.data)}")
+    data = [] if is_digits(result.job.data) else ["--calibration-data", result.job.data]  # export takes files only
+    console.print(f"next: {command('export', result.checkpoint, *data)}")

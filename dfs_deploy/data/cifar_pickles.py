@@ -74,7 +74,7 @@ class _CifarUnpickler(InertUnpickler):
 
 
 def load_cifar_pickle(file: Path, limit: int) -> dict[str, object]:
-    """Reads the dict of a CIFAR file of at most ``limit`` bytes: keys as text, arrays as :class:`PickledArray`.
+    """Reads the dict of a CIFAR file of at most ``limit`` bytes: keys as text, arrays as ``PickledArray``.
 
     Raises:
         DataError: the file is damaged, holds no dict, or names something that arrays of uint8 do not need. Nothing in

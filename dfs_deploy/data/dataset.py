@@ -16,6 +16,7 @@ from dfs_deploy.data.images import Decoded, read_image
 from dfs_deploy.data.labels import draw, match_labels
 from dfs_deploy.errors import DataError
 from dfs_deploy.io.arrays import ArrayHeader
+from dfs_deploy.io.text import one_line
 
 Split = Literal["train", "val", "test"]
 
@@ -76,11 +77,15 @@ class Dataset:
                 f" {len(self.class_names)}, the number of class names; give every class a name"
             )
 
+    def __repr__(self) -> str:
+        classes = f", {len(self.class_names)} classes" if self.class_names else ""
+        return f"<Dataset {one_line(self.name)}: {len(self)} images {self.images.shape[1:]}{classes}>"
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def labelled_for(self, classes: int, class_names: Sequence[str]) -> Dataset:
-        """The same images with labels in the network's numbering; see :func:`~dfs_deploy.data.labels.match_labels`.
+        """The same images with labels in the network's numbering; see ``match_labels``.
 
         Args:
             classes: number of the network's classes.
@@ -128,7 +133,7 @@ class ImageFolder:
         name: name in messages and reports.
         size: height and width to resize to, in pixels; ``None`` keeps the images' own size, which must be the same for
             all.
-        notes: assumptions and suspicions, as in :class:`Dataset`.
+        notes: assumptions and suspicions, as in ``Dataset``.
     """
 
     root: Path
@@ -139,22 +144,25 @@ class ImageFolder:
     size: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<ImageFolder {one_line(self.name)}: {len(self)} images, {len(self.class_names)} classes>"
+
     def __len__(self) -> int:
         return len(self.files)
 
     def labelled_for(self, classes: int, class_names: Sequence[str]) -> ImageFolder:
-        """Same as :meth:`Dataset.labelled_for`, without decoding an image."""
+        """Same as ``Dataset.labelled_for``, without decoding an image."""
         matched = match_labels(self.labels, self.class_names, classes, class_names, self.name)
         notes = self.notes if matched.note is None else (*self.notes, matched.note)
         return replace(self, labels=matched.labels, class_names=matched.class_names, notes=notes)
 
     def subset(self, count: int | None, seed: int) -> ImageFolder:
-        """Same as :meth:`Dataset.subset`, without decoding an image."""
+        """Same as ``Dataset.subset``, without decoding an image."""
         chosen = draw(len(self), count, seed)
         return replace(self, files=tuple(self.files[index] for index in chosen), labels=self.labels[chosen])
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """Decodes one image, (H, W, 3) uint8, as :func:`dfs_deploy.data.load_image` does.
+        """Decodes one image, (H, W, 3) uint8, as ``load_image`` does.
 
         Raises:
             DataError: the file is damaged, missing, or a link that leads outside the folder.

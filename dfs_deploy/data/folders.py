@@ -34,7 +34,7 @@ def list_images(path: str | Path, on_error: Callable[[Path, DataError], None] | 
     """Lists the images of a folder and of its subfolders.
 
     Hidden entries and files that operating systems leave are ignored, and links to folders are not followed. A link to
-    a file outside the folder is refused, as in :func:`~dfs_deploy.data.load_dataset`.
+    a file outside the folder is refused, as in ``load_dataset``.
 
     Args:
         path: a folder; or a file with any ending, which is then the only result.
@@ -81,7 +81,7 @@ def list_images(path: str | Path, on_error: Callable[[Path, DataError], None] | 
 def open_folder(
     path: Path, entries: Sequence[os.DirEntry[str]], split: Split | None, size: tuple[int, int] | None
 ) -> ImageFolder:
-    """Lists a folder with one folder per class, given its entries; see :func:`~dfs_deploy.data.open_dataset`."""
+    """Lists a folder with one folder per class, given its entries; see ``open_dataset``."""
     root, name = path, one_line(path.resolve().name, _NAME_LENGTH)
     splits = split_folders(entries)
     if splits:

@@ -73,7 +73,7 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> NDArray
 
     Raises:
         DataError: the file is missing, no regular file, damaged, of an unknown format, has more than 8 bits per channel
-            or more pixels than the limits in :mod:`dfs_deploy.data.image_headers`, or needs too much memory.
+            or more pixels than the limits in ``dfs_deploy.data.image_headers``, or needs too much memory.
     """
     read = read_image(path, size)
     _say(read, str(path))
@@ -81,7 +81,7 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> NDArray
 
 
 def decode_image(data: bytes, size: tuple[int, int] | None = None, name: str = "the image") -> NDArray[np.uint8]:
-    """Decodes the content of an image file, such as the body of a request; see :func:`load_image`."""
+    """Decodes the content of an image file, such as the body of a request; see ``load_image``."""
     read = _decode(data, name, size)
     _say(read, name)
     return read.pixels
@@ -89,7 +89,7 @@ def decode_image(data: bytes, size: tuple[int, int] | None = None, name: str = "
 
 @os_errors_as_data_errors
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Decoded:
-    """Same as :func:`load_image`, but returns the note instead of logging it."""
+    """Same as ``load_image``, but returns the note instead of logging it."""
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path} is no image file; give a {_KINDS} file")

@@ -68,7 +68,7 @@ def match_labels(
 
 
 def draw(total: int, count: int | None, seed: int) -> NDArray[np.intp]:
-    """Draws (min(count, total),) indices; see :meth:`~dfs_deploy.data.dataset.Dataset.subset`."""
+    """Draws (min(count, total),) indices; see ``Dataset.subset``."""
     if count is not None and count < 1:
         raise DataError(f"a subset of {count} images, expected at least 1; leave the count out for all")
     if seed < 0:

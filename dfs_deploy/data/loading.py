@@ -47,7 +47,7 @@ def load_dataset(
             no ``test``.
         size: height and width in pixels; images of another size are resized bilinearly, and the notes of the data set
             say so. ``None`` keeps the images' own size, which must be the same for all.
-        samples: number of images to draw at random, see :meth:`Dataset.subset`; ``None`` for all, in order. Only the
+        samples: number of images to draw at random, see ``Dataset.subset``; ``None`` for all, in order. Only the
             chosen images of a folder are decoded.
         seed: seed of the draw.
 
@@ -86,7 +86,7 @@ def open_dataset(
 ) -> Dataset | ImageFolder:
     """Opens a data set; a folder of images is listed with its labels, and decoded later.
 
-    The arguments are those of :func:`load_dataset`. Both kinds of result have ``subset``, ``labelled_for`` and
+    The arguments are those of ``load_dataset``. Both kinds of result have ``subset``, ``labelled_for`` and
     ``load``.
 
     Returns:
@@ -122,8 +122,9 @@ def _naming_other_kinds(path: Path) -> Iterator[None]:
 
 def _entries(path: Path) -> list[os.DirEntry[str]]:
     if not path.is_dir():
+        seen = "is no data set" if path.exists() else "does not exist"
         raise DataError(
-            f"{path} is no data set; give an .npz with x and y, a folder of images by class, or that of a CIFAR archive"
+            f"{path} {seen}; give an .npz with x and y, a folder of images by class, or that of a CIFAR archive"
         )
     return entries_of(path)
 

@@ -22,7 +22,7 @@ _MAX_FILE = 2 * MAX_ARRAY_BYTES
 
 
 def save_npz(path: str | Path, dataset: Dataset) -> None:
-    """Writes a data set whole, as an ``.npz`` that :func:`~dfs_deploy.data.load_dataset` reads.
+    """Writes a data set whole, as an ``.npz`` that ``load_dataset`` reads.
 
     Args:
         path: the file; its folder is created if it is missing.
@@ -64,7 +64,7 @@ def opened_npz(path: Path) -> Iterator[Arrays]:
 
 
 def load_npz(path: Path, split: Split | None) -> Dataset:
-    """Reads an ``.npz``; see :func:`~dfs_deploy.data.load_dataset`."""
+    """Reads an ``.npz``; see ``load_dataset``."""
     with opened_npz(path) as archive:
         plain = _is_plain(archive)
         chosen = split or evaluation_split(splits_in(archive))

@@ -34,7 +34,7 @@ def read_video(path: str | Path, size: tuple[int, int] | None = None) -> Iterato
 
     Args:
         path: an AVI, Matroska, MP4, QuickTime, MPEG or WebM file, with frames of at most ``MAX_FRAME_PIXELS``.
-        size: height and width to resize to, in pixels, see :func:`~dfs_deploy.data.load_image`; ``None`` keeps the
+        size: height and width to resize to, in pixels, see ``load_image``; ``None`` keeps the
             video's own.
 
     Yields:
@@ -72,7 +72,7 @@ def read_camera(device: str, size: tuple[int, int] | None = None) -> Iterator[ND
 
     Args:
         device: a number, such as ``0`` for ``/dev/video0``, or the path of a device.
-        size: height and width to resize to, see :func:`read_video`.
+        size: height and width to resize to, see ``read_video``.
 
     Yields:
         One frame, (H, W, 3) uint8, RGB.

@@ -45,8 +45,18 @@ class _Point(NamedTuple):
         return self.percentage - 100.0 * self.budget
 
 
-def check_budgets(budgets: Sequence[float], costs: Sequence[float]) -> tuple[float, ...]:
-    """The budgets to calibrate, least first, each once; a UsageError for none, or one that no path could hold."""
+def check_budgets(given: str | float | Sequence[float], costs: Sequence[float]) -> tuple[float, ...]:
+    """The budgets to calibrate, least first, each once; a UsageError for none, or one that no path could hold.
+
+    Args:
+        given: numbers, or text such as ``0.1,0.2,0.4``.
+        costs: cost of each option, 0 to 1.
+    """
+    try:
+        words = given.split(",") if isinstance(given, str) else (given,) if isinstance(given, float | int) else given
+        budgets = tuple(float(word) for word in words)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"budgets {given!r}, expected numbers separated by commas, as in 0.1,0.2,0.4") from error
     if not budgets:
         raise UsageError("no budget to calibrate; give some, as in 0.1,0.2,0.4")
     for budget in budgets:
@@ -69,10 +79,10 @@ def calibrate_budgets(
 
     Returns:
         One record per budget, least budget first, and more between two of them if a bias interpolated in a straight
-        line would miss by more than :data:`TOLERANCE` points. Biases never rise.
+        line would miss by more than ``TOLERANCE`` points. Biases never rise.
 
     Raises:
-        UsageError: a budget that no path could hold, that no bias comes within :data:`TOLERANCE` points of, or a
+        UsageError: a budget that no path could hold, that no bias comes within ``TOLERANCE`` points of, or a
             network without gated blocks.
     """
     wanted = check_budgets(budgets, runtime.options.costs)

@@ -1,7 +1,7 @@
 """Float graphs: stem, blocks in FP32 and FP16, projection skips, classifier and gate.
 
 An engine takes its features in one of two layouts: float32, or uint8 on a grid that the graph knows. Block engines end
-in float32 here; those that end in uint8 are in :mod:`dfs_deploy.exporters.int8_graphs`.
+in float32 here; those that end in uint8 are in ``dfs_deploy.exporters.int8_graphs``.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def block_engine(
 def skip_engine(
     name: str, block: BlockPart, projection: ConvPart, grid: Grid | None, dialect: Dialect = ONNXRUNTIME
 ) -> bytes:
-    """The projection of a skipped block, in FP32; arguments as in :func:`block_engine`."""
+    """The projection of a skipped block, in FP32; arguments as in ``block_engine``."""
     graph = GraphBuilder(name, dialect.opset)
     features = feature_input(graph, block.shape.in_shape, grid)
     output = convolve(graph, "projection", features, projection, np.float32)

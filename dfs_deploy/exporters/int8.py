@@ -7,7 +7,7 @@ that calibration chose, and clamped where the option clamps. Which grids those a
   bias and output are all rounded. Clamping at zero is then the relu.
 - TensorRT takes only int8 with zero point 0, one scale per tensor, no rounded bias, and at a residual addition a
   rounded shortcut and a convolution as it is, so that convolution, addition and relu become one kernel ("Working with
-  Quantized Types", NVIDIA TensorRT documentation). :mod:`dfs_deploy.exporters.tensorrt_lint` holds every graph to that.
+  Quantized Types", NVIDIA TensorRT documentation). ``dfs_deploy.exporters.tensorrt_lint`` holds every graph to that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LEAST_SCALE = float(np.finfo(np.float32).tiny)
 """A GPU takes a smaller number for zero, and a scale must be positive."""
 
 BlockRanges = Mapping[str, Range]
-"""Calibrated intervals of one block at one option, by the tensors of :class:`dfs_deploy.calibration.TensorKey`."""
+"""Calibrated intervals of one block at one option, by the tensors of ``TensorKey``."""
 
 
 @dataclass(frozen=True)

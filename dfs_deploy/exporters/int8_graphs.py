@@ -1,4 +1,4 @@
-"""INT8 blocks as ONNX graphs of QuantizeLinear and DequantizeLinear, written from :class:`Int8Block`."""
+"""INT8 blocks as ONNX graphs of QuantizeLinear and DequantizeLinear, written from ``Int8Block``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def onnxruntime_block(
     Args:
         graph: graph to add it to.
         features: float32 or, if the block's features have a grid, uint8; channels first.
-        block: made by :meth:`Int8Block.for_onnxruntime`.
+        block: made by ``Int8Block.for_onnxruntime``.
         prefix: beginning of the names of constants, so that several blocks can share a graph.
         channels_last: whether the output lies channels last.
     """
@@ -84,7 +84,7 @@ def tensorrt_engine(name: str, block: Int8Block) -> bytes:
 
 
 def tensorrt_block(graph: GraphBuilder, features: str, block: Int8Block, prefix: str = "") -> str:
-    """Adds a block in TensorRT's arithmetic, from float32 features to float32; see :func:`onnxruntime_block`."""
+    """Adds a block in TensorRT's arithmetic, from float32 features to float32; see ``onnxruntime_block``."""
     rounded: dict[tuple[str, float], str] = {}
 
     def round_to(name: str, value: str, grid: Grid | None) -> str:
@@ -115,7 +115,7 @@ def tensorrt_block(graph: GraphBuilder, features: str, block: Int8Block, prefix:
 
 
 def tensorrt_conv(graph: GraphBuilder, name: str, x: str, conv: Int8Conv) -> str:
-    """Adds a convolution of a value that :func:`quantized` rounded to ``conv.takes``."""
+    """Adds a convolution of a value that ``quantized`` rounded to ``conv.takes``."""
     weight = _scaled(graph, f"{name}_weight", conv.weight, conv.weight_scale)
     bias = graph.constant(f"{name}_bias", conv.bias)
     return graph.node("Conv", x, weight, bias, **conv_attributes(conv.window))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import dfs_deploy
-from dfs_deploy.bundle import SUFFIX, Bundle, check_writable, drafted_bundle, source_of
+from dfs_deploy.bundle import SUFFIX, Bundle, check_writable, describe_bundle, drafted_bundle, source_of
 from dfs_deploy.bundle import manifest as schema
 from dfs_deploy.calibration import METHODS, STATIC, Ranges, calibrate, calibrate_static, from_checkpoint
 from dfs_deploy.checkpoints import Checkpoint, CheckpointFacts, load_checkpoint
@@ -76,6 +76,9 @@ class Exported:
     notes: tuple[str, ...]
     replaced: str | None
 
+    def __repr__(self) -> str:
+        return f"<Exported {describe_bundle(self.bundle)}: {len(self.validation.engines)} engines validated>"
+
     def as_json(self) -> dict[str, Any]:
         """The keys of ``export --json``, as plain values."""
         manifest = self.bundle.manifest
@@ -106,9 +109,9 @@ def export(
     checkpoint: str | Path,
     out: str | Path | None = None,
     *,
-    targets: Sequence[str] | None = None,
-    runtimes: Sequence[str] | None = None,
-    options: Options | None = None,
+    targets: str | Sequence[str] | None = None,
+    runtimes: str | Sequence[str] | None = None,
+    options: str | Options | None = None,
     facts: CheckpointFacts | None = None,
     calibration_data: str | Path | Dataset | ImageFolder | None = None,
     calibration_method: str | None = None,
@@ -116,7 +119,7 @@ def export(
     target_cpu: str | None = None,
     weight_bits: WeightBits | None = None,
     seed: int = 0,
-    budgets: Sequence[float] | None = None,
+    budgets: str | float | Sequence[float] | None = None,
     single_file: str | Path | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -127,12 +130,13 @@ def export(
         checkpoint: a trained network of a known format.
         out: directory to write; ``None`` for ``./<checkpoint stem>.dfs``, or ``./<run>.dfs`` for the checkpoint of a
             training run. A bundle that was made from another checkpoint is replaced only if it is named here.
-        targets: engine precisions to make, among ``int8``, ``fp16`` and ``fp32``; ``None`` for all three.
+        targets: engine precisions to make, among ``int8``, ``fp16`` and ``fp32``; ``None`` for all three. This and the
+            other lists can be text as well, as on the command line: ``fp32,int8``.
         runtimes: runtimes to make engines for, ``onnxruntime`` and ``tensorrt``; ``None`` for the first only.
-        options: options that the gate chooses from, if the checkpoint does not say.
+        options: options that the gate chooses from, such as ``skip,8,16,full``, if the checkpoint does not say.
         facts: further knowledge of the checkpoint: which weights in it, its normalisation, class names and image
             size; ``None`` for nothing. What is neither in the file nor given is assumed, and said.
-        calibration_data: a :class:`~dfs_deploy.data.Dataset`, or where to load one from (its training split; of a
+        calibration_data: a ``Dataset``, or where to load one from (its training split; of a
             folder, only the images drawn are decoded); ``None`` uses the ranges that the checkpoint carries.
         calibration_method: ``checkpoint``, ``minmax``, ``percentile``, ``entropy`` or ``mse``; ``None`` for ``minmax``
             with data and ``checkpoint`` without.
@@ -160,10 +164,12 @@ def export(
     progress = progress or silent
     source, named = Path(checkpoint), out is not None
     out = Path(f"{bundle_stem(source)}{SUFFIX}" if out is None else out)
+    if weight_bits not in (None, 7, 8):
+        raise UsageError(f"weight_bits {weight_bits!r}, expected 7 or 8")
     bits = weight_bits or WEIGHT_BITS[target_named(target_cpu)]
     if not 0 <= seed < 1 << 63:
         raise UsageError(f"seed {seed}, expected 0 to {(1 << 63) - 1}")
-    wanted = parse_targets(",".join(PRECISIONS if targets is None else targets))
+    wanted = parse_targets(PRECISIONS if targets is None else targets)
     made_for = _check_runtimes(RUNTIMES[:1] if runtimes is None else runtimes)
     single = None if single_file is None else _check_single_path(Path(single_file), out, made_for)
     check_writable(out)
@@ -174,8 +180,7 @@ def export(
         network, contract = loaded.network, loaded.input
         _log(f"{source}: {network.architecture.name} of format {loaded.format}, options {network.options}")
         data = _load_data(calibration_data, loaded, calibration_samples, seed)
-        if budgets is not None:
-            budgets = _check_budgets(budgets, network, data, made_for)
+        held = None if budgets is None else _check_budgets(budgets, network, data, made_for)
         used = {i: o for i, o in enumerate(network.options) if network.policy is None or i in network.policy}
         int8 = [i for i, option in used.items() if engine_precision(option, wanted) == "int8"]
         method = _check_method(calibration_method, data, needed=bool(int8))
@@ -216,7 +221,7 @@ def export(
             validation = validate(draft.bundle, network, probes)
             comparison = None
             if data is not None and "onnxruntime" in made_for:
-                comparison, draft.manifest = _measure(draft.bundle, network, data, budgets, threads, progress)
+                comparison, draft.manifest = _measure(draft.bundle, network, data, held, threads, progress)
             model = b""
             if single is not None:
                 progress("writing the single file", 0.0)
@@ -243,7 +248,9 @@ def bundle_stem(checkpoint: Path) -> str:
     return run.name + _SUFFIXES_OF_A_RUN[stem]
 
 
-def _check_runtimes(runtimes: Sequence[str]) -> tuple[str, ...]:
+def _check_runtimes(runtimes: str | Sequence[str]) -> tuple[str, ...]:
+    if isinstance(runtimes, str):
+        runtimes = [name.strip() for name in runtimes.split(",")]
     unknown = [name for name in runtimes if name not in RUNTIMES]
     if unknown or not runtimes:
         seen = f"unknown runtime {unknown[0]!r}" if unknown else "no runtime"
@@ -279,7 +286,7 @@ def _check_replaced(out: Path, source: Path, named: bool) -> str | None:
 
 
 def _check_budgets(
-    budgets: Sequence[float], network: DFSNetwork, data: Dataset | None, runtimes: Sequence[str]
+    budgets: str | float | Sequence[float], network: DFSNetwork, data: Dataset | None, runtimes: Sequence[str]
 ) -> tuple[float, ...]:
     if network.gate is None:
         raise UsageError("budgets for a network whose policy is static and always computes the same; leave them out")

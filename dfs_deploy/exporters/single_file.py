@@ -58,7 +58,7 @@ metadata_props, each a JSON value: options (name, bits and cost of each, by inde
 def single_file(
     network: DFSNetwork, contract: InputContract, ranges: Ranges, targets: Sequence[Precision], weight_bits: int = 8
 ) -> bytes:
-    """Writes a network as one graph with ``If`` operators; :data:`DESCRIPTION` says what goes in and out.
+    """Writes a network as one graph with ``If`` operators; ``DESCRIPTION`` says what goes in and out.
 
     Args:
         network: the reference, in evaluation mode.
@@ -114,7 +114,7 @@ def check_single_file(model: bytes, bundle: Bundle, images: NDArray[np.float32])
     The images are (N, C, H, W) float32, normalised, and run one by one.
 
     Raises:
-        ExportMismatchError: a decision differs, or a logit by more than :data:`LOGIT_TOLERANCE`.
+        ExportMismatchError: a decision differs, or a logit by more than ``LOGIT_TOLERANCE``.
     """
     session = open_session(model, "the single file", session_options(threads=1))
     mismatches = []
@@ -155,7 +155,7 @@ class _State:
 
 @dataclass(frozen=True)
 class _BlockWriter:
-    """Adds gated blocks to a graph; the attributes are arguments of :func:`single_file`."""
+    """Adds gated blocks to a graph; the attributes are arguments of ``single_file``."""
 
     network: DFSNetwork
     ranges: Ranges

@@ -137,7 +137,7 @@ def validate(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -
 
 
 def compare_engines(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -> tuple[EngineDeviation, ...]:
-    """Distances of all engines from what their options mean; arguments as for :func:`validate`."""
+    """Distances of all engines from what their options mean; arguments as for ``validate``."""
     with torch.no_grad():
         return tuple(_compare_engines(bundle, _Reference.of(network, torch.from_numpy(images))))
 

@@ -129,7 +129,7 @@ class Arrays:
         """Checks shape and type of an array by its header.
 
         Raises:
-            ArraysError: shape or type differ, or the header is malformed; see :meth:`header`.
+            ArraysError: shape or type differ, or the header is malformed; see ``header``.
         """
         header = self.header(name)
         if header.shape != shape or header.dtype != dtype:
@@ -143,7 +143,7 @@ class Arrays:
             limit: most bytes of the elements.
 
         Raises:
-            ArraysError: the array is damaged or larger, or its header is malformed; see :meth:`header`.
+            ArraysError: the array is damaged or larger, or its header is malformed; see ``header``.
             MemoryError: the array does not fit into memory.
             OSError: the file system failed.
         """

@@ -87,7 +87,7 @@ def check_file(path: Path, limit: int, *, follow: bool = True) -> int:
 
 
 def read_file(path: Path, limit: int, *, follow: bool = True) -> bytes:
-    """Content of a file, which :func:`check_file` checked. A FIFO does not block it; a sparse file takes no memory."""
+    """Content of a file, which ``check_file`` checked. A FIFO does not block it; a sparse file takes no memory."""
     check_file(path, limit, follow=follow)  # merely opening a device can have effects
     with _opened(path, follow=follow) as stream:
         size = _checked(os.fstat(stream.fileno()), path, limit)
@@ -159,7 +159,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path next to ``path``, and renames it to ``path`` on success.
 
     A reader sees the old file or the new one, never a part, even after a power failure. On an error the temporary file
-    is removed, and an :class:`OSError` names ``path`` instead of it. Files that a killed writer of the same path left
+    is removed, and an ``OSError`` names ``path`` instead of it. Files that a killed writer of the same path left
     are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -353,7 +353,7 @@ def put_folder(made: Path, path: Path) -> None:
     crash in between leaves both, whole, under the other names.
 
     Args:
-        made: a folder on the file system of ``path``, flushed by :func:`sync_tree_to_disk`.
+        made: a folder on the file system of ``path``, flushed by ``sync_tree_to_disk``.
         path: a folder, or nothing.
 
     Raises:

@@ -1,12 +1,12 @@
 """JSON files: bounded in size, strict in types, and versioned if the package wrote them.
 
-:class:`VersionedFormat` is the one reader and writer of files with a version: a manifest, a latency table, a saved
+``VersionedFormat`` is the one reader and writer of files with a version: a manifest, a latency table, a saved
 bench or verification, an engine choice, a training job. A module declares its format::
 
     FORMAT = VersionedFormat("latency table", LatencyTable, 2, "write one with bench --save-costs", error=DataError,
                              mark=("kind", "dfs-deploy latency table"), older={1: (LatencyTable1, from_version_1)})
 
-and calls ``FORMAT.read(path)`` and ``FORMAT.write(path, value)``. :func:`decode_json` and :func:`read_json` are for
+and calls ``FORMAT.read(path)`` and ``FORMAT.write(path, value)``. ``decode_json`` and ``read_json`` are for
 JSON without a version.
 """
 
@@ -79,7 +79,7 @@ def read_json(
     follow: bool = True,
     dec_hook: Callable[[type, Any], Any] | None = None,
 ) -> _T:
-    """Reads a JSON file; see :func:`decode_json` and :func:`dfs_deploy.io.files.read_file`.
+    """Reads a JSON file; see ``decode_json`` and ``read_file``.
 
     Raises:
         MalformedError: the content is no JSON, or has other types.
@@ -95,14 +95,14 @@ class VersionedFormat(Generic[_T]):
     Attributes:
         name: name of such a file in messages, such as ``latency table``.
         newest: type of a file of the newest version: a msgspec ``Struct`` that forbids unknown keys.
-        version: the newest version, which is what :meth:`write` writes.
+        version: the newest version, which is what ``write`` writes.
         remedy: instruction for a file that cannot be used, as the end of a message.
         error: error for a file that cannot be used.
         version_error: error for a file of a version that is not read; ``None`` for ``error``.
         version_key: key that holds the version.
         mark: key and value that identify the format; ``None`` if it has no such key.
         older: for each older version that is read, its type and what makes the newest type of it.
-        dec_hook: reads values of types that msgspec does not know; see :func:`decode_json`.
+        dec_hook: reads values of types that msgspec does not know; see ``decode_json``.
         enc_hook: makes plain values of such types.
     """
 
@@ -119,10 +119,10 @@ class VersionedFormat(Generic[_T]):
     enc_hook: Callable[[Any], Any] | None = None
 
     def read(self, path: Path, *, limit: int = MAX_JSON, follow: bool = True) -> _T:
-        """Reads a file of any version that is known, strictly; see :func:`dfs_deploy.io.files.read_file`.
+        """Reads a file of any version that is known, strictly; see ``read_file``.
 
         Raises:
-            DfsDeployError: as :attr:`error` and :attr:`version_error` say: the file cannot be read, is malformed, of
+            DfsDeployError: as ``error`` and ``version_error`` say: the file cannot be read, is malformed, of
                 another format, or of a version that is not read. One line says which.
         """
         try:
@@ -132,7 +132,7 @@ class VersionedFormat(Generic[_T]):
         return self.decode(content, path)
 
     def decode(self, content: bytes, path: Path) -> _T:
-        """Reads the content of a file; see :meth:`read`. The path is for messages."""
+        """Reads the content of a file; see ``read``. The path is for messages."""
         try:
             keys = decode_json(content, dict[str, msgspec.Raw])
             seen = None if self.mark is None else self._value(keys, self.mark[0], str)

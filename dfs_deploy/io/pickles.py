@@ -33,7 +33,7 @@ class ForbiddenNameError(PickleRefusedError):
 class InertUnpickler(pickle._Unpickler):
     """Python's own unpickler in Python, reduced to plain values.
 
-    It imports nothing and calls only what :meth:`stand_in` returns. Its memory is bounded by the file, and its time by
+    It imports nothing and calls only what ``stand_in`` returns. Its memory is bounded by the file, and its time by
     the number of instructions: what is repeated, hashed or traversed is counted or refused.
 
     Args:
@@ -78,7 +78,7 @@ class InertUnpickler(pickle._Unpickler):
         return value
 
     def find_class(self, module: str, name: str) -> Any:
-        """Same as :meth:`stand_in`, in a pickle that begins like one."""
+        """Same as ``stand_in``, in a pickle that begins like one."""
         if not self.proto:
             raise MalformedPickleError("text, or a pickle of protocol 0 or 1")
         return self.stand_in(f"{module}.{name}")

@@ -62,7 +62,7 @@ class QuantizedConv2d(nn.Module):
         return self.convolve(x, bits, round_input)
 
     def convolve(self, x: Tensor, bits: int, round_input: bool = True) -> Tensor:
-        """Convolves as :meth:`forward`, and leaves the running range as it is."""
+        """Convolves as ``forward``, and leaves the running range as it is."""
         if bits < FULL_BITS:
             x = fake_quantize(x, self.low, self.high, bits) if round_input else x.clamp(self.low, self.high)
         weight = fake_quantize_weight(self.weight, bits)

@@ -2,7 +2,7 @@
 
 ``forward`` computes every option of every block and mixes them by the gate's one-hot choice (Equation 1): it is what
 training differentiates, and the oracle. ``route`` runs for each sample only what its gate chose. Both are
-:meth:`DFSNetwork.unroll` with another way to run a block, and so is every other forward over these weights.
+``DFSNetwork.unroll`` with another way to run a block, and so is every other forward over these weights.
 
 A network may have a static *policy* instead of a gate: an option for each block, the same for every input. Uniform
 bitwidths (Banner et al. 2018) and mixed precision (HAQ, Wang et al. 2019) are such networks; both forwards then run the
@@ -34,7 +34,7 @@ class NetworkOutput:
         logits: (N, classes) float32.
         path: (N, gated blocks) int64, the option index that each gated block ran.
         scores: (N, gated blocks, options) float32, the gate's scores before softmax; zeros if a policy decides.
-        expected_cost: (N,) float32, mean cost of the options taken; see :func:`expected_cost`.
+        expected_cost: (N,) float32, mean cost of the options taken; see ``expected_cost``.
     """
 
     logits: Tensor

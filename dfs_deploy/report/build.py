@@ -16,7 +16,7 @@ import dfs_deploy
 from dfs_deploy.bench.candidates import Inputs, check_rivals
 from dfs_deploy.bench.result import BUDGET, DYNAMIC, BenchResult, load_bench
 from dfs_deploy.bench.run import bench as run_bench
-from dfs_deploy.bundle import Bundle
+from dfs_deploy.bundle import Bundle, open_bundles
 from dfs_deploy.data import Dataset, ImageFolder, open_dataset
 from dfs_deploy.errors import BundleError, DataError, UsageError
 from dfs_deploy.io.files import write_whole
@@ -42,8 +42,8 @@ def report(
     *,
     data: AnyData | None = None,
     html: str | Path | None = None,
-    bench: Sequence[str | Path | BenchResult] = (),
-    against: Sequence[AnyBundle] = (),
+    bench: str | Path | BenchResult | Sequence[str | Path | BenchResult] = (),
+    against: AnyBundle | Sequence[AnyBundle] = (),
     samples: int | None = 1024,
     examples: int = 6,
     threads: int = 1,
@@ -60,7 +60,7 @@ def report(
         bundles: bundles with engines for ONNX Runtime, or their paths.
         data: labelled images, or their path; ``None`` for the images that each bundle carries.
         html: page to write, one file that needs no network; ``None`` for none.
-        bench: results of :func:`dfs_deploy.bench`, or files of ``bench --json``, to use instead of timing now.
+        bench: results of ``dfs_deploy.bench``, or files of ``bench --json``, to use instead of timing now.
         against: bundles of networks that were trained to be static, which a bench made now compares with.
         samples: number of images to draw from the data; ``None`` for all.
         examples: number of inputs to show at each end; 0 keeps pictures out of the report.
@@ -84,13 +84,14 @@ def report(
     """
     if html is not None:
         _check_page(Path(html))
-    opened = [_opened(each) for each in ([bundles] if isinstance(bundles, (str, Path, Bundle)) else bundles)]
-    rivals = [_opened(each) for each in against]
+    opened, rivals = open_bundles(bundles), open_bundles(against)
     for bundle in opened:
         check_rivals(bundle, rivals)
         if "onnxruntime" not in bundle.manifest.runtimes:
             raise BundleError(f"{bundle.path} has no engines for onnxruntime; export with --runtime onnxruntime")
-    benches = match_benches([bundle.digest for bundle in opened], bench)
+    benches = match_benches(
+        [bundle.digest for bundle in opened], [bench] if isinstance(bench, str | Path | BenchResult) else bench
+    )
     drawn = [_opened_data(bundle, data) for bundle in opened]
     names = [bundle.name for bundle in opened]
     how = _How(rivals, samples, examples, threads, plan, prepared, seed, min_seconds, min_iterations)
@@ -114,7 +115,7 @@ def report(
 
 @dataclass(frozen=True)
 class _How:
-    """How bundles are measured; see :func:`report`."""
+    """How bundles are measured; see ``report``."""
 
     against: Sequence[Bundle]
     samples: int | None
@@ -136,10 +137,6 @@ def _check_page(html: Path) -> None:
         )
     with required():
         import dfs_deploy.report.page  # noqa: F401
-
-
-def _opened(bundle: AnyBundle) -> Bundle:
-    return bundle if isinstance(bundle, Bundle) else Bundle(bundle)
 
 
 def _opened_data(bundle: Bundle, data: AnyData | None) -> Dataset | ImageFolder | None:

@@ -269,6 +269,9 @@ class BundleReport:
     budgets: tuple[BudgetRecord, ...]
     examples: tuple[Example, ...]
 
+    def __repr__(self) -> str:
+        return f"<BundleReport {one_line(self.facts.name)}: {self.outcome.inputs} inputs, {len(self.engines)} engines>"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -287,6 +290,10 @@ class Report:
     bundles: tuple[BundleReport, ...]
     schema: str = SCHEMA
     schema_version: int = SCHEMA_VERSION
+
+    def __repr__(self) -> str:
+        names = ", ".join(one_line(each.facts.name) for each in self.bundles)
+        return f"<Report of {len(self.bundles)} bundle(s), made {self.made}: {names}>"
 
     def as_json(self) -> dict[str, Any]:
         """The report as plain values: the object of ``report --json``, which the page embeds.

@@ -1,6 +1,6 @@
 """The page: one HTML file that asks the network for nothing, made from a report's JSON.
 
-Numbers reach the page only through :class:`_Numbers`, which looks each up in the JSON and marks where it stands; text
+Numbers reach the page only through ``_Numbers``, which looks each up in the JSON and marks where it stands; text
 is escaped by Jinja, and the embedded JSON cannot end its script element. The content security policy lets the page's
 own scripts run, by their digests, and nothing else.
 """
@@ -92,7 +92,7 @@ class _Numbers:
         self._report = report
 
     def __call__(self, at: str, kind: str = "plain") -> Markup:
-        """The number that a pointer names, formatted by its kind, one of :data:`FORMATS`; a dash for ``None``."""
+        """The number that a pointer names, formatted by its kind, one of ``FORMATS``; a dash for ``None``."""
         value: Any = self._report
         for part in at.strip("/").split("/"):
             # A bench leaves out keys whose value is not known.

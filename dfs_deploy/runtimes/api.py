@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.bundle import Bundle
+from dfs_deploy.bundle import Bundle, describe_bundle
 from dfs_deploy.bundle.cache import Cache
 from dfs_deploy.bundle.manifest import BudgetRecord
 from dfs_deploy.errors import BundleError, EngineError, InputError, OutOfMemoryError, UsageError
@@ -70,6 +70,9 @@ class Result:
             and np.array_equal(self.logits, other.logits)
         )
 
+    def __repr__(self) -> str:
+        return f"<Result: logits {self.logits.shape}, path {self.path.shape}, {len(self.costs)} options>"
+
     def __hash__(self) -> int:
         return hash((self.logits.shape, self.path.shape, self.costs))  # unchanged if somebody writes to an array
 
@@ -104,12 +107,12 @@ BACKENDS: dict[str, Callable[[Bundle, BackendOptions], Backend]] = {
 class Runtime(Living[Backend]):
     """Runs a bundle: for each input the gate decides, block by block, what is computed.
 
-    One ``Runtime`` belongs to one thread; :meth:`clone` makes one for another thread. Use it as a context manager, or
-    call :meth:`close`. A pickled runtime is opened again, by the path of its bundle, when it is unpickled. In a child
+    One ``Runtime`` belongs to one thread; ``clone`` makes one for another thread. Use it as a context manager, or
+    call ``close``. A pickled runtime is opened again, by the path of its bundle, when it is unpickled. In a child
     process after a fork, a runtime made before the fork refuses to run.
 
     Args:
-        bundle: path of a ``NAME.dfs`` directory, or an opened :class:`~dfs_deploy.bundle.Bundle`.
+        bundle: path of a ``NAME.dfs`` directory, or an opened ``Bundle``.
         runtime: ``onnxruntime`` or ``tensorrt``; ``None`` for the first.
         threads: threads that one engine may use; ``None`` for one, which is the fastest at batch 1.
         gate: ``native`` or ``numpy``; ``None`` for the first if it was compiled, else the second.
@@ -117,10 +120,10 @@ class Runtime(Living[Backend]):
             option; otherwise the option's own precision runs, unless this CPU emulates it (fp16 on most x86).
         prepared: whether engines prepared for this machine run (``dfs-deploy prepare``), made at load if there are
             none; otherwise the bundle's own run.
-        budget: see :meth:`set_budget`; ``None`` for the gate as trained.
+        budget: see ``set_budget``; ``None`` for the gate as trained.
         cache_dir: folder for results that are made once on a machine, such as prepared engines; ``None`` for the folder
             that the environment variable ``DFS_DEPLOY_CACHE`` names, else one beside the bundle; see
-            :class:`~dfs_deploy.bundle.cache.Cache`.
+            ``Cache``.
 
     Raises:
         BundleError: the bundle cannot be read, or holds no engines for this runtime.
@@ -369,6 +372,10 @@ class Runtime(Living[Backend]):
         other._take_over(backend.clone)
         return other
 
+    def __repr__(self) -> str:
+        closed = ", closed" if self._held is None else ""
+        return f"<Runtime {describe_bundle(self._bundle)} on {self._name}{closed}>"
+
     def __copy__(self) -> Runtime:
         return self.clone()
 
@@ -412,7 +419,7 @@ def _opened(path: str | Path) -> Bundle:
 
 @contextlib.contextmanager
 def _memory_for(path: str | Path) -> Iterator[None]:
-    """Turns memory that ran out while a bundle was loaded into an :class:`OutOfMemoryError`."""
+    """Turns memory that ran out while a bundle was loaded into an ``OutOfMemoryError``."""
     try:
         yield
     except OutOfMemoryError:

@@ -43,7 +43,7 @@ def running_engine(block: BlockEngines, option: str, substitutions: Sequence[Sub
 
 
 def running_engines(bundle: Bundle, runtime: str, substitutions: Sequence[Substitution] = ()) -> Iterator[PlacedEngine]:
-    """Yields the engines of :func:`engines_of` that the gate can make run here: one for each option of a block."""
+    """Yields the engines of ``engines_of`` that the gate can make run here: one for each option of a block."""
     blocks = bundle.manifest.runtimes[runtime].blocks
     for placed in engines_of(bundle, runtime):
         block = blocks[placed.block - 1] if placed.part == "block" and placed.block else None
@@ -53,7 +53,7 @@ def running_engines(bundle: Bundle, runtime: str, substitutions: Sequence[Substi
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """Choices of how a bundle is run; see :class:`~dfs_deploy.runtimes.Runtime`.
+    """Choices of how a bundle is run; see ``Runtime``.
 
     Attributes:
         threads: threads that one engine may use; ``None`` for one.
@@ -106,11 +106,11 @@ class Backend(ABC):
 
     @abstractmethod
     def engine_calls(self, path: NDArray[np.uint8]) -> tuple[Callable[[], None], ...]:
-        """See :meth:`Runtime.engine_calls`."""
+        """See ``Runtime.engine_calls``."""
 
     @abstractmethod
     def gate_calls(self) -> tuple[Callable[[], object], ...]:
-        """See :meth:`Runtime.gate_calls`."""
+        """See ``Runtime.gate_calls``."""
 
     @property
     @abstractmethod

@@ -24,7 +24,7 @@ def score_offset(bias: float, costs: Sequence[float]) -> NDArray[np.float32]:
     """Offset of the gate's scores for a bias.
 
     Args:
-        bias: price of computation, at most :data:`GREATEST_BIAS` in size.
+        bias: price of computation, at most ``GREATEST_BIAS`` in size.
         costs: (options,) cost of each option, 0 to 1.
 
     Returns:
@@ -60,6 +60,8 @@ def bias_for(budget: float, bundle: Bundle) -> float:
             f"{bundle.path} was calibrated for no budget; export with --budgets 0.1,0.2,0.4 and --calibration-data"
         )
     budgets = [point.budget for point in points]
+    if budget > 1.0:
+        raise UsageError(f"budget {budget:g}, expected a share, 0 to 1: 0.3 is 30 % computation")
     if not budgets[0] <= budget <= budgets[-1]:  # NaN as well
         known = f"{budgets[0]:g} to {budgets[-1]:g}" if len(budgets) > 1 else f"only {budgets[0]:g}"
         raise UsageError(

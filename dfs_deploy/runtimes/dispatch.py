@@ -1,7 +1,7 @@
 """The dispatch loop for one sample: gate, engine call, next block, with nothing looked up or made in between.
 
 A feature map lies in one of a few buffers, its *slots*; which one is all that the loop carries from block to block.
-The compiled gate has a compiled loop (``native/_gate.pyx``); :class:`PythonLoop` runs with any gate.
+The compiled gate has a compiled loop (``native/_gate.pyx``); ``PythonLoop`` runs with any gate.
 """
 
 from __future__ import annotations

@@ -50,15 +50,15 @@ _Held = TypeVar("_Held", bound=Closable)
 class Living(Generic[_Held]):
     """Holds a resource for one thread at a time, and frees it once, when nobody uses it.
 
-    A subclass calls :meth:`_begin` before it makes the resource, :meth:`_hold` when it has it, and puts each use
-    between :meth:`_claim` and :meth:`_leave`.
+    A subclass calls ``_begin`` before it makes the resource, ``_hold`` when it has it, and puts each use
+    between ``_claim`` and ``_leave``.
     """
 
     _held: _Held | None = None
     _refusal = _CLOSED
 
     def _begin(self) -> None:
-        """Takes this object for this thread, which makes the resource; :meth:`_hold` or :meth:`_leave` ends that."""
+        """Takes this object for this thread, which makes the resource; ``_hold`` or ``_leave`` ends that."""
         # An RLock, because a signal handler may call close() in the thread that is in a call.
         self._in_use = threading.RLock()
         self._running = False
@@ -79,10 +79,10 @@ class Living(Generic[_Held]):
         self._leave()
 
     def _claim(self) -> _Held:
-        """Takes this object for this thread, which gives it back with :meth:`_leave`, and returns the resource.
+        """Takes this object for this thread, which gives it back with ``_leave``, and returns the resource.
 
         Raises:
-            RuntimeClosedError: it holds nothing; see :meth:`_open`.
+            RuntimeClosedError: it holds nothing; see ``_open``.
             UsageError: another thread has it, or this thread has it, further up its stack.
         """
         if not self._in_use.acquire(False):
@@ -116,7 +116,7 @@ class Living(Generic[_Held]):
         return self._held
 
     def _refuse(self) -> NoReturn:
-        """Raises RuntimeClosedError, saying why nothing is held; not between :meth:`_claim` and :meth:`_leave`."""
+        """Raises RuntimeClosedError, saying why nothing is held; not between ``_claim`` and ``_leave``."""
         if self._refusal is _ENDING and threading.current_thread() is not threading.main_thread():
             # The error of a daemon thread would be shown while the streams close. The thread is held back and ends with
             # the process; if the program waits for it at its end, it goes on after a while.

@@ -89,7 +89,7 @@ def describe_cpu(root: Path = _ROOT) -> Cpu:
 
 
 def has_fast_float16() -> bool:
-    """Whether this CPU computes in float16, and ONNX Runtime has kernels for it; see :class:`Cpu`."""
+    """Whether this CPU computes in float16, and ONNX Runtime has kernels for it; see ``Cpu``."""
     return describe_cpu().float16
 
 

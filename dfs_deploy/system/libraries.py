@@ -95,7 +95,7 @@ def required() -> Iterator[None]:
     """Turns the failed import of an optional library into an error that says how to install it, or what broke it.
 
     Raises:
-        MissingExtraError: a module of :data:`EXTRA_OF` is not installed.
+        MissingExtraError: a module of ``EXTRA_OF`` is not installed.
         DependencyError: a library is installed and cannot be imported.
     """
     try:

@@ -118,7 +118,7 @@ def load_splits(
     """Loads the images to train and to evaluate on; what is chosen is logged before an image is decoded.
 
     Args:
-        data: ``digits``, or a path that :func:`dfs_deploy.load_dataset` reads.
+        data: ``digits``, or a path that ``dfs_deploy.load_dataset`` reads.
         size: height and width to resize images to; ``None`` for their own.
         held_out: number of training images, drawn and taken out, to evaluate on; ``None`` for a split of its own, or a
             tenth of the images if the data have none.

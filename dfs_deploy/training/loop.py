@@ -68,7 +68,7 @@ class Loop:
         splits: the job's data.
         device: device to compute on.
         processes: processes that share the work.
-        progress: as in :func:`dfs_deploy.training.train`.
+        progress: as in ``train``.
         state: state to go on from; ``None`` for the beginning.
 
     Attributes:

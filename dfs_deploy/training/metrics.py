@@ -1,6 +1,6 @@
 """The metrics log of a run, ``metrics.jsonl``: its records, its writer and its reader.
 
-One JSON object per line, told apart by ``event``. The first is a :class:`RunRecord`. All but ``time`` depend
+One JSON object per line, told apart by ``event``. The first is a ``RunRecord``. All but ``time`` depend
 on the job only: a run that was stopped and resumed writes the lines that one that never stopped writes. Reading needs
 no PyTorch.
 """
@@ -31,7 +31,7 @@ _Count = Annotated[int, Meta(ge=0)]
 
 
 class AskedRecipe(msgspec.Struct, frozen=True):
-    """Hyperparameters that say what joint training was steered to; see :class:`dfs_deploy.training.Recipe`."""
+    """Hyperparameters that say what joint training was steered to; see ``Recipe``."""
 
     target: float
     alpha: float
@@ -39,7 +39,7 @@ class AskedRecipe(msgspec.Struct, frozen=True):
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """The part of a job that every version of the log has; see :class:`dfs_deploy.training.Job`."""
+    """The part of a job that every version of the log has; see ``Job``."""
 
     data: str
     seed: int
@@ -65,8 +65,8 @@ class RunRecord(_Record, frozen=True, kw_only=True, tag="run"):
     Attributes:
         schema: version of the log's format.
         version: version of dfs-deploy.
-        job: the job, as plain values; see :class:`dfs_deploy.training.Job`.
-        architecture: the network, as plain values; see :attr:`network`.
+        job: the job, as plain values; see ``Job``.
+        architecture: the network, as plain values; see ``network``.
         options: names of the options.
         policy: name of the option of each gated block, or ``None`` if a gate decides.
         cost: name of the costs: ``flops``, or the latency table's file.
@@ -192,7 +192,7 @@ def read_metrics(path: str | Path) -> list[Record]:
         path: folder of a run, or its ``metrics.jsonl``.
 
     Returns:
-        The records, in order: a :class:`RunRecord`, then what followed.
+        The records, in order: a ``RunRecord``, then what followed.
 
     Raises:
         DataError: it cannot be read, or is no metrics log of this schema.

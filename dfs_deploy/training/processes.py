@@ -102,7 +102,7 @@ def joined(device: torch.device) -> Iterator[Processes]:
         device: device of the network; on GPUs the processes exchange by NCCL, else by Gloo.
 
     Raises:
-        UsageError: see :func:`started_by_torchrun`.
+        UsageError: see ``started_by_torchrun``.
         EnvironmentLacksError: the others cannot be reached.
     """
     if started_by_torchrun() == 1:

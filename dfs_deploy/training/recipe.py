@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
 
@@ -88,7 +89,7 @@ class Recipe:
             one per block, separated by commas. There is no stage 1 then, and stage 2 trains the backbone as the policy
             runs it.
         costs: cost of each option at each gated block, in full-precision blocks, as
-            :meth:`dfs_deploy.costs.LatencyTable.costs` measures it; ``None`` for ``(bits / 32) ** 2`` (Section 4,
+            ``LatencyTable.costs`` measures it; ``None`` for ``(bits / 32) ** 2`` (Section 4,
             Metrics).
         cost: name of the costs: ``flops``, or the latency table's file.
     """
@@ -121,6 +122,7 @@ class Recipe:
     cost: str = FLOPS
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "options", Options.parse(self.options))
         for name, kind in get_type_hints(Recipe).items():
             _check(name, kind, getattr(self, name))
         if self.nesterov and not self.momentum:
@@ -128,6 +130,11 @@ class Recipe:
         self._check_costs()
         if self.policy is not None:
             self.policy_indices()
+        if 0.0 < self.target < 1.0:
+            raise UsageError(
+                f"target {self.target:g} is {self.target:g} % computation, expected at least 1 %; for that share of the"
+                f" work give {100.0 * self.target:g}"
+            )
         low, high = (100.0 * sum(map(edge, self.cost_rows)) / len(self.cost_rows) for edge in (min, max))
         # A policy costs what it costs, and nothing is steered to the target; it must be a percentage all the same.
         if self.policy is None and not low <= self.target <= high:
@@ -237,6 +244,14 @@ def _check(name: str, kind: Any, value: object) -> None:
         raise UsageError(f"{name} is {value!r}, expected {expected}")
 
 
+def unknown_value(name: str, known: Collection[str]) -> str:
+    """Message about a value that training does not have: the nearest names, and where all of them are listed."""
+    near = [each for each in sorted(known) if each.startswith(name)]
+    near = near or difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+    meant = f"did you mean {' or '.join(near[:3])}? " if near else ""
+    return f"training has no value {name!r}; {meant}help(dfs_deploy.training.Recipe) lists them"
+
+
 PRESETS = {
     "paper": Recipe(),
     "quick": Recipe(
@@ -278,5 +293,5 @@ def preset(name: str, **changes: object) -> Recipe:
     known = [each.name for each in dataclasses.fields(Recipe)]
     for key in given:
         if key not in known:
-            raise UsageError(f"no value {key!r} in a recipe, expected one of {', '.join(known)}")
+            raise UsageError(unknown_value(key, known))
     return dataclasses.replace(PRESETS[name], **given)  # type: ignore[arg-type]

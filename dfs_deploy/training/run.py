@@ -16,16 +16,17 @@ from dfs_deploy.costs import LatencyTable, load_costs
 from dfs_deploy.errors import DataError, EnvironmentLacksError, UsageError
 from dfs_deploy.io.files import check_folder, remove_leftovers, sole_use
 from dfs_deploy.io.kinds import JOB_FILE
-from dfs_deploy.io.text import first_line
+from dfs_deploy.io.text import first_line, one_line
 from dfs_deploy.models.threads import torch_threads
 from dfs_deploy.options import Options
+from dfs_deploy.preprocessing import parse_size
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.training.data import Splits, is_digits, load_splits
 from dfs_deploy.training.job import Job, load_job, save_job
 from dfs_deploy.training.loop import BACKBONE_FILE, CHECKPOINT_FILE, Loop
 from dfs_deploy.training.metrics import Evaluation, Record, read_metrics
 from dfs_deploy.training.processes import is_first, joined, local_device
-from dfs_deploy.training.recipe import FLOPS, Recipe
+from dfs_deploy.training.recipe import FLOPS, Recipe, unknown_value
 from dfs_deploy.training.recipe import preset as recipe_of
 from dfs_deploy.training.sensitivity import search_policy
 from dfs_deploy.training.state import STATE_FILE, load_state, saving
@@ -37,6 +38,8 @@ TARGET_TOLERANCE = 2.0
 """Points of computation percentage by which a run may miss its target."""
 
 _JOB_VALUES = frozenset(each.name for each in dataclasses.fields(Job)) - {"data", "recipe"}
+_VALUES = _JOB_VALUES | {each.name for each in dataclasses.fields(Recipe)} - {"costs"}
+
 _BY_COSTS = ("options", "policy", "target")
 """Values that are held against the options' costs."""
 
@@ -67,9 +70,13 @@ class TrainingResult:
     first: bool = True
     finished_before: bool = False
 
+    def __repr__(self) -> str:
+        measured = f"top-1 {100 * self.evaluation.top1:.2f} % at {self.evaluation.percentage:.2f} % computation"
+        return f"<TrainingResult {one_line(self.checkpoint)}: {measured}>"
+
     @property
     def target_missed(self) -> bool:
-        """Whether the computation ended more than :data:`TARGET_TOLERANCE` away from the target."""
+        """Whether the computation ended more than ``TARGET_TOLERANCE`` away from the target."""
         target = self.job.target
         return target is not None and abs(self.evaluation.percentage - target) > TARGET_TOLERANCE
 
@@ -85,7 +92,7 @@ def train(
     *,
     preset: str = "paper",
     options: str | Options | None = None,
-    policy: str | None = None,
+    policy: str | Sequence[str] | None = None,
     cost: str | Path = FLOPS,
     progress: Progress = silent,
     **values: Any,
@@ -93,15 +100,20 @@ def train(
     """Trains a network by the paper's two steps: its backbone, its gate, then both toward a computation percentage.
 
     Args:
+    <<<<<<< HEAD
+        data: ``digits``, or the path of a data set (``dfs_deploy.load_dataset`` describes them).
+        out: folder for the run, without one in it.
+    =======
         data: ``digits``, or the path of a data set (:func:`dfs_deploy.load_dataset` describes them).
         out: folder for the run; it must not hold another run yet.
+    >>>>>>> i12-fixb
         preset: ``paper``, or ``quick`` for a small machine.
         options: options that the gate chooses from; ``None`` for ``skip,8,16,full``, or for the policy's own.
         policy: static policy instead of a gate: one option for all gated blocks, one per block separated by commas, or
             ``mixed`` for a search by sensitivity for the target; ``None`` for a gate.
         cost: ``flops`` for ``(bits / 32) ** 2``, or the path of a latency table that ``bench`` saved.
         progress: called with the stage, the step and the batch's figures, and with the share of the stage that is done.
-        values: any other value of :class:`Job` (``backbone=``, ``until=``, ``device=`` ...) or of :class:`Recipe`
+        values: any other value of ``Job`` (``backbone=``, ``until=``, ``device=`` ...) or of ``Recipe``
             (``target=``, ``joint_steps=`` ...); ``None`` for its default.
 
     Raises:
@@ -113,8 +125,15 @@ def train(
         CheckFailedError: the loss became NaN or infinite; what was saved stays.
     """
     check_new(Path(out))
+    if policy is not None and not isinstance(policy, str):
+        policy = ",".join(policy)
     given = {"options": options, "policy": policy, "cost": None if cost == FLOPS else cost, **values}
     given = {name: value for name, value in given.items() if value is not None}
+    for name in given:
+        if name not in _VALUES:
+            raise UsageError(unknown_value(name, _VALUES))
+    if "size" in given:
+        given["size"] = parse_size("size", given["size"])
     job_values = {
         name: str(value) if isinstance(value, Path) else value for name, value in given.items() if name in _JOB_VALUES
     }
@@ -135,7 +154,7 @@ def resume(out: str | Path, progress: Progress = silent) -> TrainingResult:
     Raises:
         CheckpointError: no run is there, it is damaged, or its job was changed.
         DataError: the data cannot be read, or are not those that the run was begun with.
-        DfsDeployError: as for :func:`train`.
+        DfsDeployError: as for ``train``.
     """
     return _run(load_job(Path(out)), Path(out), progress, None, new=False)
 
@@ -143,13 +162,13 @@ def resume(out: str | Path, progress: Progress = silent) -> TrainingResult:
 def run_job(
     job: Job, out: str | Path, progress: Progress = silent, *, splits: Splits | None = None, notes: Sequence[str] = ()
 ) -> TrainingResult:
-    """Runs a job from its beginning, on its data if they are loaded already; see :func:`train`."""
+    """Runs a job from its beginning, on its data if they are loaded already; see ``train``."""
     check_new(Path(out))
     return _run(job, Path(out), progress, splits, new=True, notes=notes)
 
 
 def check_new(folder: Path) -> None:
-    """Makes sure that a run can begin in a folder; writes nothing. The errors are those of :func:`train`."""
+    """Makes sure that a run can begin in a folder; writes nothing. The errors are those of ``train``."""
     if (folder / JOB_FILE).exists():
         raise UsageError(f"{folder} has a training run already, expected a new folder; choose another, or --resume it")
     if folder.exists() and not folder.is_dir():
@@ -200,8 +219,6 @@ def _make_job(
 
 def _parse_options(given: str | Options | None, policy: str | None) -> Options:
     """The options asked for; else the policy's own with full precision, or the paper's."""
-    if isinstance(given, Options):
-        return given
     if given is not None:
         return Options.parse(given)
     if policy is None:

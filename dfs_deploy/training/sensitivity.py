@@ -114,7 +114,7 @@ def choose_policy(sensitivity: Sensitivity, costs: NDArray[np.floating], target:
     Args:
         sensitivity: measured losses.
         costs: (gated blocks, options) cost of each option, in full-precision blocks: ``(bits / 32) ** 2`` (Section 4,
-            Metrics), or measured times (:meth:`dfs_deploy.costs.LatencyTable.costs`).
+            Metrics), or measured times (``LatencyTable.costs``).
         target: computation percentage that the policy may cost.
 
     Returns:
@@ -170,7 +170,7 @@ def search_policy(job: Job, splits: Splits | None = None) -> PolicySearch:
     """Chooses a policy for a job: the best for its target, by the sensitivity of its backbone.
 
     Measured on images held out of the training split if the job holds some out, which a backbone trained with the same
-    seed and number has not seen; else on :data:`SEARCH_IMAGES` training images.
+    seed and number has not seen; else on ``SEARCH_IMAGES`` training images.
 
     Args:
         job: job with a backbone; its recipe gives the options, the costs and the target.

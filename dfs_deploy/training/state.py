@@ -47,7 +47,7 @@ class State:
         network: state dict of the network.
         optimizers: state dicts, in the order in which the stage makes its optimizers.
         job: plain values of the job that it belongs to.
-        data: identity of the data that it belongs to, as :attr:`dfs_deploy.training.data.Splits.identity` gives it.
+        data: identity of the data that it belongs to, as ``Splits.identity`` gives it.
     """
 
     stage: StageName | None

@@ -318,7 +318,12 @@ def test_a_network_that_cannot_be_compared_is_refused_before_anything_is_timed(
 ) -> None:
     bundle = Bundle(mixed.path)
     with refuses(UsageError, str(mixed.path), "the bundle that is run"):
-        bench(bundle, mixed.data, against=[bundle], **QUICK)
+        bench(bundle, mixed.data, against=bundle, **QUICK)
+    with refuses(UsageError, "is the bundle that is run"):
+        bench(mixed.path, mixed.data, against=str(mixed.path), **QUICK)
+    for share in ({"max_top1_drop": 1.5}, {"noise_band": 5.0}):
+        with refuses(UsageError, "a share, 0 to 1"):
+            bench(mixed.path, mixed.data, **share, **QUICK)
     with refuses(UsageError, str(floats.path), "has a gate", "trained to be static"):
         bench(bundle, mixed.data, against=[Bundle(floats.path)], **QUICK)
     for names, words in ((tuple("abcd"), "4 classes"), (tuple("zbcdefghij"), "'z' where the bundle has 'a'")):

@@ -3,12 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from dfs_deploy.checkpoints import CheckpointFacts, load_checkpoint, save_checkpoint
 from dfs_deploy.errors import CheckpointError, InputError, UsageError
 from dfs_deploy.network import MAX_SIDE
+from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract
 from tests.builders import release_state_dict, save_release, skipnet_state_dict, small_network
 from tests.checks import refuses
@@ -86,7 +88,7 @@ def test_what_is_given_against_the_file_is_taken_and_said(ours: Path, facts: dic
 @pytest.mark.parametrize(
     ("facts", "error", "word"),
     [
-        ({"mean": (0.5,)}, InputError, "mean (0.5,)"),
+        ({"mean": (0.5,)}, InputError, "give 3 numbers"),
         ({"std": (0.5, 0.0, 0.5)}, InputError, "std between"),
         ({"mean": (0.5, float("nan"), 0.5)}, InputError, "mean between"),
         ({"class_names": ("a", "b")}, UsageError, "2 class names"),
@@ -115,3 +117,41 @@ def test_names_that_no_bundle_can_hold_are_refused_before_there_is_work(ours: Pa
         load_checkpoint(tmp_path / "net.pt")
     told = CheckpointFacts(class_names=("café", "dog", "ship"))
     assert load_checkpoint(tmp_path / "net.pt", facts=told).input.class_names[0] == "café"
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ({"mean": "0.4, 0.5,0.6"}, {"mean": (0.4, 0.5, 0.6)}),
+        ({"mean": [0.4, 0.5, 0.6]}, {"mean": (0.4, 0.5, 0.6)}),
+        ({"std": np.full(3, 0.5)}, {"std": (0.5, 0.5, 0.5)}),
+        ({"class_names": "a, b"}, {"class_names": ("a", "b")}),
+        ({"class_names": "none"}, {"class_names": ()}),
+        ({"class_names": ["a", "b"]}, {"class_names": ("a", "b")}),
+        ({"input_size": "24x40"}, {"input_size": (24, 40)}),
+        ({"input_size": [24, 40]}, {"input_size": (24, 40)}),
+    ],
+)
+def test_facts_are_taken_as_text_and_as_any_sequence(text: dict[str, Any], values: dict[str, Any]) -> None:
+    assert CheckpointFacts(**text) == CheckpointFacts(**values)
+
+
+def test_text_that_is_no_fact_is_refused() -> None:
+    for facts, words in (
+        ({"mean": "a"}, ("--mean", "as in 0.49")),
+        ({"std": [125.0, 125.0, 125.0]}, ("--std", "divide")),
+        ({"input_size": "24"}, ("--input-size", "as in 32x32")),
+        ({"class_names": "nowhere.txt"}, ("nowhere.txt", "one class name per line")),
+    ):
+        with refuses(UsageError, *words):
+            CheckpointFacts(**facts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", ["skip,full", ["skip", "full"], ["skip", 32], Options.parse("skip,full")])
+def test_options_are_taken_as_text_and_as_any_sequence(tmp_path: Path, options: Any) -> None:
+    path = save_release(tmp_path / "net.pth.tar", skipnet_state_dict())
+    assert load_checkpoint(path, options).network.options == Options.parse("skip,full")
+    save_checkpoint(tmp_path / "net.pt", small_network("skip,full"), InputContract((3, 8, 8)))
+    assert load_checkpoint(tmp_path / "net.pt", options).network.options == Options.parse("skip,full")
+    with refuses(CheckpointError, "skip,full", "not skip,8"):
+        load_checkpoint(path, "skip,8")

@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
-from dfs_deploy.checkpoints import Checkpoint, CheckpointFacts, load_checkpoint, save_checkpoint
+from dfs_deploy.checkpoints import Checkpoint, CheckpointFacts, load_checkpoint, registry, save_checkpoint
+from dfs_deploy.checkpoints.weights import RawCheckpoint
 from dfs_deploy.errors import CheckpointError
+from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract
 from tests.builders import release_state_dict, skipnet_state_dict, small_network
 from tests.checks import refuses
@@ -245,3 +247,18 @@ def test_two_tensors_of_one_memory_come_apart(tmp_path: Path, state: State) -> N
     with torch.no_grad():
         block.conv1.weight.zero_()
     assert block.conv2.weight.any()
+
+
+def test_a_format_needs_nothing_but_its_recogniser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = load_checkpoint(saved(tmp_path, skipnet_state_dict()))
+    monkeypatch.setattr(registry, "_RECOGNIZERS", list(registry._RECOGNIZERS))
+    seen: list[set[str]] = []
+
+    @registry.recognizer(lambda raw: "brand.new" in raw.tensors, marker="brand.new")
+    def load(raw: RawCheckpoint, options: Options | None, facts: CheckpointFacts) -> Checkpoint:
+        seen.append(set(raw.tensors))
+        return known
+
+    new = {"module.net.brand.new": torch.ones(1), "module.net.head.weight": torch.ones(2)}
+    assert load_checkpoint(saved(tmp_path, {"epoch": 3, "model": new})).network is known.network
+    assert seen == [{"brand.new", "head.weight"}]

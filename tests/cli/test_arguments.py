@@ -57,3 +57,35 @@ def test_no_work_is_done_for_a_file_that_cannot_be_written(
     ran = run(*(word.format(bundle=floats.path) for word in call), path)
     ran.failed(2, str(tmp_path / "file"))
     assert ran.out == ""
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ("verify {bundle} --checkpoint {bundle} --data {data}", ["is a bundle", "floats.pt"]),
+        ("verify {bundle} --checkpoint {checkpoint} --data nope.npz", ["nope.npz does not exist"]),
+        ("verify {bundle} --checkpoint {checkpoint} --data {data} --min-route-agreement 1.01", ["--min-r", "0.98"]),
+        ("bench {bundle} --data nope", ["nope does not exist"]),
+        ("bench {bundle} --noise-band 5 --compare nope.json", ["--noise-band 5", "0.05 is 5 %"]),
+        ("export empty", ["empty is a folder", "expected a checkpoint"]),
+        ("export run", ["training run", "run/checkpoint.pt"]),
+        ("export {checkpoint} --mean 0.5", ["mean 0.5", "give 3 numbers"]),
+        ("report {bundle} --bench photo.png", ["photo.png", "PNG image"]),
+        ("report nope", ["no bundle at nope"]),
+        ("report {bundle}", ["--html"]),
+        ("train --data {data} --target 0.4", ["at least 1 %", "give 40"]),
+        ("train --data {data} --set block=1", ["did you mean blocks_per_group"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_remedy(
+    floats: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").touch()
+    (tmp_path / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    paths = {"bundle": floats.path, "checkpoint": floats.checkpoint, "data": floats.data_file}
+    ran = run(*(word.format(**paths) for word in call.split()))
+    assert ran.code in (2, 4), ran
+    ran.failed(ran.code, *words)

@@ -317,7 +317,10 @@ def test_digits_are_resized_as_any_data_and_give_way_to_a_folder_of_that_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert until_backbone("digits", "--size", "8x8", "--backbone-steps", "1").code == 0
+    ran = until_backbone("digits", "--size", "8x8", "--backbone-steps", "1")
+    assert ran.code == 0
+    exporting = shlex.split(ran.out.splitlines()[-1].removeprefix("next: dfs-deploy "))
+    assert run(*exporting, "--targets", "fp32").code == 0
     assert header("run").network.image_shape == (3, 8, 8)
     split_folders(tmp_path / "digits", "train")
     until_backbone("digits", "--backbone-steps", "1", "--out", "other")

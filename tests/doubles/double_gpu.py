@@ -1,7 +1,7 @@
 """The GPU behind the doubles of TensorRT and pycuda: host memory, lazy streams, rules and faults.
 
 Everything enqueued runs as late as CUDA allows, when the host waits for it: who does not wait reads poison. What breaks
-a rule of CUDA or TensorRT is kept in :attr:`Gpu.violations`, and raised where it happens.
+a rule of CUDA or TensorRT is kept in ``Gpu.violations``, and raised where it happens.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Gpu:
 
     Attributes:
         violations: rules that were broken.
-        calls: calls made so far; :attr:`fail_at` is the one that fails.
+        calls: calls made so far; ``fail_at`` is the one that fails.
         live: objects by kind that were made and not freed.
     """
 

@@ -513,3 +513,23 @@ def test_features_that_overflow_are_named_while_calibrating(tmp_path: Path, meth
     with pytest.raises(CheckpointError) as caught:
         export(checkpoint, tmp_path / "net.dfs", calibration_data=data, calibration_method=method)
     assert "finite" in str(caught.value)
+
+
+def test_lists_are_taken_as_text(tmp_path: Path) -> None:
+    network = settled_network("skip,8,full")
+    data = labelled(network, 32)
+    save_checkpoint(tmp_path / "net.pt", network, CONTRACT)
+    text: dict[str, Any] = {"targets": "fp32, int8", "runtimes": "onnxruntime, tensorrt", "options": "skip,8,full"}
+    values: dict[str, Any] = {
+        "targets": ["fp32", "int8"],
+        "runtimes": ["onnxruntime", "tensorrt"],
+        "options": Options.parse("skip,8,full"),
+    }
+    digests = [
+        export(tmp_path / "net.pt", tmp_path / f"{name}.dfs", calibration_data=data, **given).bundle.digest
+        for name, given in (("text", text), ("values", values))
+    ]
+    assert digests[0] == digests[1]
+    for wrong in ({"targets": "fp64"}, {"runtimes": "openvino"}, {"weight_bits": 6}, {"budgets": "a"}):
+        with refuses(UsageError, str(next(iter(wrong.values())))):
+            export(tmp_path / "net.pt", tmp_path / "wrong.dfs", calibration_data=data, **wrong)  # type: ignore[arg-type]

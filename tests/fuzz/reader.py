@@ -42,7 +42,7 @@ class Reader(ABC):
 
     @abstractmethod
     def mutate(self, draw: Draw, seed: str, folder: Path) -> Fate:
-        """Changes what :meth:`place` put there."""
+        """Changes what ``place`` put there."""
 
     @abstractmethod
     def read(self, folder: Path) -> str:

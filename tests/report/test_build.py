@@ -26,7 +26,7 @@ QUICK: Any = {"min_seconds": 0.02, "min_iterations": 4}
 
 
 def made_of(bundle: Path, data: Any = None, bench: BenchResult | None = None, **how: Any) -> BundleReport:
-    (made,) = report(bundle, data=data, bench=[] if bench is None else [bench], **how).bundles
+    (made,) = report(bundle, data=data, bench=[] if bench is None else bench, **how).bundles
     return made
 
 

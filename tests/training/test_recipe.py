@@ -38,6 +38,10 @@ def test_changes_that_are_none_keep_the_preset() -> None:
     ("changes", "words"),
     [
         ({"target": 101.0}, "0 to 100"),
+        ({"target": 0.4}, "at least 1 %; for that share of the work give 40"),
+        ({"block": 1}, "did you mean blocks_per_group"),
+        ({"join_lr": 1}, "did you mean joint_"),
+        ({"zzz": 1}, "no value 'zzz'; help"),
         ({"target": 3.0, "options": Options.parse("8,16,full")}, "6.25 to 100"),
         ({"target": 40.0, "options": Options.parse("skip,8")}, "0 to 6.25"),
         ({"target": float("nan")}, "target is nan"),
@@ -58,3 +62,7 @@ def test_what_cannot_be_is_refused(changes: dict[str, object], words: str) -> No
 def test_an_unknown_preset_is_refused() -> None:
     with pytest.raises(DfsDeployError, match="paper or quick"):
         preset("slow")
+
+
+def test_options_are_taken_as_text() -> None:
+    assert preset("quick", options="skip,full") == preset("quick", options=Options.parse("skip,full"))

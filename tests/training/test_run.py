@@ -37,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def result(data: Path) -> TrainingResult:
-    return train(data, data.parent / "run", options="skip,full", target=30.0, held_out=10, seed=3, **QUICK)
+    return train(data, data.parent / "run", options="skip,full", target=30.0, held_out=10, seed=3, size="8x8", **QUICK)
 
 
 def test_a_run_gives_checkpoint_metrics_and_job(result: TrainingResult) -> None:
@@ -61,6 +61,10 @@ def test_a_finished_run_is_resumed_to_the_same_result(result: TrainingResult) ->
 def test_a_value_that_nobody_knows_is_refused(data: Path, tmp_path: Path) -> None:
     with refuses(UsageError, "no value 'speed'"):
         train(data, tmp_path / "run", speed=3)
+    with refuses(UsageError, "did you mean blocks_per_group"):
+        train(data, tmp_path / "run", blocks=1)
+    with refuses(UsageError, "size '8'", "32x32"):
+        train(data, tmp_path / "run", size="8")
     with refuses(UsageError, "stage 'lunch'"):
         train(data, tmp_path / "run", until="lunch")
     assert not (tmp_path / "run").exists()

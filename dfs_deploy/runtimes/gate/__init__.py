@@ -32,8 +32,8 @@ def gate_for(weights: GateWeights, kind: str | None = None, channel_block: int =
 
     Args:
         weights: weights, which gates share.
-        kind: one of :data:`GATES`; ``None`` for the native gate if it was compiled, else the NumPy gate.
-        channel_block: channels of a float32 map that lie together in memory; see :class:`Gate`.
+        kind: one of ``GATES``; ``None`` for the native gate if it was compiled, else the NumPy gate.
+        channel_block: channels of a float32 map that lie together in memory; see ``Gate``.
 
     Raises:
         EnvironmentLacksError: ``native`` was asked for and was not compiled here.

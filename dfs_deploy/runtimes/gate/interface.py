@@ -93,11 +93,11 @@ class Gate(ABC):
         """
 
     def bind_pooled(self, block: int, pooled: Array) -> BoundStep:
-        """Makes a step for one sample whose features arrive averaged over the map, (1, C) float32; see :meth:`bind`."""
+        """Makes a step for one sample whose features arrive averaged over the map, (1, C) float32; see ``bind``."""
         return self.bind(block, pooled[:, :, None, None], 1.0)
 
     def step_pooled(self, block: int, pooled: Array) -> NDArray[np.int64]:
-        """Steps a batch whose features arrive averaged over the map, (N, C) float32; see :meth:`step`."""
+        """Steps a batch whose features arrive averaged over the map, (N, C) float32; see ``step``."""
         rows = np.arange(len(pooled))
         return self.step(block, [pooled[:, :, None, None]], np.stack([np.zeros_like(rows), rows], 1), 1.0)
 

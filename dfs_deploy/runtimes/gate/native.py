@@ -1,4 +1,4 @@
-"""The gate in C; :mod:`dfs_deploy.runtimes.native` is the compiled part."""
+"""The gate in C; ``dfs_deploy.runtimes.native`` is the compiled part."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class NativeGate(Gate):
 
     Args:
         weights: weights, packed once for all gates that share them.
-        variant: one of :func:`native_variants`; ``None`` for the first. They differ only in speed.
-        channel_block: channels of a float32 map that lie together in memory; see :class:`Gate`.
+        variant: one of ``native_variants``; ``None`` for the first. They differ only in speed.
+        channel_block: channels of a float32 map that lie together in memory; see ``Gate``.
 
     Raises:
         EnvironmentLacksError: it was not compiled here, or this variant does not run here.

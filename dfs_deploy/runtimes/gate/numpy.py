@@ -78,7 +78,7 @@ class NumpyGate(Gate):
 
 
 class _Bound:
-    """See :class:`BoundStep`."""
+    """See ``BoundStep``."""
 
     def __init__(self, gate: NumpyGate, step: _Step, pool: Callable[[], object]) -> None:
         self._gate, self._step, self._pool = gate, step, pool
@@ -191,7 +191,7 @@ def _pooling(features: Features, pooled: Array, scale: float) -> Callable[[], ob
     """Makes a call that averages flat features, of all samples or of one, into ``pooled``.
 
     Args:
-        features: result of :func:`_flat`, or one sample of it; read at each call.
+        features: result of ``_flat``, or one sample of it; read at each call.
         pooled: (N, C) float32, or (C,) for one sample; written at each call.
         scale: value of one unit of uint8.
     """

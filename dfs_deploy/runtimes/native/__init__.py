@@ -1,7 +1,7 @@
 """The compiled gate and dispatch loop; missing if no C compiler was there at install.
 
 ``kernel.h`` declares the arithmetic, ``kernel_variant.h`` defines it, ``kernel.c`` compiles it for each instruction
-set, and ``_gate.pyx`` binds it, with the dispatch loop around it. :mod:`dfs_deploy.runtimes.gate.native` wraps it.
+set, and ``_gate.pyx`` binds it, with the dispatch loop around it. ``dfs_deploy.runtimes.gate.native`` wraps it.
 """
 
 from __future__ import annotations

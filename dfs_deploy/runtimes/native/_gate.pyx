@@ -349,7 +349,7 @@ cdef struct BlockStep:
 
 
 cdef class CompiledLoop:
-    """The dispatch loop for one sample; see :mod:`dfs_deploy.runtimes.dispatch`.
+    """The dispatch loop for one sample; see ``dfs_deploy.runtimes.dispatch``.
 
     A skipped block is its gate's step and nothing else: no object is made, and what was pooled before is used again.
     """

@@ -31,7 +31,7 @@ class OnnxRuntimeBackend(Backend):
     """Runs the engines that a gate chooses in ONNX Runtime.
 
     Args:
-        bundle: bundle with a gate; see :class:`PolicyBackend` for one with a static policy.
+        bundle: bundle with a gate; see ``PolicyBackend`` for one with a static policy.
         options: choices of how it runs.
     """
 

@@ -47,7 +47,7 @@ class BatchDispatch:
     def run(
         self, images: NDArray[np.float32], forced: NDArray[np.uint8] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Runs a batch, (N, C, H, W) float32; see :meth:`dfs_deploy.runtimes.backend.Backend.infer`."""
+        """Runs a batch, (N, C, H, W) float32; see ``Backend.infer``."""
         try:
             return self._run(images, forced)
         except BaseException:
@@ -166,7 +166,7 @@ class BatchFeatures:
             runs: (options,) bool; samples with other options are left out.
 
         Yields:
-            Each group, by option and then layout; give it back with :meth:`done`.
+            Each group, by option and then layout; give it back with ``done``.
         """
         samples = np.flatnonzero(runs[choice])
         if not len(samples):

@@ -86,7 +86,7 @@ def to_blocks(features: NDArray[Any], channel_block: int) -> NDArray[np.float32]
 
 
 def from_blocks(features: NDArray[Any], channel_block: int) -> NDArray[np.float32]:
-    """Plain maps from memory in the blocked layout; the inverse of :func:`to_blocks`."""
+    """Plain maps from memory in the blocked layout; the inverse of ``to_blocks``."""
     n, c, h, w = features.shape
     return features.reshape(n, c // channel_block, h, w, channel_block).transpose(0, 1, 4, 2, 3).reshape(features.shape)
 
@@ -107,7 +107,7 @@ def blocked_models(placed: PlacedEngine, models: Mapping[Layout, bytes], name: s
         name: name of the engine in messages.
 
     Returns:
-        Models for each of :func:`blocked_layouts`.
+        Models for each of ``blocked_layouts``.
 
     Raises:
         UnfitModelError: ONNX Runtime optimises it in an unexpected way.

@@ -1,7 +1,7 @@
 """Choice of the engine that runs for an option here: a less precise engine that is slower helps nobody.
 
 By default the option's own engine runs, or its FP32 engine if this CPU emulates float16. Measured times can decide
-instead. They are measured once on a machine and kept in the bundle's cache (:mod:`dfs_deploy.bundle.cache`), under a
+instead. They are measured once on a machine and kept in the bundle's cache (``dfs_deploy.bundle.cache``), under a
 key of everything that they depend on; one of another key is never read.
 """
 
@@ -58,7 +58,7 @@ class EngineChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         version: version of this format.
-        key: conditions of the measurement; see :func:`choice_key`.
+        key: conditions of the measurement; see ``choice_key``.
         entries: one entry for each block and option with several engines.
     """
 

@@ -68,7 +68,7 @@ class LoadedEngines:
         channel_block: channels that lie together in float32 features.
         threads: threads of each engine.
         substitutions: options that run on an engine of another precision.
-        description: plain facts for reports; see :func:`describe`.
+        description: plain facts for reports; see ``describe``.
     """
 
     architecture: Architecture
@@ -213,7 +213,7 @@ def check_memory(bundle: Bundle) -> None:
 
 
 def affordable_threads(bundle: Bundle, threads: int, sessions: int) -> tuple[int, str]:
-    """Bounds the threads per engine, so that all pools together stay within :data:`MAX_POOLED`.
+    """Bounds the threads per engine, so that all pools together stay within ``MAX_POOLED``.
 
     Args:
         bundle: bundle that is loaded.
@@ -261,7 +261,7 @@ def _check_startable(count: int, bundle: Bundle) -> None:
 
 
 def describe(threads: int, pools: str, gate: str, measured: bool, layout: str) -> dict[str, Any]:
-    """Plain facts of a backend for reports; see :attr:`Backend.description`."""
+    """Plain facts of a backend for reports; see ``Backend.description``."""
     return {
         "runtime": "onnxruntime",
         "version": ort.__version__,

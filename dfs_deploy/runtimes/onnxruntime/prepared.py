@@ -1,6 +1,6 @@
 """Engines in ONNX Runtime's blocked layout: made on the machine that runs them, and kept in the bundle's cache.
 
-They lie in one file of the cache (:mod:`dfs_deploy.bundle.cache`), named by a key of everything that they depend on.
+They lie in one file of the cache (``dfs_deploy.bundle.cache``), named by a key of everything that they depend on.
 What was made for another key, or is damaged, counts as none and is made again. The bundle itself stays portable. Of
 processes that start at once, one prepares and the others wait for it.
 """
@@ -56,7 +56,7 @@ class StoredEngines(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Content of the file, in MessagePack.
 
     Attributes:
-        key: key of everything that they depend on; see :func:`prepared_key`.
+        key: key of everything that they depend on; see ``prepared_key``.
         channel_block: channels that lie together in their float32 features.
         models: ONNX model that runs instead of each file of the bundle.
         failure: reason why none can be made, if that will not change; else empty.

@@ -123,7 +123,7 @@ def bind(session: ort.InferenceSession, source: NDArray[Any], target: NDArray[An
         target: output, written at each call.
 
     Returns:
-        The call. If the session fails it raises an exception of ONNX Runtime: see :func:`engine_failed`.
+        The call. If the session fails it raises an exception of ONNX Runtime: see ``engine_failed``.
     """
     binding = session.io_binding()
     binding.bind_ortvalue_input(session.get_inputs()[0].name, ort.OrtValue.ortvalue_from_numpy(source))

@@ -63,7 +63,7 @@ class SingleDispatch:
     def run(
         self, image: NDArray[np.float32], forced: NDArray[np.uint8] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Runs one image, (1, C, H, W) float32; see :meth:`dfs_deploy.runtimes.backend.Backend.infer`."""
+        """Runs one image, (1, C, H, W) float32; see ``Backend.infer``."""
         np.copyto(self._images, image)
         self._gate.reset(1)
         loop, label = self._loop, self._engines.stem.label

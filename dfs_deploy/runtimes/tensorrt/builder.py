@@ -1,8 +1,8 @@
 """Building an engine, in a process of its own.
 
 TensorRT's builder takes gigabytes of host memory, and a build that crashes, or that the kernel kills, must not take the
-application or the other builds with it. :func:`build_in_process` starts this module as a process (:func:`main`): a
-:class:`BuildRequest` as one line of JSON comes on its standard input, then the ONNX graph.
+application or the other builds with it. ``build_in_process`` starts this module as a process (``main``): a
+``BuildRequest`` as one line of JSON comes on its standard input, then the ONNX graph.
 """
 
 from __future__ import annotations

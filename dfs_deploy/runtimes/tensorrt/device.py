@@ -90,7 +90,7 @@ class Device:
             last_first.callback(lambda: active.enter_context(self.active()))
 
     def close(self) -> None:
-        """Gives the context back; not within :meth:`active`."""
+        """Gives the context back; not within ``active``."""
         context, self._context = self._context, None
         if context is not None:
             context.detach()
@@ -108,7 +108,7 @@ class HostOutput:
     """Memory of an output that the host reads.
 
     Attributes:
-        array: its values on the host, float32, valid once the stream was waited for after :meth:`Stream.fetch`.
+        array: its values on the host, float32, valid once the stream was waited for after ``Stream.fetch``.
         address: its address on the device.
         mapped: whether both are the same memory, as on a Jetson: then nothing is copied.
     """
@@ -178,7 +178,7 @@ class Stream:
         self._stream.synchronize()
 
     def on_close(self, step: Callable[[], object]) -> None:
-        """Registers a step for :meth:`close`, before what was made earlier is freed."""
+        """Registers a step for ``close``, before what was made earlier is freed."""
         self._held.callback(step)
 
     def close(self) -> None:

@@ -119,7 +119,7 @@ class Dispatch:
     def run(
         self, images: NDArray[np.float32], forced: NDArray[np.uint8] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Runs a batch, (N, C, H, W) float32; see :meth:`dfs_deploy.runtimes.backend.Backend.infer`."""
+        """Runs a batch, (N, C, H, W) float32; see ``Backend.infer``."""
         samples, gate, stream, slot = len(images), self._gate, self._stream, 0
         self.at = "the stem"
         np.copyto(self._images[:samples], images)

@@ -1,4 +1,4 @@
-"""TensorRT's engines on disk, in ``tensorrt/`` of the bundle's cache (:mod:`dfs_deploy.bundle.cache`).
+"""TensorRT's engines on disk, in ``tensorrt/`` of the bundle's cache (``dfs_deploy.bundle.cache``).
 
 The ONNX file is the artefact; an engine is compiled from it for one version of TensorRT on one kind of GPU. Its key
 holds everything that it depends on, and names its file; an engine that does not fit, or was changed, is never given to
@@ -34,7 +34,7 @@ MOST_IMAGES = 4096
 """The largest batch that an engine may be built for."""
 
 _HEADER = struct.Struct("<II16x4B")
-"""Beginning of an engine: :data:`_MAGIC`, zero, and at byte 24 TensorRT's version."""
+"""Beginning of an engine: ``_MAGIC``, zero, and at byte 24 TensorRT's version."""
 
 _MAGIC = 0x74727466
 _HEADERS_SINCE = (10,)
@@ -86,7 +86,7 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Prepared:
-    """Result of :func:`prepare`.
+    """Result of ``prepare``.
 
     Attributes:
         folder: folder of the engines.

@@ -64,7 +64,7 @@ def mutate_value(draw: Draw, value: Any) -> Any:
 
 
 def written(value: Any, *, ascii_only: bool = True) -> str:
-    """JSON text of a value that :class:`Raw` and :class:`Pairs` may stand in."""
+    """JSON text of a value that ``Raw`` and ``Pairs`` may stand in."""
     if isinstance(value, Raw):
         return str(value)
     if isinstance(value, Pairs):
