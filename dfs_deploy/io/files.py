@@ -100,7 +100,13 @@ def read_file(path: Path, limit: int, *, follow: bool = True) -> bytes:
 
 
 def read_head(path: Path, size: int, *, follow: bool = True) -> bytes:
-    """First bytes of a regular file, or of one behind a link if ``follow``; empty for anything else, which stays shut."""
+    """First bytes of a regular file; empty for anything else, which is not opened.
+
+    Args:
+        path: path of the file.
+        size: most bytes that are read.
+        follow: whether the path may be a link.
+    """
     if not path.is_file() or (path.is_symlink() and not follow):
         return b""
     with _opened(path, follow=follow) as stream:
