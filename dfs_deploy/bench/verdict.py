@@ -185,9 +185,11 @@ class Evidence:
         if not found.dynamic:
             lost = (found.best.top1 or 0.0) - (dynamic.top1 or 0.0)
             words = (
-                f"ship {title(choice)}: DFS loses {100 * lost:.2f} points of top-1 against {title(found.best)}, more"
-                f" than the {allowed} allowed"
+                f"ship {title(choice)}: DFS loses {100 * lost:.2f} points of top-1 on these images against"
+                f" {title(found.best)}, more than the {allowed} allowed"
             )
+            if _uncertain(dynamic, self.max_top1_drop):
+                words += "; on so few images that may be chance, see the note on DFS"
             return choice.name, words, caveats
         if self.problems:
             return None, "none: the run is INVALID", ()
@@ -217,13 +219,15 @@ def unsteady(cases: Sequence[CaseResult]) -> Problem | None:
 def rule_of(max_top1_drop: float) -> str:
     """The rule, in words."""
     return (
-        f"of the cases whose top-1 is at most {100 * max_top1_drop:.2f} points below that of the most accurate one, the"
-        " fastest; accuracy decides without a clock if it can; DFS is faster (slower) than a static network if the"
-        " 95 % interval of the ratio of their latencies lies below (above) one and the ratio is at least"
-        f" {100 * TIE:.0f} % from it, and as fast if the ratio is known to ±{100 * MAX_UNCERTAINTY:.0f} % and is"
-        " neither, at the median and at p95; if the two disagree, the choice is yours; if neither differs, the static"
-        " network, which is simpler; a p95 that is not known leaves the choice to the median; if no static engine of"
-        " the same backbone is accurate enough, there is no verdict without a network that was trained to be static"
+        f"A case is accurate enough if its top-1 is at most {100 * max_top1_drop:.2f} points below that of the most"
+        " accurate case. If that leaves only DFS or only static networks, accuracy alone decides between them."
+        " Otherwise latency decides between DFS and the fastest static network that is accurate enough, at the median"
+        " and at p95. DFS is faster (slower) if the 95 % interval of the ratio of the two latencies lies below (above)"
+        f" one and the ratio is at least {100 * TIE:.0f} % from one. It is as fast if it is neither and the ratio is"
+        f" known to ±{100 * MAX_UNCERTAINTY:.0f} %. If median and p95 disagree, the choice is yours. If neither"
+        " differs, the static network is chosen, because it is simpler. If p95 is not known, the median decides. If no"
+        " static engine of the own backbone of DFS is accurate enough, there is no verdict without a network that was"
+        " trained to be static."
     )
 
 
@@ -276,12 +280,19 @@ def _unlabelled(statics: Sequence[CaseResult], ratios: Mapping[str, Ratios]) -> 
 def _caveats(cases: Sequence[CaseResult], max_top1_drop: float) -> tuple[str, ...]:
     """One line for each case of which these images do not show on which side of the floor it lies."""
     return tuple(
-        f"top-1 of {title(case)} against the most accurate case: {100 * change.value:+.2f} points, between"
-        f" {100 * change.low:+.2f} and {100 * change.high:+.2f} with 95 % confidence: these images do not show whether"
-        f" it stays within {100 * max_top1_drop:.2f}; give more with --data"
+        f"{title(case)}: on these images its top-1 differs by {100 * change.value:+.2f} points from that of the most"
+        f" accurate case; on others like them, by {100 * change.low:+.2f} to {100 * change.high:+.2f} with 95 %"
+        f" confidence, so more images, with --data, may put it on the other side of the {100 * max_top1_drop:.2f}"
+        " points allowed"
         for case in cases
-        if (change := case.top1_below_best) is not None and change.low < -max_top1_drop <= change.high
+        if (change := _uncertain(case, max_top1_drop)) is not None
     )
+
+
+def _uncertain(case: CaseResult, max_top1_drop: float) -> Interval | None:
+    """Difference in top-1 to the most accurate case, if its 95 % interval reaches both sides of what is allowed."""
+    change = case.top1_below_best
+    return change if change is not None and change.low < -max_top1_drop <= change.high else None
 
 
 def times(ratio: Interval) -> str:

@@ -7,6 +7,7 @@ import sys
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperArgument, TyperCommand
 
 import dfs_deploy
 from dfs_deploy.cli import bench, demo, doctor, export, inspect, prepare, report, run, train, verify
@@ -15,6 +16,18 @@ from dfs_deploy.cli.process import INTERRUPTED
 from dfs_deploy.errors import UsageError
 
 _PROGRAM = "dfs-deploy"
+
+
+class _Verb(TyperCommand):
+    """Command whose help names an argument without the type in Python, and mentions the flags of all verbs."""
+
+    def __init__(self, *args: Any, **values: Any) -> None:
+        super().__init__(*args, **values)
+        self.epilog = f"-v, -vv and --debug may follow a verb, too; {_PROGRAM} --help explains them."
+        for parameter in self.params:
+            if isinstance(parameter, TyperArgument):
+                vars(parameter)["display_type_rich"] = lambda ctx: None  # newer versions show <path> or <list[Path]>
+
 
 app = typer.Typer(
     name=_PROGRAM,
@@ -34,31 +47,37 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
     verbose: Annotated[
         bool,
         typer.Option(
             "-v",
             "--verbose",
-            help="Show what is loaded, cached and replaced; -vv for more. Also after a verb.",
+            help="Show what is loaded, cached and replaced; -vv for more. Works before and after a verb.",
         ),
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. Also after a verb.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error. Works before and after a verb.")
+    ] = False,
 ) -> None:
     """Deploys networks that choose, per input and per block, what to compute."""
 
 
 # A verb whose first sentence is too long for the list of verbs on a narrow terminal has a shorter one for it.
-app.command("export", short_help="Split a checkpoint into a gate and block engines, and validate.")(export.export)
-app.command("prepare", short_help="Make what a runtime wants once on each machine.")(prepare.prepare)
-app.command("verify", short_help="Measure accuracy and routing against the reference.")(verify.verify)
-app.command("bench", short_help="Time the network against static engines.")(bench.bench)
-app.command("report", short_help="Write one page on bundles, or figures of training runs.")(report.report)
-app.command("run")(run.run)
-app.command("inspect", short_help="Check a bundle's digests and show what is in it.")(inspect.inspect)
-app.command("doctor")(doctor.doctor)
-app.command("train", short_help="Train a network, or a baseline.")(train.train)
-app.command("demo")(demo.demo)
+app.command("export", cls=_Verb, short_help="Split a checkpoint into a gate and block engines, and validate.")(
+    export.export
+)
+app.command("prepare", cls=_Verb, short_help="Make what a runtime needs once per machine.")(prepare.prepare)
+app.command("verify", cls=_Verb, short_help="Measure accuracy and routing against the reference.")(verify.verify)
+app.command("bench", cls=_Verb, short_help="Time the network against static engines.")(bench.bench)
+app.command("report", cls=_Verb, short_help="Write one page on bundles, or figures of training runs.")(report.report)
+app.command("run", cls=_Verb)(run.run)
+app.command("inspect", cls=_Verb, short_help="Check a bundle's digests and show what is in it.")(inspect.inspect)
+app.command("doctor", cls=_Verb)(doctor.doctor)
+app.command("train", cls=_Verb, short_help="Train a network, or a baseline.")(train.train)
+app.command("demo", cls=_Verb)(demo.demo)
 
 
 # The error that the parser raises, whether Typer imports Click or, as newer versions do, brings its own copy.

@@ -36,16 +36,15 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 BundleArgument = Annotated[
     Path | None,
-    typer.Argument(
-        metavar="[BUNDLE]", help="A NAME.dfs directory; if left out, the only one in the current directory."
-    ),
+    typer.Argument(metavar="BUNDLE", help="A NAME.dfs directory; if left out, the only one in the current directory."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads that one engine may use.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, and no progress.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads that one engine may use.")]
 TorchThreadsOption = Annotated[
     int | None,
     typer.Option(
         "--threads",
+        metavar="N",
         min=1,
         help="CPU threads of PyTorch and of an engine.",
         show_default="as the machine grants PyTorch, 1 for an engine",
@@ -63,7 +62,12 @@ PreparedOption = Annotated[
 ]
 BudgetOption = Annotated[
     float | None,
-    typer.Option("--budget", help="Computation to hold, 0 to 1, as calibrated at export.", show_default="as trained"),
+    typer.Option(
+        "--budget",
+        metavar="SHARE",
+        help="Share of computation to hold, 0 to 1; for a bundle exported with --budgets.",
+        show_default="as trained",
+    ),
 ]
 CacheOption = Annotated[
     Path | None,
@@ -71,14 +75,15 @@ CacheOption = Annotated[
         "--cache-dir",
         metavar="DIR",
         callback=_use_cache,
-        help="Folder for what is made once per machine; else $DFS_DEPLOY_CACHE, else beside the bundle.",
-        show_default=False,
+        help="Folder for what is made once per machine.",
+        show_default="$DFS_DEPLOY_CACHE, else beside the bundle",
     ),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything drawn at random.")]
+SeedOption = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of everything drawn at random.")]
 WeightsKeyOption = Annotated[
     str | None,
     typer.Option(
+        metavar="NAME",
         help="Weights to take if the checkpoint has several, as in state_dict_ema.",
         show_default="not the averaged ones",
     ),
@@ -86,36 +91,44 @@ WeightsKeyOption = Annotated[
 MeanOption = Annotated[
     str | None,
     typer.Option(
-        help="Mean of each channel that the network's training subtracted, 0 to 1, as in 0.49,0.48,0.45.",
+        metavar="M,M,M",
+        help="Mean of each channel that training subtracted, for pixels from 0 to 1, as in 0.49,0.48,0.45.",
         show_default="the file's, else CIFAR-10's",
     ),
 ]
 StdOption = Annotated[
     str | None,
     typer.Option(
-        help="Standard deviation of each channel, in the same form.", show_default="the file's, else CIFAR-10's"
+        metavar="S,S,S",
+        help="Standard deviation of each channel, as in 0.25,0.24,0.26.",
+        show_default="the file's, else CIFAR-10's",
     ),
 ]
 ClassNamesOption = Annotated[
     str | None,
     typer.Option(
-        help="A file with one class name per line, or names separated by commas, in the order of the outputs; or none.",
+        metavar="FILE|NAMES",
+        help="File with one class name per line, or names separated by commas, in the order of the outputs; or the word"
+        " none.",
         show_default="the file's, else none",
     ),
 ]
 InputSizeOption = Annotated[
     str | None,
-    typer.Option(help="Height and width of the images, as in 32x32.", show_default="the file's, else 32x32"),
+    typer.Option(
+        metavar="HxW", help="Height and width of the images, as in 32x32.", show_default="the file's, else 32x32"
+    ),
 ]
-DataHelp = "An .npz with x and y, a folder of images by class, or a CIFAR archive's folder."
+DataHelp = "Data: an .npz with x and y, a folder of images by class, or a CIFAR archive's folder."
 
 
 AgainstOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--against",
-        help="A bundle of a network that was trained to be static, for the verdict; may be given several times.",
-        show_default="none",
+        metavar="BUNDLE",
+        help="Bundle of a network that was trained to be static, to compare with in the verdict; repeatable.",
+        show_default=False,
     ),
 ]
 

@@ -30,58 +30,83 @@ from dfs_deploy.thresholds import NOISE_BAND, VERDICT_MAX_TOP1_DROP
 def bench(
     context: typer.Context,
     bundle: BundleArgument = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or jetson.")] = "cpu",
+    device: Annotated[str, typer.Option(metavar="NAME", help="Device to run on: cpu, cuda or jetson.")] = "cpu",
     data: Annotated[
-        Path | None, typer.Option(help=DataHelp, show_default="the digits, or the bundle's own images")
+        Path | None,
+        typer.Option(metavar="PATH", help=DataHelp, show_default="the digits, or the bundle's own images"),
     ] = None,
     against: AgainstOption = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 1,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Images per call.")] = 1,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads that one engine may use.", show_default="1 on a CPU")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Threads that one engine may use.", show_default="1 on a CPU"),
     ] = None,
     plan: PlanOption = True,
     prepared: PreparedOption = True,
     budget: BudgetOption = None,
     all_budgets: Annotated[
-        bool, typer.Option("--all-budgets", help="Time the network at every budget that was calibrated, too.")
+        bool, typer.Option("--all-budgets", help="Time the network also at every budget that export calibrated.")
     ] = False,
     forced: Annotated[
-        bool, typer.Option("--forced", help="Time forced paths and their traces too: 0 to 100 % of the blocks run.")
+        bool,
+        typer.Option(
+            "--forced", help="Time also forced paths, on which 0 to 100 % of the blocks run, and their traces."
+        ),
     ] = False,
-    plot: Annotated[Path | None, typer.Option(help="Of --forced: draw it, as .svg or .png.")] = None,
-    min_seconds: Annotated[float, typer.Option(min=0.01, help="Measured seconds per case, on average.")] = 3.0,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Draw the result of --forced in this file, .svg or .png.")
+    ] = None,
+    min_seconds: Annotated[
+        float, typer.Option(metavar="S", min=0.01, help="Measured seconds per case, on average.")
+    ] = 3.0,
     max_seconds: Annotated[
         float | None,
-        typer.Option(min=0.01, help="The same, if the run has to be extended.", show_default="4 times --min-seconds"),
+        typer.Option(
+            metavar="S",
+            min=0.01,
+            help="Measured seconds per case up to which an unclear run is extended.",
+            show_default="4 times --min-seconds",
+        ),
     ] = None,
-    min_iterations: Annotated[int, typer.Option(min=1, help="Calls of a case, at least.")] = 200,
+    min_iterations: Annotated[int, typer.Option(metavar="N", min=1, help="Fewest calls per case.")] = 200,
     start_ups: Annotated[
-        int, typer.Option(min=0, help="Processes to start per case, to time a start and see its memory.")
+        int, typer.Option(metavar="N", min=0, help="Processes to start per case, for the time and memory of a start.")
     ] = 3,
     energy_seconds: Annotated[
-        float, typer.Option(min=0.0, help="Seconds per case to measure energy in; 0 for not at all.")
+        float, typer.Option(metavar="S", min=0.0, help="Seconds per case in which energy is measured; 0 for none.")
     ] = 3.0,
     max_top1_drop: Annotated[
         float,
-        typer.Option(min=0.0, max=1.0, help="Verdict: share of right answers that may be lost; 0.01 is one point."),
+        typer.Option(
+            metavar="SHARE",
+            min=0.0,
+            max=1.0,
+            help="Share of right answers that the verdict lets a choice lose; 0.01 is one point.",
+        ),
     ] = VERDICT_MAX_TOP1_DROP,
-    csv: Annotated[Path | None, typer.Option(help="Write the cases to this file as well.")] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the cases to this CSV file as well.")] = None,
     save_baseline: Annotated[
-        Path | None, typer.Option(help="Keep this run in a file, to compare later ones with.")
+        Path | None, typer.Option(metavar="PATH", help="Keep this run in a file, to compare later runs with.")
     ] = None,
     compare: Annotated[
-        Path | None, typer.Option(help="A file of --save-baseline: fail if a ratio rose beyond the noise band.")
+        Path | None,
+        typer.Option(metavar="PATH", help="File that --save-baseline wrote: fail if a ratio rose beyond --noise-band."),
     ] = None,
     noise_band: Annotated[
-        float, typer.Option(min=0.0, help="Of --compare: share by which a ratio may rise.")
+        float, typer.Option(metavar="SHARE", min=0.0, help="Share by which a ratio may rise before --compare fails.")
     ] = NOISE_BAND,
     save_plan: Annotated[
         bool,
-        typer.Option("--save-plan", help="First measure which engines are fastest here, and keep that."),
+        typer.Option(
+            "--save-plan", help="First measure which engine is fastest for each option here, and keep that choice."
+        ),
     ] = False,
     save_costs: Annotated[
         Path | None,
-        typer.Option(help="Measure what each option costs at each block here, and keep that in a file for train."),
+        typer.Option(
+            metavar="PATH",
+            help="Measure what each option costs at each block here, and write the table for train --cost.",
+        ),
     ] = None,
     seed: SeedOption = 0,
     cache_dir: CacheOption = None,
@@ -94,14 +119,14 @@ def bench(
     if device != "cpu":
         refuse_given(
             context,
-            f"beside --device {device}, where ONNX Runtime does not run; leave it out",
+            f"with --device {device}, where ONNX Runtime does not run; leave it out",
             *("against", "threads", "plan", "prepared", "save_plan", "plot"),
             *(["start_ups"] if start_ups else []),
         )
     if not forced:
-        refuse_given(context, "without --forced, which it draws; add --forced", "plot")
+        refuse_given(context, "draws the result of --forced; add --forced, or leave it out", "plot")
     if compare is None:
-        refuse_given(context, "without --compare, which it is of; add --compare, or leave it out", "noise_band")
+        refuse_given(context, "has no effect without --compare; add --compare, or leave it out", "noise_band")
     check_writable(plot, csv, save_baseline, save_costs)
     draw = None
     if plot is not None:

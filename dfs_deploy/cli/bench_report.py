@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from dfs_deploy.cli.console import output, percent, show_table
+from dfs_deploy.cli.console import engine_choice, output, percent, show_table
 
 if TYPE_CHECKING:
     from dfs_deploy.bench.result import BenchResult, Comparison, PowerState, Ratios
@@ -68,7 +68,7 @@ def _where(result: BenchResult) -> Iterator[str]:
     yield f"{bundle.name}, {bundle.architecture}: {result.inputs} inputs ({result.data}), seed {result.seed}"
     quota = "" if machine.quota is None else f", CPU quota {machine.quota:g}"
     yield f"{machine.cpu}, {machine.cores} core(s){quota}, {machine.int8 or 'no 8-bit product instructions'}"
-    gate = f"{facts['gate']} gate, plan: {facts.get('plan') or 'none'}"
+    gate = f"{facts['gate']} gate, engine choice: {engine_choice(facts.get('plan'))}"
     layout = f", layout: {facts['layout']}" if facts.get("layout") else ""
     threads = "" if result.threads is None else f", {result.threads} thread(s)"
     yield f"{facts['runtime']} {facts['version']}{threads}, {gate}{layout}"
@@ -129,11 +129,15 @@ def _show_paths(result: BenchResult) -> None:
             _number(path.latency_ms.p95, ".3f"),
             percent(path.share, 1),
             f"{path.computation_percentage:.1f} %",
-            ", ".join(f"{count} {name}" for name in result.bundle.options if (count := path.path.count(name))),
+            ", ".join(
+                f"{count} at {name} bits" if name.isdecimal() else f"{count} {name}"
+                for name in result.bundle.options
+                if (count := path.path.count(name))
+            ),
         ]
         for path in result.paths
     ]
-    _show("by path", ["path", "p50 ms", "p95 ms", "of inputs", "computation", "blocks"], rows)
+    _show("by path", ["path", "p50 ms", "p95 ms", "inputs", "computation", "blocks"], rows)
 
 
 def _show_forced(result: BenchResult) -> None:
@@ -153,8 +157,8 @@ def _show_forced(result: BenchResult) -> None:
     columns = ["blocks run", "p50 ms", "trace", "/ static", "/ trace", "gate us", "other us"]
     _show("forced paths, the other blocks skipped", columns, rows)
     if rows:
-        output().print("static: of that precision; trace: the same path as one engine; in us: for each")
-        output().print("gated block the gate's step, and what engines and gates leave of the time")
+        output().print("static: the static engine of that precision; trace: the same path as one engine.")
+        output().print("gate us, other us: per gated block, the gate's step and what is neither engine nor gate.")
 
 
 def _show_start_up(result: BenchResult) -> None:
@@ -170,7 +174,7 @@ def _show_start_up(result: BenchResult) -> None:
         ]
         for start in result.start_up
     ]
-    columns = ["process", "import ms", "load ms", "first ms", "total ms", "RSS MB", "for it MB"]
+    columns = ["process", "import ms", "load ms", "first ms", "total ms", "RSS MB", "bundle MB"]
     _show(f"start of a process, median of {max((s.processes for s in result.start_up), default=0)}", columns, rows)
 
 
@@ -203,7 +207,7 @@ def _notes(result: BenchResult) -> Iterator[str]:
     yield from (f"note: {note}" for note in result.notes)
     dfs = result.dynamic
     if dfs.computation_percentage is not None:
-        yield f"computation {dfs.computation_percentage:.1f} % of every gated block in full precision"
+        yield f"computation: {dfs.computation_percentage:.1f} % of running every gated block in full precision"
     if dfs.engine_ms is not None and dfs.gate_us is not None and dfs.gate_share is not None:
         interval = dfs.dispatch_efficiency_interval
         within = "" if interval is None else f" ({interval.low:.2f} to {interval.high:.2f})"
@@ -212,7 +216,7 @@ def _notes(result: BenchResult) -> Iterator[str]:
             f" of {dfs.latency_ms.p50:.3f} ms; gate {dfs.gate_us:.1f} us per step, {percent(dfs.gate_share, 1)} of it"
         )
     if result.energy is None:
-        yield f"no energy: {result.no_energy}"
+        yield f"energy was not measured: {result.no_energy}"
     if result.noisy:
         yield f"noisy: {', '.join(result.noisy)} varied by more than 2.5 %; trust ratios, not times"
 
@@ -220,13 +224,17 @@ def _notes(result: BenchResult) -> Iterator[str]:
 def _steadiness(result: BenchResult) -> str:
     against = result.rival
     if against is None:
-        said = "accuracy decides without a clock" if result.verdict.choice else "the verdict reads no ratio"
+        said = "accuracy alone decides" if result.verdict.choice else "nothing in the verdict depends on a time"
     else:
-        ends = f"{against.p50.low:.2f} to {against.p50.high:.2f}"
-        said = f"the median of dfs over that of {against.over} lies within {ends} with 95 % confidence"
-    longer = "" if result.looks == 1 else f", after {result.looks - 1} extension(s)"
+        ends = f"{against.p50.low:.2f} and {against.p50.high:.2f}"
+        said = f"the ratio of the medians, dfs over {against.over}, lies between {ends} with 95 % confidence"
+    longer = "" if result.looks == 1 else f"; the run was extended {result.looks - 1} time(s) for that"
     taken = result.disturbance.preemptions_per_s
-    return said + longer + ("" if taken is None else f", interrupted {taken:.0f} times per second")
+    return (
+        said
+        + longer
+        + ("" if taken is None else f"; other processes interrupted the timing {taken:.0f} times per second")
+    )
 
 
 def _celsius(state: PowerState) -> str:

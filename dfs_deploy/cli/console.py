@@ -320,6 +320,11 @@ def _discard(*streams: TextIO) -> None:
         os.dup2(nowhere, stream.fileno())
 
 
+def engine_choice(plan: str | None) -> str:
+    """The engine choice that a runtime describes under the key ``plan``, in words."""
+    return "as exported" if plan in (None, "none") else str(plan)
+
+
 def percent(share: float | None, digits: int = 2) -> str:
     """A share, 0 to 1, in percent; a dash for none and for NaN."""
     return "-" if share is None or math.isnan(share) else f"{100.0 * share:.{digits}f} %"

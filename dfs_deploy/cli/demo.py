@@ -22,10 +22,10 @@ _KEYS = ("samples", "top1_reference", "top1_bundle", "route_agreement", "computa
 
 
 def demo(
-    out: Annotated[
-        Path | None, typer.Option(help="Directory to write the bundle to.", show_default="digits.dfs")
-    ] = None,
-    min_seconds: Annotated[float, typer.Option(min=0.01, help="Measured seconds per case, on average.")] = 2.0,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Bundle to write.", show_default="digits.dfs")] = None,
+    min_seconds: Annotated[
+        float, typer.Option(metavar="S", min=0.01, help="Measured seconds per case, on average.")
+    ] = 2.0,
     json: JsonOption = False,
 ) -> None:
     """Export, verify and bench a small network on real scanned digits."""

@@ -39,18 +39,27 @@ if TYPE_CHECKING:
 
 def export(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A trained DFS or SkipNet checkpoint: .pt, .pth.tar, .safetensors.")
+        Path,
+        typer.Argument(metavar="CHECKPOINT", help="A trained DFS or SkipNet checkpoint: .pt, .pth.tar, .safetensors."),
     ],
-    targets: Annotated[str, typer.Option(help="Engine precisions to make.")] = "fp32,fp16,int8",
-    runtime: Annotated[str, typer.Option(help="Runtimes to make engines for.")] = "onnxruntime",
-    calibration_data: Annotated[Path | None, typer.Option(help=DataHelp)] = None,
+    targets: Annotated[str, typer.Option(metavar="LIST", help="Precisions to make engines in.")] = "fp32,fp16,int8",
+    runtime: Annotated[
+        str, typer.Option(metavar="LIST", help="Runtimes to make engines for: onnxruntime, tensorrt.")
+    ] = "onnxruntime",
+    calibration_data: Annotated[Path | None, typer.Option(metavar="PATH", help=DataHelp)] = None,
     calibration_method: Annotated[
         str | None,
-        typer.Option(help="checkpoint, minmax, percentile, entropy or mse.", show_default="minmax with data"),
+        typer.Option(
+            metavar="NAME",
+            help="Source of INT8 ranges: checkpoint, minmax, percentile, entropy or mse.",
+            show_default="minmax with data",
+        ),
     ] = None,
-    calibration_samples: Annotated[int, typer.Option(min=1, help="Number of images to draw from the data.")] = 1024,
+    calibration_samples: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Number of images to draw from the data.")
+    ] = 1024,
     options: Annotated[
-        str | None, typer.Option(help="Options that the gate chooses from, as in skip,8,16,full.")
+        str | None, typer.Option(metavar="LIST", help="Options that the gate chooses from, as in skip,8,16,full.")
     ] = None,
     weights_key: WeightsKeyOption = None,
     mean: MeanOption = None,
@@ -59,21 +68,26 @@ def export(
     input_size: InputSizeOption = None,
     budgets: Annotated[
         str | None,
-        typer.Option(help="Computation that can be held at run time, as in 0.1,0.2,0.4.", show_default="none"),
+        typer.Option(metavar="LIST", help="Shares of computation that can be held at run time, as in 0.1,0.2,0.4."),
     ] = None,
     target_cpu: Annotated[
         str,
-        typer.Option(help="CPU that is to run INT8: vnni or avx2 (x86 with or without VNNI), arm; auto: this one's."),
+        typer.Option(
+            metavar="NAME",
+            help="Kind of CPU that will run INT8: vnni or avx2 (x86 with or without VNNI), arm, or auto for this one.",
+        ),
     ] = AUTO,
     weight_bits: Annotated[
         int | None,
-        typer.Option(min=7, max=8, help="Bits of INT8 weights.", show_default="7 for avx2, 8 for others"),
+        typer.Option(metavar="N", min=7, max=8, help="Bits of INT8 weights.", show_default="7 for avx2, 8 for others"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Directory to write.", show_default="<checkpoint or run>.dfs")
+        Path | None,
+        typer.Option(metavar="DIR", help="Bundle to write.", show_default="NAME.dfs, after the checkpoint or its run"),
     ] = None,
     single_file: Annotated[
-        Path | None, typer.Option(help="Write the whole network as one ONNX file too, with If operators.")
+        Path | None,
+        typer.Option(metavar="PATH", help="Write also the whole network as one ONNX file, with If operators."),
     ] = None,
     threads: TorchThreadsOption = None,
     seed: SeedOption = 0,
@@ -126,6 +140,11 @@ def _show(exported: Exported, target_cpu: str) -> None:
         files = sum(engine.precision == precision for engine in exported.validation.engines)
         rows.append([precision, str(files), "-" if worst is None else f"{worst:.2g}"])
     show_table("engines against the reference", ["precision", "files", "greatest error"], rows)
+    if "int8" in manifest.targets and not any(e.precision == "int8" for e in exported.validation.engines):
+        made = "only the static baseline is INT8"
+        if manifest.calibration is None:
+            made = "nothing is INT8 (a static baseline needs --calibration-data)"
+        console.print(f"int8: {made}, because no option of this network is of 8 bits or fewer")
     if measured is not None:
         console.print(
             f"on {measured.samples} calibration images: top-1 {percent(measured.top1_bundle)}"

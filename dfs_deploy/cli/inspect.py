@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dfs_deploy.cli.arguments import BundleArgument, CacheOption, JsonOption, bundle_path
-from dfs_deploy.cli.console import output, percent, print_json, show_budgets, show_table
+from dfs_deploy.cli.console import engine_choice, output, percent, print_json, show_budgets, show_table
 from dfs_deploy.errors import EnvironmentLacksError
 from dfs_deploy.io.text import one_line
 
@@ -96,7 +96,9 @@ def _show_origin(bundle: Bundle) -> None:
         source = known if record.data else "ranges from the checkpoint, no data"
         console.print(f"  calibration  {source}, {record.weight_bits}-bit weights")
     for served in manifest.substitutions:
-        console.print(f"  at export    option {served.option}: {served.served_by} for {served.wanted}, {served.reason}")
+        console.print(
+            f"  at export    option {served.option} runs {served.served_by} instead of {served.wanted}: {served.reason}"
+        )
 
 
 def _show_here(bundle: Bundle, here: dict[str, dict[str, Any]]) -> None:
@@ -112,13 +114,12 @@ def _show_here(bundle: Bundle, here: dict[str, dict[str, Any]]) -> None:
         else:
             console.print(
                 f"  runs here    {name} {facts['version']}, {facts['threads']} thread(s), {facts['gate']} gate,"
-                f" plan: {facts['plan']}, layout: {facts['layout']}"
+                f" engine choice: {engine_choice(facts['plan'])}, layout: {facts['layout']}"
             )
         for substitution in facts.get("substitutions", ()):
-            console.print(
-                f"               option {substitution.option}: {substitution.served_by} for {substitution.wanted} at"
-                f" {len(substitution.blocks)} of {bundle.architecture.gated_blocks} blocks, {substitution.reason}"
-            )
+            runs = f"option {substitution.option} runs {substitution.served_by} instead of {substitution.wanted}"
+            where = f"{len(substitution.blocks)} of {bundle.architecture.gated_blocks} blocks"
+            console.print(f"               {runs} at {where}: {substitution.reason}")
 
 
 def _show_engines(bundle: Bundle) -> None:

@@ -13,14 +13,20 @@ from dfs_deploy.cli.console import output, print_json, progress
 
 def prepare(
     bundle: BundleArgument = None,
-    runtime: Annotated[str, typer.Option(help="The runtime to prepare for: onnxruntime, tensorrt.")] = "onnxruntime",
+    runtime: Annotated[
+        str, typer.Option(metavar="NAME", help="Runtime to prepare for: onnxruntime, tensorrt.")
+    ] = "onnxruntime",
     workspace: Annotated[
         int | None,
-        typer.Option(min=1, metavar="MIB", help="tensorrt: device memory that one layer may use.", show_default=False),
+        typer.Option(
+            min=1, metavar="MIB", help="Device memory that one layer may use (only tensorrt).", show_default=False
+        ),
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="tensorrt: the largest batch that engines take at once; else 1.", show_default=False),
+        typer.Option(
+            metavar="N", min=1, help="Largest batch that an engine takes at once (only tensorrt).", show_default="1"
+        ),
     ] = None,
     cache_dir: CacheOption = None,
     json: JsonOption = False,
@@ -52,7 +58,7 @@ def prepare(
         console.print(f"  {len(built.built)} engine(s) built in {built.seconds:.0f} s, {built.kept} kept, {batches}")
         if built.weakly_typed:
             console.print(
-                f"  weakly typed, since TensorRT did not take them otherwise: {', '.join(built.weakly_typed)}"
+                f"  weakly typed, because TensorRT refused them strongly typed: {', '.join(built.weakly_typed)}"
             )
     elif folder is None:
         console.print(f"{path}: the bundle's own engines run here ({found.reason}); there is nothing to prepare")

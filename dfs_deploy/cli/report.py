@@ -38,29 +38,42 @@ def report(
     bundles: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[BUNDLE|RUN]...",
-            help="NAME.dfs directories, the one in the current directory if none; folders or metrics logs of train.",
+            metavar="BUNDLE|RUN",
+            help="NAME.dfs directories (if left out, the only one in the current directory), or training runs: folders"
+            " of train or their metrics logs.",
         ),
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="The page to write.", show_default="none")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="PATH", help="Page to write.")] = None,
     figures: Annotated[
         Path | None,
-        typer.Option(help="Folder for the figures and tables of the training runs, as SVG, PNG, Markdown and JSON."),
+        typer.Option(
+            metavar="DIR", help="Folder for figures and tables of the training runs, as SVG, PNG, Markdown and JSON."
+        ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help=DataHelp, show_default="the digits, or the bundle's own images")
+        Path | None,
+        typer.Option(metavar="PATH", help=DataHelp, show_default="the digits, or the bundle's own images"),
     ] = None,
     bench: Annotated[
         list[Path] | None,
-        typer.Option(help="Result of bench --json for a bundle, instead of timing it now.", show_default="none"),
+        typer.Option(
+            metavar="PATH",
+            help="File with the output of bench --json for a bundle, which is then not timed; repeatable.",
+            show_default=False,
+        ),
     ] = None,
     against: AgainstOption = None,
-    samples: Annotated[int, typer.Option(min=1, help="Images to draw from the data.")] = 1024,
+    samples: Annotated[int, typer.Option(metavar="N", min=1, help="Number of images to draw from the data.")] = 1024,
     examples: Annotated[
-        int, typer.Option(min=0, max=64, help="Inputs to show at the easy and the hard end; 0 keeps pictures out.")
+        int,
+        typer.Option(
+            metavar="N", min=0, max=64, help="Number of easiest and of hardest inputs to show; 0 for no pictures."
+        ),
     ] = 6,
-    min_seconds: Annotated[float, typer.Option(min=0.01, help="Of the bench: measured seconds per case.")] = 2.0,
-    min_iterations: Annotated[int, typer.Option(min=1, help="Of the bench: calls of a case, at least.")] = 200,
+    min_seconds: Annotated[
+        float, typer.Option(metavar="S", min=0.01, help="Measured seconds per case of the bench.")
+    ] = 2.0,
+    min_iterations: Annotated[int, typer.Option(metavar="N", min=1, help="Fewest calls per case of the bench.")] = 200,
     threads: ThreadsOption = 1,
     plan: PlanOption = True,
     prepared: PreparedOption = True,
@@ -76,7 +89,9 @@ def report(
     runs = [path for path in bundles or () if _is_run(path)]
     bundles = [path for path in bundles or () if path not in runs]
     if runs and not bundles:
-        refuse_given(context, "with nothing but training runs; it is about a bundle, so name one", *_OF_BUNDLES)
+        refuse_given(
+            context, "is about a bundle, and only training runs are named; name a bundle, or leave it out", *_OF_BUNDLES
+        )
     drawn_runs = _draw(runs, figures, json)
     if runs and not bundles:
         if json:
@@ -89,7 +104,9 @@ def report(
     if html is None and not json:
         raise UsageError("nothing to make; name the page with --html out.html, or ask for the figures with --json")
     if bench and len(bench) >= len(named):
-        refuse_given(context, "with a --bench of every bundle: nothing is timed; leave it out", *_OF_A_BENCH)
+        refuse_given(
+            context, "has no effect with a --bench for every bundle, since nothing is timed; leave it out", *_OF_A_BENCH
+        )
     with progress(quiet=json) as show:
         made = make_report(
             named,

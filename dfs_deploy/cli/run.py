@@ -33,12 +33,17 @@ def run(
     inputs: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[BUNDLE] [INPUT]...", help="Images, folders of them, or videos; a bundle may come first."
+            metavar="BUNDLE|INPUT",
+            help="Images, folders of images, or videos; the first may be a bundle (if not, the only one in"
+            " the current directory runs).",
         ),
     ] = None,
-    camera: Annotated[str | None, typer.Option(help="Watch a camera: 0 for /dev/video0, or a device.")] = None,
+    camera: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="Camera to watch: 0 for /dev/video0, or a device.")
+    ] = None,
     frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames of each video or the camera to run.", show_default="all")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Frames to classify of each video or the camera.", show_default="all"),
     ] = None,
     budget: BudgetOption = None,
     threads: ThreadsOption = 1,
@@ -89,8 +94,10 @@ def run(
             _show_videos(title, tallies)
         if results or any(tally.frames for tally in tallies):
             output().print(legend(options))
-        for _, message in bad:
+        for _, message in bad if len(bad) > 1 else ():
             errors().print(f"unread: {message}")
+    if len(bad) == 1:
+        raise CheckFailedError(bad[0][1] if count == 1 else f"1 of {count} inputs could not be read: {bad[0][1]}")
     if bad:
         raise CheckFailedError(
             f"{len(bad)} of {count} input(s) could not be read, as {bad[0][0]}; repair or remove them"

@@ -32,74 +32,135 @@ _RENAMED = {"blocks": "blocks_per_group", "augment": "augmentation"}
 
 def train(
     context: typer.Context,
-    data: Annotated[str | None, typer.Option(help=f"{DataHelp} Or the word digits.", show_default=False)] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the run, without one in it.")] = Path("run"),
-    resume: Annotated[
-        Path | None, typer.Option(help="Folder of a run that was stopped, to go on with; no other option but --json.")
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help=f"{DataHelp} Or the word digits. Required without --resume.", show_default=False
+        ),
     ] = None,
-    preset: Annotated[str, typer.Option(help="paper, or quick for a small machine.")] = "paper",
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for the run; it must not hold another run yet.")
+    ] = Path("run"),
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of a stopped run to continue; only --json may be given with it."),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(metavar="NAME", help="Preset of the recipe: paper, or quick for a small machine.")
+    ] = "paper",
     options: Annotated[
         str | None,
         typer.Option(
-            help="Options that the gate chooses from; skip,full trains a SkipNet.", show_default="skip,8,16,full"
+            metavar="LIST",
+            help="Options that the gate chooses from; skip,full trains a SkipNet.",
+            show_default="skip,8,16,full",
         ),
     ] = None,
-    target: Annotated[float | None, typer.Option(help="Computation percentage to reach.", show_default="40")] = None,
+    target: Annotated[
+        float | None, typer.Option(metavar="PERCENT", help="Computation percentage to reach.", show_default="40")
+    ] = None,
     policy: Annotated[
         str | None,
         typer.Option(
-            help="Static policy instead of a gate: an option for all blocks (8), one for each (8,16,...), or mixed,"
-            " chosen by measured sensitivity for the target."
+            metavar="POLICY",
+            help="Static policy instead of a gate: one option for all blocks (8), one per block (8,16,...), or mixed:"
+            " one per block, chosen for the target by measured sensitivity.",
         ),
     ] = None,
     cost: Annotated[
         str | None,
         typer.Option(
-            help="flops, (bits / 32)^2; or a latency table that bench --save-costs wrote on the target.",
+            metavar="flops|PATH",
+            help="Cost of an option: flops for (bits / 32)^2, or a latency table that bench --save-costs wrote on the"
+            " target machine.",
             show_default="flops",
         ),
     ] = None,
-    blocks: Annotated[int | None, typer.Option(help="n of ResNet-(6n+2).", show_default=_BY_PRESET)] = None,
+    blocks: Annotated[
+        int | None, typer.Option(metavar="N", help="Blocks per group: N of ResNet-(6N+2).", show_default=_BY_PRESET)
+    ] = None,
     backbone: Annotated[
-        Path | None, typer.Option(help="Checkpoint whose backbone is taken, instead of training one.")
+        Path | None, typer.Option(metavar="PATH", help="Checkpoint whose backbone is taken instead of training one.")
     ] = None,
     start: Annotated[
-        Path | None, typer.Option(help="Checkpoint whose backbone and gate are taken; only joint training is left.")
+        Path | None,
+        typer.Option(metavar="PATH", help="Checkpoint whose backbone and gate are taken; only joint training is left."),
     ] = None,
     weights_key: WeightsKeyOption = None,
     until: Annotated[
-        str | None, typer.Option(help="Last stage: backbone, gate or joint.", show_default="joint")
+        str | None, typer.Option(metavar="STAGE", help="Last stage: backbone, gate or joint.", show_default="joint")
     ] = None,
-    batch: Annotated[int | None, typer.Option(help="Images in a step.", show_default=_BY_PRESET)] = None,
-    backbone_steps: Annotated[int | None, typer.Option(help="Steps of stage 0.", show_default=_BY_PRESET)] = None,
-    gate_steps: Annotated[int | None, typer.Option(help="Most steps of stage 1.", show_default=_BY_PRESET)] = None,
-    joint_steps: Annotated[int | None, typer.Option(help="Steps of stage 2.", show_default=_BY_PRESET)] = None,
+    batch: Annotated[int | None, typer.Option(metavar="N", help="Images per step.", show_default=_BY_PRESET)] = None,
+    backbone_steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Steps of the stage backbone.", show_default=_BY_PRESET)
+    ] = None,
+    gate_steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Most steps of the stage gate.", show_default=_BY_PRESET)
+    ] = None,
+    joint_steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Steps of the stage joint.", show_default=_BY_PRESET)
+    ] = None,
     alpha: Annotated[
-        float | None, typer.Option(help="Absolute weight of the cost (Equation 2).", show_default=_BY_PRESET)
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Size of the cost's weight in the loss (Equation 2 of the DFS paper).",
+            show_default=_BY_PRESET,
+        ),
     ] = None,
     alpha_sign: Annotated[
-        str | None, typer.Option(help="dynamic, or constant (Table 1).", show_default="dynamic")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Sign of that weight: dynamic, which follows the target, or constant (Table 1 of the DFS paper).",
+            show_default="dynamic",
+        ),
     ] = None,
     augment: Annotated[
-        str | None, typer.Option(help="crop-flip, crop or none.", show_default="crop-flip; crop for digits")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Variation of the images: crop-flip, crop or none.",
+            show_default="crop-flip; crop for digits",
+        ),
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any value of the recipe, by its name there; repeatable."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any value of the recipe, by its name in dfs_deploy.training.Recipe; repeatable.",
+            show_default=False,
+        ),
     ] = None,
-    size: Annotated[str | None, typer.Option(help="Height and width to resize images to, as 32x32.")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HxW", help="Height and width to resize images to, as in 32x32.", show_default="their own"
+        ),
+    ] = None,
     held_out: Annotated[
         int | None,
-        typer.Option(help="Number of training images to hold out and evaluate on.", show_default="a split of its own"),
+        typer.Option(
+            metavar="N",
+            help="Number of training images to keep out of training and evaluate on, instead of another split.",
+            show_default="a tenth if there is no other split",
+        ),
     ] = None,
     evaluate_on: Annotated[
-        str | None, typer.Option(help="Split to evaluate on: test or val.", show_default="test, else val")
+        str | None,
+        typer.Option(metavar="SPLIT", help="Split to evaluate on: test or val.", show_default="test, else val"),
     ] = None,
-    evaluate_every: Annotated[int, typer.Option(min=0, help="Steps between evaluations; 0: after each stage.")] = 0,
-    save_every: Annotated[int, typer.Option(min=1, help="Steps between saved states.")] = 200,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default="a GPU if there is one")] = None,
+    evaluate_every: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Steps between evaluations; 0 for one after each stage.")
+    ] = 0,
+    save_every: Annotated[int, typer.Option(metavar="N", min=1, help="Steps between saved states.")] = 200,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Device to train on: cpu or cuda.", show_default="a GPU if there is one"),
+    ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads.", show_default="as the machine grants")
+        int | None, typer.Option(metavar="N", min=1, help="CPU threads.", show_default="as the machine grants")
     ] = None,
     seed: SeedOption = 0,
     json: JsonOption = False,

@@ -50,28 +50,39 @@ def verify(
     bundle: BundleArgument = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option("--checkpoint", help="The trained checkpoint that it was made from.", show_default="none"),
+        typer.Option(
+            "--checkpoint",
+            metavar="PATH",
+            help="Trained checkpoint that the bundle was made from. Required without --result.",
+            show_default=False,
+        ),
     ] = None,
-    data: Annotated[Path | None, typer.Option("--data", help=DataHelp, show_default="none")] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Images to draw.", show_default="all")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="PATH", help=f"{DataHelp} Required without --result.", show_default=False),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Number of images to draw.", show_default="all")
+    ] = None,
     max_top1_drop: Annotated[
-        float, typer.Option(help="Threshold: share of right answers that may be lost; 0.003 is 0.3 points.")
+        float,
+        typer.Option(metavar="SHARE", help="Threshold: share of right answers that may be lost; 0.003 is 0.3 points."),
     ] = thresholds.VERIFY_MAX_TOP1_DROP,
     min_route_agreement: Annotated[
-        float, typer.Option(help="Threshold: share of block decisions that must agree.")
+        float, typer.Option(metavar="SHARE", help="Threshold: share of block decisions that must agree.")
     ] = thresholds.VERIFY_MIN_ROUTE_AGREEMENT,
     max_computation_change: Annotated[
-        float, typer.Option(help="Threshold: change of the computation percentage, in points.")
+        float, typer.Option(metavar="POINTS", help="Threshold: change of the computation percentage, in points.")
     ] = thresholds.VERIFY_MAX_COMPUTATION_CHANGE,
     per_block: Annotated[
-        bool, typer.Option("--per-block", help="Show the error of each engine as well, by block and option.")
+        bool, typer.Option("--per-block", help="Show also the error of each engine, by block and option.")
     ] = False,
     save: Annotated[
-        Path | None, typer.Option(help="Keep the result in a file, to judge it again.", show_default="none")
+        Path | None, typer.Option(metavar="PATH", help="Keep the result in a file, to judge it again later.")
     ] = None,
     result: Annotated[
         Path | None,
-        typer.Option(help="Judge a kept result by the thresholds, without running anything.", show_default="none"),
+        typer.Option(metavar="PATH", help="Judge a result that --save kept by the thresholds; nothing is run."),
     ] = None,
     weights_key: WeightsKeyOption = None,
     budget: BudgetOption = None,
@@ -137,7 +148,11 @@ def _show(found: Verification, missed: Sequence[str]) -> None:
     if found.per_block is not None:
         _show_per_block(found.per_block)
     worst = min(range(len(found.block_agreement)), key=found.block_agreement.__getitem__, default=None)
-    least = "" if worst is None else f", least at block {worst + 1} ({percent(found.block_agreement[worst])})"
+    least = (
+        ""
+        if worst is None or found.block_agreement[worst] == 1.0
+        else f"; block {worst + 1} agrees least, on {percent(found.block_agreement[worst])}"
+    )
     error = "not finite" if found.max_abs_logit_error is None else f"{found.max_abs_logit_error:.3g}"
     console = output()
     console.print(f"routes agree on {percent(found.route_agreement)} of block decisions{least}")

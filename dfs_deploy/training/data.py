@@ -128,7 +128,7 @@ def load_splits(
     Raises:
         DataError: the data cannot be read, are of one class, have too few images, or splits that do not fit together.
     """
-    evaluation = _choose_split(data, held_out, evaluate_on)
+    evaluation, chosen = _choose_split(data, held_out, evaluate_on)
     train = _open(data, "train", size)
     if len(set(train.labels.tolist())) < 2:
         raise DataError(f"{train.name} has images of one class only, expected at least 2; add the other classes")
@@ -140,6 +140,8 @@ def load_splits(
             f"{train.name} has label {classes - 1} and {len(train)} images, expected labels from 0 on with images of"
             " every class; number the classes without gaps"
         )
+    if is_first():
+        _log.info("training on %s", chosen)
     if evaluation is not None:
         # Of a folder, nothing was decoded until here.
         opened = _open(data, evaluation, size).labelled_for(classes, train.class_names)
@@ -161,8 +163,8 @@ def load_splits(
     return Splits(parts[0], parts[1], HELD_OUT, classes)
 
 
-def _choose_split(data: str, held_out: int | None, evaluate_on: str | None) -> str | None:
-    """Name of the split to evaluate on, or ``None`` for images held out of the training split."""
+def _choose_split(data: str, held_out: int | None, evaluate_on: str | None) -> tuple[str | None, str]:
+    """Name of the split to evaluate on, ``None`` for images held out of the training split; and the choice in words."""
     there: tuple[str, ...] = ("train", "test") if is_digits(data) else splits_of(data)
     if there and "train" not in there:
         raise DataError(f"{data} holds {', '.join(there)} and no train; give the data to train on")
@@ -179,10 +181,8 @@ def _choose_split(data: str, held_out: int | None, evaluate_on: str | None) -> s
         left = [name for name in others if name != chosen]
         evaluated = f"split {chosen}"
         evaluated += f" (also there: {', '.join(left)}; --evaluate-on {left[0]})" if left else ""
-    if is_first():
-        train = f"split train of {data}" if there else f"all images of {data}"
-        _log.info("training on %s, evaluating on %s", train, evaluated)
-    return chosen
+    train = f"split train of {data}" if there else f"all images of {data}"
+    return chosen, f"{train}, evaluating on {evaluated}"
 
 
 def _open(data: str, split: str, size: tuple[int, int] | None) -> Dataset | ImageFolder:

@@ -136,15 +136,23 @@ def local_device(name: str | None) -> torch.device:
         name: ``cpu``, ``cuda``, ``cuda:1`` and the like; ``None`` for a GPU if there is one.
 
     Raises:
-        UsageError: no such device here.
+        UsageError: no kind of device has this name.
+        EnvironmentLacksError: this machine has no such device.
     """
     kind = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(kind)
+    except RuntimeError as error:
+        raise UsageError(
+            f"device {kind!r}, expected cpu, cuda or cuda:N; name one of them, or leave --device out"
+        ) from error
+    try:
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", _whole("LOCAL_RANK", 0, least=0))
         float(torch.zeros(1, device=device))  # some devices take tensors and compute nothing
     except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
         cause = first_line(error)
-        raise UsageError(f"device {kind!r} cannot be used here ({cause}); leave --device out, or give cpu") from error
+        raise EnvironmentLacksError(
+            f"device {kind!r} cannot be used here ({cause}); leave --device out, or give cpu"
+        ) from error
     return device

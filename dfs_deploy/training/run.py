@@ -100,8 +100,13 @@ def train(
     """Trains a network by the paper's two steps: its backbone, its gate, then both toward a computation percentage.
 
     Args:
+    <<<<<<< HEAD
         data: ``digits``, or the path of a data set (``dfs_deploy.load_dataset`` describes them).
         out: folder for the run, without one in it.
+    =======
+        data: ``digits``, or the path of a data set (:func:`dfs_deploy.load_dataset` describes them).
+        out: folder for the run; it must not hold another run yet.
+    >>>>>>> i12-fixb
         preset: ``paper``, or ``quick`` for a small machine.
         options: options that the gate chooses from; ``None`` for ``skip,8,16,full``, or for the policy's own.
         policy: static policy instead of a gate: one option for all gated blocks, one per block separated by commas, or
@@ -112,11 +117,11 @@ def train(
             (``target=``, ``joint_steps=`` ...); ``None`` for its default.
 
     Raises:
-        UsageError: a run is there already, another process trains there, or a value cannot be.
+        UsageError: a run is there already, another process trains there, the folder cannot be created or written to,
+            or a value cannot be.
         DataError: the data or the latency table cannot be read, or do not fit.
         CheckpointError: a checkpoint to begin with cannot be read, or is of another architecture.
-        EnvironmentLacksError: the folder cannot be created, the disk is full, or memory is too small; what was saved
-            stays.
+        EnvironmentLacksError: there is no such device, the disk is full, or memory is too small; what was saved stays.
         CheckFailedError: the loss became NaN or infinite; what was saved stays.
     """
     check_new(Path(out))
@@ -171,7 +176,7 @@ def check_new(folder: Path) -> None:
     try:
         check_folder(folder)
     except OSError as error:
-        raise EnvironmentLacksError(
+        raise UsageError(
             f"the folder {folder} cannot be {'written to' if folder.exists() else 'created'} ({first_line(error)});"
             " choose another for the run"
         ) from error

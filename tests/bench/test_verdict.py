@@ -213,8 +213,27 @@ def test_an_accuracy_that_the_images_cannot_tell_is_a_caveat() -> None:
     found = Evidence(cases, over, Round(16), 100).verdict()
     assert found.choice == "dfs"
     (caveat,) = found.caveats
-    for word in ("DFS", "-0.50 points", "between -2.00 and +1.00", "1.00"):
+    for word in ("DFS", "-0.50 points", "-2.00 to +1.00", "1.00"):
         assert word in caveat, word
+
+
+def test_a_loss_that_may_be_chance_is_called_so_in_the_verdict_too() -> None:
+    times = [1_000_000] * 300
+
+    def lost(low: float, high: float) -> Verdict:
+        cases = [
+            case_result("dfs", 1, times, top1=0.93, top1_below_best=Interval(-0.02, low, high)),
+            case_result("static-fp32", 1, times, top1=0.95, top1_below_best=Interval(0.0, 0.0, 0.0)),
+        ]
+        over = [ratios_of("static-fp32", exactly(0.5), exactly(0.5))]
+        return Evidence(cases, over, Round(16), 100).verdict()
+
+    unsure, sure = lost(-0.045, 0.005), lost(-0.025, -0.015)
+    assert unsure.choice == sure.choice == "static-fp32"
+    assert "may be chance" in unsure.words
+    assert len(unsure.caveats) == 1
+    assert "chance" not in sure.words
+    assert not sure.caveats
 
 
 @given(st.floats(0.1, 10.0), st.floats(0.0, 0.3))

@@ -44,6 +44,8 @@ def test_every_verb_has_help_that_is_whole_on_a_narrow_terminal(monkeypatch: pyt
         flags = {flag for parameter in command.params for flag in parameter.opts if flag.startswith("--")}
         assert flags <= words, verb
         assert "…" not in shown
+        assert not re.search(r"<(str|int|float|path|list)\b|\(none\)", shown), verb
+        assert {"-v", "--debug"} <= words, verb
         assert max(map(len, shown.splitlines())) <= 80
     assert "..." not in run("--help").out.partition("Commands")[2]
 

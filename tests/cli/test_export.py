@@ -170,6 +170,16 @@ def test_what_a_checkpoint_does_not_say_can_be_given(tmp_path: Path) -> None:
     assert Bundle(tmp_path / "net.dfs").manifest.input.class_names == []
 
 
+def test_targets_that_no_option_can_use_are_said_to_be_of_the_static_baseline(tmp_path: Path) -> None:
+    torch.save({"state_dict": skipnet_state_dict(seed=0)}, tmp_path / "net.pt")
+    data = tmp_path / "data.npz"
+    save_npz(data, Dataset(pixels(16, size=(32, 32)), np.zeros(16, np.int64), (), "data"))
+    arguments = ["export", tmp_path / "net.pt", "--targets", "fp32,int8", "--out", tmp_path / "net.dfs"]
+    assert "nothing is INT8 (a static baseline needs --calibration-data)" in run(*arguments).out
+    assert "only the static baseline is INT8" in run(*arguments, "--calibration-data", data).out
+    assert "is INT8" not in run(*arguments[:2], "--targets", "fp32", *arguments[4:]).out
+
+
 def test_which_of_several_weights_is_chosen_kept_and_verified(tmp_path: Path) -> None:
     content = {"state_dict": skipnet_state_dict(seed=0), "state_dict_ema": skipnet_state_dict(seed=1)}
     torch.save(content, tmp_path / "net.pt")

@@ -35,7 +35,7 @@ def test_a_person_sees_at_how_many_blocks_an_engine_stands_in(mixed: Made) -> No
     blocks = Bundle(mixed.path).architecture.gated_blocks
     shown = " ".join(run("inspect", mixed.path).out.split())
     for entry in run("inspect", mixed.path, "--json").json["here"]["onnxruntime"]["substitutions"]:
-        words = f"option {entry['option']}: {entry['served_by']} for {entry['wanted']}"
+        words = f"option {entry['option']} runs {entry['served_by']} instead of {entry['wanted']}"
         assert f"{words} at {len(entry['blocks'])} of {blocks} blocks" in shown
 
 

@@ -165,6 +165,16 @@ def test_an_image_that_cannot_be_read_is_named_and_the_rest_goes_on(
     assert "broken.png is a damaged image" in shown.err
 
 
+def test_one_input_that_cannot_be_read_is_one_line(mixed: Made, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    for arguments in ([tmp_path / "text.png"], [tmp_path / "text.png", "--json"], [pictures / "a.png", tmp_path]):
+        ran = run("run", mixed.path, *arguments)
+        last = [line for line in ran.err.splitlines() if "..." not in line]
+        assert (ran.code, len(last)) == (1, 1), ran.err
+        assert last[0].startswith("error: ")
+        assert "text.png" in last[0]
+
+
 def test_inputs_that_are_not_there(mixed: Made, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("missing.png", "missing.mp4", "empty"):

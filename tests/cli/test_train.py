@@ -178,6 +178,16 @@ def test_a_value_that_cannot_be_is_one_line_and_writes_nothing(
     assert not out.exists()
 
 
+def test_a_device_that_this_machine_lacks_is_of_the_environment(data: Path, tmp_path: Path) -> None:
+    until_backbone(data, "--device", "cuda:99", "--json", "--out", tmp_path / "run").failed(3, "cuda:99", "--device")
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_cannot_be_used_are_not_announced(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    until_backbone(tmp_path / "empty", "--out", tmp_path / "run").failed(2, "empty", "expected one per class")
+
+
 def test_a_value_that_no_stage_reads_is_named(data: Path, finished: Path, tmp_path: Path) -> None:
     backbone = ["--backbone", finished / "backbone.pt"]
     words = ["--policy", "8", "--set", "gate_lr=1", "--target", "30", "--json", "--out", tmp_path / "a"]
@@ -342,7 +352,7 @@ def test_a_folder_that_cannot_take_a_run_is_said_before_the_data_are_read(finish
     until_backbone(nothing, "--out", finished).failed(2, "has a training run already", "--resume")
     (tmp_path / "file").write_text("")
     until_backbone(nothing, "--out", tmp_path / "file").failed(2, "is no folder")
-    until_backbone(nothing, "--out", "/proc/run").failed(3, "/proc/run", "cannot be created")
+    until_backbone(nothing, "--out", "/proc/run").failed(2, "/proc/run", "cannot be created")
     until_backbone(nothing, "--out", tmp_path / "run").failed(2, "no data set")
 
 

@@ -111,4 +111,4 @@ def test_resume_stands_alone_and_a_finished_run_has_nothing_left(folder: Path) -
 
 def test_a_folder_that_cannot_be_created_is_said(folder: Path) -> None:
     within_a_file = folder / "patches.npz" / "run"
-    train(folder, "--out", within_a_file).failed(3, f"the folder {within_a_file} cannot be created (Not a directory)")
+    train(folder, "--out", within_a_file).failed(2, f"the folder {within_a_file} cannot be created (Not a directory)")

@@ -77,7 +77,7 @@ def test_they_are_kept_beside_the_bundle(bundle: Bundle) -> None:
     assert made.folder == file.parent
     before = file.stat()
     with Runtime(bundle) as runtime:
-        assert runtime.description["layout"] == f"blocked by {made.channel_block}, kept"
+        assert runtime.description["layout"] == f"blocked by {made.channel_block}, prepared engines kept"
     assert not prepared.prepare_engines(bundle).made
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert [each.name for each in file.parent.iterdir()] == [file.name]
@@ -147,7 +147,7 @@ def test_many_may_prepare_at_once(bundle: Bundle) -> None:
 
     def start(_: int) -> NDArray[np.float32]:
         with Runtime(bundle) as runtime:
-            assert runtime.description["layout"].endswith(", kept")
+            assert runtime.description["layout"].endswith("engines kept")
             return runtime(images).logits
 
     with ThreadPoolExecutor(4) as pool:
@@ -173,7 +173,7 @@ def test_what_fails_is_said_remembered_and_tried_again_when_asked(
     again = prepared.prepare_engines(bundle)
     assert (again.made, again.failed) == (True, False)
     with Runtime(bundle) as runtime:
-        assert runtime.description["layout"].endswith(", kept")
+        assert runtime.description["layout"].endswith("engines kept")
 
 
 @needs_blocks
@@ -193,7 +193,7 @@ def test_no_place_for_temporary_files_is_needed(bundle: Bundle, monkeypatch: pyt
     monkeypatch.setattr("tempfile.tempdir", str(bundle.path / "nowhere"))
     monkeypatch.setenv("TMPDIR", str(bundle.path / "nowhere"))
     with Runtime(bundle) as runtime:
-        assert runtime.description["layout"].endswith(", kept")
+        assert runtime.description["layout"].endswith("engines kept")
 
 
 @needs_blocks
@@ -210,7 +210,7 @@ def test_what_a_machine_is_short_of_now_is_not_remembered(
             assert runtime.description["layout"].startswith("plain: ")
     assert prepared.load_prepared(bundle) is None
     with Runtime(bundle) as runtime:
-        assert runtime.description["layout"].endswith(", kept")
+        assert runtime.description["layout"].endswith("engines kept")
 
 
 @needs_blocks
@@ -219,7 +219,7 @@ def test_where_nothing_can_be_kept_they_are_held_in_memory(bundle: Bundle, monke
     monkeypatch.delenv("HOME", raising=False)
     bundle.path.with_name(f"{bundle.path.name}.cache").write_text("in the way")
     with Runtime(bundle) as runtime:
-        assert ", not kept: " in runtime.description["layout"]
+        assert "engines not kept: " in runtime.description["layout"]
         images = pixels(3)
         held = runtime(images).logits
     with Runtime(bundle, prepared=False) as plain:

@@ -93,7 +93,8 @@ class PreparedEngines:
         """Layout of float32 features and place of the engines, in words."""
         if self.channel_block == 1:
             return f"plain: {self.reason}"
-        return f"blocked by {self.channel_block}, {'kept' if self.folder is not None else f'not kept: {self.reason}'}"
+        engines = "prepared engines kept" if self.folder is not None else f"prepared engines not kept: {self.reason}"
+        return f"blocked by {self.channel_block}, {engines}"
 
 
 PLAIN = PreparedEngines(reason="not asked for")
