@@ -227,7 +227,9 @@ def export(
                 progress("writing the single file", 0.0)
                 model = write_single_file(network, contract, ranges, wanted, bits)
                 check_single_file(model, draft.bundle, probes)
-    _log_line(f"{out}: {len(files)} files written" + ("" if replaced is None else f", replacing the bundle of {replaced}"))
+    _log_line(
+        f"{out}: {len(files)} files written" + ("" if replaced is None else f", replacing the bundle of {replaced}")
+    )
     if single is not None:
         write_whole(single, model)
         _log_line(f"{single}: {len(model)} bytes written")
