@@ -123,8 +123,9 @@ def bench(
             f"{bundle.path} was calibrated for no budget; export with --budgets, or leave --all-budgets out"
         )
     if isinstance(data, str | Path):
-        loaded = open_dataset(Path(data), size=bundle.input.shape[1:])
-        data = loaded.labelled_for(bundle.architecture.classes, bundle.input.class_names)
+        data = open_dataset(Path(data), size=bundle.input.shape[1:])
+    if data is not None:
+        data = data.labelled_for(bundle.architecture.classes, bundle.input.class_names)
     inputs = draw_inputs(bundle, data, seed)
     count = len(inputs.images) // batch * batch
     if not count:

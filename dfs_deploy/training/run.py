@@ -100,13 +100,8 @@ def train(
     """Trains a network by the paper's two steps: its backbone, its gate, then both toward a computation percentage.
 
     Args:
-    <<<<<<< HEAD
         data: ``digits``, or the path of a data set (``dfs_deploy.load_dataset`` describes them).
-        out: folder for the run, without one in it.
-    =======
-        data: ``digits``, or the path of a data set (:func:`dfs_deploy.load_dataset` describes them).
         out: folder for the run; it must not hold another run yet.
-    >>>>>>> i12-fixb
         preset: ``paper``, or ``quick`` for a small machine.
         options: options that the gate chooses from; ``None`` for ``skip,8,16,full``, or for the policy's own.
         policy: static policy instead of a gate: one option for all gated blocks, one per block separated by commas, or

@@ -164,6 +164,17 @@ def test_inputs_are_drawn_by_seed(floats: Made) -> None:
     assert len(set(found)) > 1
 
 
+def test_classes_of_opened_data_are_matched_by_name(mixed: Made, tmp_path: Path) -> None:
+    bundle = copied(mixed, tmp_path)
+    names, values = tuple("abcdefghij"), manifest_of(bundle)
+    write_manifest(bundle, {**values, "input": {**values["input"], "class_names": names}})
+    ordered = Dataset(mixed.data.images, mixed.data.labels, names, "letters")
+    turned = Dataset(mixed.data.images, 9 - mixed.data.labels, names[::-1], "letters")
+    first, other = (bench(bundle, data, **QUICK).dynamic.top1 for data in (ordered, turned))
+    assert first == other
+    assert first is not None
+
+
 def test_too_few_images(mixed: Made) -> None:
     with refuses(UsageError, "96 images", "97"):
         bench(Bundle(mixed.path), mixed.data, batch=97, **QUICK)
