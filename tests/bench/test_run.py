@@ -175,6 +175,19 @@ def test_classes_of_opened_data_are_matched_by_name(mixed: Made, tmp_path: Path)
     assert first is not None
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("batch", 0), ("batch", -1), ("threads", 0), ("min_iterations", 0), ("start_ups", -1), ("seed", -1)),
+        *((name, value) for name in ("min_seconds", "max_seconds", "energy_seconds") for value in (math.nan, math.inf)),
+        *(("warm_up_seconds", -0.5), ("max_top1_drop", -3.0), ("max_top1_drop", math.nan), ("noise_band", -1.0)),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_before_anything_is_read(name: str, value: float) -> None:
+    with refuses(UsageError, name.split("_", maxsplit=1)[0], f"{value:g}, expected"):
+        bench("missing.dfs", **{**QUICK, name: value})
+
+
 def test_too_few_images(mixed: Made) -> None:
     with refuses(UsageError, "96 images", "97"):
         bench(Bundle(mixed.path), mixed.data, batch=97, **QUICK)
