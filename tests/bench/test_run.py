@@ -326,6 +326,8 @@ def test_a_network_of_another_bundle_is_timed_and_judged_beside_the_own(mixed: M
     rival = result.case("static-fp32@plain")
     assert rival is not None
     assert rival.top1 == mine, "each network takes images as it was trained on"
+    with refuses(UsageError, str(plain), "the same bundle"):
+        bench(mixed.path, mixed.data, against=[plain, Bundle(plain)], **QUICK)
 
 
 def test_a_policy_of_several_precisions_runs_as_it_was_trained(mixed: Made, tmp_path: Path) -> None:
