@@ -173,12 +173,18 @@ def check_rivals(bundle: Bundle, against: Sequence[Bundle]) -> None:
         against: bundles of networks that were trained to be static.
 
     Raises:
-        UsageError: one has a gate, has engines only for another runtime, or takes other images or classes.
+        UsageError: one has a gate, has engines only for another runtime, takes other images or classes, or is named
+            twice.
     """
-    for rival in against:
+    digests = [rival.digest for rival in against]
+    for index, rival in enumerate(against):
         what = _misfit(bundle, rival)
         if what is not None:
             raise UsageError(f"{rival.path} {what}")
+        if rival.digest in digests[:index]:
+            raise UsageError(
+                f"{rival.path} is the same bundle as {against[digests.index(rival.digest)].path}; name one"
+            )
 
 
 def _misfit(bundle: Bundle, rival: Bundle) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -100,12 +101,16 @@ def bench(
         progress: progress of the run.
 
     Raises:
-        UsageError: no inputs, or fewer than one batch; paths cannot be forced, or none of them skips; a network to
-            compare with does not fit; threads on a device whose runtime has none; a budget that was not calibrated.
+        UsageError: a number that is too small, NaN or infinite; no inputs, or fewer than one batch; paths cannot be
+            forced, or none of them skips; a network to compare with does not fit; threads on a device whose runtime
+            has none; a budget that was not calibrated.
         EnvironmentLacksError: this machine is not the device.
         ArtefactError: the earlier bench measured something else.
         CheckFailedError: times are so unsteady that the latency table would say nothing.
     """
+    _check_numbers(1, batch=batch, threads=threads, min_iterations=min_iterations)
+    _check_numbers(0, min_seconds=min_seconds, max_seconds=max_seconds, warm_up_seconds=warm_up_seconds)
+    _check_numbers(0, start_ups=start_ups, energy_seconds=energy_seconds, seed=seed)
     threads = _checked_threads(device, threads, save_plan)
     if max_seconds is not None and max_seconds < min_seconds:
         raise UsageError(f"--max-seconds {max_seconds:g}, expected at least the {min_seconds:g} of --min-seconds")
@@ -123,8 +128,9 @@ def bench(
             f"{bundle.path} was calibrated for no budget; export with --budgets, or leave --all-budgets out"
         )
     if isinstance(data, str | Path):
-        loaded = open_dataset(Path(data), size=bundle.input.shape[1:])
-        data = loaded.labelled_for(bundle.architecture.classes, bundle.input.class_names)
+        data = open_dataset(Path(data), size=bundle.input.shape[1:])
+    if data is not None:
+        data = data.labelled_for(bundle.architecture.classes, bundle.input.class_names)
     inputs = draw_inputs(bundle, data, seed)
     count = len(inputs.images) // batch * batch
     if not count:
@@ -191,12 +197,19 @@ def bench(
     return result
 
 
+def _check_numbers(least: int, **values: float | None) -> None:
+    """Refuses numbers below ``least``, NaN and infinity; ``None`` stands for a default."""
+    for name, value in values.items():
+        if value is not None and not least <= value < math.inf:
+            raise UsageError(f"{name.replace('_', ' ')} {value:g}, expected a number from {least} on")
+
+
 def _checked_threads(device: str, threads: int | None, save_plan: bool) -> int | None:
     """Threads of one engine on a device; ``None`` if its runtime has none."""
     if device not in DEVICES:
         raise UsageError(f"unknown device {device!r}, expected {', '.join(DEVICES)}")
     if RUNTIME_OF[device] == "onnxruntime":
-        return threads or 1
+        return 1 if threads is None else threads
     if threads is not None:
         raise UsageError(f"{threads} threads on {device}, whose runtime has none; leave threads out")
     if save_plan:

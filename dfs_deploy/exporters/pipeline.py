@@ -166,7 +166,8 @@ def export(
     out = Path(f"{bundle_stem(source)}{SUFFIX}" if out is None else out)
     if weight_bits not in (None, 7, 8):
         raise UsageError(f"weight_bits {weight_bits!r}, expected 7 or 8")
-    bits = weight_bits or WEIGHT_BITS[target_named(target_cpu)]
+    suited = WEIGHT_BITS[target_named(target_cpu)]
+    bits = weight_bits or suited
     if not 0 <= seed < 1 << 63:
         raise UsageError(f"seed {seed}, expected 0 to {(1 << 63) - 1}")
     wanted = parse_targets(PRECISIONS if targets is None else targets)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dfs_deploy
-from dfs_deploy.bench.candidates import Inputs, check_rivals
+from dfs_deploy.bench.candidates import Inputs, check_rivals, draw_inputs
 from dfs_deploy.bench.result import BUDGET, DYNAMIC, BenchResult, load_bench
 from dfs_deploy.bench.run import bench as run_bench
 from dfs_deploy.bundle import Bundle, open_bundles
@@ -58,7 +58,8 @@ def report(
 
     Args:
         bundles: bundles with engines for ONNX Runtime, or their paths.
-        data: labelled images, or their path; ``None`` for the images that each bundle carries.
+        data: labelled images, or their path; ``None`` for the shipped digits if a bundle was made for them,
+            and else for the images that it carries.
         html: page to write, one file that needs no network; ``None`` for none.
         bench: results of ``dfs_deploy.bench``, or files of ``bench --json``, to use instead of timing now.
         against: bundles of networks that were trained to be static, which a bench made now compares with.
@@ -187,7 +188,7 @@ def _measured(
     how: _How,
     progress: Progress,
 ) -> BundleReport:
-    inputs = _inputs(bundle, data, how)
+    inputs = draw_inputs(bundle, data, how.seed, how.samples)
     groups = [block.group for block in bundle.architecture.blocks]
     with Runtime(bundle, threads=how.threads, plan=how.plan, prepared=how.prepared) as runtime:
         result = _run(runtime, inputs.images, progress)
@@ -245,17 +246,6 @@ def _measured(
         budgets=tuple(bundle.manifest.budgets),
         examples=pick_examples(bundle, inputs.images, inputs.labels, result, how.examples),
     )
-
-
-def _inputs(bundle: Bundle, data: Dataset | ImageFolder | None, how: _How) -> Inputs:
-    if data is not None:
-        drawn = data.subset(how.samples, how.seed).load()
-        return Inputs(drawn.images, drawn.labels, drawn.name, drawn.notes)
-    carried = bundle.samples()
-    if carried is None:
-        raise UsageError(f"{bundle.path} carries no images; give some with --data")
-    # No labels: they were chosen for different paths, so their top-1 would say nothing about any data.
-    return Inputs(carried.images, None, "images carried by the bundle, chosen for different paths")
 
 
 def _run(runtime: Runtime, images: NDArray[np.uint8], progress: Progress) -> Result:

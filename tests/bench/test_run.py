@@ -164,6 +164,30 @@ def test_inputs_are_drawn_by_seed(floats: Made) -> None:
     assert len(set(found)) > 1
 
 
+def test_classes_of_opened_data_are_matched_by_name(mixed: Made, tmp_path: Path) -> None:
+    bundle = copied(mixed, tmp_path)
+    names, values = tuple("abcdefghij"), manifest_of(bundle)
+    write_manifest(bundle, {**values, "input": {**values["input"], "class_names": names}})
+    ordered = Dataset(mixed.data.images, mixed.data.labels, names, "letters")
+    turned = Dataset(mixed.data.images, 9 - mixed.data.labels, names[::-1], "letters")
+    first, other = (bench(bundle, data, **QUICK).dynamic.top1 for data in (ordered, turned))
+    assert first == other
+    assert first is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("batch", 0), ("batch", -1), ("threads", 0), ("min_iterations", 0), ("start_ups", -1), ("seed", -1)),
+        *((name, value) for name in ("min_seconds", "max_seconds", "energy_seconds") for value in (math.nan, math.inf)),
+        *(("warm_up_seconds", -0.5), ("max_top1_drop", -3.0), ("max_top1_drop", math.nan), ("noise_band", -1.0)),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_before_anything_is_read(name: str, value: float) -> None:
+    with refuses(UsageError, name.split("_", maxsplit=1)[0], f"{value:g}, expected"):
+        bench("missing.dfs", **{**QUICK, name: value})
+
+
 def test_too_few_images(mixed: Made) -> None:
     with refuses(UsageError, "96 images", "97"):
         bench(Bundle(mixed.path), mixed.data, batch=97, **QUICK)
@@ -302,6 +326,8 @@ def test_a_network_of_another_bundle_is_timed_and_judged_beside_the_own(mixed: M
     rival = result.case("static-fp32@plain")
     assert rival is not None
     assert rival.top1 == mine, "each network takes images as it was trained on"
+    with refuses(UsageError, str(plain), "the same bundle"):
+        bench(mixed.path, mixed.data, against=[plain, Bundle(plain)], **QUICK)
 
 
 def test_a_policy_of_several_precisions_runs_as_it_was_trained(mixed: Made, tmp_path: Path) -> None:

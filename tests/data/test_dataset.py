@@ -100,3 +100,5 @@ def test_notes_go_along(tmp_path: Path) -> None:
     assert read.subset(3, 0).labelled_for(3, ("a", "b", "c")).load().notes == read.notes
     assert read.labelled_for(3, ()).notes[0] == read.notes[0]
     assert "keep their own order: 0 = a, 1 = b, 2 = c" in read.labelled_for(3, ()).notes[1]
+    twice = read.labelled_for(3, ()).labelled_for(3, ())
+    assert twice.notes == read.labelled_for(3, ()).notes, "a note is said once"

@@ -333,6 +333,8 @@ def test_only_the_calibration_images_that_are_drawn_are_decoded(mixed: Made, tmp
         ({"targets": ["int4"]}, "int4"),
         ({"targets": []}, "target"),
         ({"calibration_data": "missing.npz"}, "missing.npz"),
+        ({"weight_bits": 8, "target_cpu": "nonsense"}, "nonsense"),
+        ({"weight_bits": 6}, "weight_bits 6, expected 7 or 8"),
     ],
 )
 def test_choices_that_cannot_be(mixed: Made, tmp_path: Path, choices: dict[str, Any], word: str) -> None:

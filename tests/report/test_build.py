@@ -13,8 +13,15 @@ from PIL import Image
 
 from dfs_deploy.bench.result import BenchResult
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.data import Dataset
+from dfs_deploy.data.digits import DIGITS_CLASSES
 from dfs_deploy.errors import BundleError, DataError, SavedResultError, UsageError
+from dfs_deploy.exporters import export
+from dfs_deploy.models import DFSNetwork
+from dfs_deploy.network import cifar_resnet
+from dfs_deploy.options import Options
+from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.report import BundleReport, Report, report
 from dfs_deploy.report.build import match_benches
 from dfs_deploy.runtimes import Runtime
@@ -85,6 +92,16 @@ def test_without_data_the_carried_images_are_run_and_no_accuracy_is_told(unlabel
     assert all(point.top1 is None for point in unlabelled.frontier)
     assert all(path.top1 is None for path in unlabelled.paths)
     assert all(example.correct is None and example.label is None for example in unlabelled.examples)
+
+
+def test_without_data_a_bundle_for_the_digits_runs_them_with_labels(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("digits")
+    network = DFSNetwork(cifar_resnet((1, 1), (4, 8), 10, (3, 16, 16)), Options.parse("skip,full")).eval()
+    save_checkpoint(folder / "net.pt", network, InputContract((3, 16, 16), (0.5,) * 3, (0.25,) * 3, DIGITS_CLASSES))
+    bundle = export(folder / "net.pt", folder / "net.dfs", targets=["fp32"]).bundle
+    made = made_of(bundle.path, samples=40, examples=0, **QUICK)
+    assert (made.outcome.data, made.outcome.inputs, made.outcome.labelled) == ("digits-test", 40, True)
+    assert made.outcome.data == made.bench.data
 
 
 def test_examples_are_the_ends(mixed: Made, one: BundleReport) -> None:
