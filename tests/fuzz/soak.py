@@ -1,9 +1,9 @@
 """Runs a network for long: ``python -m tests.fuzz.soak [--scale 0.01]``.
 
 One million single images, 20,000 batches of random sizes, 1,000 times opened and closed, and 8 clones in 8 threads,
-each in a process of its own. Memory must stay within 2 MiB of the most of a warm-up, the files and threads that are open
-must stay the same, and every result must equal the first one of its image, bit by bit. Prints a table; the exit code is 1 if
-a bar is missed.
+each in a process of its own. Memory must stay within 2 MiB of the most of a warm-up, the files and threads that are
+open must stay the same, and every result must equal the first one of its image, bit by bit. Prints a table; the exit
+code is 1 if a threshold is missed.
 """
 
 from __future__ import annotations
