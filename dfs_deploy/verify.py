@@ -319,7 +319,7 @@ FORMAT = VersionedFormat(
     "make it with dfs-deploy verify --save",
     error=SavedResultError,
     mark=("schema", SCHEMA),
-    older={1: (Verification, lambda found: found)},
+    older={1: (Verification, lambda found: msgspec.structs.replace(found, schema_version=SCHEMA_VERSION))},
 )
 
 
