@@ -77,8 +77,8 @@ def report(
         The report; ``as_json()`` gives it as plain values.
 
     Raises:
-        UsageError: no inputs; a page that is not named ``.html``; a network to compare with, or a bench, that does not
-            fit.
+        UsageError: no bundle; no inputs; a page that is not named ``.html``; a network to compare with, or a bench,
+            that does not fit.
         BundleError: a bundle cannot be read, or has no engines for ONNX Runtime.
         DataError: the data cannot be read, or a bench is of another bundle.
         MissingExtraError: the page needs an extra that is not installed.
@@ -86,6 +86,8 @@ def report(
     if html is not None:
         _check_page(Path(html))
     opened, rivals = open_bundles(bundles), open_bundles(against)
+    if not opened:
+        raise UsageError("no bundle, expected at least one to report on; name a NAME.dfs folder")
     for bundle in opened:
         check_rivals(bundle, rivals)
         if "onnxruntime" not in bundle.manifest.runtimes:

@@ -179,6 +179,14 @@ def test_bundles_of_one_name_differ_by_digest(floats: Made, unlabelled: BundleRe
     assert {point.bundle for point in made.bundles[1].frontier} == {names[1]}
 
 
+def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
+    with refuses(UsageError, "no bundle"):
+        report([])
+    with refuses(UsageError, "no bundle"):
+        report([], html=tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_bundle_for_another_runtime_is_refused(mixed: Made, tmp_path: Path) -> None:
     bundle = copied(mixed, tmp_path)
     values = manifest_of(bundle)
