@@ -204,7 +204,8 @@ def _make_job(
         recipe = recipe_of(preset, **{**wanted, "costs": costs, "cost": Path(cost).name})
         job = dataclasses.replace(job, recipe=recipe)
     if policy == MIXED:
-        found = search_policy(job, splits)
+        with torch_threads(job.threads), _memory():
+            found = search_policy(job, splits)
         names = ",".join(found.policy)
         if is_first():
             _log.info("policy %s: %.2f %% computation, by sensitivity on %s", names, found.percentage, found.images)
