@@ -32,7 +32,7 @@ MAX_MEAN = MAX_STD = 1e6
 MIN_STD = 1e-6
 """Bounds of the absolute mean and of the standard deviation, within which no pixel is normalised to infinity."""
 
-_log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -139,7 +139,7 @@ class InputContract:
     def _doubt_normalisation(self, seen: float) -> None:
         if "doubted" not in self.__dict__:  # warned once per contract
             self.__dict__["doubted"] = True
-            _log.warning(
+            _LOG.warning(
                 "float32 input has root mean square %.3g, but normalised pixels have at most %.3g; it is used as it is:"
                 " give uint8 pixels (N, H, W, C) to have them normalised",
                 seen,

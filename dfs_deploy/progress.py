@@ -10,14 +10,3 @@ Progress = Callable[[str, float], None]
 
 def silent(stage: str, share: float) -> None:
     """The callback that shows nothing."""
-
-
-def part_of(progress: Progress, start: float, end: float) -> Progress:
-    """The callback for a part of the work, which reports to the callback of the whole.
-
-    Args:
-        progress: callback of the whole.
-        start: share of the whole that is done when the part begins, 0 to 1.
-        end: share of the whole that is done when the part ends, 0 to 1.
-    """
-    return lambda stage, share: progress(stage, start + (end - start) * share)

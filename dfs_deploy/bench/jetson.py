@@ -11,8 +11,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from dfs_deploy.bench.machine import ROOT, kernel_text
+from dfs_deploy.bench.machine import ROOT
 from dfs_deploy.bench.result import Jetson, PowerState
+from dfs_deploy.system.cpu import kernel_text
 
 RELEASE = "etc/nv_tegra_release"
 MODEL = "proc/device-tree/model"

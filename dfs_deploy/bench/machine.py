@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from dfs_deploy.bench.result import Disturbance, Machine, MachineState
-from dfs_deploy.system.cpu import cpu_facts, cpu_limits, describe_cpu
+from dfs_deploy.system.cpu import cpu_facts, cpu_limits, describe_cpu, kernel_text
 
 ROOT = Path("/")
 """Root of the file system; tests read another."""
@@ -97,11 +97,3 @@ def _turbo(root: Path) -> bool | None:
     if forbidden is not None:
         return forbidden == "0"
     return None if allowed is None else allowed == "1"
-
-
-def kernel_text(file: Path) -> str | None:
-    """Content of a small file of the kernel; ``None`` if it has no such file or does not answer."""
-    try:
-        return file.read_text(errors="replace").strip("\0\n ") or None
-    except OSError:
-        return None

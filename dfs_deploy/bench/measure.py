@@ -53,7 +53,7 @@ from dfs_deploy.suspicion import suspicions
 from dfs_deploy.system.cpu import made_for_another_cpu
 from dfs_deploy.thresholds import NOISY
 
-_log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 _PATH_SHARE = 1 / 3
 """Share of a case's measured time that one path gets."""
@@ -348,7 +348,7 @@ def _timed(
         ahead = min(passed, max_s - passed)
         if not found.wants_more(max_s / passed if passed else 1.0) or ahead <= 0.0:
             return _Times(found, rounds, size, looks, watch.stop())
-        _log.info("timing for longer: %s", found.problems[0].what if found.problems else "the 95th percentile")
+        _LOG.info("timing for longer: %s", found.problems[0].what if found.problems else "the 95th percentile")
         least = 1
 
 

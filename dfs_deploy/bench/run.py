@@ -31,7 +31,7 @@ from dfs_deploy.runtimes.onnxruntime.engine_choice import save_choice as write_p
 from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, prepare_engines
 from dfs_deploy.thresholds import NOISE_BAND, VERDICT_MAX_TOP1_DROP
 
-_log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 EXTENSION = 4
 """How many times as long as asked for a run may become, to know what its verdict reads."""
@@ -193,10 +193,10 @@ def bench(
                 kept.append(Path(save_baseline))
             result = replace(result, kept=tuple(map(str, kept)))
             for file in result.kept:
-                _log.info("kept %s", file)
+                _LOG.info("kept %s", file)
         elif kept or save_baseline is not None:
-            _log.info("nothing was kept, since the run is INVALID: %s", result.problems[0].what)
-    _log.info("benched %s on %s: %s", bundle.path, device, result.verdict.words)
+            _LOG.info("nothing was kept, since the run is INVALID: %s", result.problems[0].what)
+    _LOG.info("benched %s on %s: %s", bundle.path, device, result.verdict.words)
     return result
 
 

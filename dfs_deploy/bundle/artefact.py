@@ -242,7 +242,8 @@ def find_bundle(directory: str | Path = ".") -> Path:
         return found[0]
     seen = f"several bundles ({', '.join(path.name for path in found)})" if found else "no *.dfs bundle"
     remedy = "name one of them" if found else "name the bundle, or make one with dfs-deploy export"
-    raise UsageError(f"{seen} in the current directory, expected one; {remedy}")
+    where = "the current directory" if Path(directory) == Path() else directory
+    raise UsageError(f"{seen} in {where}, expected one; {remedy}")
 
 
 def describe_bundle(bundle: Bundle) -> str:

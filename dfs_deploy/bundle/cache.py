@@ -103,7 +103,7 @@ class Cache:
         return self._places[0].folder
 
     def read(self, name: str, limit: int = MAX_FILE) -> bytes | None:
-        """Content of a file, or ``None`` if it does not exist or cannot be read.
+        """Content of a file, which is marked as used; ``None`` if it does not exist or cannot be read.
 
         Args:
             name: path of the file in the bundle's folder, with ``/`` between parts.
@@ -111,7 +111,9 @@ class Cache:
         """
         for path in self.find(name):
             with contextlib.suppress(OSError):  # unreadable entries are made again
-                return read_file(path, limit, follow=False)
+                content = read_file(path, limit, follow=False)
+                mark_used(path)
+                return content
         return None
 
     def find(self, name: str) -> list[Path]:

@@ -176,11 +176,11 @@ def bench(
             output().print(f"wrote {file}")
     if result.comparison is not None and result.comparison.failures:
         raise RegressionError("; ".join(result.comparison.failures))
-    asked = {"plan": save_plan, "table of costs": save_costs, "baseline": save_baseline}
+    asked = {"engine choice": save_plan, "table of costs": save_costs, "baseline": save_baseline}
     unkept = {kind: file for kind, file in asked.items() if file}
     if unkept and not result.valid:
         problem, files = result.problems[0], [str(file) for file in unkept.values() if isinstance(file, Path)]
         raise CheckFailedError(
             f"an INVALID run is no {' and no '.join(unkept)}: {problem.what}; {problem.remedy}; not written:"
-            f" {', '.join(files) or 'the plan'}"
+            f" {', '.join(files) or 'the engine choice'}"
         )

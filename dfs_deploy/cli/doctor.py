@@ -148,7 +148,7 @@ def _layout() -> str:
         from dfs_deploy.runtimes.onnxruntime.blocked import block_size
     except ImportError as error:
         return f"unknown: {first_line(error)}"
-    together = block_size()
-    if together > 1:
-        return f"blocked by {together}, for networks whose channels are multiples of it"
+    channel_block = block_size()
+    if channel_block > 1:
+        return f"blocked by {channel_block}, for networks whose channels are multiples of it"
     return "plain: ONNX Runtime has no blocked layout for this CPU"

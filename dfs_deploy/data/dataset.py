@@ -95,7 +95,8 @@ class Dataset:
             DataError: the network does not know a class.
         """
         matched = match_labels(self.labels, self.class_names, classes, class_names, self.name)
-        notes = self.notes if matched.note is None or matched.note in self.notes else (*self.notes, matched.note)
+        note = matched.note
+        notes = self.notes if note is None or note in self.notes else (*self.notes, note)
         return Dataset(self.images, matched.labels, matched.class_names, self.name, notes)
 
     def subset(self, count: int | None, seed: int) -> Dataset:
@@ -153,7 +154,8 @@ class ImageFolder:
     def labelled_for(self, classes: int, class_names: Sequence[str]) -> ImageFolder:
         """Same as ``Dataset.labelled_for``, without decoding an image."""
         matched = match_labels(self.labels, self.class_names, classes, class_names, self.name)
-        notes = self.notes if matched.note is None or matched.note in self.notes else (*self.notes, matched.note)
+        note = matched.note
+        notes = self.notes if note is None or note in self.notes else (*self.notes, note)
         return replace(self, labels=matched.labels, class_names=matched.class_names, notes=notes)
 
     def subset(self, count: int | None, seed: int) -> ImageFolder:

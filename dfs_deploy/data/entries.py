@@ -16,7 +16,7 @@ from dfs_deploy.io.text import first_line, one_line
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-_log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 
 def entries_of(folder: Path) -> list[os.DirEntry[str]]:
@@ -26,7 +26,7 @@ def entries_of(folder: Path) -> list[os.DirEntry[str]]:
     kept = [entry for entry in entries if not _is_ignored(entry.name)]
     if len(kept) < len(entries):
         names = ", ".join(entry.name for entry in entries if _is_ignored(entry.name))
-        _log.info("ignored in %s: %s", one_line(folder), one_line(names))
+        _LOG.info("ignored in %s: %s", one_line(folder), one_line(names))
     return kept
 
 

@@ -35,7 +35,7 @@ _STRIP_PIXELS = 1 << 20
 
 _KINDS = "PNG, JPEG, BMP, PPM or WebP"
 
-_log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +146,7 @@ def _too_large(name: str) -> DataError:
 
 def _say(read: Decoded, name: str) -> None:
     if read.note is not None:
-        _log.warning("%s: %s", one_line(name), read.note)
+        _LOG.warning("%s: %s", one_line(name), read.note)
 
 
 def _opened(header: Header) -> ImageFile:

@@ -179,7 +179,7 @@ def export(
     with torch_threads(threads):
         loaded = load_checkpoint(source, options, facts)
         network, contract = loaded.network, loaded.input
-        _log(f"{source}: {network.architecture.name} of format {loaded.format}, options {network.options}")
+        _log_line(f"{source}: {network.architecture.name} of format {loaded.format}, options {network.options}")
         data = _load_data(calibration_data, loaded, calibration_samples, seed)
         held = None if budgets is None else _check_budgets(budgets, network, data, made_for)
         used = {i: o for i, o in enumerate(network.options) if network.policy is None or i in network.policy}
@@ -228,10 +228,12 @@ def export(
                 progress("writing the single file", 0.0)
                 model = write_single_file(network, contract, ranges, wanted, bits)
                 check_single_file(model, draft.bundle, probes)
-    _log(f"{out}: {len(files)} files written" + ("" if replaced is None else f", replacing the bundle of {replaced}"))
+    _log_line(
+        f"{out}: {len(files)} files written" + ("" if replaced is None else f", replacing the bundle of {replaced}")
+    )
     if single is not None:
         write_whole(single, model)
-        _log(f"{single}: {len(model)} bytes written")
+        _log_line(f"{single}: {len(model)} bytes written")
     notes = () if data is None else data.notes
     return Exported(Bundle(out), validation, comparison, loaded.assumptions, single, notes, replaced)
 
@@ -377,7 +379,7 @@ def _measure(
     return comparison, msgspec.structs.replace(draft.manifest, accuracy=accuracy, budgets=points)
 
 
-def _log(line: str) -> None:
+def _log_line(line: str) -> None:
     _LOG.info("%s", one_line(line))
 
 
@@ -399,7 +401,7 @@ def _substitutions(options: Iterable[Option], targets: Sequence[Precision]) -> l
         wanted, served = engine_precision(option, PRECISIONS), engine_precision(option, targets)
         if wanted != served and wanted is not None and served is not None:
             reason = f"{wanted} is not among the targets"
-            _log(f"option {option.name} falls back to {served}: {reason}")
+            _log_line(f"option {option.name} falls back to {served}: {reason}")
             records.append(schema.ServedRecord(option=option.name, wanted=wanted, served_by=served, reason=reason))
     return records
 

@@ -110,7 +110,8 @@ def validate(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -
         images: (N, C, H, W) float32, normalised; the more paths they take the better.
 
     Raises:
-        ExportMismatchError: at least one is not; it lists all that are not.
+        ExportMismatchError: an engine or a path differs from the reference by more than its tolerance; the error
+                lists all that do.
     """
     with torch.no_grad():
         reference = _Reference.of(network, torch.from_numpy(images))
@@ -325,7 +326,8 @@ def _compare_whole(bundle: Bundle, reference: _Reference) -> tuple[int, list[_Mi
     expected = torch.cat([run.logits for run in runs]).numpy()
     _, error = _relative_errors(got.logits, expected)
     if not np.array_equal(got.path, path[first]):
-        seen = f"path {got.path[0].tolist()}, the reference's is {path[first[0]].tolist()}"
+        row = int((got.path != path[first]).any(1).argmax())
+        seen = f"path {got.path[row].tolist()}, the reference's is {path[first[row]].tolist()}"
         return len(first), [_Mismatch("fp32", seen)]
     used = {placed.engine.precision for placed in engines_of(bundle, "onnxruntime") if placed.rank == 0}
     least = min(used, key=PRECISIONS.index)

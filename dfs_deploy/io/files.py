@@ -101,11 +101,17 @@ def read_file(path: Path, limit: int, *, follow: bool = True) -> bytes:
     return content
 
 
-def read_head(path: Path, size: int) -> bytes:
-    """First bytes of a regular file; empty for anything else, which is not opened."""
-    if not path.is_file():
+def read_head(path: Path, size: int, *, follow: bool = True) -> bytes:
+    """First bytes of a regular file; empty for anything else, which is not opened.
+
+    Args:
+        path: path of the file.
+        size: most bytes that are read.
+        follow: whether the path may be a link.
+    """
+    if not path.is_file() or (path.is_symlink() and not follow):
         return b""
-    with _opened(path) as stream:
+    with _opened(path, follow=follow) as stream:
         return stream.read(size) if stat.S_ISREG(os.fstat(stream.fileno()).st_mode) else b""
 
 

@@ -94,7 +94,8 @@ class VersionedFormat(Generic[_T]):
 
     Attributes:
         name: name of such a file in messages, such as ``latency table``.
-        newest: type of a file of the newest version: a msgspec ``Struct`` that forbids unknown keys.
+        newest: type of a file of the newest version, a msgspec ``Struct``, which decides whether unknown keys are
+            refused or ignored.
         version: the newest version, which is what ``write`` writes.
         remedy: instruction for a file that cannot be used, as the end of a message.
         error: error for a file that cannot be used.

@@ -23,7 +23,7 @@ _HEAD = 4096
 _MANIFEST = "manifest.json"
 
 JOB_FILE = "job.json"
-"""File that makes a folder that of a training run."""
+"""File in the folder of every training run, with the job."""
 
 GIT_LFS_MARK = b"version https://git-lfs.github.com/spec/"
 """Beginning of the pointer that Git LFS leaves instead of a file that was not fetched."""
@@ -130,7 +130,9 @@ def given_instead(path: str | Path, expected: str, role: Role) -> str | None:
 
 def _kind_of_folder(path: Path) -> Kind | None:
     manifest = path / _MANIFEST
-    if os.path.lexists(manifest) and (path.suffix == ".dfs" or b'"schema_version"' in read_head(manifest, _HEAD)):
+    if os.path.lexists(manifest) and (
+        path.suffix == ".dfs" or b'"schema_version"' in read_head(manifest, _HEAD, follow=False)
+    ):
         return Kind("a bundle", "bundle")
     if path.name.endswith(".dfs.cache"):
         return Kind("the cache of a bundle", "part")

@@ -1,6 +1,6 @@
 """One page that shows others what a bundle does here: accuracy, latency, decisions, and where precision is lost.
 
-Three rooms: the data (``dfs_deploy.report.data``, measured by ``dfs_deploy.report.build``), the charts
+Three modules: the data (``dfs_deploy.report.data``, measured by ``dfs_deploy.report.build``), the charts
 (``dfs_deploy.report.charts``) and the page (``dfs_deploy.report.page``), which is made from the data and from
 nothing else. ``dfs_deploy.report.figures`` draws training runs.
 """

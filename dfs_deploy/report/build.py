@@ -87,7 +87,7 @@ def report(
         _check_page(Path(html))
     opened, rivals = open_bundles(bundles), open_bundles(against)
     if not opened:
-        raise UsageError("no bundle, expected at least one to report on; name a NAME.dfs folder")
+        raise UsageError("no bundle, expected at least one; name the bundles that the report is about")
     for bundle in opened:
         check_rivals(bundle, rivals)
         if "onnxruntime" not in bundle.manifest.runtimes:

@@ -43,7 +43,7 @@ def render_page(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(short=_short, colors=_colors, slots=_slots)
+    environment.filters.update(short=_short, colors=_colors, indices=_indices)
     template = environment.get_template("report.html.j2")
     return template.render(
         report=value,
@@ -129,9 +129,9 @@ def _short(option: str) -> str:
     return {"skip": _UNKNOWN, "full": "F"}.get(option, option)
 
 
-def _slots(options: Sequence[dict[str, Any]]) -> dict[str, int]:
+def _indices(options: Sequence[dict[str, Any]]) -> dict[str, int]:
     """Index of each option among the options, by name."""
-    return {option["name"]: slot for slot, option in enumerate(options)}
+    return {option["name"]: index for index, option in enumerate(options)}
 
 
 def _colors(options: Sequence[dict[str, Any]]) -> list[OptionColor]:

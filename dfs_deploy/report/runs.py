@@ -27,7 +27,7 @@ class TrainingRun:
         data: name of the data set, as the job gives it.
         options: names of the options that the gate chooses from.
         policy: name of the option of each gated block, or ``None`` if a gate decides.
-        cost: ``flops``, or the machine that the latency table was measured on.
+        cost: ``flops``, or the file name of the latency table that the costs are from.
         target: computation percentage that was asked for; ``None`` if nothing steered toward one.
         alpha: absolute weight of the cost; ``None`` without a gate.
         alpha_sign: ``dynamic`` or ``constant``; ``None`` without a gate.

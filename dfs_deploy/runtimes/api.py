@@ -117,9 +117,10 @@ class Runtime(Living[Backend]):
         threads: threads that one engine may use; ``None`` for one, which is the fastest at batch 1.
         gate: ``native`` or ``numpy``; ``None`` for the first if it was compiled, else the second.
         plan: whether measurements on this machine (``dfs-deploy bench --save-plan``) decide which engine runs for an
-            option; otherwise the option's own precision runs, unless this CPU emulates it (fp16 on most x86).
+            option; otherwise the option's own precision runs, unless this CPU emulates it (fp16 on most x86). No effect
+            with ``tensorrt``, in which every option runs in its own precision.
         prepared: whether engines prepared for this machine run (``dfs-deploy prepare``), made at load if there are
-            none; otherwise the bundle's own run.
+            none; otherwise the bundle's own run. No effect with ``tensorrt``, which always builds engines for the GPU.
         budget: see ``set_budget``; ``None`` for the gate as trained.
         cache_dir: folder for results that are made once on a machine, such as prepared engines; ``None`` for the folder
             that the environment variable ``DFS_DEPLOY_CACHE`` names, else one beside the bundle; see
@@ -127,8 +128,8 @@ class Runtime(Living[Backend]):
 
     Raises:
         BundleError: the bundle cannot be read, or holds no engines for this runtime.
-        UsageError: an unknown runtime, less than one thread, a budget outside the calibrated ones, or an option that
-            this runtime does not have.
+        UsageError: an unknown runtime, less than one thread, a budget outside the calibrated ones, or ``threads`` or
+            a ``gate`` that this runtime does not have.
         EnvironmentLacksError: this machine lacks the memory, the threads or the libraries that are needed.
     """
 

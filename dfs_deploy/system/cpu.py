@@ -202,7 +202,7 @@ def cpu_limits(root: Path = _ROOT) -> CpuLimits:
         quota = _quota(group)
         if quota is not None:
             quotas.append(quota)
-            counts = re.search(r"^nr_throttled (\d+)$", _kernel_text(group / "cpu.stat"), re.MULTILINE)
+            counts = re.search(r"^nr_throttled (\d+)$", kernel_text(group / "cpu.stat") or "", re.MULTILINE)
             throttled += [int(counts[1])] if counts else []
     return CpuLimits(
         affinity=tuple(affinity),
@@ -213,17 +213,17 @@ def cpu_limits(root: Path = _ROOT) -> CpuLimits:
 
 def _quota(group: Path) -> float | None:
     """CPU seconds per second that one control group grants."""
-    limit, _, period = _kernel_text(group / "cpu.max").strip().partition(" ")  # version 2: "max 100000"
+    limit, _, period = (kernel_text(group / "cpu.max") or "").partition(" ")  # version 2: "max 100000"
     if not limit:
-        limit = _kernel_text(group / "cpu.cfs_quota_us").strip()  # version 1: -1 is no limit
-        period = _kernel_text(group / "cpu.cfs_period_us").strip()
+        limit = kernel_text(group / "cpu.cfs_quota_us") or ""  # version 1: -1 is no limit
+        period = kernel_text(group / "cpu.cfs_period_us") or ""
     return int(limit) / int(period) if limit.isdecimal() and period.isdecimal() and int(period) else None
 
 
 def _cpu_groups(root: Path) -> Iterator[Path]:
     """Folders of the control groups that this process is in, its own first, then those around it up to the mount."""
     for number, kind, place, mount in _group_mounts(root):
-        for line in _kernel_text(root / "proc/self/cgroup").splitlines():
+        for line in (kernel_text(root / "proc/self/cgroup") or "").splitlines():
             found, _, rest = line.partition(":")
             controllers, _, path = rest.partition(":")
             if (kind == "cgroup2" and found == "0") or (number and number in controllers.split(",")):
@@ -238,7 +238,7 @@ def _cpu_groups(root: Path) -> Iterator[Path]:
 
 def _group_mounts(root: Path) -> Iterator[tuple[str, str, PurePosixPath, PurePosixPath]]:
     """Mounts of control groups that limit CPU time: controller, kind, the part that is mounted, and its mount point."""
-    for line in _kernel_text(root / "proc/self/mountinfo").splitlines():
+    for line in (kernel_text(root / "proc/self/mountinfo") or "").splitlines():
         before, _, after = line.partition(" - ")  # proc_pid_mountinfo(5)
         fields, said = before.split(), after.split()
         if len(fields) < 5 or len(said) < 3:
@@ -250,9 +250,9 @@ def _group_mounts(root: Path) -> Iterator[tuple[str, str, PurePosixPath, PurePos
             yield "cpu", "cgroup", place, mount
 
 
-def _kernel_text(file: Path) -> str:
-    """Content of a small file of the kernel; empty if there is none, or if this process may not see it."""
+def kernel_text(file: Path) -> str | None:
+    """Content of a small file of the kernel; ``None`` if it has no such file or does not answer."""
     try:
-        return file.read_text(errors="replace")
+        return file.read_text(errors="replace").strip("\0\n ") or None
     except OSError:
-        return ""
+        return None

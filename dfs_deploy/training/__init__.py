@@ -1,9 +1,9 @@
 """Training by the paper's two-step procedure: a backbone, its gate, then both toward a computation percentage.
 
-from dfs_deploy.training import train
+    from dfs_deploy.training import train
 
-result = train("digits", "run", preset="quick", target=30.0)
-result.checkpoint  # the file to export
+    result = train("digits", "run", preset="quick", target=30.0)
+    result.checkpoint  # the file to export
 
 Names are imported when they are first asked for: reading a metrics log needs no PyTorch.
 """

@@ -41,7 +41,7 @@ _EVALUATED = ("test", "val")
 SHIFT = 4
 """Most pixels by which an image is moved, each way; the new border is black."""
 
-_log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 
 def is_digits(data: str) -> bool:
@@ -141,7 +141,7 @@ def load_splits(
             " every class; number the classes without gaps"
         )
     if is_first():
-        _log.info("training on %s", chosen)
+        _LOG.info("training on %s", chosen)
     if evaluation is not None:
         # Of a folder, nothing was decoded until here.
         opened = _open(data, evaluation, size).labelled_for(classes, train.class_names)

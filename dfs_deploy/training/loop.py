@@ -56,7 +56,7 @@ _FLUSH_EVERY = 10
 _EVALUATED_AT_ONCE = 250
 _FULL_TOLERANCE = 1e-3
 
-_log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 
 class Loop:
@@ -142,7 +142,7 @@ class Loop:
             self.notes += self._splits.notes
             if self._processes.first:
                 for note in self.notes:
-                    _log.warning("%s", note)
+                    _LOG.warning("%s", note)
             with self._logging(state.log_bytes if state else 0):
                 if state is None:
                     self._write([self._header()])
@@ -236,7 +236,7 @@ class Loop:
         record = EvaluationRecord(stage=stage, step=step, split=self._splits.evaluation_name, **measured)
         self._write([record])
         if self._processes.first:
-            _log.info("%s", record)
+            _LOG.info("%s", record)
             if stage != "gate":
                 network, name = self._network, CHECKPOINT_FILE
                 if stage == "backbone":

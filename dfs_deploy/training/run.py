@@ -43,7 +43,7 @@ _VALUES = _JOB_VALUES | {each.name for each in dataclasses.fields(Recipe)} - {"c
 _BY_COSTS = ("options", "policy", "target")
 """Values that are held against the options' costs."""
 
-_log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def _make_job(
             found = search_policy(job, splits)
         names = ",".join(found.policy)
         if is_first():
-            _log.info("policy %s: %.2f %% computation, by sensitivity on %s", names, found.percentage, found.images)
+            _LOG.info("policy %s: %.2f %% computation, by sensitivity on %s", names, found.percentage, found.images)
         job = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, policy=names))
     return job, splits
 
@@ -253,7 +253,7 @@ def _run(
             stack.enter_context(_only_one(folder))
         state = None if new else load_state(folder)
         if state is not None and state.stage is not None and processes.first:
-            _log.info("going on in %s after step %d of stage %s", folder, state.step, state.stage)
+            _LOG.info("going on in %s after step %d of stage %s", folder, state.step, state.stage)
         splits = splits or load_splits(job.data, job.size, job.held_out, job.seed, job.evaluate_on)
         if state is not None:
             state.check(folder, job, splits.identity)

@@ -844,7 +844,7 @@ def test_a_bundle_goes_by_its_name_however_it_is_reached(made: Path, monkeypatch
 
 
 def test_the_one_bundle_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with refuses(UsageError, "no *.dfs bundle", "export"):
+    with refuses(UsageError, f"no *.dfs bundle in {tmp_path}", "export"):
         find_bundle(tmp_path)
     (tmp_path / "notes.dfs").write_text("a file is no bundle")
     with refuses(UsageError, "no *.dfs bundle"):
@@ -854,8 +854,10 @@ def test_the_one_bundle_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     assert find_bundle() == Path("b.dfs")
     (tmp_path / "a.dfs").mkdir()
-    with refuses(UsageError, "several bundles", "a.dfs, b.dfs"):
+    with refuses(UsageError, "several bundles", "a.dfs, b.dfs", f"in {tmp_path}"):
         find_bundle(tmp_path)
+    with refuses(UsageError, "in the current directory"):
+        find_bundle()
 
 
 def test_writing_fills_in_the_files_and_reads_back(made: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle import cache as caches
-from dfs_deploy.bundle.cache import PLACE, Cache, UnkeptError, cache_key, mark_used
+from dfs_deploy.bundle.cache import PLACE, Cache, UnkeptError, cache_key
 from tests.bundles import copied, mixed_bundle
 
 
@@ -293,7 +293,7 @@ def test_what_was_used_longest_ago_goes_where_there_is_too_much(
     oldest = lay(other / "tensorrt" / "oldest.plan", 3)
     (cache.folder / "plan-1.json").write_bytes(b"{}")
     os.utime(cache.folder / "plan-1.json", (0, 1))
-    mark_used(used)
+    assert cache.read("tensorrt/used.plan") is not None
     kept = cache.write("plan-2.json", b"1")
     assert all(path.exists() for path in (engine, used, cache.folder / "plan-1.json", kept))
     assert not any(path.exists() for path in (old, oldest))

@@ -68,7 +68,7 @@ def test_no_work_is_done_for_a_file_that_cannot_be_written(
         ("bench {bundle} --data nope", ["nope does not exist"]),
         ("bench {bundle} --noise-band 5 --compare nope.json", ["--noise-band 5", "0.05 is 5 %"]),
         ("export empty", ["empty is a folder", "expected a checkpoint"]),
-        ("export run", ["training run", "run/checkpoint.pt"]),
+        ("export run", ["training run", "give the checkpoint.pt in it"]),
         ("export {checkpoint} --mean 0.5", ["mean 0.5", "give 3 numbers"]),
         ("report {bundle} --bench photo.png", ["photo.png", "PNG image"]),
         ("report nope", ["no bundle at nope"]),

@@ -176,7 +176,7 @@ def test_an_invalid_run_leaves_nothing_behind(mixed: Made, tmp_path: Path, monke
     with monkeypatch.context() as patched:
         make_invalid(patched)
         ran = run("bench", bundle, "--save-costs", costs, "--save-plan", *QUICK, "--json")
-    ran.failed(1, "an INVALID run is no plan and no table of costs", "--data", str(costs))
+    ran.failed(1, "an INVALID run is no engine choice and no table of costs", "--data", str(costs))
     assert not ran.json["valid"]
     assert not costs.exists()
     assert not list(cache.glob("plan-*")), "a plan of an unsteady machine would be used by every later start"

@@ -135,7 +135,7 @@ def test_costs_and_a_policy_can_be_set_by_name(data: Path, finished: Path, tmp_p
     [
         (["--set", "alpha=1", "--alpha", "1"], ["alpha", "twice"]),
         (["--set", "clip=1", "--set", "clip=2"], ["clip", "twice"]),
-        (["--set", "speed=1"], ["NAME=VALUE", "alpha"]),
+        (["--set", "speed=1"], ["no value 'speed'"]),
         (["--set", "alpha"], ["NAME=VALUE"]),
         (["--set", "alpha=much"], ["alpha as a number"]),
         (["--set", "gate_patience=1e3"], ["gate_patience as an integer"]),
@@ -353,7 +353,7 @@ def test_a_folder_that_cannot_take_a_run_is_said_before_the_data_are_read(finish
     (tmp_path / "file").write_text("")
     until_backbone(nothing, "--out", tmp_path / "file").failed(2, "is no folder")
     until_backbone(nothing, "--out", "/proc/run").failed(2, "/proc/run", "cannot be created")
-    until_backbone(nothing, "--out", tmp_path / "run").failed(2, "no data set")
+    until_backbone(nothing, "--out", tmp_path / "run").failed(2, "does not exist")
 
 
 def test_of_two_trainings_in_one_folder_one_is_refused(data: Path, finished: Path, tmp_path: Path) -> None:

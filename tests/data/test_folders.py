@@ -88,7 +88,7 @@ def test_folders_that_are_no_data_set_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text" / "bird").mkdir()
     (tmp_path / "text" / "bird" / "1.tiff").write_bytes(b"")
     for name, words in {
-        "none": ("no data set",),
+        "none": ("does not exist",),
         "empty": ("0 folder(s)", "at least 2"),
         "one": ("1 folder(s)", "at least 2"),
         "flat": ("0 folder(s)", "cat/1.png"),

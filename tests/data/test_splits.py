@@ -72,7 +72,7 @@ def test_the_splits_of_a_cifar_archive(tmp_path: Path) -> None:
 
 
 def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
-    with refuses(DataError, "no data set"):
+    with refuses(DataError, "does not exist"):
         splits_of(tmp_path / "nothing")
     (tmp_path / "text").write_text("no archive")
     with refuses(DataError, ".npz archive"):

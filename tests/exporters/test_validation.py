@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from onnx import numpy_helper
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.errors import ExportMismatchError
-from dfs_deploy.exporters import export, writing
+from dfs_deploy.exporters import export, validation, writing
 from dfs_deploy.exporters.validation import TOLERANCES, EngineDeviation, validate
+from dfs_deploy.runtimes import Result, Runtime
 from tests.bundles import CONTRACT, Made, copied, labelled, rewritten, settled_network
 
 Change = Callable[[NDArray[np.generic]], NDArray[np.generic]]
@@ -121,6 +123,25 @@ def test_the_whole_is_checked_too(mixed: Made, tmp_path: Path) -> None:
     with pytest.raises(ExportMismatchError) as caught:
         validate(Bundle(bundle), mixed.network, images(mixed))
     assert any(line.startswith("logits on") for line in caught.value.mismatches)
+
+
+def test_of_paths_the_first_that_differs_is_named(mixed: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[list[int]] = []
+
+    class Straying(Runtime):
+        def __call__(self, *given: Any, **how: Any) -> Result:
+            result = super().__call__(*given, **how)
+            path = result.path.copy()
+            path[-1, 0] = 1 - path[-1, 0]
+            taken[:] = result.path.tolist()
+            return dataclasses.replace(result, path=path)
+
+    monkeypatch.setattr(validation, "Runtime", Straying)
+    with pytest.raises(ExportMismatchError) as caught:
+        validate(Bundle(mixed.path), mixed.network, images(mixed))
+    first, *rest = taken[-1]
+    assert len(taken) > 1
+    assert caught.value.mismatches == (f"path {[1 - first, *rest]}, the reference's is {taken[-1]}",)
 
 
 def test_a_block_that_overflows_float16_is_named(mixed: Made, tmp_path: Path) -> None:

@@ -85,6 +85,9 @@ def test_a_bundle_is_told_by_its_manifest(tmp_path: Path) -> None:
         assert kind is not None
         assert kind.role == "bundle"
     manifest = tmp_path / "net" / "manifest.json"
+    manifest.rename(tmp_path / "elsewhere.json")
+    manifest.symlink_to(tmp_path / "elsewhere.json")
+    assert kind_of(tmp_path / "net") is None, "a link in a folder is not followed"
     manifest.unlink()
     os.mkfifo(manifest)
     assert kind_of(tmp_path / "net") is None, "a FIFO is not waited for"

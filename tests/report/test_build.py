@@ -179,7 +179,7 @@ def test_bundles_of_one_name_differ_by_digest(floats: Made, unlabelled: BundleRe
     assert {point.bundle for point in made.bundles[1].frontier} == {names[1]}
 
 
-def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_report_is_about_at_least_one_bundle(tmp_path: Path) -> None:
     with refuses(UsageError, "no bundle"):
         report([])
     with refuses(UsageError, "no bundle"):

@@ -6,13 +6,12 @@ import logging
 from pathlib import Path
 
 import pytest
-import torch
 
 from dfs_deploy.checkpoints import load_checkpoint
 from dfs_deploy.data import save_npz
-from dfs_deploy.errors import EnvironmentLacksError, UsageError
+from dfs_deploy.errors import UsageError
 from dfs_deploy.options import Options
-from dfs_deploy.training import TrainingResult, resume, run, train
+from dfs_deploy.training import TrainingResult, resume, train
 from dfs_deploy.training.metrics import EvaluationRecord, RunRecord
 from tests.checks import refuses
 from tests.training.small import colour_patches
@@ -88,20 +87,3 @@ def test_progress_is_called_and_the_log_says_the_rest(
         "no effect on this run: gate_steps, joint_steps (a network with a gate; stages: backbone)",
     )
     assert levels[trained.notes[0]] == logging.WARNING
-
-
-def test_a_policy_is_searched_with_the_threads_and_the_memory_error_of_the_run(
-    data: Path, result: TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
-
-    def search(*arguments: object) -> None:
-        seen.append(torch.get_num_threads())
-        raise MemoryError
-
-    before = torch.get_num_threads()
-    monkeypatch.setattr(run, "search_policy", search)
-    with refuses(EnvironmentLacksError, "memory is too small"):
-        train(data, tmp_path / "run", policy="mixed", backbone=result.checkpoint, **{**QUICK, "threads": before + 1})
-    assert seen == [before + 1]
-    assert torch.get_num_threads() == before

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from dfs_deploy.errors import UsageError
+from dfs_deploy.errors import EnvironmentLacksError, UsageError
 from dfs_deploy.models import run_option
 from dfs_deploy.options import Options
+from dfs_deploy.training.run import train
 from dfs_deploy.training.sensitivity import (
     Sensitivity,
     choose_policy,
@@ -115,6 +116,24 @@ def test_a_policy_is_searched_on_held_out_images(folder: Path, backbone: Path) -
     assert searched.sensitivity.images == 24
     again = search_policy(job(folder, backbone=backbone, held_out=24, options=options, target=20.0))
     assert again.policy == searched.policy
+
+
+def test_a_search_keeps_to_the_jobs_threads_and_names_a_memory_that_is_too_small(
+    folder: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def search(*_: object) -> None:
+        seen.append(torch.get_num_threads())
+        raise MemoryError
+
+    monkeypatch.setattr("dfs_deploy.training.run.search_policy", search)
+    before = torch.get_num_threads()
+    asked = job(folder, backbone=backbone, held_out=24)
+    with refuses(EnvironmentLacksError, "memory"):
+        train(asked.data, tmp_path / "run", policy="mixed", backbone=backbone, held_out=24, threads=before + 2)
+    assert seen == [before + 2]
+    assert torch.get_num_threads() == before
 
 
 def test_a_search_needs_a_backbone(folder: Path) -> None:

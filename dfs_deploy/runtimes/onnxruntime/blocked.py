@@ -9,6 +9,7 @@ the blocked tensors is kept. Such a model fits only the CPU and the version it w
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,10 +58,11 @@ def _unfit(name: str) -> UnfitModelError:
     )
 
 
+@functools.cache
 def block_size() -> int:
     """Number of channels that lie together in ONNX Runtime's blocked layout here; 1 if it has none for this CPU.
 
-    The number is not part of its interface, so it is found by reordering a map of distinct values.
+    The number is not part of its interface, so it is found by reordering a map of distinct values, once per process.
     """
     model = empty_model(_OPSET)
     model.opset_import.add(domain=DOMAIN, version=1)

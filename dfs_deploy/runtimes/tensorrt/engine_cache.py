@@ -40,7 +40,7 @@ _MAGIC = 0x74727466
 _HEADERS_SINCE = (10,)
 """TensorRT from which the header holds its version where it does now; before, only the magic number is known to."""
 
-_log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 
 class BuildSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -235,7 +235,7 @@ class EngineCache:
                 f"{engine.label}: what TensorRT {self.version} built does not begin as its engines do; report it"
             )
         seconds = time.perf_counter() - begin
-        _log.info("%s: built in %.1f s by TensorRT %s, %sly typed", engine.label, seconds, self.version, typing)
+        _LOG.info("%s: built in %.1f s by TensorRT %s, %sly typed", engine.label, seconds, self.version, typing)
         if folder is not None:
             with self._keeping():
                 save_engine(folder, EngineRecord(engine.label, key, sha256(built), typing, seconds), built)
@@ -279,7 +279,7 @@ class EngineCache:
             yield
         except OSError as error:
             self.unkept = f"{error.filename}: {first_line(error)}" if error.filename else first_line(error)
-            _log.warning("engines are not kept: %s", self.unkept)
+            _LOG.warning("engines are not kept: %s", self.unkept)
 
 
 def load_settings(cache: Cache) -> BuildSettings:

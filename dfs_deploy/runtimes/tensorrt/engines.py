@@ -20,7 +20,7 @@ from dfs_deploy.runtimes.tensorrt.library import Log, libraries
 if TYPE_CHECKING:
     import tensorrt as trt
 
-_log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class LoadedEngines:
                     blocks[placed.block - 1][names.index(placed.option)] = loaded
         self.blocks: Sequence[Sequence[LoadedEngine | None]] = blocks
         self.unkept = kept.unkept
-        _log.info("%s: %d engines loaded by TensorRT %s", bundle.path, len(same), self.version)
+        _LOG.info("%s: %d engines loaded by TensorRT %s", bundle.path, len(same), self.version)
 
     def retain(self) -> LoadedEngines:
         """Counts one more user, and returns itself.

@@ -180,6 +180,14 @@ def test_the_times_of_one_build_serve_the_next(bundle: Path) -> None:
 # What is kept, and what is never loaded
 
 
+def test_engines_that_are_loaded_count_as_used(built: Path) -> None:
+    for file in engine_files(built).values():
+        os.utime(file, (0, 1))
+    with machine():
+        assert prepare(Bundle(built)).built == ()
+    assert all(file.stat().st_mtime > 1 for file in engine_files(built).values())
+
+
 @pytest.mark.parametrize("change", ["version", "batch", "workspace", "graph"])
 def test_a_stale_engine_is_built_anew(bundle: Path, mixed: Made, tmp_path: Path, change: str) -> None:
     if change == "graph":
