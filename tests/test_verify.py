@@ -90,6 +90,7 @@ def test_a_result_of_version_1_is_read(tmp_path: Path) -> None:
     del values["notes"], values["assumptions"]
     loaded = load_verification(written(tmp_path, values))
     assert (loaded.notes, loaded.assumptions) == ([], [])
+    assert loaded.schema_version == 2, "it is written as what it is now"
     assert loaded.top1_bundle == RESULT.top1_bundle
     save_verification(tmp_path / "again.json", loaded)
     assert json.loads((tmp_path / "again.json").read_bytes())["schema_version"] == 2

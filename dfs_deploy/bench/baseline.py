@@ -38,12 +38,21 @@ def load_baseline(file: Path) -> BenchResult:
         SavedResultError: it is no bench, or one of another version, of an INVALID run, or of ratios hardly known.
     """
     baseline = load_bench(file)
+    check_baseline(baseline, str(file))
+    return baseline
+
+
+def check_baseline(baseline: BenchResult, name: str = "the earlier bench") -> None:
+    """Makes sure that later benches can be compared with one.
+
+    Raises:
+        SavedResultError: it is of an INVALID run, or of ratios hardly known.
+    """
     if not baseline.valid:
-        raise SavedResultError(f"{file} is of an INVALID run, expected a VALID one; make it again with --save-baseline")
+        raise SavedResultError(f"{name} is of an INVALID run, expected a VALID one; make it again with --save-baseline")
     problem = unsteady(baseline.cases)
     if problem is not None:
-        raise SavedResultError(f"{file} is no baseline: {problem.what}; make it again with --save-baseline")
-    return baseline
+        raise SavedResultError(f"{name} is no baseline: {problem.what}; make it again with --save-baseline")
 
 
 def check_conditions(baseline: BenchResult, now: Setup, batch: int) -> None:

@@ -113,6 +113,8 @@ def open_candidates(
     closing: ExitStack,
     against: Sequence[Bundle] = (),
     budgets: Sequence[float] = (),
+    plan: bool = True,
+    prepared: bool = True,
 ) -> list[Candidate]:
     """Loads everything that a bench compares.
 
@@ -126,6 +128,8 @@ def open_candidates(
         closing: stack that closes what is opened.
         against: bundles of networks that were trained to be static.
         budgets: budgets of the dynamic network in cases of their own, 0 to 1.
+        plan: whether a network that was trained to be static uses the engine choice measured on this machine, if any.
+        prepared: whether it runs engines prepared for this machine.
 
     Returns:
         The dynamic network, the static engines from the most precise on, those of the other bundles, the budgets, and
@@ -143,7 +147,11 @@ def open_candidates(
     return [
         Candidate(DYNAMIC, lambda images: runtime(images).logits, bundle.input, runtime),
         *(_static(bundle, threads, closing) if here else ()),
-        *(case for rival, name in zip(against, names, strict=True) for case in _rival(rival, name, threads, closing)),
+        *(
+            case
+            for rival, name in zip(against, names, strict=True)
+            for case in _rival(rival, name, threads, closing, plan, prepared)
+        ),
         *(_at_budget(bundle, runtime, budget, closing) for budget in budgets),
         *(_forced(bundle, runtime, batch, threads if here else None, closing) if forced else ()),
     ]
@@ -155,13 +163,15 @@ def _static(bundle: Bundle, threads: int, closing: ExitStack, suffix: str = "") 
         yield Candidate(f"{STATIC}{precision}{suffix}", engine, bundle.input)
 
 
-def _rival(bundle: Bundle, name: str, threads: int, closing: ExitStack) -> Iterator[Candidate]:
+def _rival(
+    bundle: Bundle, name: str, threads: int, closing: ExitStack, plan: bool, prepared: bool
+) -> Iterator[Candidate]:
     """A network that was trained to be static, in every precision, and as its policy says if that mixes precisions."""
     suffix, policy = f"{RIVAL}{name}", bundle.manifest.policy or []
     if "skip" not in policy:  # else no static engine is the network that was trained: each runs every block
         yield from _static(bundle, threads, closing, suffix)
     if len(set(policy)) > 1:
-        runtime = closing.enter_context(Runtime(bundle, threads=threads))
+        runtime = closing.enter_context(Runtime(bundle, threads=threads, plan=plan, prepared=prepared))
         yield Candidate(f"{STATIC}{POLICY}{suffix}", lambda images: runtime(images).logits, bundle.input)
 
 
@@ -182,9 +192,7 @@ def check_rivals(bundle: Bundle, against: Sequence[Bundle]) -> None:
         if what is not None:
             raise UsageError(f"{rival.path} {what}")
         if rival.digest in digests[:index]:
-            raise UsageError(
-                f"{rival.path} is the same bundle as {against[digests.index(rival.digest)].path}; name one"
-            )
+            raise UsageError(f"{rival.path} is the same bundle as one before it; name each once")
 
 
 def _misfit(bundle: Bundle, rival: Bundle) -> str | None:

@@ -105,6 +105,8 @@ def measure(
             closing=closing,
             against=against,
             budgets=budgets,
+            plan=plan,
+            prepared=prepared,
         )
         batches = _batches({candidate.input for candidate in candidates}, inputs.images[:count], batch)
         labels = None if inputs.labels is None else inputs.labels[:count]

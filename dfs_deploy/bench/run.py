@@ -10,7 +10,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from dfs_deploy.bench.baseline import check_conditions, compare_with_baseline, load_baseline
+from dfs_deploy.bench.baseline import check_baseline, check_conditions, compare_with_baseline, load_baseline
 from dfs_deploy.bench.baseline import save_baseline as write_baseline
 from dfs_deploy.bench.candidates import check_rivals, draw_inputs
 from dfs_deploy.bench.costs import measure_costs
@@ -23,7 +23,7 @@ from dfs_deploy.bundle.cache import Cache
 from dfs_deploy.costs import save_costs as write_costs
 from dfs_deploy.data import Dataset, ImageFolder, open_dataset
 from dfs_deploy.errors import UsageError
-from dfs_deploy.io.files import write_whole
+from dfs_deploy.io.files import check_files_writable, write_whole
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime.engine_choice import choice_file, choice_key, measure_choice
@@ -103,9 +103,9 @@ def bench(
     Raises:
         UsageError: a number that is too small, NaN or infinite; no inputs, or fewer than one batch; paths cannot be
             forced, or none of them skips; a network to compare with does not fit; threads on a device whose runtime
-            has none; a budget that was not calibrated.
+            has none; a budget that was not calibrated; a file to keep something in that cannot be written.
         EnvironmentLacksError: this machine is not the device.
-        ArtefactError: the earlier bench measured something else.
+        ArtefactError: the earlier bench is INVALID or of ratios hardly known, or measured something else.
         CheckFailedError: times are so unsteady that the latency table would say nothing.
     """
     _check_numbers(1, batch=batch, threads=threads, min_iterations=min_iterations)
@@ -119,7 +119,10 @@ def bench(
     if not 0.0 <= noise_band <= 1.0:
         raise UsageError(f"--noise-band {noise_band:g}, expected a share, 0 to 1; 0.05 is 5 %")
     check_device(device)
+    check_files_writable(*(None if file is None else Path(file) for file in (save_baseline, save_costs)))
     earlier = load_baseline(Path(compare)) if isinstance(compare, str | Path) else compare
+    if isinstance(compare, BenchResult):
+        check_baseline(compare)
     bundle, rivals = open_bundles(bundle)[0], open_bundles(against)
     check_rivals(bundle, rivals)
     budgets = [point.budget for point in bundle.manifest.budgets] if all_budgets else []

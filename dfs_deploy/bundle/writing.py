@@ -11,7 +11,7 @@ import msgspec
 
 from dfs_deploy.bundle.artefact import Bundle, foreign_entries, is_litter_entry, read_head
 from dfs_deploy.bundle.manifest import FORMAT, MANIFEST, FileRecord, Manifest
-from dfs_deploy.errors import UsageError
+from dfs_deploy.errors import BundleError, UsageError
 from dfs_deploy.io.files import (
     check_folder,
     put_folder,
@@ -73,6 +73,8 @@ def drafted_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, byt
             _write_manifest(made, draft.manifest)
             sync_tree_to_disk(made)
             put_folder(made, path)
+        except BundleError as error:
+            raise type(error)(str(error).replace(str(made), str(path))) from error
         except OSError as error:
             if str(temporary) in str(error.filename):  # nobody knows the temporary directory's name
                 raise OSError(error.errno, error.strerror, str(path)) from error

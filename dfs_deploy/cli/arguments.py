@@ -12,7 +12,6 @@ import typer
 
 from dfs_deploy.bundle.cache import PLACE
 from dfs_deploy.errors import BundleError, UsageError
-from dfs_deploy.io.files import check_folder
 
 
 def _use_cache(context: typer.Context, folder: Path | None) -> Path | None:
@@ -167,23 +166,3 @@ def bundle_path(given: Path | None) -> Path:
     if other is not None:
         raise BundleError(other)
     return given
-
-
-def check_writable(*paths: Path | None) -> None:
-    """Makes sure that files can be written, before any work is done for them.
-
-    Args:
-        paths: files, which may exist; ``None`` is ignored.
-
-    Raises:
-        UsageError: a path is a folder, or nothing can be written beside it.
-    """
-    for path in paths:
-        if path is None:
-            continue
-        if path.is_dir():
-            raise UsageError(f"{path} cannot be written (it is a folder, expected a file); name another file")
-        try:
-            check_folder(path.parent)
-        except OSError as error:
-            raise UsageError(f"{path} cannot be written ({error.strerror}); name another file") from error

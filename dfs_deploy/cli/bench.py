@@ -18,12 +18,12 @@ from dfs_deploy.cli.arguments import (
     PreparedOption,
     SeedOption,
     bundle_path,
-    check_writable,
     refuse_given,
 )
 from dfs_deploy.cli.bench_report import show_bench
 from dfs_deploy.cli.console import output, print_json, progress
 from dfs_deploy.errors import CheckFailedError, RegressionError
+from dfs_deploy.io.files import check_files_writable
 from dfs_deploy.thresholds import NOISE_BAND, VERDICT_MAX_TOP1_DROP
 
 
@@ -127,7 +127,7 @@ def bench(
         refuse_given(context, "draws the result of --forced; add --forced, or leave it out", "plot")
     if compare is None:
         refuse_given(context, "has no effect without --compare; add --compare, or leave it out", "noise_band")
-    check_writable(plot, csv, save_baseline, save_costs)
+    check_files_writable(plot, csv)
     draw = None
     if plot is not None:
         from dfs_deploy.report.forced_figure import figure_writer

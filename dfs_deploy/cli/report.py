@@ -17,11 +17,11 @@ from dfs_deploy.cli.arguments import (
     SeedOption,
     ThreadsOption,
     bundle_path,
-    check_writable,
     refuse_given,
 )
 from dfs_deploy.cli.console import output, percent, print_json, progress, show_table
 from dfs_deploy.errors import UsageError
+from dfs_deploy.io.files import check_files_writable
 from dfs_deploy.system.libraries import required
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def report(
         if json:
             print_json(drawn_runs)
         return
-    check_writable(html)
+    check_files_writable(html)
     named = open_bundles([bundle_path(path) for path in bundles] or [bundle_path(None)])
     for file in bench or ():
         load_bench(file)  # what is wrong with the files is said before what is missing

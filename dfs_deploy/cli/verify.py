@@ -22,11 +22,11 @@ from dfs_deploy.cli.arguments import (
     TorchThreadsOption,
     WeightsKeyOption,
     bundle_path,
-    check_writable,
     refuse_given,
 )
 from dfs_deploy.cli.console import output, percent, print_json, progress, show_assumptions, show_notes, show_table
 from dfs_deploy.errors import UsageError, VerificationError
+from dfs_deploy.io.files import check_files_writable
 
 if TYPE_CHECKING:
     from dfs_deploy.verify import DeviationRecord, Verification
@@ -105,7 +105,7 @@ def verify(
         missing = "--checkpoint" if checkpoint is None else "--data"
         raise UsageError(f"no {missing}; give the checkpoint and the data to compare on, or a kept --result")
     else:
-        check_writable(save)
+        check_files_writable(save)
         with progress(quiet=json) as callback:
             found = run(
                 bundle_path(bundle),

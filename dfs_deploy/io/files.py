@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
+from dfs_deploy.errors import UsageError
+
 if sys.platform == "win32":
     fcntl = None
 else:
@@ -310,6 +312,26 @@ def check_folder(folder: Path) -> None:
     there = next(each for each in (folder, *folder.parents) if each.exists())
     with tempfile.TemporaryFile(dir=there):
         pass
+
+
+def check_files_writable(*paths: Path | None) -> None:
+    """Makes sure that files can be written, before any work is done for them.
+
+    Args:
+        paths: files, which may exist; ``None`` is ignored.
+
+    Raises:
+        UsageError: a path is a folder, or nothing can be written beside it.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise UsageError(f"{path} cannot be written (it is a folder, expected a file); name another file")
+        try:
+            check_folder(path.parent)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written ({error.strerror}); name another file") from error
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -69,7 +69,7 @@ def prepare(
         from dfs_deploy.runtimes.tensorrt.engine_cache import BuildSettings
         from dfs_deploy.runtimes.tensorrt.engine_cache import prepare as build
 
-        built = build(opened, BuildSettings(batch or 1, workspace_mib), progress, cache)
+        built = build(opened, BuildSettings(1 if batch is None else batch, workspace_mib), progress, cache)
         return Prepared(runtime, built.folder, made=bool(built.built), built=built)
     if workspace_mib is not None or batch is not None:
         raise UsageError(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace as replace_struct
 
-from dfs_deploy.bench import BenchResult, bench, load_bench, machine, measure, run
+from dfs_deploy.bench import BenchResult, bench, candidates, load_bench, machine, measure, run
 from dfs_deploy.bench.candidates import engines_alone
 from dfs_deploy.bench.clock import time_interleaved
 from dfs_deploy.bench.energy import EnergyReading, EnergySampler
@@ -22,7 +22,7 @@ from dfs_deploy.bench.verdict import Evidence
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.data import Dataset
-from dfs_deploy.errors import UsageError
+from dfs_deploy.errors import SavedResultError, UsageError
 from dfs_deploy.exporters import export
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.network import cifar_resnet
@@ -188,6 +188,18 @@ def test_a_number_that_cannot_be_is_refused_before_anything_is_read(name: str, v
         bench("missing.dfs", **{**QUICK, name: value})
 
 
+@pytest.mark.parametrize("name", ["save_baseline", "save_costs"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with refuses(UsageError, "cannot be written"):
+        bench("missing.dfs", **QUICK, **{name: tmp_path / "file" / "out.json"})
+
+
+def test_a_run_that_is_invalid_is_nothing_to_compare_with(mixed: Made, result: BenchResult) -> None:
+    with refuses(SavedResultError, "the earlier bench", "INVALID"):
+        bench(mixed.path, mixed.data, compare=replace_struct(result, valid=False), **QUICK)
+
+
 def test_too_few_images(mixed: Made) -> None:
     with refuses(UsageError, "96 images", "97"):
         bench(Bundle(mixed.path), mixed.data, batch=97, **QUICK)
@@ -280,7 +292,7 @@ def test_a_program_calls_the_package_with_paths_and_keeps_what_it_asks_for(
     assert isinstance(first, BenchResult)
     assert first.kept == (str(base),)
     assert load_bench(base) == replace_struct(first, kept=())
-    second = bench(mixed.path, mixed.data_file, compare=str(base), noise_band=9.0, **choices)
+    second = bench(mixed.path, mixed.data_file, compare=str(base), noise_band=1.0, **choices)
     assert second.comparison is not None
     assert second.comparison.failures == ()
     assert {change.name for change in second.comparison.changes} == {"dfs", "static-fp16", "static-int8"}
@@ -330,11 +342,21 @@ def test_a_network_of_another_bundle_is_timed_and_judged_beside_the_own(mixed: M
         bench(mixed.path, mixed.data, against=[plain, Bundle(plain)], **QUICK)
 
 
-def test_a_policy_of_several_precisions_runs_as_it_was_trained(mixed: Made, tmp_path: Path) -> None:
+def test_a_policy_of_several_precisions_runs_as_it_was_trained(
+    mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = settled_network(seed=3).with_policy([1, 0, 2])
     save_checkpoint(tmp_path / "net.pt", network, CONTRACT)
     bundle = export(tmp_path / "net.pt", tmp_path / "mixed.dfs", calibration_data=labelled(network)).bundle
-    result = bench(Bundle(mixed.path), mixed.data, against=[bundle], **QUICK)
+    opened: list[dict[str, Any]] = []
+
+    def open_rival(bundle: Bundle, **choices: Any) -> Runtime:
+        opened.append(choices)
+        return Runtime(bundle, **choices)
+
+    monkeypatch.setattr(candidates, "Runtime", open_rival)
+    result = bench(Bundle(mixed.path), mixed.data, against=[bundle], plan=False, prepared=False, **QUICK)
+    assert opened == [{"threads": 1, "plan": False, "prepared": False}], "as the network that it is compared with"
     (rival,) = [case.name for case in result.statics if case.rival]
     assert rival == f"static-policy@mixed-{bundle.digest[:8]}", "no static engine of it skips a block, and names differ"
 

@@ -706,6 +706,16 @@ def test_a_manifest_that_is_no_file_is_refused_at_once(made: Path, monkeypatch: 
         check_writable(made)
 
 
+def test_a_bundle_that_cannot_be_written_is_named_by_its_own_path(made: Path, tmp_path: Path) -> None:
+    files = {name: data for name, data in golden_files().items() if name != "common/stem.onnx"}
+    out = tmp_path / "new.dfs"
+    with pytest.raises(BundleError, match="stem") as caught:
+        write_bundle(out, Bundle(made).manifest, files)
+    assert str(out) in str(caught.value)
+    assert ".tmp" not in str(caught.value)
+    assert not out.exists()
+
+
 def test_a_manifest_of_many_small_parts_takes_little_memory(made: Path) -> None:
     (made / MANIFEST).write_bytes(b'{"schema_version": 3, "producer": {"a": [' + b"[]," * 3_000_000 + b"[]]}}")
     with little_memory(40_000_000), pytest.raises(BundleError):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dfs_deploy.cli.arguments import check_writable
 from dfs_deploy.errors import UsageError
+from dfs_deploy.io.files import check_files_writable
 from tests.bundles import Made
 from tests.checks import refuses
 from tests.cli.program import run
@@ -14,7 +14,7 @@ from tests.cli.program import run
 def test_what_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
     old = tmp_path / "old"
     old.write_text("old")
-    check_writable(old, None, tmp_path / "new", tmp_path / "within" / "new")
+    check_files_writable(old, None, tmp_path / "new", tmp_path / "within" / "new")
     assert [entry.name for entry in tmp_path.iterdir()] == ["old"]
     assert old.read_text() == "old"
 
@@ -22,9 +22,9 @@ def test_what_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with refuses(UsageError, str(tmp_path), "folder"):
-        check_writable(tmp_path)
+        check_files_writable(tmp_path)
     with refuses(UsageError, str(tmp_path / "file" / "out.html"), "name another"):
-        check_writable(tmp_path / "file" / "out.html")
+        check_files_writable(tmp_path / "file" / "out.html")
 
 
 @pytest.mark.parametrize(

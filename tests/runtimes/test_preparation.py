@@ -45,5 +45,7 @@ def test_a_wrong_call_is_refused(floats: Made) -> None:
         dfs_deploy.prepare(floats.path, runtime="abacus")
     with refuses(UsageError, "batch", "onnxruntime"):
         dfs_deploy.prepare(floats.path, batch=2)
+    with refuses(UsageError, "a batch of 0"):
+        dfs_deploy.prepare(floats.path, runtime="tensorrt", batch=0)
     with refuses(BundleError, "missing.dfs"):
         dfs_deploy.prepare("missing.dfs")
