@@ -106,14 +106,14 @@ def compare_with_baseline(result: BenchResult, baseline: BenchResult, noise_band
     Args:
         result: bench made now.
         baseline: bench made earlier.
-        noise_band: share by which a ratio may rise, 0 or more.
+        noise_band: share by which a ratio may rise, 0 to 1.
 
     Raises:
-        UsageError: a negative noise band.
+        UsageError: a noise band that is no share.
         ArtefactError: see ``check_conditions``; or both have no case in common.
     """
-    if not noise_band >= 0.0:
-        raise UsageError(f"noise band {noise_band}, expected 0 or more; 0.05 is 5 %")
+    if not 0.0 <= noise_band <= 1.0:
+        raise UsageError(f"noise band {noise_band}, expected a share, 0 to 1; 0.05 is 5 %")
     check_conditions(baseline, result, result.dynamic.batch)
     changes = tuple(_changes(result, baseline, noise_band))
     failures = []
