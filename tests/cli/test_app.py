@@ -288,7 +288,7 @@ DATA = ["bench --data", "verify --data", "export --calibration-data", "train --d
         ("checkpoint", DATA, ["is a PyTorch checkpoint, expected a data set"]),
         ("data", BUNDLES, ["is an .npz archive of arrays, expected a bundle", "--data"]),
         ("data", CHECKPOINTS, ["is an .npz archive of arrays, expected a checkpoint", "--calibration-data"]),
-        ("bundle", CHECKPOINTS, ["is a bundle, expected a checkpoint", "exported already"]),
+        ("bundle", CHECKPOINTS, ["is a bundle, expected a checkpoint", "made from, "]),
         ("bundle", DATA, ["is a bundle, expected a data set"]),
     ],
 )
