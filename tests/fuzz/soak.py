@@ -31,7 +31,7 @@ FLAT = 2 << 20
 """Bytes by which the resident memory may grow after the warm-up."""
 
 _SAMPLES = 40
-_WARM_UP = 0.15
+_WARM_UP = 0.3
 _MOST_IMAGES = 64
 _THREADS = 8
 
