@@ -91,7 +91,7 @@ def time_interleaved(
     that alternate call by call would find their weights pushed out of the cache by the others, as no application would.
 
     Args:
-        cases: what to time.
+        cases: cases to time.
         inputs: indices of inputs in the order in which they are drawn, again from the start when used up.
         warm_up_s: seconds of rounds that are not measured; at least three rounds are not.
         min_s: measured seconds, all cases together, at least.

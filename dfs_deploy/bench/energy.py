@@ -153,7 +153,7 @@ def measure_energy(
 
     Args:
         sampler: sensor of the device.
-        cases: what to run.
+        cases: cases to run.
         inputs: indices of inputs, in order, again from the start when used up.
         batch: images per call.
         window_s: seconds per case, at least.

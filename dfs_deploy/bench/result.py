@@ -256,8 +256,8 @@ class Problem(msgspec.Struct, frozen=True):
     """Reason why a run is INVALID.
 
     Attributes:
-        what: what was seen, and what was expected.
-        remedy: what to do.
+        what: observation, and what was expected.
+        remedy: action that helps.
         about: ``inputs`` if every figure is doubtful, ``clock`` if only the times are.
     """
 
@@ -522,13 +522,13 @@ class BenchResult(Setup, frozen=True, kw_only=True, omit_defaults=True):
         state: state of the machine, before.
         disturbance: disturbance of the timing, by others.
         runtime: provider, version, gate and more, as the runtime describes itself.
-        clock: what the clock covers, in words.
+        clock: part of a call that the clock covers, in words.
         round: calls of a case before the next one takes over; ``turn`` in the JSON.
         looks: number of times that the times were looked at: above one if the run was extended.
         valid: whether what the verdict reads can be relied on.
         problems: reasons why the run is INVALID; empty if it is VALID.
         noisy: names of static cases, which do the same work each time, whose latency varied by more than 2.5 %.
-        verdict: what to ship.
+        verdict: network to ship, and why.
         option_share: share of inputs that took each option, of each gated block.
         energy: energy of every case; ``None`` if it was not measured.
         no_energy: reason why it was not measured.

@@ -51,7 +51,7 @@ def assumed_input(channels: int, facts: CheckpointFacts, scripts: str) -> tuple[
 
     Args:
         channels: channels of an image.
-        facts: what the caller knows.
+        facts: facts that the caller knows.
         scripts: owner of the training scripts whose values are assumed, such as ``SkipNet's``.
 
     Returns:

@@ -113,7 +113,7 @@ def given_instead(path: str | Path, expected: str, role: Role) -> str | None:
     """Message about a path that is of another kind than expected.
 
     Args:
-        path: what was given.
+        path: path that was given.
         expected: noun with its article, such as ``a bundle (a NAME.dfs folder)``.
         role: expected role.
 

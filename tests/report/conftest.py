@@ -3,17 +3,7 @@ from __future__ import annotations
 import pytest
 
 from dfs_deploy.report import BundleReport, Report, report
-from tests.bundles import Made, float_bundle, mixed_bundle
-
-
-@pytest.fixture(scope="session")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return mixed_bundle(tmp_path_factory)
-
-
-@pytest.fixture(scope="session")
-def floats(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return float_bundle(tmp_path_factory)
+from tests.bundles import Made
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ class DeviceFacts:
 
     Attributes:
         name: its model.
-        compute_capability: as in ``8.7``.
+        compute_capability: compute capability, as in ``8.7``.
         integrated: whether it shares its memory with the CPU, as on a Jetson.
     """
 
