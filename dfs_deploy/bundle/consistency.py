@@ -24,6 +24,8 @@ def contradictions(manifest: Manifest, options: Options) -> Iterator[str]:
         yield f"files of {size:,} bytes together, at most {MAX_BUNDLE:,} are read"
     if manifest.samples is not None and manifest.samples not in manifest.files:
         yield f"{manifest.samples} is not among its files"
+    if manifest.weights is not None and manifest.weights not in manifest.files:
+        yield f"{manifest.weights} is not among its files"
     if manifest.accuracy is not None:
         shares = manifest.accuracy.option_share
         if len(shares) != architecture.gated_blocks or any(len(row) != len(options) for row in shares):

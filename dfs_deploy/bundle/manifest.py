@@ -242,6 +242,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     Attributes:
         policy: name of the option that each gated block always runs, for a network without a gate; else ``None``.
         budgets: operating points of the gate, by rising budget; empty if none was calibrated.
+        weights: file with the large constants of all ONNX files, each once; ``None`` if they are inside.
     """
 
     schema_version: int
@@ -259,6 +260,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     substitutions: list[ServedRecord]
     samples: Name | None
     files: dict[Name, FileRecord]
+    weights: Name | None = None
 
     @property
     def int8_weight_bits(self) -> int | None:
@@ -288,9 +290,9 @@ def _older(record: type[msgspec.Struct], without: Collection[str], **types: Any)
 
 _SOURCE = _older(SourceRecord, ("weights_key",))
 _OLDER = {
-    1: _older(Manifest, ("policy", "budgets"), source=_SOURCE, architecture=_CifarResNet),
-    2: _older(Manifest, (), source=_SOURCE, architecture=_CifarResNet),
-    3: _older(Manifest, (), architecture=_CifarResNet),
+    1: _older(Manifest, ("policy", "budgets", "weights"), source=_SOURCE, architecture=_CifarResNet),
+    2: _older(Manifest, ("weights",), source=_SOURCE, architecture=_CifarResNet),
+    3: _older(Manifest, ("weights",), architecture=_CifarResNet),
 }
 """Manifests of older versions: version 2 added ``policy`` and ``budgets``, 3 ``weights_key``, 4 the explicit blocks."""
 

@@ -89,7 +89,7 @@ def read_gate_weights(bundle: Bundle, runtime: str) -> GateWeights | None:
     widest = max((shape.out_channels for shape in blocks), default=1)
     rows, options = 4 * network.gate.hidden, len(bundle.options)
     shapes = ((len(blocks), rows, widest), (len(blocks), rows), (rows, rows // 4), (options, rows // 4), (options,))
-    found = _constant_outputs(bundle.read(file), f"{bundle.path}: {file}")
+    found = _constant_outputs(bundle.model(file), f"{bundle.path}: {file}")
     if missing := [name for name in _NAMES if name not in found]:
         raise BundleError(f"{bundle.path}: the gate's graph does not give its {missing[0]}; export again")
     if any(found[name].shape != shape for name, shape in zip(_NAMES, shapes, strict=True)):

@@ -203,7 +203,7 @@ def time_engines(
     calls = []
     for placed in engines:
         file = placed.engine.files[layout]
-        session = open_session(prepared.models.get(file) or bundle.read(file), f"{bundle.path}: {file}", options)
+        session = open_session(prepared.models.get(file) or bundle.model(file), f"{bundle.path}: {file}", options)
         calls.append(bind(session, source, _buffer(placed.gives, placed.engine.output)))
     times: list[list[int]] = [[] for _ in calls]
     for repeat in range(_REPEATS):

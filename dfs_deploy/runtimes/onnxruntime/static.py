@@ -113,7 +113,7 @@ class StaticEngine(StraightEngine):
             raise BundleError(
                 f"{bundle.path} has no static {precision} engine; export with {precision} among the targets"
             )
-        super().__init__(bundle.read(static[precision]), static[precision], bundle, threads)
+        super().__init__(bundle.model(static[precision]), static[precision], bundle, threads)
 
 
 class PolicyBackend(Backend):
@@ -184,7 +184,7 @@ def join_path(bundle: Bundle, path: NDArray[np.uint8], substitutions: Sequence[S
         BundleError: an engine is not what an export writes, or the engines have operators of several versions.
     """
     files = engine_files(bundle, path, substitutions)
-    return join_engines([(f"{bundle.path}: {file}", bundle.read(file)) for file in files])
+    return join_engines([(f"{bundle.path}: {file}", bundle.model(file)) for file in files])
 
 
 def engine_files(bundle: Bundle, path: NDArray[np.uint8], substitutions: Sequence[Substitution] = ()) -> list[str]:
