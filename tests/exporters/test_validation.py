@@ -73,7 +73,7 @@ CORRUPTIONS = {
 def test_the_engine_that_is_off_is_named_and_no_other(mixed: Made, tmp_path: Path, file: str) -> None:
     constant, words = CORRUPTIONS[file]
     bundle = copied(mixed, tmp_path)
-    rewritten(bundle, {file: perturbed((bundle / file).read_bytes(), constant, lambda value: value * 0.5)})
+    rewritten(bundle, {file: perturbed(Bundle(bundle).model(file), constant, lambda value: value * 0.5)})
     (line,) = mismatches(mixed, bundle)
     for word in words:
         assert word in line, line
@@ -85,7 +85,7 @@ def test_all_that_are_off_are_listed(mixed: Made, tmp_path: Path) -> None:
     rewritten(
         bundle,
         {
-            file: perturbed((bundle / file).read_bytes(), CORRUPTIONS[file][0], lambda value: value * 0.5)
+            file: perturbed(Bundle(bundle).model(file), CORRUPTIONS[file][0], lambda value: value * 0.5)
             for file in chosen
         },
     )
@@ -98,7 +98,7 @@ def test_all_that_are_off_are_listed(mixed: Made, tmp_path: Path) -> None:
 def test_a_gate_that_is_off_is_named(mixed: Made, tmp_path: Path, constant: str) -> None:
     bundle = copied(mixed, tmp_path)
     file = "common/gate.onnx"
-    rewritten(bundle, {file: perturbed((bundle / file).read_bytes(), constant, lambda value: value * 1.05)})
+    rewritten(bundle, {file: perturbed(Bundle(bundle).model(file), constant, lambda value: value * 1.05)})
     lines = mismatches(mixed, bundle)
     assert lines
     assert all(line.startswith("gate after block") for line in lines)
@@ -107,7 +107,7 @@ def test_a_gate_that_is_off_is_named(mixed: Made, tmp_path: Path, constant: str)
 def test_an_engine_that_gives_nan_does_not_pass(mixed: Made, tmp_path: Path) -> None:
     bundle = copied(mixed, tmp_path)
     file = "common/block-01-full-fp32.onnx"
-    rewritten(bundle, {file: perturbed((bundle / file).read_bytes(), "conv1_bias", lambda value: value * np.nan)})
+    rewritten(bundle, {file: perturbed(Bundle(bundle).model(file), "conv1_bias", lambda value: value * np.nan)})
     (line,) = mismatches(mixed, bundle)
     assert "nan" in line
     assert not EngineDeviation(1, "full", "fp32", "float32", "onnxruntime", float("nan"), 0.0).passed
@@ -118,7 +118,7 @@ def test_the_whole_is_checked_too(mixed: Made, tmp_path: Path) -> None:
     files = ["common/head.onnx", "common/head-from-uint8.onnx"]
     rewritten(
         bundle,
-        {file: perturbed((bundle / file).read_bytes(), "head_weight", lambda value: -value) for file in files},
+        {file: perturbed(Bundle(bundle).model(file), "head_weight", lambda value: -value) for file in files},
     )
     with pytest.raises(ExportMismatchError) as caught:
         validate(Bundle(bundle), mixed.network, images(mixed))
@@ -151,7 +151,7 @@ def test_a_block_that_overflows_float16_is_named(mixed: Made, tmp_path: Path) ->
     block = loud.blocks[1]
     block.norm2.weight.data *= 1e5
     file = "common/block-01-16-fp16.onnx"
-    rewritten(bundle, {file: perturbed((bundle / file).read_bytes(), "conv2_weight", lambda value: value * np.inf)})
+    rewritten(bundle, {file: perturbed(Bundle(bundle).model(file), "conv2_weight", lambda value: value * np.inf)})
     with pytest.raises(ExportMismatchError) as caught:
         validate(Bundle(bundle), loud, images(mixed))
     assert any("block 1, option 16: fp16" in line and "overflows float16" in line for line in caught.value.mismatches)
@@ -196,7 +196,7 @@ def test_a_bundle_that_stood_there_outlives_a_failed_export(
 def test_a_static_baseline_that_is_off_is_named(mixed: Made, tmp_path: Path, precision: str) -> None:
     bundle = copied(mixed, tmp_path)
     file = f"onnxruntime/static-{precision}.onnx"
-    rewritten(bundle, {file: perturbed((bundle / file).read_bytes(), "head_weight", lambda value: value * 0.4)})
+    rewritten(bundle, {file: perturbed(Bundle(bundle).model(file), "head_weight", lambda value: value * 0.4)})
     (line,) = mismatches(mixed, bundle)
     assert f"static {precision}" in line
 
@@ -240,7 +240,7 @@ def test_what_to_do_is_said(mixed: Made, tmp_path: Path, what: str) -> None:
         if not on_data:
             manifest["calibration"]["data"] = None
 
-    changes = {f: perturbed((bundle / f).read_bytes(), name, lambda value: value * 0.5) for f, name in files.items()}
+    changes = {f: perturbed(Bundle(bundle).model(f), name, lambda value: value * 0.5) for f, name in files.items()}
     rewritten(bundle, changes, edit)
     with pytest.raises(ExportMismatchError) as caught:
         validate(Bundle(bundle), mixed.network, images(mixed))
