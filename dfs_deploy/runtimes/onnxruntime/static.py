@@ -194,8 +194,7 @@ def join_path(bundle: Bundle, path: NDArray[np.uint8], substitutions: Sequence[S
         if not parts:
             opset = next((o.version for o in parse_model(data, file).opset_import if not o.domain), 0)
         if takes != arrives:
-            before = len(grids) - 1 if placed.block is None else placed.block - 1
-            converter = conversion_model(takes, grids[before], placed.takes[0], opset=opset)
+            converter = conversion_model(takes, grids[placed.before], placed.takes[0], opset=opset)
             parts.append((f"{bundle.path}: the conversion for {file}", converter))
         parts.append((f"{bundle.path}: {file}", data))
     return join_engines(parts)
