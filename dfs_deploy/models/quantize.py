@@ -6,8 +6,13 @@ Banner et al. 2018, without its noise): zero is in general not on the grid. Roun
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+Quantizer = Literal["tensor", "channel"]
+"""Grid of a quantised weight; see ``fake_quantize_weight``."""
 
 _SMALLEST_STEP = 1e-8
 
@@ -34,19 +39,28 @@ def fake_quantize(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
     return x + (rounded - x).detach() if x.requires_grad else rounded
 
 
-def fake_quantize_weight(weight: Tensor, bits: int) -> Tensor:
-    """Rounds a weight over its own range, the least to the greatest value.
+def fake_quantize_weight(weight: Tensor, bits: int, quantizer: Quantizer = "tensor") -> Tensor:
+    """Rounds a weight to ``tensor``'s grid, over its own range from the least to the greatest value; or to
+    ``channel``'s, symmetric about zero for each output channel, as inference engines have it.
 
     Args:
-        weight: float tensor of any shape.
+        weight: float tensor; its first axis counts output channels.
         bits: 2 to 31, or 32 for the weight as it is.
+        quantizer: which of the grids.
 
     Returns:
         Tensor of the shape of ``weight``.
     """
     if bits >= 32:
         return weight
-    return fake_quantize(weight, weight.detach().amin(), weight.detach().amax(), bits)
+    if quantizer == "tensor":
+        return fake_quantize(weight, weight.detach().amin(), weight.detach().amax(), bits)
+    limit = 2.0 ** (bits - 1) - 1.0
+    with torch.no_grad():
+        largest = weight.detach().abs().amax(tuple(range(1, weight.ndim)), keepdim=True)
+        step = largest.double().div_(limit).clamp_min_(_SMALLEST_STEP).to(weight.dtype)
+        rounded = weight.div(step).round_().clamp_(-limit, limit).mul_(step)
+    return weight + (rounded - weight).detach() if weight.requires_grad else rounded
 
 
 def batch_range(x: Tensor) -> tuple[Tensor, Tensor]:

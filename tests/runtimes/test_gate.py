@@ -58,12 +58,13 @@ def reference_step(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores and new state of one sample in double precision, unit by unit."""
     size = weights.hidden
+    assert weights.recurrent_weight is not None
+    shared = weights.recurrent_weight.astype(np.float64)
 
     def gate(kind: int, unit: int) -> float:
         row = kind * size + unit
         own = weights.input_weight[block, row, : len(pooled)].astype(np.float64)
-        recurrent = weights.recurrent_weight[row].astype(np.float64)
-        return float(own @ pooled + recurrent @ hidden + weights.bias[block, row])
+        return float(own @ pooled + shared[row] @ hidden + weights.bias[block, row])
 
     def sigmoid(x: float) -> float:
         return 1.0 / (1.0 + math.exp(-x))
@@ -72,7 +73,7 @@ def reference_step(
         [sigmoid(gate(1, i)) * cell[i] + sigmoid(gate(0, i)) * math.tanh(gate(2, i)) for i in range(size)]
     )
     new_hidden = np.array([sigmoid(gate(3, i)) * math.tanh(new_cell[i]) for i in range(size)])
-    return weights.projection_weight @ new_hidden + weights.projection_bias, new_hidden, new_cell
+    return weights.projection_weight @ new_hidden + weights.projection_bias[block], new_hidden, new_cell
 
 
 @pytest.mark.parametrize("make", KINDS)
@@ -123,8 +124,8 @@ def test_numpy_native_and_onnx_agree_on_10000_random_states(offset: tuple[float,
         near += int((~clear).sum())
         assert len(np.unique(decision)) > 1
         for make in makes:
-            gate = make(GateWeights(*values, part.projection_bias))
-            gate.set_score_offset(added)
+            gate = make(GateWeights(*values, np.repeat(part.projection_bias[None], blocks, 0)))
+            gate.set_score_offset(np.repeat(added[None], blocks, 0))
             gate.reset(rows)
             gate.state = (hidden, cell)
             np.testing.assert_array_equal(step_floats(gate, block, features)[clear], decision[clear])
@@ -136,7 +137,7 @@ def test_numpy_native_and_onnx_agree_on_10000_random_states(offset: tuple[float,
 @pytest.mark.parametrize("make", KINDS)
 def test_a_score_offset_is_another_bias_of_the_projection(make: MakeGate) -> None:
     weights, features = random_weights((4,) * 2), random_features(200, (4, 5, 5))
-    offset = np.array([0.5, -1.5, 0.25, 1.0], np.float32)
+    offset = np.array([[0.5, -1.5, 0.25, 1.0], [-1.0, 0.5, 1.5, 0.0]], np.float32)
     biased = make(dataclasses.replace(weights, projection_bias=weights.projection_bias + offset))
     gate, other = make(weights), make(weights)
     bound = gate.bind(0, features[:1], 1.0)
@@ -151,10 +152,10 @@ def test_a_score_offset_is_another_bias_of_the_projection(make: MakeGate) -> Non
     assert (decisions(gate) != trained).any()
     np.testing.assert_array_equal(decisions(other), trained)
     for sign, wanted in ((1, 3), (-1, 2)):
-        gate.set_score_offset(sign * np.array([0, 0, -1e3, 1e3], np.float32))
+        gate.set_score_offset(sign * np.array([[0, 0, -1e3, 1e3]] * 2, np.float32))
         gate.reset(1)
         assert bound() == wanted, "a step that was bound before"
-    gate.set_score_offset(np.zeros(4, np.float32))
+    gate.set_score_offset(np.zeros((2, 4), np.float32))
     np.testing.assert_array_equal(decisions(gate), trained)
 
 
@@ -172,7 +173,7 @@ def test_of_equal_scores_the_lowest_index_wins(make: MakeGate) -> None:
     ):
         weights.projection_bias[:] = 0.0
         for index, value in bias.items():
-            weights.projection_bias[index] = value
+            weights.projection_bias[:, index] = value
         gate = make(GateWeights(*(getattr(weights, name) for name in list(weights.__dataclass_fields__)[:5])))
         gate.reset(1)
         assert gate.bind(0, random_features(1, (4, 2, 2)), 1.0)() == weights.projection_bias.argmax() == expected
@@ -434,12 +435,15 @@ def test_the_weights_of_a_bundle_are_the_outputs_of_its_graph(bundle: Bundle) ->
         assert engines.gate is not None
         weights = read_gate_weights(bundle, runtime)
         assert weights is not None
-        names = ["input_weight", "bias", "recurrent_weight", "projection_weight", "projection_bias"]
+        names = ["input_weight", "bias", "recurrent_weight", "projection_weight"]
         hidden = np.zeros((1, weights.hidden), np.float32)
         feeds = {"pooled": np.zeros((1, weights.widest), np.float32), "block": np.array(0), "hidden": hidden}
         session = ort.InferenceSession(bundle.model(engines.gate), providers=["CPUExecutionProvider"])
-        for name, value in zip(names, session.run(names, {**feeds, "cell": hidden}), strict=True):
+        *values, bias = session.run([*names, "projection_bias"], {**feeds, "cell": hidden})
+        for name, value in zip(names, values, strict=True):
             assert np.array_equal(getattr(weights, name), value)
+        assert weights.projection_bias.shape == (weights.gates, weights.options)
+        assert (weights.projection_bias == bias).all()
 
 
 def test_weights_are_read_and_stepped_without_onnx_runtime(bundle: Bundle) -> None:

@@ -65,7 +65,7 @@ def test_sigmoid_and_tanh_are_those_of_double_precision(variant: str) -> None:
     def run(row: int, bias: list[float]) -> tuple[Any, Any]:
         inputs = np.zeros((1, 4, 1), np.float32)
         inputs[0, row] = 1.0
-        zeros = np.zeros((4, 1), np.float32), np.zeros((1, 1), np.float32), np.zeros(1, np.float32)
+        zeros = np.zeros((4, 1), np.float32), np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32)
         gate = NativeGate(GateWeights(inputs, np.array([bias], np.float32), *zeros), variant)
         gate.reset(len(x))
         step_floats(gate, 0, features)
@@ -85,7 +85,7 @@ def test_a_sum_of_bytes_is_exact(variant: str) -> None:
     """The cell is tanh(mean / 1024) of one channel, near enough to the mean to tell one channel from the next."""
     rng = np.random.default_rng(0)
     bias, ones = np.array([[100, 0, 0, 0]], np.float32), np.full((1, 1, 30_000, 32), 255, np.uint8)
-    zeros = np.zeros((4, 1), np.float32), np.zeros((1, 1), np.float32), np.zeros(1, np.float32)
+    zeros = np.zeros((4, 1), np.float32), np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32)
     for area, channels in [(1, 1), (63, 8), (64, 16), (65, 40), (8191, 64), (8193, 192), (30_000, 32)]:
         drawn = rng.integers(0, 256, (1, 1, area, channels), np.uint8)
         for features in (drawn, ones[:, :, :area, :channels]) if channels == 32 else (drawn,):
@@ -112,7 +112,7 @@ def test_the_extension_itself_refuses_what_it_cannot_read() -> None:
     def zeros(*shape: int) -> Any:
         return np.zeros(shape, np.float32)
 
-    packed = [zeros(2, 8, 4, LANES), zeros(2, 4, LANES), zeros(10, 4, LANES), zeros(10, LANES), zeros(LANES)]
+    packed = [zeros(2, 8, 4, LANES), zeros(2, 4, LANES), zeros(10, 4, LANES), zeros(10, LANES), zeros(2, LANES)]
     gate = CompiledGate(*packed, 10, 4)
     with pytest.raises(TypeError):
         gate.__init__(*packed, 10, 4)
@@ -290,7 +290,7 @@ def chosen_gate(wheel: Path) -> str:
         "assert dfs_deploy.__file__.startswith(sys.argv[1]), dfs_deploy.__file__\n"
         "from dfs_deploy.runtimes.gate import GateWeights\n"
         "from dfs_deploy.runtimes.gate import gate_for\n"
-        "shapes = [(1, 40, 3), (1, 40), (40, 10), (4, 10), (4,)]\n"
+        "shapes = [(1, 40, 3), (1, 40), (40, 10), (4, 10), (1, 4)]\n"
         "gate = gate_for(GateWeights(*(np.zeros(shape, np.float32) for shape in shapes)))\n"
         "gate.reset(1)\n"
         "assert gate.bind(0, np.ones((1, 3, 2, 2), np.float32), 1.0)() == 0\n"

@@ -1,0 +1,571 @@
+"""Networks as graphs over a closed set of operators: what proof, training, checkpoints, calibration and export share.
+
+A graph has one input and one output and holds no tensors, only their names in the network's state dict, so it can be
+written to a checkpoint as plain values and computed on a machine that never saw the user's code. ``Evaluation``
+computes it in PyTorch; ``dfs_deploy.exporters`` writes it as ONNX.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import msgspec
+import torch
+from msgspec import Meta
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dfs_deploy.errors import CheckpointError
+from dfs_deploy.io.json_files import Name
+from dfs_deploy.models.quantize import Quantizer, batch_range, fake_quantize, fake_quantize_weight
+from dfs_deploy.network import MAX_BLOCKS, MAX_MAP
+from dfs_deploy.options import FULL_BITS
+
+INPUT = "input"
+"""Name of the value that enters a graph."""
+
+OUTPUT = "output"
+"""Name of a block's result in observations and calibrated ranges; no node has it."""
+
+RANGE_MOMENTUM = 0.1
+"""Share of the newest batch in the running range of a layer's input."""
+
+MAX_NODES = 1 << 16
+"""Most nodes of a network."""
+
+Attribute = int | float | tuple[int, ...]
+Bits = Annotated[int, Meta(ge=2, le=FULL_BITS)]
+
+
+class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One operation.
+
+    Attributes:
+        name: name of the node and of its output; unique in a network.
+        operator: a key of ``OPERATORS``.
+        inputs: names of the values that it reads: nodes before it, or ``input``.
+        tensors: names in the state dict of its weights, by role, such as ``weight``.
+        attributes: its constants, by name; see ``OPERATORS``.
+        exact: whether every option computes it in float, such as the small layers of squeeze-and-excitation.
+    """
+
+    name: Name
+    operator: Name
+    inputs: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=64)]
+    tensors: dict[str, Name] = {}
+    attributes: dict[str, Attribute] = {}
+    exact: bool = False
+
+    @property
+    def quantizable(self) -> bool:
+        """Whether a quantised option rounds its input and weight."""
+        return self.operator in ("conv", "linear") and not self.exact
+
+    def numbers(self, name: str) -> tuple[int, ...]:
+        """An attribute that holds several integers."""
+        value = self.attributes[name]
+        return value if isinstance(value, tuple) else (int(value),)
+
+    def number(self, name: str) -> float:
+        """An attribute that holds one number."""
+        value = self.attributes[name]
+        return float(value[0]) if isinstance(value, tuple) else value
+
+
+class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Operations from one value to another.
+
+    Attributes:
+        nodes: the operations, each after those whose outputs it reads.
+        output: name of the value that it gives; ``input`` if it passes its input on.
+    """
+
+    nodes: Annotated[tuple[Node, ...], Meta(max_length=MAX_NODES)] = ()
+    output: Name = INPUT
+
+    @property
+    def identity(self) -> bool:
+        """Whether it gives its input, untouched."""
+        return self.output == INPUT
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of its tensors, in order, each once."""
+        return tuple(dict.fromkeys(name for node in self.nodes for name in node.tensors.values()))
+
+    def then(self, other: Graph) -> Graph:
+        """This graph, followed by another."""
+        return Graph((*self.nodes, *_reading(other.nodes, self.output)), self._value(other.output))
+
+    def _value(self, name: str) -> str:
+        return self.output if name == INPUT else name
+
+    def readers(self) -> dict[str, int]:
+        """Number of times that each value is read, the graph's output included."""
+        counts = {INPUT: 0, **{node.name: 0 for node in self.nodes}}
+        for name in (*(name for node in self.nodes for name in node.inputs), self.output):
+            counts[name] += 1
+        return counts
+
+
+def _reading(nodes: Iterable[Node], source: str) -> Iterator[Node]:
+    """Nodes that read ``source`` in place of their graph's input."""
+    for node in nodes:
+        inputs = tuple(source if name == INPUT else name for name in node.inputs)
+        yield msgspec.structs.replace(node, inputs=inputs)
+
+
+class BlockGraphs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One block: ``after(branch(x) + shortcut(x))``.
+
+    Attributes:
+        name: name of the block; a qualified name of the user's module, as a rule.
+        branch: what a skip leaves out.
+        shortcut: what is added to the branch's output; ``None`` for a block without an addition.
+        after: what follows the addition.
+        skip_after: whether a skip computes ``after`` too. The releases of DFS and SkipNet leave out the relu.
+        free: whether a skip passes the block's input on untouched, since ``after`` does not change it.
+    """
+
+    name: Name
+    branch: Graph
+    shortcut: Graph | None
+    after: Graph = Graph()
+    skip_after: bool = True
+    free: bool = False
+
+    @property
+    def whole(self) -> Graph:
+        """The block as one graph; its addition is named after the block."""
+        if self.shortcut is None:
+            return self.branch.then(self.after)
+        addition = Node(f"{self.name}.addition", "add", (self.branch.output, self.shortcut.output))
+        nodes = (*self.branch.nodes, *self.shortcut.nodes, addition)
+        return Graph(nodes, addition.name).then(self.after)
+
+    @property
+    def skip(self) -> Graph | None:
+        """What a skipped block computes; ``None`` if it cannot be skipped."""
+        if self.shortcut is None:
+            return None
+        if self.free:
+            return Graph()
+        return self.shortcut.then(self.after) if self.skip_after else self.shortcut
+
+
+class NetworkGraphs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A network: stem, chain of blocks, and head.
+
+    Attributes:
+        stem: from images to the input of the first block that is decided; it always runs.
+        blocks: blocks 1 and up.
+        head: from the last block's output to logits; it always runs.
+        quantizer: grid of quantised weights: ``tensor``, from the least to the greatest value of the tensor, as in the
+            paper; or ``channel``, symmetric about zero for each output channel.
+        always: bits in which stem, head and skips compute.
+    """
+
+    stem: Graph
+    blocks: Annotated[tuple[BlockGraphs, ...], Meta(max_length=MAX_BLOCKS)]
+    head: Graph
+    quantizer: Quantizer
+    always: Bits
+
+    @property
+    def whole(self) -> Graph:
+        """The static network as one graph, from images to logits."""
+        whole = self.stem
+        for block in self.blocks:
+            whole = whole.then(block.whole)
+        return whole.then(self.head)
+
+
+class Ranges(nn.Module):
+    """Running ranges of the inputs of quantisable layers.
+
+    Args:
+        names: names of the nodes, in the network's order.
+
+    Attributes:
+        names: position of each node's range, by name.
+        low: (layers,) float32 buffer, least values; both ends are zero until a range was recorded.
+        high: (layers,) float32 buffer, greatest values.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__()
+        self.names = {name: index for index, name in enumerate(names)}
+        self.low: Tensor
+        self.high: Tensor
+        self.register_buffer("low", torch.zeros(len(self.names)))
+        self.register_buffer("high", torch.zeros(len(self.names)))
+
+    def of(self, name: str) -> tuple[Tensor, Tensor]:
+        """Least and greatest value of a node's input, each (1,) float32."""
+        at = self.names[name]
+        return self.low[at : at + 1], self.high[at : at + 1]
+
+    def known(self, name: str) -> bool:
+        """Whether a range was ever recorded for a node."""
+        low, high = self.of(name)
+        return bool(high > low)
+
+    @torch.no_grad()
+    def follow(self, name: str, x: Tensor) -> None:
+        """Moves a running range toward that of a batch of inputs; the first batch sets it."""
+        low, high = batch_range(x)
+        at = self.names[name]
+        momentum = RANGE_MOMENTUM if self.known(name) else 1.0
+        self.low[at : at + 1].lerp_(low.to(self.low.dtype), momentum)
+        self.high[at : at + 1].lerp_(high.to(self.high.dtype), momentum)
+
+
+Observer = Callable[[str, Tensor], None]
+"""Called as ``observer(name, value)`` with the input of a graph and every value that its nodes give."""
+
+
+@dataclass
+class Evaluation:
+    """One way to compute graphs in PyTorch; subclasses compute some operators in another way.
+
+    Args:
+        tensors: tensors by name.
+        ranges: running ranges of quantisable layers; ``None`` for a network that is not quantised.
+        quantizer: grid of quantised weights.
+        bits: bitwidth of quantisable layers, 2 to 32.
+        round_inputs: whether inputs of quantised layers are rounded; if not, they are still clamped to their range.
+        training: whether normalisations use the batch, and dropout drops.
+        observer: sees every value; ``None`` for nobody.
+    """
+
+    tensors: Mapping[str, Tensor]
+    ranges: Ranges | None = None
+    quantizer: Quantizer = "channel"
+    bits: int = FULL_BITS
+    round_inputs: bool = True
+    training: bool = False
+    observer: Observer | None = field(default=None, repr=False)
+
+    def run(self, graph: Graph, x: Tensor) -> Tensor:
+        """Computes a graph."""
+        values = {INPUT: x}
+        left = graph.readers()
+        if self.observer is not None:
+            self.observer(INPUT, x)
+        for node in graph.nodes:
+            inputs = [values[name] for name in node.inputs]
+            result = values[node.name] = OPERATORS[node.operator].compute(self, node, inputs)
+            if self.observer is not None:
+                self.observer(node.name, result)
+            for name in node.inputs:  # memory is freed as soon as nobody reads a value any more
+                left[name] -= 1
+                if not left[name]:
+                    values.pop(name, None)
+        return values[graph.output]
+
+    def tensor(self, node: Node, role: str) -> Tensor | None:
+        """Tensor of a node in a role, if it has one."""
+        name = node.tensors.get(role)
+        return None if name is None else self.tensors[name]
+
+    def weight(self, node: Node) -> Tensor:
+        """Weight of a quantisable layer, as it computes with it."""
+        weight = self.tensors[node.tensors["weight"]]
+        return fake_quantize_weight(weight, self.bits if node.quantizable else FULL_BITS, self.quantizer)
+
+    def rounded(self, node: Node, x: Tensor) -> Tensor:
+        """Input of a quantisable layer, as it computes with it; in training mode its range follows."""
+        if self.bits >= FULL_BITS or self.ranges is None or not node.quantizable:
+            return x
+        if self.ranges.training:
+            self.ranges.follow(node.name, x.detach())
+        if not self.ranges.known(node.name):
+            return x
+        low, high = self.ranges.of(node.name)
+        return fake_quantize(x, low, high, self.bits) if self.round_inputs else x.clamp(low, high)
+
+    def convolve(self, node: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolution of rounded values."""
+        top, left, bottom, right = node.numbers("padding")
+        if (top, left) != (bottom, right):
+            x, top, left = functional.pad(x, (left, right, top, bottom)), 0, 0
+        stride, dilation = node.numbers("stride"), node.numbers("dilation")
+        return functional.conv2d(x, weight, bias, stride, (top, left), dilation, int(node.number("groups")))
+
+    def conv(self, node: Node, x: Tensor) -> Tensor:
+        """Convolution, quantised as the option says."""
+        return self.convolve(node, self.rounded(node, x), self.weight(node), self.tensor(node, "bias"))
+
+    def batch_norm(self, node: Node, x: Tensor) -> Tensor:
+        """Batch normalisation; in training mode its running statistics follow."""
+        mean, variance = self.tensors[node.tensors["mean"]], self.tensors[node.tensors["variance"]]
+        weight, bias = self.tensor(node, "weight"), self.tensor(node, "bias")
+        momentum, epsilon = node.number("momentum"), node.number("epsilon")
+        return functional.batch_norm(x, mean, variance, weight, bias, self.training, momentum, epsilon)
+
+
+Compute = Callable[[Evaluation, Node, Sequence[Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator of the closed set.
+
+    Attributes:
+        compute: its arithmetic in PyTorch.
+        inputs: number of values that it reads; ``None`` for one or more.
+        attributes: its attributes: ``int`` or ``float``, or how many integers.
+        roles: roles of its tensors; those that end in ``?`` may be missing.
+        sign: sign of its output: ``nonnegative``, ``same`` if it is not negative for inputs that are not, or ``any``.
+    """
+
+    compute: Compute
+    inputs: int | None = 1
+    attributes: Mapping[str, type[int] | type[float] | int] = field(default_factory=dict)
+    roles: tuple[str, ...] = ()
+    sign: Literal["nonnegative", "same", "any"] = "any"
+
+
+def _linear(run: Evaluation, node: Node, x: Sequence[Tensor]) -> Tensor:
+    return functional.linear(run.rounded(node, x[0]), run.weight(node), run.tensor(node, "bias"))
+
+
+def _max_pool(run: Evaluation, node: Node, x: Sequence[Tensor]) -> Tensor:
+    kernel, stride, padding, dilation = (node.numbers(name) for name in ("kernel", "stride", "padding", "dilation"))
+    return functional.max_pool2d(x[0], kernel, stride, padding, dilation, bool(node.number("ceil")))
+
+
+def _avg_pool(run: Evaluation, node: Node, x: Sequence[Tensor]) -> Tensor:
+    kernel, stride, padding = (node.numbers(name) for name in ("kernel", "stride", "padding"))
+    count_padding = bool(node.number("count_padding"))
+    return functional.avg_pool2d(x[0], kernel, stride, padding, bool(node.number("ceil")), count_padding)
+
+
+def _pad(run: Evaluation, node: Node, x: Sequence[Tensor]) -> Tensor:
+    before_c, before_h, before_w, after_c, after_h, after_w = node.numbers("pads")
+    return functional.pad(x[0], (before_w, after_w, before_h, after_h, before_c, after_c))
+
+
+def _slice(run: Evaluation, node: Node, x: Sequence[Tensor]) -> Tensor:
+    starts, ends, steps = (node.numbers(name) for name in ("starts", "ends", "steps"))
+    return x[0][(slice(None), *map(slice, starts, ends, steps))]
+
+
+_WINDOW = {"kernel": 2, "stride": 2, "padding": 2, "ceil": int}
+
+OPERATORS: dict[str, Operator] = {
+    "conv": Operator(
+        lambda run, node, x: run.conv(node, x[0]),
+        attributes={"stride": 2, "padding": 4, "dilation": 2, "groups": int},  # padding: top, left, bottom, right
+        roles=("weight", "bias?"),
+    ),
+    "linear": Operator(_linear, roles=("weight", "bias?")),
+    "batch_norm": Operator(
+        lambda run, node, x: run.batch_norm(node, x[0]),
+        attributes={"epsilon": float, "momentum": float},
+        roles=("weight?", "bias?", "mean", "variance"),
+    ),
+    "relu": Operator(lambda run, node, x: functional.relu(x[0]), sign="nonnegative"),
+    "clip": Operator(
+        lambda run, node, x: functional.hardtanh(x[0], node.number("low"), node.number("high")),
+        attributes={"low": float, "high": float},
+        sign="same",
+    ),
+    "leaky_relu": Operator(
+        lambda run, node, x: functional.leaky_relu(x[0], node.number("slope")), attributes={"slope": float}, sign="same"
+    ),
+    "hard_swish": Operator(lambda run, node, x: functional.hardswish(x[0]), sign="same"),
+    "hard_sigmoid": Operator(lambda run, node, x: functional.hardsigmoid(x[0]), sign="nonnegative"),
+    "sigmoid": Operator(lambda run, node, x: torch.sigmoid(x[0]), sign="nonnegative"),
+    "silu": Operator(lambda run, node, x: functional.silu(x[0]), sign="same"),
+    "tanh": Operator(lambda run, node, x: torch.tanh(x[0]), sign="same"),
+    "gelu": Operator(lambda run, node, x: functional.gelu(x[0]), sign="same"),
+    "add": Operator(lambda run, node, x: x[0] + x[1], 2, sign="same"),
+    "mul": Operator(lambda run, node, x: x[0] * x[1], 2, sign="same"),
+    # x * scale + shift
+    "affine": Operator(
+        lambda run, node, x: x[0] * node.number("scale") + node.number("shift"),
+        attributes={"scale": float, "shift": float},
+    ),
+    "max_pool": Operator(_max_pool, attributes={**_WINDOW, "dilation": 2}, sign="same"),
+    "avg_pool": Operator(_avg_pool, attributes={**_WINDOW, "count_padding": int}, sign="same"),
+    # (N, C, H, W) to (N, C, 1, 1)
+    "global_avg_pool": Operator(lambda run, node, x: x[0].mean((2, 3), keepdim=True), sign="same"),
+    # (N, ...) to (N, values)
+    "flatten": Operator(lambda run, node, x: x[0].flatten(1), sign="same"),
+    # zeros before and after the channels, rows and columns: three numbers before, then three after
+    "pad": Operator(_pad, attributes={"pads": 6}, sign="same"),
+    # of channels, rows and columns
+    "slice": Operator(_slice, attributes={"starts": 3, "ends": 3, "steps": 3}, sign="same"),
+    # along the channels
+    "concat": Operator(lambda run, node, x: torch.cat(list(x), 1), None, sign="same"),
+    "dropout": Operator(
+        lambda run, node, x: functional.dropout(x[0], node.number("share"), run.training),
+        attributes={"share": float},
+        sign="same",
+    ),
+}
+"""Every operator of a graph, by name. An export writes each of them; docs/any-network.md lists them for people."""
+
+
+def nonnegative(graph: Graph, given: bool = False) -> bool:
+    """Whether no value that a graph gives can be negative.
+
+    Args:
+        graph: the graph.
+        given: whether its input cannot be negative.
+    """
+    known = {INPUT: given}
+    for node in graph.nodes:
+        sign = OPERATORS[node.operator].sign
+        inputs = [known[name] for name in node.inputs]
+        at_least_zero = node.operator == "clip" and node.number("low") >= 0.0
+        known[node.name] = sign == "nonnegative" or at_least_zero or (sign == "same" and all(inputs))
+    return known[graph.output]
+
+
+def multiply_adds(graph: Graph, tensors: Mapping[str, Tensor], x: Tensor) -> int:
+    """Multiply-adds of a graph's convolutions and linear layers for one image; ``x`` (1, C, H, W) has no values.
+
+    Args:
+        graph: the graph.
+        tensors: tensors by name, on the meta device or any other.
+        x: input, on the same device.
+    """
+    total = 0
+    names = {node.name: node for node in graph.nodes}
+
+    def count(name: str, value: Tensor) -> None:
+        nonlocal total
+        node = names.get(name)
+        if node is not None and node.operator in ("conv", "linear"):
+            weight = tensors[node.tensors["weight"]]
+            total += math.prod(value.shape[2:]) * weight.numel()
+
+    with torch.no_grad():
+        Evaluation(tensors, observer=count).run(graph, x)
+    return total
+
+
+def check_graphs(graphs: NetworkGraphs, tensors: Mapping[str, Tensor]) -> None:
+    """Checks graphs from a file: operators, attributes, names and sizes.
+
+    Nothing is computed; sizes follow later from running them on the meta device.
+
+    Args:
+        graphs: the graphs.
+        tensors: tensors by name.
+
+    Raises:
+        CheckpointError: a node has an operator, an attribute, an input or a tensor that it cannot have.
+    """
+    seen: set[str] = {INPUT, OUTPUT}
+    parts = [("stem", graphs.stem), ("head", graphs.head)]
+    for block in graphs.blocks:
+        shortcut = [] if block.shortcut is None else [(block.name, block.shortcut)]
+        parts += [(block.name, block.branch), *shortcut, (block.name, block.after)]
+        if f"{block.name}.addition" in seen:
+            raise CheckpointError(f"two blocks named {block.name}, expected names that differ; save it again")
+        seen.add(f"{block.name}.addition")
+    for part, graph in parts:
+        inside = {INPUT}
+        for node in graph.nodes:
+            if problem := _node_problem(node, inside, seen, tensors):
+                raise CheckpointError(f"{part}: node {node.name} {problem}; save the network again")
+            inside.add(node.name)
+            seen.add(node.name)
+        if graph.output not in inside:
+            raise CheckpointError(f"{part}: its output {graph.output} is no value of it; save the network again")
+
+
+def _node_problem(node: Node, inside: set[str], seen: set[str], tensors: Mapping[str, Tensor]) -> str | None:
+    operator = OPERATORS.get(node.operator)
+    if operator is None:
+        return f"has the operator {node.operator}, expected one of {', '.join(OPERATORS)}"
+    if node.name in seen:
+        return "has a name that occurs twice"
+    if unknown := [name for name in node.inputs if name not in inside]:
+        return f"reads {unknown[0]}, which no node before it gives"
+    if operator.inputs is not None and len(node.inputs) != operator.inputs:
+        return f"reads {len(node.inputs)} values, expected {operator.inputs}"
+    roles = {role.rstrip("?"): role.endswith("?") for role in operator.roles}
+    if set(node.tensors) - set(roles) or any(not free and role not in node.tensors for role, free in roles.items()):
+        return f"has tensors {', '.join(node.tensors) or 'none'}, expected {', '.join(operator.roles) or 'none'}"
+    if missing := [name for name in node.tensors.values() if name not in tensors]:
+        return f"has a tensor {missing[0]} that the file lacks"
+    if set(node.attributes) != set(operator.attributes):
+        return f"has attributes {', '.join(node.attributes) or 'none'}, expected {', '.join(operator.attributes)}"
+    for name, kind in operator.attributes.items():
+        if not _is_attribute(node.attributes[name], kind):
+            return f"has {name} {node.attributes[name]}"
+    return None
+
+
+def _is_attribute(value: Attribute, kind: type[int] | type[float] | int) -> bool:
+    if isinstance(kind, int):
+        return isinstance(value, tuple) and len(value) == kind and all(abs(v) <= MAX_MAP for v in value)
+    if kind is int:
+        return type(value) is int and abs(value) <= MAX_MAP
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def sizes_of(graph: Graph, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Shapes, without the batch, of every value of a graph, by name; nothing is computed.
+
+    Args:
+        graph: the graph.
+        tensors: tensors by name; only their shapes matter.
+        shape: shape of the input, without the batch.
+
+    Raises:
+        CheckpointError: a node does not fit its input, or a value is larger than any map of a supported network.
+    """
+    meta = {name: tensors[name].detach().to("meta") for name in graph.tensors}
+    sizes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str, value: Tensor) -> None:
+        sizes[name] = tuple(value.shape[1:])
+        if value.numel() > MAX_MAP:
+            raise CheckpointError(f"{name} has {value.numel():,} values, expected at most {MAX_MAP:,}")
+
+    try:
+        with torch.no_grad():
+            Evaluation(meta, observer=note).run(graph, torch.empty((1, *shape), device="meta"))
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        done = next(itertools.islice(reversed(sizes), 1), INPUT)
+        raise CheckpointError(
+            f"the layer after {done} does not fit its input of {sizes.get(done, shape)} ({str(error).splitlines()[0]})"
+        ) from error
+    return sizes
+
+
+def named_tensors(module: nn.Module) -> dict[str, Any]:
+    """Parameters and buffers of a module by name; a tensor that has several names stands under each."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    return {**dict(parameters), **dict(module.named_buffers(remove_duplicate=False))}
+
+
+def tensor_tree(tensors: Mapping[str, Tensor], trained: Iterable[str]) -> nn.Module:
+    """A module that holds tensors under dotted names, and computes nothing.
+
+    Args:
+        tensors: tensors by name.
+        trained: names of those that are parameters; the others become buffers.
+    """
+    root, parameters = nn.Module(), set(trained)
+    for name, tensor in tensors.items():
+        *path, last = name.split(".")
+        owner = root
+        for part in path:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        if name in parameters:
+            owner.register_parameter(last, nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
+        else:
+            owner.register_buffer(last, tensor)
+    return root
