@@ -478,10 +478,12 @@ def test_what_runs_out_is_named_and_the_process_goes_on(
 
 def test_threads_are_bounded_and_what_was_not_given_is_said(mixed: Made) -> None:
     script = """
-import os, sys
+import os, sys, time
 import numpy as np
 from dfs_deploy import Runtime
-tasks = lambda: len(os.listdir("/proc/self/task"))
+def tasks():
+    time.sleep(0.2)  # a thread that was joined may still be about to leave the kernel's list
+    return len(os.listdir("/proc/self/task"))
 images = np.arange(20 * 8 * 8 * 3, dtype=np.uint8).reshape(20, 8, 8, 3)
 Runtime(sys.argv[1]).close()  # what libraries start once
 results, before = [], tasks()
