@@ -116,13 +116,14 @@ def blocked_models(placed: PlacedEngine, models: Mapping[Layout, bytes], name: s
     Raises:
         UnfitModelError: ONNX Runtime optimises it in an unexpected way.
     """
-    made: dict[Layout, bytes] = {}
-    for layout in blocked_layouts(placed):
-        try:
-            made[layout] = _serialised(_blocked(placed, models, layout, name), name)
-        except UnfitModelError:
-            made[layout] = _serialised(_reordered(placed, parse_model(models[layout], name), layout), name)
-    return made
+    return {layout: _blocked_model(placed, models, layout, name) for layout in blocked_layouts(placed)}
+
+
+def _blocked_model(placed: PlacedEngine, models: Mapping[Layout, bytes], layout: Layout, name: str) -> bytes:
+    try:
+        return _serialised(_blocked(placed, models, layout, name), name)
+    except UnfitModelError:  # as fast as in the plain layout, and the other engines need not wait for it
+        return _serialised(_reordered(placed, parse_model(models[layout], name), layout), name)
 
 
 def _blocked(placed: PlacedEngine, models: Mapping[Layout, bytes], layout: Layout, name: str) -> Message:
@@ -130,10 +131,8 @@ def _blocked(placed: PlacedEngine, models: Mapping[Layout, bytes], layout: Layou
     if placed.engine.output == "uint8":
         return _reordered(placed, parse_model(models[layout], name), layout)
     plain = parse_model(models["float32" if "float32" in models else layout], name)
-    if placed.part == "stem" or "float32" not in models:
-        model = _optimised(plain)
-    else:
-        model = _from_blocked(plain, name)
+    enters_plain = placed.part == "stem" or "float32" not in models
+    model = _optimised(plain) if enters_plain else _from_blocked(plain, name)
     if placed.part != "head":
         _leave_blocked(model.graph)
     if layout == "uint8" and "float32" in models:

@@ -25,8 +25,8 @@ from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.cache import MAX_FILE, PREPARED, Cache, UnkeptError, cache_key, mark_used
 from dfs_deploy.bundle.engines import PlacedEngine, engines_of, laid_out
 from dfs_deploy.bundle.manifest import Layout
-from dfs_deploy.bundle.onnx_messages import parse_model
-from dfs_deploy.bundle.weights import WEIGHTS, SharedWeights, WeightsInMemory, inlined
+from dfs_deploy.bundle.onnx_messages import UnfitError, parse_model
+from dfs_deploy.bundle.weights import WEIGHTS, SharedWeights, WeightsInMemory, inlined, references_of
 from dfs_deploy.errors import BundleError, DfsDeployError
 from dfs_deploy.io.files import read_file, sha256, write_whole
 from dfs_deploy.io.json_files import UNREADABLE
@@ -52,6 +52,9 @@ TOLERANCE = 1e-4
 """Greatest difference from the plain engine, relative to its greatest output: sums are added in another order."""
 
 ONE_ENGINE = "a static policy runs as one engine, within which ONNX Runtime lays features out itself"
+
+MOST_BYTES = 512 << 20
+"""Size of a bundle up to which engines are prepared: their weights lie in the cache a second time."""
 
 _DIGEST = 64
 """Length of the SHA-256 at the beginning of the file, of what comes after it."""
@@ -207,9 +210,12 @@ def _read(path: Path) -> StoredEngines | None:
         if content[:_DIGEST] != sha256(content[_DIGEST:]).encode():
             return None
         stored = msgspec.msgpack.decode(memoryview(content)[_DIGEST:], type=StoredEngines)
+        weights = WeightsInMemory(WEIGHTS, stored.weights)
         for name, model in stored.models.items():  # a digest tells nothing of who wrote the file
-            check_operators(parse_model(model, name), name)
-    except (OSError, BundleError, *UNREADABLE):
+            parsed = parse_model(model, name)
+            check_operators(parsed, name)
+            references_of(parsed.graph, weights)
+    except (OSError, BundleError, UnfitError, *UNREADABLE):
         return None
     return stored
 
@@ -253,6 +259,15 @@ def _why_plain(bundle: Bundle, channel_block: int) -> str:
         return "ONNX Runtime has no blocked layout for this CPU"
     if any(shape.out_channels % channel_block for shape in bundle.architecture.blocks):
         return f"not every block's channels are a multiple of {channel_block}"
+    if bundle.size > MOST_BYTES:
+        return f"the bundle has {bundle.size >> 20:,} MiB, and weights of up to {MOST_BYTES >> 20} are kept twice"
+    floats = [
+        placed
+        for placed in engines_of(bundle, "onnxruntime")
+        if placed.part == "block" and placed.engine.output == "float32" and "float32" in placed.engine.files
+    ]
+    if not any(placed.rank == 0 for placed in floats):
+        return "no option passes float32 features from block to block, and other layouts gain nothing"
     return ""
 
 

@@ -28,6 +28,7 @@ from dfs_deploy.runtimes.onnxruntime.engine_choice import decide_substitutions, 
 from dfs_deploy.runtimes.onnxruntime.loading import affordable_threads, check_ends, check_memory, describe
 from dfs_deploy.runtimes.onnxruntime.prepared import ONE_ENGINE, PreparedEngines
 from dfs_deploy.runtimes.onnxruntime.sessions import bind, engine_failed, open_session, run_once, session_options
+from dfs_deploy.system.memory import return_freed_memory
 from dfs_deploy.system.ort import onnxruntime as ort
 
 
@@ -46,6 +47,7 @@ class StraightEngine:
 
     def __init__(self, model: bytes, label: str, bundle: Bundle, threads: int | None = None) -> None:
         session = open_session(model, f"{bundle.path}: {label}", session_options(threads or 1))
+        return_freed_memory()
         classes = (bundle.architecture.classes,)
         check_ends(bundle, label, session, ("float32", bundle.input.shape), ("float32", classes))
         self._set_up(session, label, bundle)
