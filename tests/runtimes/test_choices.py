@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from onnx import numpy_helper
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import BundleError, InputError, UsageError
+from dfs_deploy.exporters.graph import GraphBuilder
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.runtimes import Runtime, native
 from dfs_deploy.runtimes.dispatch import BlockStep, Call, loop_for
-from dfs_deploy.runtimes.gate import NativeGate, NumpyGate
+from dfs_deploy.runtimes.gate import GateWeights, NativeGate, NumpyGate, read_gate_weights
 from tests.bundles import Made, copied, manifest_of, normal_images, pixels, rewritten, write_manifest
 from tests.checks import refuses
 from tests.runtimes.gates import needs_native, random_features, random_weights
@@ -160,6 +162,64 @@ def test_samples_of_paths_that_cannot_be_are_refused(mixed: Made, tmp_path: Path
     bundle = Bundle(narrowed(copied(mixed, tmp_path), {**MASKED, 3: (["16"], "free")}))
     with refuses(BundleError, "samples.npz", "may not run"):
         bundle.samples()
+
+
+# Gates of other kinds and shapes
+
+
+def gate_model(weights: GateWeights) -> bytes:
+    """A gate.onnx whose outputs are weights, which is all that a runtime reads of it."""
+    graph = GraphBuilder("gate")
+    graph.input("pooled", np.float32, ("N", "channels"))
+    graph.input("block", np.int64, ())
+    if weights.recurrent_weight is not None:
+        graph.input("hidden", np.float32, ("N", weights.hidden))
+        graph.input("cell", np.float32, ("N", weights.hidden))
+    for name in ("input_weight", "bias", "recurrent_weight", "projection_weight", "projection_bias"):
+        value = getattr(weights, name)
+        if value is not None:
+            graph.output(graph.node("Identity", graph.constant(f"{name}_value", value)), name, np.float32, value.shape)
+    return graph.build()
+
+
+@pytest.mark.parametrize("kind", ["lstm", "stateless"])
+def test_gates_with_a_projection_for_each_block(mixed: Made, tmp_path: Path, kind: str) -> None:
+    made = random_weights((4, 4, 8), 10, 4, seed=7, kind=kind)
+    bundle = narrowed(copied(mixed, tmp_path), MASKED)
+
+    def edit(manifest: dict[str, Any]) -> None:
+        manifest["architecture"]["gate"]["kind"] = kind
+
+    opened = Bundle(rewritten(bundle, {"common/gate.onnx": gate_model(made)}, edit))
+    read = read_gate_weights(opened, "onnxruntime")
+    assert read is not None
+    for name in ("input_weight", "bias", "projection_weight", "projection_bias"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(made, name))
+    assert (read.recurrent_weight is None) == (kind == "stateless")
+    images, paths = pixels(40, seed=3), []
+    for gate in ("numpy", "native") if native.why_missing is None else ("numpy",):
+        with Runtime(opened, gate=gate) as runtime:
+            paths += [runtime(images).path, np.concatenate([runtime(image[None]).path for image in images])]
+    assert len(np.unique(paths[0], axis=0)) > 1
+    for path in paths[1:]:
+        np.testing.assert_array_equal(path, paths[0])
+    allowed = opened.architecture.allowed(opened.options)
+    assert allowed[np.arange(3), paths[0]].all()
+
+
+@pytest.mark.parametrize("spoilt", ["input_weight", "projection_weight", "projection_bias"])
+def test_weights_of_another_kind_of_gate_are_refused(mixed: Made, tmp_path: Path, spoilt: str) -> None:
+    weights = random_weights((4, 4, 8), 10, 4, kind="stateless")
+    wrong = dataclasses.replace(weights, **{spoilt: getattr(weights, spoilt)[:, :-1]})
+
+    def edit(manifest: dict[str, Any]) -> None:
+        manifest["architecture"]["gate"]["kind"] = "stateless"
+
+    bundle = rewritten(copied(mixed, tmp_path), {"common/gate.onnx": gate_model(wrong)}, edit)
+    with refuses(BundleError, "gate", "other shapes"):
+        Runtime(bundle)
+    with refuses(BundleError, "gate"):
+        Runtime(rewritten(copied(mixed, tmp_path / "lstm"), {"common/gate.onnx": gate_model(weights)}))
 
 
 # The loops
