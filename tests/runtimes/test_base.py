@@ -53,7 +53,8 @@ def test_a_result_has_the_shapes_and_types_that_it_promises(runtime: Runtime, co
     assert (result.classes.shape, result.classes.dtype) == ((count,), np.int64)
     assert (result.computation_percentage.shape, result.computation_percentage.dtype) == ((count,), np.float32)
     assert np.array_equal(result.classes, result.logits.argmax(1))
-    expected = computation_percentage(result.path, runtime.options.costs)
+    weights = runtime.bundle.architecture.weights(runtime.options)
+    expected = computation_percentage(result.path, runtime.options.costs, weights)
     assert np.array_equal(result.computation_percentage, expected)
 
 

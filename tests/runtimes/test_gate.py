@@ -13,6 +13,8 @@ import weakref
 import numpy as np
 import onnxruntime as ort
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
@@ -21,6 +23,7 @@ from dfs_deploy.exporters.engines import gate_engine
 from dfs_deploy.exporters.split import split_gate
 from dfs_deploy.runtimes import native
 from dfs_deploy.runtimes.gate import (
+    MASKED,
     Features,
     GateWeights,
     NativeGate,
@@ -43,6 +46,7 @@ from tests.runtimes.gates import (
     random_integers,
     random_state,
     random_weights,
+    rows_of,
     step_floats,
     step_forms,
 )
@@ -96,6 +100,110 @@ def test_a_gate_steps_as_the_definition_says(make: MakeGate, shape: tuple[int, .
         assert decision == scores.argmax()
         for actual, expected in zip(gate.state, state, strict=True):
             np.testing.assert_allclose(actual[0], expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize(("hidden", "options"), [(10, 4), (1, 1), (16, 2), (17, 20)])
+def test_a_stateless_gate_steps_as_the_definition_says(make: MakeGate, hidden: int, options: int) -> None:
+    shape = (24, 5, 4)
+    weights = random_weights((24, 24), hidden, options, kind="stateless", widest=30)
+    gate = make(weights)
+    for block in (0, 1, 0):
+        gate.reset(1)
+        features = random_features(1, shape, seed=block)
+        pooled = features[0].mean((1, 2), np.float64)
+        units = np.maximum(weights.input_weight[block, :, :24] @ pooled + weights.bias[block], 0.0)
+        scores = weights.projection_weight[block] @ units + weights.projection_bias[block]
+        assert gate.bind(block, features, 1.0)() == scores.argmax()
+        np.testing.assert_allclose(gate.state[0][0], units, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_a_stateless_gate_forgets_what_it_saw_before(make: MakeGate) -> None:
+    gate, samples = make(random_weights((6, 6), kind="stateless")), 50
+    features = random_features(samples, (6, 3, 3))
+    gate.reset(samples)
+    expected = step_floats(gate, 1, features)
+    assert len(np.unique(expected)) > 1
+    with np.errstate(all="ignore"):
+        step_floats(gate, 0, np.full_like(features, np.inf))
+        step_floats(gate, 0, np.full_like(features, np.nan))
+    np.testing.assert_array_equal(step_floats(gate, 1, features), expected)
+
+
+@needs_native
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["lstm", "stateless"]),
+    st.tuples(st.integers(1, 70), st.integers(1, 9), st.integers(1, 9)),
+    st.integers(1, 33),
+    st.integers(2, 20),
+    st.integers(0, 255),
+    st.integers(0, 2**32 - 1),
+)
+def test_both_gates_do_the_same_with_any_sizes_masks_and_grids(
+    kind: str, shape: tuple[int, int, int], hidden: int, options: int, zero_point: int, seed: int
+) -> None:
+    rng, samples, scale = np.random.default_rng(seed), 20, 0.02
+    weights = random_weights((shape[0],) * 2, hidden, options, seed=seed, kind=kind)
+    offset = rng.normal(size=(2, options)).astype(np.float32)
+    allowed = rng.random((2, options)) < 0.5
+    allowed[np.arange(2), rng.integers(options, size=2)] = True
+    offset[~allowed] = MASKED
+    gates = [NumpyGate(weights), NativeGate(weights)]
+    decisions = []
+    for gate in gates:
+        gate.set_score_offset(offset)
+        gate.reset(samples)
+        steps = []
+        for block in range(2):
+            floats, integers = random_features(samples, shape, seed), random_integers(samples, shape, seed)
+            in_uint8 = np.arange(samples) % 3 > 0
+            steps.append(step_forms(gate, block, floats, integers, in_uint8, scale, zero_point=zero_point))
+            assert allowed[block, steps[-1]].all()
+        decisions.append(np.stack(steps))
+    # Scores as near to each other as rounding may be ordered either way, which then shows in the state as well.
+    assert np.mean(decisions[0] != decisions[1]) <= 0.05
+    for ours, theirs in zip(gates[0].state, gates[1].state, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("kind", ["lstm", "stateless"])
+def test_a_masked_option_is_never_chosen_whatever_the_scores(make: MakeGate, kind: str) -> None:
+    weights, samples = random_weights((4, 4), options=20, kind=kind), 100
+    weights.projection_bias[:, [2, 17]] = 1e30, np.inf
+    features = random_features(samples, (4, 2, 2))
+    features[:10, 0] = np.nan
+    features[10:20] = 1e30
+    gate = make(weights)
+    offset = np.zeros((2, 20), np.float32)
+    offset[0, [0, 2, 17]] = offset[1, 1:] = MASKED
+    gate.set_score_offset(offset)
+    gate.reset(samples)
+    bound = gate.bind(0, features[:1], 1.0)
+    with np.errstate(all="ignore"):
+        decisions = step_floats(gate, 0, features)
+        assert not np.isin(decisions, [0, 2, 17]).any()
+        assert (decisions[:10] == 1).all(), "of scores that are no numbers the first that is not masked"
+        assert (step_floats(gate, 1, features) == 0).all()
+        gate.reset(1)
+        assert bound() == 1
+        gate.set_score_offset(np.zeros((2, 20), np.float32))
+        gate.reset(samples)
+        assert (step_floats(gate, 0, features)[20:] == 17).all(), "a mask is lifted by the next offset"
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_masks_in_the_weights_hold_whatever_the_offset(make: MakeGate) -> None:
+    weights = random_weights((4,))
+    weights.projection_bias[0, :3] = MASKED
+    gate = make(weights)
+    features = random_features(50, (4, 2, 2))
+    for offset in (0.0, 3e38, MASKED):
+        gate.set_score_offset(np.full((1, 4), [offset] * 3 + [-1e6], np.float32))
+        gate.reset(50)
+        assert (step_floats(gate, 0, features) == 3).all()
 
 
 @pytest.mark.parametrize("offset", [(0, 0, 0, 0), (0.0, 0.2, 0.7, 1.1)])
@@ -233,6 +341,34 @@ def test_uint8_is_worth_its_floats(make: MakeGate, shape: tuple[int, ...]) -> No
         step_forms(gate, 0, floats, integers, np.full(samples, in_uint8), scale)
     for a, b in zip(as_floats.state, as_integers.state, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("shape", [(16, 32, 32), (32, 5, 5), (24, 7, 7), (2, 33, 31), (64, 300, 300)])
+@pytest.mark.parametrize("zero_point", [1, 128, 255])
+def test_a_zero_point_shifts_the_mean_exactly(make: MakeGate, shape: tuple[int, ...], zero_point: int) -> None:
+    """The units of a stateless gate show the pooled features themselves."""
+    channels, height, width = shape
+    scale = 0.017
+    eye = np.concatenate([np.eye(channels, dtype=np.float32), -np.eye(channels, dtype=np.float32)])
+    weights = GateWeights(
+        eye[None],
+        np.zeros((1, 2 * channels), np.float32),
+        None,
+        *map(np.float32, (eye.T[None] * 0, [[0.0] * channels])),
+    )
+    gate = make(weights)
+    samples = 2 if height == 300 else 9
+    integers = random_integers(samples, shape)
+    gate.reset(samples)
+    gate.step(0, [integers], rows_of(np.zeros(samples)), scale, None, zero_point)
+    units = gate.state[0]
+    sums = integers.sum((1, 2), np.int64) - zero_point * height * width
+    expected = (sums * np.float64(np.float32(scale / (height * width)))).astype(np.float32)
+    np.testing.assert_array_equal(units[:, :channels] - units[:, channels:], expected)
+    gate.reset(1)
+    gate.bind(0, integers[:1], scale, zero_point)()
+    assert_same_bits((gate.state[0],), (units[:1],))
 
 
 def blocked(features: NDArray[np.float32], together: int) -> NDArray[np.float32]:

@@ -38,8 +38,9 @@ NATIVE = "dfs_deploy/runtimes/native"
 
 @needs_native
 @pytest.mark.parametrize(("shape", "hidden"), [(shape, (10, 17)[i % 2]) for i, shape in enumerate(SHAPES)])
-def test_every_variant_gives_the_same_bits(shape: tuple[int, ...], hidden: int) -> None:
-    samples, weights = 200, random_weights((shape[0],), hidden)
+@pytest.mark.parametrize(("kind", "zero_point"), [("lstm", 0), ("stateless", 100)])
+def test_every_variant_gives_the_same_bits(shape: tuple[int, ...], hidden: int, kind: str, zero_point: int) -> None:
+    samples, weights = 200, random_weights((shape[0],), hidden, kind=kind)
     floats, integers = random_features(samples, shape), random_integers(samples, shape)
     in_uint8 = np.arange(samples) % 2 == 0
     results = []
@@ -48,7 +49,7 @@ def test_every_variant_gives_the_same_bits(shape: tuple[int, ...], hidden: int) 
         assert gate.variant == variant
         gate.reset(samples)
         gate.state = random_state(samples, hidden)
-        results.append((step_forms(gate, 0, floats, integers, in_uint8, 0.02), gate.state))
+        results.append((step_forms(gate, 0, floats, integers, in_uint8, 0.02, None, zero_point), gate.state))
     assert native_variants()[-1] == "baseline"
     for decisions, state in results:
         np.testing.assert_array_equal(decisions, results[0][0])
@@ -120,6 +121,11 @@ def test_the_extension_itself_refuses_what_it_cannot_read() -> None:
         for wrong in (array[..., :-1].copy(), array.astype(np.float64), array[..., ::2], array[None], None, b""):
             with pytest.raises((TypeError, ValueError, BufferError)):
                 CompiledGate(*packed[:i], wrong, *packed[i + 1 :], 10, 4)
+    stateless = [zeros(2, 8, 1, LANES), zeros(2, 1, LANES), None, zeros(2, 10, LANES), zeros(2, LANES)]
+    CompiledGate(*stateless, 10, 4)
+    for i, wrong in ((0, packed[0]), (1, packed[1]), (2, packed[2]), (3, packed[3]), (3, zeros(1, 10, LANES))):
+        with pytest.raises((TypeError, ValueError)):
+            CompiledGate(*stateless[:i], wrong, *stateless[i + 1 :], 10, 4)
     for hidden, options in ((0, 4), (10, 0), (-1, 4), (17, 4), (10, 17)):
         with pytest.raises(ValueError, match=r"expected"):
             CompiledGate(*packed, hidden, options)

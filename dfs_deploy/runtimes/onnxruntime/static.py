@@ -18,6 +18,7 @@ from dfs_deploy.bundle.cache import Cache
 from dfs_deploy.bundle.engines import PlacedEngine, feature_grids
 from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.bundle.onnx_messages import Message, parse_model
+from dfs_deploy.bundle.weights import inlined
 from dfs_deploy.errors import BundleError, RuntimeClosedError
 from dfs_deploy.options import Precision
 from dfs_deploy.runtimes.backend import Backend, BackendOptions, Substitution, running_engines
@@ -40,13 +41,19 @@ class StraightEngine:
         label: name in messages.
         bundle: bundle that it was made from.
         threads: threads that it may use; ``None`` for one.
+        joined: whether it is a path of engines, which is to give what they give one by one.
 
     Raises:
         BundleError: ONNX Runtime does not take the model, or it takes or gives something else.
     """
 
-    def __init__(self, model: bytes, label: str, bundle: Bundle, threads: int | None = None) -> None:
-        session = open_session(model, f"{bundle.path}: {label}", session_options(threads or 1))
+    def __init__(
+        self, model: bytes, label: str, bundle: Bundle, threads: int | None = None, joined: bool = False
+    ) -> None:
+        options = session_options(threads or 1)
+        if joined:  # else it would merge the two grids of a tensor that is quantised twice in a row, into a third one
+            options.add_session_config_entry("session.disable_double_qdq_remover", "1")
+        session = open_session(model, f"{bundle.path}: {label}", options)
         return_freed_memory()
         classes = (bundle.architecture.classes,)
         check_ends(bundle, label, session, ("float32", bundle.input.shape), ("float32", classes))
@@ -141,7 +148,7 @@ class PolicyBackend(Backend):
         layout = PreparedEngines(reason=ONE_ENGINE).description
         self._description = describe(threads, pools, "none: a static policy", choice is not None, layout)
         model = join_path(bundle, bundle.policy, self._substitutions)
-        self._engine = StraightEngine(model, "the path of the static policy", bundle, threads)
+        self._engine = StraightEngine(model, "the path of the static policy", bundle, threads, joined=True)
         self._path = bundle.policy
 
     def infer(
@@ -192,14 +199,14 @@ def join_path(bundle: Bundle, path: NDArray[np.uint8], substitutions: Sequence[S
     opset = 0
     for placed, arrives, takes in _placed_on(bundle, path, substitutions):
         file = placed.engine.files[takes]
-        data = bundle.model(file)
+        data = bundle.read(file)  # graphs are joined, and then the weights are read
         if not parts:
             opset = next((o.version for o in parse_model(data, file).opset_import if not o.domain), 0)
         if takes != arrives:
             converter = conversion_model(takes, grids[placed.before], placed.takes[0], opset=opset)
             parts.append((f"{bundle.path}: the conversion for {file}", converter))
         parts.append((f"{bundle.path}: {file}", data))
-    return join_engines(parts)
+    return inlined(join_engines(parts), bundle.weights, f"{bundle.path}: a path's engines")
 
 
 def engine_files(bundle: Bundle, path: NDArray[np.uint8], substitutions: Sequence[Substitution] = ()) -> list[str]:
@@ -226,10 +233,11 @@ def _placed_on(
 
 
 def join_engines(engines: Sequence[tuple[str, bytes]]) -> bytes:
-    """Joins engines of one input and one output each into one that runs them in order.
+    """Joins engines of one input each into one that runs them in order.
 
     Args:
-        engines: name for messages and ONNX model of each, at least one; each takes the output of the one before it.
+        engines: name for messages and ONNX model of each, at least one; each takes the first output of the one before
+            it. References to weights stay what they are.
 
     Raises:
         BundleError: one is no model, or their operators are of several versions.
@@ -239,6 +247,7 @@ def join_engines(engines: Sequence[tuple[str, bytes]]) -> bytes:
     for position, (name, data) in enumerate(engines):
         part = parse_model(data, name)
         output = _rename(part.graph, f"{position}.", output)
+        del part.graph.output[1:]  # nobody asks for them
         if joined is None:
             joined = part
             continue
@@ -257,6 +266,8 @@ def _rename(graph: Message, prefix: str, taken: str) -> str:
     source = graph.input[0].name
 
     def named(name: str) -> str:
+        if not name:  # an optional input that is left out
+            return name
         return taken if taken and name == source else prefix + name
 
     for node in graph.node:
