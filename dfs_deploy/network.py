@@ -49,6 +49,7 @@ class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         skip: ``free`` if a skip passes the input on, ``projection`` if a skip runs the layers of the shortcut, and
             ``None`` if the block cannot be skipped.
         options: names of the options that it may run, or ``None`` for all of the network's.
+        macs: multiply-adds of its branch, by which its computation is weighed; 1 in bundles that did not say.
     """
 
     index: Annotated[int, Meta(ge=0, lt=MAX_BLOCKS)]
@@ -58,6 +59,7 @@ class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     group: Number
     skip: Literal["free", "projection"] | None
     options: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=33)] | None = None
+    macs: Annotated[int, Meta(ge=0, le=1 << 53)] = 1
 
     @property
     def in_channels(self) -> int:
@@ -94,7 +96,7 @@ class GateShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     embedding: GateSize
     hidden: GateSize
-    kind: Literal["lstm"] = "lstm"
+    kind: Literal["lstm", "stateless"] = "lstm"
 
 
 class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -143,6 +145,17 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     def gated_blocks(self) -> int:
         """Number of blocks that the gate decides about: all except the first."""
         return len(self.blocks) - 1
+
+    def weights(self, options: Iterable[Option]) -> tuple[float, ...]:
+        """Weight of each gated block in the cost: its multiply-adds over the mean of the decided blocks.
+
+        A fixed block, which has one choice only, weighs nothing.
+        """
+        options = tuple(options)
+        macs = [0 if len(block.choices(options)) < 2 else block.macs for block in self.blocks[1:]]
+        decided = [value for block, value in zip(self.blocks[1:], macs, strict=True) if len(block.choices(options)) > 1]
+        mean = sum(decided) / len(decided) if decided else 0.0
+        return tuple(value / mean if mean else 0.0 for value in macs)
 
     def beside(self, expected: Architecture) -> str:
         """Differences in words: ``ResNet-14 on 16x16 images, expected ResNet-20 on 32x32 images``."""

@@ -355,7 +355,7 @@ def _slice(run: Evaluation, node: Node, x: Sequence[Tensor]) -> Tensor:
     return x[0][(slice(None), *map(slice, starts, ends, steps))]
 
 
-_WINDOW = {"kernel": 2, "stride": 2, "padding": 2, "ceil": int}
+_WINDOW: dict[str, type[int] | type[float] | int] = {"kernel": 2, "stride": 2, "padding": 2, "ceil": int}
 
 OPERATORS: dict[str, Operator] = {
     "conv": Operator(
