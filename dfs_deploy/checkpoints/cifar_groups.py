@@ -6,11 +6,14 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator
 
+import torch
 from torch import Tensor
 
-from dfs_deploy.checkpoints.tensors import COUNTER, TensorReader
+from dfs_deploy.checkpoints.tensors import COUNTER, TensorReader, fill, without_values
 from dfs_deploy.errors import CheckpointError, UsageError
+from dfs_deploy.models import DFSNetwork, cifar_network
 from dfs_deploy.network import Architecture, Block, cifar_resnet
+from dfs_deploy.options import Options
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _BLOCK = re.compile(r"group(\d{1,6})_layer(\d{1,6})\.conv1\.weight")
@@ -73,20 +76,20 @@ class GroupsReader:
         self.architecture = architecture
         self.state: dict[str, Tensor] = {}
         self._quantized = quantized
+        self._ranges: dict[str, tuple[Tensor, Tensor]] = {}
 
     def conv(self, ours: str, theirs: str, shape: tuple[int, int, int, int]) -> None:
         """Copies a convolution and, if the format has it, the range of its input."""
-        self.state[f"{ours}.weight"] = self.reader.take(f"{theirs}.weight", shape)
-        for bound, name in (("low", "min"), ("high", "max")):
-            key = f"{theirs}.quantize_input.running_{name}"
-            self.state[f"{ours}.{bound}"] = (
-                self.reader.take(key, (1,)) if self._quantized else self.state[f"{ours}.weight"].new_zeros(1)
-            )
+        self.state[f"net.{ours}.weight"] = self.reader.take(f"{theirs}.weight", shape)
+        if self._quantized:
+            names = (f"{theirs}.quantize_input.running_{end}" for end in ("min", "max"))
+            low, high = (self.reader.take(name, (1,)) for name in names)
+            self._ranges[ours] = low, high
 
     def norm(self, ours: str, theirs: str, channels: int) -> None:
         """Copies a batch normalisation without its count of batches, which is not used and may be missing."""
         for name in _NORM:
-            self.state[f"{ours}.{name}"] = self.reader.take(f"{theirs}.{name}", (channels,))
+            self.state[f"net.{ours}.{name}"] = self.reader.take(f"{theirs}.{name}", (channels,))
 
     def common(self, lstm: str, projection_conv: str, projection_norm: str) -> None:
         """Copies the tensors that both formats have, given the names in which they differ.
@@ -99,10 +102,10 @@ class GroupsReader:
         blocks, gate = self.architecture.blocks, self.architecture.gate
         first, last_width = blocks[0].in_channels, blocks[-1].out_channels
         embedding, hidden = gate.embedding, gate.hidden
-        self.conv("backbone.stem_conv", "conv1", (first, self.architecture.image_shape[0], 3, 3))
-        self.norm("backbone.stem_norm", "bn1", first)
+        self.conv("stem_conv", "conv1", (first, self.architecture.image_shape[0], 3, 3))
+        self.norm("stem_norm", "bn1", first)
         for shape, group, position in numbered_blocks(self.architecture):
-            theirs, ours = f"group{group}_layer{position}", f"backbone.blocks.{shape.index}"
+            theirs, ours = f"group{group}_layer{position}", f"blocks.{shape.index}"
             channels = shape.out_channels
             for i, inputs in ((1, shape.in_channels), (2, channels)):
                 self.conv(f"{ours}.conv{i}", f"{theirs}.conv{i}", (channels, inputs, 3, 3))
@@ -121,8 +124,17 @@ class GroupsReader:
             self.state[f"gate.lstm.{weights}"] = self.reader.take(f"{lstm}.{weights}_l0", (4 * hidden, inputs))
             self.state[f"gate.lstm.{biases}"] = self.reader.take(f"{lstm}.{biases}_l0", (4 * hidden,))
         classes = self.architecture.classes
-        self.state["backbone.head.weight"] = self.reader.take("fc.weight", (classes, last_width))
-        self.state["backbone.head.bias"] = self.reader.take("fc.bias", (classes,))
+        self.state["net.head.weight"] = self.reader.take("fc.weight", (classes, last_width))
+        self.state["net.head.bias"] = self.reader.take("fc.bias", (classes,))
         # The gate after the last block exists in both formats and is never used.
         last = f"group{group}_gate{position}."
         self.reader.skip(lambda key: key.endswith(COUNTER) or key.startswith(last))
+
+    def network(self, options: Options) -> DFSNetwork:
+        """The network, with every tensor that was copied, and ranges of zero if the format has none."""
+        self.reader.finish()
+        network = without_values(lambda: cifar_network(self.architecture, options))
+        zeros = (torch.zeros(1), torch.zeros(1))
+        ends = zip(*(self._ranges.get(name, zeros) for name in network.ranges.names), strict=True)
+        ranges = {f"ranges.{name}": torch.cat(values) for name, values in zip(("low", "high"), ends, strict=True)}
+        return fill(network, {**self.state, **ranges})

@@ -10,7 +10,7 @@ from dfs_deploy.checkpoints.facts import CheckpointFacts, check_class_names
 from dfs_deploy.checkpoints.reading import read_checkpoint_file
 from dfs_deploy.checkpoints.weights import RawCheckpoint, choose_weights
 from dfs_deploy.errors import CheckpointError, UnknownCheckpointError
-from dfs_deploy.models import DFSNetwork, QuantizedConv2d
+from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract
 
@@ -146,16 +146,21 @@ def load_checkpoint(
 
 
 def check_ranges(network: DFSNetwork) -> None:
-    """Raises CheckpointError if a gated block has quantised options and no activation range."""
+    """Raises CheckpointError if a gated block has quantised options and no activation range.
+
+    Networks whose weights are rounded per channel need none: their ranges come from calibration data.
+    """
+    if network.graphs.quantizer != "tensor":
+        return
     missing = [
         block.shape.index
-        for block in network.blocks[1:]
+        for block in network.blocks
         if any(option.quantized for option in network.options_of(block.shape.index))
-        and any(isinstance(module, QuantizedConv2d) and not module.has_range for module in block.modules())
+        and any(node.quantizable and not network.ranges.known(node.name) for node in block.graphs.whole.nodes)
     ]
     if not missing:
         return
-    if network.gate is not None and len(missing) == len(network.blocks) - 1:
+    if network.gate is not None and len(missing) == len(network.blocks):
         raise CheckpointError(
             "every activation range of the gated blocks is zero, so their quantised options never ran (a checkpoint"
             " of the gate-only stage); finish the joint training (step 2) and export that checkpoint"

@@ -7,7 +7,7 @@ import torch
 from dfs_deploy.checkpoints.cifar_groups import GATE_WEIGHT, SHARED, GroupsReader, read_architecture
 from dfs_deploy.checkpoints.facts import CheckpointFacts, assumed_input
 from dfs_deploy.checkpoints.registry import Checkpoint, recognizer
-from dfs_deploy.checkpoints.tensors import TensorReader, fill, without_values
+from dfs_deploy.checkpoints.tensors import TensorReader
 from dfs_deploy.checkpoints.weights import RawCheckpoint
 from dfs_deploy.errors import CheckpointError
 from dfs_deploy.options import Options
@@ -55,5 +55,4 @@ def load_skipnet(raw: RawCheckpoint, options: Options | None, facts: CheckpointF
     )
     groups.state["gate.projection.weight"] = torch.cat([torch.zeros_like(score), score])
     groups.state["gate.projection.bias"] = torch.cat([torch.zeros_like(bias), bias])
-    reader.finish()
-    return Checkpoint(fill(without_values(architecture, OPTIONS), groups.state), contract, FORMAT, assumptions)
+    return Checkpoint(groups.network(OPTIONS), contract, FORMAT, assumptions)

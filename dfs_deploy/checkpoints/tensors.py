@@ -12,8 +12,6 @@ from torch.overrides import TorchFunctionMode
 
 from dfs_deploy.errors import CheckpointError
 from dfs_deploy.models import DFSNetwork
-from dfs_deploy.network import Architecture
-from dfs_deploy.options import Options
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 """Data types of weights that are accepted; all become float32."""
@@ -91,6 +89,11 @@ class TensorReader:
             )
         return tensor
 
+    def keep(self, key: str) -> Tensor:
+        """Copy of the tensor ``key`` as it is: one that no computation uses."""
+        self._taken.add(key)
+        return self._tensors[key].detach().clone(memory_format=torch.contiguous_format)
+
     def take_counter(self, key: str) -> Tensor:
         """Count of batches; zero if it is missing.
 
@@ -149,10 +152,14 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def without_values(architecture: Architecture, options: Options, policy: Sequence[int] | None = None) -> DFSNetwork:
-    """A network whose tensors have shapes but no values, and take no memory."""
+def without_values(make: Callable[[], DFSNetwork]) -> DFSNetwork:
+    """A network whose new tensors have shapes but no values, and take no memory.
+
+    Args:
+        make: makes the network, such as ``lambda: cifar_network(architecture, options)``.
+    """
     with torch.device("meta"), _Unfilled():
-        return DFSNetwork(architecture, options, policy)
+        return make()
 
 
 def fill(network: DFSNetwork, state: Mapping[str, Tensor]) -> DFSNetwork:
