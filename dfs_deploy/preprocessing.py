@@ -256,3 +256,7 @@ def parse_class_names(given: str | Path | Iterable[str]) -> tuple[str, ...]:
     if not names:
         raise UsageError(f"--class-names {text!r} is an empty file, {expected}")
     return tuple(names)
+
+
+IMAGENET_INPUT = InputContract((3, 224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), resize=256)
+"""Input of most networks that were trained on ImageNet: assumed for those that do not describe theirs."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dfs_deploy.errors import UsageError
-from dfs_deploy.preprocessing import InputContract, parse_class_names, parse_numbers, parse_size
+from dfs_deploy.preprocessing import (
+    InputContract,
+    class_names_problem,
+    parse_class_names,
+    parse_numbers,
+    parse_size,
+)
 
 
 @dataclass(frozen=True)
@@ -93,10 +99,29 @@ def corrected_input(recorded: InputContract, facts: CheckpointFacts) -> tuple[In
     return contract, tuple(f"{noun}, as given, instead of the file's" for noun in changed)
 
 
+def recorded_input(record: Mapping[str, Any], facts: CheckpointFacts) -> InputContract:
+    """Input contract from the plain values of a file of our own.
+
+    Raises:
+        TypeError, ValueError: malformed values.
+    """
+    values = tuples(record)
+    if facts.class_names is not None and class_names_problem(values.get("class_names", ())):
+        values["class_names"] = ()  # the caller's names replace names that no file can hold
+    return InputContract(**values)
+
+
+def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values with tuples for lists."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
 def _with_facts(contract: InputContract, channels: int, facts: CheckpointFacts) -> InputContract:
     keys = ("mean", "std", "class_names", "input_size")
     given: dict[str, Any] = {key: getattr(facts, key) for key in keys if getattr(facts, key) is not None}
     size = given.pop("input_size", contract.shape[1:])
+    if contract.resize is not None:  # the same part of an image as before is cut out
+        given["resize"] = max(round(contract.resize * min(size) / min(contract.shape[1:])), *size)
     return replace(contract, shape=(channels, *size), **given)
 
 

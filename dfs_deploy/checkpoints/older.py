@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from dfs_deploy.checkpoints.facts import CheckpointFacts, check_class_names, corrected_input, recorded_input
+from dfs_deploy.checkpoints.facts import CheckpointFacts, check_class_names, corrected_input, recorded_input, tuples
+from dfs_deploy.checkpoints.reading import FORMAT, OLDER_VERSIONS
 from dfs_deploy.checkpoints.registry import Checkpoint, recognizer
 from dfs_deploy.checkpoints.tensors import COUNTER, TensorReader, fill, without_values
 from dfs_deploy.checkpoints.weights import RawCheckpoint
@@ -18,17 +19,12 @@ from dfs_deploy.network import Architecture, cifar_resnet, cifar_values
 from dfs_deploy.options import Options, parse_policy
 from dfs_deploy.preprocessing import InputContract
 
-FORMAT = "dfs-deploy"
-
-VERSIONS = (1, 2)
-"""Version 2 added ``policy``."""
-
 _TENSORS_OF_A_BLOCK = 12
 """Fewest tensors of a block: two convolutions with weight and range, two normalisations with at least three each."""
 
 
 @recognizer(
-    lambda raw: raw.values.get("format") == FORMAT and raw.values.get("version") in VERSIONS,
+    lambda raw: raw.values.get("format") == FORMAT and raw.values.get("version") in OLDER_VERSIONS,
     marker="backbone.stem_conv.weight",
 )
 def load_older(raw: RawCheckpoint, options: Options | None, facts: CheckpointFacts) -> Checkpoint:
@@ -72,7 +68,9 @@ def _described(
     values: Mapping[str, Any], facts: CheckpointFacts
 ) -> tuple[Architecture, InputContract, Options, tuple[int, ...] | None]:
     """Architecture, input contract, options and policy from plain values."""
-    description = {key: tuple(value) if isinstance(value, list) else value for key, value in values["architecture"].items()}
+    description = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values["architecture"].items()
+    }
     architecture = cifar_resnet(**description)
     contract = recorded_input(values["input"], facts)
     options = Options(values["options"])

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dfs_deploy.checkpoints.facts import CheckpointFacts, check_class_names
-from dfs_deploy.checkpoints.reading import read_checkpoint_file
-from dfs_deploy.checkpoints.weights import RawCheckpoint, choose_weights
+from dfs_deploy.checkpoints.reading import FORMAT, OLDER_VERSIONS, read_checkpoint_file
+from dfs_deploy.checkpoints.weights import RawCheckpoint, choose_weights, own_weights
 from dfs_deploy.errors import CheckpointError, UnknownCheckpointError
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Options
@@ -124,7 +124,11 @@ def load_checkpoint(
     path, facts = Path(path), facts or CheckpointFacts()
     options = None if options is None else Options.parse(options)
     markers = tuple(dict.fromkeys(marker for marker, _, _ in _RECOGNIZERS))
-    raw = choose_weights(read_checkpoint_file(path), markers, facts.weights_key)
+    file = read_checkpoint_file(path)
+    if file.values.get("format") == FORMAT and file.values.get("version") not in OLDER_VERSIONS:
+        raw = own_weights(file, facts.weights_key)
+    else:
+        raw = choose_weights(file, markers, facts.weights_key)
     for _, matches, load in _RECOGNIZERS:
         if matches(raw):
             checkpoint = load(raw, options, facts)

@@ -60,12 +60,12 @@ class TensorReader:
         """Shape of the tensor ``key``, checked as in ``take``."""
         return tuple(self._find(key, shape).shape)
 
-    def take(self, key: str, shape: tuple[int | None, ...]) -> Tensor:
+    def take(self, key: str, shape: tuple[int | None, ...] | None) -> Tensor:
         """Copy of the tensor ``key`` in float32.
 
         Args:
             key: name of the tensor.
-            shape: expected shape; ``None`` for any size of an axis.
+            shape: expected shape, with ``None`` for any size of an axis; ``None`` for any shape.
 
         Raises:
             CheckpointError: the tensor is missing, has another shape or no floating-point type, or is not finite.
@@ -90,9 +90,13 @@ class TensorReader:
         return tensor
 
     def keep(self, key: str) -> Tensor:
-        """Copy of the tensor ``key`` as it is: one that no computation uses."""
-        self._taken.add(key)
-        return self._tensors[key].detach().clone(memory_format=torch.contiguous_format)
+        """Copy of the tensor ``key`` as it is: one that no computation uses.
+
+        Raises:
+            CheckpointError: it is missing.
+        """
+        tensor = self._find(key, None)
+        return tensor.detach().clone(memory_format=torch.contiguous_format)
 
     def take_counter(self, key: str) -> Tensor:
         """Count of batches; zero if it is missing.
@@ -109,12 +113,13 @@ class TensorReader:
             )
         return tensor.detach().to(torch.int64, copy=True)
 
-    def _find(self, key: str, shape: tuple[int | None, ...]) -> Tensor:
+    def _find(self, key: str, shape: tuple[int | None, ...] | None) -> Tensor:
         if key not in self._tensors:
             raise CheckpointError(
                 f"{self._kind} checkpoint lacks {key}; it is incomplete or was renamed: save it again"
             )
         tensor = self._tensors[key]
+        shape = tuple(tensor.shape) if shape is None else shape
         if tensor.ndim != len(shape) or any(w not in (None, n) for n, w in zip(tensor.shape, shape, strict=True)):
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
             raise CheckpointError(
