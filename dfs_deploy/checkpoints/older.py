@@ -68,10 +68,7 @@ def _described(
     values: Mapping[str, Any], facts: CheckpointFacts
 ) -> tuple[Architecture, InputContract, Options, tuple[int, ...] | None]:
     """Architecture, input contract, options and policy from plain values."""
-    description = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in values["architecture"].items()
-    }
-    architecture = cifar_resnet(**description)
+    architecture = cifar_resnet(**tuples(values["architecture"]))
     contract = recorded_input(values["input"], facts)
     options = Options(values["options"])
     if contract.shape != architecture.image_shape:
