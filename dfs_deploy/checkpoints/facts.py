@@ -52,27 +52,35 @@ class CheckpointFacts:
                 object.__setattr__(self, name, parse(given))
 
 
-def assumed_input(channels: int, facts: CheckpointFacts, scripts: str) -> tuple[InputContract, tuple[str, ...]]:
+def assumed_input(
+    channels: int, facts: CheckpointFacts, scripts: str, usual: InputContract | None = None, data: str = "CIFAR-10"
+) -> tuple[InputContract, tuple[str, ...]]:
     """Input contract of a network whose file does not describe its input.
 
     Args:
         channels: channels of an image.
         facts: facts that the caller knows.
         scripts: owner of the training scripts whose values are assumed, such as ``SkipNet's``.
+        usual: what is assumed; ``None`` for CIFAR-10's.
+        data: name of the data that it belongs to.
 
     Returns:
         The contract, and one line per assumption in it.
     """
     assumptions = []
-    usual = InputContract()
+    usual = usual or InputContract()
     unsaid = [f"--{name}" for name in ("mean", "std") if getattr(facts, name) is None]
     if unsaid:
         values = " and ".join(f"{flag[2:]} {getattr(usual, flag[2:])}" for flag in unsaid)
         assumptions.append(
-            f"pixels are normalised with CIFAR-10's {values}, as in {scripts} scripts; else give {' and '.join(unsaid)}"
+            f"pixels are normalised with {data}'s {values}, as in {scripts} scripts; else give {' and '.join(unsaid)}"
         )
     if facts.input_size is None:
-        assumptions.append("images have 32x32 pixels, as in CIFAR; otherwise give --input-size")
+        _, height, width = usual.shape
+        cut = f", cut out of {usual.resize}" if usual.resize else ""
+        assumptions.append(
+            f"images have {height}x{width} pixels{cut}, as in {data.partition('-')[0]}; otherwise give --input-size"
+        )
     if facts.class_names is None:
         assumptions.append("the file has no class names, so classes are numbers; give names with --class-names")
     return _with_facts(usual, channels, facts), tuple(assumptions)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dfs_deploy.checkpoints.cifar_groups import GATE_WEIGHT, SHARED, GroupsReader, read_architecture
+from dfs_deploy.checkpoints.cifar_groups import GroupsReader, read_architecture
 from dfs_deploy.checkpoints.facts import CheckpointFacts, assumed_input
+from dfs_deploy.checkpoints.groups import GATE_WEIGHT, aliases
 from dfs_deploy.checkpoints.registry import Checkpoint, check_options, is_fractrain, recognizer
 from dfs_deploy.checkpoints.tensors import TensorReader
 from dfs_deploy.checkpoints.weights import RawCheckpoint
@@ -31,7 +32,7 @@ def is_release(raw: RawCheckpoint) -> bool:
     )
 
 
-_ALIASES = {**SHARED, **{f"group{group}_bn0.": f"group{group}_layer0.bn3." for group in (2, 3)}}
+_ALIASES = {**aliases((2, 3)), **{f"group{group}_bn0.": f"group{group}_layer0.bn3." for group in (2, 3)}}
 
 
 @recognizer(is_release, marker=GATE_WEIGHT)

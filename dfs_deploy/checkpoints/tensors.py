@@ -56,6 +56,13 @@ class TensorReader:
     def __len__(self) -> int:
         return len(self._tensors)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._tensors
+
+    def axes(self, key: str) -> int:
+        """Number of axes of the tensor ``key``."""
+        return self._find(key, None).ndim
+
     def shape(self, key: str, shape: tuple[int | None, ...]) -> tuple[int, ...]:
         """Shape of the tensor ``key``, checked as in ``take``."""
         return tuple(self._find(key, shape).shape)
