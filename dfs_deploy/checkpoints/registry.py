@@ -78,11 +78,6 @@ _UNSUPPORTED: tuple[tuple[str, Callable[[RawCheckpoint], bool], str], ...] = (
         "it has no gate that could decide; train the gate (steps 1 and 2) and export that checkpoint",
     ),
     (
-        "SkipNet for ImageNet",
-        lambda raw: _has(raw, "control.rnn.") and (_has(raw, "group4_") or _has(raw, "group1_ds0")),
-        "only CIFAR networks of basic blocks are supported; use a CIFAR SkipNet or train one with dfs-deploy",
-    ),
-    (
         "SkipNet with feed-forward gates",
         lambda raw: _has(raw, "_gate0.linear_layer") and not _has(raw, "control."),
         "only the recurrent gate is supported; use a recurrent-gate (rnn) checkpoint of SkipNet",
@@ -144,8 +139,8 @@ def load_checkpoint(
         raise CheckpointError(f"{path} holds no tensors, expected a state dict; save model.state_dict() in it")
     some = ", ".join(sorted(raw.tensors)[:3])
     raise UnknownCheckpointError(
-        f"{path} holds {len(raw.tensors)} tensors ({some}, ...) of no known format; expected a dfs-deploy, DFS release"
-        " or SkipNet CIFAR checkpoint with its recurrent gate"
+        f"{path} holds {len(raw.tensors)} tensors ({some}, ...) of no known format; expected a dfs-deploy or DFS"
+        " release checkpoint, or a SkipNet with its recurrent gate"
     )
 
 

@@ -26,7 +26,7 @@ def is_skipnet(raw: RawCheckpoint) -> bool:
         and projection.ndim == 2
         and projection.shape[0] == 1
         and not any("quantize_input" in key for key in keys)
-        and not any(key.startswith("group4_") for key in keys)
+        and not any(key.startswith(("group4_", "group1_ds0")) for key in keys)
     )
 
 

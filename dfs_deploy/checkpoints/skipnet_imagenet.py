@@ -6,8 +6,9 @@ changes shape gives its projection's output without relu, as in SkipNet's code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 from dfs_deploy.checkpoints.facts import CheckpointFacts, assumed_input
@@ -20,7 +21,7 @@ from dfs_deploy.checkpoints.weights import RawCheckpoint
 from dfs_deploy.errors import CheckpointError, UsageError
 from dfs_deploy.models import BlockGraphs, DFSNetwork, Graph, NetworkGraphs, Node
 from dfs_deploy.models.cifar import conv_norm
-from dfs_deploy.models.graph import INPUT, Attribute, named_tensors, tensor_tree
+from dfs_deploy.models.graph import INPUT, Attribute, tensor_tree
 from dfs_deploy.network import GateShape
 from dfs_deploy.options import FULL_BITS, Options
 from dfs_deploy.preprocessing import IMAGENET_INPUT
@@ -64,10 +65,8 @@ def load_skipnet_imagenet(raw: RawCheckpoint, options: Options | None, facts: Ch
     statistics = {name for name in backbone.tensors if name.endswith(("running_mean", "running_var"))}
     net = tensor_tree(backbone.tensors, backbone.tensors.keys() - statistics)
     network = without_values(lambda: DFSNetwork(net, backbone.graphs, architecture, OPTIONS))
-    ranges = {
-        f"ranges.{name}": tensor.new_zeros(tensor.shape, device="cpu")
-        for name, tensor in named_tensors(network.ranges).items()
-    }
+    count = len(network.ranges.names)
+    ranges = {"ranges.low": torch.zeros(count), "ranges.high": torch.zeros(count)}
     own = {f"net.{name}": tensor for name, tensor in backbone.tensors.items()}
     return Checkpoint(fill(network, {**own, **ranges, **state}), contract, FORMAT, assumptions)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from dfs_deploy.errors import CheckpointError, UsageError
 from dfs_deploy.models import BlockGraphs, Graph, NetworkGraphs
 from dfs_deploy.models.graph import multiply_adds, sizes_of
-from dfs_deploy.network import Architecture, Block, Shape, cifar_resnet, cifar_values
+from dfs_deploy.network import Architecture, Block, GateShape, Shape, cifar_resnet, cifar_values
 
 Sizes = tuple[int, ...]
 
@@ -32,6 +32,41 @@ class _Shapes:
 
     features: tuple[Sizes, ...]
     logits: Sizes
+
+
+def described(
+    name: str,
+    graphs: NetworkGraphs,
+    tensors: Mapping[str, Tensor],
+    image_shape: Shape,
+    groups: Sequence[int],
+    gate: GateShape,
+) -> Architecture:
+    """Description of a network that has only graphs and tensors.
+
+    Args:
+        name: name of the network.
+        graphs: its graphs.
+        tensors: its tensors by name.
+        image_shape: channels, height and width of an input.
+        groups: number of the quantisation grid of each block's output, the stem's first.
+        gate: kind and sizes of its gate.
+
+    Raises:
+        CheckpointError: a layer does not fit its input, or the head gives no vector.
+        UsageError: the network is larger than any may be.
+    """
+    computed = _shapes(graphs, tensors, image_shape)
+    if len(computed.logits) != 1:
+        raise CheckpointError(f"a checkpoint whose head gives {computed.logits}, expected (classes,); save it again")
+    stem = Block(0, "stem", image_shape, _map(computed.features[0]), groups[0], None)
+    blocks = [stem]
+    for graph, shape, group in zip(graphs.blocks, computed.features[1:], groups[1:], strict=True):
+        skip, before = graph.skip, blocks[-1].out_shape
+        kind: Literal["free", "projection"] | None = None if skip is None else "free" if skip.identity else "projection"
+        macs = _multiply_adds(graph.branch, tensors, before)
+        blocks.append(Block(len(blocks), graph.name, before, _map(shape), group, kind, macs=macs))
+    return Architecture(name=name, image_shape=image_shape, classes=computed.logits[0], gate=gate, blocks=tuple(blocks))
 
 
 def check_structure(architecture: Architecture, graphs: NetworkGraphs, tensors: Mapping[str, Tensor]) -> None:
@@ -88,15 +123,13 @@ def resized(
         raise _bound(architecture, image_shape, str(error)) from error
     if computed.logits != (architecture.classes,):
         raise _bound(architecture, image_shape, f"its head gives {computed.logits}")
-    if any(len(shape) != 3 for shape in computed.features):
-        raise _bound(architecture, image_shape, "a block gives no map")
     if (cifar := _as_cifar(architecture)) is not None:
         return cifar_resnet(**{**cifar, "image_shape": image_shape})
     ins = (image_shape, *computed.features)
     blocks = []
     for block, taken, given in zip(architecture.blocks, ins, computed.features, strict=False):
         macs = block.macs if not block.index else _macs(graphs.blocks[block.index - 1], tensors, block, taken)
-        blocks.append(msgspec.structs.replace(block, in_shape=taken, out_shape=given, macs=macs))
+        blocks.append(msgspec.structs.replace(block, in_shape=taken, out_shape=_map(given), macs=macs))
     return msgspec.structs.replace(architecture, image_shape=image_shape, blocks=tuple(blocks))
 
 
@@ -117,12 +150,19 @@ def _as_cifar(architecture: Architecture) -> dict[str, Any] | None:
 
 def _macs(graphs: BlockGraphs, tensors: Mapping[str, Tensor], block: Block, shape: Sizes) -> int:
     """Multiply-adds for another shape of input; the file's own number if it is not the computed one."""
+    before = _multiply_adds(graphs.branch, tensors, block.in_shape)
+    return _multiply_adds(graphs.branch, tensors, shape) if before == block.macs else block.macs
 
-    def computed(given: Sizes) -> int:
-        meta = {name: tensors[name].to("meta") for name in graphs.branch.tensors}
-        return multiply_adds(graphs.branch, meta, torch.empty((1, *given), device="meta"))
 
-    return computed(shape) if computed(block.in_shape) == block.macs else block.macs
+def _multiply_adds(graph: Graph, tensors: Mapping[str, Tensor], shape: Sizes) -> int:
+    meta = {name: tensors[name].to("meta") for name in graph.tensors}
+    return multiply_adds(graph, meta, torch.empty((1, *shape), device="meta"))
+
+
+def _map(shape: Sizes) -> Shape:
+    if len(shape) != 3:
+        raise CheckpointError(f"a block that gives {shape}, expected channels, height and width; save it again")
+    return shape[0], shape[1], shape[2]
 
 
 def _shapes(graphs: NetworkGraphs, tensors: Mapping[str, Tensor], image_shape: Sequence[int]) -> _Shapes:
