@@ -500,17 +500,36 @@ def _node_problem(node: Node, inside: set[str], seen: set[str], tensors: Mapping
     if set(node.attributes) != set(operator.attributes):
         return f"has attributes {', '.join(node.attributes) or 'none'}, expected {', '.join(operator.attributes)}"
     for name, kind in operator.attributes.items():
-        if not _is_attribute(node.attributes[name], kind):
-            return f"has {name} {node.attributes[name]}"
+        if not _is_attribute(name, node.attributes[name], kind):
+            wanted = "a number" if kind in (int, float) else f"{kind} whole numbers"
+            least = f", at least {_LEAST[name]}" if name in _LEAST else ""
+            return f"has {name} {node.attributes[name]}, expected {wanted}{least}"
     return None
 
 
-def _is_attribute(value: Attribute, kind: type[int] | type[float] | int) -> bool:
+_LEAST = {
+    **dict.fromkeys(("kernel", "stride", "dilation", "groups", "steps"), 1),
+    **dict.fromkeys(("padding", "pads", "starts", "ceil", "count_padding"), 0),
+}
+"""Least value of the attributes that have one."""
+
+_MOST_PADDING = 1 << 12
+"""Most rows, columns or channels that a layer adds to its input on one side."""
+
+
+def _is_attribute(name: str, value: Attribute, kind: type[int] | type[float] | int) -> bool:
+    most = _MOST_PADDING if name in ("padding", "pads") else MAX_MAP
+    if kind is float:
+        return isinstance(value, int | float) and math.isfinite(value)
     if isinstance(kind, int):
-        return isinstance(value, tuple) and len(value) == kind and all(abs(v) <= MAX_MAP for v in value)
-    if kind is int:
-        return type(value) is int and abs(value) <= MAX_MAP
-    return isinstance(value, int | float) and math.isfinite(value)
+        if not isinstance(value, tuple) or len(value) != kind:
+            return False
+        values = value
+    elif type(value) is int:
+        values = (value,)
+    else:
+        return False
+    return all(_LEAST.get(name, -most) <= v <= most for v in values)
 
 
 def sizes_of(graph: Graph, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

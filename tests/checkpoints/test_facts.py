@@ -12,7 +12,7 @@ from dfs_deploy.errors import CheckpointError, InputError, UsageError
 from dfs_deploy.network import MAX_SIDE
 from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract
-from tests.builders import release_state_dict, save_release, skipnet_state_dict, small_network
+from tests.builders import older_content, release_state_dict, save_release, skipnet_state_dict, small_network
 from tests.checks import refuses
 
 NAMES = tuple("abcdefghij")
@@ -109,8 +109,8 @@ def test_images_without_end_are_refused(foreign: Path) -> None:
             load_checkpoint(foreign, facts=CheckpointFacts(input_size=size))
 
 
-def test_names_that_no_bundle_can_hold_are_refused_before_there_is_work(ours: Path, tmp_path: Path) -> None:
-    content = torch.load(ours, weights_only=True)
+def test_names_that_no_bundle_can_hold_are_refused_before_there_is_work(tmp_path: Path) -> None:
+    content = older_content(small_network(classes=3), InputContract((3, 8, 8)))
     content["input"]["class_names"] = ["caf\udce9", "dog", "ship"]
     torch.save(content, tmp_path / "net.pt")
     with refuses(CheckpointError, "caf\\xe9", "UTF-8"):
