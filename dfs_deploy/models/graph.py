@@ -34,8 +34,8 @@ OUTPUT = "output"
 RANGE_MOMENTUM = 0.1
 """Share of the newest batch in the running range of a layer's input."""
 
-MAX_NODES = 1 << 16
-"""Most nodes of a network."""
+MAX_NODES = 1 << 14
+"""Most nodes of a network; a thousand bottleneck blocks have about 11,000."""
 
 Attribute = int | float | tuple[int, ...]
 Bits = Annotated[int, Meta(ge=2, le=FULL_BITS)]
@@ -174,6 +174,12 @@ class NetworkGraphs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     head: Graph
     quantizer: Quantizer
     always: Bits
+
+    @property
+    def parts(self) -> tuple[Graph, ...]:
+        """Its graphs, each once, in the order in which they run."""
+        inside = ((block.branch, block.shortcut or Graph(), block.after) for block in self.blocks)
+        return (self.stem, *itertools.chain.from_iterable(inside), self.head)
 
     @property
     def whole(self) -> Graph:
@@ -463,6 +469,9 @@ def check_graphs(graphs: NetworkGraphs, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: a node has an operator, an attribute, an input or a tensor that it cannot have.
     """
+    count = sum(len(part.nodes) for part in graphs.parts)
+    if count > MAX_NODES:
+        raise CheckpointError(f"a network of {count:,} nodes, expected at most {MAX_NODES:,}; save the network again")
     seen: set[str] = {INPUT, OUTPUT}
     parts = [("stem", graphs.stem), ("head", graphs.head)]
     for block in graphs.blocks:

@@ -178,7 +178,7 @@ MADE: dict[str, Callable[[Path], None]] = {
     ),
     "a graph whose padding has no end": ours(lambda made: first_conv(made).update(padding=[4096] * 4)),
     "a graph whose padding is larger than any": ours(lambda made: first_conv(made).update(padding=[1 << 40] * 4)),
-    "a graph of many nodes": ours(lambda made: relus(made, 60_000)),
+    "a graph of many nodes": ours(lambda made: relus(made, 10_000)),
     "a graph of more nodes than any": ours(lambda made: relus(made, 70_000)),
     "a graph whose maps grow": ours(lambda made: pads(made, 1000)),
     "a graph of many blocks": ours(many_blocks),
