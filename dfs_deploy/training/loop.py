@@ -18,7 +18,7 @@ from torch import Tensor
 import dfs_deploy
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.errors import CheckFailedError, CheckpointError
-from dfs_deploy.models import DFSNetwork
+from dfs_deploy.models import DFSNetwork, cifar_network
 from dfs_deploy.options import FULL_BITS, Options
 from dfs_deploy.progress import Progress
 from dfs_deploy.suspicion import suspicions
@@ -109,7 +109,7 @@ class Loop:
     def _new_network(self) -> DFSNetwork:
         job, architecture = self._job, self._splits.architecture(self._recipe.blocks_per_group)
         torch.manual_seed(job.seed)
-        network = DFSNetwork(architecture, self._recipe.options, self._recipe.policy_indices())
+        network = cifar_network(architecture, self._recipe.options, self._recipe.policy_indices())
         if self._state is not None:
             self._state.restore_network(network, self._folder)
             return network
@@ -118,7 +118,7 @@ class Loop:
             begun, assumptions = begin_with(given, architecture, job.weights_key)
             self.notes += assumptions
             if job.start is None:
-                network.backbone.load_state_dict(begun.backbone.state_dict())
+                network.net.load_state_dict(begun.net.state_dict())
             elif begun.options == network.options:
                 network.load_state_dict(begun.state_dict())
             else:
@@ -349,7 +349,7 @@ def evaluate(
                 output = network.route(x)
                 logits, path = output.logits, output.path
             else:
-                logits, path = network.backbone(x), labels.new_zeros(len(labels), blocks)
+                logits, path = network.static(x), labels.new_zeros(len(labels), blocks)
             answers.append(torch.column_stack([labels, logits.argmax(1), path]).cpu().numpy())
     finally:
         for module, mode in modes:
