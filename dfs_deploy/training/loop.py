@@ -54,6 +54,7 @@ BACKBONE_FILE = "backbone.pt"
 
 _FLUSH_EVERY = 10
 _EVALUATED_AT_ONCE = 250
+_VALUES_AT_ONCE = 1 << 23
 _FULL_TOLERANCE = 1e-3
 
 _LOG = logging.getLogger(__name__)
@@ -97,7 +98,9 @@ class Loop:
         self._contract = splits.contract()
         train = Images(splits.train, self._contract, device)
         self._evaluation_images = Images(splits.evaluation, self._contract, device)
-        self._batches = Batches(train, job.recipe.batch, job.recipe.augmentation, job.seed, processes)
+        self._batches = Batches(
+            train, job.recipe.batch, job.recipe.augmentation, job.seed, processes, job.recipe.crop_area
+        )
         self.notes: list[str] = []
         self._network = self._new_network().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         costs = job.recipe.costs
@@ -342,8 +345,8 @@ def evaluate(
     answers = [np.zeros((0, 2 + blocks), np.int64)]
     try:
         network.eval()
-        for start in range(share.start, share.stop, _EVALUATED_AT_ONCE):
-            pixels, labels = images.take(slice(start, min(start + _EVALUATED_AT_ONCE, share.stop)))
+        at_once = max(1, min(_EVALUATED_AT_ONCE, _VALUES_AT_ONCE // math.prod(network.architecture.image_shape)))
+        for pixels, labels in images.batches(at_once, range(share.start, share.stop)):
             x = images.normalize(pixels)
             if gated:
                 output = network.route(x)

@@ -21,7 +21,7 @@ from dfs_deploy.errors import UsageError
 from dfs_deploy.models import DFSNetwork, run_option
 from dfs_deploy.network import Block
 from dfs_deploy.options import FULL_BITS, Options
-from dfs_deploy.training.data import HELD_OUT, Images, Splits, load_splits
+from dfs_deploy.training.data import HELD_OUT, Images, Splits, splits_for
 from dfs_deploy.training.job import Job
 from dfs_deploy.training.processes import local_device
 from dfs_deploy.training.state import begin_with
@@ -200,7 +200,7 @@ def search_policy(job: Job, splits: Splits | None = None) -> PolicySearch:
         )
     recipe = job.recipe
     device = local_device(job.device)
-    splits = splits or load_splits(job.data, job.size, job.held_out, job.seed, job.evaluate_on)
+    splits = splits or splits_for(job)
     held_out = splits.evaluation_name == HELD_OUT
     measured = splits.evaluation if held_out else splits.train.subset(SEARCH_IMAGES, job.seed)
     architecture = splits.architecture(recipe.blocks_per_group)
@@ -208,8 +208,7 @@ def search_policy(job: Job, splits: Splits | None = None) -> PolicySearch:
     images = Images(measured, splits.contract(), device)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(images), _BATCH):
-            pixels, labels = images.take(slice(start, start + _BATCH))
+        for pixels, labels in images.batches(_BATCH):
             yield images.normalize(pixels), labels
 
     sensitivity = measure_sensitivity(network, recipe.options, batches())
