@@ -120,7 +120,7 @@ def summarize(
 ) -> Comparison:
     """The figures of a comparison of a bundle's answers with its reference's.
 
-    ``classes`` is the number of classes; ``weights`` are those of the blocks in the computation, ``None`` for equal ones.
+    ``classes`` is their number; ``weights`` are those of the blocks in the computation, ``None`` for equal ones.
     """
     path = ours.path
     agreement = path == reference.path
