@@ -8,7 +8,6 @@ lacks stays in the trace under the operator ``OPAQUE``, with the reason.
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -310,7 +309,8 @@ class _Recorder(TorchFunctionMode):
         name = (resolve_name(func) or getattr(func, "__name__", type(func).__name__)).removeprefix("torch.")
         if name in _READS or (name == "Tensor.__getitem__" and _indexed_by_value(args[1], self)):
             self.readings.append(Reading(name, self.module.name, tuple(self._running)))
-        target, before = args[0] if args else None, self.name_of(args[0]) if args else None
+        target: Any = args[0] if args else None
+        before = self.name_of(target)
         result = func(*args, **kwargs)
         if name == "Tensor.__setitem__":
             self._changed(target, before, self._opaque(traced, "assigns to a part of a tensor", target))
@@ -362,7 +362,7 @@ class _Recorder(TorchFunctionMode):
         return [value if isinstance(value, _Value) else _Value(value) for value in values], None
 
     def _changed(self, tensor: Tensor, before: str | None, now: str) -> None:
-        """Follows an in-place operation: the tensor stands for another value, and so does whatever shares its memory."""
+        """Follows an in-place operation: a tensor, and what shares its memory, stands for another value."""
         storage = tensor.untyped_storage()._cdata
         self._values[tensor] = _Value(now)
         for other, value in list(self._values.items()):
@@ -532,7 +532,12 @@ def _conv2d(
         pads = (total[0] // 2, total[1] // 2, total[0] - total[0] // 2, total[1] - total[1] // 2)
     else:
         pads = _pair(padding) * 2
-    attributes = {"stride": strides, "padding": pads, "dilation": dilations, "groups": int(groups)}
+    attributes: dict[str, Attribute] = {
+        "stride": strides,
+        "padding": pads,
+        "dilation": dilations,
+        "groups": int(groups),
+    }
     return run.emit("conv", (x,), _shape(result), tensors, attributes)
 
 
