@@ -405,6 +405,8 @@ OPERATORS: dict[str, Operator] = {
     "global_avg_pool": Operator(lambda run, node, x: x[0].mean((2, 3), keepdim=True), sign="same"),
     # (N, ...) to (N, values)
     "flatten": Operator(lambda run, node, x: x[0].flatten(1), sign="same"),
+    # (N, C) to (N, C, 1, 1)
+    "unflatten": Operator(lambda run, node, x: x[0][:, :, None, None], sign="same"),
     # zeros before and after the channels, rows and columns: three numbers before, then three after
     "pad": Operator(_pad, attributes={"pads": 6}, sign="same"),
     # of channels, rows and columns
