@@ -12,9 +12,11 @@ policy's option only.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +28,9 @@ from dfs_deploy.models.gate import GATES, decide
 from dfs_deploy.models.graph import OUTPUT, BlockGraphs, Evaluation, Graph, NetworkGraphs, Ranges, named_tensors
 from dfs_deploy.network import Architecture, Block
 from dfs_deploy.options import FULL_BITS, Option, Options
-from dfs_deploy.preprocessing import InputContract
+from dfs_deploy.preprocessing import IMAGENET_INPUT, InputContract
+
+_LOG = logging.getLogger(__name__)
 
 MASKED = -3e38
 """Score of an option that a block may not run: finite, and far below any other."""
@@ -195,6 +199,29 @@ class DFSNetwork(nn.Module):
         """The gated block ``index``, at least 1."""
         return self.blocks[index - 1]
 
+    def save(self, path: str | Path, contract: InputContract | None = None) -> None:
+        """Writes the network, its blocks, options and weights as plain values: it loads without the code that made it.
+
+        Args:
+            path: a name that ends in ``.safetensors`` selects that format; any other is written by ``torch.save``.
+            contract: input contract; ``None`` for the network's own, or, if it has none, ImageNet's normalisation, which
+                is then warned about.
+
+        Raises:
+            UsageError: a contract for images of another shape, or none for images without three channels.
+            OSError: the file cannot be written.
+        """
+        from dfs_deploy.checkpoints import save_checkpoint  # the one import upward: a network saves itself
+
+        contract = contract or self.contract
+        if contract is None:
+            shape = self.architecture.image_shape
+            if shape[0] != len(IMAGENET_INPUT.mean):
+                raise UsageError(f"no input contract for images of {shape[0]} channel(s); give save an InputContract")
+            _LOG.warning("no input contract: ImageNet's mean and deviation are assumed; give save an InputContract")
+            contract = replace(IMAGENET_INPUT, shape=shape, resize=None)
+        save_checkpoint(path, self, contract)
+
     def with_policy(self, policy: Sequence[int], options: Options | None = None) -> DFSNetwork:
         """A copy of the network, in the same mode and on the same device, that follows a static policy.
 
@@ -203,6 +230,7 @@ class DFSNetwork(nn.Module):
         static = DFSNetwork(copy.deepcopy(self.net), self.graphs, self.architecture, options or self.options, policy)
         static.to(self.device).train(self.training)
         static.ranges.load_state_dict(self.ranges.state_dict())
+        static.contract = self.contract
         return static
 
     def options_of(self, index: int) -> tuple[Option, ...]:
