@@ -95,16 +95,7 @@ class Options(Sequence[Option]):
         """
         if isinstance(given, Options):
             return given
-        bits = []
-        words = given.split(",") if isinstance(given, str) else itertools.islice(given, FULL_BITS + 1)
-        for word in (str(part.name if isinstance(part, Option) else part).strip().lower() for part in words):
-            if word in _NAMED_BITS:
-                bits.append(_NAMED_BITS[word])
-            elif word.isascii() and word.isdigit() and len(word) <= _MOST_DIGITS:
-                bits.append(int(word))
-            else:
-                raise OptionError(f"unknown option {word!r}, expected skip, full or a bitwidth, as in 'skip,8,16,full'")
-        return cls(bits)
+        return cls(map(_parse_bits, _words(given)))
 
     @property
     def bits(self) -> tuple[int, ...]:
@@ -147,6 +138,31 @@ class Options(Sequence[Option]):
 
     def __repr__(self) -> str:
         return f"Options.parse({str(self)!r})"
+
+
+def option_names(given: str | Iterable[object]) -> tuple[str, ...]:
+    """Names of some options, each once: of a list such as ``skip,8`` or ``["skip", 8]``, or of one such as ``full``.
+
+    Raises:
+        OptionError: a word is neither ``skip``, ``full`` nor a bitwidth, or there is none.
+    """
+    names = tuple(dict.fromkeys(Option(_parse_bits(word)).name for word in _words(given)))
+    if not names:
+        raise OptionError("no option, expected at least 1, as in 'skip,8,16,full'")
+    return names
+
+
+def _words(given: str | Iterable[object]) -> Iterator[str]:
+    words = given.split(",") if isinstance(given, str) else itertools.islice(given, FULL_BITS + 1)
+    return (str(part.name if isinstance(part, Option) else part).strip().lower() for part in words)
+
+
+def _parse_bits(word: str) -> int:
+    if word in _NAMED_BITS:
+        return _NAMED_BITS[word]
+    if word.isascii() and word.isdigit() and len(word) <= _MOST_DIGITS:
+        return int(word)
+    raise OptionError(f"unknown option {word!r}, expected skip, full or a bitwidth, as in 'skip,8,16,full'")
 
 
 def parse_policy(names: Sequence[str], options: Options) -> tuple[int, ...]:
@@ -205,21 +221,27 @@ def engine_precision(option: Option, targets: Sequence[str]) -> Precision | None
     )
 
 
-def computation_percentage(path: NDArray[np.integer], costs: Sequence[float]) -> NDArray[np.float32]:
-    """Computation of each sample, relative to running every gated block in full precision (Section 4, Metrics).
+def computation_percentage(
+    path: NDArray[np.integer], costs: Sequence[float], weights: Sequence[float] | None = None
+) -> NDArray[np.float32]:
+    """Computation of each sample, relative to running every decided block in full precision (Section 4, Metrics).
 
-    The first block, the stem, the projections, the gates and the classifier do not count.
+    Stem, projections, gates, the blocks that always run and the classifier do not count.
 
     Args:
-        path: (N, blocks) integer, index of the option that each gated block ran.
+        path: (N, blocks) integer, index of the option that each block after the first ran.
         costs: (options,) cost of each option, between 0 and 1.
+        weights: (blocks,) weight of each block, at least 0, as from ``Architecture.weights``; ``None`` for equal ones.
 
     Returns:
-        (N,) float32, in percent: 0 if every block is skipped, 100 if all run in full precision.
+        (N,) float32, in percent: 0 if every decided block is skipped, 100 if all run in full precision, and 100 if no
+        block weighs anything.
     """
     import numpy as np
 
     path = np.asarray(path)
-    if path.shape[1] == 0:
+    weight = np.ones(path.shape[1]) if weights is None else np.asarray(weights, np.float64)
+    total = weight.sum()
+    if not total > 0.0:
         return np.full(path.shape[0], 100.0, np.float32)
-    return np.asarray(100.0 * np.asarray(costs, np.float64)[path].mean(axis=1), np.float32)
+    return np.asarray(100.0 * ((np.asarray(costs, np.float64)[path] * weight).sum(axis=1) / total), np.float32)

@@ -118,6 +118,25 @@ InputSizeOption = Annotated[
         metavar="HxW", help="Height and width of the images, as in 32x32.", show_default="the file's, else 32x32"
     ),
 ]
+ResizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--resize",
+        metavar="N",
+        min=1,
+        help="Pixels to resize an image's shorter side to before its centre is cut out, as in 256 for 224x224.",
+        show_default="no crop: the whole image is resized",
+    ),
+]
+InterpolationOption = Annotated[
+    str | None,
+    typer.Option(
+        "--interpolation",
+        metavar="NAME",
+        help="Kind of resizing: bilinear or bicubic.",
+        show_default="bilinear",
+    ),
+]
 DataHelp = "Data: an .npz with x and y, a folder of images by class, or a CIFAR archive's folder."
 
 

@@ -66,7 +66,7 @@ def run(
     if unlisted and not files and not videos and camera is None:
         raise DataError(unlisted[0][1])
     with Runtime(bundle, threads=threads, plan=plan, prepared=prepared, budget=budget) as runtime:
-        size = (runtime.input.shape[1], runtime.input.shape[2])
+        size = runtime.input.geometry
         results, bad = _classify_files(runtime, files, quiet=json or len(files) < 2)
         tallies = [
             watch(runtime, read_video(path, size), str(path), frames, quiet=json, endless=False) for path in videos
@@ -165,7 +165,7 @@ def _classify_files(
         for done, file in enumerate(files):
             report(f"classifying {len(files)} images", done / len(files))
             try:
-                image = load_image(file, size=runtime.input.shape[1:])
+                image = load_image(file, size=runtime.input.geometry)
             except DataError as error:
                 bad.append((str(file), _why(file, error)))
             else:

@@ -29,10 +29,10 @@ from dfs_deploy.io.files import sha256
 from dfs_deploy.network import Architecture, cifar_resnet
 from tests.checks import MakesFolder, little_memory, refuses
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "manifest-v4.json"
+GOLDEN = Path(__file__).parents[1] / "golden" / "manifest-v5.json"
 """A manifest as this version writes it; each of its files holds its own name."""
 
-GOLDEN_V1, GOLDEN_V2, GOLDEN_V3 = (GOLDEN.with_name(f"manifest-v{version}.json") for version in (1, 2, 3))
+GOLDEN_V1, GOLDEN_V2, GOLDEN_V3, GOLDEN_V4 = (GOLDEN.with_name(f"manifest-v{version}.json") for version in (1, 2, 3, 4))
 """The same network's as older versions wrote them."""
 
 Edit = Callable[[dict[str, Any]], None]
@@ -120,6 +120,9 @@ def test_the_golden_manifest_keeps_loading(made: Path) -> None:
     assert bundle.architecture == cifar_resnet((1, 1), (4, 8), 10, (3, 8, 8))
     assert bundle.architecture.gated_blocks == 1
     assert bundle.input.shape == (3, 8, 8)
+    assert (bundle.input.resize, bundle.input.interpolation) == (12, "bicubic")
+    assert [engines.feature_zero_points for engines in manifest.runtimes.values()] == [[0, 3], [0, 0]]
+    assert manifest.weights is None
     assert manifest.targets == ["int8", "fp32"]
     assert set(manifest.runtimes) == {"onnxruntime", "tensorrt"}
     assert [(r.option, r.wanted, r.served_by) for r in manifest.substitutions] == [("16", "fp16", "fp32")]
@@ -143,8 +146,9 @@ def test_the_golden_manifest_keeps_loading(made: Path) -> None:
         (GOLDEN_V1, {"policy": None, "budgets": [], "weights_key": None}),
         (GOLDEN_V2, {"weights_key": None}),
         (GOLDEN_V3, {}),
+        (GOLDEN_V4, {}),
     ],
-    ids=["1", "2", "3"],
+    ids=["1", "2", "3", "4"],
 )
 def test_a_manifest_of_an_older_version_is_read_as_this_version_has_it(
     made: Path, tmp_path: Path, older: Path, lacking: dict[str, Any]
@@ -152,9 +156,17 @@ def test_a_manifest_of_an_older_version_is_read_as_this_version_has_it(
     manifest = Bundle(made).manifest
     of_source = {key: value for key, value in lacking.items() if key == "weights_key"}
     source = msgspec.structs.replace(manifest.source, **of_source)
+    of_before_5 = {
+        "architecture": manifest.architecture.without_macs(),
+        "input": msgspec.structs.replace(manifest.input, resize=None, interpolation="bilinear"),
+        "runtimes": {
+            name: msgspec.structs.replace(engines, feature_zero_points=[0, 0])
+            for name, engines in manifest.runtimes.items()
+        },
+    }
     (made / MANIFEST).write_bytes(older.read_bytes())
     assert Bundle(made).manifest == msgspec.structs.replace(
-        manifest, source=source, **{key: value for key, value in lacking.items() if key not in of_source}
+        manifest, source=source, **of_before_5, **{key: value for key, value in lacking.items() if key not in of_source}
     )
     origin = source_of(made)
     assert origin is not None
@@ -171,6 +183,10 @@ def test_a_manifest_of_an_older_version_is_read_as_this_version_has_it(
         (GOLDEN_V1, ("source", "weights_key")),
         (GOLDEN_V2, ("source", "weights_key")),
         (GOLDEN_V3, ("architecture", "blocks")),
+        (GOLDEN_V4, ("architecture", "blocks", 0, "macs")),
+        (GOLDEN_V4, ("input", "resize")),
+        (GOLDEN_V4, ("runtimes", "tensorrt", "feature_zero_points")),
+        (GOLDEN_V4, ("weights",)),
     ],
     ids=lambda value: value.stem if isinstance(value, Path) else value[-1],
 )
