@@ -176,12 +176,14 @@ class DFSNetwork(nn.Module):
         ]
         self.contract: InputContract | None = None
         # Constants follow the network to its device, and are no part of its state.
-        masked = torch.tensor([[option not in choice for option in options] for choice in choices], dtype=torch.bool)
+        with torch.device("cpu"):  # they have values even in a network that is made without
+            masked = torch.tensor([[option not in choice for option in options] for choice in choices])
+            costs = _block_costs(architecture, options)
         self._has_masks = [len(choice) < len(options) for choice in choices]
         self._masked: Tensor
-        self.register_buffer("_masked", masked.reshape(len(choices), len(options)), persistent=False)
+        self.register_buffer("_masked", masked.bool().reshape(len(choices), len(options)), persistent=False)
         self.block_costs: Tensor
-        self.register_buffer("block_costs", _block_costs(architecture, options), persistent=False)
+        self.register_buffer("block_costs", costs, persistent=False)
         self._found: tuple[dict[str, Tensor], frozenset[str]] | None = None
         self._observer: ValueObserver | None = None
         self._forced: Tensor | None = None
