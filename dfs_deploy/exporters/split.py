@@ -121,6 +121,23 @@ class GatePart:
         """Number of hidden features."""
         return int(self.projection_weight.shape[-1])
 
+    @property
+    def has_memory(self) -> bool:
+        """Whether it is an LSTM."""
+        return self.recurrent_weight is not None
+
+    @property
+    def shared(self) -> dict[str, Array]:
+        """Arrays that all gates share, by name."""
+        shared = {} if self.recurrent_weight is None else {"recurrent_weight": self.recurrent_weight}
+        return {**shared, "projection_weight": self.projection_weight} if self.projection_weight.ndim == 2 else shared
+
+    @property
+    def stacked(self) -> dict[str, Array]:
+        """Arrays that hold one entry for each gate, by name; without the input weights, whose sizes differ."""
+        stacked = {"bias": self.bias, "projection_bias": self.projection_bias}
+        return stacked if self.projection_weight.ndim == 2 else {**stacked, "projection_weight": self.projection_weight}
+
 
 def split_stem(network: DFSNetwork, bits: int | None = None) -> Part:
     """The stem: from images to the features that the first gated block reads; in its own bitwidth unless told."""
