@@ -1,4 +1,4 @@
-"""Every operator as ONNX, at both opsets, against its own arithmetic in PyTorch; folding keeps what a graph computes."""
+"""Every operator as ONNX, at both opsets, against its arithmetic in PyTorch; folding keeps what a graph computes."""
 
 from __future__ import annotations
 
