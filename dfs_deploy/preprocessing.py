@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,9 @@ class InputContract:
         mean: mean per channel, of pixels scaled to 0..1.
         std: standard deviation per channel, of the same pixels.
         class_names: name of each class, or empty if they are unknown.
+        resize: pixels of a decoded image's shorter side before the centre crop to ``shape``; ``None`` if the whole
+            image is resized to ``shape``.
+        interpolation: filter of that resizing.
 
     Raises:
         InputError: values out of bounds.
@@ -57,6 +60,8 @@ class InputContract:
     mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
     std: tuple[float, ...] = (0.2023, 0.1994, 0.2010)
     class_names: tuple[str, ...] = ()
+    resize: int | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:

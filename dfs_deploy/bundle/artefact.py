@@ -65,7 +65,7 @@ class Samples:
         images: (N, H, W, C) uint8.
         labels: (N,) int64, -1 if the class of an image is unknown.
         logits: (N, classes) float32.
-        path: (N, gated blocks) uint8, index of the option that each gated block ran.
+        path: (N, blocks) uint8, index of the option that each block after the first ran.
     """
 
     images: NDArray[np.uint8]
@@ -194,7 +194,7 @@ class Bundle:
 
     @property
     def policy(self) -> NDArray[np.uint8] | None:
-        """(gated blocks,) uint8, index of the option that each block always runs; ``None`` if a gate decides."""
+        """(blocks,) uint8, option of each block after the first that it always runs; ``None`` if a gate decides."""
         names = self.manifest.policy
         return None if names is None else np.array([self.options.names.index(name) for name in names], np.uint8)
 
@@ -226,6 +226,9 @@ class Bundle:
             raise BundleError(f"{self.path}: {name} cannot be read ({first_line(error)}); export again") from error
         if samples.path.size and samples.path.max() >= len(self.options):
             raise BundleError(f"{self.path}: {name} has a path with an unknown option; export again")
+        allowed = self.architecture.allowed(self.options)
+        if not allowed[np.arange(self.architecture.gated_blocks), samples.path].all():
+            raise BundleError(f"{self.path}: {name} has a path with an option that its block may not run; export again")
         if samples.labels.size and not -1 <= samples.labels.min() <= samples.labels.max() < classes:
             raise BundleError(f"{self.path}: {name} has a label outside the classes; export again")
         return samples

@@ -214,6 +214,7 @@ def export(
             accuracy=None,
             substitutions=_substitutions(used.values(), wanted),
             samples=_SAMPLES,
+            weights=None,
             files={},
         )
         files = {**writer.files, _SAMPLES: pack_samples(samples)}
@@ -297,7 +298,7 @@ def _check_budgets(
         raise UsageError("budgets are calibrated on data and none was given; add --calibration-data")
     if "onnxruntime" not in runtimes:
         raise UsageError("budgets are calibrated with the engines for onnxruntime; add it to the runtimes")
-    return check_budgets(budgets, network.options.costs)
+    return check_budgets(budgets, network.architecture.computation_range(network.options))
 
 
 def _check_method(method: str | None, data: Dataset | None, needed: bool) -> str:

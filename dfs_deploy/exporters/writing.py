@@ -114,6 +114,7 @@ class EngineWriter:
             head=self._add(f"{folder}/head", "fp32", heads),
             gate=None if gate is None else _GATE,
             feature_scales=[grid.scale for grid in grids],
+            feature_zero_points=[0] * len(grids),
             static=self._static_engines(runtime),
         )
 
