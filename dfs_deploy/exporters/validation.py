@@ -236,7 +236,7 @@ def _compare_engines(bundle: Bundle, reference: _Reference) -> Iterator[EngineDe
                     levels = grid.quantize(features.numpy())
                     features = torch.from_numpy(grid.dequantize(levels))
                     fed = np.ascontiguousarray(levels.transpose(0, 2, 3, 1))
-                session = open_session(bundle.read(file), file, options)
+                session = open_session(bundle.model(file), file, options)
                 got, *pooled = session.run(None, {session.get_inputs()[0].name: fed})
                 if placed.engine.output == "uint8" and placed.block is not None:
                     got = grids[placed.block].dequantize(got.transpose(0, 3, 1, 2))
@@ -288,7 +288,7 @@ def _compare_gate(bundle: Bundle, reference: _Reference) -> Iterator[_Mismatch]:
     network, images = reference.network, len(reference.images)
     zeros = np.zeros((images, network.architecture.gate.hidden), np.float32)
     for file in {engines.gate for engines in bundle.manifest.runtimes.values() if engines.gate is not None}:
-        session = open_session(bundle.read(file), file, session_options(threads=1))
+        session = open_session(bundle.model(file), file, session_options(threads=1))
         memory = [name for name in STATE if name in {value.name for value in session.get_inputs()}]
         state = dict.fromkeys(memory, zeros)
         for block, features in enumerate(reference.features[:-1]):
@@ -309,7 +309,7 @@ def _compare_static(bundle: Bundle, reference: _Reference) -> Iterator[_Mismatch
     measured = bundle.manifest.calibration is not None and bundle.manifest.calibration.data is not None
     for runtime, engines in bundle.manifest.runtimes.items():
         for precision, file in engines.static.items():
-            session = open_session(bundle.read(file), file, _session_options(runtime))
+            session = open_session(bundle.model(file), file, _session_options(runtime))
             got = session.run(None, {"images": reference.images.numpy()})[0]
             (_, error), tolerance = _relative_errors(got, expected), LOGIT_TOLERANCES[precision]
             if not error <= tolerance and (precision != "int8" or measured):
