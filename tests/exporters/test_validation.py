@@ -32,6 +32,11 @@ def perturbed(model: bytes, name: str, change: Change) -> bytes:
     return bytes(proto.SerializeToString())
 
 
+def off(bundle: Path, file: str, name: str, change: Change) -> dict[str, bytes]:
+    """A file of a bundle with one constant changed, by its name there."""
+    return {file: perturbed(Bundle(bundle).model(file), name, change)}
+
+
 def images(made: Made) -> NDArray[np.float32]:
     return Bundle(made.path).input.normalize(made.data.images[:32])
 
@@ -57,6 +62,7 @@ def test_a_sound_bundle_passes_with_an_entry_for_each_engine(mixed: Made) -> Non
         assert worst < TOLERANCES[precision] / 2
 
 
+INT8_FILE = "onnxruntime/block-02-8-int8.onnx"
 CORRUPTIONS = {
     "common/stem.onnx": ("stem_norm_weight", ["stem"]),
     "common/head-from-uint8.onnx": ("head_bias", ["head"]),
@@ -76,7 +82,7 @@ CORRUPTIONS = {
 def test_the_engine_that_is_off_is_named_and_no_other(mixed: Made, tmp_path: Path, file: str) -> None:
     constant, words = CORRUPTIONS[file]
     bundle = copied(mixed, tmp_path)
-    rewritten(bundle, {file: perturbed(Bundle(bundle).model(file), constant, lambda value: value * 0.5)})
+    rewritten(bundle, off(bundle, file, constant, lambda value: value * 0.5))
     (line,) = mismatches(mixed, bundle)
     for word in words:
         assert word in line, line
@@ -101,7 +107,7 @@ def test_all_that_are_off_are_listed(mixed: Made, tmp_path: Path) -> None:
 def test_a_gate_that_is_off_is_named(mixed: Made, tmp_path: Path, constant: str) -> None:
     bundle = copied(mixed, tmp_path)
     file = "common/gate.onnx"
-    rewritten(bundle, {file: perturbed(Bundle(bundle).model(file), constant, lambda value: value * 1.05)})
+    rewritten(bundle, off(bundle, file, constant, lambda value: value * 1.05))
     lines = mismatches(mixed, bundle)
     assert lines
     assert all(line.startswith("gate after block") for line in lines)
@@ -110,9 +116,7 @@ def test_a_gate_that_is_off_is_named(mixed: Made, tmp_path: Path, constant: str)
 def test_an_engine_that_gives_nan_does_not_pass(mixed: Made, tmp_path: Path) -> None:
     bundle = copied(mixed, tmp_path)
     file = "common/block-01-full-fp32.onnx"
-    rewritten(
-        bundle, {file: perturbed(Bundle(bundle).model(file), "blocks.1.norm1_bias", lambda value: value * np.nan)}
-    )
+    rewritten(bundle, off(bundle, file, "blocks.1.norm1_bias", lambda value: value * np.nan))
     (line,) = mismatches(mixed, bundle)
     assert "nan" in line
     assert not EngineDeviation(1, "full", "fp32", "float32", "onnxruntime", float("nan"), 0.0).passed
@@ -155,9 +159,7 @@ def test_a_block_that_overflows_float16_is_named(mixed: Made, tmp_path: Path) ->
     loud = copy.deepcopy(network)
     loud.net.get_parameter("blocks.1.norm2.weight").data *= 1e5
     file = "common/block-01-16-fp16.onnx"
-    rewritten(
-        bundle, {file: perturbed(Bundle(bundle).model(file), "blocks.1.norm2_weight", lambda value: value * np.inf)}
-    )
+    rewritten(bundle, off(bundle, file, "blocks.1.norm2_weight", lambda value: value * np.inf))
     with pytest.raises(ExportMismatchError) as caught:
         validate(Bundle(bundle), loud, images(mixed))
     assert any("block 1, option 16: fp16" in line and "overflows float16" in line for line in caught.value.mismatches)
@@ -202,7 +204,7 @@ def test_a_bundle_that_stood_there_outlives_a_failed_export(
 def test_a_static_baseline_that_is_off_is_named(mixed: Made, tmp_path: Path, precision: str) -> None:
     bundle = copied(mixed, tmp_path)
     file = f"onnxruntime/static-{precision}.onnx"
-    rewritten(bundle, {file: perturbed(Bundle(bundle).model(file), "head_weight", lambda value: value * 0.4)})
+    rewritten(bundle, off(bundle, file, "head_weight", lambda value: value * 0.4))
     (line,) = mismatches(mixed, bundle)
     assert f"static {precision}" in line
 
@@ -214,7 +216,6 @@ def test_validation_reads_through_the_digests(mixed: Made, tmp_path: Path) -> No
         validate(opened, mixed.network, images(mixed))
 
 
-INT8_FILE = "onnxruntime/block-02-8-int8.onnx"
 REMEDIES: dict[str, tuple[dict[str, str], bool, list[str]]] = {
     "INT8, calibrated on data": (
         {INT8_FILE: "blocks.2.projection.norm_weight_scale"},
