@@ -131,8 +131,8 @@ class InputRecord(_Record, frozen=True, kw_only=True):
     mean: list[PixelMean]
     std: list[PixelDeviation]
     class_names: Annotated[list[ClassName], Meta(max_length=MAX_CLASSES)]
-    resize: Positive | None = None
-    interpolation: Interpolation = "bilinear"
+    resize: Positive | None
+    interpolation: Interpolation
 
 
 class RangeRecord(_Record, frozen=True, kw_only=True):
