@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfs_deploy.models import DFSNetwork
+from dfs_deploy.models import DFSNetwork, cifar_network
 from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 
@@ -161,18 +161,21 @@ def small_network(
     options = Options.parse(options) if isinstance(options, str) else options
     architecture = cifar_resnet((blocks,) * len(widths), widths, classes, (3, *size))
     generator = torch.Generator().manual_seed(seed)
-    network = DFSNetwork(architecture, options)
+    network = cifar_network(architecture, options)
     with torch.no_grad():
         for key, value in network.state_dict().items():
+            if key.startswith("ranges."):
+                continue
             noise = torch.randn(value.shape, generator=generator)
             if key.endswith("num_batches_tracked"):
                 continue
-            if key.endswith("low"):
-                value.copy_(-0.1 * noise.abs())
-            elif key.endswith(("high", "running_var")):
+            if key.endswith("running_var"):
                 value.copy_(0.5 + noise.abs())
             elif ".conv" in key or "stem_conv" in key:
                 value.copy_(noise * (2.0 / value[0].numel()) ** 0.5)
+                low, high = network.ranges.of(key.removeprefix("net.").removesuffix(".weight"))
+                low.copy_(-0.1 * torch.randn(1, generator=generator).abs())
+                high.copy_(0.5 + torch.randn(1, generator=generator).abs())
             elif "norm" in key:
                 value.copy_(1.0 + 0.2 * noise if key.endswith("weight") else 0.2 * noise)
             elif key.startswith("gate."):

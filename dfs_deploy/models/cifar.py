@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dfs_deploy.errors import UsageError
 from dfs_deploy.models.graph import INPUT, Attribute, BlockGraphs, Graph, NetworkGraphs, Node
 from dfs_deploy.models.network import DFSNetwork
 from dfs_deploy.network import Architecture, Block, cifar_values
@@ -105,6 +106,15 @@ def cifar_network(
     """
     net = CifarResNet(architecture) if net is None else net
     return DFSNetwork(net, cifar_graphs(architecture), architecture, options, policy)
+
+
+def is_cifar(graphs: NetworkGraphs, architecture: Architecture) -> bool:
+    """Whether graphs are those of a ``CifarResNet`` of an architecture."""
+    try:
+        cifar_values(architecture)
+    except UsageError:
+        return False
+    return graphs == cifar_graphs(architecture)
 
 
 def cifar_graphs(architecture: Architecture) -> NetworkGraphs:

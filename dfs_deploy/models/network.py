@@ -108,7 +108,9 @@ class NetworkBlock:
         graph = self.graphs.skip
         if graph is None:
             raise OptionError(f"block {self.shape.index} ({self.shape.name}) has no shortcut; it cannot be skipped")
-        return x if graph.identity else self._network.compute(graph, x, self._network.graphs.always)
+        if graph.identity:
+            return x
+        return self._network.compute(graph, x, self._network.graphs.always, block=self.shape.index)
 
 
 RunBlock = Callable[[NetworkBlock, Tensor, Decision], Tensor]
@@ -228,6 +230,16 @@ class DFSNetwork(nn.Module):
         result = evaluation.run(graph, x)
         observer(block, OUTPUT, result)
         return result
+
+    def without_ranges(self) -> dict[int, tuple[str, ...]]:
+        """Layers of each gated block that may run quantised, and whose inputs have no running range, by index."""
+        found = {}
+        for block in self.blocks:
+            nodes = block.graphs.whole.nodes if any(o.quantized for o in self.options_of(block.shape.index)) else ()
+            missing = tuple(node.name for node in nodes if node.quantizable and not self.ranges.known(node.name))
+            if missing:
+                found[block.shape.index] = missing
+        return found
 
     @contextmanager
     def observed(self, observer: ValueObserver) -> Iterator[None]:
