@@ -276,7 +276,7 @@ def verify(
 
 def _check_network(checkpoint: Path, network: DFSNetwork, bundle: Bundle) -> None:
     """Refuses a checkpoint of another network or policy than a bundle's."""
-    if network.architecture != bundle.architecture:
+    if network.architecture.without_macs() != bundle.architecture.without_macs():
         raise CheckpointError(
             f"{checkpoint} is another network than {bundle.path} was made from:"
             f" {network.architecture.beside(bundle.architecture)}; give the bundle's own"

@@ -90,6 +90,32 @@ def skipnet_shapes(groups: tuple[int, int, int] = (2, 1, 1), classes: int = 10, 
     return shapes | {"fc.weight": (classes, 4 * width), "fc.bias": (classes,)}
 
 
+def skipnet_imagenet_shapes(
+    depths: tuple[int, int, int, int] = (1, 2, 1, 1), bottleneck: bool = True, classes: int = 12, width: int = 4
+) -> Shapes:
+    """Keys and shapes of an ImageNet SkipNet with a recurrent gate, without aliases."""
+    shapes: Shapes = {"conv1.weight": (width, 3, 7, 7)} | norm_shapes("bn1", width)
+    inputs = width
+    for group, count in enumerate(depths, start=1):
+        inner = width * 2 ** (group - 1)
+        outputs = 4 * inner if bottleneck else inner
+        for place in range(count):
+            block = f"group{group}_layer{place}"
+            basic = [(inner, inputs, 3, 3), (inner, inner, 3, 3)]
+            three = [(inner, inputs, 1, 1), (inner, inner, 3, 3), (outputs, inner, 1, 1)]
+            for index, shape in enumerate(three if bottleneck else basic, start=1):
+                shapes |= {f"{block}.conv{index}.weight": shape} | norm_shapes(f"{block}.bn{index}", shape[0])
+            if place == 0 and (group > 1 or bottleneck):
+                shapes |= {f"{block}.downsample.0.weight": (outputs, inputs, 1, 1)}
+                shapes |= norm_shapes(f"{block}.downsample.1", outputs)
+            gate = f"group{group}_gate{place}.1"
+            shapes |= {f"{gate}.weight": (EMBEDDING, outputs, 1, 1), f"{gate}.bias": (EMBEDDING,)}
+            inputs = outputs
+    shapes |= lstm_shapes("control.rnn")
+    shapes |= {"control.proj.weight": (1, HIDDEN, 1, 1), "control.proj.bias": (1,)}
+    return shapes | {"fc.weight": (classes, inputs), "fc.bias": (classes,)}
+
+
 def plausible_values(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
     """Values such as training leaves: positive variances, ranges from 0 up, a gate whose scores differ."""
     generator = torch.Generator().manual_seed(seed)
@@ -109,7 +135,7 @@ def plausible_values(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[s
             state[key] = uniform(shape, 0.5, 1.5)
         elif ".bn" in key or key.startswith("bn") or ".downsample.1." in key:
             state[key] = uniform(shape, 0.5, 1.5) if key.endswith("weight") else uniform(shape, -0.3, 0.3)
-        elif len(shape) == 4 and "gate" not in key:
+        elif len(shape) == 4 and "gate" not in key and "control" not in key:
             state[key] = torch.randn(shape, generator=generator) * (2.0 / (shape[1] * shape[2] * shape[3])) ** 0.5
         else:
             # Weights that outweigh the biases, so that images take different paths.
@@ -135,6 +161,23 @@ def skipnet_state_dict(
     """A CIFAR SkipNet with a recurrent gate, with its aliases."""
     state = plausible_values(skipnet_shapes(groups, classes, width), seed)
     for group in (2, 3):
+        prefix = f"group{group}_layer0.downsample."
+        state |= {
+            f"group{group}_ds0." + key.removeprefix(prefix): state[key] for key in list(state) if key.startswith(prefix)
+        }
+    return state
+
+
+def skipnet_imagenet_state_dict(
+    depths: tuple[int, int, int, int] = (1, 2, 1, 1),
+    bottleneck: bool = True,
+    classes: int = 12,
+    seed: int = 0,
+    width: int = 4,
+) -> dict[str, Tensor]:
+    """An ImageNet SkipNet with a recurrent gate, with its aliases."""
+    state = plausible_values(skipnet_imagenet_shapes(depths, bottleneck, classes, width), seed)
+    for group in (1, 2, 3, 4):
         prefix = f"group{group}_layer0.downsample."
         state |= {
             f"group{group}_ds0." + key.removeprefix(prefix): state[key] for key in list(state) if key.startswith(prefix)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from dfs_deploy.bundle.manifest import Engine, Layout, Manifest, RuntimeEngines
 from dfs_deploy.errors import BundleError
@@ -55,6 +55,13 @@ def laid_out(size: Size, layout: Layout) -> Size:
     return height, width, channels
 
 
+class FeatureGrid(NamedTuple):
+    """Grid of uint8 features: the value v means ``scale * (v - zero_point)``."""
+
+    scale: float
+    zero_point: int
+
+
 class HasEngines(Protocol):
     """What the walk needs of an opened bundle."""
 
@@ -69,6 +76,12 @@ class HasEngines(Protocol):
     @property
     def options(self) -> Options:
         """Options that the gate chooses from."""
+
+
+def feature_grids(bundle: HasEngines, runtime: str) -> tuple[FeatureGrid, ...]:
+    """Grid of the output of each block for a runtime that the bundle has engines for, the first block included."""
+    engines = bundle.manifest.runtimes[runtime]
+    return tuple(map(FeatureGrid, engines.feature_scales, engines.feature_zero_points))
 
 
 def engines_of(bundle: HasEngines, runtime: str) -> Iterator[PlacedEngine]:

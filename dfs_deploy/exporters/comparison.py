@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.models import DFSNetwork
@@ -66,28 +68,33 @@ def compare(
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
         ours = runtime(batch, finite=False)  # logits that are not finite fail the check
-        with _charged(network, score_offset(runtime.cost_bias, runtime.options.costs)):
+        with _charged(network, score_offset(runtime.cost_bias, runtime.bundle.architecture, runtime.options)):
             theirs = network.route(torch.from_numpy(runtime.input.normalize(batch)))
         parts.append((ours.logits, ours.path, theirs.logits.numpy(), theirs.path.numpy().astype(np.uint8)))
         progress("comparing", (start + len(batch)) / len(images))
     logits, path, reference_logits, reference_path = (np.concatenate(part) for part in zip(*parts, strict=True))
     costs, class_names = runtime.options.costs, runtime.input.class_names
-    return summarize(logits, path, reference_logits, reference_path, labels, costs, class_names)
+    weights = runtime.bundle.architecture.weights(runtime.options)
+    return summarize(logits, path, reference_logits, reference_path, labels, costs, class_names, weights)
 
 
 @contextmanager
 def _charged(network: DFSNetwork, offset: NDArray[np.float32]) -> Iterator[None]:
-    """Adds an offset (options,) to the scores of the reference's gate for a while."""
+    """Adds an offset (gates, options) to the scores of the reference's gate for a while."""
     if network.gate is None:
         yield
         return
-    bias = network.gate.projection.bias.data
-    trained = bias.clone()
-    bias.add_(torch.from_numpy(offset))
+    rows = torch.from_numpy(offset)
+
+    def charge(gate: nn.Module, inputs: tuple[Any, ...], output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+        scores, state = output
+        return scores + rows[inputs[0]], state
+
+    hook = network.gate.register_forward_hook(charge)
     try:
         yield
     finally:
-        bias.copy_(trained)
+        hook.remove()
 
 
 def summarize(
@@ -98,9 +105,16 @@ def summarize(
     labels: NDArray[np.int64] | None,
     costs: tuple[float, ...],
     class_names: Sequence[str] = (),
+    weights: Sequence[float] | None = None,
 ) -> Comparison:
-    """The figures of a comparison, from both sides' logits (N, classes) and paths (N, gated blocks)."""
+    """The figures of a comparison, from both sides' logits (N, classes) and paths (N, blocks).
+
+    ``weights`` are those of the blocks in the computation; ``None`` for equal ones.
+    """
     agreement = path == reference_path
+
+    def computation(taken: NDArray[np.uint8]) -> float:
+        return float(computation_percentage(taken, costs, weights).mean(dtype=np.float64))
 
     def top1(values: NDArray[np.float32]) -> float | None:
         return None if labels is None else float(np.mean(values.argmax(1) == labels))
@@ -110,8 +124,8 @@ def summarize(
         top1_reference=top1(reference_logits),
         top1_bundle=top1(logits),
         route_agreement=float(agreement.mean()) if agreement.size else 1.0,
-        computation_percentage_reference=float(computation_percentage(reference_path, costs).mean(dtype=np.float64)),
-        computation_percentage_bundle=float(computation_percentage(path, costs).mean(dtype=np.float64)),
+        computation_percentage_reference=computation(reference_path),
+        computation_percentage_bundle=computation(path),
         max_abs_logit_error=float(np.abs(logits - reference_logits).max()),
         option_share=tuple(
             tuple(float(np.mean(path[:, block] == option)) for option in range(len(costs)))

@@ -142,8 +142,11 @@ def _linear(to: Writing, x: Sequence[str]) -> str:
     value = to.clipped(x[0])
     if len(to.sizes[to.layer.inputs[0]]) == 1:
         return to.graph.node("Gemm", value, to.constant("weight", weight), to.constant("bias", bias), transB=1)
-    product = to.graph.node("MatMul", value, to.constant("weight", weight.T))  # of the last axis
-    return to.graph.node("Add", product, to.constant("bias", bias))
+    # Of the last axis of a map: a 1x1 convolution with the columns as channels.
+    across = to.graph.node("Transpose", value, perm=[0, 3, 1, 2])
+    operands = (to.constant("weight", weight[:, :, None, None]), to.constant("bias", bias))
+    product = to.graph.node("Conv", across, *operands, kernel_shape=[1, 1], strides=[1, 1], pads=[0] * 4)
+    return to.graph.node("Transpose", product, perm=[0, 2, 3, 1])
 
 
 def _silu(to: Writing, x: Sequence[str]) -> str:
@@ -195,8 +198,19 @@ def _avg_pool(to: Writing, x: Sequence[str]) -> str:
 
 
 def _pad(to: Writing, x: Sequence[str]) -> str:
-    pads = to.layer.numbers("pads")
-    return to.graph.node("Pad", x[0], to.integers("pads", [0, *pads[:3], 0, *pads[3:]]))
+    pads, size = to.layer.numbers("pads"), to.sizes[to.layer.inputs[0]]
+    before, after = pads[:3], pads[3:]
+    value = x[0]
+    if min(pads) < 0:  # such a pad cuts off
+        starts = to.integers("starts", [max(-each, 0) for each in before])
+        ends = to.integers("ends", [length - max(-each, 0) for length, each in zip(size, after, strict=True)])
+        value = to.graph.node("Slice", value, starts, ends, to.integers("axes", (1, 2, 3)))
+    kept = [0, *(max(each, 0) for each in before), 0, *(max(each, 0) for each in after)]
+    return to.graph.node("Pad", value, to.integers("pads", kept)) if any(kept) else value
+
+
+def _unflatten(to: Writing, x: Sequence[str]) -> str:
+    return to.graph.node("Reshape", x[0], to.integers("shape", (0, *to.sizes[to.layer.name])))
 
 
 def _slice(to: Writing, x: Sequence[str]) -> str:
@@ -232,7 +246,7 @@ WRITERS: dict[str, Write] = {
     "avg_pool": _avg_pool,
     "global_avg_pool": _simple("GlobalAveragePool"),
     "flatten": _simple("Flatten"),
-    "unflatten": lambda to, x: to.graph.node("Unsqueeze", x[0], to.integers("axes", (2, 3))),
+    "unflatten": _unflatten,
     "pad": _pad,
     "slice": _slice,
     "concat": _simple("Concat", axis=1),

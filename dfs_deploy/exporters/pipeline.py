@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 
 import dfs_deploy
-from dfs_deploy.bundle import SUFFIX, Bundle, check_writable, describe_bundle, drafted_bundle, source_of
+from dfs_deploy.bundle import (
+    SUFFIX,
+    Bundle,
+    check_writable,
+    describe_bundle,
+    drafted_bundle,
+    sharing_weights,
+    source_of,
+)
 from dfs_deploy.bundle import manifest as schema
 from dfs_deploy.calibration import METHODS, STATIC, Ranges, calibrate, calibrate_static, from_checkpoint
 from dfs_deploy.checkpoints import Checkpoint, CheckpointFacts, load_checkpoint
@@ -214,10 +222,11 @@ def export(
             accuracy=None,
             substitutions=_substitutions(used.values(), wanted),
             samples=_SAMPLES,
+            weights=None,
             files={},
         )
         files = {**writer.files, _SAMPLES: pack_samples(samples)}
-        with drafted_bundle(out, manifest, files) as draft:
+        with drafted_bundle(out, *sharing_weights(manifest, files)) as draft:
             progress("validating", 0.0)
             validation = validate(draft.bundle, network, probes)
             comparison = None
@@ -297,7 +306,7 @@ def _check_budgets(
         raise UsageError("budgets are calibrated on data and none was given; add --calibration-data")
     if "onnxruntime" not in runtimes:
         raise UsageError("budgets are calibrated with the engines for onnxruntime; add it to the runtimes")
-    return check_budgets(budgets, network.options.costs)
+    return check_budgets(budgets, network.architecture.computation_range(network.options))
 
 
 def _check_method(method: str | None, data: Dataset | None, needed: bool) -> str:

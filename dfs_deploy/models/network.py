@@ -99,8 +99,8 @@ class NetworkBlock:
         """
         return self._network.compute(self.graphs.whole, x, bits, round_inputs, self.shape.index)
 
-    def skip(self, x: Tensor) -> Tensor:
-        """Output of a skipped block.
+    def skip(self, x: Tensor, round_inputs: bool = True) -> Tensor:
+        """Output of a skipped block; arguments as for the block itself.
 
         Raises:
             OptionError: it has no shortcut and cannot be skipped.
@@ -110,7 +110,7 @@ class NetworkBlock:
             raise OptionError(f"block {self.shape.index} ({self.shape.name}) has no shortcut; it cannot be skipped")
         if graph.identity:
             return x
-        return self._network.compute(graph, x, self._network.graphs.always, block=self.shape.index)
+        return self._network.compute(graph, x, self._network.graphs.always, round_inputs, self.shape.index)
 
 
 RunBlock = Callable[[NetworkBlock, Tensor, Decision], Tensor]
@@ -435,7 +435,7 @@ def run_option(block: NetworkBlock, features: Tensor, option: Option, round_inpu
 
     A quantised option rounds its layers' inputs, or only clamps them.
     """
-    return block.skip(features) if option.skips else block(features, option.bits, round_inputs)
+    return block.skip(features, round_inputs) if option.skips else block(features, option.bits, round_inputs)
 
 
 def _check_policy(policy: Sequence[int], architecture: Architecture, options: Options) -> tuple[int, ...]:

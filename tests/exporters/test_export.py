@@ -180,7 +180,7 @@ def test_each_runtime_has_engines_of_its_own_form_and_the_gate_is_one(mixed: Mad
     assert all(file.startswith("tensorrt/") for file in engine_files(theirs))
     assert not [file for file in engine_files(ours) if file.startswith("tensorrt/")]
     for file in engine_files(theirs):
-        graph = onnx.load_from_string(bundle.read(file)).graph
+        graph = onnx.load_from_string(bundle.model(file)).graph
         images = file == theirs.stem.files["float32"] or file in theirs.static.values()
         assert [value.name for value in graph.input] == (["images"] if images else ["features"])
         logits = file == theirs.head.files["float32"] or file in theirs.static.values()
@@ -212,7 +212,7 @@ def test_seven_bit_weights(mixed: Made, tmp_path: Path) -> None:
     most = 0
     for name in exported.bundle.manifest.files:
         if name.startswith("onnxruntime/"):
-            for tensor in onnx.load_from_string(exported.bundle.read(name)).graph.initializer:
+            for tensor in onnx.load_from_string(exported.bundle.model(name)).graph.initializer:
                 if tensor.data_type == onnx.TensorProto.INT8:
                     most = max(most, int(np.abs(numpy_helper.to_array(tensor).astype(int)).max()))
     assert most == 63

@@ -320,7 +320,7 @@ def test_every_graph_of_a_bundle_is_legal(mixed: Made) -> None:
     bundle = Bundle(mixed.path)
     files = [name for name in bundle.manifest.files if name.startswith("tensorrt/")]
     assert len(files) > 10
-    check_graphs({name: bundle.read(name) for name in files})
+    check_graphs({name: bundle.model(name) for name in files})
 
 
 def test_an_illegal_graph_stops_an_export_and_leaves_nothing(

@@ -438,7 +438,7 @@ def test_an_engine_that_fails_is_named(
     mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     monkeypatch.setattr(
-        "dfs_deploy.bundle.artefact.check_engine", lambda data, name, use: None
+        "dfs_deploy.bundle.artefact.check_engine", lambda *_: 0
     )  # no exported engine fails so
     bundle = rewritten(copied(mixed, tmp_path), {FULL: block_model(fails=True)})
     with Runtime(bundle) as runtime:
