@@ -204,11 +204,9 @@ def load_splits(
     count = max(1, int(len(train) * HELD_OUT_SHARE)) if held_out is None else held_out
     if not 0 < count < len(train):
         raise DataError(f"{count} of {len(train)} images held out, expected at least 1, and some left to train on")
-    shuffled = train.subset(None, seed)
-    kept = shuffled.select(slice(count, None))
-    return Splits(
-        kept if cropped else _in_memory(kept), _in_memory(shuffled.select(slice(count))), HELD_OUT, classes, geometry
-    )
+    shuffled = (train if cropped else _in_memory(train)).subset(None, seed)
+    kept, other = shuffled.select(slice(count, None)), shuffled.select(slice(count))
+    return Splits(kept, _in_memory(other), HELD_OUT, classes, geometry)
 
 
 def _in_memory(images: AnyImages) -> AnyImages:
@@ -247,6 +245,11 @@ def usual_augmentation(data: str, size: tuple[int, int] | Geometry | None) -> Au
     sizes = np.array([some.file_size(index) for index in range(len(some))])
     larger = (sizes >= geometry.size).all(1) & (sizes > geometry.size).any(1)
     return RESIZED_CROPS if 2 * int(larger.sum()) > len(some) else None
+
+
+def usual_resize(size: tuple[int, int]) -> int:
+    """Length of an image's shorter side before its centre is cut out: 256 for 224x224, and in proportion for others."""
+    return round(max(size) * 8 / 7)
 
 
 def _choose_split(data: str, held_out: int | None, evaluate_on: str | None) -> tuple[str | None, str]:
