@@ -399,7 +399,7 @@ class Batches:
         Raises:
             DataError: a file of the batch is damaged or missing.
         """
-        rows = self._rows(stage, step)
+        rows = self.rows(stage, step)
         cropped = self._augmentation == RESIZED_CROPS and not plain
         if self._images.in_memory and not cropped:
             pixels, labels = self._images.take(rows.to(self._images.device))
@@ -428,11 +428,11 @@ class Batches:
         """Rows of this and all further steps, each with its crop."""
         for each in itertools.count(step):
             epoch = each // len(self)
-            for row in self._rows(stage, each).tolist():
+            for row in self.rows(stage, each).tolist():
                 key = (self._seed, stage, "crop", epoch, row)
                 yield row, RandomCrop(self._images.geometry, self._crop_area, key) if cropped else None
 
-    def _rows(self, stage: str, step: int) -> Tensor:
+    def rows(self, stage: str, step: int) -> Tensor:
         """This process's rows of a step."""
         epoch, index = divmod(step, len(self))
         return self._order(stage, epoch)[index * self._size : (index + 1) * self._size][self._share]
