@@ -338,7 +338,9 @@ def _forced(
         yield Candidate(pattern.dispatched, logits, bundle.input, runtime, row)
         if trace_threads is not None:
             joined = join_path(bundle, row, runtime.substitutions)
-            trace = closing.enter_context(StraightEngine(joined, "the trace of a path", bundle, trace_threads, joined=True))
+            trace = closing.enter_context(
+                StraightEngine(joined, "the trace of a path", bundle, trace_threads, joined=True)
+            )
             yield Candidate(pattern.trace, trace, bundle.input, forced=row)
 
 
