@@ -1,13 +1,17 @@
-"""Small networks as users write them: of every kind of block that real ones have. They know nothing of this package."""
+"""The shortest network of each kind of block, and the same with a gate whose images take different paths."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dfs_deploy.models import DFSNetwork, adapt, find_blocks
+from tests.networks import BasicBlock
+from tests.networks.mobilenet import InvertedResidualV3
+from tests.networks.regnet import ResBottleneckBlock
 
 Kind = Literal["basic", "bottleneck", "mobile", "preact"]
 
@@ -16,88 +20,13 @@ KINDS: tuple[Kind, ...] = ("basic", "bottleneck", "mobile", "preact")
 SIZE = (12, 12)
 
 
-class Basic(nn.Module):
-    """Two 3x3 convolutions, as in ResNet-18: a relu follows the addition."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Module | None = None
-        if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        y += shortcut
-        return self.relu(y)
-
-
-class Bottleneck(nn.Module):
-    """1x1, grouped 3x3, squeeze-and-excitation, 1x1, as in RegNetY; the shortcut of a stride block averages first."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
-        super().__init__()
-        middle = outputs // 2
-        self.a = nn.Sequential(nn.Conv2d(inputs, middle, 1, bias=False), nn.BatchNorm2d(middle), nn.ReLU())
-        grouped = nn.Conv2d(middle, middle, 3, stride, 1, groups=2, bias=False)
-        self.b = nn.Sequential(grouped, nn.BatchNorm2d(middle), nn.ReLU())
-        self.excite = Excitation(middle, nn.Sigmoid())
-        self.c = nn.Sequential(nn.Conv2d(middle, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
-        self.project: nn.Module | None = None
-        if stride != 1 or inputs != outputs:
-            pool = nn.AvgPool2d(stride, stride) if stride != 1 else nn.Identity()
-            self.project = nn.Sequential(pool, nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.project is None else self.project(x)
-        return torch.relu(shortcut + self.c(self.excite(self.b(self.a(x)))))
-
-
-class Excitation(nn.Module):
-    """Squeeze-and-excitation."""
-
-    def __init__(self, channels: int, scale: nn.Module) -> None:
-        super().__init__()
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc1 = nn.Conv2d(channels, 4, 1)
-        self.fc2 = nn.Conv2d(4, channels, 1)
-        self.scale = scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale(self.fc2(torch.relu(self.fc1(self.pool(x)))))
-
-
-class Inverted(nn.Module):
-    """An inverted residual, as in MobileNetV3: nothing follows the addition, so features are signed."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
-        super().__init__()
-        middle = 2 * inputs
-        self.use_res_connect = stride == 1 and inputs == outputs
-        self.expand = nn.Sequential(nn.Conv2d(inputs, middle, 1, bias=False), nn.BatchNorm2d(middle), nn.Hardswish())
-        depthwise = nn.Conv2d(middle, middle, 3, stride, 1, groups=middle, bias=False)
-        self.depthwise = nn.Sequential(depthwise, nn.BatchNorm2d(middle), nn.ReLU6())
-        self.excite = Excitation(middle, nn.Hardsigmoid())
-        self.reduce = nn.Sequential(nn.Conv2d(middle, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.reduce(self.excite(self.depthwise(self.expand(x))))
-        return x + y if self.use_res_connect else y
-
-
 class Classifier(nn.Module):
     """Stem, blocks in stages, and a classifier behind dropout."""
 
-    def __init__(self, block: type[nn.Module], classes: int, width: int = 8) -> None:
+    def __init__(self, block: Callable[..., nn.Module], classes: int, width: int = 8) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
-        )
+        conv = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.stem = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
         self.layer1 = nn.Sequential(block(width, width), block(width, width))
         self.layer2 = nn.Sequential(block(width, 2 * width, 2), block(2 * width, 2 * width))
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -127,10 +56,17 @@ class PreActivation(nn.Module):
         return y + self.shortcut(x)
 
 
-_BLOCKS: dict[str, type[nn.Module]] = {
-    "basic": Basic,
-    "bottleneck": Bottleneck,
-    "mobile": Inverted,
+def _basic(inputs: int, outputs: int, stride: int = 1) -> nn.Module:
+    downsample = None
+    if stride != 1 or inputs != outputs:
+        downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    return BasicBlock(inputs, outputs, stride, downsample)
+
+
+_BLOCKS: dict[str, Callable[..., nn.Module]] = {
+    "basic": _basic,
+    "bottleneck": lambda inputs, outputs, stride=1: ResBottleneckBlock(inputs, outputs, stride, 4),
+    "mobile": lambda inputs, outputs, stride=1: InvertedResidualV3(inputs, 3, 2 * inputs, outputs, True, True, stride),
     "preact": PreActivation,
 }
 

@@ -34,8 +34,8 @@ OUTPUT = "output"
 RANGE_MOMENTUM = 0.1
 """Share of the newest batch in the running range of a layer's input."""
 
-MAX_NODES = 1 << 16
-"""Most nodes of a network."""
+MAX_NODES = 1 << 14
+"""Most nodes of a network; a thousand bottleneck blocks have about 11,000."""
 
 Attribute = int | float | tuple[int, ...]
 Bits = Annotated[int, Meta(ge=2, le=FULL_BITS)]
@@ -174,6 +174,12 @@ class NetworkGraphs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     head: Graph
     quantizer: Quantizer
     always: Bits
+
+    @property
+    def parts(self) -> tuple[Graph, ...]:
+        """Its graphs, each once, in the order in which they run."""
+        inside = ((block.branch, block.shortcut or Graph(), block.after) for block in self.blocks)
+        return (self.stem, *itertools.chain.from_iterable(inside), self.head)
 
     @property
     def whole(self) -> Graph:
@@ -473,6 +479,9 @@ def check_graphs(graphs: NetworkGraphs, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: a node has an operator, an attribute, an input or a tensor that it cannot have.
     """
+    count = sum(len(part.nodes) for part in graphs.parts)
+    if count > MAX_NODES:
+        raise CheckpointError(f"a network of {count:,} nodes, expected at most {MAX_NODES:,}; save the network again")
     seen: set[str] = {INPUT, OUTPUT}
     parts = [("stem", graphs.stem), ("head", graphs.head)]
     for block in graphs.blocks:
@@ -510,17 +519,36 @@ def _node_problem(node: Node, inside: set[str], seen: set[str], tensors: Mapping
     if set(node.attributes) != set(operator.attributes):
         return f"has attributes {', '.join(node.attributes) or 'none'}, expected {', '.join(operator.attributes)}"
     for name, kind in operator.attributes.items():
-        if not _is_attribute(node.attributes[name], kind):
-            return f"has {name} {node.attributes[name]}"
+        if not _is_attribute(name, node.attributes[name], kind):
+            wanted = "a number" if kind in (int, float) else f"{kind} whole numbers"
+            least = f", at least {_LEAST[name]}" if name in _LEAST else ""
+            return f"has {name} {node.attributes[name]}, expected {wanted}{least}"
     return None
 
 
-def _is_attribute(value: Attribute, kind: type[int] | type[float] | int) -> bool:
+_LEAST = {
+    **dict.fromkeys(("kernel", "stride", "dilation", "groups", "steps"), 1),
+    **dict.fromkeys(("padding", "pads", "starts", "ceil", "count_padding"), 0),
+}
+"""Least value of the attributes that have one."""
+
+_MOST_PADDING = 1 << 12
+"""Most rows, columns or channels that a layer adds to its input on one side."""
+
+
+def _is_attribute(name: str, value: Attribute, kind: type[int] | type[float] | int) -> bool:
+    most = _MOST_PADDING if name in ("padding", "pads") else MAX_MAP
+    if kind is float:
+        return isinstance(value, int | float) and math.isfinite(value)
     if isinstance(kind, int):
-        return isinstance(value, tuple) and len(value) == kind and all(abs(v) <= MAX_MAP for v in value)
-    if kind is int:
-        return type(value) is int and abs(value) <= MAX_MAP
-    return isinstance(value, int | float) and math.isfinite(value)
+        if not isinstance(value, tuple) or len(value) != kind:
+            return False
+        values = value
+    elif type(value) is int:
+        values = (value,)
+    else:
+        return False
+    return all(_LEAST.get(name, -most) <= v <= most for v in values)
 
 
 def sizes_of(graph: Graph, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

@@ -110,8 +110,8 @@ class NetworkBlock:
         """
         return self._network.compute(self.whole, x, bits, round_inputs, self.shape.index)
 
-    def skip(self, x: Tensor) -> Tensor:
-        """Output of a skipped block.
+    def skip(self, x: Tensor, round_inputs: bool = True) -> Tensor:
+        """Output of a skipped block; arguments as for the block itself.
 
         Raises:
             OptionError: it has no shortcut and cannot be skipped.
@@ -121,7 +121,7 @@ class NetworkBlock:
             raise OptionError(f"block {self.shape.index} ({self.shape.name}) has no shortcut; it cannot be skipped")
         if graph.identity:
             return x
-        return self._network.compute(graph, x, self._network.graphs.always, block=self.shape.index)
+        return self._network.compute(graph, x, self._network.graphs.always, round_inputs, self.shape.index)
 
 
 RunBlock = Callable[[NetworkBlock, Tensor, Decision], Tensor]

@@ -50,7 +50,7 @@ def test_it_holds_the_users_tensors_under_their_names() -> None:
     assert network.net is net
     own = {name: value for name, value in network.state_dict().items() if name.startswith("net.")}
     assert list(own) == [f"net.{name}" for name in net.state_dict()]
-    assert network.get_parameter("net.layer1.0.c.0.weight") is net.get_parameter("layer1.0.c.0.weight")
+    assert network.get_parameter("net.layer1.0.f.c.0.weight") is net.get_parameter("layer1.0.f.c.0.weight")
 
 
 @pytest.mark.parametrize("gate", GATES)
