@@ -325,10 +325,8 @@ def _forced(
     beat it, so what dispatch takes beyond it is the cost of control flow (Zhang et al., Cocktailer, OSDI 2023).
     """
     patterns = forced_patterns(bundle.options)
-    if bundle.policy is not None or not bundle.architecture.skippable(bundle.options):
-        why = "a static policy" if bundle.policy is not None else f"options {bundle.options}, none of which skips"
-        if bundle.policy is None and patterns:
-            why = "no block that may be skipped"
+    if bundle.policy is not None or not patterns:
+        why = f"options {bundle.options}, none of which skips" if bundle.policy is None else "a static policy"
         raise UsageError(f"{bundle.path} has {why}, expected a gate that may skip; leave --forced out")
     for pattern in patterns:
         row = spread_path(pattern.share, pattern.option, bundle.architecture, bundle.options)
@@ -340,7 +338,9 @@ def _forced(
         yield Candidate(pattern.dispatched, logits, bundle.input, runtime, row)
         if trace_threads is not None:
             joined = join_path(bundle, row, runtime.substitutions)
-            trace = closing.enter_context(StraightEngine(joined, "the trace of a path", bundle, trace_threads))
+            trace = closing.enter_context(
+                StraightEngine(joined, "the trace of a path", bundle, trace_threads, joined=True)
+            )
             yield Candidate(pattern.trace, trace, bundle.input, forced=row)
 
 

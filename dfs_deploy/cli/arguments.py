@@ -123,9 +123,10 @@ ResizeOption = Annotated[
     typer.Option(
         "--resize",
         metavar="N",
-        min=1,
-        help="Pixels to resize an image's shorter side to before its centre is cut out, as in 256 for 224x224.",
-        show_default="no crop: the whole image is resized",
+        min=0,
+        help="Pixels to resize an image's shorter side to before its centre is cut out, as in 256 for 224x224; 0 to"
+        " resize the whole image.",
+        show_default="the file's; with resized crops 8/7 of the size",
     ),
 ]
 InterpolationOption = Annotated[
@@ -134,7 +135,7 @@ InterpolationOption = Annotated[
         "--interpolation",
         metavar="NAME",
         help="Kind of resizing: bilinear or bicubic.",
-        show_default="bilinear",
+        show_default="the file's, else bilinear",
     ),
 ]
 DataHelp = "Data: an .npz with x and y, a folder of images by class, or a CIFAR archive's folder."

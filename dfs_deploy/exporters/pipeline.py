@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 
 import dfs_deploy
-from dfs_deploy.bundle import SUFFIX, Bundle, check_writable, describe_bundle, drafted_bundle, source_of
+from dfs_deploy.bundle import (
+    SUFFIX,
+    Bundle,
+    check_writable,
+    describe_bundle,
+    drafted_bundle,
+    sharing_weights,
+    source_of,
+)
 from dfs_deploy.bundle import manifest as schema
 from dfs_deploy.calibration import METHODS, STATIC, Ranges, calibrate, calibrate_static, from_checkpoint
 from dfs_deploy.checkpoints import Checkpoint, CheckpointFacts, load_checkpoint
@@ -219,7 +227,7 @@ def export(
             files={},
         )
         files = {**writer.files, _SAMPLES: pack_samples(samples)}
-        with drafted_bundle(out, manifest, files) as draft:
+        with drafted_bundle(out, *sharing_weights(manifest, files)) as draft:
             progress("validating", 0.0)
             validation = validate(draft.bundle, network, probes)
             comparison = None

@@ -137,6 +137,11 @@ def _title(call: Call) -> str:
     return f"{call.name} ({type(call.module).__name__})"
 
 
+def _place_of(call: Call) -> tuple[str, str]:
+    """Place of a module in its network, up to numbers, and the Python module that defines its class."""
+    return re.sub(r"\d+", "#", call.name), type(call.module).__module__
+
+
 class _Chain:
     """A trace without what nobody reads, and who reads what."""
 
@@ -173,7 +178,7 @@ class _Chain:
         shape = self.shape(value)
         if len(shape) != 3:
             raise _RefusedError(f"works on tensors {shape}, expected (channels, height, width)")
-        return cast(tuple[int, int, int], shape)
+        return shape
 
     def inside(self, call: Call) -> list[int]:
         """Positions of a call's steps."""
@@ -242,7 +247,10 @@ class _Chain:
         return owners
 
     def automatic(self) -> list[Call]:
-        """Calls of the modules that own a residual addition, and of the other modules of their classes.
+        """Calls of the modules that own a residual addition, and of those beside them that differ by having none.
+
+        These are the other modules of the same classes, and those in the same place (``blocks.3.0`` beside
+        ``blocks.3.1``) whose classes come from the same file, if they have two convolutions or more.
 
         Raises:
             BlockError: there is none.
@@ -254,18 +262,18 @@ class _Chain:
                 f"{type(self.net).__name__} has no residual block: no module of it adds its input, or a projection of"
                 f" it, to what it computes ({own})"
             )
-        classes = {type(call.module) for call in owners}
-        calls = [call for call in self.trace.calls[1:] if type(call.module) in classes]
+        likely = {type(call.module) for call in owners}
+        places = {_place_of(call) for call in owners}
         around = {position for call in owners for position in call.parents}
-        firsts = {call.name: call for call in reversed(calls)}.values()
-        return sorted(
-            (
-                call
-                for call in firsts
-                if self.trace.calls.index(call) in self.owners or self.trace.calls.index(call) not in around
-            ),
-            key=lambda call: call.start,
-        )
+        found: dict[str, Call] = {}
+        for position, call in enumerate(self.trace.calls[1:], start=1):
+            like = type(call.module) in likely or (_place_of(call) in places and self._convolutions(call) > 1)
+            if position in self.owners or (like and position not in around):
+                found.setdefault(call.name, call)
+        return list(found.values())
+
+    def _convolutions(self, call: Call) -> int:
+        return sum(self.steps[index].node.operator == "conv" for index in self.inside(call))
 
     def named(self, blocks: Named) -> list[Call]:
         """Calls of the modules that a caller named.
@@ -672,4 +680,5 @@ def _piece_name(chain: _Chain, steps: Sequence[int], taken: Collection[str]) -> 
         part[0] for part in itertools.takewhile(lambda part: len(set(part)) == 1, zip(*paths, strict=False))
     )
     name = common or chain.steps[steps[0]].node.name
-    return next(name for name in (name, *(f"{name}_{number}" for number in itertools.count(2))) if name not in taken)
+    candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+    return next(candidate for candidate in candidates if candidate not in taken)

@@ -22,7 +22,7 @@ from dfs_deploy.progress import Progress, silent
 from dfs_deploy.report.data import EngineFigures
 from dfs_deploy.runtimes import Substitution
 from dfs_deploy.runtimes.backend import running_engines
-from dfs_deploy.runtimes.onnxruntime.conversion import OTHER, Converters
+from dfs_deploy.runtimes.onnxruntime.conversion import OTHER
 from dfs_deploy.runtimes.onnxruntime.engine_choice import time_engines
 from dfs_deploy.runtimes.onnxruntime.loading import EngineLoader
 from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, prepare_engines
@@ -37,9 +37,7 @@ Features = list[NDArray[Any]]
 """Feature map of each input, as its engine left it: (C, H, W) float32 or (H, W, C) uint8."""
 
 
-def run_engine(
-    loader: EngineLoader, converters: Converters, placed: PlacedEngine, features: Sequence[NDArray[Any]]
-) -> Features:
+def run_engine(loader: EngineLoader, placed: PlacedEngine, features: Sequence[NDArray[Any]]) -> Features:
     """Runs an engine on the features of some inputs, those of one layout together, which are converted if need be."""
     engine, outputs = loader.load(placed), list(features)
     layouts: tuple[Layout, ...] = ("float32", "uint8")
@@ -50,14 +48,10 @@ def run_engine(
         given, taken = np.stack([features[row] for row in rows]), layout
         if layout not in engine.sessions:
             taken = OTHER[layout]
-            given = run_once(converters.session(placed.before, placed.takes[0], taken), engine.label, given)
+            given = run_once(loader.converters.session(placed.before, placed.takes[0], taken), engine.label, given)
         for row, maps in zip(rows, run_once(engine.sessions[taken], engine.label, given), strict=True):
             outputs[row] = maps
     return outputs
-
-
-def _converters(bundle: Bundle) -> Converters:
-    return Converters(feature_grids(bundle, "onnxruntime"), PLAIN.channel_block)
 
 
 def walk(
@@ -80,18 +74,17 @@ def walk(
         The engines of a block, or the head, and the features that reach them.
     """
     features: Features = list(images)
-    converters = _converters(bundle)
     for index, group in itertools.groupby(engines_of(bundle, "onnxruntime"), key=lambda placed: placed.block):
         engines = list(group)
         if index == 0:
-            features = run_engine(loader, converters, engines[0], features)
+            features = run_engine(loader, engines[0], features)
             continue
         yield engines, features
         after = list(features)
         for placed in engines:
             if index is not None and placed in running:
                 rows = np.flatnonzero(paths[:, index - 1] == bundle.options.names.index(placed.option))
-                made = run_engine(loader, converters, placed, [features[row] for row in rows])
+                made = run_engine(loader, placed, [features[row] for row in rows])
                 for row, maps in zip(rows, made, strict=True):
                     after[row] = maps
         features = after
@@ -120,7 +113,7 @@ def engine_figures(
         progress: callback of the work.
     """
     loader = EngineLoader(bundle, threads, PLAIN)
-    run = functools.partial(run_engine, loader, _converters(bundle))
+    run = functools.partial(run_engine, loader)
     timed = prepare_engines(bundle) if prepared else PLAIN
     running = list(running_engines(bundle, "onnxruntime", substitutions))
     found: list[EngineFigures] = []

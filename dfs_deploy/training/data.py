@@ -204,11 +204,9 @@ def load_splits(
     count = max(1, int(len(train) * HELD_OUT_SHARE)) if held_out is None else held_out
     if not 0 < count < len(train):
         raise DataError(f"{count} of {len(train)} images held out, expected at least 1, and some left to train on")
-    shuffled = train.subset(None, seed)
-    kept = shuffled.select(slice(count, None))
-    return Splits(
-        kept if cropped else _in_memory(kept), _in_memory(shuffled.select(slice(count))), HELD_OUT, classes, geometry
-    )
+    shuffled = (train if cropped else _in_memory(train)).subset(None, seed)
+    kept, other = shuffled.select(slice(count, None)), shuffled.select(slice(count))
+    return Splits(kept, _in_memory(other), HELD_OUT, classes, geometry)
 
 
 def _in_memory(images: AnyImages) -> AnyImages:
@@ -247,6 +245,11 @@ def usual_augmentation(data: str, size: tuple[int, int] | Geometry | None) -> Au
     sizes = np.array([some.file_size(index) for index in range(len(some))])
     larger = (sizes >= geometry.size).all(1) & (sizes > geometry.size).any(1)
     return RESIZED_CROPS if 2 * int(larger.sum()) > len(some) else None
+
+
+def usual_resize(size: tuple[int, int]) -> int:
+    """Length of an image's shorter side before its centre is cut out: 256 for 224x224, and in proportion for others."""
+    return round(max(size) * 8 / 7)
 
 
 def _choose_split(data: str, held_out: int | None, evaluate_on: str | None) -> tuple[str | None, str]:
@@ -396,7 +399,7 @@ class Batches:
         Raises:
             DataError: a file of the batch is damaged or missing.
         """
-        rows = self._rows(stage, step)
+        rows = self.rows(stage, step)
         cropped = self._augmentation == RESIZED_CROPS and not plain
         if self._images.in_memory and not cropped:
             pixels, labels = self._images.take(rows.to(self._images.device))
@@ -425,11 +428,11 @@ class Batches:
         """Rows of this and all further steps, each with its crop."""
         for each in itertools.count(step):
             epoch = each // len(self)
-            for row in self._rows(stage, each).tolist():
+            for row in self.rows(stage, each).tolist():
                 key = (self._seed, stage, "crop", epoch, row)
                 yield row, RandomCrop(self._images.geometry, self._crop_area, key) if cropped else None
 
-    def _rows(self, stage: str, step: int) -> Tensor:
+    def rows(self, stage: str, step: int) -> Tensor:
         """This process's rows of a step."""
         epoch, index = divmod(step, len(self))
         return self._order(stage, epoch)[index * self._size : (index + 1) * self._size][self._share]

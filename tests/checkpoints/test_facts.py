@@ -74,6 +74,8 @@ def test_our_own_format_says_it_all(ours: Path) -> None:
         ({"class_names": ("ant", "bee", "wasp")}, "3 class names"),
         ({"class_names": ()}, "no class names"),
         ({"input_size": (16, 12)}, "16x12 pixels"),
+        ({"resize": 12}, "a crop from 12 pixels"),
+        ({"interpolation": "bicubic"}, "bicubic resizing"),
     ],
 )
 def test_what_is_given_against_the_file_is_taken_and_said(ours: Path, facts: dict[str, Any], word: str) -> None:
@@ -93,6 +95,8 @@ def test_what_is_given_against_the_file_is_taken_and_said(ours: Path, facts: dic
         ({"mean": (0.5, float("nan"), 0.5)}, InputError, "mean between"),
         ({"class_names": ("a", "b")}, UsageError, "2 class names"),
         ({"class_names": (*NAMES[:9], "caf\udce9")}, InputError, "UTF-8"),
+        ({"resize": 31}, InputError, "resize 31"),
+        ({"interpolation": "nearest"}, InputError, "'nearest'"),
     ],
 )
 def test_facts_that_cannot_be_are_refused(
