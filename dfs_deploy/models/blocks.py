@@ -313,6 +313,6 @@ def _piece_name(chain: Chain, steps: Sequence[int], taken: Collection[str]) -> s
     common = ".".join(
         part[0] for part in itertools.takewhile(lambda part: len(set(part)) == 1, zip(*paths, strict=False))
     )
-    name = common or chain.steps[steps[0]].node.name
-    candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+    first = chain.steps[steps[0]].node.name
+    candidates = itertools.chain([common or first, first], (f"{first}_{number}" for number in itertools.count(2)))
     return next(candidate for candidate in candidates if candidate not in taken)

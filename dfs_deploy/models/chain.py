@@ -117,18 +117,24 @@ class Chain:
             step = self.steps[index]
             if step.node.operator != "add" or len({self.shape(name) for name in step.node.inputs}) != 1:
                 continue
-            for position in reversed(step.calls):
-                call = self.trace.calls[position]
-                steps = self.inside(call)
-                entering = self.entering(steps)
-                if len(entering) == 1 and all(
-                    name == entering[0]
-                    or any(entering[0] in self.steps[at].node.inputs for at in self.above(name, steps))
-                    for name in step.node.inputs
-                ):
-                    owners.setdefault(position, []).append(index)
-                    break
+            position = next(position for position in reversed(step.calls) if self._enters(position, step.node.inputs))
+            if not position and len(step.calls) > 1:
+                position = step.calls[-1]  # its module reads several tensors
+            owners.setdefault(position, []).append(index)
         return owners
+
+    def _enters(self, position: int, operands: Sequence[str]) -> bool:
+        """Whether a call reads one tensor, and operands inside it all come from that; the network's own call does."""
+        steps = self.inside(self.trace.calls[position])
+        entering = self.entering(steps)
+        return not position or (
+            len(entering) == 1
+            and all(
+                name == entering[0]
+                or any(entering[0] in self.steps[index].node.inputs for index in self.above(name, steps))
+                for name in operands
+            )
+        )
 
     def split(self, call: Call) -> Link:
         """Splits a module at its addition.
