@@ -390,3 +390,16 @@ def test_what_branch_and_shortcut_both_read_is_computed_before() -> None:
         ("blocks.1", "block", "projection"),
         ("blocks.2", "block", "identity"),
     ]
+
+
+def test_a_search_leaves_no_trace() -> None:
+    kind = FAMILIES["resnet18"]
+    net = kind.build().train()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    state = torch.get_rng_state()
+    find_blocks(net, kind.images(1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in net.modules())
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in net.modules())
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
