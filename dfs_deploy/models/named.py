@@ -52,10 +52,14 @@ class NamedNetwork:
 
     @property
     def classes(self) -> int:
-        """Number of logits.
+        """Number of logits; see ``logits``."""
+        return self.logits().shape[1]
+
+    def logits(self) -> Tensor:
+        """What the network gives for its example, (1, classes).
 
         Raises:
-            UsageError: the network fails on its example, or gives something other than (N, classes).
+            UsageError: the network fails on its example, or gives something else.
         """
         with torch.no_grad():
             try:
@@ -63,12 +67,12 @@ class NamedNetwork:
             except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
                 raise UsageError(
                     f"{self.name} fails on an image of shape {self.contract.shape} ({first_line(error)}); give the size"
-                    " that it takes"
+                    " that it takes: --image-size"
                 ) from error
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UsageError(f"{self.name} gives {shape}, expected logits (N, classes); give a classifier")
-        return logits.shape[1]
+        return logits
 
 
 def named_network(
