@@ -329,7 +329,8 @@ def preset(name: str, **changes: object) -> Recipe:
         UsageError: no such preset, no such attribute, or a value that cannot be.
     """
     if name not in PRESETS:
-        raise UsageError(f"preset {name!r}, expected {' or '.join((', '.join(list(PRESETS)[:-1]), list(PRESETS)[-1]))}")
+        *most, last = PRESETS
+        raise UsageError(f"preset {name!r}, expected {', '.join(most)} or {last}")
     given = {key: value for key, value in changes.items() if value is not None}
     known = [each.name for each in dataclasses.fields(Recipe)]
     for key in given:
