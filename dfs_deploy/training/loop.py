@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import logging
 import math
 import time
@@ -120,6 +121,11 @@ class Loop:
         Returns:
             The evaluation after the last stage.
         """
+        device = self._evaluation_images.device
+        with torch.random.fork_rng([] if device.type == "cpu" else [device]):
+            return self._run()
+
+    def _run(self) -> Evaluation:
         stages, state = self._job.stages, self._state
         first = 0
         if state is not None:
@@ -178,6 +184,8 @@ class Loop:
     def _step(self, stage: StageName, step: int, optimizers: Sequence[torch.optim.Optimizer], plain: bool) -> Tensor:
         """Takes one step; gives the computation percentage of its batch."""
         recipe, steered = self._recipe, stage == "joint"
+        # What layers draw depends on the step alone, as everything else does.
+        torch.manual_seed(_seed(self._job.seed, stage, step, self._processes.rank))
         x, labels = self._batches.take(stage, step, plain)
         output = stage_forward(self._network, stage, x)
         if self._costs is not None and steered:
@@ -301,6 +309,11 @@ class Loop:
             images={"train": len(splits.train), splits.evaluation_name: len(splits.evaluation)},
             processes=self._processes.count,
         )
+
+
+def _seed(*key: object) -> int:
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 @torch.no_grad()
