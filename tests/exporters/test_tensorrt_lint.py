@@ -385,7 +385,9 @@ def test_random_networks_export_for_tensorrt(network: DFSNetwork, targets: str) 
             calibration_data=labelled(network, 48),
         )
         assert exported.validation.engines
-        assert_legal({name: exported.bundle.read(name) for name in exported.bundle.manifest.files})
+        assert_legal(
+            {name: exported.bundle.model(name) for name in exported.bundle.manifest.files if name.endswith(".onnx")}
+        )
 
 
 @settings(max_examples=25)
