@@ -129,7 +129,7 @@ def trace(net: nn.Module, example: Tensor) -> Trace:
 
     Args:
         net: the network; its tensors may have no values (device ``meta``).
-        example: (N, C, H, W) float32 images. A single one is taken twice, so that a reshape that keeps the batch can be
+        example: (N, C, H, W) float32 images. Two are used, or one twice, so that a reshape that keeps the batch can be
             told from one that does not.
 
     Raises:
@@ -137,16 +137,13 @@ def trace(net: nn.Module, example: Tensor) -> Trace:
         BlockError: the network is compiled or scripted, so that its modules do not run as Python.
     """
     check_example(example)
-    compiled = [name for name, module in net.named_modules() if isinstance(module, torch.jit.ScriptModule)]
-    if compiled or hasattr(net, "_orig_mod"):
-        raise BlockError(
-            f"a network that was {'scripted' if compiled else 'compiled'}: its modules do not run one by one; give the"
-            " module from which it was made"
-        )
-    images = example.detach()
-    if len(images) < 2:
-        images = images.expand(2, *images.shape[1:])
-    images = images.clone()
+    for module in net.modules():
+        if isinstance(module, torch.jit.ScriptModule) or "_orig_mod" in module._modules:
+            made = "scripted" if isinstance(module, torch.jit.ScriptModule) else "compiled"
+            raise BlockError(
+                f"a network with a {made} module, which does not run as Python; give the one it was made of"
+            )
+    images = example.detach()[:2].expand(2, *example.shape[1:]).clone()
     with torch.no_grad(), as_before(net):
         recorder = _Recorder(net, images)
         with recorder.watching(net):
