@@ -163,6 +163,16 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         given = tuple(options)
         return tuple(block.index for block in self.blocks[1:] if not block.fixed(given))
 
+    def skippable(self, options: Iterable[Option]) -> tuple[int, ...]:
+        """Indices of the decided blocks that may be skipped."""
+        given = tuple(options)
+        decided = set(self.decided(given))
+        return tuple(
+            block.index
+            for block in self.blocks
+            if block.index in decided and any(option.skips for option in block.choices(given))
+        )
+
     def weights(self, options: Iterable[Option]) -> tuple[float, ...]:
         """Weight of each block after the first in the computation of a path.
 

@@ -148,12 +148,8 @@ def _uses(engines: RuntimeEngines, architecture: Architecture, options: Options)
     if engines.gate is not None:
         widest = max((channels for channels, *_ in maps[:-1]), default=1)
         state = (BATCH, architecture.gate.hidden)
-        inputs = (
-            ("pooled", FLOAT, (BATCH, widest)),
-            ("block", INT64, ()),
-            ("hidden", FLOAT, state),
-            ("cell", FLOAT, state),
-        )
+        states = (("hidden", FLOAT, state), ("cell", FLOAT, state)) if architecture.gate.kind == "lstm" else ()
+        inputs = (("pooled", FLOAT, (BATCH, widest)), ("block", INT64, ()), *states)
         yield engines.gate, EngineUse("the gate", inputs, None, max(widest, 4 * architecture.gate.hidden))
 
 

@@ -28,6 +28,7 @@ class PlacedEngine:
         engine: its record in the manifest.
         takes: size of its input, channels first, whatever the layout of the input.
         gives: size of its output, channels first.
+        before: index of the block whose output it takes; -1 for the stem, which takes images.
     """
 
     part: Literal["stem", "skip", "block", "head"]
@@ -37,6 +38,7 @@ class PlacedEngine:
     engine: Engine
     takes: Size
     gives: Size
+    before: int
 
     @property
     def label(self) -> str:
@@ -101,12 +103,12 @@ def engines_of(bundle: HasEngines, runtime: str) -> Iterator[PlacedEngine]:
 def walk(engines: RuntimeEngines, network: Architecture, options: Options) -> Iterator[PlacedEngine]:
     """Yields the engines of one runtime; see ``engines_of``."""
     maps = [block.out_shape for block in network.blocks]
-    yield PlacedEngine("stem", 0, "", 0, engines.stem, network.image_shape, maps[0])
+    yield PlacedEngine("stem", 0, "", 0, engines.stem, network.image_shape, maps[0], -1)
     for block in engines.blocks:
         takes, gives = maps[block.index - 1 : block.index + 1]
         for option in options:
             if option.skips and block.skip is not None:
-                yield PlacedEngine("skip", block.index, option.name, 0, block.skip, takes, gives)
+                yield PlacedEngine("skip", block.index, option.name, 0, block.skip, takes, gives, block.index - 1)
             for rank, engine in enumerate(block.options.get(option.name, ())):
-                yield PlacedEngine("block", block.index, option.name, rank, engine, takes, gives)
-    yield PlacedEngine("head", None, "", 0, engines.head, maps[-1], (network.classes,))
+                yield PlacedEngine("block", block.index, option.name, rank, engine, takes, gives, block.index - 1)
+    yield PlacedEngine("head", None, "", 0, engines.head, maps[-1], (network.classes,), len(maps) - 1)

@@ -12,7 +12,7 @@ from msgspec import Meta
 from dfs_deploy.errors import BundleError, SchemaVersionError
 from dfs_deploy.geometry import Interpolation
 from dfs_deploy.io.json_files import Digest, Name, Percentage, Share, VersionedFormat
-from dfs_deploy.network import Architecture, GateSize, cifar_resnet
+from dfs_deploy.network import MAX_BLOCKS, Architecture, Block, GateSize, cifar_resnet
 from dfs_deploy.options import Precision
 from dfs_deploy.preprocessing import (
     MAX_CLASSES,
@@ -297,6 +297,12 @@ def _older(record: type[msgspec.Struct], without: Collection[str], **types: Any)
 
 
 _SOURCE = _older(SourceRecord, ("weights_key",))
+_BLOCK = _older(Block, ("macs",))
+_ARCHITECTURE = _older(
+    Architecture,
+    (),
+    blocks=Annotated[tuple[_BLOCK, ...], Meta(min_length=1, max_length=MAX_BLOCKS)],  # type: ignore[valid-type]
+)
 _ENGINES = _older(RuntimeEngines, ("feature_zero_points",))
 _BEFORE_5: dict[str, Any] = {
     "input": _older(InputRecord, ("resize", "interpolation")),
@@ -306,7 +312,7 @@ _OLDER = {
     1: _older(Manifest, ("policy", "budgets", "weights"), source=_SOURCE, architecture=_CifarResNet, **_BEFORE_5),
     2: _older(Manifest, ("weights",), source=_SOURCE, architecture=_CifarResNet, **_BEFORE_5),
     3: _older(Manifest, ("weights",), architecture=_CifarResNet, **_BEFORE_5),
-    4: _older(Manifest, ("weights",), **_BEFORE_5),
+    4: _older(Manifest, ("weights",), architecture=_ARCHITECTURE, **_BEFORE_5),
 }
 """Manifests of older versions.
 
@@ -319,14 +325,16 @@ def _from_older(older: msgspec.Struct) -> Manifest:
     """A manifest of an older version as this version has it; raises UsageError if its architecture is impossible."""
     values = {"policy": None, "budgets": [], "weights": None, **msgspec.structs.asdict(older)}
     source = {"weights_key": None, **msgspec.structs.asdict(values["source"])}
+    values["source"] = SourceRecord(**source)
+    network = msgspec.structs.asdict(values["architecture"])
     if isinstance(values["architecture"], _CifarResNet):
-        network = msgspec.structs.asdict(values["architecture"])
         del network["name"]
         network |= {"groups": tuple(network["groups"]), "widths": tuple(network["widths"])}
-        values["architecture"] = cifar_resnet(**network)
-    values["source"] = SourceRecord(**source)
-    # Their computation was reported as a mean over the blocks, and stays that.
-    values["architecture"] = values["architecture"].without_macs()
+        # The computation of an older bundle was reported as a mean over its blocks, and stays that.
+        values["architecture"] = cifar_resnet(**network).without_macs()
+    else:
+        network["blocks"] = tuple(Block(**msgspec.structs.asdict(block)) for block in network["blocks"])
+        values["architecture"] = Architecture(**network)
     values["input"] = InputRecord(**msgspec.structs.asdict(values["input"]), resize=None, interpolation="bilinear")
     values["runtimes"] = {
         name: RuntimeEngines(**msgspec.structs.asdict(engines), feature_zero_points=[0] * len(engines.feature_scales))

@@ -77,7 +77,9 @@ def _show_origin(bundle: Bundle) -> None:
     console, manifest = output(), bundle.manifest
     shape, producer = "x".join(map(str, manifest.input.shape)), manifest.producer
     libraries = ", ".join(f"{name} {producer[name]}" for name in ("torch", "onnx", "onnxruntime") if name in producer)
-    console.print(f"{bundle.path}: {manifest.architecture.name}, {bundle.architecture.gated_blocks} gated blocks")
+    decided, blocks = len(bundle.architecture.decided(bundle.options)), bundle.architecture.gated_blocks
+    others = "" if decided == blocks else f", {blocks - decided} that always run as they are"
+    console.print(f"{bundle.path}: {manifest.architecture.name}, {decided} gated blocks{others}")
     console.print(
         f"  made from    {manifest.source.file} ({manifest.source.format}) by dfs-deploy"
         f" {producer.get('version', '?')} ({libraries})"

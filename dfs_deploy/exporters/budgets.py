@@ -76,7 +76,8 @@ def calibrate_budgets(
 ) -> list[BudgetRecord]:
     """Finds the bias that holds each budget on a data set, and measures accuracy and latency with it.
 
-    The budgets are shares of running every decided block in full precision; the runtime is left as the gate was trained.
+    The budgets are shares of running every decided block in full precision; the runtime is left as the gate was
+    trained.
 
     Returns:
         One record per budget, least budget first, and more between two of them if a bias interpolated in a straight

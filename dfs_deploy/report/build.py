@@ -220,7 +220,7 @@ def _measured(
             progress=progress,
         )
     right = None if inputs.labels is None else result.classes == inputs.labels
-    rows, hottest = hot_paths(result.path, right, bundle.options)
+    rows, hottest = hot_paths(result.path, right, bundle.options, weights=result.weights)
     return BundleReport(
         facts=_provenance(bundle, name),
         options=tuple(bundle.manifest.options),
@@ -237,7 +237,7 @@ def _measured(
         bench=bench,
         bench_differs=tuple(_differences(bench.runtime, running)),
         frontier=tuple(_frontier(name, bench)),
-        decisions=decisions(result.path, bundle.options, groups),
+        decisions=decisions(result.path, bundle.options, groups, bundle.architecture.allowed(bundle.options)),
         paths=hottest,
         paths_listed=len(hottest),
         paths_share=sum(path.share for path in hottest),
@@ -255,7 +255,7 @@ def _run(runtime: Runtime, images: NDArray[np.uint8], progress: Progress) -> Res
         parts.append(runtime(images[start : start + _BATCH]))
     progress("running", 1.0)
     logits, path = np.concatenate([part.logits for part in parts]), np.concatenate([part.path for part in parts])
-    return Result(logits, path, parts[0].costs)
+    return Result(logits, path, parts[0].costs, parts[0].weights)
 
 
 def _provenance(bundle: Bundle, name: str) -> Provenance:
@@ -267,7 +267,7 @@ def _provenance(bundle: Bundle, name: str) -> Provenance:
         checkpoint=manifest.source.file,
         checkpoint_sha256=manifest.source.sha256,
         architecture=bundle.architecture.name,
-        gated_blocks=bundle.architecture.gated_blocks,
+        gated_blocks=len(bundle.architecture.decided(bundle.options)),
         classes=bundle.architecture.classes,
         targets=tuple(manifest.targets),
         calibration_method=None if calibration is None else calibration.method,

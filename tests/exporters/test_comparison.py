@@ -68,5 +68,5 @@ def test_the_accuracy_of_the_baselines(mixed: Made) -> None:
     bundle = Bundle(mixed.path)
     images = bundle.input.normalize(mixed.data.images)
     with torch.no_grad():
-        answers = mixed.network.backbone(torch.from_numpy(images)).argmax(1).numpy()
+        answers = mixed.network.static(torch.from_numpy(images)).argmax(1).numpy()
     assert shares["fp32"] == pytest.approx(np.mean(answers == mixed.data.labels))

@@ -181,7 +181,7 @@ class _Step:
         if states.stateless:
             states.hidden.fill(0.0)
             np.matmul(self._matrix, self._inputs, self._gates_column)
-            np.maximum(states.gates, 0.0, states.hidden)
+            np.maximum(states.gates, 0.0, out=states.hidden)
         else:
             self._step_lstm()
         np.matmul(self._score_weights, self._known, self._scores_column)

@@ -127,7 +127,6 @@ def load_engines(bundle: Bundle, options: BackendOptions) -> LoadedEngines:
         if placed.block is not None:
             blocks[placed.block - 1][index[placed.option]] = engine
     _LOG.info("%s: %d engines in %d sessions, %s", bundle.path, len(running), sessions, prepared.description)
-    grids = feature_grids(bundle, "onnxruntime")
     return LoadedEngines(
         architecture=bundle.architecture,
         options=bundle.options,
@@ -135,8 +134,8 @@ def load_engines(bundle: Bundle, options: BackendOptions) -> LoadedEngines:
         stem=stem,
         blocks=tuple(map(tuple, blocks)),
         head=head,
-        grids=grids,
-        converters=Converters(grids, prepared.channel_block),
+        grids=feature_grids(bundle, "onnxruntime"),
+        converters=loader.converters,
         channel_block=prepared.channel_block,
         threads=threads,
         substitutions=substitutions,
@@ -151,9 +150,13 @@ class EngineLoader:
         bundle: bundle with engines for ONNX Runtime.
         threads: threads that one engine may use.
         prepared: engines that run instead of the bundle's.
+
+    Attributes:
+        converters: conversions of features between the layouts that these engines take and leave.
     """
 
     def __init__(self, bundle: Bundle, threads: int, prepared: PreparedEngines) -> None:
+        self.converters = Converters(feature_grids(bundle, "onnxruntime"), prepared.channel_block)
         self._bundle = bundle
         self._prepared = prepared
         self._sessions: dict[str, ort.InferenceSession] = {}

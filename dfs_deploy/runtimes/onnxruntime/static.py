@@ -39,13 +39,19 @@ class StraightEngine:
         label: name in messages.
         bundle: bundle that it was made from.
         threads: threads that it may use; ``None`` for one.
+        joined: whether it is a path of engines, which is to give what they give one by one.
 
     Raises:
         BundleError: ONNX Runtime does not take the model, or it takes or gives something else.
     """
 
-    def __init__(self, model: bytes, label: str, bundle: Bundle, threads: int | None = None) -> None:
-        session = open_session(model, f"{bundle.path}: {label}", session_options(threads or 1))
+    def __init__(
+        self, model: bytes, label: str, bundle: Bundle, threads: int | None = None, joined: bool = False
+    ) -> None:
+        options = session_options(threads or 1)
+        if joined:  # else it would merge the two grids of a tensor that is quantised twice in a row, into a third one
+            options.add_session_config_entry("session.disable_double_qdq_remover", "1")
+        session = open_session(model, f"{bundle.path}: {label}", options)
         classes = (bundle.architecture.classes,)
         check_ends(bundle, label, session, ("float32", bundle.input.shape), ("float32", classes))
         self._set_up(session, label, bundle)
@@ -139,7 +145,7 @@ class PolicyBackend(Backend):
         layout = PreparedEngines(reason=ONE_ENGINE).description
         self._description = describe(threads, pools, "none: a static policy", choice is not None, layout)
         model = join_path(bundle, bundle.policy, self._substitutions)
-        self._engine = StraightEngine(model, "the path of the static policy", bundle, threads)
+        self._engine = StraightEngine(model, "the path of the static policy", bundle, threads, joined=True)
         self._path = bundle.policy
 
     def infer(
@@ -194,8 +200,7 @@ def join_path(bundle: Bundle, path: NDArray[np.uint8], substitutions: Sequence[S
         if not parts:
             opset = next((o.version for o in parse_model(data, file).opset_import if not o.domain), 0)
         if takes != arrives:
-            before = len(grids) - 1 if placed.block is None else placed.block - 1
-            converter = conversion_model(takes, grids[before], placed.takes[0], opset=opset)
+            converter = conversion_model(takes, grids[placed.before], placed.takes[0], opset=opset)
             parts.append((f"{bundle.path}: the conversion for {file}", converter))
         parts.append((f"{bundle.path}: {file}", data))
     return join_engines(parts)
