@@ -23,6 +23,7 @@ from dfs_deploy.errors import CheckFailedError, GraphRuleError
 from dfs_deploy.exporters import export, writing
 from dfs_deploy.exporters.engines import TENSORRT, float_engine
 from dfs_deploy.exporters.int8 import Int8Part
+from dfs_deploy.exporters.int8_forms import Int8Forms
 from dfs_deploy.exporters.int8_graphs import tensorrt_engine
 from dfs_deploy.exporters.split import Part, split_block
 from dfs_deploy.exporters.tensorrt_lint import check_graphs, lint
@@ -32,7 +33,7 @@ from dfs_deploy.models.graph import INPUT
 from dfs_deploy.options import Option, parse_targets
 from tests.bundles import Made, labelled
 from tests.exporters.parts import Making, measured
-from tests.networks import CONTRACT, settled_network
+from tests.settled import CONTRACT, settled_network
 
 Edit = Callable[[onnx.ModelProto], None]
 
@@ -473,7 +474,7 @@ def test_random_networks_export_for_tensorrt(network: DFSNetwork, targets: str) 
 def test_every_graph_is_legal_also_without_data(network: DFSNetwork, targets: str) -> None:
     int8 = [place for place, option in enumerate(network.options) if not option.skips and option.bits <= 8]
     ranges = from_checkpoint(network, int8) if int8 else {}
-    writer = EngineWriter(network, ranges, parse_targets(targets), 8)
+    writer = EngineWriter(network, Int8Forms(ranges), parse_targets(targets))
     writer.write("tensorrt")
     assert_legal(writer.files)
 
