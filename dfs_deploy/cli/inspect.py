@@ -92,10 +92,8 @@ def _show_origin(bundle: Bundle, tensors: int) -> None:
     if manifest.policy is not None:
         console.print(f"  policy       {', '.join(manifest.policy)}: static, by gated block; no gate")
     console.print(f"  targets      {', '.join(manifest.targets)}")
-    console.print(
-        f"  files        {len(manifest.files)}, {bundle.size / 1e6:.2f} MB for {tensors / 1e6:.2f} MB of distinct tensors,"
-        " every SHA-256 as recorded"
-    )
+    size = f"{bundle.size / 1e6:.2f} MB for {tensors / 1e6:.2f} MB of distinct tensors"
+    console.print(f"  files        {len(manifest.files)}, {size}, every SHA-256 as recorded")
     if bundle.foreign:
         console.print(f"  foreign      {', '.join(map(one_line, bundle.foreign))}: not in the manifest, never read")
     if manifest.calibration is not None:

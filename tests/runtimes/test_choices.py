@@ -53,7 +53,7 @@ ALL_FIXED: Choices = {1: (["16"], "free"), 2: (["8"], None), 3: (["full"], "free
 
 def with_other_gate(bundle: Path, gate: int) -> Path:
     """Gives one of the gates other weights of its own."""
-    model = onnx.load(bundle / "common/gate.onnx")
+    model = onnx.load_from_string(Bundle(bundle).model("common/gate.onnx"))
     for tensor in model.graph.initializer:
         if tensor.name in ("input_weight_value", "bias_value"):
             values = numpy_helper.to_array(tensor).copy()
