@@ -101,7 +101,7 @@ def insert(model: onnx.ModelProto, before: onnx.NodeProto, new: onnx.NodeProto) 
 
 
 def non_zero_zero_point(model: onnx.ModelProto) -> None:
-    replace(model, "conv1_input_zero_point", np.array(-128, np.int8))
+    replace(model, node(model, "QuantizeLinear").input[2], np.array(-128, np.int8))
 
 
 def uint8_activations(model: onnx.ModelProto) -> None:
