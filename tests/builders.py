@@ -5,16 +5,19 @@ The lists are written out here, not taken from the package, so that a reader whi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dfs_deploy.models import DFSNetwork, cifar_network
-from dfs_deploy.network import cifar_resnet
+from dfs_deploy.network import cifar_resnet, cifar_values
 from dfs_deploy.options import Options
+from dfs_deploy.preprocessing import InputContract
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -234,3 +237,37 @@ def random_images(count: int, size: tuple[int, int] = (8, 8), seed: int = 0) -> 
     images = torch.randn(count, 3, *size, generator=generator)
     contrast, brightness = torch.rand(2, count, 1, 1, 1, generator=generator)
     return images * 2.0 * contrast + 3.0 * (brightness - 0.5)
+
+
+def older_content(network: DFSNetwork, contract: InputContract, version: int = 2) -> dict[str, Any]:
+    """A CIFAR network as versions 1 and 2 of our own format held it: each convolution has its own input range."""
+    tensors: dict[str, Tensor] = {}
+    for key, value in network.state_dict().items():
+        if key.startswith("net."):
+            tensors[f"backbone.{key.removeprefix('net.')}"] = value.clone()
+        elif key.startswith("gate."):
+            tensors[key] = value.clone()
+    for name in network.ranges.names:
+        low, high = network.ranges.of(name)
+        tensors |= {f"backbone.{name}.low": low.clone(), f"backbone.{name}.high": high.clone()}
+    policy = None if network.policy is None else [network.options[choice].name for choice in network.policy]
+    described = {"shape": contract.shape, "mean": contract.mean, "std": contract.std}
+    return {
+        "format": "dfs-deploy",
+        "version": version,
+        "architecture": cifar_values(network.architecture),
+        "options": list(network.options.bits),
+        **({} if version == 1 else {"policy": policy}),
+        "input": {**described, "class_names": contract.class_names},
+        "state_dict": tensors,
+    }
+
+
+def save_older(path: Path, content: Mapping[str, Any]) -> Path:
+    """Writes what ``older_content`` made, in the kind of file that the name says."""
+    if path.suffix == ".safetensors":
+        values = {key: value for key, value in content.items() if key != "state_dict"}
+        save_file(dict(content["state_dict"]), path, {"dfs_deploy": json.dumps(values)})
+    else:
+        torch.save(dict(content), path)
+    return path

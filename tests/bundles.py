@@ -20,7 +20,7 @@ from dfs_deploy.data import Dataset, save_npz
 from dfs_deploy.exporters import export
 from dfs_deploy.io.files import sha256
 from dfs_deploy.models import DFSNetwork
-from tests.networks import CONTRACT, Split, normal_images, pixels, rig_gate, settled_network
+from tests.settled import CONTRACT, Split, normal_images, pixels, rig_gate, settled_network
 
 
 def labelled(network: DFSNetwork, count: int = 96, seed: int = 1, name: str = "random") -> Dataset:

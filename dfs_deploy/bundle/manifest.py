@@ -250,7 +250,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
         policy: name of the option that each block after the first always runs, for a network without a gate; else
             ``None``.
         budgets: operating points of the gate, by rising budget; empty if none was calibrated.
-        weights: file with the constants that several engines share, each once; ``None`` if each engine holds its own.
+        weights: file with the large constants of all ONNX files, each once; ``None`` if they are inside.
     """
 
     schema_version: int

@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from dfs_deploy.bundle.manifest import Manifest
 from dfs_deploy.bundle.onnx_messages import EXTERNAL, Message, UnfitError, parse_model
 from dfs_deploy.errors import BundleError, DigestError
 from dfs_deploy.io.files import sha256, sha256_stream
@@ -69,6 +71,25 @@ class WeightsSource(Protocol):
 
     def opened(self) -> AbstractContextManager[ReadTensor]:
         """Opens the file; raises DigestError if it is not, or no longer, what the bundle's manifest says."""
+
+
+class HasModels(Protocol):
+    """What a count of tensors needs of an opened bundle."""
+
+    @property
+    def path(self) -> Path:
+        """The bundle's directory."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Description of the bundle's files."""
+
+    @property
+    def weights(self) -> WeightsFile | None:
+        """Constants that its ONNX files share."""
+
+    def read(self, name: str) -> bytes:
+        """Content of a file."""
 
 
 class WeightsFile:
@@ -300,6 +321,25 @@ def inlined(model: bytes, weights: WeightsSource | None, name: str) -> bytes:
             if reference is not None:
                 written.write(read(reference))
     return written.getvalue()
+
+
+def distinct_tensors(bundle: HasModels) -> int:
+    """Bytes of the distinct constants in a bundle's ONNX files: what it would have at least.
+
+    Raises:
+        BundleError: a file ends in ``.onnx`` and is no model.
+    """
+    weights, inside, outside = bundle.weights, dict[str, int](), set[Reference]()
+    for name in bundle.manifest.files:
+        if not name.endswith(".onnx"):
+            continue
+        for tensor in parse_model(bundle.read(name), f"{bundle.path}: {name}").graph.initializer:
+            reference = reference_of(tensor, weights)
+            if reference is None:
+                inside[sha256(tensor.raw_data)] = len(tensor.raw_data)
+            else:
+                outside.add(reference)
+    return sum(inside.values()) + sum(each.length for each in outside)
 
 
 def _begin(field: int, length: int) -> bytes:

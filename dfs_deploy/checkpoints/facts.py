@@ -29,6 +29,9 @@ class CheckpointFacts:
         class_names: a name per class, in the order of the network's outputs; empty for none. Text is a list separated
             by commas, or the path of a file with one name per line.
         input_size: height and width of the images, in pixels; text such as ``32x32`` will do.
+        resize: length in pixels to which an image's shorter side is resized before its centre is cut out; 0 for no
+            crop, which resizes an image to exactly that height and width.
+        interpolation: kind of resizing, ``bilinear`` or ``bicubic``.
 
     Raises:
         UsageError: text that is none of these, or a mean or deviation of pixels from 0 to 255.
@@ -39,6 +42,8 @@ class CheckpointFacts:
     std: Sequence[float] | str | None = None
     class_names: Sequence[str] | str | Path | None = None
     input_size: Sequence[int] | str | None = None
+    resize: int | None = None
+    interpolation: str | None = None
 
     def __post_init__(self) -> None:
         read: dict[str, Callable[[Any], tuple[Any, ...]]] = {
@@ -102,6 +107,8 @@ def corrected_input(recorded: InputContract, facts: CheckpointFacts) -> tuple[In
         "mean": f"mean {contract.mean}",
         "std": f"std {contract.std}",
         "class_names": names,
+        "resize": "no crop" if contract.resize is None else f"a crop from {contract.resize} pixels on the shorter side",
+        "interpolation": f"{contract.interpolation} resizing",
     }
     changed = [noun for key, noun in words.items() if getattr(contract, key) != getattr(recorded, key)]
     return contract, tuple(f"{noun}, as given, instead of the file's" for noun in changed)
@@ -125,10 +132,12 @@ def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_facts(contract: InputContract, channels: int, facts: CheckpointFacts) -> InputContract:
-    keys = ("mean", "std", "class_names", "input_size")
+    keys = ("mean", "std", "class_names", "input_size", "resize", "interpolation")
     given: dict[str, Any] = {key: getattr(facts, key) for key in keys if getattr(facts, key) is not None}
     size = given.pop("input_size", contract.shape[1:])
-    if contract.resize is not None:  # the same part of an image as before is cut out
+    if "resize" in given:
+        given["resize"] = given["resize"] or None
+    elif contract.resize is not None:  # the same part of an image as before is cut out
         given["resize"] = max(round(contract.resize * min(size) / min(contract.shape[1:])), *size)
     return replace(contract, shape=(channels, *size), **given)
 

@@ -178,7 +178,7 @@ def _own_tensors(reader: TensorReader, description: Description) -> dict[str, Te
             f"dfs-deploy checkpoint with a tensor {deepest} of more than {_MOST_PARTS} parts; save it again"
         )
     check_graphs(description.graphs, dict.fromkeys(description.tensors, torch.empty(0)))
-    used = set(description.graphs.whole.tensors)
+    used = {name for part in description.graphs.parts for name in part.tensors}
     own = {}
     for name in description.tensors:
         key = _OWN + name

@@ -128,6 +128,7 @@ def load_checkpoint(
         if matches(raw):
             checkpoint = load(raw, options, facts)
             check_class_names(checkpoint.input.class_names, checkpoint.network.architecture.classes)
+            checkpoint.network.contract = checkpoint.input
             if deployable:
                 check_ranges(checkpoint.network)
             assumptions = (*raw.notes, *checkpoint.assumptions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -132,17 +132,20 @@ class Dataset:
         """Height and width of every image, in pixels."""
         return self.images.shape[1], self.images.shape[2]
 
-    def batches(self, size: int, rows: range | None = None) -> Iterator[Batch]:
+    def batches(self, size: int, rows: Sequence[int] | NDArray[np.intp] | None = None) -> Iterator[Batch]:
         """The images in order, a batch at a time.
 
         Args:
             size: most images in a batch.
-            rows: indices of the images, in steps of 1; ``None`` for all.
+            rows: indices of the images; ``None`` for all.
         """
-        for part in _parts(size, range(len(self)) if rows is None else rows):
-            yield self.images[part.start : part.stop], self.labels[part.start : part.stop]
+        for begin in range(0, len(self) if rows is None else len(rows), size):
+            part = slice(begin, begin + size) if rows is None else np.asarray(rows[begin : begin + size])
+            yield self.images[part], self.labels[part]
 
-    def framed(self, wanted: Iterable[tuple[int, Frame | None]], ahead: int) -> Iterator[NDArray[np.uint8]]:
+    def framed(
+        self, wanted: Iterable[tuple[int, Frame | None]], ahead: int
+    ) -> Generator[NDArray[np.uint8], None, None]:
         """Images by index, each in a frame of its own, made by threads ahead of time.
 
         Args:
@@ -238,26 +241,29 @@ class ImageFolder:
         """Upright height and width of an image in its file, from its header. The errors are those of ``image``."""
         return read_size(checked_entry(self._path(index), self.root))
 
-    def batches(self, size: int, rows: range | None = None) -> Iterator[Batch]:
+    def batches(self, size: int, rows: Sequence[int] | NDArray[np.intp] | None = None) -> Iterator[Batch]:
         """Same as ``Dataset.batches``: no more is decoded than the batch and what the threads have ready for the next.
 
         Raises:
             DataError: a file is damaged, missing, or a link that leads outside the folder; or images differ in size and
                 there is no geometry.
         """
-        rows = range(len(self)) if rows is None else rows
+        indices = np.arange(len(self)) if rows is None else np.asarray(rows)
         shape = (*self.image_size, 3)
         ahead = max(1, min(size, _SMALL // math.prod(shape)))
-        decoded = done_ahead(lambda index: self._decode(index, self.geometry), rows, ahead)
+        decoded = done_ahead(lambda index: self._decode(index, self.geometry), indices.tolist(), ahead)
         with contextlib.closing(decoded):
-            for part in _parts(size, rows):
+            for begin in range(0, len(indices), size):
+                part = indices[begin : begin + size]
                 images = np.empty((len(part), *shape), np.uint8)
-                for row, index in zip(images, part, strict=True):
+                for row, index in zip(images, part.tolist(), strict=True):
                     row[:] = self._noted(next(decoded), index, shape)
-                yield images, self.labels[part.start : part.stop]
+                yield images, self.labels[part]
                 del images, row  # the caller's now
 
-    def framed(self, wanted: Iterable[tuple[int, Frame | None]], ahead: int) -> Iterator[NDArray[np.uint8]]:
+    def framed(
+        self, wanted: Iterable[tuple[int, Frame | None]], ahead: int
+    ) -> Generator[NDArray[np.uint8], None, None]:
         """Same as ``Dataset.framed``, with the geometry for images without a frame; errors as for ``batches``."""
         shape = (*self.image_size, 3)
 
@@ -317,10 +323,6 @@ class ImageFolder:
 AnyImages = Dataset | ImageFolder
 """Labelled images, wherever they are: both kinds have ``batches``, ``framed``, ``select``, ``subset``, ``labelled_for``
 and ``load``."""
-
-
-def _parts(size: int, rows: range) -> Iterator[range]:
-    return (rows[begin : begin + size] for begin in range(0, len(rows), size))
 
 
 def check_images(images: NDArray[Any] | ArrayHeader, name: str) -> None:

@@ -21,8 +21,8 @@ from dfs_deploy.calibration import (
 )
 from dfs_deploy.errors import CheckpointError
 from dfs_deploy.models import DFSNetwork, fake_quantize, fake_quantize_weight, run_option
-from tests.networks import Split, normal_images, rig_gate, settled_network
 from tests.checks import refuses
+from tests.settled import Split, normal_images, rig_gate, settled_network
 
 Ranges = dict[TensorKey, CalibratedRange]
 Tensors = dict[str, Tensor]

@@ -14,7 +14,7 @@ from dfs_deploy.models import DFSNetwork, Graph, NetworkGraphs, Node, fake_quant
 from dfs_deploy.models.graph import Attribute
 from dfs_deploy.network import Architecture, Block, GateShape
 from dfs_deploy.options import Option, Options
-from tests.networks import settled_network
+from tests.settled import settled_network
 
 SHAPE = (3, 7, 6)
 STATISTICS = {"mean": "running_mean", "variance": "running_var", "weight": "weight", "bias": "bias"}

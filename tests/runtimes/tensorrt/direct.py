@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.runtimes.budgets import score_offset
 from dfs_deploy.runtimes.gate import NumpyGate, read_gate_weights
 from tests.bundles import run_model
 
@@ -36,12 +37,17 @@ def direct(bundle: Path, images: NDArray[np.uint8], path: NDArray[np.integer[Any
     features, pooled = run_model(opened.model(engines.stem.files["float32"]), images=opened.input.prepare(images))
     weights = read_gate_weights(opened, "tensorrt")
     gate = NumpyGate(weights) if path is None and weights is not None else None
+    decided = opened.architecture.decided(opened.options)
     if gate is not None:
+        gate.set_score_offset(score_offset(0.0, opened.architecture, opened.options))
         gate.reset(len(images))
     taken, reached = [], []
     for place, block in enumerate(engines.blocks):
-        if gate is not None:
+        if gate is not None and block.index in decided:
             choice = gate.step_pooled(place, pooled)
+        elif gate is not None:
+            (only,) = opened.architecture.blocks[block.index].choices(opened.options)
+            choice = np.full(len(images), opened.options.names.index(only.name))
         else:
             assert path is not None
             choice = path[:, place].astype(np.int64)
