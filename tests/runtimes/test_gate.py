@@ -574,7 +574,7 @@ def test_the_weights_of_a_bundle_are_the_outputs_of_its_graph(bundle: Bundle) ->
         names = ["input_weight", "bias", "recurrent_weight", "projection_weight"]
         hidden = np.zeros((1, weights.hidden), np.float32)
         feeds = {"pooled": np.zeros((1, weights.widest), np.float32), "block": np.array(0), "hidden": hidden}
-        session = ort.InferenceSession(bundle.read(engines.gate), providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(bundle.model(engines.gate), providers=["CPUExecutionProvider"])
         *values, bias = session.run([*names, "projection_bias"], {**feeds, "cell": hidden})
         for name, value in zip(names, values, strict=True):
             assert np.array_equal(getattr(weights, name), value)

@@ -120,7 +120,7 @@ def read_gate_weights(bundle: Bundle, runtime: str) -> GateWeights | None:
             "projection_weight": (gates, options, hidden),
             "projection_bias": (gates, options),
         }
-    found = _constant_outputs(bundle.read(file), f"{bundle.path}: {file}")
+    found = _constant_outputs(bundle.model(file), f"{bundle.path}: {file}")
     if missing := [name for name in shapes if name not in found]:
         raise BundleError(f"{bundle.path}: the gate's graph does not give its {missing[0]}; export again")
     shared = found["projection_bias"]

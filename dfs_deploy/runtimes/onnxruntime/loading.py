@@ -171,7 +171,7 @@ class EngineLoader:
         return LoadedEngine(label, engine.output, sessions)
 
     def _session(self, file: str) -> ort.InferenceSession:
-        data = self._prepared.models.get(file) or self._bundle.read(file)
+        data = self._prepared.models.get(file) or self._bundle.model(file)
         digest = sha256(data)
         if digest not in self._sessions:
             self._sessions[digest] = open_session(data, f"{self._bundle.path}: {file}", self._options)
@@ -242,7 +242,7 @@ def affordable_threads(bundle: Bundle, threads: int, sessions: int) -> tuple[int
     if threads == 1:
         return 1, ""
     stem = bundle.manifest.runtimes["onnxruntime"].stem.files["float32"]
-    open_session(bundle.read(stem), f"{bundle.path}: {stem}", session_options(1))  # shows if there is a global pool
+    open_session(bundle.model(stem), f"{bundle.path}: {stem}", session_options(1))  # shows if there is a global pool
     if has_global_pool():
         return threads, "one for the process, as the application chose"
     given = min(threads, 1 + MAX_POOLED // sessions)

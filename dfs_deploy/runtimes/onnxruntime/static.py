@@ -121,7 +121,7 @@ class StaticEngine(StraightEngine):
             raise BundleError(
                 f"{bundle.path} has no static {precision} engine; export with {precision} among the targets"
             )
-        super().__init__(bundle.read(static[precision]), static[precision], bundle, threads)
+        super().__init__(bundle.model(static[precision]), static[precision], bundle, threads)
 
 
 class PolicyBackend(Backend):
@@ -196,7 +196,7 @@ def join_path(bundle: Bundle, path: NDArray[np.uint8], substitutions: Sequence[S
     opset = 0
     for placed, arrives, takes in _placed_on(bundle, path, substitutions):
         file = placed.engine.files[takes]
-        data = bundle.read(file)
+        data = bundle.model(file)
         if not parts:
             opset = next((o.version for o in parse_model(data, file).opset_import if not o.domain), 0)
         if takes != arrives:

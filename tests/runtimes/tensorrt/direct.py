@@ -34,7 +34,7 @@ def direct(bundle: Path, images: NDArray[np.uint8], path: NDArray[np.integer[Any
     """Runs images through a bundle's engines for TensorRT, along given paths or, without, where the gate sends them."""
     opened = Bundle(bundle)
     engines = opened.manifest.runtimes["tensorrt"]
-    features, pooled = run_model(opened.read(engines.stem.files["float32"]), images=opened.input.prepare(images))
+    features, pooled = run_model(opened.model(engines.stem.files["float32"]), images=opened.input.prepare(images))
     weights = read_gate_weights(opened, "tensorrt")
     gate = NumpyGate(weights) if path is None and weights is not None else None
     decided = opened.architecture.decided(opened.options)
@@ -61,8 +61,8 @@ def direct(bundle: Path, images: NDArray[np.uint8], path: NDArray[np.integer[Any
             if engine is None:
                 parts.append([features[group], pooled[group]])
             else:
-                parts.append(run_model(opened.read(engine.files["float32"]), features=features[group]))
+                parts.append(run_model(opened.model(engine.files["float32"]), features=features[group]))
         order = np.concatenate(rows).argsort()
         features, pooled = (np.concatenate(values)[order] for values in zip(*parts, strict=True))
-    (logits,) = run_model(opened.read(engines.head.files["float32"]), features=features)
+    (logits,) = run_model(opened.model(engines.head.files["float32"]), features=features)
     return Direct(logits, np.stack(taken, 1), tuple(reached))
