@@ -110,6 +110,10 @@ TRANSLATED: dict[str, tuple[Callable[[Calls, Tensor], Tensor], list[str]]] = {
     "classifier": (lambda net, x: net.fc(x.mean([-1, -2])), ["global_avg_pool", "flatten", "linear"]),
     "flatten": (lambda net, x: torch.flatten(functional.adaptive_avg_pool2d(x, 2), 1), ["avg_pool", "flatten"]),
     "squeeze": (lambda net, x: x.mean((2, 3), keepdim=True).squeeze(), ["global_avg_pool", "flatten"]),
+    "squeezes": (
+        lambda net, x: net.fc(x.mean((2, 3), keepdim=True).squeeze(-1).squeeze(2)),
+        ["global_avg_pool", "flatten", "linear"],
+    ),
     "excitation": (squeezed, ["global_avg_pool", "flatten", "linear", "sigmoid", "unflatten", "mul"]),
     "option A": (
         lambda net, x: functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2), "constant", 0),
@@ -165,6 +169,8 @@ OPAQUE: dict[str, tuple[Callable[[Calls, Tensor], Tensor], str]] = {
     "other type": (lambda net, x: x.double(), "uses Tensor.double"),
     "quotient": (lambda net, x: x / x.relu(), "divides by a tensor"),
     "one side": (lambda net, x: x.clamp(max=1), "clamps on one side"),
+    "squeezed": (lambda net, x: x.mean((2, 3), keepdim=True).squeeze(3).relu(), "a tensor that was squeezed"),
+    "expanded": (lambda net, x: x.mean((2, 3), keepdim=True).expand(2, 4, 3, 3).relu(), "a tensor that was expanded"),
     "linear on a map": (lambda net, x: functional.linear(x, torch.ones(4, 8)), "linear layer on a tensor (2, 4, 8, 8)"),
 }
 
