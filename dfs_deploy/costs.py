@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from dfs_deploy.errors import DataError
+from dfs_deploy.errors import DataError, OptionError
 from dfs_deploy.io.json_files import Name, VersionedFormat
 from dfs_deploy.network import MAX_BLOCKS, Architecture, Shape, cifar_resnet
 from dfs_deploy.options import Options, Precision
@@ -35,7 +35,7 @@ class OptionCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """One option of one block.
 
     Attributes:
-        block: index of the gated block, from 1.
+        block: index of the block, from 1.
         option: name of the option.
         engine_us: median time of the engine that runs for it, in microseconds, at batch 1; 0 if nothing runs.
         precision: precision of that engine; ``None`` if nothing runs.
@@ -48,7 +48,7 @@ class OptionCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Measured times of every option of every gated block.
+    """Measured times of every block after the first, for every option that it may run.
 
     Attributes:
         schema_version: version of this format.
@@ -59,8 +59,9 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         threads: threads that one engine might use.
         image_shape: channels, height and width of an input.
         block_shapes: channels, height and width of each block's output, the first block included.
-        gate_us: median time of one step of the gate, in microseconds: spent at each gated block, whatever it decides.
-        entries: one entry for each gated block and option.
+        gate_us: median time of one step of the gate, in microseconds: spent at each decided block, whatever the gate
+            decides.
+        entries: one entry for each block and each option that it may run.
     """
 
     schema_version: Literal[2] = SCHEMA_VERSION
@@ -77,16 +78,18 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     def costs(self, architecture: Architecture, options: Options) -> NDArray[np.float64]:
         """Cost of each option at each block, in full-precision blocks, the gate's step included.
 
-        ``cost[i, k] = (engine[i, k] + gate) / mean over blocks of (engine[i, full] + gate)``. So the mean over the
-        blocks is the share of the time that all blocks take in full precision: it takes the place of Section 4's
-        computation percentage, for which ``cost[i, k]`` is ``(bits / 32) ** 2`` at every block.
+        ``cost[i, k] = (engine[i, k] + gate) / mean over decided blocks of (engine[i, full] + gate)``. So the mean over
+        the decided blocks is the share of the time that all of them take in full precision: it takes the place of
+        Section 4's computation percentage, for which ``cost[i, k]`` is ``(bits / 32) ** 2`` times the block's weight.
+        A block that may not run in full precision counts with its most precise option instead.
 
         Args:
             architecture: architecture of the network to train.
             options: options that its gate chooses from; the table may hold more.
 
         Returns:
-            (gated blocks, options) float64.
+            (blocks after the first, options) float64; zero for a fixed block, and for an option that a block may not
+            run.
 
         Raises:
             DataError: the table is of another network, lacks an option, or says nothing.
@@ -99,17 +102,32 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
                 " bench --save-costs"
             )
         times = {(entry.block, entry.option): entry.engine_us for entry in self.entries}
-        blocks = range(1, architecture.gated_blocks + 1)
-        for name in (*options.names, FULL):
-            if any((block, name) not in times for block in blocks):
+        costs = np.zeros((architecture.gated_blocks, len(options)))
+        wholes = []
+        for index in architecture.decided(options):
+            block = architecture.blocks[index]
+            choices = [option.name for option in block.choices(options)]
+            most = FULL if block.options is None or FULL in block.options else self._most_precise(index)
+            if missing := [name for name in (*choices, most) if (index, name) not in times]:
                 known = ", ".join(dict.fromkeys(entry.option for entry in self.entries))
                 raise DataError(
-                    f"latency table without option {name} at every block (it has {known}); measure a bundle with it"
+                    f"latency table without option {missing[0]} at every block that may run it (it has {known});"
+                    " measure a bundle with it"
                 )
-        full = np.mean([times[block, FULL] + self.gate_us for block in blocks])
-        if not full > 0.0:
+            for name in choices:
+                costs[index - 1, options.names.index(name)] = times[index, name] + self.gate_us
+            wholes.append(times[index, most] + self.gate_us)
+        if not wholes:
+            return costs
+        whole = np.mean(wholes)
+        if not whole > 0.0:
             raise DataError("latency table whose full-precision blocks take no time; measure again")
-        return np.array([[(times[block, name] + self.gate_us) / full for name in options.names] for block in blocks])
+        return costs / whole
+
+    def _most_precise(self, block: int) -> str:
+        """Name of the most precise option of a block in the table; ``full`` if it has none."""
+        names = [entry.option for entry in self.entries if entry.block == block]
+        return max(names, key=_bits, default=FULL)
 
     def _unlike(self, architecture: Architecture) -> str | None:
         blocks = architecture.blocks
@@ -121,6 +139,14 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             if shape != block.out_shape:
                 return f"block {block.index} gives {shape}, expected {block.out_shape}"
         return None
+
+
+def _bits(name: str) -> int:
+    """Bitwidth of an option by its name; 0 for a name of another kind."""
+    try:
+        return Options.parse([name, "skip" if name != "skip" else "full"]).bits[0]
+    except OptionError:
+        return 0
 
 
 class _LatencyTable1(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

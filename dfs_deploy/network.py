@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -18,6 +18,10 @@ from dfs_deploy.io.json_files import Name
 from dfs_deploy.options import Option
 from dfs_deploy.preprocessing import MAX_INPUT_VALUES
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 MAX_BLOCKS = 1000
 """Most residual blocks of a network; ResNet-1202 has 600."""
 
@@ -26,6 +30,9 @@ MAX_SIDE = 1024
 
 MAX_MAP = MAX_INPUT_VALUES
 """Most values of an image or feature map: 256 MiB in float32."""
+
+MAX_MACS = 1 << 53
+"""Most multiply-adds of a block."""
 
 _MAX_NUMBER = 1 << 20
 
@@ -49,7 +56,7 @@ class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         skip: ``free`` if a skip passes the input on, ``projection`` if a skip runs the layers of the shortcut, and
             ``None`` if the block cannot be skipped.
         options: names of the options that it may run, or ``None`` for all of the network's.
-        macs: multiply-adds of its branch, by which its computation is weighed; 1 in bundles that did not say.
+        macs: multiply-adds of its branch for one image; 1 in every block of a description that does not know them.
     """
 
     index: Annotated[int, Meta(ge=0, lt=MAX_BLOCKS)]
@@ -59,7 +66,7 @@ class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     group: Number
     skip: Literal["free", "projection"] | None
     options: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=33)] | None = None
-    macs: Annotated[int, Meta(ge=0, le=1 << 53)] = 1
+    macs: Annotated[int, Meta(ge=0, le=MAX_MACS)] = 1
 
     @property
     def in_channels(self) -> int:
@@ -84,14 +91,19 @@ class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if (self.options is None or option.name in self.options) and not (option.skips and self.skip is None)
         )
 
+    def fixed(self, options: Iterable[Option]) -> bool:
+        """Whether it may run one of the options only, so that no gate decides about it."""
+        return len(self.choices(options)) == 1
+
 
 class GateShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Kind and sizes of the gate that chooses an option for each block.
 
     Attributes:
-        embedding: features that the gate's 1x1 convolution gives the LSTM.
-        hidden: hidden units of the LSTM.
-        kind: ``lstm``, one LSTM that steps from block to block.
+        embedding: features that the gate's 1x1 convolution gives the LSTM; a stateless gate ignores it.
+        hidden: hidden units of the LSTM, or of each stateless gate.
+        kind: ``lstm``, one LSTM that steps from block to block (Fractional Skipping, Section 3); or ``stateless``, for
+            each block a gate of its own, two layers that see its input alone (ConvNet-AIG, ECCV 2018, Section 3.1).
     """
 
     embedding: GateSize
@@ -143,19 +155,64 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     @property
     def gated_blocks(self) -> int:
-        """Number of blocks that the gate decides about: all except the first."""
+        """Number of blocks after the first: the columns of a path. The gate decides about those that are not fixed."""
         return len(self.blocks) - 1
 
-    def weights(self, options: Iterable[Option]) -> tuple[float, ...]:
-        """Weight of each gated block in the cost: its multiply-adds over the mean of the decided blocks.
+    def decided(self, options: Iterable[Option]) -> tuple[int, ...]:
+        """Indices of the blocks that may run several of the options, so that the gate decides about them."""
+        given = tuple(options)
+        return tuple(block.index for block in self.blocks[1:] if not block.fixed(given))
 
-        A fixed block, which has one choice only, weighs nothing.
+    def skippable(self, options: Iterable[Option]) -> tuple[int, ...]:
+        """Indices of the decided blocks that may be skipped."""
+        given = tuple(options)
+        decided = set(self.decided(given))
+        return tuple(
+            block.index
+            for block in self.blocks
+            if block.index in decided and any(option.skips for option in block.choices(given))
+        )
+
+    def weights(self, options: Iterable[Option]) -> tuple[float, ...]:
+        """Weight of each block after the first in the computation of a path.
+
+        The definition of computation is a ratio of FLOPs (Fractional Skipping, Section 4, Metrics), so a decided block
+        weighs its multiply-adds over their mean. A fixed block weighs nothing: it is the same on every path.
+
+        Args:
+            options: options of the network.
         """
-        options = tuple(options)
-        macs = [0 if len(block.choices(options)) < 2 else block.macs for block in self.blocks[1:]]
-        decided = [value for block, value in zip(self.blocks[1:], macs, strict=True) if len(block.choices(options)) > 1]
-        mean = sum(decided) / len(decided) if decided else 0.0
-        return tuple(value / mean if mean else 0.0 for value in macs)
+        decided = set(self.decided(options))
+        total = sum(block.macs for block in self.blocks if block.index in decided)
+        if total == 0:  # nothing is known of the blocks, or none is decided
+            return tuple(float(block.index in decided) for block in self.blocks[1:])
+        return tuple(block.macs * len(decided) / total if block.index in decided else 0.0 for block in self.blocks[1:])
+
+    def computation_range(self, options: Iterable[Option]) -> tuple[float, float]:
+        """Least and greatest share of the computation that a path may take, 0 to 1; (1, 1) if nothing is decided."""
+        given = tuple(options)
+        costs = [[option.cost for option in block.choices(given)] for block in self.blocks[1:]]
+        weights = self.weights(given)
+        total = sum(weights)
+        if total == 0.0:
+            return 1.0, 1.0
+        least, most = (
+            sum(weight * end(each) for weight, each in zip(weights, costs, strict=True)) / total for end in (min, max)
+        )
+        return least, most
+
+    def allowed(self, options: Iterable[Option]) -> NDArray[np.bool_]:
+        """(blocks after the first, options) bool, whether a block may run an option."""
+        import numpy as np
+
+        given = tuple(options)
+        rows = [[option in choices for option in given] for choices in (b.choices(given) for b in self.blocks[1:])]
+        return np.array(rows, np.bool_).reshape(self.gated_blocks, len(given))
+
+    def without_macs(self) -> Architecture:
+        """The same network without multiply-adds, which older bundles do not record."""
+        blocks = tuple(msgspec.structs.replace(block, macs=1) for block in self.blocks)
+        return msgspec.structs.replace(self, blocks=blocks)
 
     def beside(self, expected: Architecture) -> str:
         """Differences in words: ``ResNet-14 on 16x16 images, expected ResNet-20 on 32x32 images``."""
@@ -172,7 +229,9 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             words += self._unlike_blocks(other)
         if self.classes != other.classes:
             words += f" with {self.classes} classes"
-        if self.gate != other.gate:
+        if self.gate.kind != other.gate.kind:
+            words += f" with a gate of kind {self.gate.kind}"
+        elif self.gate != other.gate:
             words += f" with a gate of {self.gate.embedding} features and {self.gate.hidden} hidden units"
         return words
 
@@ -180,7 +239,8 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         if len(self.blocks) != len(other.blocks):
             return f" with {len(self.blocks)} blocks"
         for ours, theirs in zip(self.blocks, other.blocks, strict=True):
-            fields = (name for name in Block.__struct_fields__ if getattr(ours, name) != getattr(theirs, name))
+            compared = [name for name in Block.__struct_fields__ if name != "macs"]
+            fields = (name for name in compared if getattr(ours, name) != getattr(theirs, name))
             if differing := ", ".join(f"{name} {getattr(ours, name)}" for name in fields):
                 return f" whose block {ours.index} has {differing}"
         return ""
@@ -244,7 +304,8 @@ def cifar_resnet(
             _, height, columns = before
             after = (width, -(-height // 2), -(-columns // 2)) if halves else (width, height, columns)
             skip: Literal["free", "projection"] | None = "projection" if halves else "free" if blocks else None
-            blocks.append(Block(len(blocks), f"layer{group}.{position}", before, after, group, skip))
+            macs = 9 * math.prod(after) * (before[0] + width)  # of two 3x3 convolutions
+            blocks.append(Block(len(blocks), f"layer{group}.{position}", before, after, group, skip, macs=macs))
             before = after
     return Architecture(
         name=f"ResNet-{2 * len(blocks) + 2}",  # two layers per block, the stem and the classifier
@@ -270,6 +331,6 @@ def cifar_values(architecture: Architecture) -> dict[str, Any]:
         "gate_embedding": architecture.gate.embedding,
         "gate_hidden": architecture.gate.hidden,
     }
-    if cifar_resnet(**values) != architecture:
+    if cifar_resnet(**values).without_macs() != architecture.without_macs():
         raise UsageError(f"{architecture.name} is no CIFAR ResNet of basic blocks")
     return values

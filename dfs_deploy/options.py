@@ -221,21 +221,27 @@ def engine_precision(option: Option, targets: Sequence[str]) -> Precision | None
     )
 
 
-def computation_percentage(path: NDArray[np.integer], costs: Sequence[float]) -> NDArray[np.float32]:
-    """Computation of each sample, relative to running every gated block in full precision (Section 4, Metrics).
+def computation_percentage(
+    path: NDArray[np.integer], costs: Sequence[float], weights: Sequence[float] | None = None
+) -> NDArray[np.float32]:
+    """Computation of each sample, relative to running every decided block in full precision (Section 4, Metrics).
 
-    The first block, the stem, the projections, the gates and the classifier do not count.
+    Stem, projections, gates, the blocks that always run and the classifier do not count.
 
     Args:
-        path: (N, blocks) integer, index of the option that each gated block ran.
+        path: (N, blocks) integer, index of the option that each block after the first ran.
         costs: (options,) cost of each option, between 0 and 1.
+        weights: (blocks,) weight of each block, at least 0, as from ``Architecture.weights``; ``None`` for equal ones.
 
     Returns:
-        (N,) float32, in percent: 0 if every block is skipped, 100 if all run in full precision.
+        (N,) float32, in percent: 0 if every decided block is skipped, 100 if all run in full precision, and 100 if no
+        block weighs anything.
     """
     import numpy as np
 
     path = np.asarray(path)
-    if path.shape[1] == 0:
+    weight = np.ones(path.shape[1]) if weights is None else np.asarray(weights, np.float64)
+    total = weight.sum()
+    if not total > 0.0:
         return np.full(path.shape[0], 100.0, np.float32)
-    return np.asarray(100.0 * np.asarray(costs, np.float64)[path].mean(axis=1), np.float32)
+    return np.asarray(100.0 * ((np.asarray(costs, np.float64)[path] * weight).sum(axis=1) / total), np.float32)

@@ -27,7 +27,7 @@ from dfs_deploy.verbs import make_callable
 
 if TYPE_CHECKING:
     from dfs_deploy.bundle import Bundle
-    from dfs_deploy.data import Dataset, ImageFolder
+    from dfs_deploy.data import AnyImages
     from dfs_deploy.exporters.validation import EngineDeviation
     from dfs_deploy.models import DFSNetwork
 
@@ -190,7 +190,7 @@ def check_thresholds(max_top1_drop: float, min_route_agreement: float, max_compu
 def verify(
     bundle: str | Path | Bundle,
     checkpoint: str | Path,
-    data: Dataset | ImageFolder | str | Path,
+    data: AnyImages | str | Path,
     *,
     weights_key: str | None = None,
     samples: int | None = None,
@@ -241,15 +241,15 @@ def verify(
         facts = CheckpointFacts(weights_key or source.weights_key, input_size=runtime.input.shape[1:])
         loaded = load_checkpoint(checkpoint, runtime.options, facts)
         _check_network(checkpoint, loaded.network, runtime.bundle)
-        images = open_dataset(data, size=runtime.input.shape[1:]) if isinstance(data, str | Path) else data
+        images = open_dataset(data, size=runtime.input.geometry) if isinstance(data, str | Path) else data
         labelled = images.labelled_for(runtime.bundle.architecture.classes, runtime.input.class_names)
-        drawn = labelled.load() if samples is None else labelled.subset(samples, seed).load()
-        _LOG.info("%s against %s on %d images", runtime.bundle.path, checkpoint, len(drawn.images))
-        result = compare(runtime, loaded.network, drawn.images, drawn.labels, progress)
+        drawn = labelled if samples is None else labelled.subset(samples, seed)
+        _LOG.info("%s against %s on %d images", runtime.bundle.path, checkpoint, len(drawn))
+        result = compare(runtime, loaded.network, drawn, progress)
         deviations = None
         if per_block:
             progress("comparing engines", 0.0)
-            normalized = runtime.input.normalize(drawn.images[:PER_BLOCK_SAMPLES])
+            normalized = runtime.input.normalize(drawn.select(slice(PER_BLOCK_SAMPLES)).load().images)
             deviations = compare_engines(runtime.bundle, loaded.network, normalized)
         return Verification(
             version=__version__,
@@ -276,7 +276,7 @@ def verify(
 
 def _check_network(checkpoint: Path, network: DFSNetwork, bundle: Bundle) -> None:
     """Refuses a checkpoint of another network or policy than a bundle's."""
-    if network.architecture != bundle.architecture:
+    if network.architecture.without_macs() != bundle.architecture.without_macs():
         raise CheckpointError(
             f"{checkpoint} is another network than {bundle.path} was made from:"
             f" {network.architecture.beside(bundle.architecture)}; give the bundle's own"

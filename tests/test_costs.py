@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -83,6 +84,30 @@ def test_a_table_without_an_option_or_without_full_is_refused() -> None:
     without = {key: value for key, value in TIMES.items() if key != (2, "full")}
     with refuses(DataError, "option full"):
         table(without).costs(ARCHITECTURE, Options.parse("skip,8"))
+
+
+def test_blocks_without_some_options_have_no_entry_for_them() -> None:
+    blocks = list(ARCHITECTURE.blocks)
+    blocks[1] = msgspec.structs.replace(blocks[1], options=("skip", "8"))
+    network = msgspec.structs.replace(ARCHITECTURE, blocks=tuple(blocks))
+    times = {key: value for key, value in TIMES.items() if key != (1, "full")}
+    # Block 1 runs at most in 8 bits, so all that can be computed takes 10 and 50 microseconds.
+    expected = np.array([[0.0, 10.0, 0.0], [5.0, 20.0, 50.0]]) / 30.0
+    np.testing.assert_allclose(table(times).costs(network, OPTIONS), expected)
+    with refuses(DataError, "option 8"):
+        table({key: value for key, value in times.items() if key != (1, "8")}).costs(network, OPTIONS)
+
+
+def test_a_fixed_block_costs_nothing_and_pays_no_gate() -> None:
+    blocks = list(ARCHITECTURE.blocks)
+    blocks[1] = msgspec.structs.replace(blocks[1], options=("8",))
+    network = msgspec.structs.replace(ARCHITECTURE, blocks=tuple(blocks))
+    times = {key: value for key, value in TIMES.items() if key[0] == 2}
+    expected = np.array([[0.0, 0.0, 0.0], [15.0, 30.0, 60.0]]) / 60.0
+    np.testing.assert_allclose(table({**times, (1, "8"): 7.0}, gate_us=10.0).costs(network, OPTIONS), expected)
+    blocks[2] = msgspec.structs.replace(blocks[2], options=("full",))
+    nothing = msgspec.structs.replace(ARCHITECTURE, blocks=tuple(blocks))
+    assert not table().costs(nothing, OPTIONS).any()
 
 
 def test_a_table_that_says_nothing_is_refused() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,11 +64,12 @@ def test_architectures_that_differ_are_told_apart(one: Architecture, other: Arch
 
 
 def test_blocks_of_a_small_network() -> None:
+    whole = 9 * 16 * 16 * 32 * 32  # multiply-adds of a 3x3 convolution from 16 channels to 16; the others halve the map
     assert cifar_resnet((1, 2, 1)).blocks == (
-        Block(0, "layer1.0", (16, 32, 32), (16, 32, 32), 1, None),
-        Block(1, "layer2.0", (16, 32, 32), (32, 16, 16), 2, "projection"),
-        Block(2, "layer2.1", (32, 16, 16), (32, 16, 16), 2, "free"),
-        Block(3, "layer3.0", (32, 16, 16), (64, 8, 8), 3, "projection"),
+        Block(0, "layer1.0", (16, 32, 32), (16, 32, 32), 1, None, macs=2 * whole),
+        Block(1, "layer2.0", (16, 32, 32), (32, 16, 16), 2, "projection", macs=whole // 2 + whole),
+        Block(2, "layer2.1", (32, 16, 16), (32, 16, 16), 2, "free", macs=2 * whole),
+        Block(3, "layer3.0", (32, 16, 16), (64, 8, 8), 3, "projection", macs=whole // 2 + whole),
     )
 
 
@@ -97,6 +99,11 @@ def chain(*blocks: Block) -> Architecture:
     return Architecture(name="chain", image_shape=(3, 8, 8), classes=2, gate=GateShape(10, 10), blocks=blocks)
 
 
+def test_a_gate_of_another_kind_is_told() -> None:
+    one, other = (msgspec.structs.replace(chain(FIRST), gate=GateShape(10, 10, kind)) for kind in ("lstm", "stateless"))
+    assert one.beside(other) == "chain with a gate of kind lstm, expected chain with a gate of kind stateless"
+
+
 def test_any_chain_of_blocks_is_a_network() -> None:
     network = chain(
         Block(0, "stem.0", (4, 8, 8), (4, 8, 8), 1, None),
@@ -111,6 +118,47 @@ def test_any_chain_of_blocks_is_a_network() -> None:
     ]
     with refuses(UsageError, "no CIFAR ResNet"):
         cifar_values(network)
+
+
+WITH_CHOICES = (
+    Block(0, "stem.0", (4, 8, 8), (4, 8, 8), 1, None, macs=1000),
+    Block(1, "fixed", (4, 8, 8), (6, 8, 8), 1, None, ("full",), macs=500),
+    Block(2, "skipped", (6, 8, 8), (6, 8, 8), 1, "free", ("skip", "8"), macs=30),
+    Block(3, "never skipped", (6, 8, 8), (6, 8, 8), 1, None, None, macs=10),
+)
+MANY = Options.parse("skip,8,full")
+
+
+def test_the_gate_decides_about_blocks_with_several_choices() -> None:
+    network = chain(*WITH_CHOICES)
+    assert [block.fixed(MANY) for block in network.blocks[1:]] == [True, False, False]
+    assert network.decided(MANY) == (2, 3)
+    assert network.skippable(MANY) == (2,)
+    assert network.allowed(MANY).tolist() == [[False, False, True], [True, True, False], [False, True, True]]
+    assert network.gated_blocks == 3
+
+
+def test_blocks_weigh_their_multiply_adds_over_the_mean_of_those_decided() -> None:
+    assert chain(*WITH_CHOICES).weights(MANY) == (0.0, 1.5, 0.5)
+    assert chain(*WITH_CHOICES).without_macs().weights(MANY) == (0.0, 1.0, 1.0)
+    assert chain(*WITH_CHOICES[:2]).weights(MANY) == (0.0,)
+    nothing = [msgspec.structs.replace(block, macs=0) for block in WITH_CHOICES]
+    assert chain(*nothing).weights(MANY) == (0.0, 1.0, 1.0)
+
+
+@given(architectures, st.sampled_from(["skip,8,full", "8,full", "skip,full"]))
+def test_weights_of_the_decided_blocks_have_a_mean_of_one(architecture: Architecture, text: str) -> None:
+    weights = architecture.weights(Options.parse(text))
+    assert len(weights) == architecture.gated_blocks
+    if weights:
+        assert sum(weights) == pytest.approx(len(weights))
+    assert architecture.without_macs().weights(Options.parse(text)) == (1.0,) * architecture.gated_blocks
+
+
+def test_the_range_of_the_computation_is_that_of_the_choices() -> None:
+    least, most = chain(*WITH_CHOICES).computation_range(MANY)
+    assert (least, most) == pytest.approx((0.25 * 0.0625, 0.75 * 0.0625 + 0.25))
+    assert chain(*WITH_CHOICES[:2]).computation_range(MANY) == (1.0, 1.0)
 
 
 FIRST = Block(0, "a", (4, 8, 8), (4, 8, 8), 1, None)

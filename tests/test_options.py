@@ -133,6 +133,17 @@ def test_computation_of_known_paths() -> None:
     assert computation_percentage(np.zeros((2, 0), np.int64), costs).tolist() == [100.0, 100.0]
 
 
+def test_computation_weighs_the_blocks() -> None:
+    costs = Options.parse("skip,8,full").costs
+    path = np.array([[0, 0, 0], [2, 2, 2], [2, 0, 0], [1, 0, 2], [0, 2, 0]])
+    found = computation_percentage(path, costs, (1.5, 0.0, 0.5))
+    np.testing.assert_allclose(found, [0.0, 100.0, 75.0, 75.0 * 0.0625 + 25.0, 0.0])
+    assert computation_percentage(path, costs, (0.0, 0.0, 0.0)).tolist() == [100.0] * 5
+    np.testing.assert_array_equal(
+        computation_percentage(path, costs, (2.0, 2.0, 2.0)), computation_percentage(path, costs)
+    )
+
+
 def test_a_policy_is_read_by_name() -> None:
     options = Options.parse("skip,8,16,full")
     assert parse_policy(["full", "skip", "8", "8"], options) == (3, 0, 1, 1)

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bench.result import BUDGET, DYNAMIC, POLICY, RIVAL, STATIC
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.data import Dataset, ImageFolder
+from dfs_deploy.data import AnyImages
 from dfs_deploy.data.digits import DIGITS_CLASSES, DIGITS_SIZE, load_digits
 from dfs_deploy.errors import MissingExtraError, UsageError
 from dfs_deploy.io.text import one_line
-from dfs_deploy.options import PRECISIONS, Options, Precision, engine_precision
+from dfs_deploy.network import Architecture
+from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_precision
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime.static import StaticEngine, StraightEngine, join_path
@@ -24,7 +25,7 @@ MAX_INPUTS = 1024
 """Most images that a bench runs."""
 
 FORCED_SHARES = (0, 25, 50, 75, 100)
-"""Percent of the gated blocks that run, after the protocol of Cocktailer (Zhang et al., OSDI 2023)."""
+"""Percent of the blocks that may be skipped and run, after the protocol of Cocktailer (Zhang et al., OSDI 2023)."""
 
 _FORCED = f"{DYNAMIC}-forced-"
 _TRACE = "trace-"
@@ -47,7 +48,7 @@ class Inputs:
     notes: tuple[str, ...] = ()
 
 
-def draw_inputs(bundle: Bundle, data: Dataset | ImageFolder | None, seed: int, most: int | None = MAX_INPUTS) -> Inputs:
+def draw_inputs(bundle: Bundle, data: AnyImages | None, seed: int, most: int | None = MAX_INPUTS) -> Inputs:
     """Draws images, in an order that the seed decides.
 
     Args:
@@ -93,7 +94,7 @@ class Candidate:
         logits: function from (N, C, H, W) float32, normalised, to (N, classes) float32.
         input: contract by which pixels become its input.
         runtime: runtime that dispatches it block by block; ``None`` for one engine and for a network of another bundle.
-        forced: (gated blocks,) uint8 option indices of a forced path, else ``None``.
+        forced: (blocks,) uint8 option indices of a forced path, else ``None``.
     """
 
     name: str
@@ -124,7 +125,7 @@ def open_candidates(
         runtime: dynamic network, opened.
         batch: images per call.
         threads: threads that one engine may use.
-        forced: whether to force paths as well, with none to all of the gated blocks run.
+        forced: whether to force paths as well, in which none to all of the blocks run that may be skipped.
         closing: stack that closes what is opened.
         against: bundles of networks that were trained to be static.
         budgets: budgets of the dynamic network in cases of their own, 0 to 1.
@@ -200,7 +201,7 @@ def _misfit(bundle: Bundle, rival: Bundle) -> str | None:
     ours, theirs = bundle.input.class_names, rival.input.class_names
     if rival.digest == bundle.digest:
         return "is the bundle that is run, expected another; name a network that was trained to be static"
-    if rival.policy is None and rival.architecture.gated_blocks:
+    if rival.policy is None and rival.architecture.decided(rival.options):
         return (
             "has a gate, so its static engines were trained for the gate's paths, expected a network that was trained"
             " to be static; export a plain backbone, or one with a policy"
@@ -242,7 +243,7 @@ class ForcedPattern:
     """A path that does not depend on the input.
 
     Attributes:
-        share: percent of the gated blocks that run, evenly spread; the others are skipped.
+        share: percent of the blocks that may be skipped and run, evenly spread; the others are skipped.
         option: index of the option that they run.
         precision: precision of the option's engines, which names the series.
     """
@@ -277,22 +278,42 @@ def forced_patterns(options: Options) -> tuple[ForcedPattern, ...]:
     return tuple(ForcedPattern(share, i, precision) for precision, i in ends.items() for share in FORCED_SHARES)
 
 
-def spread_path(share: int, option: int, blocks: int, options: Options) -> NDArray[np.uint8]:
-    """A path that runs a share of the gated blocks, evenly spread, and skips the rest.
+def spread_path(share: int, option: int, architecture: Architecture, options: Options) -> NDArray[np.uint8]:
+    """A path that runs a share of the blocks that may be skipped, evenly spread, and skips the rest of them.
 
     Args:
-        share: percent of the blocks to run.
-        option: index of the option that they run.
-        blocks: number of gated blocks.
-        options: options of the bundle, one of which skips.
+        share: percent of these blocks to run.
+        option: index of the option that blocks run if they may; else they run the nearest one in bits that they may.
+        architecture: network.
+        options: options of the bundle.
 
     Returns:
         (blocks,) uint8 option indices.
     """
-    skip = next(i for i, candidate in enumerate(options) if candidate.skips)
-    reached = np.floor(np.arange(1, blocks + 1) * share / 100 + 1e-9)
-    runs = np.diff(reached, prepend=0.0) > 0
-    return np.where(runs, option, skip).astype(np.uint8)
+    path = even_path(architecture, options, option)
+    skippable = np.array(architecture.skippable(options), np.intp) - 1
+    reached = np.floor(np.arange(1, len(skippable) + 1) * share / 100 + 1e-9)
+    skipped = skippable[np.diff(reached, prepend=0.0) == 0]
+    if len(skipped):
+        path[skipped] = next(i for i, candidate in enumerate(options) if candidate.skips)
+    return path
+
+
+def even_path(architecture: Architecture, options: Options, option: int) -> NDArray[np.uint8]:
+    """A path that takes one option, an index, at every block that may run it.
+
+    Another block takes its option of the nearest bitwidth; it is not skipped instead if it may compute.
+
+    Returns:
+        (blocks,) uint8 option indices.
+    """
+    wanted = options[option]
+
+    def nearest(choices: Sequence[Option]) -> Option:
+        return min(choices, key=lambda choice: (choice.skips != wanted.skips, abs(choice.bits - wanted.bits)))
+
+    taken = [nearest(block.choices(options)) for block in architecture.blocks[1:]]
+    return np.array([options.names.index(choice.name) for choice in taken], np.uint8)
 
 
 def _forced(
@@ -308,7 +329,7 @@ def _forced(
         why = f"options {bundle.options}, none of which skips" if bundle.policy is None else "a static policy"
         raise UsageError(f"{bundle.path} has {why}, expected a gate that may skip; leave --forced out")
     for pattern in patterns:
-        row = spread_path(pattern.share, pattern.option, bundle.architecture.gated_blocks, bundle.options)
+        row = spread_path(pattern.share, pattern.option, bundle.architecture, bundle.options)
         whole = np.repeat(row[None], batch, 0)
 
         def logits(images: NDArray[np.float32], path: NDArray[np.uint8] = whole) -> NDArray[np.float32]:
@@ -317,7 +338,9 @@ def _forced(
         yield Candidate(pattern.dispatched, logits, bundle.input, runtime, row)
         if trace_threads is not None:
             joined = join_path(bundle, row, runtime.substitutions)
-            trace = closing.enter_context(StraightEngine(joined, "the trace of a path", bundle, trace_threads))
+            trace = closing.enter_context(
+                StraightEngine(joined, "the trace of a path", bundle, trace_threads, joined=True)
+            )
             yield Candidate(pattern.trace, trace, bundle.input, forced=row)
 
 

@@ -1,4 +1,4 @@
-"""Times every option of every gated block, for training that aims at this device."""
+"""Times every option of every block, for training that aims at this device."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from dfs_deploy.bench.candidates import even_path
 from dfs_deploy.bench.clock import median_alone, median_interval
 from dfs_deploy.bench.devices import RUNTIME_OF
 from dfs_deploy.bench.machine import describe_machine
@@ -35,12 +36,12 @@ def measure_costs(
     prepared: bool = True,
     device: str = "cpu",
 ) -> LatencyTable:
-    """Times the engine that runs for each option of each gated block on a device, and the gate.
+    """Times the engine that runs for each option of each block on a device, and the gate.
 
-    An engine is timed by itself at batch 1, on the path that takes its option everywhere, so that its features arrive
-    in the layout in which that option leaves them. All engines are timed in several rounds, and an entry is the
-    median of its rounds: a change of the machine meets them all. There are more rounds while what an option costs
-    beside full precision is not known to ±5 %.
+    An engine is timed by itself at batch 1, on the path that takes its option at every block that may, so that its
+    features arrive in the layout in which that option leaves them. All engines are timed in several rounds, and an
+    entry is the median of its rounds: a change of the machine meets them all. There are more rounds while what an
+    option costs beside full precision is not known to ±5 %.
 
     Args:
         bundle: bundle with a gate, and engines for the device's runtime.
@@ -73,7 +74,7 @@ def measure_costs(
         raise CheckFailedError(f"the costs are INVALID: {doubt}; stop what else runs here, and measure again")
     entries = []
     for block in bundle.manifest.runtimes[name].blocks:
-        for option in bundle.options:
+        for option in bundle.architecture.blocks[block.index].choices(bundle.options):
             key = (block.index, option.name)
             precision: Precision | None = None
             if key in rounds:
@@ -103,11 +104,17 @@ def _rounds(runtime: Runtime, name: str, progress: Progress) -> tuple[dict[Key, 
     """
     bundle = runtime.bundle
     calls: dict[Key, Callable[[], object]] = {}
+    made = bundle.manifest.runtimes[name].blocks
     for position, option in enumerate(bundle.options):
-        path = np.full(bundle.architecture.gated_blocks, position, np.uint8)
+        path = even_path(bundle.architecture, bundle.options, position)
+        chosen = [bundle.options[index] for index in path]
+        runs = [(b, o) for b, o in zip(made, chosen, strict=True) if not o.skips or b.skip is not None]
         _, *engines, _ = runtime.engine_calls(path)
-        runs = [b for b in bundle.manifest.runtimes[name].blocks if not option.skips or b.skip is not None]
-        calls.update({(block.index, option.name): call for block, call in zip(runs, engines, strict=True)})
+        calls.update(
+            ((block.index, taken.name), call)
+            for (block, taken), call in zip(runs, engines, strict=True)
+            if taken == option
+        )
     gates = runtime.gate_calls()
     rounds: dict[Key, list[float]] = {key: [] for key in calls}
     steps: list[float] = []

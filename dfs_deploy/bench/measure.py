@@ -169,7 +169,13 @@ def measure(
         over_static=tuple(found.over_static),
         rival=found.rival,
         paths=timed_paths,
-        forced=forced_paths(bundle.options, cases, measured.rounds, bundle.architecture.gated_blocks),
+        forced=forced_paths(
+            bundle.options,
+            cases,
+            measured.rounds,
+            len(bundle.architecture.decided(bundle.options)),
+            len(bundle.architecture.skippable(bundle.options)),
+        ),
         start_up=measure_start_up(
             bundle.path,
             [case.name for case in cases if (case.static and not case.rival) or case.name == DYNAMIC],
@@ -266,7 +272,8 @@ class _Judge:
 
     def _cases(self, rounds: Mapping[str, Rounds]) -> list[CaseResult]:
         """Figures of every case; those of static cases and of the gate's own paths come with accuracy."""
-        right, architecture = self._right, self._bundle.architecture
+        right, architecture, options = self._right, self._bundle.architecture, self._bundle.options
+        weights, decided = architecture.weights(options), len(architecture.decided(options))
         base = next((each.name for each in self._candidates if each.name.startswith(STATIC)), None)
         gates_ms = float(np.median(rounds[_GATES])) / 1e6 if _GATES in rounds else 0.0
         results = []
@@ -284,13 +291,13 @@ class _Judge:
                 top1_change=None if answers is None or base is None else share_difference(answers, right[base]),
                 computation_percentage=None
                 if taken is None
-                else float(computation_percentage(taken, self._bundle.options.costs).mean(dtype=np.float64)),
+                else float(computation_percentage(taken, options.costs, weights).mean(dtype=np.float64)),
             )
             if alone is not None:
                 between = paired_ratios(alone, rounds[name], name)
                 case = replace(
                     case,
-                    gate_us=1e3 * gates_ms / max(1, architecture.gated_blocks),
+                    gate_us=1e3 * gates_ms / max(1, decided),
                     gate_share=gates_ms / case.latency_ms.p50,
                     dispatch_efficiency_interval=None if between is None else between.p50,
                 )

@@ -16,10 +16,10 @@ from dfs_deploy.runtimes import Runtime
 
 
 def option_shares(paths: NDArray[np.uint8], options: int) -> tuple[tuple[float, ...], ...]:
-    """Share of inputs that took each option, of each gated block.
+    """Share of inputs that took each option, of each block after the first.
 
     Args:
-        paths: (N, gated blocks) option indices.
+        paths: (N, blocks) option indices.
         options: number of options.
     """
     return tuple(tuple(float(np.mean(column == option)) for option in range(options)) for column in paths.T)
@@ -40,7 +40,7 @@ def time_paths(
     Args:
         runtime: dynamic network.
         images: (N, C, H, W) float32, normalised.
-        paths: (N, gated blocks) option indices that each of them took.
+        paths: (N, blocks) option indices that each of them took.
         size: calls of a path before the next one takes over.
         min_s: measured seconds per path, on average.
         min_iterations: calls of a path, at least.
@@ -69,13 +69,16 @@ def time_paths(
         stage="timing paths",
     )
 
+    weights = runtime.bundle.architecture.weights(runtime.options)
+    percentages = computation_percentage(unique, runtime.options.costs, weights)
+
     def timed(kind: PathKind, i: int) -> PathLatency:
         return PathLatency(
             kind=kind,
             path=tuple(runtime.options[int(k)].name for k in unique[i]),
             inputs=int(counts[i]),
             share=float(counts[i] / len(paths)),
-            computation_percentage=float(computation_percentage(unique[i : i + 1], runtime.options.costs)[0]),
+            computation_percentage=float(percentages[i]),
             engine_ms=cost[i],
             iterations=len(times[str(i)]),
             latency_ms=summarize(times[str(i)]),
@@ -91,7 +94,7 @@ def _calls(runtime: Runtime, images: NDArray[np.float32], rows: NDArray[np.intp]
 
 
 def forced_paths(
-    options: Options, cases: Sequence[CaseResult], rounds: Mapping[str, Rounds], gated_blocks: int
+    options: Options, cases: Sequence[CaseResult], rounds: Mapping[str, Rounds], decided: int, skippable: int
 ) -> tuple[ForcedPath, ...]:
     """Compares forced paths with their traces and with the static engine of their precision.
 
@@ -102,7 +105,8 @@ def forced_paths(
         options: options of the bundle.
         cases: cases of a bench with forced paths; without any, there is nothing to compare.
         rounds: times of each case.
-        gated_blocks: number of the network's gated blocks.
+        decided: number of blocks that the gate decides about.
+        skippable: number of those that may be skipped.
     """
     by_name = {case.name: case for case in cases}
     found = []
@@ -112,14 +116,14 @@ def forced_paths(
             continue
         p50, static = case.latency_ms.p50, by_name.get(f"{STATIC}{pattern.precision}")
         gate_us = dispatch_us = None
-        if case.engine_ms is not None and case.gate_share is not None and gated_blocks:
+        if case.engine_ms is not None and case.gate_share is not None and decided:
             gates_ms = case.gate_share * p50
-            gate_us = 1e3 * gates_ms / gated_blocks
-            dispatch_us = 1e3 * (p50 - case.engine_ms - gates_ms) / gated_blocks
+            gate_us = 1e3 * gates_ms / decided
+            dispatch_us = 1e3 * (p50 - case.engine_ms - gates_ms) / decided
         found.append(
             ForcedPath(
                 share=pattern.share,
-                blocks=pattern.share * gated_blocks // 100,
+                blocks=pattern.share * skippable // 100,
                 option=options[pattern.option].name,
                 precision=pattern.precision,
                 dispatch_ms=p50,

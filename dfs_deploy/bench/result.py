@@ -291,7 +291,7 @@ class PathLatency(msgspec.Struct, frozen=True):
 
     Attributes:
         kind: ``fastest`` or ``slowest`` by the time of its engines, or ``commonest``.
-        path: option name of each gated block.
+        path: option name of each block after the first.
         inputs: number of inputs that took it.
         share: share of the inputs that took it.
         computation_percentage: computation percentage of the path.
@@ -311,10 +311,10 @@ class PathLatency(msgspec.Struct, frozen=True):
 
 
 class ForcedPath(msgspec.Struct, frozen=True):
-    """One share of the gated blocks at one precision; times are medians of a call.
+    """One share of the blocks that may be skipped at one precision; times are medians of a call.
 
     Attributes:
-        share: percent of the gated blocks that are to run; the others are skipped.
+        share: percent of the blocks that may be skipped and are to run; the others are skipped.
         blocks: number of blocks that run: that share of them, rounded down.
         option: name of the option that they run.
         precision: precision of the option's engines.
@@ -323,7 +323,7 @@ class ForcedPath(msgspec.Struct, frozen=True):
         static_ms: time of the static engine of this precision; ``None`` if the bundle has none.
         over_static: dispatch over static; ``None`` without it, and for fewer than six rounds.
         over_trace: dispatch over trace, in the same way.
-        gate_us: time of the gate's step per gated block; ``None`` with batches and without gated blocks.
+        gate_us: time of the gate's step per decided block; ``None`` with batches and if nothing is decided.
         dispatch_us: what engines and gate steps leave of ``dispatch_ms``, per gated block. Below zero if engines are
             faster one after another than each by itself.
     """
@@ -529,7 +529,7 @@ class BenchResult(Setup, frozen=True, kw_only=True, omit_defaults=True):
         problems: reasons why the run is INVALID; empty if it is VALID.
         noisy: names of static cases, which do the same work each time, whose latency varied by more than 2.5 %.
         verdict: network to ship, and why.
-        option_share: share of inputs that took each option, of each gated block.
+        option_share: share of inputs that took each option, of each block after the first.
         energy: energy of every case; ``None`` if it was not measured.
         no_energy: reason why it was not measured.
         jetson: board and its state, if it ran on one.

@@ -10,7 +10,7 @@ from dfs_deploy.bundle.artefact import (
     other_than_bundle,
     source_of,
 )
-from dfs_deploy.bundle.writing import check_writable, drafted_bundle, write_bundle
+from dfs_deploy.bundle.writing import check_writable, drafted_bundle, sharing_weights, write_bundle
 
 __all__ = [
     "SUFFIX",
@@ -22,6 +22,7 @@ __all__ = [
     "find_bundle",
     "open_bundles",
     "other_than_bundle",
+    "sharing_weights",
     "source_of",
     "write_bundle",
 ]

@@ -1,14 +1,18 @@
 """Reading a bundle: a directory ``NAME.dfs`` of ONNX files and the manifest that describes them.
 
-Opening checks the schema, then the digest of every file; an engine must also be a graph that an export could have
-written (``dfs_deploy.bundle.engine_check``). Nothing in a bundle is executed, and nothing outside its directory is
-read, not even through links. Files that the manifest does not list are never read; the log names them.
+Opening checks the schema, then the digest of every file. ``Bundle.read`` gives a file as it is, ``Bundle.model`` an
+ONNX file together with the weights that all of them share (``dfs_deploy.bundle.weights``). An engine must also be a
+graph that an export could have written (``dfs_deploy.bundle.engine_check``). Nothing in a bundle is executed, and
+nothing outside its directory is read, not even through links. Files that the manifest does not list are never read; the
+log names them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
+import functools
 import io
 import logging
 import os
@@ -17,6 +21,7 @@ import shlex
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import numpy as np
@@ -24,13 +29,15 @@ from numpy.typing import DTypeLike, NDArray
 
 from dfs_deploy.bundle.consistency import contradictions
 from dfs_deploy.bundle.engine_check import check_engine, engine_uses
-from dfs_deploy.bundle.manifest import MANIFEST, Head, SourceHead, input_of, parse_manifest
+from dfs_deploy.bundle.manifest import MANIFEST, MAX_BUNDLE, FileRecord, Head, SourceHead, input_of, parse_manifest
+from dfs_deploy.bundle.weights import WeightsFile, inlined
 from dfs_deploy.errors import BundleError, DigestError, UsageError
 from dfs_deploy.io.arrays import Arrays, ArraysError
 from dfs_deploy.io.files import (
     UnfitFileError,
     first_link,
     is_litter,
+    opened_file,
     read_file,
     sha256,
 )
@@ -65,7 +72,7 @@ class Samples:
         images: (N, H, W, C) uint8.
         labels: (N,) int64, -1 if the class of an image is unknown.
         logits: (N, classes) float32.
-        path: (N, gated blocks) uint8, index of the option that each gated block ran.
+        path: (N, blocks) uint8, index of the option that each block after the first ran.
     """
 
     images: NDArray[np.uint8]
@@ -94,6 +101,7 @@ class Bundle:
         digest: SHA-256 of the manifest.
         options: options that the gate chooses from.
         input: input contract of the network.
+        weights: constants that its ONNX files share; ``None`` if all are inside.
         foreign: relative paths of files, links and folders that the manifest does not list; they are never read.
     """
 
@@ -112,9 +120,14 @@ class Bundle:
         for problem in contradictions(self.manifest, self.options):
             raise BundleError(f"{self.path}: {MANIFEST} contradicts itself: {problem}; export again")
         _check_names(self.path, self.manifest.files)
+        self.weights: WeightsFile | None = None
         for name in self.manifest.files:
-            self._content(name)
+            if name == self.manifest.weights:
+                self.weights = self._open_weights(name)
+            else:
+                self._content(name)
         self._unchecked = engine_uses(self.manifest, self.options)
+        self._outside: dict[str, int] = {}
         _LOG.info("%s: opened, digest %s, %d files", one_line(self.path), self.digest[:12], len(self.manifest.files))
         self.foreign = tuple(sorted(foreign_entries(self.path, self.manifest.files, within=False)))
         if self.foreign:
@@ -148,9 +161,23 @@ class Bundle:
         """
         data = self._content(name)
         for use in self._unchecked.get(name, ()):
-            check_engine(data, f"{self.path}: {name}", use)
+            self._outside[name] = check_engine(data, f"{self.path}: {name}", use, self.weights)
+        if sum(list(self._outside.values())) > MAX_BUNDLE:
+            raise BundleError(
+                f"{self.path}: its engines refer to more than {MAX_BUNDLE:,} bytes of weights; do not use a bundle from"
+                " an unknown source"
+            )
         self._unchecked.pop(name, None)  # the digest guarantees the same content next time
         return data
+
+    def model(self, name: str) -> bytes:
+        """ONNX model in a file, with the constants that the bundle keeps in its file of weights.
+
+        Raises:
+            DigestError: the file or the weights are missing, are a link, or differ from their digests.
+            BundleError: the file is no model, or one that no export could have written.
+        """
+        return inlined(self.read(name), self.weights, f"{self.path}: {name}")
 
     def without(self, precision: Precision) -> Bundle:
         """This bundle for a machine that is slow in a precision: options use their other engines, if they have some."""
@@ -172,29 +199,49 @@ class Bundle:
         record = self.manifest.files.get(name)
         if record is None:
             raise DigestError(f"{self.path}: {name} is not in the manifest; export the bundle again")
-        file = self.path / name
+        with self._opened(name, record) as stream:
+            data = stream.read(os.fstat(stream.fileno()).st_size + 1)  # read() allocates what it is asked for
+        if len(data) != record.size or sha256(data) != record.sha256:
+            raise self._changed(name, data)
+        return data
+
+    @contextlib.contextmanager
+    def _opened(self, name: str, record: FileRecord) -> Iterator[BinaryIO]:
+        """A file of the bundle, opened for reading; raises DigestError for anything else at its place."""
         try:
             _check_no_link(self.path, name, DigestError)
-            data = read_file(file, max(record.size, _POINTER_BYTES), follow=False)
+            with opened_file(self.path / name, max(record.size, _POINTER_BYTES), follow=False) as stream:
+                yield stream
         except FileNotFoundError as error:
             raise DigestError(f"{self.path}: {name} is missing; copy or export the bundle again") from error
         except UnfitFileError as error:
-            if error.errno != errno.EFBIG:
-                raise DigestError(f"{self.path}: {name} {error.strerror}; copy or export the bundle again") from error
-            data = b""  # larger than the manifest says
+            if error.errno == errno.EFBIG:  # larger than the manifest says
+                raise self._changed(name, b"") from error
+            raise DigestError(f"{self.path}: {name} {error.strerror}; copy or export the bundle again") from error
         except OSError as error:
             raise DigestError(f"{self.path}: {name} cannot be read ({first_line(error)}); copy it again") from error
-        if len(data) != record.size or sha256(data) != record.sha256:
-            if data.startswith(GIT_LFS_MARK):
-                raise DigestError(f"{self.path}: {name} is a Git LFS pointer; fetch the files with git lfs pull")
-            raise DigestError(
-                f"{self.path}: {name} was changed after export (its SHA-256 differs); copy or export it again"
-            )
-        return data
+
+    def _changed(self, name: str, data: bytes) -> DigestError:
+        """Error for a file that begins with other content than the manifest says."""
+        if data.startswith(GIT_LFS_MARK):
+            return DigestError(f"{self.path}: {name} is a Git LFS pointer; fetch the files with git lfs pull")
+        return DigestError(
+            f"{self.path}: {name} was changed after export (its SHA-256 differs); copy or export it again"
+        )
+
+    def _open_weights(self, name: str) -> WeightsFile:
+        record = self.manifest.files[name]
+        return WeightsFile(
+            name,
+            record.size,
+            record.sha256,
+            functools.partial(self._opened, name, record),
+            functools.partial(self._changed, name),
+        )
 
     @property
     def policy(self) -> NDArray[np.uint8] | None:
-        """(gated blocks,) uint8, index of the option that each block always runs; ``None`` if a gate decides."""
+        """(blocks,) uint8, option of each block after the first that it always runs; ``None`` if a gate decides."""
         names = self.manifest.policy
         return None if names is None else np.array([self.options.names.index(name) for name in names], np.uint8)
 
@@ -226,6 +273,9 @@ class Bundle:
             raise BundleError(f"{self.path}: {name} cannot be read ({first_line(error)}); export again") from error
         if samples.path.size and samples.path.max() >= len(self.options):
             raise BundleError(f"{self.path}: {name} has a path with an unknown option; export again")
+        allowed = self.architecture.allowed(self.options)
+        if not allowed[np.arange(self.architecture.gated_blocks), samples.path].all():
+            raise BundleError(f"{self.path}: {name} has a path with an option that its block may not run; export again")
         if samples.labels.size and not -1 <= samples.labels.min() <= samples.labels.max() < classes:
             raise BundleError(f"{self.path}: {name} has a label outside the classes; export again")
         return samples

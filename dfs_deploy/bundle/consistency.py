@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from dfs_deploy.bundle.engines import PlacedEngine, walk
-from dfs_deploy.bundle.manifest import MAX_BUNDLE, Layout, Manifest, RuntimeEngines, RuntimeName
+from dfs_deploy.bundle.engines import walk
+from dfs_deploy.bundle.manifest import MAX_BUNDLE, Manifest, RuntimeEngines, RuntimeName
 from dfs_deploy.options import Option, Options
 
 
@@ -22,8 +22,9 @@ def contradictions(manifest: Manifest, options: Options) -> Iterator[str]:
     size = sum(record.size for record in manifest.files.values())
     if size > MAX_BUNDLE:
         yield f"files of {size:,} bytes together, at most {MAX_BUNDLE:,} are read"
-    if manifest.samples is not None and manifest.samples not in manifest.files:
-        yield f"{manifest.samples} is not among its files"
+    for named in (manifest.samples, manifest.weights):
+        if named is not None and named not in manifest.files:
+            yield f"{named} is not among its files"
     if manifest.accuracy is not None:
         shares = manifest.accuracy.option_share
         if len(shares) != architecture.gated_blocks or any(len(row) != len(options) for row in shares):
@@ -45,13 +46,15 @@ def contradictions(manifest: Manifest, options: Options) -> Iterator[str]:
 def _choice_problems(manifest: Manifest, options: Options) -> Iterator[str]:
     """Contradictions between options, policy and blocks."""
     gated, policy = manifest.architecture.blocks[1:], manifest.policy
+    for block in gated:
+        for name in sorted(set(block.options or ()) - set(options.names)):
+            yield f"block {block.index} names option {name!r}, which is not among {options}"
+        if not block.choices(options):
+            yield f"block {block.index} may run none of the options {options}"
     if policy is None:
-        for block in gated:
-            if len(block.choices(options)) < len(options):
-                yield f"block {block.index} may not run every option, which no gate of this version respects"
         return
     if len(policy) != len(gated):
-        yield f"a policy for {len(policy)} gated blocks, the architecture has {len(gated)}"
+        yield f"a policy for {len(policy)} blocks after the first, the architecture has {len(gated)}"
     for name in sorted(set(policy) - set(options.names)):
         yield f"the policy names option {name!r}, which is not among {options}"
     for name, block in zip(policy, gated, strict=False):
@@ -62,7 +65,7 @@ def _choice_problems(manifest: Manifest, options: Options) -> Iterator[str]:
 
 
 def _choices(manifest: Manifest, options: Options) -> list[Sequence[Option]]:
-    """The options that each gated block may run; under a policy only the policy's."""
+    """The options that each block after the first may run; under a policy only the policy's."""
     if manifest.policy is None:
         return [block.choices(options) for block in manifest.architecture.blocks[1:]]
     return [[option for option in options if option.name == name] for name in manifest.policy]
@@ -72,52 +75,35 @@ def _engine_problems(name: RuntimeName, engines: RuntimeEngines, manifest: Manif
     """Contradictions in the engines of one runtime, each as the end of a sentence about them."""
     shapes = manifest.architecture.blocks
     if len(engines.blocks) != len(shapes) - 1:
-        yield f"are for {len(engines.blocks)} gated blocks, the architecture has {len(shapes) - 1}"
+        yield f"are for {len(engines.blocks)} blocks after the first, the architecture has {len(shapes) - 1}"
         return
     if [block.index for block in engines.blocks] != [shape.index for shape in shapes[1:]]:
-        yield "do not cover every gated block"
+        yield "do not cover every block after the first"
         return
     if (engines.gate is None) != (manifest.policy is not None):
         yield "have both a gate and a static policy, or neither"
     if len(engines.feature_scales) != len(shapes) or min(engines.feature_scales) <= 0.0:
         yield "have no positive feature scale for every block"
-    skipping, free = set(), set()
+    if len(engines.feature_zero_points) != len(shapes):
+        yield "have no feature zero point for every block"
     for block, shape, choice in zip(engines.blocks, shapes[1:], _choices(manifest, options), strict=True):
         names = {option.name for option in choice if not option.skips}
         if set(block.options) != names or not all(block.options.values()):
             yield f"do not cover every option of block {block.index}"
         if any(option.skips for option in choice):
-            skipping.add(block.index)
-            if block.skip is None:
-                free.add(block.index)
             if (block.skip is not None) != shape.projects:
                 yield f"have a projection too many or too few at block {block.index}"
-        elif block.skip is not None and not any(option.skips for option in options):
-            yield f"have a projection at block {block.index}, and no option skips"
+        elif block.skip is not None and (manifest.policy is None or not any(option.skips for option in options)):
+            yield f"have a projection at block {block.index}, which is never skipped"
     placed = list(walk(engines, manifest.architecture, options))
     for each in placed:
         if not each.engine.files:
             yield f"have no file for {each.label}"
-        if each.engine.output != "float32" and (name == "tensorrt" or each.part in ("stem", "head")):
+        elif (name == "tensorrt" or each.part == "stem") and "float32" not in each.engine.files:
+            yield f"have no variant of {each.label} for float32, which is all that reaches it"
+        if each.engine.output != "float32" and (name == "tensorrt" or each.part == "head"):
             yield f"leave {each.engine.output} at {each.label}, expected float32"
-    yield from _unreached([each for each in placed if each.part != "skip" or each.block in skipping], free)
     files = {*engines.static.values(), *([] if engines.gate is None else [engines.gate])}
     files |= {file for each in placed for file in each.engine.files.values()}
     for file in sorted(files - set(manifest.files)):
         yield f"name {file}, which is not among the bundle's files"
-
-
-def _unreached(placed: Sequence[PlacedEngine], free: Collection[int]) -> Iterator[str]:
-    """One line per engine without a variant for a layout in which features may reach it.
-
-    Args:
-        placed: engines in the order in which they run, without the projections of blocks that are never skipped.
-        free: indices of the blocks whose skip passes features on untouched.
-    """
-    layouts: set[Layout] = {"float32"}
-    for block, found in itertools.groupby(placed, key=lambda each: each.block):
-        engines = list(found)
-        for each in engines:
-            for layout in sorted(layouts - set(each.engine.files)):
-                yield f"have no variant of {each.label} for {layout} features, which may reach it"
-        layouts = {each.engine.output for each in engines} | (layouts if block in free else set())

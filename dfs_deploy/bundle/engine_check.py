@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from dfs_deploy.bundle.engines import laid_out, walk
@@ -21,41 +21,54 @@ from dfs_deploy.bundle.onnx_messages import (
     INT8,
     INT32,
     INT64,
-    INTEGER,
-    INTEGERS,
     UINT8,
+    Attribute,
     Message,
+    UnfitError,
+    attribute_value,
     parse_model,
 )
+from dfs_deploy.bundle.operators import BATCH, OPERATORS, Call, Shape, words
+from dfs_deploy.bundle.weights import LEAST_SHARED, Reference, WeightsSource, check_disjoint, reference_of
 from dfs_deploy.errors import BundleError
-from dfs_deploy.network import Architecture
+from dfs_deploy.network import MAX_MAP, Architecture
 from dfs_deploy.options import Options
-
-BATCH = -1
-"""Placeholder for the number of images in a shape."""
 
 OPSETS = range(13, 22)
 """Versions of the ONNX operators that exports write or wrote."""
-
-Shape = tuple[int, ...]
 
 _ORT_FORMAT = b"ORTM"
 """Bytes at offset 4 of ONNX Runtime's own format, whose reader trusts the file."""
 
 _BYTES = {FLOAT: 4, UINT8: 1, INT8: 1, INT32: 4, INT64: 8, FLOAT16: 2}
-_KERNELS = (1, 3)
-_STRIDES = (1, 2)
 
-_MOST_NODES = 64
-"""Most nodes per block; the largest exported block has 22, the gate 26."""
+_GROWTH = 64
+"""Most times that a tensor within an engine is larger than its input and output. An inverted bottleneck of stride 2 has
+six times the channels on four times the map."""
 
-_MOST_PARTS = 4 * _MOST_NODES
-"""Most nodes, constants, inputs and outputs per block."""
+_MOST_NODES = 1024
+"""Most nodes of an engine. A block has up to 50, the gate 26; an engine may hold all that always runs between two
+decisions."""
+
+_NODES_PER_BLOCK = 64
+"""Further nodes for each block of a static baseline."""
+
+_PARTS_PER_NODE = 4
+"""Most parts (nodes, constants, inputs, outputs) for each of these nodes; a convolution in integers has three."""
 
 _LARGEST_PART = 4096
 """Most bytes of a node, or of a constant without its data."""
 
-_GRAPH, _NODE, _CONSTANT, _RAW_DATA = 7, 1, 5, 9  # field numbers of ModelProto, GraphProto (two) and TensorProto
+_MEAN_PART = 512
+"""Most bytes of all parts together, for each part that an engine may have."""
+
+_MOST_CONSTANTS = (1 << 31) - 1
+"""Most bytes of an engine's constants: the limit of an ONNX file."""
+
+_SHORT = 16
+"""Most values of a constant whose values a rule may ask for."""
+
+_GRAPH, _CONSTANT, _RAW_DATA = 7, 5, 9  # field numbers of ModelProto, GraphProto and TensorProto
 
 
 @dataclass(frozen=True)
@@ -67,14 +80,14 @@ class EngineUse:
         takes: name, element type and shape of each input; the name is empty for an input of any name.
         gives: shape of the first output; ``None`` for the gate, whose outputs are checked when they are read.
         largest: most values per image of any tensor.
-        blocks: number of blocks that the engine computes.
+        blocks: number of blocks of the network that the engine computes, if it is a static baseline; else 0.
     """
 
     label: str
     takes: tuple[tuple[str, int, Shape], ...]
     gives: Shape | None
     largest: int
-    blocks: int = 1
+    blocks: int = 0
 
 
 def engine_uses(manifest: Manifest, options: Options) -> dict[str, list[EngineUse]]:
@@ -86,85 +99,96 @@ def engine_uses(manifest: Manifest, options: Options) -> dict[str, list[EngineUs
     return {file: list(different.values()) for file, different in uses.items()}
 
 
-def check_engine(data: bytes, name: str, use: EngineUse) -> None:
-    """Checks the content of an engine's file without running any of it; the name is for messages.
+def check_engine(data: bytes, name: str, use: EngineUse, weights: WeightsSource | None = None) -> int:
+    """Checks the content of an engine's file without running any of it, or reading a constant outside it.
+
+    Args:
+        data: content of the file.
+        name: name for messages.
+        use: use of the engine.
+        weights: file that its references may lead to; ``None`` if all its constants must be inside.
+
+    Returns:
+        Bytes of the constants that it refers to.
 
     Raises:
         BundleError: it is no ONNX model, or has something that no exported engine has.
     """
     try:
         if data[4:8] == _ORT_FORMAT:
-            raise _UnfitError("is in ONNX Runtime's own format, expected ONNX")
-        _check_size(data, use.blocks)
+            raise UnfitError("is in ONNX Runtime's own format, expected ONNX")
+        most = _MOST_NODES + _NODES_PER_BLOCK * use.blocks
+        _check_size(data, _PARTS_PER_NODE * most)
         model = parse_model(data, name)
-        _check_fields(model)
-        _check_graph(model.graph, use)
+        references = _check_fields(model, weights)
+        _check_graph(model.graph, use, references, most)
+        return sum(each.length for each in references.values())
     except UnicodeDecodeError as error:
         raise BundleError(
             f"{name} has a name that is not UTF-8, in the engine of {use.label}; export it again"
         ) from error
-    except _UnfitError as error:
+    except UnfitError as error:
         raise BundleError(
             f"{name}, the engine of {use.label}, {error}; export it again, and do not use a bundle from an unknown"
             " source"
         ) from error
 
 
-class _UnfitError(ValueError):
-    """Reason why an engine is refused, as the end of a sentence about it."""
-
-
 def _uses(engines: RuntimeEngines, architecture: Architecture, options: Options) -> Iterator[tuple[str, EngineUse]]:
     maps = [block.out_shape for block in architecture.blocks]
     images, logits = architecture.image_shape, (architecture.classes,)
     for each in walk(engines, architecture, options):
-        gives, largest = laid_out(each.gives, each.engine.output), max(math.prod(each.takes), math.prod(each.gives))
+        gives, largest = laid_out(each.gives, each.engine.output), _largest(each.takes, each.gives)
         for layout, file in each.engine.files.items():
             takes = ("", UINT8 if layout == "uint8" else FLOAT, (BATCH, *laid_out(each.takes, layout)))
             yield file, EngineUse(each.label, (takes,), (BATCH, *gives), largest)
-    largest, taken = max(map(math.prod, (images, logits, *maps))), (("", FLOAT, (BATCH, *images)),)
+    largest, taken = _largest(images, logits, *maps), (("", FLOAT, (BATCH, *images)),)
     for precision, file in engines.static.items():
-        yield file, EngineUse(f"static {precision}", taken, (BATCH, *logits), largest, len(maps) + 2)
+        yield file, EngineUse(f"static {precision}", taken, (BATCH, *logits), largest, len(maps))
     if engines.gate is not None:
         widest = max((channels for channels, *_ in maps[:-1]), default=1)
         state = (BATCH, architecture.gate.hidden)
-        inputs = (
-            ("pooled", FLOAT, (BATCH, widest)),
-            ("block", INT64, ()),
-            ("hidden", FLOAT, state),
-            ("cell", FLOAT, state),
-        )
+        states = (("hidden", FLOAT, state), ("cell", FLOAT, state)) if architecture.gate.kind == "lstm" else ()
+        inputs = (("pooled", FLOAT, (BATCH, widest)), ("block", INT64, ()), *states)
         yield engines.gate, EngineUse("the gate", inputs, None, max(widest, 4 * architecture.gate.hidden))
+
+
+def _largest(*ends: Shape) -> int:
+    """Most values of a tensor in an engine, by the shapes that it takes and gives."""
+    known = max(map(math.prod, ends))
+    return max(known, min(_GROWTH * known, MAX_MAP))
 
 
 # The file is checked before it is parsed: a message of two bytes takes a hundred in memory.
 
 
-def _check_size(data: bytes, blocks: int) -> None:
+def _check_size(data: bytes, most: int) -> None:
     """Checks the number of parts of a model and their sizes in bytes."""
-    parts = 0
+    parts = total = 0
+    for size in _part_sizes(data):
+        parts, total = parts + 1, total + size
+        if size > _LARGEST_PART:
+            raise UnfitError(f"has a part of {size:,} bytes besides its weights, expected at most {_LARGEST_PART:,}")
+        if parts > most or total > _MEAN_PART * most:
+            raise UnfitError(
+                f"has {parts:,} parts of {total:,} bytes, expected at most {most:,} of {_MEAN_PART * most:,} together"
+            )
+
+
+def _part_sizes(data: bytes) -> Iterator[int]:
+    """Size of each part of a model, and of its graph, without the weights."""
     for field, start, end in _fields(data, 0, len(data)):
-        parts += 1
         if field != _GRAPH:
-            _check_part(end - start)
+            yield end - start
             continue
+        yield 0
         for inner, first, last in _fields(data, start, end):
-            parts += 1
             size = last - first
-            if inner == _CONSTANT and size > _LARGEST_PART:
+            if inner == _CONSTANT and size >= LEAST_SHARED:
                 # This many fields are already too many bytes without the data; the rest can be ignored.
                 some = itertools.islice(_fields(data, first, last), _LARGEST_PART)
                 size -= sum(e - s for number, s, e in some if number == _RAW_DATA)
-            _check_part(size)
-            if parts > _MOST_PARTS * blocks:
-                raise _UnfitError(f"has more than {_MOST_PARTS * blocks} parts")
-        if parts > _MOST_PARTS * blocks:
-            raise _UnfitError(f"has more than {_MOST_PARTS * blocks} parts")
-
-
-def _check_part(size: int) -> None:
-    if size > _LARGEST_PART:
-        raise _UnfitError(f"has a part of {size:,} bytes besides its weights, expected at most {_LARGEST_PART:,}")
+            yield size
 
 
 def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -178,14 +202,14 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
         elif kind == 2:
             size, at = _varint(data, at, end)
             if size > end - at:
-                raise _UnfitError("is no ONNX model, or is incomplete")
+                raise UnfitError("is no ONNX model, or is incomplete")
             yield tag >> 3, at, at + size
             at += size
         elif kind in (1, 5):
             at += 8 if kind == 1 else 4
             yield tag >> 3, 0, 0
         else:
-            raise _UnfitError("is no ONNX model")
+            raise UnfitError("is no ONNX model")
 
 
 def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
@@ -196,57 +220,63 @@ def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if byte < 0x80:
             return value, at
-    raise _UnfitError("is no ONNX model, or is incomplete")
+    raise UnfitError("is no ONNX model, or is incomplete")
 
 
 # The model
 
 
-def _check_fields(model: Message) -> None:
-    for tensor in model.graph.initializer:
-        if tensor.external_data or tensor.data_location:
-            raise _UnfitError("keeps weights in another file")
+def _check_fields(model: Message, weights: WeightsSource | None) -> dict[str, Reference]:
+    """Checks everything but shapes; returns the references of constants, by name."""
+    found = [(tensor.name, reference_of(tensor, weights)) for tensor in model.graph.initializer]
+    references = {name: reference for name, reference in found if reference is not None}
+    check_disjoint(references.values())
+    if (total := sum(each.length for each in references.values())) > _MOST_CONSTANTS:
+        raise UnfitError(f"refers to {total:,} bytes, expected at most {_MOST_CONSTANTS:,}")
     for node in model.graph.node:
-        if node.domain or node.op_type not in _OPERATORS:
+        if node.domain or node.op_type not in OPERATORS:
             name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-            raise _UnfitError(f"has the operator {name!r}")
+            raise UnfitError(f"has the operator {name!r}")
     # The parser does not know fields that onnx_messages omits: functions, subgraphs, sparse tensors, training.
     size = model.ByteSize()
     model.DiscardUnknownFields()
     if model.ByteSize() != size or model.graph.value_info:
-        raise _UnfitError("has other fields than graph, nodes and weights (such as subgraphs or functions)")
+        raise UnfitError("has other fields than graph, nodes and weights (such as subgraphs or functions)")
     for opset in model.opset_import:
         if opset.domain or opset.version not in OPSETS:
             seen = f"{opset.domain or 'ONNX'} {opset.version}"
-            raise _UnfitError(f"has operators of {seen}, expected ONNX {OPSETS[0]} to {OPSETS[-1]}")
+            raise UnfitError(f"has operators of {seen}, expected ONNX {OPSETS[0]} to {OPSETS[-1]}")
+    return references
 
 
-def _check_graph(graph: Message, use: EngineUse) -> None:
-    if len(graph.node) > _MOST_NODES * use.blocks:
-        raise _UnfitError(f"has {len(graph.node)} nodes, expected at most {_MOST_NODES * use.blocks}")
+def _check_graph(graph: Message, use: EngineUse, references: Mapping[str, Reference], most: int) -> None:
+    if len(graph.node) > most:
+        raise UnfitError(f"has {len(graph.node)} nodes, expected at most {most}")
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    shapes = {name: _constant_shape(tensor) for name, tensor in constants.items()}
+    if len(constants) < len(graph.initializer):
+        raise UnfitError("has two constants of one name")
+    shapes = {name: _constant_shape(tensor, references.get(name)) for name, tensor in constants.items()}
     largest = max(use.largest, *map(_elements, shapes.values()), 1)
     inputs = _input_shapes(graph, use)
     if inputs.keys() & constants.keys():
-        raise _UnfitError("has an input that is also a constant")
+        raise UnfitError("has an input that is also a constant")
     shapes.update(inputs)
     for node in graph.node:
-        operator = _OPERATORS[node.op_type]
+        operator = OPERATORS[node.op_type]
         missing = [name for name in node.input if name not in shapes]
         if missing or len(node.input) not in operator.inputs or len(node.output) != 1 or node.output[0] in shapes:
-            raise _UnfitError(f"has a node {node.op_type} with other inputs or outputs than in an export")
+            raise UnfitError(f"has a node {node.op_type} with other inputs or outputs than in an export")
         taken = [shapes[name] for name in node.input]
-        call = _Call(node.op_type, taken, _attributes(node), [_integer(constants.get(name)) for name in node.input])
+        call = Call(node.op_type, taken, _attributes(node), [_integers(constants.get(name)) for name in node.input])
         if not call.attributes.keys() <= operator.attributes:
-            raise _UnfitError(f"has a node {node.op_type} with other attributes than in an export")
+            raise UnfitError(f"has a node {node.op_type} with other attributes than in an export")
         made = operator.rule(call)
         if _elements(made) > largest:
-            raise _UnfitError(f"has a tensor of {_elements(made):,} values, expected at most {largest:,} for an image")
+            raise UnfitError(f"has a tensor of {_elements(made):,} values, expected at most {largest:,} for an image")
         shapes[node.output[0]] = made
     given = [shapes.get(value.name) for value in graph.output]
     if None in given or (use.gives is not None and given[:1] != [use.gives]):
-        raise _UnfitError(f"gives {_words(given[:1])}, expected {_words([use.gives])}")
+        raise UnfitError(f"gives {words(given[:1])}, expected {words([use.gives])}")
 
 
 def _input_shapes(graph: Message, use: EngineUse) -> dict[str, Shape]:
@@ -261,22 +291,21 @@ def _input_shapes(graph: Message, use: EngineUse) -> dict[str, Shape]:
         # The gate takes the features of any block, so its number of channels may be open.
         fits = sizes == shape or (use.gives is None and len(sizes) == len(shape) == 2 and sizes == (BATCH, BATCH))
         if tensor.elem_type != kind or not fits:
-            raise _UnfitError(
-                f"takes {_words([sizes])} of type {tensor.elem_type}, expected {_words([shape])} of {kind}"
-            )
+            raise UnfitError(f"takes {words([sizes])} of type {tensor.elem_type}, expected {words([shape])} of {kind}")
         found[value.name] = shape
     if len(found) != len(wanted) or len(graph.input) != len(wanted):
-        raise _UnfitError(f"has {len(graph.input)} inputs, expected {len(wanted)}")
+        raise UnfitError(f"has {len(graph.input)} inputs, expected {len(wanted)}")
     return found
 
 
-def _constant_shape(tensor: Message) -> Shape:
+def _constant_shape(tensor: Message, reference: Reference | None) -> Shape:
     shape = tuple(tensor.dims)
     size = _BYTES.get(tensor.data_type)
     if size is None or len(shape) > 4 or any(dim < 0 for dim in shape) or tensor.float_data:
-        raise _UnfitError(f"has a constant of {len(shape)} dimensions and type {tensor.data_type}")
-    if math.prod(shape) * size != len(tensor.raw_data):
-        raise _UnfitError(f"has a constant of {len(tensor.raw_data):,} bytes for a shape of {shape}")
+        raise UnfitError(f"has a constant of {len(shape)} dimensions and type {tensor.data_type}")
+    held = len(tensor.raw_data) if reference is None else reference.length
+    if math.prod(shape) * size != held:
+        raise UnfitError(f"has a constant of {held:,} bytes for a shape of {shape}")
     return shape
 
 
@@ -285,153 +314,21 @@ def _elements(shape: Shape) -> int:
     return abs(math.prod(shape))
 
 
-def _words(shapes: Sequence[Shape | None]) -> str:
-    return ", ".join("nothing" if s is None else str(s).replace(str(BATCH), "N") for s in shapes) or "nothing"
-
-
-def _attributes(node: Message) -> dict[str, int | list[int]]:
-    found: dict[str, int | list[int]] = {}
+def _attributes(node: Message) -> dict[str, Attribute]:
+    found: dict[str, Attribute] = {}
     for attribute in node.attribute:
-        if attribute.type not in (INTEGER, INTEGERS) or attribute.name in found:
-            raise _UnfitError(f"has a node {node.op_type} with other attributes than in an export")
-        found[attribute.name] = attribute.i if attribute.type == INTEGER else list(attribute.ints)
+        value = attribute_value(attribute)
+        if value is None or attribute.name in found:
+            raise UnfitError(f"has a node {node.op_type} with other attributes than in an export")
+        found[attribute.name] = value
     return found
 
 
-def _integer(tensor: Message | None) -> int | None:
-    """Value of a constant that is one int64; ``None`` for anything else."""
-    if tensor is None or tensor.data_type != INT64 or len(tensor.raw_data) != _BYTES[INT64]:
+def _integers(tensor: Message | None) -> tuple[int, ...] | None:
+    """Values of a constant that holds a few int64; ``None`` for anything else."""
+    if tensor is None or tensor.data_type != INT64 or len(tensor.dims) > 1:
         return None
-    return int.from_bytes(tensor.raw_data, "little", signed=True)
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A node for its rule: shapes of the inputs, attributes, and values of inputs that are a constant integer."""
-
-    operator: str
-    shapes: list[Shape]
-    attributes: Mapping[str, int | list[int]]
-    integers: list[int | None]
-
-    def require(self, fits: bool) -> None:
-        """Raises ``unfit`` unless ``fits``."""
-        if not fits:
-            raise self.unfit()
-
-    def unfit(self) -> _UnfitError:
-        """Error for a node that no export has."""
-        seen = ", ".join(f"{name} {value}" for name, value in self.attributes.items())
-        return _UnfitError(f"has a node {self.operator} of {_words(self.shapes)} ({seen or 'no attributes'})")
-
-
-@dataclass(frozen=True)
-class _Operator:
-    """An operator that exports write: number of inputs, attributes, and rule for the shape of the output.
-
-    If the shape depends on values, the rule returns the largest possible one.
-    """
-
-    inputs: range
-    rule: Callable[[_Call], Shape]
-    attributes: frozenset[str] = frozenset()
-
-
-def _same(call: _Call) -> Shape:
-    return call.shapes[0]
-
-
-def _alike(call: _Call) -> Shape:
-    call.require(call.shapes[0] == call.shapes[1])  # otherwise the result would broadcast to a larger shape
-    return call.shapes[0]
-
-
-def _cast(call: _Call) -> Shape:
-    call.require(call.attributes.get("to") in (FLOAT, FLOAT16))
-    return call.shapes[0]
-
-
-def _convolution(call: _Call) -> Shape:
-    x, weight = call.shapes[:2]
-    stride = next((each for each in _STRIDES if call.attributes.get("strides") == [each, each]), None)
-    call.require(len(x) == 4 and len(weight) == 4 and BATCH not in weight)
-    channels, _, kernel, width = weight
-    if (
-        stride is None
-        or kernel != width
-        or kernel not in _KERNELS
-        or call.attributes.get("kernel_shape") != [kernel] * 2
-        or call.attributes.get("pads") != [kernel // 2] * 4
-    ):
-        raise call.unfit()
-    return (x[0], channels, *((size + stride - 1) // stride for size in x[2:]))
-
-
-def _product(call: _Call) -> Shape:
-    a, b = call.shapes[:2]
-    transposed = call.attributes.get("transB", 0)
-    call.require(len(a) == 2 and len(b) == 2 and BATCH not in b and transposed in (0, 1))
-    return a[0], b[0 if transposed else 1]
-
-
-def _mean(call: _Call) -> Shape:
-    call.require(len(call.shapes[0]) == 4)
-    return (*call.shapes[0][:2], 1, 1)
-
-
-def _flat(call: _Call) -> Shape:
-    first, *others = call.shapes[0] or (1,)
-    return first, math.prod(others)
-
-
-def _transposed(call: _Call) -> Shape:
-    x, perm = call.shapes[0], call.attributes.get("perm")
-    if not isinstance(perm, list) or perm[:1] != [0] or sorted(perm) != list(range(len(x))):
-        raise call.unfit()
-    return tuple(x[i] for i in perm)
-
-
-def _element(call: _Call) -> Shape:
-    data, index = call.shapes
-    call.require(index == () and len(data) >= 1 and call.attributes.get("axis", 0) == 0)
-    return data[1:]
-
-
-def _size(call: _Call) -> Shape:
-    return (len(call.shapes[0]),)
-
-
-def _sliced(call: _Call) -> Shape:
-    data, (start, end, axis) = call.shapes[0], call.integers[1:]
-    if start is None or end is None or axis is None or axis not in range(len(data)) or data[axis] == BATCH:
-        return data
-    kept = len(range(*slice(start, end).indices(data[axis])))
-    return (*data[:axis], kept, *data[axis + 1 :])
-
-
-def _greatest(call: _Call) -> Shape:
-    x = call.shapes[0]
-    call.require(len(x) == 2 and call.attributes.get("axis") == 1 and call.attributes.get("keepdims") == 0)
-    return x[:1]
-
-
-_OPERATORS = {
-    **dict.fromkeys(("Identity", "Relu", "Sigmoid", "Tanh"), _Operator(range(1, 2), _same)),
-    **dict.fromkeys(("Add", "Mul"), _Operator(range(2, 3), _alike)),
-    **dict.fromkeys(("DequantizeLinear", "QuantizeLinear"), _Operator(range(3, 4), _same, frozenset({"axis"}))),
-    "ArgMax": _Operator(range(1, 2), _greatest, frozenset({"axis", "keepdims", "select_last_index"})),
-    "Cast": _Operator(range(1, 2), _cast, frozenset({"to"})),
-    "Clip": _Operator(range(3, 4), _same),
-    "Conv": _Operator(range(3, 4), _convolution, frozenset({"kernel_shape", "pads", "strides"})),
-    "Flatten": _Operator(range(1, 2), _flat),
-    "Gather": _Operator(range(2, 3), _element, frozenset({"axis"})),
-    "Gemm": _Operator(range(3, 4), _product, frozenset({"transB"})),
-    "GlobalAveragePool": _Operator(range(1, 2), _mean),
-    "Shape": _Operator(range(1, 2), _size, frozenset({"start", "end"})),
-    "Slice": _Operator(range(4, 5), _sliced),
-    "Transpose": _Operator(range(1, 2), _transposed, frozenset({"perm"})),
-}
-"""Operators of exported engines, in the standard domain: no loops, no branches, no shapes that depend on values."""
-
-OPERATORS = frozenset(_OPERATORS)
-"""Names of these operators."""
+    size, data = _BYTES[INT64], tensor.raw_data
+    if not size <= len(data) <= _SHORT * size:
+        return None
+    return tuple(int.from_bytes(data[i : i + size], "little", signed=True) for i in range(0, len(data), size))

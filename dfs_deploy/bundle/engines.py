@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from dfs_deploy.bundle.manifest import Engine, Layout, Manifest, RuntimeEngines
 from dfs_deploy.errors import BundleError
@@ -28,6 +28,7 @@ class PlacedEngine:
         engine: its record in the manifest.
         takes: size of its input, channels first, whatever the layout of the input.
         gives: size of its output, channels first.
+        before: index of the block whose output it takes; -1 for the stem, which takes images.
     """
 
     part: Literal["stem", "skip", "block", "head"]
@@ -37,6 +38,7 @@ class PlacedEngine:
     engine: Engine
     takes: Size
     gives: Size
+    before: int
 
     @property
     def label(self) -> str:
@@ -55,6 +57,13 @@ def laid_out(size: Size, layout: Layout) -> Size:
     return height, width, channels
 
 
+class FeatureGrid(NamedTuple):
+    """Grid of uint8 features: the value v means ``scale * (v - zero_point)``."""
+
+    scale: float
+    zero_point: int
+
+
 class HasEngines(Protocol):
     """What the walk needs of an opened bundle."""
 
@@ -69,6 +78,12 @@ class HasEngines(Protocol):
     @property
     def options(self) -> Options:
         """Options that the gate chooses from."""
+
+
+def feature_grids(bundle: HasEngines, runtime: str) -> tuple[FeatureGrid, ...]:
+    """Grid of the output of each block for a runtime that the bundle has engines for, the first block included."""
+    engines = bundle.manifest.runtimes[runtime]
+    return tuple(map(FeatureGrid, engines.feature_scales, engines.feature_zero_points))
 
 
 def engines_of(bundle: HasEngines, runtime: str) -> Iterator[PlacedEngine]:
@@ -88,12 +103,12 @@ def engines_of(bundle: HasEngines, runtime: str) -> Iterator[PlacedEngine]:
 def walk(engines: RuntimeEngines, network: Architecture, options: Options) -> Iterator[PlacedEngine]:
     """Yields the engines of one runtime; see ``engines_of``."""
     maps = [block.out_shape for block in network.blocks]
-    yield PlacedEngine("stem", 0, "", 0, engines.stem, network.image_shape, maps[0])
+    yield PlacedEngine("stem", 0, "", 0, engines.stem, network.image_shape, maps[0], -1)
     for block in engines.blocks:
         takes, gives = maps[block.index - 1 : block.index + 1]
         for option in options:
             if option.skips and block.skip is not None:
-                yield PlacedEngine("skip", block.index, option.name, 0, block.skip, takes, gives)
+                yield PlacedEngine("skip", block.index, option.name, 0, block.skip, takes, gives, block.index - 1)
             for rank, engine in enumerate(block.options.get(option.name, ())):
-                yield PlacedEngine("block", block.index, option.name, rank, engine, takes, gives)
-    yield PlacedEngine("head", None, "", 0, engines.head, maps[-1], (network.classes,))
+                yield PlacedEngine("block", block.index, option.name, rank, engine, takes, gives, block.index - 1)
+    yield PlacedEngine("head", None, "", 0, engines.head, maps[-1], (network.classes,), len(maps) - 1)

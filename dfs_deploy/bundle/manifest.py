@@ -10,8 +10,9 @@ import msgspec
 from msgspec import Meta
 
 from dfs_deploy.errors import BundleError, SchemaVersionError
+from dfs_deploy.geometry import Interpolation
 from dfs_deploy.io.json_files import Digest, Name, Percentage, Share, VersionedFormat
-from dfs_deploy.network import Architecture, GateSize, cifar_resnet
+from dfs_deploy.network import MAX_BLOCKS, Architecture, Block, GateSize, cifar_resnet
 from dfs_deploy.options import Precision
 from dfs_deploy.preprocessing import (
     MAX_CLASSES,
@@ -22,7 +23,7 @@ from dfs_deploy.preprocessing import (
     InputContract,
 )
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MANIFEST = "manifest.json"
 PRODUCER = "dfs-deploy"
 
@@ -47,6 +48,8 @@ Value = Annotated[float, Meta(ge=-3.5e38, le=3.5e38)]
 Scale = Annotated[float, Meta(ge=1e-38, le=1e38)]
 """Positive number that float32 can represent."""
 
+ZeroPoint = Annotated[int, Meta(ge=0, le=255)]
+
 PixelMean = Annotated[float, Meta(ge=-MAX_MEAN, le=MAX_MEAN)]
 PixelDeviation = Annotated[float, Meta(ge=MIN_STD, le=MAX_STD)]
 
@@ -63,12 +66,13 @@ class FileRecord(_Record, frozen=True, kw_only=True):
 
 
 class Engine(_Record, frozen=True, kw_only=True):
-    """One engine, with one file per layout in which its input may arrive.
+    """One engine, with a file for one layout of its input or for each.
 
     Attributes:
         precision: precision of the arithmetic.
         output: layout of the output.
-        files: path in the bundle, by layout of the input.
+        files: path in the bundle, by layout of the input. Features that arrive in a layout without a file are converted
+            first, on the grid of the block before.
     """
 
     precision: Precision
@@ -77,10 +81,10 @@ class Engine(_Record, frozen=True, kw_only=True):
 
 
 class BlockEngines(_Record, frozen=True, kw_only=True):
-    """Engines of one gated block.
+    """Engines of one block after the first.
 
     Attributes:
-        index: index of the block, at least 1, because block 0 is not gated.
+        index: index of the block, at least 1, because block 0 belongs to the stem.
         skip: projection that a skip runs, or ``None`` if a skip is free.
         options: engines by option name, the preferred one first.
     """
@@ -95,10 +99,11 @@ class RuntimeEngines(_Record, frozen=True, kw_only=True):
 
     Attributes:
         stem: engine from images to the output of the first block.
-        blocks: engines of the gated blocks, in order.
+        blocks: engines of the blocks after the first, in order.
         head: engine from the last features to logits.
         gate: file of the gate's step, whose outputs include its weights; ``None`` for a static policy.
         feature_scales: scale of the uint8 grid of each block's output, the first block included.
+        feature_zero_points: zero point of each of these grids: the value v means ``scale * (v - zero_point)``.
         static: file of the whole backbone in one precision, by precision; the baselines of bench.
     """
 
@@ -107,6 +112,7 @@ class RuntimeEngines(_Record, frozen=True, kw_only=True):
     head: Engine
     gate: Name | None
     feature_scales: list[Scale]
+    feature_zero_points: list[ZeroPoint]
     static: dict[Precision, Name]
 
 
@@ -125,6 +131,8 @@ class InputRecord(_Record, frozen=True, kw_only=True):
     mean: list[PixelMean]
     std: list[PixelDeviation]
     class_names: Annotated[list[ClassName], Meta(max_length=MAX_CLASSES)]
+    resize: Positive | None
+    interpolation: Interpolation
 
 
 class RangeRecord(_Record, frozen=True, kw_only=True):
@@ -133,8 +141,7 @@ class RangeRecord(_Record, frozen=True, kw_only=True):
     Attributes:
         block: index of the block.
         option: name of the option, or ``static`` for the static INT8 baseline.
-        tensor: ``images``, ``conv1``, ``conv2``, ``projection`` (inputs), ``conv2_out``, ``projection_out``,
-            ``shortcut`` and ``output``.
+        tensor: name of a value in the block's graphs: the name of the node that makes it, ``input`` or ``output``.
         low: least value.
         high: greatest value.
         source: ``routed`` if measured on the samples that the gate sent there, ``reached`` if it sent none and all
@@ -145,7 +152,7 @@ class RangeRecord(_Record, frozen=True, kw_only=True):
 
     block: NotNegative
     option: Name
-    tensor: Literal["images", "conv1", "conv2", "projection", "conv2_out", "projection_out", "shortcut", "output"]
+    tensor: Name
     low: Value
     high: Value
     source: Literal["routed", "reached", "checkpoint", "statistics"]
@@ -240,8 +247,10 @@ class Manifest(_Record, frozen=True, kw_only=True):
     """``manifest.json``: description of a bundle and its files.
 
     Attributes:
-        policy: name of the option that each gated block always runs, for a network without a gate; else ``None``.
+        policy: name of the option that each block after the first always runs, for a network without a gate; else
+            ``None``.
         budgets: operating points of the gate, by rising budget; empty if none was calibrated.
+        weights: file with the large constants of all ONNX files, each once; ``None`` if they are inside.
     """
 
     schema_version: int
@@ -258,6 +267,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     accuracy: AccuracyRecord | None
     substitutions: list[ServedRecord]
     samples: Name | None
+    weights: Name | None
     files: dict[Name, FileRecord]
 
     @property
@@ -287,22 +297,49 @@ def _older(record: type[msgspec.Struct], without: Collection[str], **types: Any)
 
 
 _SOURCE = _older(SourceRecord, ("weights_key",))
-_OLDER = {
-    1: _older(Manifest, ("policy", "budgets"), source=_SOURCE, architecture=_CifarResNet),
-    2: _older(Manifest, (), source=_SOURCE, architecture=_CifarResNet),
-    3: _older(Manifest, (), architecture=_CifarResNet),
+_BLOCK = _older(Block, ("macs",))
+_ARCHITECTURE = _older(
+    Architecture,
+    (),
+    blocks=Annotated[tuple[_BLOCK, ...], Meta(min_length=1, max_length=MAX_BLOCKS)],  # type: ignore[valid-type]
+)
+_ENGINES = _older(RuntimeEngines, ("feature_zero_points",))
+_BEFORE_5: dict[str, Any] = {
+    "input": _older(InputRecord, ("resize", "interpolation")),
+    "runtimes": dict[RuntimeName, _ENGINES],  # type: ignore[valid-type]
 }
-"""Manifests of older versions: version 2 added ``policy`` and ``budgets``, 3 ``weights_key``, 4 the explicit blocks."""
+_OLDER = {
+    1: _older(Manifest, ("policy", "budgets", "weights"), source=_SOURCE, architecture=_CifarResNet, **_BEFORE_5),
+    2: _older(Manifest, ("weights",), source=_SOURCE, architecture=_CifarResNet, **_BEFORE_5),
+    3: _older(Manifest, ("weights",), architecture=_CifarResNet, **_BEFORE_5),
+    4: _older(Manifest, ("weights",), architecture=_ARCHITECTURE, **_BEFORE_5),
+}
+"""Manifests of older versions.
+
+Version 2 added ``policy`` and ``budgets``, 3 ``weights_key``, 4 the explicit blocks, and 5 multiply-adds, zero points,
+shared weights and how images are resized.
+"""
 
 
 def _from_older(older: msgspec.Struct) -> Manifest:
     """A manifest of an older version as this version has it; raises UsageError if its architecture is impossible."""
-    values = {"policy": None, "budgets": [], **msgspec.structs.asdict(older)}
+    values = {"policy": None, "budgets": [], "weights": None, **msgspec.structs.asdict(older)}
     source = {"weights_key": None, **msgspec.structs.asdict(values["source"])}
+    values["source"] = SourceRecord(**source)
     network = msgspec.structs.asdict(values["architecture"])
-    del network["name"]
-    network |= {"groups": tuple(network["groups"]), "widths": tuple(network["widths"])}
-    values |= {"source": SourceRecord(**source), "architecture": cifar_resnet(**network)}
+    if isinstance(values["architecture"], _CifarResNet):
+        del network["name"]
+        network |= {"groups": tuple(network["groups"]), "widths": tuple(network["widths"])}
+        # The computation of an older bundle was reported as a mean over its blocks, and stays that.
+        values["architecture"] = cifar_resnet(**network).without_macs()
+    else:
+        network["blocks"] = tuple(Block(**msgspec.structs.asdict(block)) for block in network["blocks"])
+        values["architecture"] = Architecture(**network)
+    values["input"] = InputRecord(**msgspec.structs.asdict(values["input"]), resize=None, interpolation="bilinear")
+    values["runtimes"] = {
+        name: RuntimeEngines(**msgspec.structs.asdict(engines), feature_zero_points=[0] * len(engines.feature_scales))
+        for name, engines in values["runtimes"].items()
+    }
     return Manifest(**{**values, "schema_version": SCHEMA_VERSION})
 
 
@@ -360,4 +397,5 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
 def input_of(manifest: Manifest) -> InputContract:
     """Input contract of a manifest; raises UsageError if it is impossible."""
     record = manifest.input
-    return InputContract(record.shape, tuple(record.mean), tuple(record.std), tuple(record.class_names))
+    mean, std, class_names = tuple(record.mean), tuple(record.std), tuple(record.class_names)
+    return InputContract(record.shape, mean, std, class_names, record.resize, record.interpolation)

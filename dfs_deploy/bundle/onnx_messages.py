@@ -20,11 +20,30 @@ Message = Any
 FLOAT, UINT8, INT8, INT32, INT64, FLOAT16 = 1, 2, 3, 6, 7, 10
 """Element types (TensorProto.DataType)."""
 
-INTEGER, INTEGERS = 2, 7
-"""Attribute types (AttributeProto.AttributeType)."""
+NUMBER, INTEGER, TEXT, INTEGERS = 1, 2, 3, 7
+"""Attribute types (AttributeProto.AttributeType); a number is a float32."""
+
+EXTERNAL = 1
+"""Location of a tensor's data in a file of its own (TensorProto.DataLocation)."""
+
+
+class UnfitError(ValueError):
+    """Reason why a model is refused, as the end of a sentence about it."""
+
+
+Attribute = int | float | bytes | list[int]
+"""Value of an attribute."""
 
 _INT64, _STRING, _BYTES, _ENUM_AS_INT, _FLOAT_FIELD = 3, 9, 12, 5, 2  # FieldDescriptorProto.Type
 _ONE, _MANY = 1, 3  # FieldDescriptorProto.Label
+
+_ATTRIBUTES: dict[type, tuple[str, int]] = {
+    float: ("f", NUMBER),
+    int: ("i", INTEGER),
+    bytes: ("s", TEXT),
+    list: ("ints", INTEGERS),
+}
+"""Field and type of an attribute, by the type of its value."""
 
 # Message: field: (number, label, type or the name of a message).
 _FIELDS: dict[str, dict[str, tuple[int, int, int | str]]] = {
@@ -55,7 +74,9 @@ _FIELDS: dict[str, dict[str, tuple[int, int, int | str]]] = {
     },
     "Attribute": {
         "name": (1, _ONE, _STRING),
+        "f": (2, _ONE, _FLOAT_FIELD),
         "i": (3, _ONE, _INT64),
+        "s": (4, _ONE, _BYTES),
         "ints": (8, _MANY, _INT64),
         "type": (20, _ONE, _ENUM_AS_INT),
     },
@@ -110,19 +131,24 @@ def empty_model(opset: int) -> Message:
     return model
 
 
-def make_node(
-    operator: str, inputs: list[str], output: str, domain: str = "", **attributes: int | list[int]
-) -> Message:
-    """Creates a node with one output, whose attributes are integers or lists of integers."""
+def make_node(operator: str, inputs: list[str], output: str, domain: str = "", **attributes: Attribute) -> Message:
+    """Creates a node with one output."""
     node = _classes()["Node"](op_type=operator, input=inputs, output=[output], name=f"{operator}_{output}")
     if domain:
         node.domain = domain
     for name, value in attributes.items():
-        if isinstance(value, int):
-            node.attribute.add(name=name, i=value, type=INTEGER)
-        else:
-            node.attribute.add(name=name, ints=value, type=INTEGERS)
+        field, kind = _ATTRIBUTES[type(value)]
+        node.attribute.add(name=name, type=kind, **{field: value})
     return node
+
+
+def attribute_value(attribute: Message) -> Attribute | None:
+    """Value of an attribute; ``None`` if it is of a type that no exported engine has."""
+    field = next((field for field, kind in _ATTRIBUTES.values() if kind == attribute.type), None)
+    if field is None:
+        return None
+    value = getattr(attribute, field)
+    return list(value) if attribute.type == INTEGERS else value
 
 
 def make_value(name: str, element: int, shape: tuple[int | str, ...]) -> Message:

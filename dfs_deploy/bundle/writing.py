@@ -11,6 +11,7 @@ import msgspec
 
 from dfs_deploy.bundle.artefact import Bundle, foreign_entries, is_litter_entry, read_head
 from dfs_deploy.bundle.manifest import FORMAT, MANIFEST, FileRecord, Manifest
+from dfs_deploy.bundle.weights import WEIGHTS, share_weights
 from dfs_deploy.errors import BundleError, UsageError
 from dfs_deploy.io.files import (
     check_folder,
@@ -19,6 +20,25 @@ from dfs_deploy.io.files import (
     sync_tree_to_disk,
     temporary_folder,
 )
+
+
+def sharing_weights(manifest: Manifest, files: Mapping[str, bytes]) -> tuple[Manifest, dict[str, bytes]]:
+    """Stores the large constants of a bundle's ONNX files once, in a file of their own.
+
+    Args:
+        manifest: manifest of the bundle.
+        files: content by path in the bundle, with all constants inside.
+
+    Returns:
+        Both for ``write_bundle``; as they were if there are no large constants.
+
+    Raises:
+        BundleError: a file ends in ``.onnx`` and is no model.
+    """
+    shared, weights = share_weights(files)
+    if not weights:
+        return manifest, dict(files)
+    return msgspec.structs.replace(manifest, weights=WEIGHTS), {**shared, WEIGHTS: weights}
 
 
 def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:

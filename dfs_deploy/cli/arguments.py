@@ -118,6 +118,26 @@ InputSizeOption = Annotated[
         metavar="HxW", help="Height and width of the images, as in 32x32.", show_default="the file's, else 32x32"
     ),
 ]
+ResizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--resize",
+        metavar="N",
+        min=0,
+        help="Pixels to resize an image's shorter side to before its centre is cut out, as in 256 for 224x224; 0 to"
+        " resize the whole image.",
+        show_default="the file's; with resized crops 8/7 of the size",
+    ),
+]
+InterpolationOption = Annotated[
+    str | None,
+    typer.Option(
+        "--interpolation",
+        metavar="NAME",
+        help="Kind of resizing: bilinear or bicubic.",
+        show_default="the file's, else bilinear",
+    ),
+]
 DataHelp = "Data: an .npz with x and y, a folder of images by class, or a CIFAR archive's folder."
 
 

@@ -141,7 +141,7 @@ def _show_paths(result: BenchResult) -> None:
 
 
 def _show_forced(result: BenchResult) -> None:
-    blocks = len(result.option_share)
+    blocks = max((path.blocks for path in result.forced), default=0)  # all that may be skipped
     rows = [
         [
             f"{path.blocks}/{blocks} {path.precision.upper()}",

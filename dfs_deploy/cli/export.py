@@ -12,8 +12,10 @@ from dfs_deploy.cli.arguments import (
     ClassNamesOption,
     DataHelp,
     InputSizeOption,
+    InterpolationOption,
     JsonOption,
     MeanOption,
+    ResizeOption,
     SeedOption,
     StdOption,
     TorchThreadsOption,
@@ -66,6 +68,8 @@ def export(
     std: StdOption = None,
     class_names: ClassNamesOption = None,
     input_size: InputSizeOption = None,
+    resize: ResizeOption = None,
+    interpolation: InterpolationOption = None,
     budgets: Annotated[
         str | None,
         typer.Option(metavar="LIST", help="Shares of computation that can be held at run time, as in 0.1,0.2,0.4."),
@@ -98,7 +102,7 @@ def export(
         from dfs_deploy.checkpoints import CheckpointFacts
         from dfs_deploy.exporters import export as run_export
 
-    facts = CheckpointFacts(weights_key, mean, std, class_names, input_size)
+    facts = CheckpointFacts(weights_key, mean, std, class_names, input_size, resize, interpolation)
     with progress(quiet=json) as callback:
         exported = run_export(
             checkpoint,

@@ -18,8 +18,10 @@ def inspect(bundle: BundleArgument = None, cache_dir: CacheOption = None, json: 
     import msgspec
 
     from dfs_deploy.bundle import Bundle
+    from dfs_deploy.bundle.weights import distinct_tensors
 
     opened = Bundle(bundle_path(bundle))
+    tensors = distinct_tensors(opened)
     found = {"onnxruntime": _onnxruntime_here, "tensorrt": _tensorrt_here}
     here = {name: found[name](opened) for name in found if name in opened.manifest.runtimes}
     if json:
@@ -27,13 +29,14 @@ def inspect(bundle: BundleArgument = None, cache_dir: CacheOption = None, json: 
             "path": str(opened.path),
             "digest": opened.digest,
             "bytes": opened.size,
+            "tensor_bytes": tensors,
             "foreign": opened.foreign,
             "here": here,
             "manifest": opened.manifest,
         }
         print_json(msgspec.to_builtins(document))
     else:
-        _show_origin(opened)
+        _show_origin(opened, tensors)
         _show_here(opened, here)
         _show_engines(opened)
         _show_measured(opened)
@@ -73,11 +76,13 @@ def _tensorrt_here(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _show_origin(bundle: Bundle) -> None:
+def _show_origin(bundle: Bundle, tensors: int) -> None:
     console, manifest = output(), bundle.manifest
     shape, producer = "x".join(map(str, manifest.input.shape)), manifest.producer
     libraries = ", ".join(f"{name} {producer[name]}" for name in ("torch", "onnx", "onnxruntime") if name in producer)
-    console.print(f"{bundle.path}: {manifest.architecture.name}, {bundle.architecture.gated_blocks} gated blocks")
+    decided, blocks = len(bundle.architecture.decided(bundle.options)), bundle.architecture.gated_blocks
+    others = "" if decided == blocks else f", {blocks - decided} that always run as they are"
+    console.print(f"{bundle.path}: {manifest.architecture.name}, {decided} gated blocks{others}")
     console.print(
         f"  made from    {manifest.source.file} ({manifest.source.format}) by dfs-deploy"
         f" {producer.get('version', '?')} ({libraries})"
@@ -87,7 +92,10 @@ def _show_origin(bundle: Bundle) -> None:
     if manifest.policy is not None:
         console.print(f"  policy       {', '.join(manifest.policy)}: static, by gated block; no gate")
     console.print(f"  targets      {', '.join(manifest.targets)}")
-    console.print(f"  files        {len(manifest.files)}, {bundle.size / 1e6:.2f} MB, every SHA-256 as recorded")
+    console.print(
+        f"  files        {len(manifest.files)}, {bundle.size / 1e6:.2f} MB for {tensors / 1e6:.2f} MB of distinct tensors,"
+        " every SHA-256 as recorded"
+    )
     if bundle.foreign:
         console.print(f"  foreign      {', '.join(map(one_line, bundle.foreign))}: not in the manifest, never read")
     if manifest.calibration is not None:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dfs_deploy.cli.arguments import DataHelp, JsonOption, SeedOption, WeightsKeyOption, refuse_given
+from dfs_deploy.cli.arguments import (
+    DataHelp,
+    InterpolationOption,
+    JsonOption,
+    ResizeOption,
+    SeedOption,
+    WeightsKeyOption,
+    refuse_given,
+)
 from dfs_deploy.cli.console import errors, output, percent, print_json, show_notes, show_table
 from dfs_deploy.cli.process import Stopped, command, describe_stop
 from dfs_deploy.cli.train_progress import training_progress
@@ -120,8 +128,8 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Variation of the images: crop-flip, crop or none.",
-            show_default="crop-flip; crop for digits",
+            help="Variation of the images: crop-flip, crop, none, or resized-crop-flip for images larger than --size.",
+            show_default="as suits the data",
         ),
     ] = None,
     changes: Annotated[
@@ -136,9 +144,11 @@ def train(
     size: Annotated[
         str | None,
         typer.Option(
-            metavar="HxW", help="Height and width to resize images to, as in 32x32.", show_default="their own"
+            metavar="HxW", help="Height and width of the network's images, as in 224x224.", show_default="their own"
         ),
     ] = None,
+    resize: ResizeOption = None,
+    interpolation: InterpolationOption = None,
     held_out: Annotated[
         int | None,
         typer.Option(

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dfs_deploy.bundle.manifest import BudgetRecord
-from dfs_deploy.data import Dataset
+from dfs_deploy.data import AnyImages
 from dfs_deploy.errors import UsageError
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
@@ -25,6 +25,7 @@ TOLERANCE = 1.0
 """Percentage points of computation that a bias may miss a budget by on the calibration data."""
 
 _NEAR_ENOUGH = 0.05
+_ROUNDING = 1e-9
 _MOST_HALVINGS = 30
 _MOST_SPLITS = 4
 _BATCH = 128
@@ -45,12 +46,12 @@ class _Point(NamedTuple):
         return self.percentage - 100.0 * self.budget
 
 
-def check_budgets(given: str | float | Sequence[float], costs: Sequence[float]) -> tuple[float, ...]:
+def check_budgets(given: str | float | Sequence[float], reach: tuple[float, float]) -> tuple[float, ...]:
     """The budgets to calibrate, least first, each once; a UsageError for none, or one that no path could hold.
 
     Args:
         given: numbers, or text such as ``0.1,0.2,0.4``.
-        costs: cost of each option, 0 to 1.
+        reach: least and greatest share of the computation that a path takes; see ``Architecture.computation_range``.
     """
     try:
         words = given.split(",") if isinstance(given, str) else (given,) if isinstance(given, float | int) else given
@@ -62,20 +63,21 @@ def check_budgets(given: str | float | Sequence[float], costs: Sequence[float]) 
     for budget in budgets:
         if not 0.0 <= budget <= 1.0:
             raise UsageError(f"budget {budget:g}, expected 0 to 1: 0.2 is a fifth of every block in full precision")
-        if not min(costs) <= budget <= max(costs):
+        if not reach[0] - _ROUNDING <= budget <= reach[1] + _ROUNDING:
             raise UsageError(
-                f"budget {budget:g} is out of reach: with these options a block costs {min(costs):g} to {max(costs):g};"
+                f"budget {budget:g} is out of reach: with these options a path costs {reach[0]:g} to {reach[1]:g};"
                 " choose from that range"
             )
     return tuple(sorted(set(budgets)))
 
 
 def calibrate_budgets(
-    runtime: Runtime, budgets: Sequence[float], data: Dataset, progress: Progress = silent
+    runtime: Runtime, budgets: Sequence[float], data: AnyImages, progress: Progress = silent
 ) -> list[BudgetRecord]:
     """Finds the bias that holds each budget on a data set, and measures accuracy and latency with it.
 
-    The budgets are shares of running every gated block in full precision; the runtime is left as the gate was trained.
+    The budgets are shares of running every decided block in full precision; the runtime is left as the gate was
+    trained.
 
     Returns:
         One record per budget, least budget first, and more between two of them if a bias interpolated in a straight
@@ -83,11 +85,12 @@ def calibrate_budgets(
 
     Raises:
         UsageError: a budget that no path could hold, that no bias comes within ``TOLERANCE`` points of, or a
-            network without gated blocks.
+            network with nothing to decide.
     """
-    wanted = check_budgets(budgets, runtime.options.costs)
-    if runtime.bundle.architecture.gated_blocks == 0:
-        raise UsageError("the network has no gated block, so it always computes the same; leave out the budgets")
+    architecture = runtime.bundle.architecture
+    if not architecture.decided(runtime.options):
+        raise UsageError("the network has no block to decide about, so it always computes the same; leave budgets out")
+    wanted = check_budgets(budgets, architecture.computation_range(runtime.options))
     search = _Search(runtime, data)
     asked: list[_Point] = []
     # The greatest budget first: the bias of each is where the search of the next begins, so that none can fall.
@@ -105,7 +108,7 @@ def calibrate_budgets(
             computation_percentage=point.percentage,
             top1=point.top1,
             latency_ms=_latency_ms(runtime, data, point.bias),
-            samples=len(data.images),
+            samples=len(data),
         )
         for point in points
     ]
@@ -117,7 +120,7 @@ def calibrate_budgets(
 class _Search:
     """A search for biases on one data set, which keeps every measurement."""
 
-    def __init__(self, runtime: Runtime, data: Dataset) -> None:
+    def __init__(self, runtime: Runtime, data: AnyImages) -> None:
         self._runtime = runtime
         self._data = data
         self._known: dict[float, tuple[float, float]] = {}
@@ -168,21 +171,20 @@ class _Search:
     def _measure(self, budget: float, bias: float) -> _Point:
         if bias not in self._known:
             self._runtime.set_cost_bias(bias)
-            images, labels = self._data.images, self._data.labels
             right, percentages = 0, []
-            for start in range(0, len(images), _BATCH):
-                result = self._runtime(images[start : start + _BATCH])
-                right += int((result.classes == labels[start : start + _BATCH]).sum())
+            for images, labels in self._data.batches(_BATCH):
+                result = self._runtime(images)
+                right += int((result.classes == labels).sum())
                 percentages.append(result.computation_percentage)
             percentage = float(np.concatenate(percentages).mean(dtype=np.float64))
-            self._known[bias] = percentage, right / len(images)
+            self._known[bias] = percentage, right / len(self._data)
         return _Point(budget, bias, *self._known[bias])
 
 
-def _latency_ms(runtime: Runtime, data: Dataset, bias: float) -> float:
+def _latency_ms(runtime: Runtime, data: AnyImages, bias: float) -> float:
     """Median time in milliseconds of one image, over the first of them, without normalisation."""
     runtime.set_cost_bias(bias)
-    images = runtime.input.normalize(data.images[:_TIMED])
+    images = runtime.input.normalize(data.select(slice(_TIMED)).load().images)
     runtime(images[:1])
     times = []
     for i in range(len(images)):

@@ -17,15 +17,23 @@ import torch
 from torch import Tensor
 
 import dfs_deploy
-from dfs_deploy.bundle import SUFFIX, Bundle, check_writable, describe_bundle, drafted_bundle, source_of
+from dfs_deploy.bundle import (
+    SUFFIX,
+    Bundle,
+    check_writable,
+    describe_bundle,
+    drafted_bundle,
+    sharing_weights,
+    source_of,
+)
 from dfs_deploy.bundle import manifest as schema
 from dfs_deploy.calibration import METHODS, STATIC, Ranges, calibrate, calibrate_static, from_checkpoint
 from dfs_deploy.checkpoints import Checkpoint, CheckpointFacts, load_checkpoint
-from dfs_deploy.data import Dataset, ImageFolder, open_dataset
+from dfs_deploy.data import AnyImages, open_dataset
 from dfs_deploy.errors import UsageError
 from dfs_deploy.exporters.budgets import calibrate_budgets, check_budgets
 from dfs_deploy.exporters.comparison import Comparison, compare, static_top1
-from dfs_deploy.exporters.probes import make_probes, pack_samples, pick_samples
+from dfs_deploy.exporters.probes import MOST_LOOKED_AT, make_probes, pack_samples, pick_samples
 from dfs_deploy.exporters.single_file import check_single_file
 from dfs_deploy.exporters.single_file import single_file as write_single_file
 from dfs_deploy.exporters.tensorrt_lint import check_graphs
@@ -113,7 +121,7 @@ def export(
     runtimes: str | Sequence[str] | None = None,
     options: str | Options | None = None,
     facts: CheckpointFacts | None = None,
-    calibration_data: str | Path | Dataset | ImageFolder | None = None,
+    calibration_data: str | Path | AnyImages | None = None,
     calibration_method: str | None = None,
     calibration_samples: int | None = None,
     target_cpu: str | None = None,
@@ -136,7 +144,7 @@ def export(
         options: options that the gate chooses from, such as ``skip,8,16,full``, if the checkpoint does not say.
         facts: further knowledge of the checkpoint: which weights in it, its normalisation, class names and image
             size; ``None`` for nothing. What is neither in the file nor given is assumed, and said.
-        calibration_data: a ``Dataset``, or where to load one from (its training split; of a
+        calibration_data: labelled images, or where to load them from (the training split; of a
             folder, only the images drawn are decoded); ``None`` uses the ranges that the checkpoint carries.
         calibration_method: ``checkpoint``, ``minmax``, ``percentile``, ``entropy`` or ``mse``; ``None`` for ``minmax``
             with data and ``checkpoint`` without.
@@ -190,8 +198,9 @@ def export(
         writer = EngineWriter(network, ranges, wanted, bits)
         engines = {runtime: writer.write(runtime, progress) for runtime in made_for}
         check_graphs({name: model for name, model in writer.files.items() if name.startswith("tensorrt/")})
-        images = make_probes(contract, seed) if data is None else data.images
-        samples = pick_samples(network, contract, images, None if data is None else data.labels)
+        some = None if data is None else data.select(slice(MOST_LOOKED_AT)).load()
+        images = make_probes(contract, seed) if some is None else some.images
+        samples = pick_samples(network, contract, images, None if some is None else some.labels)
         probes = contract.normalize(samples.images)
         manifest = schema.Manifest(
             schema_version=schema.SCHEMA_VERSION,
@@ -214,10 +223,11 @@ def export(
             accuracy=None,
             substitutions=_substitutions(used.values(), wanted),
             samples=_SAMPLES,
+            weights=None,
             files={},
         )
         files = {**writer.files, _SAMPLES: pack_samples(samples)}
-        with drafted_bundle(out, manifest, files) as draft:
+        with drafted_bundle(out, *sharing_weights(manifest, files)) as draft:
             progress("validating", 0.0)
             validation = validate(draft.bundle, network, probes)
             comparison = None
@@ -289,7 +299,7 @@ def _check_replaced(out: Path, source: Path, named: bool) -> str | None:
 
 
 def _check_budgets(
-    budgets: str | float | Sequence[float], network: DFSNetwork, data: Dataset | None, runtimes: Sequence[str]
+    budgets: str | float | Sequence[float], network: DFSNetwork, data: AnyImages | None, runtimes: Sequence[str]
 ) -> tuple[float, ...]:
     if network.gate is None:
         raise UsageError("budgets for a network whose policy is static and always computes the same; leave them out")
@@ -297,10 +307,10 @@ def _check_budgets(
         raise UsageError("budgets are calibrated on data and none was given; add --calibration-data")
     if "onnxruntime" not in runtimes:
         raise UsageError("budgets are calibrated with the engines for onnxruntime; add it to the runtimes")
-    return check_budgets(budgets, network.options.costs)
+    return check_budgets(budgets, network.architecture.computation_range(network.options))
 
 
-def _check_method(method: str | None, data: Dataset | None, needed: bool) -> str:
+def _check_method(method: str | None, data: AnyImages | None, needed: bool) -> str:
     if method is None:
         method = "checkpoint" if data is None else "minmax"
     if method not in CALIBRATION_METHODS:
@@ -311,8 +321,8 @@ def _check_method(method: str | None, data: Dataset | None, needed: bool) -> str
 
 
 def _load_data(
-    source: str | Path | Dataset | ImageFolder | None, loaded: Checkpoint, samples: int | None, seed: int
-) -> Dataset | None:
+    source: str | Path | AnyImages | None, loaded: Checkpoint, samples: int | None, seed: int
+) -> AnyImages | None:
     if source is None:
         return None
     samples = DEFAULT_SAMPLES if samples is None else samples
@@ -320,19 +330,19 @@ def _load_data(
         raise UsageError(f"{samples} calibration samples, expected at least 1")
     channels, height, width = loaded.input.shape
     size = (height, width)
-    data = source if isinstance(source, Dataset | ImageFolder) else open_dataset(source, split="train", size=size)
+    given = open_dataset(source, "train", loaded.input.geometry) if isinstance(source, str | Path) else source
     names = loaded.input.class_names
-    drawn = data.labelled_for(loaded.network.architecture.classes, names).subset(samples, seed).load()
-    if drawn.images.shape[1:] != (*size, channels):
+    drawn = given.labelled_for(loaded.network.architecture.classes, names).subset(samples, seed)
+    if (*drawn.image_size, 3) != (*size, channels):
         raise UsageError(
-            f"{drawn.name} has images of {drawn.images.shape[1:]}, the network takes {(*size, channels)}; give data"
+            f"{drawn.name} has images of {(*drawn.image_size, 3)}, the network takes {(*size, channels)}; give data"
             " of that size"
         )
     return drawn
 
 
 def _calibrate(
-    loaded: Checkpoint, options: Sequence[int], data: Dataset | None, method: str, progress: Progress
+    loaded: Checkpoint, options: Sequence[int], data: AnyImages | None, method: str, progress: Progress
 ) -> Ranges:
     """The range of every tensor that an INT8 engine rounds, of options by index and of the static baseline.
 
@@ -342,13 +352,13 @@ def _calibrate(
     network = loaded.network
     if data is None:
         return from_checkpoint(network, options)
-    total = (3 if method in ("checkpoint", "minmax") else 5) * -(-len(data.images) // _BATCH)
+    total = (3 if method in ("checkpoint", "minmax") else 5) * -(-len(data) // _BATCH)
     done = 0
 
     def batches() -> Iterator[Tensor]:
         nonlocal done
-        for start in range(0, len(data.images), _BATCH):
-            yield torch.from_numpy(loaded.input.normalize(data.images[start : start + _BATCH]))
+        for images, _ in data.batches(_BATCH):
+            yield torch.from_numpy(loaded.input.normalize(images))
             done += 1
             progress(f"calibrating ({method})", min(done / total, 1.0))
 
@@ -359,7 +369,7 @@ def _calibrate(
 def _measure(
     draft: Bundle,
     network: DFSNetwork,
-    data: Dataset,
+    data: AnyImages,
     budgets: Sequence[float] | None,
     threads: int | None,
     progress: Progress,
@@ -367,13 +377,13 @@ def _measure(
     """Compares a bundle with its reference on the data, and calibrates budgets; gives the manifest with the results."""
     points = []
     with Runtime(draft, threads=threads, plan=False, prepared=False) as runtime:
-        comparison = compare(runtime, network, data.images, data.labels, progress)
+        comparison = compare(runtime, network, data, progress)
         if budgets is not None:
             points = calibrate_budgets(runtime, budgets, data, progress)
     shared = set(schema.AccuracyRecord.__struct_fields__) & set(Comparison.__dataclass_fields__)
     accuracy = schema.AccuracyRecord(
         data=_name(data.name),
-        top1_static=static_top1(draft, data.images, data.labels, threads),
+        top1_static=static_top1(draft, data, threads),
         **{key: getattr(comparison, key) for key in shared},
     )
     return comparison, msgspec.structs.replace(draft.manifest, accuracy=accuracy, budgets=points)
@@ -407,13 +417,13 @@ def _substitutions(options: Iterable[Option], targets: Sequence[Precision]) -> l
 
 
 def _calibration_record(
-    network: DFSNetwork, ranges: Ranges, data: Dataset | None, method: str, seed: int, weight_bits: WeightBits
+    network: DFSNetwork, ranges: Ranges, data: AnyImages | None, method: str, seed: int, weight_bits: WeightBits
 ) -> schema.CalibrationRecord:
     names = {STATIC: "static", **dict(enumerate(network.options.names))}
     return schema.CalibrationRecord(
         method=method,
         data=None if data is None else _name(data.name),
-        samples=0 if data is None else len(data.images),
+        samples=0 if data is None else len(data),
         seed=seed,
         weight_bits=weight_bits,
         ranges=[

@@ -18,6 +18,9 @@ CARRIED = 64
 
 _DRAWN = 256
 
+MOST_LOOKED_AT = 2 * _DRAWN
+"""Most images that those are chosen from."""
+
 
 def make_probes(contract: InputContract, seed: int) -> NDArray[np.uint8]:
     """Smooth random images of many scales and contrasts, for an export without data.
@@ -43,9 +46,9 @@ def pick_samples(
 ) -> Samples:
     """Chooses the images that a bundle carries: one of each path, then the first of the rest up to 64, in their order.
 
-    Of the images, (N, H, W, C) uint8, the first 512 are looked at; the labels are (N,) int64.
+    Of the images, (N, H, W, C) uint8, the first ``MOST_LOOKED_AT`` are looked at; the labels are (N,) int64.
     """
-    images = images[: 2 * _DRAWN]
+    images = images[:MOST_LOOKED_AT]
     output = network.route(torch.from_numpy(contract.normalize(images)))
     path = output.path.numpy().astype(np.uint8)
     first = np.sort(np.unique(path, axis=0, return_index=True)[1])

@@ -69,9 +69,14 @@ def sha256(data: bytes) -> str:
 def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's content, which is read in pieces."""
     with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while piece := stream.read(_PIECE):
-            digest.update(piece)
+        return sha256_stream(stream)
+
+
+def sha256_stream(stream: BinaryIO) -> str:
+    """Hexadecimal SHA-256 of the rest of a stream, which is read in pieces."""
+    digest = hashlib.sha256()
+    while piece := stream.read(_PIECE):
+        digest.update(piece)
     return digest.hexdigest()
 
 
@@ -90,15 +95,23 @@ def check_file(path: Path, limit: int, *, follow: bool = True) -> int:
 
 def read_file(path: Path, limit: int, *, follow: bool = True) -> bytes:
     """Content of a file, which ``check_file`` checked. A FIFO does not block it; a sparse file takes no memory."""
-    check_file(path, limit, follow=follow)  # merely opening a device can have effects
-    with _opened(path, follow=follow) as stream:
-        size = _checked(os.fstat(stream.fileno()), path, limit)
+    with opened_file(path, limit, follow=follow) as stream:
+        size = os.fstat(stream.fileno()).st_size
         content = stream.read(size + 1)  # read() allocates what it is asked for
         while len(content) > size and len(content) <= limit and (more := stream.read(_PIECE)):
             content += more
     if len(content) > limit:  # it grew, or has a wrong size, like files of /proc
         raise UnfitFileError(errno.EFBIG, f"holds more than {limit:,} bytes, the most for such a file", str(path))
     return content
+
+
+@contextlib.contextmanager
+def opened_file(path: Path, limit: int, *, follow: bool = True) -> Iterator[BinaryIO]:
+    """Yields a file, opened for reading and checked as in ``read_file``."""
+    check_file(path, limit, follow=follow)  # merely opening a device can have effects
+    with _opened(path, follow=follow) as stream:
+        _checked(os.fstat(stream.fileno()), path, limit)
+        yield stream
 
 
 def read_head(path: Path, size: int, *, follow: bool = True) -> bytes:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dfs_deploy.errors import UsageError
 from dfs_deploy.models.graph import INPUT, Attribute, BlockGraphs, Graph, NetworkGraphs, Node
 from dfs_deploy.models.network import DFSNetwork
 from dfs_deploy.network import Architecture, Block, cifar_values
@@ -107,10 +108,19 @@ def cifar_network(
     return DFSNetwork(net, cifar_graphs(architecture), architecture, options, policy)
 
 
+def is_cifar(graphs: NetworkGraphs, architecture: Architecture) -> bool:
+    """Whether graphs are those of a ``CifarResNet`` of an architecture."""
+    try:
+        cifar_values(architecture)
+    except UsageError:
+        return False
+    return graphs == cifar_graphs(architecture)
+
+
 def cifar_graphs(architecture: Architecture) -> NetworkGraphs:
     """Graphs of a ``CifarResNet``: the stem holds the first block, and all that always runs is in full precision."""
     first, *gated = (_block(shape) for shape in architecture.blocks)
-    stem = Graph(tuple(_conv_norm("stem_conv", "stem_norm", INPUT, 3, 1, relu=True)), "stem_conv.relu")
+    stem = Graph(tuple(conv_norm("stem_conv", "stem_norm", INPUT, 3, 1, relu=True)), "stem_conv.relu")
     head = Graph(
         (
             Node("head.pool", "global_avg_pool", (INPUT,)),
@@ -124,18 +134,28 @@ def cifar_graphs(architecture: Architecture) -> NetworkGraphs:
 
 def _block(shape: Block) -> BlockGraphs:
     name, stride = f"blocks.{shape.index}", _stride(shape)
-    one = _conv_norm(f"{name}.conv1", f"{name}.norm1", INPUT, 3, stride, relu=True)
-    two = _conv_norm(f"{name}.conv2", f"{name}.norm2", one[-1].name, 3, 1)
+    one = conv_norm(f"{name}.conv1", f"{name}.norm1", INPUT, 3, stride, relu=True)
+    two = conv_norm(f"{name}.conv2", f"{name}.norm2", one[-1].name, 3, 1)
     shortcut = Graph()
     if shape.projects:
-        nodes = _conv_norm(f"{name}.projection.conv", f"{name}.projection.norm", INPUT, 1, stride)
+        nodes = conv_norm(f"{name}.projection.conv", f"{name}.projection.norm", INPUT, 1, stride)
         shortcut = Graph(tuple(nodes), nodes[-1].name)
     after = Graph((Node(f"{name}.relu", "relu", (INPUT,)),), f"{name}.relu")
     free = shape.skip != "projection"
     return BlockGraphs(name, Graph((*one, *two), two[-1].name), shortcut, after, skip_after=False, free=free)
 
 
-def _conv_norm(conv: str, norm: str, source: str, kernel: int, stride: int, relu: bool = False) -> list[Node]:
+def conv_norm(conv: str, norm: str, source: str, kernel: int, stride: int, relu: bool = False) -> list[Node]:
+    """Nodes of a square convolution without bias and its normalisation, padded so that stride 1 keeps the size.
+
+    Args:
+        conv: name of the convolution, its node and its module.
+        norm: name of the normalisation.
+        source: value that the convolution reads.
+        kernel: height and width of its window.
+        stride: step in both directions.
+        relu: whether a relu follows.
+    """
     window: dict[str, Attribute] = {
         "stride": (stride, stride),
         "padding": (kernel // 2,) * 4,

@@ -14,6 +14,9 @@ from torch.nn import functional
 
 from dfs_deploy.network import Architecture
 
+_GAP = 0.5
+"""Distance of the first scores of neighbouring options: the most precise of four begins with a softmax of 0.46."""
+
 GateState = tuple[Tensor, ...]
 """A gate's memory between blocks: an LSTM's hidden and cell state, each (N, hidden) float32; empty without memory."""
 
@@ -49,6 +52,24 @@ class Gate(nn.Module):
         """
         raise NotImplementedError
 
+    def prefer(self, order: Sequence[int]) -> None:
+        """Makes a new gate choose one option whatever it sees, by so little that training soon changes it.
+
+        A block that may not run that option runs the next one.
+
+        Args:
+            order: indices of the options, the one that is chosen first.
+        """
+        raise NotImplementedError
+
+    def standardize(self, block: int, features: Tensor) -> None:
+        """Scales what the gate sees of some samples to mean 0 and deviation 1, if it does not normalise by itself.
+
+        Args:
+            block: index of the block that made ``features``, followed by a decided one.
+            features: (N, C, H, W) float32, N at least 2.
+        """
+
 
 class LSTMGate(Gate):
     """One LSTM and projection for all blocks, and one embedding for each block that is followed by a decided one."""
@@ -70,6 +91,17 @@ class LSTMGate(Gate):
     def forward(self, block: int, features: Tensor, state: GateState) -> tuple[Tensor, GateState]:
         hidden, cell = self.lstm(self.embeddings[block](features.mean((2, 3))), state)
         return self.projection(hidden), (hidden, cell)
+
+    def prefer(self, order: Sequence[int]) -> None:
+        _prefer(self.projection, order, 0.4 * _GAP)  # hidden values lie within -1 and 1: no image can bridge the gap
+
+    @torch.no_grad()
+    def standardize(self, block: int, features: Tensor) -> None:
+        embedding = self.embeddings[block]
+        embedded = embedding(features.mean((2, 3)))
+        mean, deviation = embedded.mean(0), embedded.std(0).clamp_min(1e-6)
+        embedding.get_parameter("weight").div_(deviation[:, None])
+        embedding.get_parameter("bias").sub_(mean).div_(deviation)
 
 
 class StatelessStep(nn.Module):
@@ -115,6 +147,19 @@ class StatelessGate(Gate):
 
     def forward(self, block: int, features: Tensor, state: GateState) -> tuple[Tensor, GateState]:
         return self.steps[block](features.mean((2, 3))), state
+
+    def prefer(self, order: Sequence[int]) -> None:
+        for step in self.steps:
+            if isinstance(step, StatelessStep):
+                _prefer(step.score, order, 0.04 * _GAP)  # for normalised values of up to a dozen deviations
+
+
+@torch.no_grad()
+def _prefer(scores: nn.Linear, order: Sequence[int], reach: float) -> None:
+    """Spaces biases by their order, and bounds the sum of the absolute weights of each score."""
+    scores.weight.mul_(reach / scores.weight.abs().sum(1).max())
+    for rank, option in enumerate(order):
+        scores.bias[option] = -_GAP * rank
 
 
 GATES: dict[str, type[Gate]] = {"lstm": LSTMGate, "stateless": StatelessGate}

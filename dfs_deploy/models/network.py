@@ -12,10 +12,12 @@ policy's option only.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,9 @@ from dfs_deploy.models.gate import GATES, decide
 from dfs_deploy.models.graph import OUTPUT, BlockGraphs, Evaluation, Graph, NetworkGraphs, Ranges, named_tensors
 from dfs_deploy.network import Architecture, Block
 from dfs_deploy.options import FULL_BITS, Option, Options
+from dfs_deploy.preprocessing import IMAGENET_INPUT, InputContract
+
+_LOG = logging.getLogger(__name__)
 
 MASKED = -3e38
 """Score of an option that a block may not run: finite, and far below any other."""
@@ -78,12 +83,18 @@ class NetworkBlock:
         network: the network that it belongs to.
         shape: its place, sizes and choices.
         graphs: what it computes.
+
+    Attributes:
+        whole: the block as one graph.
+        skipped: what a skip computes; ``None`` if the block cannot be skipped.
     """
 
     def __init__(self, network: DFSNetwork, shape: Block, graphs: BlockGraphs) -> None:
         self._network = network
         self.shape = shape
         self.graphs = graphs
+        self.whole = graphs.whole
+        self.skipped = graphs.skip
 
     def __call__(self, x: Tensor, bits: int = FULL_BITS, round_inputs: bool = True) -> Tensor:
         """Runs the block in a bitwidth, its shortcut too.
@@ -97,18 +108,20 @@ class NetworkBlock:
         Returns:
             (N, C', H', W') float32.
         """
-        return self._network.compute(self.graphs.whole, x, bits, round_inputs, self.shape.index)
+        return self._network.compute(self.whole, x, bits, round_inputs, self.shape.index)
 
-    def skip(self, x: Tensor) -> Tensor:
-        """Output of a skipped block.
+    def skip(self, x: Tensor, round_inputs: bool = True) -> Tensor:
+        """Output of a skipped block; arguments as for the block itself.
 
         Raises:
             OptionError: it has no shortcut and cannot be skipped.
         """
-        graph = self.graphs.skip
+        graph = self.skipped
         if graph is None:
             raise OptionError(f"block {self.shape.index} ({self.shape.name}) has no shortcut; it cannot be skipped")
-        return x if graph.identity else self._network.compute(graph, x, self._network.graphs.always)
+        if graph.identity:
+            return x
+        return self._network.compute(graph, x, self._network.graphs.always, round_inputs, self.shape.index)
 
 
 RunBlock = Callable[[NetworkBlock, Tensor, Decision], Tensor]
@@ -126,8 +139,12 @@ class DFSNetwork(nn.Module):
         policy: option index of each gated block, for a network without a gate; ``None`` for one with a gate.
 
     Attributes:
+        blocks: the gated blocks, with their places from 1 on, in the order in which they run.
         ranges: running ranges of the inputs of quantisable layers; they move in training mode.
         gate: the gate; ``None`` under a policy.
+        contract: input contract of the network, if it is known; no part of the state dict.
+        block_costs: (gated blocks, options) float32, cost of each option by the share of the block in all multiply-adds
+            of decided blocks. Their mean over the blocks is 1 if every decided block runs in full precision.
 
     Raises:
         OptionError: a policy of another length, or with an option that the block may not run.
@@ -150,20 +167,30 @@ class DFSNetwork(nn.Module):
         if fixed := next((i for i, choice in enumerate(choices, 1) if not choice), None):
             raise OptionError(f"block {fixed} may run none of the options {options}; allow it at least one")
         self.policy = None if policy is None else _check_policy(policy, architecture, options)
-        self._allowed = [[option in choice for option in options] for choice in choices]
         self.ranges = Ranges(node.name for node in graphs.whole.nodes if node.quantizable)
         decided = [self.decided(index) for index in range(1, len(architecture.blocks))]
         kind = GATES[architecture.gate.kind]
         self.gate = kind(architecture, decided, len(options)) if policy is None else None
+        self.blocks = [
+            NetworkBlock(self, shape, part) for shape, part in zip(architecture.blocks[1:], graphs.blocks, strict=True)
+        ]
+        self.contract: InputContract | None = None
+        # Constants follow the network to its device, and are no part of its state.
+        with torch.device("cpu"):  # they have values even in a network that is made without
+            masked = torch.tensor([[option not in choice for option in options] for choice in choices])
+            costs = _block_costs(architecture, options)
+        self._has_masks = [len(choice) < len(options) for choice in choices]
+        self._masked: Tensor
+        self.register_buffer("_masked", masked.bool().reshape(len(choices), len(options)), persistent=False)
+        self.block_costs: Tensor
+        self.register_buffer("block_costs", costs, persistent=False)
+        self._found: tuple[dict[str, Tensor], frozenset[str]] | None = None
         self._observer: ValueObserver | None = None
         self._forced: Tensor | None = None
         self._last: NetworkOutput | None = None
 
-    @property
-    def blocks(self) -> list[NetworkBlock]:
-        """The gated blocks with their places from 1 on, in the order in which they run."""
-        shapes = self.architecture.blocks[1:]
-        return [NetworkBlock(self, shape, graphs) for shape, graphs in zip(shapes, self.graphs.blocks, strict=True)]
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None}  # a copy has had no forward, and a graph of gradients cannot be copied
 
     @property
     def device(self) -> torch.device:
@@ -172,7 +199,30 @@ class DFSNetwork(nn.Module):
 
     def block(self, index: int) -> NetworkBlock:
         """The gated block ``index``, at least 1."""
-        return NetworkBlock(self, self.architecture.blocks[index], self.graphs.blocks[index - 1])
+        return self.blocks[index - 1]
+
+    def save(self, path: str | Path, contract: InputContract | None = None) -> None:
+        """Writes the network, its blocks, options and weights as plain values: it loads without the code that made it.
+
+        Args:
+            path: a name that ends in ``.safetensors`` selects that format; any other is written by ``torch.save``.
+            contract: input contract; ``None`` for the network's own, or, if it has none, ImageNet's normalisation, which
+                is then warned about.
+
+        Raises:
+            UsageError: a contract for images of another shape, or none for images without three channels.
+            OSError: the file cannot be written.
+        """
+        from dfs_deploy.checkpoints import save_checkpoint  # the one import upward: a network saves itself
+
+        contract = contract or self.contract
+        if contract is None:
+            shape = self.architecture.image_shape
+            if shape[0] != len(IMAGENET_INPUT.mean):
+                raise UsageError(f"no input contract for images of {shape[0]} channel(s); give save an InputContract")
+            _LOG.warning("no input contract: ImageNet's mean and deviation are assumed; give save an InputContract")
+            contract = replace(IMAGENET_INPUT, shape=shape, resize=None)
+        save_checkpoint(path, self, contract)
 
     def with_policy(self, policy: Sequence[int], options: Options | None = None) -> DFSNetwork:
         """A copy of the network, in the same mode and on the same device, that follows a static policy.
@@ -182,6 +232,7 @@ class DFSNetwork(nn.Module):
         static = DFSNetwork(copy.deepcopy(self.net), self.graphs, self.architecture, options or self.options, policy)
         static.to(self.device).train(self.training)
         static.ranges.load_state_dict(self.ranges.state_dict())
+        static.contract = self.contract
         return static
 
     def options_of(self, index: int) -> tuple[Option, ...]:
@@ -194,20 +245,24 @@ class DFSNetwork(nn.Module):
         """Whether the gate decides about block ``index``, at least 1: it may run more than one option."""
         return len(self.options_of(index)) > 1
 
-    @property
-    def block_costs(self) -> Tensor:
-        """(gated blocks, options) float32 cost: the option's, by the share of the block in all multiply-adds.
-
-        Their mean over the blocks is 1 if every decided block runs in full precision.
-        """
-        weights = torch.tensor(self.architecture.weights(self.options), device=self.device)
-        scale = len(weights) / weights.sum() if weights.sum() > 0 else 0.0
-        return weights[:, None] * scale * torch.tensor(self.options.costs, device=self.device)
-
     def evaluation(self, bits: int = FULL_BITS, round_inputs: bool = True) -> Evaluation:
         """One way to compute this network's graphs; see ``Evaluation``."""
-        tensors = named_tensors(self.net)
-        return Evaluation(tensors, self.ranges, self.graphs.quantizer, bits, round_inputs, self.net.training)
+        tensors, frozen = self._look_up() if self._found is None else self._found
+        return Evaluation(tensors, self.ranges, self.graphs.quantizer, bits, round_inputs, self.net.training, frozen)
+
+    def _look_up(self) -> tuple[dict[str, Tensor], frozenset[str]]:
+        """Tensors by name, and the modules that stay in evaluation mode."""
+        frozen = (name for name, module in self.net.named_modules() if self.net.training and not module.training)
+        return named_tensors(self.net), frozenset(frozen)
+
+    @contextmanager
+    def _looked_up(self) -> Iterator[None]:
+        """Looks up the network's tensors once for many evaluations."""
+        before, self._found = self._found, self._look_up()
+        try:
+            yield
+        finally:
+            self._found = before
 
     def compute(
         self, graph: Graph, x: Tensor, bits: int = FULL_BITS, round_inputs: bool = True, block: int | None = None
@@ -228,6 +283,16 @@ class DFSNetwork(nn.Module):
         result = evaluation.run(graph, x)
         observer(block, OUTPUT, result)
         return result
+
+    def without_ranges(self) -> dict[int, tuple[str, ...]]:
+        """Layers of each gated block that may run quantised, and whose inputs have no running range, by index."""
+        found = {}
+        for block in self.blocks:
+            nodes = block.whole.nodes if any(o.quantized for o in self.options_of(block.shape.index)) else ()
+            missing = tuple(node.name for node in nodes if node.quantizable and not self.ranges.known(node.name))
+            if missing:
+                found[block.shape.index] = missing
+        return found
 
     @contextmanager
     def observed(self, observer: ValueObserver) -> Iterator[None]:
@@ -253,10 +318,11 @@ class DFSNetwork(nn.Module):
         Stem and head run in that bitwidth too, or in full precision if they always do.
         """
         ends = FULL_BITS if self.graphs.always == FULL_BITS else bits
-        features = self.stem(x, ends)
-        for block in self.blocks:
-            features = block(features, bits)
-        return self.head(features, ends)
+        with self._looked_up():
+            features = self.stem(x, ends)
+            for block in self.blocks:
+                features = block(features, bits)
+            return self.head(features, ends)
 
     def forward(self, x: Tensor) -> NetworkOutput:
         """Computes every option of images (N, C, H, W) and mixes by the hard choice; the softmax carries the gradient.
@@ -347,6 +413,10 @@ class DFSNetwork(nn.Module):
         Returns:
             The output; ``path`` holds the choices taken.
         """
+        with self._looked_up():
+            return self._unroll(x, run, path)
+
+    def _unroll(self, x: Tensor, run: RunBlock, path: Tensor | None) -> NetworkOutput:
         n, options = len(x), len(self.options)
         if path is None and self.policy is not None:
             path = torch.tensor(self.policy, dtype=torch.int64, device=x.device).repeat(n, 1)
@@ -359,8 +429,8 @@ class DFSNetwork(nn.Module):
             score = x.new_zeros(n, options)
             if self.gate is not None and state is not None and self.decided(index):
                 score, state = self.gate(index - 1, features, state)
-            if not all(allowed := self._allowed[index - 1]):
-                score = score.masked_fill(~torch.tensor(allowed, device=x.device), MASKED)
+            if self._has_masks[index - 1]:
+                score = score.masked_fill(self._masked[index - 1], MASKED)
             steps.append(Decision(score, decide(score) if path is None else path[:, index - 1]))
             features = run(block, features, steps[-1])
         if steps:
@@ -399,6 +469,14 @@ class DFSNetwork(nn.Module):
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)[torch.argsort(torch.cat(order))]
 
 
+def _block_costs(architecture: Architecture, options: Options) -> Tensor:
+    weights = torch.tensor(architecture.weights(options), dtype=torch.float64)
+    costs = torch.tensor(options.costs, dtype=torch.float64)
+    if not weights.any():  # nothing is decided: all of it always runs
+        return torch.ones(len(weights), len(costs))
+    return (weights / weights.mean())[:, None].mul(costs).float()
+
+
 def expected_cost(scores: Tensor, path: Tensor, costs: Tensor) -> Tensor:
     """Mean cost of the options taken; the softmax of the gate's scores carries its gradient (Section 3).
 
@@ -423,7 +501,7 @@ def run_option(block: NetworkBlock, features: Tensor, option: Option, round_inpu
 
     A quantised option rounds its layers' inputs, or only clamps them.
     """
-    return block.skip(features) if option.skips else block(features, option.bits, round_inputs)
+    return block.skip(features, round_inputs) if option.skips else block(features, option.bits, round_inputs)
 
 
 def _check_policy(policy: Sequence[int], architecture: Architecture, options: Options) -> tuple[int, ...]:

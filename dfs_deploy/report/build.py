@@ -17,7 +17,7 @@ from dfs_deploy.bench.candidates import Inputs, check_rivals, draw_inputs
 from dfs_deploy.bench.result import BUDGET, DYNAMIC, BenchResult, load_bench
 from dfs_deploy.bench.run import bench as run_bench
 from dfs_deploy.bundle import Bundle, open_bundles
-from dfs_deploy.data import Dataset, ImageFolder, open_dataset
+from dfs_deploy.data import AnyImages, open_dataset
 from dfs_deploy.errors import BundleError, DataError, UsageError
 from dfs_deploy.io.files import write_whole
 from dfs_deploy.progress import Progress, silent
@@ -34,7 +34,7 @@ _PAGES = (".html", ".htm")
 _LOG = logging.getLogger(__name__)
 
 AnyBundle = str | Path | Bundle
-AnyData = str | Path | Dataset | ImageFolder
+AnyData = str | Path | AnyImages
 
 
 def report(
@@ -142,9 +142,9 @@ def _check_page(html: Path) -> None:
         import dfs_deploy.report.page  # noqa: F401
 
 
-def _opened_data(bundle: Bundle, data: AnyData | None) -> Dataset | ImageFolder | None:
+def _opened_data(bundle: Bundle, data: AnyData | None) -> AnyImages | None:
     if isinstance(data, (str, Path)):
-        data = open_dataset(data, size=bundle.input.shape[1:])
+        data = open_dataset(data, size=bundle.input.geometry)
     return None if data is None else data.labelled_for(bundle.architecture.classes, bundle.input.class_names)
 
 
@@ -183,7 +183,7 @@ def match_benches(
 def _measured(
     bundle: Bundle,
     name: str,
-    data: Dataset | ImageFolder | None,
+    data: AnyImages | None,
     bench: BenchResult | None,
     how: _How,
     progress: Progress,
@@ -220,7 +220,7 @@ def _measured(
             progress=progress,
         )
     right = None if inputs.labels is None else result.classes == inputs.labels
-    rows, hottest = hot_paths(result.path, right, bundle.options)
+    rows, hottest = hot_paths(result.path, right, bundle.options, weights=result.weights)
     return BundleReport(
         facts=_provenance(bundle, name),
         options=tuple(bundle.manifest.options),
@@ -237,7 +237,7 @@ def _measured(
         bench=bench,
         bench_differs=tuple(_differences(bench.runtime, running)),
         frontier=tuple(_frontier(name, bench)),
-        decisions=decisions(result.path, bundle.options, groups),
+        decisions=decisions(result.path, bundle.options, groups, bundle.architecture.allowed(bundle.options)),
         paths=hottest,
         paths_listed=len(hottest),
         paths_share=sum(path.share for path in hottest),
@@ -255,7 +255,7 @@ def _run(runtime: Runtime, images: NDArray[np.uint8], progress: Progress) -> Res
         parts.append(runtime(images[start : start + _BATCH]))
     progress("running", 1.0)
     logits, path = np.concatenate([part.logits for part in parts]), np.concatenate([part.path for part in parts])
-    return Result(logits, path, parts[0].costs)
+    return Result(logits, path, parts[0].costs, parts[0].weights)
 
 
 def _provenance(bundle: Bundle, name: str) -> Provenance:
@@ -267,7 +267,7 @@ def _provenance(bundle: Bundle, name: str) -> Provenance:
         checkpoint=manifest.source.file,
         checkpoint_sha256=manifest.source.sha256,
         architecture=bundle.architecture.name,
-        gated_blocks=bundle.architecture.gated_blocks,
+        gated_blocks=len(bundle.architecture.decided(bundle.options)),
         classes=bundle.architecture.classes,
         targets=tuple(manifest.targets),
         calibration_method=None if calibration is None else calibration.method,

@@ -7,6 +7,7 @@ engines before it left them.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.bundle.engines import PlacedEngine, engines_of
+from dfs_deploy.bundle.engines import PlacedEngine, engines_of, feature_grids
 from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.report.data import EngineFigures
 from dfs_deploy.runtimes import Substitution
 from dfs_deploy.runtimes.backend import running_engines
+from dfs_deploy.runtimes.onnxruntime.conversion import OTHER
 from dfs_deploy.runtimes.onnxruntime.engine_choice import time_engines
 from dfs_deploy.runtimes.onnxruntime.loading import EngineLoader
 from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, prepare_engines
@@ -36,14 +38,19 @@ Features = list[NDArray[Any]]
 
 
 def run_engine(loader: EngineLoader, placed: PlacedEngine, features: Sequence[NDArray[Any]]) -> Features:
-    """Runs an engine on the features of some inputs, those of one layout together."""
+    """Runs an engine on the features of some inputs, those of one layout together, which are converted if need be."""
     engine, outputs = loader.load(placed), list(features)
-    for layout, session in engine.sessions.items():
+    layouts: tuple[Layout, ...] = ("float32", "uint8")
+    for layout in layouts:
         rows = [row for row, maps in enumerate(features) if maps.dtype == layout]
-        if rows:
-            made = run_once(session, engine.label, np.stack([features[row] for row in rows]))
-            for row, maps in zip(rows, made, strict=True):
-                outputs[row] = maps
+        if not rows:
+            continue
+        given, taken = np.stack([features[row] for row in rows]), layout
+        if layout not in engine.sessions:
+            taken = OTHER[layout]
+            given = run_once(loader.converters.session(placed.before, placed.takes[0], taken), engine.label, given)
+        for row, maps in zip(rows, run_once(engine.sessions[taken], engine.label, given), strict=True):
+            outputs[row] = maps
     return outputs
 
 
@@ -54,17 +61,17 @@ def walk(
     images: NDArray[np.float32],
     paths: NDArray[np.uint8],
 ) -> Iterator[tuple[list[PlacedEngine], Features]]:
-    """Runs inputs along given paths, and stops before each gated block and before the head.
+    """Runs inputs along given paths, and stops before each block and before the head.
 
     Args:
         bundle: bundle with engines for ONNX Runtime.
         loader: loader of its engines.
         running: engines that run here if the gate chooses their option.
         images: (N, C, H, W) float32, normalised.
-        paths: (N, gated blocks) option indices.
+        paths: (N, blocks) option indices.
 
     Yields:
-        The engines of a gated block, or the head, and the features that reach them.
+        The engines of a block, or the head, and the features that reach them.
     """
     features: Features = list(images)
     for index, group in itertools.groupby(engines_of(bundle, "onnxruntime"), key=lambda placed: placed.block):
@@ -77,7 +84,8 @@ def walk(
         for placed in engines:
             if index is not None and placed in running:
                 rows = np.flatnonzero(paths[:, index - 1] == bundle.options.names.index(placed.option))
-                for row, maps in zip(rows, run_engine(loader, placed, [features[row] for row in rows]), strict=True):
+                made = run_engine(loader, placed, [features[row] for row in rows])
+                for row, maps in zip(rows, made, strict=True):
                     after[row] = maps
         features = after
 
@@ -92,19 +100,20 @@ def engine_figures(
     prepared: bool = True,
     progress: Progress = silent,
 ) -> tuple[EngineFigures, ...]:
-    """Measures every engine of every gated block.
+    """Measures every engine of every block.
 
     Args:
         bundle: bundle with engines for ONNX Runtime.
         substitutions: substitutions that the runtime decided on.
         images: (N, C, H, W) float32, normalised; errors are measured on the first 128.
-        paths: (N, gated blocks) option indices that they took.
+        paths: (N, blocks) option indices that they took.
         groups: group of each block, the first block included.
         threads: number of threads that one engine may use.
         prepared: whether engines prepared for this machine are timed.
         progress: callback of the work.
     """
     loader = EngineLoader(bundle, threads, PLAIN)
+    run = functools.partial(run_engine, loader)
     timed = prepare_engines(bundle) if prepared else PLAIN
     running = list(running_engines(bundle, "onnxruntime", substitutions))
     found: list[EngineFigures] = []
@@ -119,13 +128,13 @@ def engine_figures(
             engines, chose = list(group), paths[:, index - 1] == bundle.options.names.index(name)
             exact = next((placed for placed in engines if placed.engine.precision == "fp32"), None)
             routed = [maps for maps, here in zip(features, chose, strict=False) if here]
-            reference = None if exact is None else _floats(bundle, exact, run_engine(loader, exact, routed or features))
+            reference = None if exact is None else _floats(bundle, exact, run(exact, routed or features))
             times = time_engines(bundle, engines, threads, timed, layout)
             for placed, us in zip(engines, times, strict=True):
                 compared = reference is not None and placed is not exact
                 rms, greatest = None, None
                 if reference is not None and compared:
-                    output = _floats(bundle, placed, run_engine(loader, placed, routed or features))
+                    output = _floats(bundle, placed, run(placed, routed or features))
                     rms, greatest = _errors(output, reference)
                 found.append(
                     EngineFigures(
@@ -152,8 +161,8 @@ def _floats(bundle: Bundle, placed: PlacedEngine, maps: Features) -> NDArray[np.
     output = np.stack(maps).astype(np.float64)
     if placed.engine.output == "float32":
         return output
-    scale = bundle.manifest.runtimes["onnxruntime"].feature_scales[placed.block or 0]
-    return output.transpose(0, 3, 1, 2) * scale
+    grid = feature_grids(bundle, "onnxruntime")[placed.block or 0]
+    return (output.transpose(0, 3, 1, 2) - grid.zero_point) * grid.scale
 
 
 def _errors(output: NDArray[np.float64], exact: NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:

@@ -24,37 +24,46 @@ LARGEST = 96
 """Pixels along the longer side of a picture; larger inputs are made smaller for the page."""
 
 
-def decisions(paths: NDArray[np.uint8], options: Options, groups: Sequence[int]) -> tuple[Decision, ...]:
-    """How often each option was chosen at each gated block.
+def decisions(
+    paths: NDArray[np.uint8], options: Options, groups: Sequence[int], allowed: NDArray[np.bool_]
+) -> tuple[Decision, ...]:
+    """How often each option was chosen at each block that may run it.
 
     Args:
-        paths: (N, gated blocks) option indices.
+        paths: (N, blocks) option indices.
         options: options of the gate.
         groups: group of each block, the first block included.
+        allowed: (blocks, options) bool, whether a block may run an option.
     """
     return tuple(
         Decision(block, groups[block], option.name, float(np.mean(column == index)))
         for block, column in enumerate(paths.T, start=1)
         for index, option in enumerate(options)
+        if allowed[block - 1, index]
     )
 
 
 def hot_paths(
-    paths: NDArray[np.uint8], right: NDArray[np.bool_] | None, options: Options, most: int = HOT_PATHS
+    paths: NDArray[np.uint8],
+    right: NDArray[np.bool_] | None,
+    options: Options,
+    most: int = HOT_PATHS,
+    weights: Sequence[float] | None = None,
 ) -> tuple[NDArray[np.uint8], tuple[HotPath, ...]]:
     """The commonest paths; of two that are equally common, the cheaper first.
 
     Args:
-        paths: (N, gated blocks) option indices.
+        paths: (N, blocks) option indices.
         right: (N,) whether each answer was right, or ``None`` without labels.
         options: options of the gate.
         most: number of paths to list.
+        weights: weight of each block in the computation; ``None`` for equal ones.
 
     Returns:
-        Their option indices, (paths, gated blocks) uint8, and their figures.
+        Their option indices, (paths, blocks) uint8, and their figures.
     """
     unique, which, counts = np.unique(paths, axis=0, return_inverse=True, return_counts=True)
-    which, cost = which.ravel(), computation_percentage(unique, options.costs)
+    which, cost = which.ravel(), computation_percentage(unique, options.costs, weights)
     order = np.lexsort((cost, -counts))[:most]
     found = [
         HotPath(
@@ -76,7 +85,7 @@ def path_tree(
     """The tree that some paths make, from the first decision on.
 
     Args:
-        rows: (paths, gated blocks) option indices, each path once.
+        rows: (paths, blocks) option indices, each path once.
         counts: number of inputs of each path.
         total: number of all inputs, those of other paths included.
         options: options of the gate.

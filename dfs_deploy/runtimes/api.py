@@ -43,18 +43,20 @@ class Result:
 
     Attributes:
         logits: (N, classes) float32.
-        path: (N, gated blocks) uint8, index of the option that each gated block ran.
+        path: (N, blocks) uint8, index of the option that each block after the first ran.
         costs: cost of each option, relative to the full-precision block.
+        weights: weight of each block in the computation, as from ``Architecture.weights``; ``None`` for equal ones.
     """
 
     logits: NDArray[np.float32]
     path: NDArray[np.uint8]
     costs: tuple[float, ...]
+    weights: tuple[float, ...] | None = None
 
     @property
     def computation_percentage(self) -> NDArray[np.float32]:
-        """(N,) float32, percentage of the computation of all gated blocks in full precision."""
-        return computation_percentage(self.path, self.costs)
+        """(N,) float32, percentage of the computation of all decided blocks in full precision."""
+        return computation_percentage(self.path, self.costs, self.weights)
 
     @property
     def classes(self) -> NDArray[np.int64]:
@@ -66,6 +68,7 @@ class Result:
             return NotImplemented
         return (
             self.costs == other.costs
+            and self.weights == other.weights
             and np.array_equal(self.path, other.path)
             and np.array_equal(self.logits, other.logits)
         )
@@ -172,8 +175,11 @@ class Runtime(Living[Backend]):
 
     def _take_over(self, make: Callable[[], Backend]) -> None:
         """Makes the backend and opens this runtime."""
-        self._costs = self._bundle.options.costs
-        self._gated_blocks = self._bundle.architecture.gated_blocks
+        architecture, options = self._bundle.architecture, self._bundle.options
+        self._costs, self._weights = options.costs, architecture.weights(options)
+        allowed = architecture.allowed(options)
+        self._allowed = None if allowed.all() else allowed
+        self._gated_blocks = architecture.gated_blocks
         self._policy = self._bundle.policy
         self._begin()
         try:
@@ -182,7 +188,7 @@ class Runtime(Living[Backend]):
         except BaseException:
             self._leave()
             raise
-        self._most = _most_at_once(self._bundle.architecture, backend.batch)
+        self._most = _most_at_once(architecture, backend.batch)
         self._hold(backend)
 
     def __call__(self, images: NDArray[Any], *, path: NDArray[Any] | None = None, finite: bool = True) -> Result:
@@ -190,8 +196,9 @@ class Runtime(Living[Backend]):
 
         Args:
             images: (N, C, H, W) float32, normalised; or (N, H, W, C) uint8, which is normalised here.
-            path: (N, gated blocks) integer, options to run instead of the gate's choices; the gate still steps, so that
-                timings include it. A static policy takes no other path than its own.
+            path: (N, blocks) integer, an option for each block after the first to run instead of the gate's choice;
+                the gate still steps, so that timings include it. A block takes no option that it may not run, and a
+                static policy no other path than its own.
             finite: whether logits that are not finite are refused; a check of a bundle wants to see them.
 
         Returns:
@@ -225,7 +232,7 @@ class Runtime(Living[Backend]):
             raise OutOfMemoryError(
                 f"memory ran out in a call of {len(images):,} image(s); give it fewer per call, or free some"
             ) from error
-        return Result(logits, taken, self._costs)
+        return Result(logits, taken, self._costs, self._weights)
 
     def _in_parts(self, images: NDArray[Any], path: NDArray[Any] | None, finite: bool) -> Result:
         """Classifies a batch that is too long to run at once."""
@@ -249,7 +256,7 @@ class Runtime(Living[Backend]):
             self._leave()
         if backend is None:
             self._refuse()
-        return Result(logits, taken, self._costs)
+        return Result(logits, taken, self._costs, self._weights)
 
     def _refuse_logits(self, logits: NDArray[np.float32], images: NDArray[Any], first: int) -> NoReturn:
         """Raises because some logits are not finite, naming the first image with such logits."""
@@ -296,7 +303,7 @@ class Runtime(Living[Backend]):
         it is interpolated.
 
         Args:
-            budget: mean computation as a share of running every gated block in full precision; ``None`` for the gate
+            budget: mean computation as a share of running every decided block in full precision; ``None`` for the gate
                 as trained.
 
         Raises:
@@ -314,6 +321,8 @@ class Runtime(Living[Backend]):
     def set_cost_bias(self, bias: float) -> None:
         """Subtracts ``bias * cost`` from each option's score from the next batch on, as a budget does.
 
+        The cost is that of the option times the weight of the block.
+
         Args:
             bias: finite; 0 for the gate as trained, negative to compute more.
 
@@ -322,7 +331,7 @@ class Runtime(Living[Backend]):
             RuntimeClosedError: it was closed.
         """
         self._open()
-        offset = score_offset(bias, self._costs)
+        offset = score_offset(bias, self._bundle.architecture, self._bundle.options)
         backend = self._claim()
         try:
             backend.set_score_offset(offset)
@@ -346,12 +355,12 @@ class Runtime(Living[Backend]):
         The same engine on the same buffers is the same object each time.
 
         Args:
-            path: (gated blocks,) option indices.
+            path: (blocks,) option indices, one for each block after the first.
         """
         return self._open().engine_calls(self._check_path(np.asarray(path)[None], 1)[0])
 
     def gate_calls(self) -> tuple[Callable[[], object], ...]:
-        """Gate steps of the gated blocks, at batch 1: for a bench. The gate forgets the batch before.
+        """Gate steps of the decided blocks, at batch 1: for a bench. The gate forgets the batch before.
 
         Raises:
             RuntimeClosedError: it was closed.
@@ -406,6 +415,14 @@ class Runtime(Living[Backend]):
         if policy is not None and (path != policy).any():
             raise InputError(
                 f"{self._bundle.path} has a static policy, and engines for no other path; leave out the path"
+            )
+        if self._allowed is not None and not self._allowed[np.arange(self._gated_blocks), path].all():
+            sample, block = np.argwhere(~self._allowed[np.arange(self._gated_blocks), path])[0]
+            options = self._bundle.options
+            known = [option.name for option in self._bundle.architecture.blocks[block + 1].choices(options)]
+            raise InputError(
+                f"path {sample} with option {options[int(path[sample, block])].name!r} at block {block + 1}, which may"
+                f" run {', '.join(known)}; give it one of these"
             )
         return np.ascontiguousarray(path, np.uint8)
 

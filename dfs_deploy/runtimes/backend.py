@@ -86,15 +86,18 @@ class Backend(ABC):
 
         Args:
             images: (N, C, H, W) float32, checked.
-            forced: (N, gated blocks) uint8, options to run instead of the gate's choices; the gate still steps.
+            forced: (N, blocks) uint8, options to run instead of the gate's choices; the gate still steps.
 
         Returns:
-            Logits (N, classes) float32 and path (N, gated blocks) uint8, both owned by the caller.
+            Logits (N, classes) float32 and path (N, blocks) uint8, both owned by the caller.
         """
 
     @abstractmethod
     def set_score_offset(self, offset: NDArray[np.float32]) -> None:
-        """Adds to the gate's scores, (options,) float32, from the next batch on; clones made later start with it."""
+        """Adds to the gate's scores, (gates, options) float32, from the next batch on; clones made later start with it.
+
+        It masks what it held at load, too: see ``budgets.score_offset``.
+        """
 
     @abstractmethod
     def clone(self) -> Backend:

@@ -1,41 +1,45 @@
-"""One network at many operating points: a bias on the gate's scores in proportion to each option's cost.
+"""One network at many operating points: a bias on the gate's scores in proportion to what each option costs.
 
-Taking ``bias * cost`` from an option's score puts a price on computation: the more an option costs, the more the gate
-must prefer it. Calibration finds the price that holds a budget.
+Taking ``bias * cost`` from an option's score puts a price on computation: the more an option costs at a block, the more
+the gate must prefer it. Calibration finds the price that holds a budget.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import UsageError
+from dfs_deploy.network import Architecture
+from dfs_deploy.options import Options
+from dfs_deploy.runtimes.gate import MASKED
 
 GREATEST_BIAS = 1e6
 """Greatest bias: beyond it, scores in float32 lose every digit."""
 
 
-def score_offset(bias: float, costs: Sequence[float]) -> NDArray[np.float32]:
-    """Offset of the gate's scores for a bias.
+def score_offset(bias: float, architecture: Architecture, options: Options) -> NDArray[np.float32]:
+    """Offset of the gate's scores for a bias, with the options masked that a block may not run.
 
     Args:
-        bias: price of computation, at most ``GREATEST_BIAS`` in size.
-        costs: (options,) cost of each option, 0 to 1.
+        bias: price of computation, at most ``GREATEST_BIAS`` in size; 0 for the masks alone.
+        architecture: network whose gate it is.
+        options: options that the gate chooses from.
 
     Returns:
-        (options,) float32, ``-bias * cost``.
+        (gates, options) float32: for the block after gate ``i``, ``-bias * cost * weight[i]``, or ``MASKED``.
 
     Raises:
         UsageError: the bias is not finite, or too large.
     """
     if not math.isfinite(bias) or abs(bias) > GREATEST_BIAS:
         raise UsageError(f"a bias of {bias} on the gate's scores, expected {-GREATEST_BIAS:g} to {GREATEST_BIAS:g}")
-    return (-bias * np.asarray(costs, np.float64)).astype(np.float32)
+    price = -bias * np.outer(architecture.weights(options), options.costs)
+    return np.where(architecture.allowed(options), price, MASKED).astype(np.float32)
 
 
 def bias_for(budget: float, bundle: Bundle) -> float:
@@ -44,7 +48,7 @@ def bias_for(budget: float, bundle: Bundle) -> float:
     The bias never rises with the budget.
 
     Args:
-        budget: mean computation, as a share of running every gated block in full precision.
+        budget: mean computation, as a share of running every decided block in full precision.
         bundle: bundle with calibrated budgets.
 
     Raises:

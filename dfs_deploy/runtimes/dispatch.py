@@ -20,74 +20,86 @@ Call = Callable[[], None]
 
 @dataclass(frozen=True)
 class BlockStep:
-    """Dispatch of a gated block for features in one slot.
+    """Dispatch of a block for features in one slot.
 
     Attributes:
-        gate: step of the gate on the features there.
-        reuses: whether the same slot of the block before has the same buffer and scale: after a skip, the gate has
+        gate: step of the gate on the features there; ``None`` for a fixed block.
+        reuses: whether the same slot of the block before has the same buffer and grid: after a skip, the gate has
             pooled the features already.
         options: for each option, the call to make (``None`` for nothing) and the slot of the features after it.
+        always: index of the option of a fixed block.
     """
 
-    gate: BoundStep
+    gate: BoundStep | None
     reuses: bool
     options: tuple[tuple[Call | None, int], ...]
+    always: int = 0
 
 
 class PythonLoop:
-    """Loop over the gated blocks of one sample.
+    """Loop over the blocks of one sample.
 
     Args:
-        steps: for each gated block, one step per slot.
+        steps: for each block after the first, one step per slot.
+        start: slot of the features after the stem.
 
     Attributes:
         slot: slot of the features after the last block.
-        block: gated block that runs, from 0; for messages if a call failed.
+        block: block that runs, from 0 for the first after the stem; for messages if a call failed.
         path: option indices taken, zero beyond ``block``.
     """
 
-    def __init__(self, steps: Sequence[Sequence[BlockStep]]) -> None:
+    def __init__(self, steps: Sequence[Sequence[BlockStep]], start: int = 0) -> None:
         self._steps = tuple(
-            tuple((step.gate, step.gate.advance, step.reuses, step.options) for step in slots) for slots in steps
+            tuple(
+                (step.gate, None if step.gate is None else step.gate.advance, step.reuses, step.options, step.always)
+                for step in slots
+            )
+            for slots in steps
         )
+        self._start = start
         self.slot = self.block = 0
         self.path = bytearray()
 
     def run(self, forced: bytes | None) -> bytearray:
-        """Runs every block, from slot 0; the gate must have been reset for one sample.
+        """Runs every block; the gate must have been reset for one sample.
 
         Args:
-            forced: option indices to run instead of the gate's choices; the gate still steps. ``None`` for its choices.
+            forced: option indices to run instead of the gate's choices; the gate still steps, and fixed blocks run
+                their one option. ``None`` for its choices.
 
         Returns:
             Option index of each block, one byte per block; owned by the caller.
         """
         self.path = path = bytearray(len(self._steps))
-        slot, pooled = 0, False
+        slot, pooled = self._start, False
         for block, slots in enumerate(self._steps):
             self.block = block
-            gate, advance, reuses, options = slots[slot]
-            option = advance() if pooled and reuses else gate()
-            if forced is not None:
-                option = forced[block]
+            gate, advance, reuses, options, option = slots[slot]
+            if gate is not None and advance is not None:
+                option = advance() if pooled and reuses else gate()
+                if forced is not None:
+                    option = forced[block]
             path[block] = option
             call, slot = options[option]
-            pooled = call is None
+            # Before a fixed block nothing is pooled, so what was pooled last may be of another place.
+            pooled = call is None and gate is not None
             if call is not None:
                 call()
         self.slot = slot
         return path
 
 
-def loop_for(gate: Gate, steps: Sequence[Sequence[BlockStep]]) -> PythonLoop | CompiledLoop:
+def loop_for(gate: Gate, steps: Sequence[Sequence[BlockStep]], start: int = 0) -> PythonLoop | CompiledLoop:
     """Makes the loop for a gate: the compiled one for the compiled gate.
 
     Args:
         gate: gate that the steps belong to.
-        steps: for each gated block, one step per slot.
+        steps: for each block after the first, one step per slot.
+        start: slot of the features after the stem.
     """
     if isinstance(gate, NativeGate):
         from dfs_deploy.runtimes.native._gate import CompiledLoop
 
-        return CompiledLoop(gate.compiled, steps)
-    return PythonLoop(steps)
+        return CompiledLoop(gate.compiled, steps, start)
+    return PythonLoop(steps, start)

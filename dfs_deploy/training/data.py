@@ -1,30 +1,40 @@
-"""Training data on the device: batches that depend only on seed, stage and step, augmented all at once.
+"""Training data: batches that depend only on seed, stage and step.
 
-Nothing here has a state that advances: a run that is resumed at a step, or split over several processes, sees the
-batches that a run that never stopped would have seen.
+Small data sets are on the device as bytes, and a whole batch is varied there at once. Folders of any size stay on disk:
+threads decode what the next batches hold. Nothing here has a state that decides: a run that is resumed at a step, or
+split over several processes or threads, sees the batches that a run that never stopped would have seen.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import logging
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from dfs_deploy.data import Dataset, ImageFolder, open_dataset, splits_of
+from dfs_deploy.data import AnyImages, Dataset, ImageFolder, open_dataset, splits_of
 from dfs_deploy.data.digits import load_digits
-from dfs_deploy.data.images import resize
-from dfs_deploy.errors import DataError
+from dfs_deploy.data.images import geometry_of
+from dfs_deploy.data.labels import draw
+from dfs_deploy.errors import DataError, InternalError
+from dfs_deploy.geometry import Frame, Geometry
 from dfs_deploy.network import Architecture, cifar_resnet
 from dfs_deploy.preprocessing import CIFAR10_CLASSES, InputContract, class_names_problem
+from dfs_deploy.training.crops import RandomCrop
+from dfs_deploy.training.job import Job
 from dfs_deploy.training.processes import Processes, is_first
-from dfs_deploy.training.recipe import Augmentation
+from dfs_deploy.training.recipe import RESIZED_CROPS, Augmentation
 
 DIGITS = "digits"
 """Word for scikit-learn's digits, in place of a path."""
@@ -40,6 +50,16 @@ _EVALUATED = ("test", "val")
 
 SHIFT = 4
 """Most pixels by which an image is moved, each way; the new border is black."""
+
+MAX_IN_MEMORY = 1 << 28
+"""Most bytes of a folder's decoded images that are kept in memory; a larger folder is decoded again in every epoch."""
+
+MEASURED = 1024
+"""Images of a folder that the mean and the deviation of its pixels are measured on."""
+
+_LOOKED_AT = 64
+_MEASURED_AT_ONCE = 32
+_AHEAD = 2
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,12 +78,14 @@ class Splits:
         evaluation: other images.
         evaluation_name: ``test`` or ``val``, or ``held-out`` for images taken out of the training split.
         classes: number of classes.
+        geometry: how images become the network's input; ``None`` if they have its size already.
     """
 
-    train: Dataset
-    evaluation: Dataset
+    train: AnyImages
+    evaluation: AnyImages
     evaluation_name: str
     classes: int
+    geometry: Geometry | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -86,7 +108,7 @@ class Splits:
         return {
             "class names": list(self.train.class_names),
             "classes": self.classes,
-            "image size": list(self.train.images.shape[1:3]),
+            "image size": list(self.train.image_size),
             "training images": len(self.train),
             f"{self.evaluation_name} images": len(self.evaluation),
             "labels": labels.hexdigest()[:16],
@@ -94,42 +116,70 @@ class Splits:
 
     def architecture(self, blocks_per_group: int) -> Architecture:
         """ResNet-(6n+2) for the classes and the image size of these data (He et al. 2016, Section 4.2)."""
-        return cifar_resnet((blocks_per_group,) * 3, classes=self.classes, image_shape=self.contract().shape)
+        return cifar_resnet((blocks_per_group,) * 3, classes=self.classes, image_shape=(3, *self.train.image_size))
 
-    def contract(self) -> InputContract:
-        """The normalisation that the training split asks for; CIFAR-10's usual one if its classes are CIFAR-10's."""
-        names = self.train.class_names
-        shape = (3, *self.train.images.shape[1:3])
-        if names == CIFAR10_CLASSES:
-            return InputContract(shape=shape, class_names=names)
-        pixels = self.train.images.reshape(-1, 3)
-        mean = pixels.mean(0, dtype=np.float64) / 255.0
-        std = np.maximum(pixels.std(0, dtype=np.float64) / 255.0, 1e-3)
-        return InputContract(shape, tuple(mean.round(4).tolist()), tuple(std.round(4).tolist()), names)
+    def contract(self, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None) -> InputContract:
+        """The network's input.
+
+        Args:
+            mean: mean per channel; ``None`` for CIFAR-10's usual one if the classes are CIFAR-10's, else for that of
+                the training images; of ``MEASURED`` of them if they are not in memory.
+            std: standard deviation per channel, likewise.
+        """
+        names, shape = self.train.class_names, (3, *self.train.image_size)
+        usual = InputContract(shape, class_names=names)
+        if self.geometry is not None:
+            usual = replace(usual, resize=self.geometry.resize, interpolation=self.geometry.interpolation)
+        if mean is None or std is None:
+            own = (usual.mean, usual.std) if names == CIFAR10_CLASSES else _measured(self.train)
+            mean, std = mean or own[0], std or own[1]
+        return replace(usual, mean=mean, std=std)
+
+
+def _measured(train: AnyImages) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel, rounded to four digits."""
+    if isinstance(train, Dataset):
+        pixels = train.images.reshape(-1, 3)
+        mean, std = pixels.mean(0, dtype=np.float64), pixels.std(0, dtype=np.float64)
+    else:
+        rows = draw(len(train), MEASURED, 0)
+        counts = np.zeros((3, 256), np.int64)
+        for images, _ in train.batches(_MEASURED_AT_ONCE, rows):
+            counts += [np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(3)]
+        share = counts / counts.sum(1, keepdims=True)
+        mean = share @ np.arange(256.0)
+        std = np.sqrt((share * (np.arange(256.0) - mean[:, None]) ** 2).sum(1))
+    mean, std = mean / 255.0, np.maximum(std / 255.0, 1e-3)
+    return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())
 
 
 def load_splits(
     data: str,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, int] | Geometry | None = None,
     held_out: int | None = None,
     seed: int = 0,
     evaluate_on: str | None = None,
+    cropped: bool = False,
 ) -> Splits:
     """Loads the images to train and to evaluate on; what is chosen is logged before an image is decoded.
 
+    A folder whose images take no more than ``MAX_IN_MEMORY`` is read into memory; a larger one stays on disk.
+
     Args:
         data: ``digits``, or a path that ``dfs_deploy.load_dataset`` reads.
-        size: height and width to resize images to; ``None`` for their own.
+        size: height and width to resize images to, or a geometry, which may crop as well; ``None`` for their own.
         held_out: number of training images, drawn and taken out, to evaluate on; ``None`` for a split of its own, or a
             tenth of the images if the data have none.
         seed: seed of the draw of the images that are held out.
         evaluate_on: name of the split to evaluate on; ``None`` for ``test``, else ``val``.
+        cropped: whether random crops of the training images are wanted, so that those of a folder stay in their files.
 
     Raises:
         DataError: the data cannot be read, are of one class, have too few images, or splits that do not fit together.
     """
     evaluation, chosen = _choose_split(data, held_out, evaluate_on)
-    train = _open(data, "train", size)
+    geometry = geometry_of(size)
+    train = _open(data, "train", geometry)
     if len(set(train.labels.tolist())) < 2:
         raise DataError(f"{train.name} has images of one class only, expected at least 2; add the other classes")
     if problem := class_names_problem(train.class_names):
@@ -143,24 +193,63 @@ def load_splits(
     if is_first():
         _LOG.info("training on %s", chosen)
     if evaluation is not None:
-        # Of a folder, nothing was decoded until here.
-        opened = _open(data, evaluation, size).labelled_for(classes, train.class_names)
-        images, test = train.load(), opened.load()
-        if test.images.shape[1:] != images.images.shape[1:]:
+        other = _open(data, evaluation, geometry).labelled_for(classes, train.class_names)
+        if other.image_size != train.image_size:
+            seen, wanted = ("x".join(map(str, each.image_size)) for each in (other, train))
             raise DataError(
-                f"{test.name} has images of {_pixels(test)}, {images.name} of {_pixels(images)}, expected one size;"
-                f" give the size to resize to, as in --size {_pixels(images)}"
+                f"{other.name} has images of {seen}, {train.name} of {wanted}, expected one size; give the size to"
+                f" resize to, as in --size {wanted}"
             )
-        return Splits(images, test, evaluation, classes)
+        return Splits(train if cropped else _in_memory(train), _in_memory(other), evaluation, classes, geometry)
     count = max(1, int(len(train) * HELD_OUT_SHARE)) if held_out is None else held_out
     if not 0 < count < len(train):
         raise DataError(f"{count} of {len(train)} images held out, expected at least 1, and some left to train on")
-    shuffled = train.load().subset(None, seed)
-    parts = [
-        replace(shuffled, images=shuffled.images[rows], labels=shuffled.labels[rows])
-        for rows in (slice(count, None), slice(None, count))
-    ]
-    return Splits(parts[0], parts[1], HELD_OUT, classes)
+    shuffled = (train if cropped else _in_memory(train)).subset(None, seed)
+    kept, other = shuffled.select(slice(count, None)), shuffled.select(slice(count))
+    return Splits(kept, _in_memory(other), HELD_OUT, classes, geometry)
+
+
+def _in_memory(images: AnyImages) -> AnyImages:
+    """Small data sets in memory, and large ones as they are."""
+    return images.load() if len(images) * 3 * math.prod(images.image_size) <= MAX_IN_MEMORY else images
+
+
+def splits_for(job: Job) -> Splits:
+    """The images of a job; see ``load_splits``."""
+    cropped = job.recipe.augmentation == RESIZED_CROPS
+    return load_splits(job.data, job.geometry, job.held_out, job.seed, job.evaluate_on, cropped)
+
+
+def usual_augmentation(data: str, size: tuple[int, int] | Geometry | None) -> Augmentation | None:
+    """The variation that suits some data; ``None`` for the recipe's own.
+
+    Digits are not mirrored. A folder of images that are larger than the network's input gets random resized crops, if
+    that holds for most of up to 64 of its training images.
+
+    Args:
+        data: ``digits``, or the path of a data set.
+        size: as for ``load_splits``.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
+    if is_digits(data):
+        return "crop"
+    geometry = geometry_of(size)
+    if geometry is None or not Path(data).is_dir():
+        return None
+    opened = _open(data, "train", geometry)
+    if not isinstance(opened, ImageFolder):
+        return None
+    some = opened.subset(_LOOKED_AT, 0)
+    sizes = np.array([some.file_size(index) for index in range(len(some))])
+    larger = (sizes >= geometry.size).all(1) & (sizes > geometry.size).any(1)
+    return RESIZED_CROPS if 2 * int(larger.sum()) > len(some) else None
+
+
+def usual_resize(size: tuple[int, int]) -> int:
+    """Length of an image's shorter side before its centre is cut out: 256 for 224x224, and in proportion for others."""
+    return round(max(size) * 8 / 7)
 
 
 def _choose_split(data: str, held_out: int | None, evaluate_on: str | None) -> tuple[str | None, str]:
@@ -185,25 +274,31 @@ def _choose_split(data: str, held_out: int | None, evaluate_on: str | None) -> t
     return chosen, f"{train}, evaluating on {evaluated}"
 
 
-def _open(data: str, split: str, size: tuple[int, int] | None) -> Dataset | ImageFolder:
+def _open(data: str, split: str, geometry: Geometry | None) -> AnyImages:
     if not is_digits(data):
-        return open_dataset(data, split, size)
+        return open_dataset(data, split, geometry)
     digits = load_digits("train" if split == "train" else "test")
-    if size is None:
+    if geometry is None or geometry.size == digits.image_size:
         return digits
-    return replace(digits, images=np.stack([resize(image, size) for image in digits.images]))
-
-
-def _pixels(dataset: Dataset) -> str:
-    return "x".join(map(str, dataset.images.shape[1:3]))
+    return replace(digits, images=np.stack([geometry(image) for image in digits.images]))
 
 
 class Images:
-    """A data set on a device, as the network takes it: as bytes until a batch is taken."""
+    """A data set as the network takes it, its batches on a device.
 
-    def __init__(self, dataset: Dataset, contract: InputContract, device: torch.device) -> None:
-        self._pixels = torch.from_numpy(np.ascontiguousarray(dataset.images.transpose(0, 3, 1, 2))).to(device)
+    Args:
+        dataset: images in memory, which are copied to the device, or in a folder.
+        contract: the network's input.
+        device: device to compute on.
+    """
+
+    def __init__(self, dataset: AnyImages, contract: InputContract, device: torch.device) -> None:
+        self._dataset = dataset
+        self._pixels: Tensor | None = None
+        if isinstance(dataset, Dataset):
+            self._pixels = torch.from_numpy(np.ascontiguousarray(dataset.images.transpose(0, 3, 1, 2))).to(device)
         self._labels = torch.from_numpy(dataset.labels).to(device)
+        self.geometry = contract.geometry
         self.class_names = dataset.class_names
         self.device = device
         self._mean = torch.tensor(contract.mean, device=device).view(1, -1, 1, 1)
@@ -212,14 +307,47 @@ class Images:
     def __len__(self) -> int:
         return len(self._labels)
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether all pixels are on the device."""
+        return self._pixels is not None
+
     def take(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (N, 3, H, W) uint8 and labels (N,) int64 of some rows."""
+        """Pixels (N, 3, H, W) uint8 and labels (N,) int64 of some rows of images that are in memory."""
+        if self._pixels is None:
+            raise InternalError("rows of a folder were asked for at random")
         return self._pixels[rows], self._labels[rows]
+
+    def batches(self, size: int, rows: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixels (n, 3, H, W) uint8 and labels (n,) int64 of rows in order, ``None`` for all, a batch at a time."""
+        rows = range(len(self)) if rows is None else rows
+        if self._pixels is not None:
+            for begin in range(rows.start, rows.stop, size):
+                yield self.take(slice(begin, min(begin + size, rows.stop)))
+        else:
+            for pixels, labels in self._dataset.batches(size, rows):
+                yield self._on_device(pixels), torch.from_numpy(labels).to(self.device)
+
+    def framed(self, wanted: Iterator[tuple[int, Frame | None]], count: int) -> Iterator[Tensor]:
+        """Pixels (count, 3, H, W) uint8 of rows, each in a frame of its own; without end if the rows are.
+
+        Threads make the next ones while the caller computes.
+        """
+        with contextlib.closing(self._dataset.framed(wanted, _AHEAD * count)) as made:
+            while images := list(itertools.islice(made, count)):
+                yield self._on_device(np.stack(images))
+
+    def labels(self, rows: Tensor) -> Tensor:
+        """Labels (N,) int64 of some rows."""
+        return self._labels[rows.to(self.device)]
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Maps (N, 3, H, W) uint8 to float32, channels last in memory, in which convolutions are fast."""
         scaled = (pixels.float() / 255.0 - self._mean) / self._std
         return scaled.contiguous(memory_format=torch.channels_last)
+
+    def _on_device(self, images: NDArray[np.uint8]) -> Tensor:
+        return torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
 
 
 class Batches:
@@ -231,13 +359,20 @@ class Batches:
         augmentation: variation of the images.
         seed: seed of order and variation.
         processes: processes that share each batch; ``None`` for this one only.
+        crop_area: least share of an image that a random resized crop keeps.
 
     Raises:
         DataError: fewer images than a batch.
     """
 
     def __init__(
-        self, images: Images, size: int, augmentation: Augmentation, seed: int, processes: Processes | None = None
+        self,
+        images: Images,
+        size: int,
+        augmentation: Augmentation,
+        seed: int,
+        processes: Processes | None = None,
+        crop_area: float = 0.08,
     ) -> None:
         if len(images) < size:
             raise DataError(f"{len(images)} training images for batches of {size}, expected more; lower --batch")
@@ -246,7 +381,10 @@ class Batches:
         self._augmentation = augmentation
         self._seed = seed
         self._share = (processes or Processes()).share(size)
+        self._crop_area = crop_area
         self._epoch: tuple[str, int, Tensor] | None = None
+        self._next: tuple[str, int, bool] | None = None
+        self._ahead: Iterator[Tensor] = iter(())
 
     def __len__(self) -> int:
         """Batches in an epoch; images that do not fill one are left out, others each time."""
@@ -255,12 +393,19 @@ class Batches:
     def take(self, stage: str, step: int, plain: bool = False) -> tuple[Tensor, Tensor]:
         """This process's share of the batch of a step, from 0: (n, 3, H, W) float32, normalised, and (n,) int64.
 
-        Each stage has its own order; ``plain`` images are left as they are.
+        Each stage has its own order; ``plain`` images are left as they are. How an image is cropped from its file
+        depends on seed, stage, epoch and the image alone.
+
+        Raises:
+            DataError: a file of the batch is damaged or missing.
         """
-        epoch, index = divmod(step, len(self))
-        rows = self._order(stage, epoch)[index * self._size : (index + 1) * self._size][self._share]
-        pixels, labels = self._images.take(rows.to(self._images.device))
-        if not plain and self._augmentation != "none":
+        rows = self.rows(stage, step)
+        cropped = self._augmentation == RESIZED_CROPS and not plain
+        if self._images.in_memory and not cropped:
+            pixels, labels = self._images.take(rows.to(self._images.device))
+        else:
+            pixels, labels = self._read_ahead(stage, step, cropped), self._images.labels(rows)
+        if not plain and self._augmentation in ("crop", "crop-flip"):
             random = _generator(self._seed, stage, "vary", step)
             shifts = torch.randint(0, 2 * SHIFT + 1, (self._size, 2), generator=random)[self._share]
             flips = torch.rand(self._size, generator=random)[self._share] < 0.5
@@ -268,6 +413,29 @@ class Batches:
             if self._augmentation == "crop-flip":
                 pixels = torch.where(flips.to(pixels.device)[:, None, None, None], pixels.flip(3), pixels)
         return self._images.normalize(pixels), labels
+
+    def _read_ahead(self, stage: str, step: int, cropped: bool) -> Tensor:
+        """Pixels of a step, (n, 3, H, W) uint8; those of the steps after it are made meanwhile."""
+        if self._next != (stage, step, cropped):
+            count = self._share.stop - self._share.start
+            self._ahead = self._images.framed(self._wanted(stage, step, cropped), count)
+        self._next = None  # in case of an error
+        pixels = next(self._ahead)
+        self._next = (stage, step + 1, cropped)
+        return pixels
+
+    def _wanted(self, stage: str, step: int, cropped: bool) -> Iterator[tuple[int, Frame | None]]:
+        """Rows of this and all further steps, each with its crop."""
+        for each in itertools.count(step):
+            epoch = each // len(self)
+            for row in self.rows(stage, each).tolist():
+                key = (self._seed, stage, "crop", epoch, row)
+                yield row, RandomCrop(self._images.geometry, self._crop_area, key) if cropped else None
+
+    def rows(self, stage: str, step: int) -> Tensor:
+        """This process's rows of a step."""
+        epoch, index = divmod(step, len(self))
+        return self._order(stage, epoch)[index * self._size : (index + 1) * self._size][self._share]
 
     def _order(self, stage: str, epoch: int) -> Tensor:
         if self._epoch is None or self._epoch[:2] != (stage, epoch):

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from dfs_deploy.errors import CheckpointError, UsageError
+from dfs_deploy.geometry import Geometry, Interpolation
 from dfs_deploy.io.json_files import VersionedFormat
 from dfs_deploy.io.kinds import JOB_FILE, given_instead
 from dfs_deploy.options import Options
@@ -41,6 +42,9 @@ class Job:
         recipe: the hyperparameters.
         seed: seed of every draw.
         size: height and width to resize images to; ``None`` for their own.
+        resize: length in pixels to which the shorter side of an image is resized before its centre of that size is cut
+            out; ``None`` resizes an image to exactly that size.
+        interpolation: kind of resizing.
         held_out: number of training images to evaluate on instead of a split of its own; ``None`` for that split.
         evaluate_on: name of the split to evaluate on; ``None`` for ``test`` if the data have one, else ``val``, else
             images held out.
@@ -59,6 +63,8 @@ class Job:
     recipe: Recipe
     seed: int = 0
     size: tuple[int, int] | None = None
+    resize: int | None = None
+    interpolation: Interpolation = "bilinear"
     held_out: int | None = None
     evaluate_on: str | None = None
     backbone: str | None = None
@@ -86,6 +92,9 @@ class Job:
         _check_storable("cost", self.recipe.cost)
         if self.size is not None and not all(1 <= side <= _MOST_PIXELS for side in self.size):
             raise UsageError(f"size {self.size[0]}x{self.size[1]}, expected 1 to {_MOST_PIXELS} pixels each way")
+        if self.size is None and (self.resize is not None or self.interpolation != "bilinear"):
+            raise UsageError("images are to be resized and no size is given; give it, as in --size 224x224")
+        _ = self.geometry  # its bounds
         if self.held_out is not None and self.evaluate_on is not None:
             raise UsageError(
                 f"{self.held_out} images to hold out and the split {self.evaluate_on!r} to evaluate on, expected at"
@@ -95,6 +104,11 @@ class Job:
             raise UsageError(f"stage {self.until!r}, expected {', '.join(STAGES)}")
         if not self.stages:
             raise UsageError(f"nothing to do until stage {self.until!r} from what is given; choose a later stage")
+
+    @property
+    def geometry(self) -> Geometry | None:
+        """How images become the network's input; ``None`` if they have its size already."""
+        return None if self.size is None else Geometry(self.size, self.resize, self.interpolation)
 
     @property
     def stages(self) -> tuple[StageName, ...]:

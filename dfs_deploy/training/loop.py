@@ -18,7 +18,7 @@ from torch import Tensor
 import dfs_deploy
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.errors import CheckFailedError, CheckpointError
-from dfs_deploy.models import DFSNetwork
+from dfs_deploy.models import DFSNetwork, cifar_network
 from dfs_deploy.options import FULL_BITS, Options
 from dfs_deploy.progress import Progress
 from dfs_deploy.suspicion import suspicions
@@ -54,6 +54,7 @@ BACKBONE_FILE = "backbone.pt"
 
 _FLUSH_EVERY = 10
 _EVALUATED_AT_ONCE = 250
+_VALUES_AT_ONCE = 1 << 23
 _FULL_TOLERANCE = 1e-3
 
 _LOG = logging.getLogger(__name__)
@@ -97,7 +98,9 @@ class Loop:
         self._contract = splits.contract()
         train = Images(splits.train, self._contract, device)
         self._evaluation_images = Images(splits.evaluation, self._contract, device)
-        self._batches = Batches(train, job.recipe.batch, job.recipe.augmentation, job.seed, processes)
+        self._batches = Batches(
+            train, job.recipe.batch, job.recipe.augmentation, job.seed, processes, job.recipe.crop_area
+        )
         self.notes: list[str] = []
         self._network = self._new_network().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         costs = job.recipe.costs
@@ -109,7 +112,7 @@ class Loop:
     def _new_network(self) -> DFSNetwork:
         job, architecture = self._job, self._splits.architecture(self._recipe.blocks_per_group)
         torch.manual_seed(job.seed)
-        network = DFSNetwork(architecture, self._recipe.options, self._recipe.policy_indices())
+        network = cifar_network(architecture, self._recipe.options, self._recipe.policy_indices())
         if self._state is not None:
             self._state.restore_network(network, self._folder)
             return network
@@ -118,7 +121,7 @@ class Loop:
             begun, assumptions = begin_with(given, architecture, job.weights_key)
             self.notes += assumptions
             if job.start is None:
-                network.backbone.load_state_dict(begun.backbone.state_dict())
+                network.net.load_state_dict(begun.net.state_dict())
             elif begun.options == network.options:
                 network.load_state_dict(begun.state_dict())
             else:
@@ -342,14 +345,14 @@ def evaluate(
     answers = [np.zeros((0, 2 + blocks), np.int64)]
     try:
         network.eval()
-        for start in range(share.start, share.stop, _EVALUATED_AT_ONCE):
-            pixels, labels = images.take(slice(start, min(start + _EVALUATED_AT_ONCE, share.stop)))
+        at_once = max(1, min(_EVALUATED_AT_ONCE, _VALUES_AT_ONCE // math.prod(network.architecture.image_shape)))
+        for pixels, labels in images.batches(at_once, range(share.start, share.stop)):
             x = images.normalize(pixels)
             if gated:
                 output = network.route(x)
                 logits, path = output.logits, output.path
             else:
-                logits, path = network.backbone(x), labels.new_zeros(len(labels), blocks)
+                logits, path = network.static(x), labels.new_zeros(len(labels), blocks)
             answers.append(torch.column_stack([labels, logits.argmax(1), path]).cpu().numpy())
     finally:
         for module, mode in modes:

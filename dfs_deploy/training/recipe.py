@@ -7,7 +7,7 @@ import difflib
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, TypeGuard, get_args, get_origin, get_type_hints
 
 from dfs_deploy.errors import OptionError, UsageError
 from dfs_deploy.options import Options, parse_policy
@@ -15,8 +15,11 @@ from dfs_deploy.options import Options, parse_policy
 AlphaSign = Literal["dynamic", "constant"]
 Schedule = Literal["steps", "one-cycle"]
 GateOptimizer = Literal["sgd", "adam"]
-Augmentation = Literal["crop-flip", "crop", "none"]
+Augmentation = Literal["crop-flip", "crop", "none", "resized-crop-flip"]
 StageName = Literal["backbone", "gate", "joint"]
+
+RESIZED_CROPS: Final = "resized-crop-flip"
+"""Variation of images that are larger than the network's input."""
 
 FLOPS = "flops"
 """Name of the cost without a latency table."""
@@ -32,6 +35,7 @@ _BOUNDS = {
     "blocks_per_group": (1, 333),  # a thousand blocks, the most of a network
     "batch": (1, 10**6),
     "settle_share": (0.0, 1.0),
+    "crop_area": (0.001, 1.0),
     "momentum": (0.0, _BELOW_1),
 }
 """Least and greatest number of a value, if these are not 0, and infinity or the most steps."""
@@ -84,7 +88,9 @@ class Recipe:
             batch, in full-precision blocks, as in the authors' code.
         alpha_sign: ``dynamic`` flips the sign of alpha at every step, positive if the batch cost more than the target
             and negative if it did not (Section 3); ``constant`` keeps it positive (Table 1).
-        augmentation: ``crop-flip`` moves each image by up to 4 pixels and mirrors half of them; ``crop`` only moves.
+        augmentation: ``crop-flip`` moves each image by up to 4 pixels and mirrors half of them; ``crop`` only moves;
+            ``resized-crop-flip`` cuts a part out of each image as it is in its file, resizes it, and mirrors half.
+        crop_area: least share of an image's area that such a part has; it has at most all of it.
         policy: the option that each gated block always runs, for a network without a gate: one name for all blocks, or
             one per block, separated by commas. There is no stage 1 then, and stage 2 trains the backbone as the policy
             runs it.
@@ -117,6 +123,7 @@ class Recipe:
     alpha: float = 5e-6
     alpha_sign: AlphaSign = "dynamic"
     augmentation: Augmentation = "crop-flip"
+    crop_area: float = 0.08
     policy: str | None = None
     costs: tuple[tuple[float, ...], ...] | None = None
     cost: str = FLOPS
@@ -214,6 +221,8 @@ class Recipe:
         """Names of the values that some stages read; the target is read by whoever aims for it, and is left out."""
         running = [stage for stage in stages if self.steps(stage)]
         names = _ALWAYS_READ.union({f"{stage}_steps" for stage in stages}, *(_READ_BY[stage] for stage in running))
+        if self.augmentation == RESIZED_CROPS:
+            names |= {"crop_area"}
         if self.policy is not None:
             names -= {*_OF_THE_GATE, "joint_gate_lr", "alpha_sign"}
         return frozenset(names | _SGD if "gate" in running and self.gate_optimizer == "sgd" else names)

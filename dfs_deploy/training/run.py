@@ -21,12 +21,12 @@ from dfs_deploy.models.threads import torch_threads
 from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import parse_size
 from dfs_deploy.progress import Progress, silent
-from dfs_deploy.training.data import Splits, is_digits, load_splits
+from dfs_deploy.training.data import Splits, splits_for, usual_augmentation, usual_resize
 from dfs_deploy.training.job import Job, load_job, save_job
 from dfs_deploy.training.loop import BACKBONE_FILE, CHECKPOINT_FILE, Loop
 from dfs_deploy.training.metrics import Evaluation, Record, read_metrics
 from dfs_deploy.training.processes import is_first, joined, local_device
-from dfs_deploy.training.recipe import FLOPS, Recipe, unknown_value
+from dfs_deploy.training.recipe import FLOPS, RESIZED_CROPS, Recipe, unknown_value
 from dfs_deploy.training.recipe import preset as recipe_of
 from dfs_deploy.training.sensitivity import search_policy
 from dfs_deploy.training.state import STATE_FILE, load_state, saving
@@ -187,18 +187,22 @@ def _make_job(
     table = None if cost is None else load_costs(cost)
     options = _parse_options(values.get("options"), policy)
     wanted = {**values, "options": options, "policy": None if policy == MIXED else policy, "cost": None}
-    if is_digits(data):
-        wanted.setdefault("augmentation", "crop")
     # With a table, the options' reach is known once the data are; the other values are checked before.
     early = wanted if table is None else {name: wanted[name] for name in wanted if name not in _BY_COSTS}
-    job = Job(data=data, recipe=recipe_of(preset, **early), **job_values)
+    resize = job_values.get("resize")  # 0 for no crop
+    job = Job(data=data, recipe=recipe_of(preset, **early), **{**job_values, "resize": resize or None})
     if policy == MIXED and job.backbone is None:
         raise UsageError(
             "policy mixed without a backbone, whose sensitivity it measures; train one, then --backbone it"
         )
+    if "augmentation" not in values and (usual := usual_augmentation(data, job.geometry)) is not None:
+        wanted["augmentation"] = usual
+        job = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, augmentation=usual))
+    if job.recipe.augmentation == RESIZED_CROPS and job.size is not None and resize is None:
+        job = dataclasses.replace(job, resize=usual_resize(job.size))
     if table is None and policy != MIXED:
         return job, None
-    splits = load_splits(data, job.size, job.held_out, job.seed, job.evaluate_on)
+    splits = splits_for(job)
     if table is not None and cost is not None:
         costs = _costs(table, job.recipe, splits, options)
         recipe = recipe_of(preset, **{**wanted, "costs": costs, "cost": Path(cost).name})
@@ -254,7 +258,7 @@ def _run(
         state = None if new else load_state(folder)
         if state is not None and state.stage is not None and processes.first:
             _LOG.info("going on in %s after step %d of stage %s", folder, state.step, state.stage)
-        splits = splits or load_splits(job.data, job.size, job.held_out, job.seed, job.evaluate_on)
+        splits = splits or splits_for(job)
         if state is not None:
             state.check(folder, job, splits.identity)
         loop = Loop(job, folder, splits, device, processes, progress, state)

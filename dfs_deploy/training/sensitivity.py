@@ -7,6 +7,7 @@ loss that one block adds is measured with every other block in full precision; t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -17,9 +18,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfs_deploy.errors import UsageError
-from dfs_deploy.models import DFSNetwork, QuantizedConv2d, run_option
+from dfs_deploy.models import DFSNetwork, run_option
+from dfs_deploy.network import Block
 from dfs_deploy.options import FULL_BITS, Options
-from dfs_deploy.training.data import HELD_OUT, Images, Splits, load_splits
+from dfs_deploy.training.data import HELD_OUT, Images, Splits, splits_for
 from dfs_deploy.training.job import Job
 from dfs_deploy.training.processes import local_device
 from dfs_deploy.training.state import begin_with
@@ -65,47 +67,58 @@ def measure_sensitivity(network: DFSNetwork, options: Options, batches: Iterable
     Raises:
         UsageError: no batch.
     """
-    trial = network.with_policy([0] * network.architecture.gated_blocks, options).eval()
-    first, *gated = trial.blocks
-    losses = np.zeros((len(gated), len(options)))
+    policy = [_first_possible(block, options) for block in network.architecture.blocks[1:]]
+    trial = network.with_policy(policy, options).eval()
+    losses = np.full((len(trial.blocks), len(options)), math.inf)
     full_loss, images = 0.0, 0
     for x, labels in batches:
         if not images:
             _take_ranges(trial, x)
-        features = first(trial.backbone.stem(x))
-        for index, block in enumerate(gated):
+        features = trial.stem(x)
+        for block in trial.blocks:
+            index = block.shape.index
             for position, option in enumerate(options):
-                if option.bits == FULL_BITS:
+                if option.bits == FULL_BITS or option not in block.shape.choices(options):
                     continue
                 y = run_option(block, features, option)
-                for later in gated[index + 1 :]:
+                for later in trial.blocks[index:]:
                     y = later(y)
-                losses[index, position] += _summed_loss(trial, y, labels)
+                before = losses[index - 1, position] if images else 0.0
+                losses[index - 1, position] = before + _summed_loss(trial, y, labels)
             features = block(features)
         full_loss += _summed_loss(trial, features, labels)
         images += len(labels)
     if not images:
         raise UsageError("no images to measure sensitivity on, expected at least one batch")
-    losses[:, [option.bits == FULL_BITS for option in options]] = full_loss
+    for row, block in zip(losses, trial.blocks, strict=True):
+        row[[option.bits == FULL_BITS and option in block.shape.choices(options) for option in options]] = full_loss
     return Sensitivity(options, images, full_loss / images, losses / images)
 
 
+def _first_possible(block: Block, options: Options) -> int:
+    """Index of the first option that a block may run; any will do, as each is tried."""
+    return next((k for k, option in enumerate(options) if option in block.choices(options)), 0)
+
+
 def _summed_loss(network: DFSNetwork, features: Tensor, labels: Tensor) -> float:
-    logits = network.backbone.classify(features)
+    logits = network.head(features)
     return float(functional.cross_entropy(logits.float(), labels, reduction="sum"))
 
 
 def _take_ranges(network: DFSNetwork, x: Tensor) -> None:
-    """Gives each gated convolution without a range the range of what reaches it in full precision."""
-    handles = [
-        module.register_forward_pre_hook(lambda conv, inputs: conv.follow_range(inputs[0]))
-        for block in network.blocks[1:]
-        for module in block.modules()
-        if isinstance(module, QuantizedConv2d) and not module.has_range
-    ]
-    network.backbone(x)
-    for handle in handles:
-        handle.remove()
+    """Gives each layer of a gated block without a range the range of what reaches it in full precision."""
+    readers: dict[tuple[int, str], list[str]] = {}
+    for block in network.blocks:
+        for node in block.whole.nodes:
+            if node.quantizable and not network.ranges.known(node.name):
+                readers.setdefault((block.shape.index, node.inputs[0]), []).append(node.name)
+
+    def take(block: int, value: str, features: Tensor) -> None:
+        for name in readers.get((block, value), ()):
+            network.ranges.follow(name, features)
+
+    with network.observed(take):
+        network.static(x)
 
 
 def choose_policy(sensitivity: Sensitivity, costs: NDArray[np.floating], target: float) -> tuple[int, ...]:
@@ -187,7 +200,7 @@ def search_policy(job: Job, splits: Splits | None = None) -> PolicySearch:
         )
     recipe = job.recipe
     device = local_device(job.device)
-    splits = splits or load_splits(job.data, job.size, job.held_out, job.seed, job.evaluate_on)
+    splits = splits or splits_for(job)
     held_out = splits.evaluation_name == HELD_OUT
     measured = splits.evaluation if held_out else splits.train.subset(SEARCH_IMAGES, job.seed)
     architecture = splits.architecture(recipe.blocks_per_group)
@@ -195,8 +208,7 @@ def search_policy(job: Job, splits: Splits | None = None) -> PolicySearch:
     images = Images(measured, splits.contract(), device)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(images), _BATCH):
-            pixels, labels = images.take(slice(start, start + _BATCH))
+        for pixels, labels in images.batches(_BATCH):
             yield images.normalize(pixels), labels
 
     sensitivity = measure_sensitivity(network, recipe.options, batches())

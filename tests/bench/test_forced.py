@@ -26,7 +26,7 @@ def cases(gates: bool = True) -> list[CaseResult]:
 
 
 def test_dispatch_is_set_against_trace_and_static() -> None:
-    (path,) = forced_paths(OPTIONS, cases(), ROUNDS, gated_blocks=11)
+    (path,) = forced_paths(OPTIONS, cases(), ROUNDS, decided=11, skippable=11)
     assert (path.share, path.blocks, path.option, path.precision) == (50, 5, "8", "int8")
     assert path.over_trace is not None
     assert path.over_static is not None
@@ -37,23 +37,24 @@ def test_dispatch_is_set_against_trace_and_static() -> None:
 
 
 def test_costs_are_shared_out_over_the_gated_blocks() -> None:
-    (path,) = forced_paths(OPTIONS, cases(), ROUNDS, gated_blocks=10)
+    (path,) = forced_paths(OPTIONS, cases(), ROUNDS, decided=10, skippable=4)
+    assert path.blocks == 2, "half of those that may be skipped"
     assert path.gate_us == pytest.approx(2.0)
     assert path.dispatch_us == pytest.approx(100 * (path.dispatch_ms - 0.7 - 0.02))
 
 
-@pytest.mark.parametrize(("gates", "gated_blocks"), [(False, 10), (True, 0)])
-def test_no_costs_without_engines_timed_or_blocks(gates: bool, gated_blocks: int) -> None:
-    (path,) = forced_paths(OPTIONS, cases(gates), ROUNDS, gated_blocks)
+@pytest.mark.parametrize(("gates", "blocks"), [(False, 10), (True, 0)])
+def test_no_costs_without_engines_timed_or_blocks(gates: bool, blocks: int) -> None:
+    (path,) = forced_paths(OPTIONS, cases(gates), ROUNDS, blocks, blocks)
     assert (path.gate_us, path.dispatch_us) == (None, None)
     assert path.over_trace is not None
 
 
 def test_without_a_static_engine_of_the_precision_the_trace_remains() -> None:
-    (path,) = forced_paths(OPTIONS, cases()[:2], ROUNDS, gated_blocks=10)
+    (path,) = forced_paths(OPTIONS, cases()[:2], ROUNDS, decided=10, skippable=10)
     assert (path.static_ms, path.over_static) == (None, None)
     assert path.over_trace is not None
 
 
 def test_nothing_was_forced() -> None:
-    assert forced_paths(OPTIONS, cases()[2:], ROUNDS, gated_blocks=10) == ()
+    assert forced_paths(OPTIONS, cases()[2:], ROUNDS, decided=10, skippable=10) == ()

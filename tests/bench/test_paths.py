@@ -48,5 +48,8 @@ def test_the_engines_alone_tell_the_fastest_and_the_slowest(found: tuple[PathLat
 
 def test_a_path_costs_what_it_computes(found: tuple[PathLatency, ...], runtime: Runtime) -> None:
     costs = dict(zip(runtime.options.names, runtime.options.costs, strict=True))
+    weights = runtime.bundle.architecture.weights(runtime.options)
     for path in found:
-        assert path.computation_percentage == pytest.approx(100 * np.mean([costs[name] for name in path.path]))
+        assert path.computation_percentage == pytest.approx(
+            100 * np.average([costs[name] for name in path.path], weights=weights)
+        )

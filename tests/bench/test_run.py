@@ -98,7 +98,9 @@ def test_computation_is_that_of_the_paths(mixed: Made, result: BenchResult) -> N
     assert by_name["dfs-forced-0-fp32"].computation_percentage == 0.0
     assert by_name["dfs-forced-100-fp32"].computation_percentage == 100.0
     assert by_name["dfs-forced-100-int8"].computation_percentage == pytest.approx(6.25)
-    assert by_name["dfs-forced-75-fp32"].computation_percentage == pytest.approx(200 / 3)
+    weights = Bundle(mixed.path).architecture.weights(Options.parse("skip,8,16,full"))
+    two_of_three = by_name["dfs-forced-75-fp32"].computation_percentage
+    assert two_of_three == pytest.approx(100 * (weights[1] + weights[2]) / 3)
     assert by_name["static-fp32"].computation_percentage is None
     assert by_name["static-fp32"].top1 is not None
 

@@ -29,10 +29,10 @@ from dfs_deploy.io.files import sha256
 from dfs_deploy.network import Architecture, cifar_resnet
 from tests.checks import MakesFolder, little_memory, refuses
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "manifest-v4.json"
+GOLDEN = Path(__file__).parents[1] / "golden" / "manifest-v5.json"
 """A manifest as this version writes it; each of its files holds its own name."""
 
-GOLDEN_V1, GOLDEN_V2, GOLDEN_V3 = (GOLDEN.with_name(f"manifest-v{version}.json") for version in (1, 2, 3))
+GOLDEN_V1, GOLDEN_V2, GOLDEN_V3, GOLDEN_V4 = (GOLDEN.with_name(f"manifest-v{version}.json") for version in (1, 2, 3, 4))
 """The same network's as older versions wrote them."""
 
 Edit = Callable[[dict[str, Any]], None]
@@ -120,6 +120,9 @@ def test_the_golden_manifest_keeps_loading(made: Path) -> None:
     assert bundle.architecture == cifar_resnet((1, 1), (4, 8), 10, (3, 8, 8))
     assert bundle.architecture.gated_blocks == 1
     assert bundle.input.shape == (3, 8, 8)
+    assert (bundle.input.resize, bundle.input.interpolation) == (12, "bicubic")
+    assert [engines.feature_zero_points for engines in manifest.runtimes.values()] == [[0, 3], [0, 0]]
+    assert manifest.weights is None
     assert manifest.targets == ["int8", "fp32"]
     assert set(manifest.runtimes) == {"onnxruntime", "tensorrt"}
     assert [(r.option, r.wanted, r.served_by) for r in manifest.substitutions] == [("16", "fp16", "fp32")]
@@ -143,8 +146,9 @@ def test_the_golden_manifest_keeps_loading(made: Path) -> None:
         (GOLDEN_V1, {"policy": None, "budgets": [], "weights_key": None}),
         (GOLDEN_V2, {"weights_key": None}),
         (GOLDEN_V3, {}),
+        (GOLDEN_V4, {}),
     ],
-    ids=["1", "2", "3"],
+    ids=["1", "2", "3", "4"],
 )
 def test_a_manifest_of_an_older_version_is_read_as_this_version_has_it(
     made: Path, tmp_path: Path, older: Path, lacking: dict[str, Any]
@@ -152,9 +156,17 @@ def test_a_manifest_of_an_older_version_is_read_as_this_version_has_it(
     manifest = Bundle(made).manifest
     of_source = {key: value for key, value in lacking.items() if key == "weights_key"}
     source = msgspec.structs.replace(manifest.source, **of_source)
+    of_before_5 = {
+        "architecture": manifest.architecture.without_macs(),
+        "input": msgspec.structs.replace(manifest.input, resize=None, interpolation="bilinear"),
+        "runtimes": {
+            name: msgspec.structs.replace(engines, feature_zero_points=[0, 0])
+            for name, engines in manifest.runtimes.items()
+        },
+    }
     (made / MANIFEST).write_bytes(older.read_bytes())
     assert Bundle(made).manifest == msgspec.structs.replace(
-        manifest, source=source, **{key: value for key, value in lacking.items() if key not in of_source}
+        manifest, source=source, **of_before_5, **{key: value for key, value in lacking.items() if key not in of_source}
     )
     origin = source_of(made)
     assert origin is not None
@@ -171,6 +183,10 @@ def test_a_manifest_of_an_older_version_is_read_as_this_version_has_it(
         (GOLDEN_V1, ("source", "weights_key")),
         (GOLDEN_V2, ("source", "weights_key")),
         (GOLDEN_V3, ("architecture", "blocks")),
+        (GOLDEN_V4, ("architecture", "blocks", 0, "macs")),
+        (GOLDEN_V4, ("input", "resize")),
+        (GOLDEN_V4, ("runtimes", "tensorrt", "feature_zero_points")),
+        (GOLDEN_V4, ("weights",)),
     ],
     ids=lambda value: value.stem if isinstance(value, Path) else value[-1],
 )
@@ -424,7 +440,7 @@ def drop(*keys: str | int) -> Edit:
     return edit
 
 
-@pytest.mark.parametrize(("version", "word"), [(0, "export"), (5, "update"), (99, "update"), (-1, "export")])
+@pytest.mark.parametrize(("version", "word"), [(0, "export"), (6, "update"), (99, "update"), (-1, "export")])
 def test_another_schema_version(made: Path, version: int, word: str) -> None:
     edit_manifest(made, set_to("schema_version", value=version))
     with refuses(SchemaVersionError, str(version), word):
@@ -474,6 +490,12 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
     "a file of a terabyte": (set_to("files", "samples.npz", "size", value=1 << 40), "size"),
     "a standard deviation of next to nothing": (set_to("input", "std", 0, value=1e-300), "std"),
     "a mean beyond float32": (set_to("input", "mean", 0, value=1e300), "mean"),
+    "a zero point beyond uint8": (
+        set_to("runtimes", "onnxruntime", "feature_zero_points", 0, value=256),
+        "zero_points",
+    ),
+    "more multiply-adds than anything has": (set_to("architecture", "blocks", 1, "macs", value=1 << 60), "macs"),
+    "an unknown interpolation": (set_to("input", "interpolation", value="nearest"), "interpolation"),
     "a feature scale of next to nothing": (set_to("runtimes", "tensorrt", "feature_scales", 0, value=1e-300), "scales"),
     "a number beyond all": (set_to("calibration", "seed", value=10**400), "seed"),
     "null for a number": (set_to("accuracy", "route_agreement", value=None), "route_agreement"),
@@ -506,8 +528,12 @@ INCONSISTENT: dict[str, Edit] = {
     "a free skip onto another grid": lambda m: m["architecture"]["blocks"][1].update(
         skip="free", out_shape=m["architecture"]["blocks"][1]["in_shape"]
     ),
-    "a block with a gate that may not run every option": set_to("architecture", "blocks", 1, "options", value=["8"]),
-    "a block with a gate that cannot be skipped": set_to("architecture", "blocks", 1, "skip", value=None),
+    "engines for options that the block may not run": set_to("architecture", "blocks", 1, "options", value=["8"]),
+    "a projection of a block that cannot be skipped": set_to("architecture", "blocks", 1, "skip", value=None),
+    "a block that may run nothing": lambda m: m["architecture"]["blocks"][1].update(skip=None, options=["skip"]),
+    "a block of an unknown option": set_to("architecture", "blocks", 1, "options", value=["skip", "9"]),
+    "too few zero points": set_to("runtimes", "tensorrt", "feature_zero_points", value=[0]),
+    "weights in no file": set_to("weights", value="weights.bin"),
     "engines for fewer blocks": set_to("runtimes", "onnxruntime", "blocks", value=[]),
     "engines for more blocks": lambda m: m["runtimes"]["onnxruntime"]["blocks"].append(
         {**m["runtimes"]["onnxruntime"]["blocks"][0], "index": 2}
@@ -538,7 +564,7 @@ INCONSISTENT: dict[str, Edit] = {
     "files of a terabyte together": lambda m: m["files"].update(
         {f"more/{i}": {"sha256": "0" * 64, "size": 1 << 30} for i in range(1000)}
     ),
-    "a stem that leaves uint8": set_to("runtimes", "onnxruntime", "stem", "output", value="uint8"),
+    "a stem for TensorRT that leaves uint8": set_to("runtimes", "tensorrt", "stem", "output", value="uint8"),
     "a head that leaves uint8": set_to("runtimes", "tensorrt", "head", "output", value="uint8"),
     "an engine for TensorRT that leaves uint8": set_to(
         "runtimes", "tensorrt", "blocks", 0, "options", "8", 0, "output", value="uint8"
@@ -564,6 +590,40 @@ def test_parts_that_contradict_each_other(made: Path, what: str) -> None:
         Bundle(made)
     assert str(made) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def narrow(manifest: dict[str, Any], block: int, names: list[str], skip: str | None) -> None:
+    """Lets a block run some options only, and drops the engines of the others."""
+    manifest["architecture"]["blocks"][block].update(options=names, skip=skip)
+    for engines in manifest["runtimes"].values():
+        record = engines["blocks"][block - 1]
+        record["options"] = {name: served for name, served in record["options"].items() if name in names}
+        record["skip"] = record["skip"] if skip and "skip" in names else None
+
+
+@pytest.mark.parametrize(
+    ("names", "skip", "fixed"),
+    [(["skip", "8", "16", "full"], None, False), (["8", "full"], None, False), (["8"], "projection", True)],
+)
+def test_a_block_may_have_choices_of_its_own(made: Path, names: list[str], skip: str | None, fixed: bool) -> None:
+    edit_manifest(made, lambda m: narrow(m, 1, names, skip))
+    bundle = Bundle(made)
+    choices = bundle.architecture.blocks[1].choices(bundle.options)
+    assert [option.name for option in choices] == [name for name in names if skip or name != "skip"]
+    assert bundle.architecture.blocks[1].fixed(bundle.options) == fixed
+
+
+@pytest.mark.parametrize("part", ["stem", "head"])
+def test_a_stem_may_leave_uint8_and_a_head_may_take_nothing_else(made: Path, part: str) -> None:
+    def edit(manifest: dict[str, Any]) -> None:
+        engine = manifest["runtimes"]["onnxruntime"][part]
+        if part == "stem":
+            engine["output"] = "uint8"
+        else:
+            del engine["files"]["float32"]
+
+    edit_manifest(made, edit)
+    assert getattr(Bundle(made).manifest.runtimes["onnxruntime"], part) is not None
 
 
 OLD_ARCHITECTURES: dict[str, Edit] = {
@@ -609,8 +669,8 @@ def test_a_static_policy_needs_no_gate_and_the_engines_of_its_options_alone(made
 
 
 WRONG_POLICIES: dict[str, tuple[Edit, str]] = {
-    "of another length": (lambda m: m["policy"].append("8"), "2 gated blocks"),
-    "of no block": (set_to("policy", value=[]), "0 gated blocks"),
+    "of another length": (lambda m: m["policy"].append("8"), "2 blocks after the first"),
+    "of no block": (set_to("policy", value=[]), "0 blocks after the first"),
     "of an option that the block may not run": (set_to("architecture", "blocks", 1, "options", value=["16"]), "'8'"),
     "of an unknown option": (set_to("policy", 0, value="4"), "'4'"),
     "beside a gate": (set_to("runtimes", "onnxruntime", "gate", value="common/gate.onnx"), "gate"),
@@ -643,9 +703,11 @@ DANGLING: dict[str, Edit] = {
     "the samples": set_to("samples", value="other.npz"),
     "a file outside": set_to("runtimes", "onnxruntime", "gate", value="../other.onnx"),
     "a stem without its layout": set_to("runtimes", "onnxruntime", "stem", "files", value={}),
-    "a head without a layout that comes": drop("runtimes", "onnxruntime", "head", "files", "uint8"),
-    "a block without a layout that comes": drop(
-        "runtimes", "onnxruntime", "blocks", 0, "options", "8", 0, "files", "float32"
+    "a stem for uint8 alone": lambda m: m["runtimes"]["onnxruntime"]["stem"].update(
+        files={"uint8": m["runtimes"]["onnxruntime"]["stem"]["files"]["float32"]}
+    ),
+    "a block for TensorRT without float32": lambda m: m["runtimes"]["tensorrt"]["blocks"][0]["options"]["8"][0].update(
+        files={"uint8": m["runtimes"]["tensorrt"]["head"]["files"]["float32"]}
     ),
     "a stride block without its skip": set_to("runtimes", "onnxruntime", "blocks", 0, "skip", value=None),
     "names for half the classes": set_to("input", "class_names", value=["a", "b"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.bundle.engine_check import BATCH, EngineUse, check_engine, engine_uses
+from dfs_deploy.bundle.engine_check import EngineUse, check_engine, engine_uses
 from dfs_deploy.bundle.onnx_messages import FLOAT
+from dfs_deploy.bundle.operators import BATCH
+from dfs_deploy.bundle.weights import ReadTensor, WeightsInMemory
 from dfs_deploy.errors import BundleError
 from dfs_deploy.runtimes import Runtime
-from tests.bundles import Made, copied, pixels, rewritten
+from tests.bundles import Made, copied, pixels, rewritten, run_model
 from tests.checks import refuses
 
 FULL = "common/block-01-full-fp32.onnx"
@@ -36,7 +39,8 @@ def test_every_exported_engine_passes(which: str, request: pytest.FixtureRequest
     assert set(uses) == {name for name in bundle.manifest.files if name.endswith(".onnx")}
     for file, found in uses.items():
         for use in found:
-            check_engine(bundle.read(file), file, use)
+            check_engine(bundle.model(file), file, use)
+            assert check_engine((bundle.path / file).read_bytes(), file, use, bundle.weights) >= 0
 
 
 def model(
@@ -44,13 +48,14 @@ def model(
     constants: dict[str, Any] | None = None,
     *,
     domains: dict[str, int] | None = None,
-    shape: tuple[Any, ...] = ("N", 4, 8, 8),
+    shape: tuple[Any, ...] | None = ("N", 4, 8, 8),
+    takes: tuple[Any, ...] = ("N", 4, 8, 8),
 ) -> onnx.ModelProto:
     """A model of ``features`` and ``output``, unchecked."""
     graph = helper.make_graph(
         nodes,
         "block",
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ("N", 4, 8, 8))],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, takes)],
         [helper.make_tensor_value_info("output", TensorProto.FLOAT, shape)],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in (constants or {}).items()],
     )
@@ -171,7 +176,63 @@ HOSTILE: dict[str, tuple[Build, str]] = {
     "a loop of 2**40 turns": (loop, "Loop"),
     "a huge pad": (
         lambda: model([node("Pad", "features", "pads")], {"pads": np.array([0, 0, 0, 0, 0, 0, 2**40, 0])}),
+        "35,184,372,089,088 values",
+    ),
+    "a pad of the batch": (
+        lambda: model([node("Pad", "features", "pads")], {"pads": np.array([2**20, 0, 0, 0, 0, 0, 0, 0])}),
         "Pad",
+    ),
+    "a pad that is computed": (
+        lambda: model([node("Shape", "features", output="pads"), node("Pad", "features", "pads")]),
+        "Pad",
+    ),
+    "a pad that mirrors": (
+        lambda: model([node("Pad", "features", "pads", mode="reflect")], {"pads": np.zeros(8, np.int64)}),
+        "Pad",
+    ),
+    "a shape that is computed": (
+        lambda: model([node("Shape", "features", output="shape"), node("Reshape", "features", "shape")]),
+        "Reshape",
+    ),
+    "a shape of more values": (
+        lambda: model([node("Reshape", "features", "shape")], {"shape": np.array([0, 2**40, -1])}),
+        "Reshape",
+    ),
+    "a shape that mixes images": (
+        lambda: model([node("Reshape", "features", "shape")], {"shape": np.array([64, -1])}),
+        "Reshape",
+    ),
+    "a product of unlike maps": (
+        lambda: model(
+            [node("Mul", "rows", "columns")],
+            {"rows": np.zeros((1, 1, 8, 1), np.float32), "columns": np.zeros((1, 1, 1, 8), np.float32)},
+        ),
+        "Mul",
+    ),
+    "a sequence that is joined": (lambda: model([node("Concat", *["features"] * 65, axis=1)]), "Concat"),
+    "images that are joined": (lambda: model([node("Concat", "features", "features", axis=0)]), "Concat"),
+    "a joined sequence that grows": (
+        lambda: model(
+            [node("Concat", *["features"] * 64, axis=1, output="x"), node("Concat", "x", "x", axis=1)],
+        ),
+        "16,384 values",
+    ),
+    "a pool of a huge window": (lambda: model([node("MaxPool", "features", kernel_shape=[64, 64])]), "MaxPool"),
+    "a pool without a window": (lambda: model([node("AveragePool", "features")]), "AveragePool"),
+    "a mean over the images": (
+        lambda: model([node("ReduceMean", "features", "axes")], {"axes": np.array([0])}),
+        "ReduceMean",
+    ),
+    "a slice with no step": (
+        lambda: model(
+            [node("Slice", "features", "zero", "one", "one", "zero")],
+            {"zero": np.array([0]), "one": np.array([1])},
+        ),
+        "Slice",
+    ),
+    "two constants of one name": (
+        lambda: changed(lambda m: m.graph.initializer.append(m.graph.initializer[0])),
+        "one name",
     ),
     "an expansion": (lambda: model([node("Expand", "features", "to")], {"to": np.array([1, 4, 2**40, 8])}), "Expand"),
     "a tensor made of a shape": (lambda: model([node("ConstantOfShape", "s")], {"s": np.array([2**40])}), "Constant"),
@@ -200,10 +261,18 @@ HOSTILE: dict[str, tuple[Build, str]] = {
     "a sum of unlike shapes": (broadcast, "Add"),
     "a product of two vectors": (outer_product, "9,000,000 values"),
     "a convolution with huge pads": (lambda: convolution(pads=[2**20] * 4), "Conv"),
-    "a convolution with other pads": (lambda: convolution(pads=[0] * 4), "Conv"),
+    "a convolution with other pads": (lambda: convolution(pads=[0] * 4), "(N, 4, 6, 6)"),
     "a dilated convolution": (lambda: convolution(dilations=[2**20] * 2), "Conv"),
     "a convolution in groups": (lambda: convolution(group=4), "Conv"),
-    "a convolution that pads itself": (lambda: convolution(auto_pad="SAME_UPPER"), "fields"),
+    "a convolution that pads itself": (lambda: convolution(auto_pad="SAME_UPPER"), "Conv"),
+    "a convolution with a padded point": (
+        lambda: convolution(np.zeros((4, 4, 1, 1), np.float32), kernel_shape=[1, 1], pads=[3] * 4),
+        "Conv",
+    ),
+    "a convolution with another bias": (
+        lambda: changed(lambda m: m.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.zeros(8, "f4"), "bias"))),
+        "Conv",
+    ),
     "a convolution of stride 0": (lambda: convolution(strides=[0, 0]), "Conv"),
     "numbers as texts": (lambda: model([node("Cast", "features", to=TensorProto.STRING)]), "Cast"),
     "a large kernel": (
@@ -228,8 +297,8 @@ HOSTILE: dict[str, tuple[Build, str]] = {
         "fields",
     ),
     "a constant for an input": (lambda: changed(lambda m: setattr(m.graph.input[0], "name", "bias")), "constant"),
-    "a thousand nodes": (lambda: many(1000), "parts"),
-    "a hundred nodes": (lambda: many(100), "100 nodes"),
+    "ten thousand nodes": (lambda: many(10_000), "parts"),
+    "two thousand nodes": (lambda: many(2000), "2000 nodes"),
     "a node before its input": (lambda: model([node("Relu", "later"), node("Relu", "features", output="later")]), "Re"),
     "a value made twice": (lambda: model([node("Relu", "features"), node("Relu", "features")]), "Relu"),
     "no output": (lambda: changed(lambda m: m.graph.ClearField("output")), "nothing"),
@@ -255,8 +324,169 @@ def test_what_no_export_writes_is_refused(what: str) -> None:
 
 
 def test_the_same_without_what_is_hostile_passes() -> None:
-    for build in (convolution, lambda: many(60), lambda: model([node("Relu", "features")])):
+    for build in (convolution, lambda: many(1000), lambda: model([node("Relu", "features")])):
         check_engine(build().SerializeToString(), "x.onnx", USE)
+
+
+MAP = (4, 8, 9)
+"""Channels, rows and columns that the nodes below take."""
+
+NODES: dict[str, tuple[onnx.NodeProto, dict[str, Any]]] = {
+    f"{name} {number}": (made, constants)
+    for name, calls in {
+        "Conv": [
+            (node("Conv", "features", "w", **attributes), {"w": np.zeros(shape, np.float32)})
+            for shape, attributes in [
+                ((6, 2, 3, 3), {"group": 2, "pads": [0, 1, 2, 3]}),
+                ((4, 1, 5, 3), {"group": 4, "pads": [2, 1, 1, 0], "strides": [2, 1]}),
+                ((8, 4, 11, 11), {"pads": [5] * 4, "strides": [4, 4], "kernel_shape": [11, 11]}),
+                ((2, 4, 3, 2), {"dilations": [2, 3], "pads": [2, 0, 1, 2]}),
+                ((5, 4, 1, 1), {"pads": [1, 0, 0, 1]}),
+                ((5, 4, 8, 9), {}),
+            ]
+        ],
+        "Pool": [
+            (node(operator, "features", kernel_shape=kernel, ceil_mode=ceil, **attributes), {})
+            for operator in ("MaxPool", "AveragePool")
+            for ceil in (0, 1)
+            for kernel, attributes in [
+                ([3, 3], {"strides": [2, 2], "pads": [1] * 4}),
+                ([2, 2], {"strides": [2, 2]}),
+                ([3, 2], {"strides": [3, 4], "pads": [0, 1, 1, 0]}),
+                ([2, 2], {"strides": [3, 5], "pads": [1, 1, 1, 1]}),
+                ([8, 9], {}),
+            ]
+        ],
+        "Sum": [
+            (node(operator, *inputs), {"c": np.ones(shape, np.float32)})
+            for operator in ("Add", "Mul", "Sub", "Div")
+            for shape in [(), (1,), (4, 1, 1), (1, 4, 8, 9), (1, 1, 8, 1)]
+            for inputs in [("features", "c"), ("c", "features")]
+        ],
+        "Shape": [
+            (node("Pad", "features", "pads"), {"pads": np.array([0, 1, 0, 2, 0, 0, 3, 1])}),
+            (node("Pad", "features", "pads", "v"), {"pads": np.zeros(8, np.int64), "v": np.float32(0)}),
+            *(
+                (node("Reshape", "features", "to"), {"to": np.array(to)})
+                for to in [(0, -1), (-1, 288), (0, 0, 72), (0, 2, 2, -1), (0, 0, 9, 8), (-1, 4, 8, 9)]
+            ),
+            *(
+                (
+                    node("Slice", "features", "a", "b", "axes", "steps"),
+                    {"a": np.array(a), "b": np.array(b), "axes": np.array(axes), "steps": np.array(steps)},
+                )
+                for a, b, axes, steps in [
+                    ((0, 0), (2**62, -1), (2, 3), (2, 2)),
+                    ((1,), (3,), (1,), (1,)),
+                    ((-1, 7), (-(2**62), 2), (1, 2), (-1, -2)),
+                    ((-3,), (2**62,), (3,), (1,)),
+                ]
+            ),
+            (node("Concat", "features", "features", axis=1), {}),
+            (node("Concat", "features", "features", "features", axis=3), {}),
+            (node("Transpose", "features", perm=[0, 2, 3, 1]), {}),
+            (node("ReduceMean", "features", "axes"), {"axes": np.array([2, 3])}),
+            (node("ReduceMean", "features", "axes", keepdims=0), {"axes": np.array([1, 2])}),
+            (node("GlobalAveragePool", "features"), {}),
+            (node("Flatten", "features"), {}),
+        ],
+        "Value": [
+            (node("LeakyRelu", "features", alpha=0.2), {}),
+            (node("HardSigmoid", "features", alpha=1 / 6, beta=0.5), {}),
+            *((node(operator, "features"), {}) for operator in ("HardSwish", "Gelu", "Erf", "Tanh", "Sigmoid")),
+            (node("Gelu", "features", approximate="tanh"), {}),
+            (node("Clip", "features", "low", "high"), {"low": np.float32(0), "high": np.float32(6)}),
+        ],
+    }.items()
+    for number, (made, constants) in enumerate(calls)
+}
+
+
+@pytest.mark.parametrize("what", NODES)
+def test_a_shape_is_what_onnxruntime_makes_of_it(what: str) -> None:
+    made, constants = NODES[what]
+    content = model([made], constants, shape=None, takes=("N", *MAP)).SerializeToString()
+    (given,) = run_model(content, features=np.zeros((2, *MAP), np.float32))
+    use = EngineUse("here", (("", FLOAT, (BATCH, *MAP)),), (BATCH, *given.shape[1:]), 10_000)
+    assert given.shape[0] == 2
+    check_engine(content, "x.onnx", use)
+
+
+SHARED = WeightsInMemory("weights.bin", bytes(4096))
+
+
+def referring(*places: tuple[int, int] | dict[str, str], kind: int = TensorProto.FLOAT) -> bytes:
+    """A sum of constants at these offsets and lengths of the shared weights, or with these entries."""
+    names = [f"constant_{i}" for i in range(len(places))]
+    made = model([node("Relu", "features")])
+    for name, place in zip(names, places, strict=True):
+        tensor = made.graph.initializer.add(name=name, data_type=kind, data_location=TensorProto.EXTERNAL)
+        tensor.dims.append((256 if isinstance(place, dict) else place[1]) // 4)
+        offset, length = (0, 256) if isinstance(place, dict) else place
+        entries = {"location": "weights.bin", "offset": str(offset), "length": str(length)}
+        for key, value in (place if isinstance(place, dict) else entries).items():
+            tensor.external_data.add(key=key, value=value)
+    return bytes(made.SerializeToString())
+
+
+WHOLE = {"location": "weights.bin", "offset": "0", "length": "256"}
+
+REFERENCES: dict[str, tuple[bytes, str]] = {
+    "another file": (referring({**WHOLE, "location": "../../secret"}), "another file"),
+    "no file": (referring({"offset": "0", "length": "256"}), "another file"),
+    "beyond the end": (referring((4032, 256)), "4,032"),
+    "far beyond the end": (referring({**WHOLE, "length": str(10**17)}), "bytes at 0"),
+    "a number too large": (referring({**WHOLE, "length": "9" * 300}), "other entries"),
+    "less than is shared": (referring((0, 252)), "252 bytes"),
+    "not aligned": (referring((32, 256)), "32"),
+    "before the beginning": (referring({**WHOLE, "offset": "-64"}), "other entries"),
+    "a checksum": (referring({**WHOLE, "checksum": "0"}), "other entries"),
+    "no length": (referring({"location": "weights.bin", "offset": "0"}), "other entries"),
+    "a sign": (referring({**WHOLE, "offset": "+64"}), "other entries"),
+    "a zero before the number": (referring({**WHOLE, "offset": "064"}), "other entries"),
+    "Arabic digits": (referring({**WHOLE, "offset": "\u0660"}), "other entries"),
+    "a part of another constant": (referring((0, 512), (64, 256)), "overlap"),
+    "two parts of one constant": (referring((0, 320), (256, 320)), "overlap"),
+    "another size than its shape": (referring((0, 512), kind=TensorProto.INT8), "512 bytes"),
+}
+
+
+@pytest.mark.parametrize("what", REFERENCES)
+def test_a_reference_that_no_export_writes_is_refused(what: str) -> None:
+    content, word = REFERENCES[what]
+    with refuses(BundleError, "net.dfs: x.onnx", word, "export it again"):
+        check_engine(content, "net.dfs: x.onnx", USE, SHARED)
+
+
+def test_references_are_refused_where_no_weights_are_shared() -> None:
+    with refuses(BundleError, "another file"):
+        check_engine(referring((0, 256)), "x.onnx", USE)
+
+
+def test_a_constant_with_two_contents_is_refused() -> None:
+    made = onnx.load_from_string(referring((0, 256)))
+    made.graph.initializer[0].raw_data = bytes(256)
+    with refuses(BundleError, "both inside and in weights.bin"):
+        check_engine(made.SerializeToString(), "x.onnx", USE, SHARED)
+
+
+def test_references_of_more_bytes_than_a_model_holds_are_refused() -> None:
+    content, much = referring(*[(0, 1 << 30)] * 2), _Huge()
+    with refuses(BundleError, "2,147,483,648 bytes"):
+        check_engine(content, "x.onnx", USE, much)
+
+
+class _Huge:
+    """Weights of a gigabyte that nobody may read."""
+
+    name, size = "weights.bin", 1 << 30
+
+    def opened(self) -> AbstractContextManager[ReadTensor]:
+        raise AssertionError("a check reads no constant")
+
+
+def test_the_same_references_within_the_weights_pass() -> None:
+    assert check_engine(referring((0, 256), (256, 512), (3840, 256), (0, 256)), "x.onnx", USE, SHARED) == 1280
 
 
 def nested(tag: bytes, content: bytes) -> bytes:
@@ -311,7 +541,7 @@ def test_an_engine_for_another_runtime_is_checked_too(mixed: Made, tmp_path: Pat
 
 
 def test_a_gate_that_grows_is_refused(mixed: Made, tmp_path: Path) -> None:
-    gate = onnx.load_from_string((mixed.path / "common/gate.onnx").read_bytes())
+    gate = onnx.load_from_string(Bundle(mixed.path).model("common/gate.onnx"))
     size = len(gate.graph.initializer[0].raw_data) // 4
     gate.graph.initializer.append(numpy_helper.from_array(np.zeros((8 * size, 1), np.float32), "long"))
     gate.graph.node.append(node("Gemm", "long", "long", "long", output="huge", transB=1))
@@ -321,6 +551,6 @@ def test_a_gate_that_grows_is_refused(mixed: Made, tmp_path: Path) -> None:
 
 
 def test_an_engine_of_another_block_is_refused(mixed: Made, tmp_path: Path) -> None:
-    other = (mixed.path / "common/block-02-full-fp32.onnx").read_bytes()
+    other = Bundle(mixed.path).model("common/block-02-full-fp32.onnx")
     with refuses(BundleError, "block 1, option full", "(N, 4, 8, 8)"):
         Runtime(rewritten(copied(mixed, tmp_path), {FULL: other}))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.bundle.weights import distinct_tensors
 from tests.bundles import Made, copied, manifest_of, write_manifest
 from tests.cli.program import run
 
@@ -17,6 +18,7 @@ def test_json_holds_the_manifest_and_what_runs_here(mixed: Made) -> None:
     assert ran.json["path"] == str(mixed.path)
     assert ran.json["digest"] == bundle.digest
     assert ran.json["bytes"] == bundle.size
+    assert ran.json["tensor_bytes"] == distinct_tensors(bundle)
     assert ran.json["manifest"] == manifest_of(mixed.path)
     here = ran.json["here"]["onnxruntime"]
     assert here["runtime"] == "onnxruntime"
@@ -27,7 +29,17 @@ def test_json_holds_the_manifest_and_what_runs_here(mixed: Made) -> None:
 def test_a_person_sees_what_is_in_it(mixed: Made) -> None:
     ran = run("inspect", mixed.path)
     assert ran.code == 0
-    for word in ("ResNet-", "skip", "int8", "mixed.pt", "minmax", "every SHA-256", "top-1", "share of images"):
+    for word in (
+        "ResNet-",
+        "skip",
+        "int8",
+        "mixed.pt",
+        "minmax",
+        "every SHA-256",
+        "MB of distinct tensors",
+        "top-1",
+        "share of images",
+    ):
         assert word in ran.out, word
 
 

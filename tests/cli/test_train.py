@@ -91,6 +91,7 @@ CHANGED = {
     "alpha": ("0.001", 0.001),
     "alpha_sign": ("constant", "constant"),
     "augmentation": ("none", "none"),
+    "crop_area": ("0.25", 0.25),
 }
 
 
@@ -512,7 +513,7 @@ def test_a_stop_between_two_saved_states_says_so(data: Path, tmp_path: Path, sta
 
 
 def test_ctrl_c_before_training_says_that_nothing_was_written(data: Path, tmp_path: Path) -> None:
-    with mock.patch("dfs_deploy.training.run.load_splits", side_effect=KeyboardInterrupt):
+    with mock.patch("dfs_deploy.training.run.splits_for", side_effect=KeyboardInterrupt):
         ran = until_backbone(data, "--json", "--out", tmp_path / "run")
     assert (ran.code, ran.err) == (130, "interrupted: nothing was written\n")
     assert not (tmp_path / "run").exists()

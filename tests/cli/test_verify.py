@@ -103,7 +103,7 @@ def test_a_checkpoint_of_another_shape_is_named(floats: Made, tmp_path: Path, ot
 def test_logits_that_are_no_numbers_fail_the_check(floats: Made, tmp_path: Path) -> None:
     bundle = copied(floats, tmp_path)
     heads = [name for name in manifest_of(bundle)["files"] if name.startswith("common/head")]
-    changes = {name: perturbed((bundle / name).read_bytes(), "head_bias", lambda x: x * np.nan) for name in heads}
+    changes = {name: perturbed(Bundle(bundle).model(name), "head_bias", lambda x: x * np.nan) for name in heads}
     rewritten(bundle, changes)
     arguments = ["--checkpoint", floats.checkpoint, "--data", floats.data_file, "--save", tmp_path / "kept.json"]
     ran = run("verify", bundle, *arguments, "--json")
@@ -134,7 +134,7 @@ def test_a_broken_engine_is_named_by_its_block(mixed: Made, tmp_path: Path) -> N
     (block,) = [b for b in Bundle(bundle).manifest.runtimes["onnxruntime"].blocks if b.index == 2]
     files = [name for engine in block.options["16"] if engine.precision == "fp16" for name in engine.files.values()]
     rewritten(
-        bundle, {name: perturbed((bundle / name).read_bytes(), "conv2_bias", lambda x: x * np.inf) for name in files}
+        bundle, {name: perturbed(Bundle(bundle).model(name), "conv2_bias", lambda x: x * np.inf) for name in files}
     )
     arguments = ["verify", bundle, "--checkpoint", mixed.checkpoint, "--data", mixed.data_file, "--per-block"]
     ran = run(*arguments, "--json")

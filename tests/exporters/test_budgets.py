@@ -17,12 +17,14 @@ from dfs_deploy.data import Dataset
 from dfs_deploy.errors import UsageError
 from dfs_deploy.exporters import compare, export
 from dfs_deploy.exporters.budgets import TOLERANCE, calibrate_budgets, check_budgets
+from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 from dfs_deploy.runtimes import Result, Runtime
 from tests.bundles import CONTRACT, Made, labelled, pixels, settled_network
 from tests.checks import refuses
 
-COSTS = Options.parse("skip,8,16,full").costs
+OPTIONS = Options.parse("skip,8,16,full")
+REACH = (0.0, 1.0)
 BUDGETS = (0.1, 0.25, 0.6)
 
 
@@ -62,9 +64,9 @@ def test_an_export_keeps_a_bias_for_each_budget(varied: Made) -> None:
 
 def test_the_reference_holds_the_budget_too(varied: Made) -> None:
     with Runtime(varied.path, budget=0.1) as runtime:
-        at_budget = compare(runtime, varied.network, varied.data.images, varied.data.labels)
+        at_budget = compare(runtime, varied.network, varied.data)
         runtime.set_budget(None)
-        as_trained = compare(runtime, varied.network, varied.data.images, varied.data.labels)
+        as_trained = compare(runtime, varied.network, varied.data)
     assert min(at_budget.route_agreement, as_trained.route_agreement) > 0.99
     assert at_budget.computation_percentage_reference == pytest.approx(10.0, abs=TOLERANCE)
     assert as_trained.computation_percentage_reference > 20.0, "the network was left as it was trained"
@@ -93,12 +95,12 @@ def test_the_least_and_the_most_that_the_options_allow(varied: Made) -> None:
 class Curve:
     """Stands for a runtime whose mean computation is a given function of the bias."""
 
-    def __init__(self, curve: Callable[[float], float], gated_blocks: int = 8) -> None:
+    def __init__(self, curve: Callable[[float], float], blocks: int = 9) -> None:
         self._curve = curve
         self._bias = 0.0
         self.calls = 0
-        self.options = SimpleNamespace(costs=COSTS)
-        self.bundle = SimpleNamespace(architecture=SimpleNamespace(gated_blocks=gated_blocks))
+        self.options = OPTIONS
+        self.bundle = SimpleNamespace(architecture=cifar_resnet((blocks,), (16,)))
         self.input = SimpleNamespace(normalize=lambda images: images)
 
     def set_cost_bias(self, bias: float) -> None:
@@ -184,17 +186,17 @@ def test_a_curve_is_measured_seldom() -> None:
 )
 def test_budgets_that_are_no_shares(budgets: tuple[float, ...], word: str) -> None:
     with refuses(UsageError, word):
-        check_budgets(budgets, COSTS)
+        check_budgets(budgets, REACH)
 
 
 def test_a_budget_below_the_cheapest_option_is_refused_with_the_range() -> None:
     with refuses(UsageError, "0.05", "0.0625 to 1"):
-        check_budgets((0.2, 0.05), Options.parse("8,16,full").costs)
+        check_budgets((0.2, 0.05), (0.0625, 1.0))
 
 
 def test_a_network_that_has_nothing_to_decide() -> None:
-    with refuses(UsageError, "no gated block"):
-        calibrated(Curve(lambda bias: 100.0, gated_blocks=0), 0.5)
+    with refuses(UsageError, "no block to decide"):
+        calibrated(Curve(lambda bias: 100.0, blocks=1), 0.5)
 
 
 def test_an_export_says_what_budgets_need(mixed: Made, tmp_path: Path) -> None:
@@ -208,16 +210,22 @@ def test_an_export_says_what_budgets_need(mixed: Made, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_results_at_a_budget_are_those_of_the_changed_checkpoint(varied: Made, tmp_path: Path) -> None:
-    """A budget is exactly another bias of the projection."""
-    (point, *_) = Bundle(varied.path).manifest.budgets
-    network = settled_network(blocks=5, seed=3)
+def test_results_at_a_budget_are_those_of_the_changed_checkpoint(tmp_path: Path) -> None:
+    """A budget is exactly another bias of the projection, if all blocks weigh the same."""
+    network = settled_network(blocks=6, widths=(4,), seed=3)
+    data = labelled(network, 150)
+    save_checkpoint(tmp_path / "trained.pt", network, CONTRACT)
+    trained = export(
+        tmp_path / "trained.pt", tmp_path / "trained.dfs", targets=["fp32"], calibration_data=data, budgets=(0.25,)
+    ).bundle
+    (point,) = trained.manifest.budgets
     assert network.gate is not None
-    network.gate.projection.bias.data -= network.gate.projection.bias.new_tensor([point.bias * c for c in COSTS])
+    bias = network.gate.projection.bias
+    bias.data -= bias.new_tensor([point.bias * cost for cost in OPTIONS.costs])
     save_checkpoint(tmp_path / "net.pt", network, CONTRACT)
-    made = export(tmp_path / "net.pt", tmp_path / "net.dfs", targets=["fp32"], calibration_data=varied.data)
+    made = export(tmp_path / "net.pt", tmp_path / "net.dfs", targets=["fp32"], calibration_data=data)
     results: list[Result] = []
-    for bundle, budget in ((varied.path, point.budget), (made.bundle.path, None)):
+    for bundle, budget in ((trained.path, point.budget), (made.bundle.path, None)):
         with Runtime(bundle, budget=budget) as runtime:
             results.append(runtime(pixels(40, seed=5)))
     np.testing.assert_array_equal(results[0].path, results[1].path)

@@ -20,7 +20,7 @@ from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.errors import ExportMismatchError, UsageError
 from dfs_deploy.exporters import Exported, export, pipeline
 from dfs_deploy.exporters.single_file import LOGIT_TOLERANCE, check_single_file, single_file
-from dfs_deploy.models import DFSNetwork
+from dfs_deploy.models import DFSNetwork, cifar_network
 from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract
@@ -133,7 +133,7 @@ def test_an_odd_size_agrees_as_well(tmp_path: Path) -> None:
 
 
 def test_a_network_without_gated_blocks_has_an_empty_path(tmp_path: Path) -> None:
-    made = make(tmp_path, DFSNetwork(cifar_resnet((1,), (4,), 10, (3, 8, 8)), Options.parse("skip,8")).eval())
+    made = make(tmp_path, cifar_network(cifar_resnet((1,), (4,), 10, (3, 8, 8)), Options.parse("skip,8")).eval())
     assert made.agrees(inputs(4)).shape == (4, 0)
 
 
@@ -161,7 +161,11 @@ def test_it_is_plain_onnx(made: Made) -> None:
 def test_weights_of_options_lie_inside_their_branches(made: Made) -> None:
     top = made.model.graph
     convolutions = [node for node in top.node if node.op_type == "Conv"]
-    assert [node.input[1] for node in convolutions] == ["stem_weight", "block_0_conv1_weight", "block_0_conv2_weight"]
+    assert [node.input[1] for node in convolutions] == [
+        "stem_norm_weight",
+        "blocks.0.norm1_weight",
+        "blocks.0.norm2_weight",
+    ]
     maps = {tensor.name for tensor in top.initializer if len(tensor.dims) == 4}
     assert maps == {node.input[1] for node in convolutions}
     for graph in graphs(top):
@@ -231,7 +235,7 @@ def test_another_networks_file_is_refused(made: Made) -> None:
 
 def test_logits_that_differ_are_refused(made: Made) -> None:
     model = made.model
-    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "head_bias")
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "head_head_bias")
     bias.raw_data = (onnx.numpy_helper.to_array(bias) + np.float32(0.5)).tobytes()
     with refuses(ExportMismatchError, "8 of 8 images", "logits differ by"):
         check_single_file(model.SerializeToString(), made.exported.bundle, inputs(8))

@@ -24,9 +24,17 @@ def test_groups_count_from_one_and_hold_the_first_block() -> None:
     assert GROUPS == [1, 1, 2, 2, 3]
 
 
+def test_an_option_that_a_block_may_not_run_is_no_decision() -> None:
+    allowed = np.ones((2, len(OPTIONS)), np.bool_)
+    allowed[1, 1:] = False
+    found = decisions(np.array([[1, 0], [2, 0]], np.uint8), OPTIONS, [1, 1, 1], allowed)
+    assert [(d.block, d.option) for d in found] == [*((1, name) for name in OPTIONS.names), (2, OPTIONS.names[0])]
+    assert found[-1].share == 1.0
+
+
 @given(some_paths)
 def test_shares_of_a_block_add_up_to_all_inputs(paths: NDArray[np.uint8]) -> None:
-    found = decisions(paths, OPTIONS, GROUPS)
+    found = decisions(paths, OPTIONS, GROUPS, np.ones((4, len(OPTIONS)), np.bool_))
     assert [(d.block, d.option) for d in found] == list(itertools.product(range(1, 5), OPTIONS.names))
     for block in range(1, 5):
         own = [d for d in found if d.block == block]

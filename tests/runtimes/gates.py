@@ -23,24 +23,28 @@ MakeGate = Callable[[GateWeights], AnyGate]
 
 
 def random_weights(
-    channels: tuple[int, ...] = (16,), hidden: int = 10, options: int = 4, seed: int = 0, widest: int | None = None
+    channels: tuple[int, ...] = (16,),
+    hidden: int = 10,
+    options: int = 4,
+    seed: int = 0,
+    widest: int | None = None,
+    kind: str = "lstm",
 ) -> GateWeights:
     """Weights of one gate for each number of channels."""
     rng = np.random.default_rng(seed)
+    gates, rows = len(channels), 4 * hidden if kind == "lstm" else hidden
 
     def normal(*shape: int) -> Array:
         return rng.standard_normal(shape).astype(np.float32)
 
-    inputs = np.zeros((len(channels), 4 * hidden, widest or max(channels)), np.float32)
+    inputs = np.zeros((gates, rows, widest or max(channels)), np.float32)
     for i, count in enumerate(channels):
-        inputs[i, :, :count] = normal(4 * hidden, count)
-    return GateWeights(
-        inputs,
-        normal(len(channels), 4 * hidden),
-        normal(4 * hidden, hidden),
-        normal(options, hidden),
-        normal(options),
-    )
+        inputs[i, :, :count] = normal(rows, count)
+    if kind == "lstm":
+        return GateWeights(
+            inputs, normal(gates, rows), normal(rows, hidden), normal(options, hidden), normal(gates, options)
+        )
+    return GateWeights(inputs, normal(gates, rows), None, normal(gates, options, hidden), normal(gates, options))
 
 
 def random_features(samples: int, shape: tuple[int, ...], seed: int = 0) -> NDArray[np.float32]:
@@ -84,9 +88,10 @@ def step_forms(
     in_uint8: NDArray[np.bool_],
     scale: float,
     changed: NDArray[np.bool_] | None = None,
+    zero_point: int = 0,
 ) -> NDArray[np.int64]:
     """Steps a batch of which each sample's features are in one of two layouts: two chunks of all samples."""
-    return gate.step(block, [floats, integers], rows_of(in_uint8), scale, changed)
+    return gate.step(block, [floats, integers], rows_of(in_uint8), scale, changed, zero_point)
 
 
 def assert_same_bits(first: tuple[Any, ...], second: tuple[Any, ...]) -> None:

@@ -13,6 +13,8 @@ import weakref
 import numpy as np
 import onnxruntime as ort
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
@@ -21,6 +23,7 @@ from dfs_deploy.exporters.engines import gate_engine
 from dfs_deploy.exporters.split import split_gate
 from dfs_deploy.runtimes import native
 from dfs_deploy.runtimes.gate import (
+    MASKED,
     Features,
     GateWeights,
     NativeGate,
@@ -43,6 +46,7 @@ from tests.runtimes.gates import (
     random_integers,
     random_state,
     random_weights,
+    rows_of,
     step_floats,
     step_forms,
 )
@@ -58,12 +62,13 @@ def reference_step(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores and new state of one sample in double precision, unit by unit."""
     size = weights.hidden
+    assert weights.recurrent_weight is not None
+    shared = weights.recurrent_weight.astype(np.float64)
 
     def gate(kind: int, unit: int) -> float:
         row = kind * size + unit
         own = weights.input_weight[block, row, : len(pooled)].astype(np.float64)
-        recurrent = weights.recurrent_weight[row].astype(np.float64)
-        return float(own @ pooled + recurrent @ hidden + weights.bias[block, row])
+        return float(own @ pooled + shared[row] @ hidden + weights.bias[block, row])
 
     def sigmoid(x: float) -> float:
         return 1.0 / (1.0 + math.exp(-x))
@@ -72,7 +77,7 @@ def reference_step(
         [sigmoid(gate(1, i)) * cell[i] + sigmoid(gate(0, i)) * math.tanh(gate(2, i)) for i in range(size)]
     )
     new_hidden = np.array([sigmoid(gate(3, i)) * math.tanh(new_cell[i]) for i in range(size)])
-    return weights.projection_weight @ new_hidden + weights.projection_bias, new_hidden, new_cell
+    return weights.projection_weight @ new_hidden + weights.projection_bias[block], new_hidden, new_cell
 
 
 @pytest.mark.parametrize("make", KINDS)
@@ -95,6 +100,110 @@ def test_a_gate_steps_as_the_definition_says(make: MakeGate, shape: tuple[int, .
         assert decision == scores.argmax()
         for actual, expected in zip(gate.state, state, strict=True):
             np.testing.assert_allclose(actual[0], expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize(("hidden", "options"), [(10, 4), (1, 1), (16, 2), (17, 20)])
+def test_a_stateless_gate_steps_as_the_definition_says(make: MakeGate, hidden: int, options: int) -> None:
+    shape = (24, 5, 4)
+    weights = random_weights((24, 24), hidden, options, kind="stateless", widest=30)
+    gate = make(weights)
+    for block in (0, 1, 0):
+        gate.reset(1)
+        features = random_features(1, shape, seed=block)
+        pooled = features[0].mean((1, 2), np.float64)
+        units = np.maximum(weights.input_weight[block, :, :24] @ pooled + weights.bias[block], 0.0)
+        scores = weights.projection_weight[block] @ units + weights.projection_bias[block]
+        assert gate.bind(block, features, 1.0)() == scores.argmax()
+        np.testing.assert_allclose(gate.state[0][0], units, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_a_stateless_gate_forgets_what_it_saw_before(make: MakeGate) -> None:
+    gate, samples = make(random_weights((6, 6), kind="stateless")), 50
+    features = random_features(samples, (6, 3, 3))
+    gate.reset(samples)
+    expected = step_floats(gate, 1, features)
+    assert len(np.unique(expected)) > 1
+    with np.errstate(all="ignore"):
+        step_floats(gate, 0, np.full_like(features, np.inf))
+        step_floats(gate, 0, np.full_like(features, np.nan))
+    np.testing.assert_array_equal(step_floats(gate, 1, features), expected)
+
+
+@needs_native
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["lstm", "stateless"]),
+    st.tuples(st.integers(1, 70), st.integers(1, 9), st.integers(1, 9)),
+    st.integers(1, 33),
+    st.integers(2, 20),
+    st.integers(0, 255),
+    st.integers(0, 2**32 - 1),
+)
+def test_both_gates_do_the_same_with_any_sizes_masks_and_grids(
+    kind: str, shape: tuple[int, int, int], hidden: int, options: int, zero_point: int, seed: int
+) -> None:
+    rng, samples, scale = np.random.default_rng(seed), 20, 0.02
+    weights = random_weights((shape[0],) * 2, hidden, options, seed=seed, kind=kind)
+    offset = rng.normal(size=(2, options)).astype(np.float32)
+    allowed = rng.random((2, options)) < 0.5
+    allowed[np.arange(2), rng.integers(options, size=2)] = True
+    offset[~allowed] = MASKED
+    gates = [NumpyGate(weights), NativeGate(weights)]
+    decisions = []
+    for gate in gates:
+        gate.set_score_offset(offset)
+        gate.reset(samples)
+        steps = []
+        for block in range(2):
+            floats, integers = random_features(samples, shape, seed), random_integers(samples, shape, seed)
+            in_uint8 = np.arange(samples) % 3 > 0
+            steps.append(step_forms(gate, block, floats, integers, in_uint8, scale, zero_point=zero_point))
+            assert allowed[block, steps[-1]].all()
+        decisions.append(np.stack(steps))
+    # Scores as near to each other as rounding may be ordered either way, which then shows in the state as well.
+    assert np.mean(decisions[0] != decisions[1]) <= 0.05
+    for ours, theirs in zip(gates[0].state, gates[1].state, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("kind", ["lstm", "stateless"])
+def test_a_masked_option_is_never_chosen_whatever_the_scores(make: MakeGate, kind: str) -> None:
+    weights, samples = random_weights((4, 4), options=20, kind=kind), 100
+    weights.projection_bias[:, [2, 17]] = 1e30, np.inf
+    features = random_features(samples, (4, 2, 2))
+    features[:10, 0] = np.nan
+    features[10:20] = 1e30
+    gate = make(weights)
+    offset = np.zeros((2, 20), np.float32)
+    offset[0, [0, 2, 17]] = offset[1, 1:] = MASKED
+    gate.set_score_offset(offset)
+    gate.reset(samples)
+    bound = gate.bind(0, features[:1], 1.0)
+    with np.errstate(all="ignore"):
+        decisions = step_floats(gate, 0, features)
+        assert not np.isin(decisions, [0, 2, 17]).any()
+        assert (decisions[:10] == 1).all(), "of scores that are no numbers the first that is not masked"
+        assert (step_floats(gate, 1, features) == 0).all()
+        gate.reset(1)
+        assert bound() == 1
+        gate.set_score_offset(np.zeros((2, 20), np.float32))
+        gate.reset(samples)
+        assert (step_floats(gate, 0, features)[20:] == 17).all(), "a mask is lifted by the next offset"
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_masks_in_the_weights_hold_whatever_the_offset(make: MakeGate) -> None:
+    weights = random_weights((4,))
+    weights.projection_bias[0, :3] = MASKED
+    gate = make(weights)
+    features = random_features(50, (4, 2, 2))
+    for offset in (0.0, 3e38, MASKED):
+        gate.set_score_offset(np.full((1, 4), [offset] * 3 + [-1e6], np.float32))
+        gate.reset(50)
+        assert (step_floats(gate, 0, features) == 3).all()
 
 
 @pytest.mark.parametrize("offset", [(0, 0, 0, 0), (0.0, 0.2, 0.7, 1.1)])
@@ -123,8 +232,8 @@ def test_numpy_native_and_onnx_agree_on_10000_random_states(offset: tuple[float,
         near += int((~clear).sum())
         assert len(np.unique(decision)) > 1
         for make in makes:
-            gate = make(GateWeights(*values, part.projection_bias))
-            gate.set_score_offset(added)
+            gate = make(GateWeights(*values, np.repeat(part.projection_bias[None], blocks, 0)))
+            gate.set_score_offset(np.repeat(added[None], blocks, 0))
             gate.reset(rows)
             gate.state = (hidden, cell)
             np.testing.assert_array_equal(step_floats(gate, block, features)[clear], decision[clear])
@@ -136,7 +245,7 @@ def test_numpy_native_and_onnx_agree_on_10000_random_states(offset: tuple[float,
 @pytest.mark.parametrize("make", KINDS)
 def test_a_score_offset_is_another_bias_of_the_projection(make: MakeGate) -> None:
     weights, features = random_weights((4,) * 2), random_features(200, (4, 5, 5))
-    offset = np.array([0.5, -1.5, 0.25, 1.0], np.float32)
+    offset = np.array([[0.5, -1.5, 0.25, 1.0], [-1.0, 0.5, 1.5, 0.0]], np.float32)
     biased = make(dataclasses.replace(weights, projection_bias=weights.projection_bias + offset))
     gate, other = make(weights), make(weights)
     bound = gate.bind(0, features[:1], 1.0)
@@ -151,10 +260,10 @@ def test_a_score_offset_is_another_bias_of_the_projection(make: MakeGate) -> Non
     assert (decisions(gate) != trained).any()
     np.testing.assert_array_equal(decisions(other), trained)
     for sign, wanted in ((1, 3), (-1, 2)):
-        gate.set_score_offset(sign * np.array([0, 0, -1e3, 1e3], np.float32))
+        gate.set_score_offset(sign * np.array([[0, 0, -1e3, 1e3]] * 2, np.float32))
         gate.reset(1)
         assert bound() == wanted, "a step that was bound before"
-    gate.set_score_offset(np.zeros(4, np.float32))
+    gate.set_score_offset(np.zeros((2, 4), np.float32))
     np.testing.assert_array_equal(decisions(gate), trained)
 
 
@@ -172,7 +281,7 @@ def test_of_equal_scores_the_lowest_index_wins(make: MakeGate) -> None:
     ):
         weights.projection_bias[:] = 0.0
         for index, value in bias.items():
-            weights.projection_bias[index] = value
+            weights.projection_bias[:, index] = value
         gate = make(GateWeights(*(getattr(weights, name) for name in list(weights.__dataclass_fields__)[:5])))
         gate.reset(1)
         assert gate.bind(0, random_features(1, (4, 2, 2)), 1.0)() == weights.projection_bias.argmax() == expected
@@ -232,6 +341,34 @@ def test_uint8_is_worth_its_floats(make: MakeGate, shape: tuple[int, ...]) -> No
         step_forms(gate, 0, floats, integers, np.full(samples, in_uint8), scale)
     for a, b in zip(as_floats.state, as_integers.state, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("shape", [(16, 32, 32), (32, 5, 5), (24, 7, 7), (2, 33, 31), (64, 300, 300)])
+@pytest.mark.parametrize("zero_point", [1, 128, 255])
+def test_a_zero_point_shifts_the_mean_exactly(make: MakeGate, shape: tuple[int, ...], zero_point: int) -> None:
+    """The units of a stateless gate show the pooled features themselves."""
+    channels, height, width = shape
+    scale = 0.017
+    eye = np.concatenate([np.eye(channels, dtype=np.float32), -np.eye(channels, dtype=np.float32)])
+    weights = GateWeights(
+        eye[None],
+        np.zeros((1, 2 * channels), np.float32),
+        None,
+        *map(np.float32, (eye.T[None] * 0, [[0.0] * channels])),
+    )
+    gate = make(weights)
+    samples = 2 if height == 300 else 9
+    integers = random_integers(samples, shape)
+    gate.reset(samples)
+    gate.step(0, [integers], rows_of(np.zeros(samples)), scale, None, zero_point)
+    units = gate.state[0]
+    sums = integers.sum((1, 2), np.int64) - zero_point * height * width
+    expected = (sums * np.float64(np.float32(scale / (height * width)))).astype(np.float32)
+    np.testing.assert_array_equal(units[:, :channels] - units[:, channels:], expected)
+    gate.reset(1)
+    gate.bind(0, integers[:1], scale, zero_point)()
+    assert_same_bits((gate.state[0],), (units[:1],))
 
 
 def blocked(features: NDArray[np.float32], together: int) -> NDArray[np.float32]:
@@ -434,12 +571,15 @@ def test_the_weights_of_a_bundle_are_the_outputs_of_its_graph(bundle: Bundle) ->
         assert engines.gate is not None
         weights = read_gate_weights(bundle, runtime)
         assert weights is not None
-        names = ["input_weight", "bias", "recurrent_weight", "projection_weight", "projection_bias"]
+        names = ["input_weight", "bias", "recurrent_weight", "projection_weight"]
         hidden = np.zeros((1, weights.hidden), np.float32)
         feeds = {"pooled": np.zeros((1, weights.widest), np.float32), "block": np.array(0), "hidden": hidden}
-        session = ort.InferenceSession(bundle.read(engines.gate), providers=["CPUExecutionProvider"])
-        for name, value in zip(names, session.run(names, {**feeds, "cell": hidden}), strict=True):
+        session = ort.InferenceSession(bundle.model(engines.gate), providers=["CPUExecutionProvider"])
+        *values, bias = session.run([*names, "projection_bias"], {**feeds, "cell": hidden})
+        for name, value in zip(names, values, strict=True):
             assert np.array_equal(getattr(weights, name), value)
+        assert weights.projection_bias.shape == (weights.gates, weights.options)
+        assert (weights.projection_bias == bias).all()
 
 
 def test_weights_are_read_and_stepped_without_onnx_runtime(bundle: Bundle) -> None:

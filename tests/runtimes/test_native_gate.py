@@ -38,8 +38,9 @@ NATIVE = "dfs_deploy/runtimes/native"
 
 @needs_native
 @pytest.mark.parametrize(("shape", "hidden"), [(shape, (10, 17)[i % 2]) for i, shape in enumerate(SHAPES)])
-def test_every_variant_gives_the_same_bits(shape: tuple[int, ...], hidden: int) -> None:
-    samples, weights = 200, random_weights((shape[0],), hidden)
+@pytest.mark.parametrize(("kind", "zero_point"), [("lstm", 0), ("stateless", 100)])
+def test_every_variant_gives_the_same_bits(shape: tuple[int, ...], hidden: int, kind: str, zero_point: int) -> None:
+    samples, weights = 200, random_weights((shape[0],), hidden, kind=kind)
     floats, integers = random_features(samples, shape), random_integers(samples, shape)
     in_uint8 = np.arange(samples) % 2 == 0
     results = []
@@ -48,7 +49,7 @@ def test_every_variant_gives_the_same_bits(shape: tuple[int, ...], hidden: int) 
         assert gate.variant == variant
         gate.reset(samples)
         gate.state = random_state(samples, hidden)
-        results.append((step_forms(gate, 0, floats, integers, in_uint8, 0.02), gate.state))
+        results.append((step_forms(gate, 0, floats, integers, in_uint8, 0.02, None, zero_point), gate.state))
     assert native_variants()[-1] == "baseline"
     for decisions, state in results:
         np.testing.assert_array_equal(decisions, results[0][0])
@@ -65,7 +66,7 @@ def test_sigmoid_and_tanh_are_those_of_double_precision(variant: str) -> None:
     def run(row: int, bias: list[float]) -> tuple[Any, Any]:
         inputs = np.zeros((1, 4, 1), np.float32)
         inputs[0, row] = 1.0
-        zeros = np.zeros((4, 1), np.float32), np.zeros((1, 1), np.float32), np.zeros(1, np.float32)
+        zeros = np.zeros((4, 1), np.float32), np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32)
         gate = NativeGate(GateWeights(inputs, np.array([bias], np.float32), *zeros), variant)
         gate.reset(len(x))
         step_floats(gate, 0, features)
@@ -85,7 +86,7 @@ def test_a_sum_of_bytes_is_exact(variant: str) -> None:
     """The cell is tanh(mean / 1024) of one channel, near enough to the mean to tell one channel from the next."""
     rng = np.random.default_rng(0)
     bias, ones = np.array([[100, 0, 0, 0]], np.float32), np.full((1, 1, 30_000, 32), 255, np.uint8)
-    zeros = np.zeros((4, 1), np.float32), np.zeros((1, 1), np.float32), np.zeros(1, np.float32)
+    zeros = np.zeros((4, 1), np.float32), np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32)
     for area, channels in [(1, 1), (63, 8), (64, 16), (65, 40), (8191, 64), (8193, 192), (30_000, 32)]:
         drawn = rng.integers(0, 256, (1, 1, area, channels), np.uint8)
         for features in (drawn, ones[:, :, :area, :channels]) if channels == 32 else (drawn,):
@@ -112,7 +113,7 @@ def test_the_extension_itself_refuses_what_it_cannot_read() -> None:
     def zeros(*shape: int) -> Any:
         return np.zeros(shape, np.float32)
 
-    packed = [zeros(2, 8, 4, LANES), zeros(2, 4, LANES), zeros(10, 4, LANES), zeros(10, LANES), zeros(LANES)]
+    packed = [zeros(2, 8, 4, LANES), zeros(2, 4, LANES), zeros(10, 4, LANES), zeros(10, LANES), zeros(2, LANES)]
     gate = CompiledGate(*packed, 10, 4)
     with pytest.raises(TypeError):
         gate.__init__(*packed, 10, 4)
@@ -120,6 +121,11 @@ def test_the_extension_itself_refuses_what_it_cannot_read() -> None:
         for wrong in (array[..., :-1].copy(), array.astype(np.float64), array[..., ::2], array[None], None, b""):
             with pytest.raises((TypeError, ValueError, BufferError)):
                 CompiledGate(*packed[:i], wrong, *packed[i + 1 :], 10, 4)
+    stateless = [zeros(2, 8, 1, LANES), zeros(2, 1, LANES), None, zeros(2, 10, LANES), zeros(2, LANES)]
+    CompiledGate(*stateless, 10, 4)
+    for i, wrong in ((0, packed[0]), (1, packed[1]), (2, packed[2]), (3, packed[3]), (3, zeros(1, 10, LANES))):
+        with pytest.raises((TypeError, ValueError)):
+            CompiledGate(*stateless[:i], wrong, *stateless[i + 1 :], 10, 4)
     for hidden, options in ((0, 4), (10, 0), (-1, 4), (17, 4), (10, 17)):
         with pytest.raises(ValueError, match=r"expected"):
             CompiledGate(*packed, hidden, options)
@@ -290,7 +296,7 @@ def chosen_gate(wheel: Path) -> str:
         "assert dfs_deploy.__file__.startswith(sys.argv[1]), dfs_deploy.__file__\n"
         "from dfs_deploy.runtimes.gate import GateWeights\n"
         "from dfs_deploy.runtimes.gate import gate_for\n"
-        "shapes = [(1, 40, 3), (1, 40), (40, 10), (4, 10), (4,)]\n"
+        "shapes = [(1, 40, 3), (1, 40), (40, 10), (4, 10), (1, 4)]\n"
         "gate = gate_for(GateWeights(*(np.zeros(shape, np.float32) for shape in shapes)))\n"
         "gate.reset(1)\n"
         "assert gate.bind(0, np.ones((1, 3, 2, 2), np.float32), 1.0)() == 0\n"

@@ -437,9 +437,7 @@ def test_a_gate_that_is_no_gate(mixed: Made, tmp_path: Path) -> None:
 def test_an_engine_that_fails_is_named(
     mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    monkeypatch.setattr(
-        "dfs_deploy.bundle.artefact.check_engine", lambda data, name, use: None
-    )  # no exported engine fails so
+    monkeypatch.setattr("dfs_deploy.bundle.artefact.check_engine", lambda *_: 0)  # no exported engine fails so
     bundle = rewritten(copied(mixed, tmp_path), {FULL: block_model(fails=True)})
     with Runtime(bundle) as runtime:
         path = np.zeros((count, 3), int)

@@ -67,7 +67,7 @@ def one_by_one(runtime: Runtime, images: NDArray[np.uint8]) -> NDArray[np.float3
     bundle, features = runtime.bundle, runtime.input.normalize(images)
     assert bundle.policy is not None
     for file in engine_files(bundle, bundle.policy, runtime.substitutions):
-        model = bundle.read(file)
+        model = bundle.model(file)
         (features,) = run_model(model, **{onnx.load_from_string(model).graph.input[0].name: features})
     return features
 
@@ -136,7 +136,7 @@ def test_an_engine_that_does_not_fit_the_others_is_refused(static: Bundle) -> No
     """One file says that it has operators of another version, with a digest that fits."""
     assert static.policy is not None
     file = engine_files(static, static.policy)[-1]
-    model = onnx.load_from_string(static.read(file))
+    model = onnx.load_from_string(static.model(file))
     model.opset_import[0].version -= 1
     rewritten(static.path, {file: model.SerializeToString()})
     with refuses(BundleError, file, "another version"):
@@ -146,7 +146,7 @@ def test_an_engine_that_does_not_fit_the_others_is_refused(static: Bundle) -> No
 def test_logits_of_another_type_are_refused(static: Bundle) -> None:
     assert static.policy is not None
     file = engine_files(static, static.policy)[-1]
-    model = onnx.load_from_string(static.read(file))
+    model = onnx.load_from_string(static.model(file))
     last = model.graph.node[-1]
     last.output[0] = "logits"
     model.graph.node.append(onnx.helper.make_node("Cast", ["logits"], ["output"], to=onnx.TensorProto.FLOAT16))

@@ -45,7 +45,7 @@ def test_a_path_follows_what_serves_an_option(mixed: Made) -> None:
 @pytest.mark.parametrize("options", [[1, 1, 1], [0, 2, 1]], ids=str)
 def test_the_joined_model_is_one_graph_of_the_parts_nodes(mixed: Made, options: list[int]) -> None:
     bundle = Bundle(mixed.path)
-    parts = [onnx.load_from_string(bundle.read(file)) for file in engine_files(bundle, path_of(options))]
+    parts = [onnx.load_from_string(bundle.model(file)) for file in engine_files(bundle, path_of(options))]
     joined = onnx.load_from_string(join_path(bundle, path_of(options)))
     onnx.checker.check_model(joined, full_check=True)
     assert [node.op_type for node in joined.graph.node] == [node.op_type for part in parts for node in part.graph.node]
@@ -57,7 +57,7 @@ def test_the_joined_model_is_one_graph_of_the_parts_nodes(mixed: Made, options: 
 
 def test_engines_of_several_operator_versions_are_not_joined(mixed: Made) -> None:
     bundle = Bundle(mixed.path)
-    stem, *_, head = [(file, bundle.read(file)) for file in engine_files(bundle, path_of([0, 0, 0]))]
+    stem, *_, head = [(file, bundle.model(file)) for file in engine_files(bundle, path_of([0, 0, 0]))]
     other = onnx.load_from_string(head[1])
     other.opset_import[0].version -= 1
     with refuses(BundleError, "head", "another version", "export it again"):

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from dfs_deploy.models import DFSNetwork, NetworkOutput, QuantizedConv2d
+from dfs_deploy.models import DFSNetwork, NetworkOutput
 from dfs_deploy.training.forward import joint_forward
 from tests.builders import random_images, small_network
 
@@ -62,13 +62,11 @@ def test_in_training_mode_one_choice_for_all_trains_the_backbone_as_the_referenc
     network = small_network(blocks=2)
     with torch.no_grad():
         network.gate.projection.bias[choice] += 1000.0
-    for module in network.modules():  # ranges may differ: they move with every option there, and once here
-        if isinstance(module, nn.BatchNorm2d):
-            module.train()
+    network.net.train()  # ranges may differ: they move with every option there, and once here
     (naive, wanted), (fast, gradients) = both(network, random_images(24))
     assert bool((naive.path == choice).all())
     torch.testing.assert_close(fast.logits, naive.logits, rtol=1e-4, atol=1e-4)
-    assert_same_gradients(wanted, gradients, "backbone.")
+    assert_same_gradients(wanted, gradients, "net.")
 
 
 def test_running_statistics_follow_the_samples_that_run() -> None:
@@ -81,8 +79,8 @@ def test_running_statistics_follow_the_samples_that_run() -> None:
     joint_forward(network, random_images(16))
     after = network.state_dict()
     moved = {key for key in before if key.endswith("running_mean") and not torch.equal(before[key], after[key])}
-    assert "backbone.blocks.0.norm1.running_mean" in moved
-    assert not any(key.startswith("backbone.blocks.1.") for key in moved)
+    assert "net.blocks.0.norm1.running_mean" in moved
+    assert not any(key.startswith("net.blocks.1.") for key in moved)
     # A skipped block that changes shape still projects.
     assert any("projection.norm" in key for key in moved)
 
@@ -91,17 +89,14 @@ def test_every_range_is_recorded_though_nobody_chose_a_quantised_option() -> Non
     network = small_network(blocks=2)
     with torch.no_grad():
         network.gate.projection.bias[3] += 1000.0
-        for module in network.modules():
-            if isinstance(module, QuantizedConv2d):
-                module.low.zero_()
-                module.high.zero_()
+        network.ranges.low.zero_()
+        network.ranges.high.zero_()
     network.train()
     joint_forward(network, random_images(16))
-    for block in network.blocks[1:]:
-        assert all(module.has_range for module in block.modules() if isinstance(module, QuantizedConv2d))
+    assert not network.without_ranges()
 
 
-def test_ranges_stay_where_convolutions_are_in_evaluation_mode() -> None:
+def test_ranges_stay_in_evaluation_mode() -> None:
     network = small_network(blocks=2)
     before = copy.deepcopy(network.state_dict())
     joint_forward(network, random_images(16))

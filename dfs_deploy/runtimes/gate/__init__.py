@@ -6,10 +6,11 @@ from dfs_deploy.errors import UsageError
 from dfs_deploy.runtimes.gate.interface import BoundStep, Features, Gate
 from dfs_deploy.runtimes.gate.native import NativeGate, native_available, native_variants
 from dfs_deploy.runtimes.gate.numpy import NumpyGate
-from dfs_deploy.runtimes.gate.weights import Array, GateWeights, read_gate_weights
+from dfs_deploy.runtimes.gate.weights import MASKED, Array, GateWeights, read_gate_weights
 
 __all__ = [
     "GATES",
+    "MASKED",
     "Array",
     "BoundStep",
     "Features",

@@ -29,7 +29,9 @@ class BoundStep(Protocol):
 
 
 class Gate(ABC):
-    """LSTM that steps through a network, block by block, for one sample or a batch.
+    """Gate that steps through a network, block by block, for one sample or a batch.
+
+    It steps after the blocks that a decided block follows; an LSTM keeps its state across the others.
 
     Args:
         weights: weights, shared by gates.
@@ -53,17 +55,19 @@ class Gate(ABC):
         """Adds to the score of every option, from the next step on and in bound steps too; replaces the last offset.
 
         Args:
-            offset: (options,) float32, finite; zeros for the weights' own scores.
+            offset: (gates, options) float32, finite; zeros for the weights' own scores. Where it is ``MASKED``, the
+                option is never chosen.
         """
 
     @abstractmethod
-    def bind(self, block: int, features: Features, scale: float) -> BoundStep:
+    def bind(self, block: int, features: Features, scale: float, zero_point: int = 0) -> BoundStep:
         """Makes a step for one sample whose features always lie in one buffer.
 
         Args:
             block: index of the block that makes the features; 0 is the first.
             features: contiguous: (1, C, H, W) float32, or (1, H, W, C) uint8. Read at each call.
             scale: value of one unit of uint8; ignored for float32.
+            zero_point: what means 0 in uint8; ignored for float32.
 
         Returns:
             The step, which gives the option for the block after ``block``.
@@ -77,6 +81,7 @@ class Gate(ABC):
         where: NDArray[np.intp],
         scale: float,
         changed: NDArray[np.bool_] | None = None,
+        zero_point: int = 0,
     ) -> NDArray[np.int64]:
         """Steps a batch whose features lie in several buffers, each in one of two layouts.
 
@@ -86,7 +91,8 @@ class Gate(ABC):
             where: (N, 2) intp, buffer of each sample and row in it.
             scale: value of one unit of uint8.
             changed: (N,) bool, false if the features of a sample did not change since the last step, nor their layout
-                and scale: their pooled mean is used again. ``None`` if all may have changed.
+                and grid: their pooled mean is used again. ``None`` if all may have changed.
+            zero_point: what means 0 in uint8.
 
         Returns:
             (N,) int64 option indices; of equal scores the lowest.

@@ -84,10 +84,10 @@ class NativeGate(Gate):
         self.compiled.reset(samples)
 
     def set_score_offset(self, offset: Array) -> None:
-        self._projection_bias[: len(offset)] = self._weights.projection_bias + offset
+        self._projection_bias[:, : self._weights.options] = self._weights.offset_bias(offset)
 
-    def bind(self, block: int, features: Features, scale: float) -> BoundStep:
-        return self.compiled.bind(block, features, _factor(features, scale))
+    def bind(self, block: int, features: Features, scale: float, zero_point: int = 0) -> BoundStep:
+        return self.compiled.bind(block, features, _factor(features, scale), zero_point)
 
     def step(
         self,
@@ -96,9 +96,10 @@ class NativeGate(Gate):
         where: NDArray[np.intp],
         scale: float,
         changed: NDArray[np.bool_] | None = None,
+        zero_point: int = 0,
     ) -> NDArray[np.int64]:
         decisions = np.empty(len(where), np.int64)
-        self.compiled.step(block, buffers, where, _factor(buffers[0], scale), decisions, changed)
+        self.compiled.step(block, buffers, where, _factor(buffers[0], scale), decisions, changed, zero_point)
         return decisions
 
     @property
@@ -124,17 +125,18 @@ class _Packed:
 
     input: Array
     bias: Array
-    recurrent: Array
+    recurrent: Array | None
     projection: Array
 
     @classmethod
     def of(cls, weights: GateWeights) -> _Packed:
-        gates, size, widest = weights.gates, weights.hidden, weights.widest
+        gates, size, widest, parts = weights.gates, weights.hidden, weights.widest, weights.parts
+        recurrent = weights.recurrent_weight
         return cls(
-            input=_padded(weights.input_weight.reshape(gates, 4, size, widest).transpose(0, 3, 1, 2)),
-            bias=_padded(weights.bias.reshape(gates, 4, size)),
-            recurrent=_padded(weights.recurrent_weight.reshape(4, size, size).transpose(2, 0, 1)),
-            projection=_padded(weights.projection_weight.T),
+            input=_padded(weights.input_weight.reshape(gates, parts, size, widest).transpose(0, 3, 1, 2)),
+            bias=_padded(weights.bias.reshape(gates, parts, size)),
+            recurrent=None if recurrent is None else _padded(recurrent.reshape(4, size, size).transpose(2, 0, 1)),
+            projection=_padded(np.swapaxes(weights.projection_weight, -2, -1)),
         )
 
 

@@ -1,4 +1,4 @@
-"""The gate in NumPy: pooling, LSTM step, projection, argmax.
+"""The gate in NumPy: pooling, the step of an LSTM or of a stateless gate, projection, argmax.
 
 The decision for a sample must not depend on what else is in its batch. Therefore every product below is one
 matrix-vector product per sample, whatever the batch: a larger product may add in another order.
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dfs_deploy.errors import UsageError
 from dfs_deploy.runtimes.gate.interface import BoundStep, Features, Gate, channels_of, uint8_factor
-from dfs_deploy.runtimes.gate.weights import Array, GateWeights
+from dfs_deploy.runtimes.gate.weights import MASKED, Array, GateWeights
 
 
 class NumpyGate(Gate):
@@ -24,8 +24,10 @@ class NumpyGate(Gate):
 
     def __init__(self, weights: GateWeights, channel_block: int = 1) -> None:
         super().__init__(weights, channel_block)
-        self._score_weights = np.concatenate([weights.projection_bias[:, None], weights.projection_weight], 1)
+        projection = np.broadcast_to(weights.projection_weight, (weights.gates, weights.options, weights.hidden))
+        self._score_weights = np.concatenate([weights.projection_bias[..., None], projection], 2)
         self._one = self._states = _States(weights, self._score_weights, 1)
+        self._note_masks()
 
     def reset(self, samples: int) -> None:
         if samples == 1:
@@ -36,11 +38,24 @@ class NumpyGate(Gate):
         self._states.cell.fill(0.0)
 
     def set_score_offset(self, offset: Array) -> None:
-        self._score_weights[:, 0] = self._weights.projection_bias + offset
+        self._score_weights[..., 0] = self._weights.offset_bias(offset)
+        self._note_masks()
 
-    def bind(self, block: int, features: Features, scale: float) -> BoundStep:
+    def _note_masks(self) -> None:
+        """Notes the options that each gate may choose; ``None`` for all."""
+        may = self._score_weights[..., 0] != MASKED
+        self._allowed = [None if row.all() or not row.any() else np.flatnonzero(row) for row in may]
+
+    def choose(self, block: int, scores: Array) -> NDArray[np.intp]:
+        """(samples,) options of the greatest scores, (samples, options), after a block."""
+        allowed = self._allowed[block]
+        greatest: NDArray[np.intp] = (scores if allowed is None else scores[:, allowed]).argmax(1)
+        return greatest if allowed is None else allowed[greatest]
+
+    def bind(self, block: int, features: Features, scale: float, zero_point: int = 0) -> BoundStep:
         step = _Step(self._one, block, channels_of(features))
-        return _Bound(self, step, _pooling(_flat(features, self.channel_block)[0], step.pooled[0], scale))
+        pool = _pooling(_flat(features, self.channel_block)[0], step.pooled[0], scale, zero_point)
+        return _Bound(self, block, step, pool)
 
     def step(
         self,
@@ -49,6 +64,7 @@ class NumpyGate(Gate):
         where: NDArray[np.intp],
         scale: float,
         changed: NDArray[np.bool_] | None = None,
+        zero_point: int = 0,
     ) -> NDArray[np.int64]:
         step = _Step(self._states, block, channels_of(buffers[0]))
         for i, buffer in enumerate(buffers):
@@ -56,9 +72,9 @@ class NumpyGate(Gate):
             samples = np.flatnonzero(inside if changed is None else inside & changed)
             if len(samples):
                 pooled = np.empty((len(samples), step.pooled.shape[1]), np.float32)
-                _pooling(_flat(buffer, self.channel_block)[where[samples, 1]], pooled, scale)()
+                _pooling(_flat(buffer, self.channel_block)[where[samples, 1]], pooled, scale, zero_point)()
                 step.pooled[samples] = pooled
-        return np.asarray(step.run().argmax(1), np.int64)
+        return np.asarray(self.choose(block, step.run()), np.int64)
 
     def check_single(self) -> None:
         """Raises UsageError if the gate holds the states of a batch, which bound steps do not step."""
@@ -80,8 +96,8 @@ class NumpyGate(Gate):
 class _Bound:
     """See ``BoundStep``."""
 
-    def __init__(self, gate: NumpyGate, step: _Step, pool: Callable[[], object]) -> None:
-        self._gate, self._step, self._pool = gate, step, pool
+    def __init__(self, gate: NumpyGate, block: int, step: _Step, pool: Callable[[], object]) -> None:
+        self._gate, self._block, self._step, self._pool = gate, block, step, pool
 
     def __call__(self) -> int:
         self._pool()
@@ -89,7 +105,7 @@ class _Bound:
 
     def advance(self) -> int:
         self._gate.check_single()
-        return int(self._step.run().argmax())
+        return int(self._gate.choose(self._block, self._step.run())[0])
 
 
 def _factor(hidden: int) -> Array:
@@ -103,12 +119,16 @@ def _factor(hidden: int) -> Array:
 
 
 def _matrices(weights: GateWeights) -> list[Array]:
-    """Matrix of each block, (4 * hidden, 1 + hidden + widest): bias and both products of the LSTM in one.
+    """Matrix of each block, (parts * hidden, 1 + hidden + widest): bias and all products of a step in one.
 
-    The inputs of a sample are one vector: a one, the hidden state, the pooled features.
+    The inputs of a sample are one vector: a one, the hidden state, the pooled features. A stateless gate has no state,
+    and zeros in its place.
     """
+    size, recurrent = weights.hidden, weights.recurrent_weight
+    factor = np.ones(size, np.float32) if recurrent is None else _factor(size)
+    known = np.zeros((size, size), np.float32) if recurrent is None else recurrent
     return [
-        _factor(weights.hidden)[:, None] * np.concatenate([bias[:, None], weights.recurrent_weight, weight], 1)
+        factor[:, None] * np.concatenate([bias[:, None], known, weight], 1)
         for bias, weight in zip(weights.bias, weights.input_weight, strict=True)
     ]
 
@@ -118,7 +138,7 @@ class _States:
 
     Args:
         weights: weights of the gate.
-        score_weights: (options, 1 + hidden), the gate's own; read at each step.
+        score_weights: (gates, options, 1 + hidden), the gate's own; read at each step.
         samples: number of samples.
     """
 
@@ -131,7 +151,8 @@ class _States:
         self.inputs[:, 0] = 1.0
         self.hidden = self.inputs[:, 1 : 1 + size]
         self.cell = np.zeros((samples, size), np.float32)
-        self.gates = np.zeros((samples, 4 * size), np.float32)
+        self.gates = np.zeros((samples, weights.parts * size), np.float32)
+        self.stateless = weights.recurrent_weight is None
         self.written = np.zeros_like(self.cell)
         self.scores = np.zeros((samples, weights.options), np.float32)
 
@@ -150,12 +171,23 @@ class _Step:
         self.pooled = states.inputs[:, 1 + size : end]
         # Arrays with a last axis of one are multiplied matrix by vector, one sample at a time, whatever the batch.
         self._matrix, self._inputs = states.matrices[block][:, :end], states.inputs[:, :end, None]
-        self._known = states.inputs[:, : 1 + size, None]
+        self._score_weights, self._known = states.score_weights[block], states.inputs[:, : 1 + size, None]
         self._gates_column, self._scores_column = states.gates[:, :, None], states.scores[:, :, None]
         self._lstm_gates = tuple(states.gates[:, i * size : (i + 1) * size] for i in range(4))
 
     def run(self) -> Array:
         """Steps the states and returns the scores, (samples, options), valid until the next run."""
+        states = self._states
+        if states.stateless:
+            states.hidden.fill(0.0)
+            np.matmul(self._matrix, self._inputs, self._gates_column)
+            np.maximum(states.gates, 0.0, out=states.hidden)
+        else:
+            self._step_lstm()
+        np.matmul(self._score_weights, self._known, self._scores_column)
+        return states.scores
+
+    def _step_lstm(self) -> None:
         states = self._states
         write, forget, candidate, output = self._lstm_gates
         np.matmul(self._matrix, self._inputs, self._gates_column)
@@ -167,8 +199,6 @@ class _Step:
         np.add(states.cell, states.written, states.cell)
         np.tanh(states.cell, states.hidden)
         np.multiply(states.hidden, output, states.hidden)
-        np.matmul(states.score_weights, self._known, self._scores_column)
-        return states.scores
 
 
 def _flat(features: Features, channel_block: int) -> Features:
@@ -187,13 +217,14 @@ def _flat(features: Features, channel_block: int) -> Features:
     )
 
 
-def _pooling(features: Features, pooled: Array, scale: float) -> Callable[[], object]:
+def _pooling(features: Features, pooled: Array, scale: float, zero_point: int) -> Callable[[], object]:
     """Makes a call that averages flat features, of all samples or of one, into ``pooled``.
 
     Args:
         features: result of ``_flat``, or one sample of it; read at each call.
         pooled: (N, C) float32, or (C,) for one sample; written at each call.
         scale: value of one unit of uint8.
+        zero_point: what means 0 in uint8.
     """
     if features.dtype == np.uint8:
         area, channels = features.shape[-2:]
@@ -201,7 +232,7 @@ def _pooling(features: Features, pooled: Array, scale: float) -> Callable[[], ob
         # A product with ones is the fastest sum here; in float32 it is exact while no partial sum can reach 2 ** 24.
         dtype = np.float32 if 255 * area < 1 << 24 else np.float64
         values, sums = np.empty(features.shape, dtype), np.empty(pooled.shape, dtype)
-        ones = np.ones(area, dtype)
+        ones, zero_sum = np.ones(area, dtype), dtype(zero_point * area)
         add_up = functools.partial(np.matmul, ones, values, sums)
         if pooled.size == channels:  # for one map, `dot` does the same in less time
             add_up = functools.partial(np.dot, ones, values.reshape(area, -1), sums.reshape(-1))
@@ -209,6 +240,8 @@ def _pooling(features: Features, pooled: Array, scale: float) -> Callable[[], ob
         def pool_integers() -> None:
             np.copyto(values, features)
             add_up()
+            if zero_sum:
+                np.subtract(sums, zero_sum, sums)  # exact, like the sums
             np.multiply(sums, factor, pooled, casting="same_kind")
 
         return pool_integers

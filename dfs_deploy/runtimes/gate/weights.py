@@ -16,25 +16,30 @@ from dfs_deploy.errors import BundleError
 Array = NDArray[np.float32]
 
 _T = TypeVar("_T")
-_NAMES = ("input_weight", "bias", "recurrent_weight", "projection_weight", "projection_bias")
+
+MASKED = np.float32(-3e38)
+"""Bias of an option that a block may not run: no score wins with it."""
 
 
 @dataclass(frozen=True, eq=False)
 class GateWeights:
     """Weights of the gate; outputs of the same names in the bundle's ``gate.onnx``.
 
+    The scores of an LSTM gate are its projection of the hidden state. A stateless gate has two layers for each block:
+    ``projection_weight @ max(0, input_weight @ pooled + bias) + projection_bias``.
+
     Attributes:
         input_weight: (gates, 4 * hidden, widest) float32, zero beyond a gate's own channels; LSTM gates in the order
-            input, forget, cell, output.
-        bias: (gates, 4 * hidden) float32.
-        recurrent_weight: (4 * hidden, hidden) float32.
-        projection_weight: (options, hidden) float32.
-        projection_bias: (options,) float32.
+            input, forget, cell, output. Of a stateless gate (gates, hidden, widest).
+        bias: (gates, 4 * hidden) float32; of a stateless gate (gates, hidden).
+        recurrent_weight: (4 * hidden, hidden) float32; ``None`` for a stateless gate.
+        projection_weight: (options, hidden) float32; of a stateless gate (gates, options, hidden).
+        projection_bias: (gates, options) float32.
     """
 
     input_weight: Array
     bias: Array
-    recurrent_weight: Array
+    recurrent_weight: Array | None
     projection_weight: Array
     projection_bias: Array
     _derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -51,13 +56,24 @@ class GateWeights:
 
     @property
     def hidden(self) -> int:
-        """Hidden units of the LSTM."""
-        return int(self.recurrent_weight.shape[-1])
+        """Hidden units of the LSTM, or of each stateless gate."""
+        return int(self.projection_weight.shape[-1])
 
     @property
     def options(self) -> int:
         """Number of options that the gate chooses from."""
-        return len(self.projection_bias)
+        return int(self.projection_bias.shape[1])
+
+    @property
+    def parts(self) -> int:
+        """Values that a step computes for each hidden unit: four for an LSTM, one for a stateless gate."""
+        return 1 if self.recurrent_weight is None else 4
+
+    def offset_bias(self, offset: Array) -> Array:
+        """Bias of the projection with an offset, both (gates, options), that masks what either of them masks."""
+        masked = (offset <= MASKED) | (self.projection_bias == MASKED)
+        with np.errstate(over="ignore"):
+            return np.where(masked, MASKED, self.projection_bias + offset).astype(np.float32)
 
     def derived(self, make: Callable[[GateWeights], _T]) -> _T:
         """Result of ``make`` for these weights, made once and shared by all gates that step with them."""
@@ -87,16 +103,40 @@ def read_gate_weights(bundle: Bundle, runtime: str) -> GateWeights | None:
     network = bundle.architecture
     blocks = network.blocks[: network.gated_blocks]
     widest = max((shape.out_channels for shape in blocks), default=1)
-    rows, options = 4 * network.gate.hidden, len(bundle.options)
-    shapes = ((len(blocks), rows, widest), (len(blocks), rows), (rows, rows // 4), (options, rows // 4), (options,))
-    found = _constant_outputs(bundle.read(file), f"{bundle.path}: {file}")
-    if missing := [name for name in _NAMES if name not in found]:
+    gates, hidden, options = len(blocks), network.gate.hidden, len(bundle.options)
+    shapes: dict[str, tuple[int, ...]]
+    if network.gate.kind == "lstm":
+        shapes = {
+            "input_weight": (gates, 4 * hidden, widest),
+            "bias": (gates, 4 * hidden),
+            "recurrent_weight": (4 * hidden, hidden),
+            "projection_weight": (options, hidden),
+            "projection_bias": (gates, options),
+        }
+    else:
+        shapes = {
+            "input_weight": (gates, hidden, widest),
+            "bias": (gates, hidden),
+            "projection_weight": (gates, options, hidden),
+            "projection_bias": (gates, options),
+        }
+    found = _constant_outputs(bundle.model(file), f"{bundle.path}: {file}")
+    if missing := [name for name in shapes if name not in found]:
         raise BundleError(f"{bundle.path}: the gate's graph does not give its {missing[0]}; export again")
-    if any(found[name].shape != shape for name, shape in zip(_NAMES, shapes, strict=True)):
+    shared = found["projection_bias"]
+    if shared.shape == (options,):  # older bundles have one for all gates
+        found["projection_bias"] = np.repeat(shared[None], gates, 0)
+    if any(found[name].shape != shape for name, shape in shapes.items()):
         raise BundleError(
             f"{bundle.path}: the gate's weights have other shapes than the network asks for; export again"
         )
-    return GateWeights(*(found[name] for name in _NAMES))
+    return GateWeights(
+        found["input_weight"],
+        found["bias"],
+        found["recurrent_weight"] if network.gate.kind == "lstm" else None,
+        found["projection_weight"],
+        found["projection_bias"],
+    )
 
 
 def _constant_outputs(data: bytes, name: str) -> dict[str, Array]:

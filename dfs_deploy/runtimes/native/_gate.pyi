@@ -20,7 +20,7 @@ class CompiledGate:
         self,
         input: NDArray[float32],
         bias: NDArray[float32],
-        recurrent: NDArray[float32],
+        recurrent: NDArray[float32] | None,
         projection: NDArray[float32],
         projection_bias: NDArray[float32],
         hidden: int,
@@ -29,7 +29,9 @@ class CompiledGate:
         channel_block: int = 1,
     ) -> None: ...
     def reset(self, samples: int) -> None: ...
-    def bind(self, block: int, features: NDArray[float32] | NDArray[uint8], factor: float) -> BoundStep: ...
+    def bind(
+        self, block: int, features: NDArray[float32] | NDArray[uint8], factor: float, zero_point: int = 0
+    ) -> BoundStep: ...
     def step(
         self,
         block: int,
@@ -38,6 +40,7 @@ class CompiledGate:
         factor: float,
         decisions: NDArray[int64],
         changed: NDArray[bool_] | None = None,
+        zero_point: int = 0,
     ) -> None: ...
     def copy_state(self, hidden: NDArray[float32], cell: NDArray[float32], out: bool) -> None: ...
 
@@ -45,5 +48,5 @@ class CompiledLoop:
     slot: int
     block: int
     path: bytearray
-    def __init__(self, gate: CompiledGate, steps: Sequence[Sequence[BlockStep]]) -> None: ...
+    def __init__(self, gate: CompiledGate, steps: Sequence[Sequence[BlockStep]], start: int = 0) -> None: ...
     def run(self, forced: bytes | None) -> bytearray: ...

@@ -38,6 +38,7 @@ cdef extern from "kernel.h":
         const void *data
         int in_uint8
         float factor
+        double zero
         Py_ssize_t channels, area, channel_block
 
     ctypedef void (*GatePool)(const GateFeatures *features, float *pooled) noexcept nogil
@@ -116,7 +117,7 @@ cdef class CompiledGate:
         self,
         input,
         bias,
-        recurrent,
+        recurrent,  # None for a stateless gate
         projection,
         projection_bias,
         Py_ssize_t hidden,
@@ -137,22 +138,26 @@ cdef class CompiledGate:
             raise ValueError(f"{hidden} hidden units, {options} options, a channel block of {channel_block}, expected >= 1")
         cdef View inputs = View(input, "input", "f", 4)
         cdef View biases = View(bias, "bias", "f", 3)
-        cdef View recurrents = View(recurrent, "recurrent", "f", 3)
-        cdef View projections = View(projection, "projection", "f", 2)
-        cdef View projection_biases = View(projection_bias, "projection_bias", "f", 1)
+        cdef View recurrents = None if recurrent is None else View(recurrent, "recurrent", "f", 3)
+        cdef View projections = View(projection, "projection", "f", 3 if recurrent is None else 2)
+        cdef View projection_biases = View(projection_bias, "projection_bias", "f", 2)
         cdef Py_ssize_t gates = inputs.buffer.shape[0], widest = inputs.buffer.shape[1]
-        cdef Py_ssize_t padded = _padded(hidden), scores = _padded(options)
-        inputs.expect("input", (gates, widest, 4, padded))
-        biases.expect("bias", (gates, 4, padded))
-        recurrents.expect("recurrent", (hidden, 4, padded))
-        projections.expect("projection", (hidden, scores))
-        projection_biases.expect("projection_bias", (scores,))
+        cdef Py_ssize_t padded = _padded(hidden), scores = _padded(options), parts = 1 if recurrent is None else 4
+        inputs.expect("input", (gates, widest, parts, padded))
+        biases.expect("bias", (gates, parts, padded))
+        if recurrent is None:
+            projections.expect("projection", (gates, hidden, scores))
+        else:
+            recurrents.expect("recurrent", (hidden, 4, padded))
+            projections.expect("projection", (hidden, scores))
+        projection_biases.expect("projection_bias", (gates, scores))
         self.weights.gates, self.weights.widest = gates, widest
         self.weights.hidden, self.weights.padded = hidden, padded
         self.weights.options, self.weights.scores = options, scores
         self.weights.input = <const float *> inputs.buffer.buf
         self.weights.bias = <const float *> biases.buffer.buf
-        self.weights.recurrent = <const float *> recurrents.buffer.buf
+        if recurrent is not None:
+            self.weights.recurrent = <const float *> recurrents.buffer.buf
         self.weights.projection = <const float *> projections.buffer.buf
         self.weights.projection_bias = <const float *> projection_biases.buffer.buf
         self.scratch = <float *> calloc(padded, sizeof(float))
@@ -189,10 +194,10 @@ cdef class CompiledGate:
             memset(self.state, 0, samples * 2 * self.weights.padded * sizeof(float))
         self.samples = samples
 
-    def bind(self, Py_ssize_t block, features, float factor):
-        return BoundStep(self, block, features, factor)
+    def bind(self, Py_ssize_t block, features, float factor, int zero_point=0):
+        return BoundStep(self, block, features, factor, zero_point)
 
-    def step(self, Py_ssize_t block, buffers, where, float factor, decisions, changed=None):
+    def step(self, Py_ssize_t block, buffers, where, float factor, decisions, changed=None, int zero_point=0):
         self._check_idle()
         cdef View decision_view = View(decisions, "decisions", _INT64, 1, True)
         cdef View where_view = View(where, "where", _INTP, 2)
@@ -219,7 +224,7 @@ cdef class CompiledGate:
             raise MemoryError()
         try:
             for i in range(count):
-                self._describe(&described[i], block, views[i], factor)
+                self._describe(&described[i], block, views[i], factor, zero_point)
             for i in range(samples):
                 if not 0 <= at[2 * i] < count:
                     raise ValueError(f"buffer {at[2 * i]}, expected 0 to {count - 1}")
@@ -272,7 +277,9 @@ cdef class CompiledGate:
             raise ValueError(f"features of {channels} channels, expected 1 to {self.weights.widest}")
         return 0
 
-    cdef int _describe(self, GateFeatures *features, Py_ssize_t block, View view, float factor) except -1:
+    cdef int _describe(
+        self, GateFeatures *features, Py_ssize_t block, View view, float factor, int zero_point
+    ) except -1:
         cdef bint in_uint8 = strcmp(view.buffer.format, "B") == 0
         cdef Py_ssize_t channels = view.buffer.shape[3 if in_uint8 else 1]
         cdef Py_ssize_t area = view.buffer.shape[2] * view.buffer.shape[1 if in_uint8 else 3]
@@ -282,6 +289,7 @@ cdef class CompiledGate:
         features.data = view.buffer.buf
         features.in_uint8 = in_uint8
         features.factor = factor
+        features.zero = <double> zero_point * area
         features.channels = channels
         features.area = area
         features.channel_block = self.channel_block
@@ -307,9 +315,9 @@ cdef class BoundStep:
     cdef GateFeatures features
     cdef Py_ssize_t block
 
-    def __cinit__(self, CompiledGate gate not None, Py_ssize_t block, features, float factor):
+    def __cinit__(self, CompiledGate gate not None, Py_ssize_t block, features, float factor, int zero_point=0):
         self.view = View(features, "features", "B" if memoryview(features).format == "B" else "f", 4)
-        gate._describe(&self.features, block, self.view, factor)
+        gate._describe(&self.features, block, self.view, factor, zero_point)
         if self.view.buffer.shape[0] != 1:
             raise ValueError(f"features of {self.view.buffer.shape[0]} samples, expected one")
         self.gate = gate
@@ -343,8 +351,8 @@ cdef struct Choice:
 
 
 cdef struct BlockStep:
-    const GateFeatures *features
-    Py_ssize_t index  # of the block, as the gate counts
+    const GateFeatures *features  # NULL for a fixed block, before which no gate steps
+    Py_ssize_t index  # of the block, as the gate counts; of a fixed block its one option
     bint reuses
 
 
@@ -352,17 +360,18 @@ cdef class CompiledLoop:
     """The dispatch loop for one sample; see ``dfs_deploy.runtimes.dispatch``.
 
     A skipped block is its gate's step and nothing else: no object is made, and what was pooled before is used again.
+    A fixed block is its engine's call and nothing else.
     """
 
     cdef CompiledGate gate
     cdef BlockStep *steps  # (blocks, slots)
     cdef Choice *choices  # (blocks, slots, options)
-    cdef Py_ssize_t blocks, slots, options
+    cdef Py_ssize_t blocks, slots, options, start
     cdef list kept  # owners of what the pointers above borrow
     cdef readonly Py_ssize_t slot, block
     cdef readonly bytearray path
 
-    def __cinit__(self, CompiledGate gate not None, steps):
+    def __cinit__(self, CompiledGate gate not None, steps, Py_ssize_t start=0):
         cdef Py_ssize_t i, j, k, at
         cdef BoundStep bound
         cdef BlockStep *step
@@ -370,6 +379,9 @@ cdef class CompiledLoop:
         self.blocks = len(steps)
         self.slots = len(steps[0]) if self.blocks else 1
         self.options = gate.weights.options
+        if not 0 <= start < (self.slots if self.blocks else start + 1):
+            raise ValueError(f"slot {start} at the start, expected 0 to {self.slots - 1}")
+        self.start = start
         self.steps = <BlockStep *> calloc(self.blocks * self.slots + 1, sizeof(BlockStep))
         self.choices = <Choice *> calloc(self.blocks * self.slots * self.options + 1, sizeof(Choice))
         if self.steps == NULL or self.choices == NULL:
@@ -379,14 +391,19 @@ cdef class CompiledLoop:
                 raise ValueError(f"{len(slots)} slots at gated block {i}, expected {self.slots}")
             for j, given in enumerate(slots):
                 at = i * self.slots + j
-                bound = given.gate
-                if bound.gate is not gate:
-                    raise ValueError("a step of another gate")
                 if len(given.options) != self.options:
                     raise ValueError(f"{len(given.options)} options at gated block {i}, expected {self.options}")
                 step = &self.steps[at]
-                step.features, step.index, step.reuses = &bound.features, bound.block, given.reuses
-                self.kept.append(bound)
+                bound = given.gate
+                if bound is None:
+                    if not 0 <= given.always < self.options:
+                        raise ValueError(f"option {given.always} always, expected 0 to {self.options - 1}")
+                    step.index = given.always
+                else:
+                    if bound.gate is not gate:
+                        raise ValueError("a step of another gate")
+                    step.features, step.index, step.reuses = &bound.features, bound.block, given.reuses
+                    self.kept.append(bound)
                 for k, (call, slot) in enumerate(given.options):
                     if not 0 <= slot < self.slots:
                         raise ValueError(f"slot {slot}, expected 0 to {self.slots - 1}")
@@ -411,7 +428,7 @@ cdef class CompiledLoop:
             instead = given
         cdef bytearray path = bytearray(self.blocks)
         cdef uint8_t *taken = path
-        cdef Py_ssize_t block, option, slot = 0
+        cdef Py_ssize_t block, option, slot = self.start
         cdef bint pooled = False
         cdef BlockStep *step
         cdef Choice *choice
@@ -420,20 +437,24 @@ cdef class CompiledLoop:
         self.path = path
         for block in range(self.blocks):
             step = &self.steps[block * self.slots + slot]
-            if not (pooled and step.reuses):
-                gate.kernel.pool(step.features, gate.pooled)
-            option = gate.kernel.step(
-                &gate.weights, step.index, gate.pooled, step.features.channels, hidden, cell, gate.scratch
-            )
-            if instead != NULL:
-                option = instead[block]
-                if option >= self.options:
-                    raise ValueError(f"option {option}, expected 0 to {self.options - 1}")
+            if step.features == NULL:
+                option = step.index
+            else:
+                if not (pooled and step.reuses):
+                    gate.kernel.pool(step.features, gate.pooled)
+                option = gate.kernel.step(
+                    &gate.weights, step.index, gate.pooled, step.features.channels, hidden, cell, gate.scratch
+                )
+                if instead != NULL:
+                    option = instead[block]
+                    if option >= self.options:
+                        raise ValueError(f"option {option}, expected 0 to {self.options - 1}")
             taken[block] = option
             choice = &self.choices[(block * self.slots + slot) * self.options + option]
             slot = choice.slot
-            pooled = choice.call == NULL
-            if not pooled:
+            # Before a fixed block nothing is pooled, so what was pooled last may be of another place.
+            pooled = choice.call == NULL and step.features != NULL
+            if choice.call != NULL:
                 self.block = block
                 PyObject_CallNoArgs(<object> choice.call)
         self.slot = slot

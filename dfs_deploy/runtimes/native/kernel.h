@@ -1,4 +1,4 @@
-/* The gate's arithmetic: pooling, LSTM step, projection and argmax for one sample.
+/* The gate's arithmetic for one sample: pooling, a step of the LSTM or of a stateless gate, projection and argmax.
  *
  * The same source is compiled once for each instruction set. Every sum runs in an order that the source fixes, and
  * products are never fused into additions, so each variant gives the same bits.
@@ -15,19 +15,23 @@
 /* Channels of uint8 features that are added up together. */
 #define GATE_COLUMNS 16
 
-/* Weights, packed: outputs last, so that one input's products are one vector operation. */
+/* Bias of an option that a block may not run: the argmax passes over it. */
+#define GATE_MASKED -3e38f
+
+/* Weights, packed: outputs last, so that one input's products are one vector operation. An LSTM has four parts, its
+ * gates in the order input, forget, cell, output; a stateless gate has one. */
 typedef struct {
     ptrdiff_t gates;   /* as many as there are blocks that a gate follows */
     ptrdiff_t widest;  /* channels of the widest block */
-    ptrdiff_t hidden;  /* units of the LSTM */
+    ptrdiff_t hidden;  /* units of the LSTM, or of each stateless gate */
     ptrdiff_t padded;  /* the same, padded */
     ptrdiff_t options; /* what the argmax chooses from */
     ptrdiff_t scores;  /* the same, padded */
-    const float *input;           /* (gates, widest, 4, padded); LSTM gates in the order input, forget, cell, output */
-    const float *bias;            /* (gates, 4, padded) */
-    const float *recurrent;       /* (hidden, 4, padded) */
-    const float *projection;      /* (hidden, scores) */
-    const float *projection_bias; /* (scores,) */
+    const float *input;           /* (gates, widest, parts, padded) */
+    const float *bias;            /* (gates, parts, padded) */
+    const float *recurrent;       /* (hidden, 4, padded); NULL for a stateless gate */
+    const float *projection;      /* (hidden, scores) of an LSTM, (gates, hidden, scores) of a stateless gate */
+    const float *projection_bias; /* (gates, scores) */
 } GateWeights;
 
 /* One sample's features, contiguous: (channels, area) of floats, or (area, channels) of uint8; or, with a
@@ -37,6 +41,7 @@ typedef struct {
     const void *data;
     int in_uint8;       /* float otherwise */
     float factor;       /* of uint8: what one step is worth, over the area */
+    double zero;        /* of uint8: what a map of nothing but the zero point adds up to */
     ptrdiff_t channels; /* a multiple of `channel_block` */
     ptrdiff_t area;
     ptrdiff_t channel_block;
@@ -45,8 +50,9 @@ typedef struct {
 /* Averages each channel over the map, whatever the layout in the same order of additions. */
 typedef void (*GatePool)(const GateFeatures *features, float *pooled);
 
-/* Steps one sample's state by its pooled features, after block `block`, and returns the option of the greatest score: of
- * equal ones the lowest, of NaN the first. `hidden` and `cell` hold `padded` floats, and so does `scratch`. */
+/* Steps one sample's state by its pooled features, after block `block`, and returns the option of the greatest score that
+ * is not masked: of equal ones the lowest, of NaN the first, and 0 if all are masked. `hidden` and `cell` hold `padded`
+ * floats, and so does `scratch`. A stateless gate leaves its units in `hidden`, and reads neither. */
 typedef ptrdiff_t (*GateStep)(const GateWeights *weights, ptrdiff_t block, const float *pooled, ptrdiff_t channels,
                               float *hidden, float *cell, float *scratch);
 

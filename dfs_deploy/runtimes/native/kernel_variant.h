@@ -111,13 +111,13 @@ TARGET static inline void NAME(sum_lanes)(const uint8_t *x, ptrdiff_t count, ptr
 }
 
 /* Adds up each channel of a map of bytes whose pixels fill vectors, or vectors pixels; false where they do neither. */
-TARGET static inline int NAME(sum_whole)(const uint8_t *x, ptrdiff_t area, ptrdiff_t channels, double factor,
-                                         float *pooled) {
+TARGET static inline int NAME(sum_whole)(const uint8_t *x, ptrdiff_t area, ptrdiff_t channels, double zero,
+                                         double factor, float *pooled) {
     uint32_t sums[VECTOR_BYTES];
     if (channels % VECTOR_BYTES == 0) {
         for (ptrdiff_t first = 0; first < channels; first += VECTOR_BYTES) {
             NAME(sum_lanes)(x + first, area, channels, sums);
-            for (int k = 0; k < VECTOR_BYTES; k++) pooled[first + k] = (float)(sums[k] * factor);
+            for (int k = 0; k < VECTOR_BYTES; k++) pooled[first + k] = (float)((sums[k] - zero) * factor);
         }
         return 1;
     }
@@ -128,7 +128,7 @@ TARGET static inline int NAME(sum_whole)(const uint8_t *x, ptrdiff_t area, ptrdi
     for (ptrdiff_t c = 0; c < channels; c++) {
         uint32_t sum = 0;
         for (ptrdiff_t k = c; k < VECTOR_BYTES; k += channels) sum += sums[k];
-        pooled[c] = (float)(sum * factor);
+        pooled[c] = (float)((sum - zero) * factor);
     }
     return 1;
 }
@@ -177,13 +177,13 @@ TARGET static void NAME(pool)(const GateFeatures *features, float *pooled) {
     const ptrdiff_t channels = features->channels, area = features->area;
     if (features->in_uint8) {
         const uint8_t *x = features->data;
-        const double factor = features->factor;
-        if (NAME(sum_whole)(x, area, channels, factor, pooled)) return;
+        const double zero = features->zero, factor = features->factor;
+        if (NAME(sum_whole)(x, area, channels, zero, factor, pooled)) return;
         for (ptrdiff_t first = 0; first < channels; first += GATE_COLUMNS) {
             const ptrdiff_t columns = channels - first < GATE_COLUMNS ? channels - first : GATE_COLUMNS;
             uint32_t sums[GATE_COLUMNS];
             NAME(sum_columns)(x + first, area, channels, columns, sums);
-            for (ptrdiff_t c = 0; c < columns; c++) pooled[first + c] = (float)(sums[c] * factor);
+            for (ptrdiff_t c = 0; c < columns; c++) pooled[first + c] = (float)((sums[c] - zero) * factor);
         }
     } else {
         const float *x = features->data;
@@ -240,14 +240,14 @@ TARGET static inline void NAME(tanh)(Floats *x) {
     *x = *x / (*x + 2.0f);
 }
 
-/* Adds x[k] * rows[k] for k < n to the sums, a row being 4 times `padded` floats. */
+/* Adds x[k] * rows[k] for k < n to the sums, a row being `parts` times `padded` floats. */
 TARGET static inline void NAME(accumulate)(Floats (*sums)[LANE_VECTORS], const float *rows, const float *x, ptrdiff_t n,
-                                           ptrdiff_t padded) {
+                                           ptrdiff_t padded, const int parts) {
     Floats row;
     for (ptrdiff_t k = 0; k < n; k++)
-        for (int g = 0; g < 4; g++)
+        for (int g = 0; g < parts; g++)
             for (int v = 0; v < LANE_VECTORS; v++) {
-                LOAD(row, rows + (k * 4 + g) * padded + v * FLOATS);
+                LOAD(row, rows + (k * parts + g) * padded + v * FLOATS);
                 sums[g][v] += row * x[k];
             }
 }
@@ -262,8 +262,8 @@ TARGET static void NAME(lstm)(const GateWeights *w, ptrdiff_t block, const float
         Floats gates[4][LANE_VECTORS];
         for (int g = 0; g < 4; g++)
             for (int v = 0; v < LANE_VECTORS; v++) LOAD(gates[g][v], bias + g * padded + unit + v * FLOATS);
-        NAME(accumulate)(gates, input + unit, pooled, channels, padded);
-        NAME(accumulate)(gates, w->recurrent + unit, hidden, w->hidden, padded);
+        NAME(accumulate)(gates, input + unit, pooled, channels, padded, 4);
+        NAME(accumulate)(gates, w->recurrent + unit, hidden, w->hidden, padded, 4);
         for (int v = 0; v < LANE_VECTORS; v++) {
             Floats memory;
             LOAD(memory, cell + unit + v * FLOATS);
@@ -280,36 +280,62 @@ TARGET static void NAME(lstm)(const GateWeights *w, ptrdiff_t block, const float
     }
 }
 
-/* Scores every option from the hidden state; the index of the greatest. */
-TARGET static ptrdiff_t NAME(choose)(const GateWeights *w, const float *hidden) {
-    ptrdiff_t best = 0;
+/* Computes the units of a stateless gate: what its first layer leaves after max(0, x), in which NaN stays NaN. */
+TARGET static void NAME(perceive)(const GateWeights *w, ptrdiff_t block, const float *pooled, ptrdiff_t channels,
+                                  float *units) {
+    const ptrdiff_t padded = w->padded;
+    const float *input = w->input + block * w->widest * padded;
+    const float *bias = w->bias + block * padded;
+    const Floats zero = {0};
+    for (ptrdiff_t unit = 0; unit < padded; unit += GATE_LANES) {
+        Floats sums[1][LANE_VECTORS];
+        for (int v = 0; v < LANE_VECTORS; v++) LOAD(sums[0][v], bias + unit + v * FLOATS);
+        NAME(accumulate)(sums, input + unit, pooled, channels, padded, 1);
+        for (int v = 0; v < LANE_VECTORS; v++) {
+            NAME(select)(&sums[0][v], sums[0][v] < 0.0f, zero);
+            STORE(units + unit + v * FLOATS, sums[0][v]);
+        }
+    }
+}
+
+/* Scores every option from the hidden units, with a gate's projection and bias; the index of the greatest. */
+TARGET static ptrdiff_t NAME(choose)(const GateWeights *w, const float *projection, const float *bias,
+                                     const float *hidden) {
+    ptrdiff_t best = -1;
     float greatest = 0;
     for (ptrdiff_t first = 0; first < w->options; first += GATE_LANES) {
         Floats sums[LANE_VECTORS], row;
-        for (int v = 0; v < LANE_VECTORS; v++) LOAD(sums[v], w->projection_bias + first + v * FLOATS);
+        for (int v = 0; v < LANE_VECTORS; v++) LOAD(sums[v], bias + first + v * FLOATS);
         for (ptrdiff_t k = 0; k < w->hidden; k++)
             for (int v = 0; v < LANE_VECTORS; v++) {
-                LOAD(row, w->projection + k * w->scores + first + v * FLOATS);
+                LOAD(row, projection + k * w->scores + first + v * FLOATS);
                 sums[v] += row * hidden[k];
             }
         float score[GATE_LANES];
         memcpy(score, sums, sizeof score);
         for (ptrdiff_t i = 0; i < GATE_LANES && first + i < w->options; i++) {
+            if (bias[first + i] == GATE_MASKED) continue;
             if (score[i] != score[i]) return first + i;
-            if (first + i == 0 || score[i] > greatest) {
+            if (best < 0 || score[i] > greatest) {
                 greatest = score[i];
                 best = first + i;
             }
         }
     }
-    return best;
+    return best < 0 ? 0 : best;
 }
 
 TARGET static ptrdiff_t NAME(step)(const GateWeights *w, ptrdiff_t block, const float *pooled, ptrdiff_t channels,
                                    float *hidden, float *cell, float *scratch) {
-    NAME(lstm)(w, block, pooled, channels, hidden, cell, scratch);
-    for (ptrdiff_t unit = 0; unit < w->padded; unit++) hidden[unit] = scratch[unit];
-    return NAME(choose)(w, hidden);
+    const float *projection = w->projection;
+    if (w->recurrent == NULL) {
+        NAME(perceive)(w, block, pooled, channels, hidden);
+        projection += block * w->hidden * w->scores;
+    } else {
+        NAME(lstm)(w, block, pooled, channels, hidden, cell, scratch);
+        for (ptrdiff_t unit = 0; unit < w->padded; unit++) hidden[unit] = scratch[unit];
+    }
+    return NAME(choose)(w, projection, w->projection_bias + block * w->scores, hidden);
 }
 
 #undef NAME

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import RuntimeClosedError
 from dfs_deploy.runtimes.backend import Backend, BackendOptions, Substitution
+from dfs_deploy.runtimes.budgets import score_offset
 from dfs_deploy.runtimes.dispatch import Call
 from dfs_deploy.runtimes.gate import gate_for
 from dfs_deploy.runtimes.onnxruntime.batch import BatchDispatch
@@ -42,7 +43,7 @@ class OnnxRuntimeBackend(Backend):
 
     def _setup(self, engines: LoadedEngines, kind: str | None) -> None:
         self._gate = gate_for(engines.gate, kind, engines.channel_block)
-        self._offset = np.zeros(engines.gate.options, np.float32)
+        self.set_score_offset(score_offset(0.0, engines.architecture, engines.options))
         self._small_batch = SMALL_BATCH if engines.threads == 1 else 1
         self._held: tuple[LoadedEngines, SingleDispatch, BatchDispatch] | None = (
             engines,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.runtimes.buffers import Buffer, BufferPool
 from dfs_deploy.runtimes.gate import Gate
+from dfs_deploy.runtimes.onnxruntime.conversion import OTHER
 from dfs_deploy.runtimes.onnxruntime.loading import LoadedEngine, LoadedEngines
 from dfs_deploy.runtimes.onnxruntime.sessions import Rebinding
 from dfs_deploy.system.ort import onnxruntime as ort
@@ -41,8 +42,10 @@ class BatchDispatch:
         self._pool = BufferPool()
         self._calls: dict[ort.InferenceSession, Rebinding] = {}
         self._runs = [np.array([engine is not None for engine in block]) for block in engines.blocks]
-        scales = engines.feature_scales
-        self._same_scale = [i > 0 and scales[i] == scales[i - 1] for i in range(len(engines.blocks))]
+        choices = [np.flatnonzero(row) for row in architecture.allowed(engines.options)]
+        self._always = [int(row[0]) if len(row) == 1 else None for row in choices]
+        grids = engines.grids
+        self._same_grid = [i > 0 and grids[i] == grids[i - 1] for i in range(len(engines.blocks))]
 
     def run(
         self, images: NDArray[np.float32], forced: NDArray[np.uint8] | None
@@ -64,20 +67,26 @@ class BatchDispatch:
             path[...] = forced.T
         features = BatchFeatures(samples, self._pool)
         target = self._pool.take(samples, self._sizes[0], engines.stem.output)
-        self._call(engines.stem, "float32", images, target.maps)
+        self._call(engines.stem, 0, "float32", images, target.maps)
         features.put(np.arange(samples), target)
         changed = None
         for i, block in enumerate(engines.blocks):
-            scale, choice, runs = engines.feature_scales[i], path[i], self._runs[i]
-            decisions = gate.step(i, features.maps, features.where, scale, changed if self._same_scale[i] else None)
-            if forced is None:
-                choice[...] = decisions
-            changed = runs[choice]
-            self._run_block(block, features, choice, runs, self._sizes[i + 1])
+            choice, runs, always = path[i], self._runs[i], self._always[i]
+            if always is None:
+                scale, zero_point = engines.grids[i]
+                kept = changed if self._same_grid[i] else None
+                decisions = gate.step(i, features.maps, features.where, scale, kept, zero_point)
+                if forced is None:
+                    choice[...] = decisions
+                changed = runs[choice]
+            else:
+                choice[...] = always
+                changed = None
+            self._run_block(block, i, features, choice, runs)
         logits = np.empty((samples, self._classes), np.float32)
         for group in features.groups(np.zeros(samples, np.uint8), np.ones(1, np.bool_)):
             part = np.empty((len(group.samples), self._classes), np.float32)
-            self._call(engines.head, group.layout, group.maps, part)
+            self._call(engines.head, len(engines.blocks), group.layout, group.maps, part)
             logits[group.samples] = part
             features.done(group)
         features.release()
@@ -86,18 +95,18 @@ class BatchDispatch:
     def _run_block(
         self,
         block: tuple[LoadedEngine | None, ...],
+        before: int,
         features: BatchFeatures,
         choice: NDArray[np.uint8],
         runs: NDArray[np.bool_],
-        size: tuple[int, int, int],
     ) -> None:
-        """Runs the samples whose option has an engine."""
+        """Runs the samples whose option has an engine, on the features of block ``before``."""
         results = []
         for group in features.groups(choice, runs):
             engine = block[group.option]
             if engine is not None:
-                target = self._pool.take(len(group.samples), size, engine.output)
-                self._call(engine, group.layout, group.maps, target.maps)
+                target = self._pool.take(len(group.samples), self._sizes[before + 1], engine.output)
+                self._call(engine, before, group.layout, group.maps, target.maps)
                 results.append((group.samples, target))
             features.done(group)
         for samples, target in results:
@@ -105,12 +114,28 @@ class BatchDispatch:
         if results:
             features.drop_unused()
 
-    def _call(self, engine: LoadedEngine, layout: Layout, source: NDArray[Any], target: NDArray[Any]) -> None:
-        session = engine.sessions[layout]
+    def _call(
+        self, engine: LoadedEngine, before: int, layout: Layout, source: NDArray[Any], target: NDArray[Any]
+    ) -> None:
+        """Runs an engine on the features of block ``before``, converted first if it does not take their layout."""
+        if layout in engine.sessions:
+            self._run_session(engine.sessions[layout], engine.label, source, target)
+            return
+        other, size = OTHER[layout], self._sizes[before]
+        converted = self._pool.take(len(source), size, other)
+        self._run_session(
+            self._engines.converters.session(before, size[0], other), engine.label, source, converted.maps
+        )
+        self._run_session(engine.sessions[other], engine.label, converted.maps, target)
+        self._pool.give_back(converted)
+
+    def _run_session(
+        self, session: ort.InferenceSession, label: str, source: NDArray[Any], target: NDArray[Any]
+    ) -> None:
         call = self._calls.get(session)
         if call is None:
             call = self._calls[session] = Rebinding(session)
-        call(engine.label, source, target)
+        call(label, source, target)
 
 
 class Group(NamedTuple):

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.bundle.engine_check import OPERATORS
 from dfs_deploy.bundle.engines import PlacedEngine
 from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.bundle.onnx_messages import (
@@ -31,6 +30,7 @@ from dfs_deploy.bundle.onnx_messages import (
     set_nodes,
     sizes,
 )
+from dfs_deploy.bundle.operators import OPERATORS
 from dfs_deploy.errors import BundleError, OutOfMemoryError
 from dfs_deploy.io.files import nameless_file
 from dfs_deploy.runtimes.onnxruntime.sessions import open_session, session_options

@@ -26,6 +26,7 @@ from dfs_deploy.options import PRECISIONS, Precision
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes.backend import Substitution
 from dfs_deploy.runtimes.buffers import aligned_buffer
+from dfs_deploy.runtimes.onnxruntime.conversion import OTHER
 from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, PreparedEngines
 from dfs_deploy.runtimes.onnxruntime.sessions import bind, open_session, session_options
 from dfs_deploy.system.cpu import describe_cpu, has_fast_float16
@@ -44,7 +45,8 @@ class ChosenEngine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         block: index of the block.
         option: name of the option.
         chosen: precision of the engine that runs.
-        median_us: median time of each engine, by precision: standalone, at batch 1, from float32 features.
+        median_us: median time of each engine, by precision: standalone, at batch 1, from float32 features if
+            the engine takes them.
     """
 
     block: int
@@ -191,20 +193,23 @@ def time_engines(
         engines: engines that take and give the same sizes.
         threads: threads that one engine may use.
         prepared: engines that run instead of the bundle's.
-        layout: layout in which the features arrive.
+        layout: layout in which the features arrive; an engine without a file for it is timed in the other.
 
     Returns:
         The median time of each engine, in microseconds.
     """
-    source = _buffer(engines[0].takes, layout)
-    values = np.abs(np.random.default_rng(engines[0].block).normal(size=source.shape))
-    source[...] = values if layout == "float32" else 40.0 * values
+    sources: dict[Layout, np.ndarray[Any, np.dtype[Any]]] = {}
     options = session_options(threads)
     calls = []
     for placed in engines:
-        file = placed.engine.files[layout]
-        session = open_session(prepared.models.get(file) or bundle.read(file), f"{bundle.path}: {file}", options)
-        calls.append(bind(session, source, _buffer(placed.gives, placed.engine.output)))
+        takes = layout if layout in placed.engine.files else OTHER[layout]
+        file = placed.engine.files[takes]
+        if takes not in sources:
+            source = sources[takes] = _buffer(placed.takes, takes)
+            values = np.abs(np.random.default_rng(placed.block).normal(size=source.shape))
+            source[...] = values if takes == "float32" else 40.0 * values
+        session = open_session(prepared.models.get(file) or bundle.model(file), f"{bundle.path}: {file}", options)
+        calls.append(bind(session, sources[takes], _buffer(placed.gives, placed.engine.output)))
     times: list[list[int]] = [[] for _ in calls]
     for repeat in range(_REPEATS):
         for call, taken in zip(calls, times, strict=True):

@@ -16,13 +16,15 @@ from typing import Any
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.cache import Cache
-from dfs_deploy.bundle.engines import PlacedEngine, Size, laid_out
+from dfs_deploy.bundle.engines import FeatureGrid, PlacedEngine, Size, feature_grids, laid_out
 from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.errors import BundleError, EnvironmentLacksError, OutOfMemoryError
 from dfs_deploy.io.files import sha256
 from dfs_deploy.network import Architecture
+from dfs_deploy.options import Options
 from dfs_deploy.runtimes.backend import BackendOptions, Substitution, running_engines
 from dfs_deploy.runtimes.gate import GateWeights, read_gate_weights
+from dfs_deploy.runtimes.onnxruntime.conversion import Converters
 from dfs_deploy.runtimes.onnxruntime.engine_choice import decide_substitutions, load_choice
 from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, PreparedEngines, load_prepared, prepare_engines
 from dfs_deploy.runtimes.onnxruntime.sessions import has_global_pool, open_session, session_options
@@ -60,11 +62,14 @@ class LoadedEngines:
 
     Attributes:
         architecture: network.
+        options: options that its gate chooses from.
         gate: weights of the gate.
         stem: engine of the stem and the first block.
-        blocks: for each gated block, its engine by option index; ``None`` if the option passes features on untouched.
+        blocks: for each block after the first, its engine by option index; ``None`` if the option passes features on
+            untouched, or is none that the block may run.
         head: engine of the head.
-        feature_scales: value of one unit of uint8 features, by block.
+        grids: grid of uint8 features, by block, the first included.
+        converters: conversions of features between layouts.
         channel_block: channels that lie together in float32 features.
         threads: threads of each engine.
         substitutions: options that run on an engine of another precision.
@@ -72,11 +77,13 @@ class LoadedEngines:
     """
 
     architecture: Architecture
+    options: Options
     gate: GateWeights
     stem: LoadedEngine
     blocks: tuple[tuple[LoadedEngine | None, ...], ...]
     head: LoadedEngine
-    feature_scales: tuple[float, ...]
+    grids: tuple[FeatureGrid, ...]
+    converters: Converters
     channel_block: int
     threads: int
     substitutions: tuple[Substitution, ...]
@@ -122,11 +129,13 @@ def load_engines(bundle: Bundle, options: BackendOptions) -> LoadedEngines:
     _LOG.info("%s: %d engines in %d sessions, %s", bundle.path, len(running), sessions, prepared.description)
     return LoadedEngines(
         architecture=bundle.architecture,
+        options=bundle.options,
         gate=gate,
         stem=stem,
         blocks=tuple(map(tuple, blocks)),
         head=head,
-        feature_scales=tuple(bundle.manifest.runtimes["onnxruntime"].feature_scales),
+        grids=feature_grids(bundle, "onnxruntime"),
+        converters=loader.converters,
         channel_block=prepared.channel_block,
         threads=threads,
         substitutions=substitutions,
@@ -141,9 +150,13 @@ class EngineLoader:
         bundle: bundle with engines for ONNX Runtime.
         threads: threads that one engine may use.
         prepared: engines that run instead of the bundle's.
+
+    Attributes:
+        converters: conversions of features between the layouts that these engines take and leave.
     """
 
     def __init__(self, bundle: Bundle, threads: int, prepared: PreparedEngines) -> None:
+        self.converters = Converters(feature_grids(bundle, "onnxruntime"), prepared.channel_block)
         self._bundle = bundle
         self._prepared = prepared
         self._sessions: dict[str, ort.InferenceSession] = {}
@@ -158,7 +171,7 @@ class EngineLoader:
         return LoadedEngine(label, engine.output, sessions)
 
     def _session(self, file: str) -> ort.InferenceSession:
-        data = self._prepared.models.get(file) or self._bundle.read(file)
+        data = self._prepared.models.get(file) or self._bundle.model(file)
         digest = sha256(data)
         if digest not in self._sessions:
             self._sessions[digest] = open_session(data, f"{self._bundle.path}: {file}", self._options)
@@ -229,7 +242,7 @@ def affordable_threads(bundle: Bundle, threads: int, sessions: int) -> tuple[int
     if threads == 1:
         return 1, ""
     stem = bundle.manifest.runtimes["onnxruntime"].stem.files["float32"]
-    open_session(bundle.read(stem), f"{bundle.path}: {stem}", session_options(1))  # shows if there is a global pool
+    open_session(bundle.model(stem), f"{bundle.path}: {stem}", session_options(1))  # shows if there is a global pool
     if has_global_pool():
         return threads, "one for the process, as the application chose"
     given = min(threads, 1 + MAX_POOLED // sessions)

@@ -202,7 +202,7 @@ def _make(bundle: Bundle, engines: list[PlacedEngine], progress: Progress) -> tu
         for done, placed in enumerate(engines, 1):
             files = placed.engine.files
             name = f"{bundle.path}: {files['float32']}"
-            made = blocked_models(placed, {layout: bundle.read(file) for layout, file in files.items()}, name)
+            made = blocked_models(placed, {layout: bundle.model(file) for layout, file in files.items()}, name)
             for layout, data in made.items():
                 _compare(bundle, placed, layout, data, channel_block)
                 models[files[layout]] = data
@@ -244,7 +244,7 @@ def _compare(bundle: Bundle, placed: PlacedEngine, layout: Layout, data: bytes, 
         features = random.integers(0, 256, shape, np.uint8)
     else:
         features = np.abs(random.normal(size=shape)).astype(np.float32)
-    expected = run_once(open_session(bundle.read(file), file, options), file, features)
+    expected = run_once(open_session(bundle.model(file), file, options), file, features)
     given = features if layout == "uint8" or placed.part == "stem" else to_blocks(features, channel_block)
     got = run_once(open_session(data, f"{file}, prepared", options), file, given)
     if is_float and placed.part != "head":

@@ -18,6 +18,9 @@ _AS_REQUESTED = 1  # kSameAsRequested: grow by the size of the request; the defa
 _global_pool = False
 _GLOBAL_POOL = "use_per_session_threads must be false"
 _NO_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory", "Cannot allocate memory")
+_QUANTISERS = ["WeightBiasQuantization"]
+"""Optimisers that are switched off: this one makes a float convolution between uint8 tensors an INT8 one."""
+
 _EXTERNAL_DATA = b"location"
 """Key of the file of a tensor (onnx.proto, TensorProto.external_data); no exported engine holds these bytes."""
 
@@ -91,7 +94,14 @@ def open_session(data: bytes, name: str, options: ort.SessionOptions) -> ort.Inf
 def _open(data: bytes, options: ort.SessionOptions) -> ort.InferenceSession:
     global _global_pool
     # Without the fallback, which would try the same provider again, and print.
-    make = functools.partial(ort.InferenceSession, data, options, ["CPUExecutionProvider"], enable_fallback=0)
+    make = functools.partial(
+        ort.InferenceSession,
+        data,
+        options,
+        ["CPUExecutionProvider"],
+        enable_fallback=0,
+        disabled_optimizers=_QUANTISERS,
+    )
     if not _global_pool:
         try:
             return make()

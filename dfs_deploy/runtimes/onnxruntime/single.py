@@ -1,12 +1,13 @@
 """Dispatch for one image: everything is bound once; nothing is allocated, copied or looked up per block.
 
 A feature map lies in one of four buffers of its size, its slots: two for float32 and two for uint8, since an engine
-cannot write where it reads. A skipped block leaves its features in their slot.
+cannot write where it reads. A skipped block leaves its features in their slot. What is converted into a layout lies for
+a moment in a slot of that layout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from dfs_deploy.network import Architecture
 from dfs_deploy.runtimes.buffers import aligned_buffer
 from dfs_deploy.runtimes.dispatch import BlockStep, Call, loop_for
 from dfs_deploy.runtimes.gate import Gate
+from dfs_deploy.runtimes.onnxruntime.conversion import OTHER
 from dfs_deploy.runtimes.onnxruntime.loading import LoadedEngine, LoadedEngines
 from dfs_deploy.runtimes.onnxruntime.sessions import bind, engine_failed
 
@@ -41,24 +43,83 @@ class SingleDispatch:
         self._images = aligned_buffer((1, *architecture.image_shape), _FLOAT32)
         self._logits = aligned_buffer((1, architecture.classes), _FLOAT32)
         buffers = _buffers(architecture)
-        self._stem = bind(engines.stem.sessions["float32"], self._images, buffers[0][0])
-        self._head = tuple(
-            _bind(engines.head, layout, source, self._logits)
-            for (layout, _), source in zip(_SLOTS, buffers[-1], strict=True)
-        )
-        scales = engines.feature_scales
-        self._steps = tuple(
-            tuple(
-                BlockStep(
-                    gate=gate.bind(i, buffers[i][slot], scales[i]),
-                    reuses=i > 0 and buffers[i - 1] is buffers[i] and scales[i - 1] == scales[i],
-                    options=tuple(_bind_option(engine, slot, buffers[i], buffers[i + 1]) for engine in block),
+        start = _SLOTS.index((engines.stem.output, 0))
+        self._stem = bind(engines.stem.sessions["float32"], self._images, buffers[0][start])
+        allowed = architecture.allowed(engines.options)
+        layouts = {engines.stem.output}
+        steps = []
+        for i, block in enumerate(engines.blocks):
+            choices = np.flatnonzero(allowed[i])
+            steps.append(
+                tuple(
+                    BlockStep(
+                        gate=None if len(choices) == 1 else gate.bind(i, buffers[i][slot], *engines.grids[i]),
+                        reuses=i > 0 and buffers[i - 1] is buffers[i] and engines.grids[i - 1] == engines.grids[i],
+                        options=tuple(
+                            self._bind_option(engine, i, slot, buffers)
+                            if allowed[i, k] and layout in layouts
+                            else (_unreachable, 0)
+                            for k, engine in enumerate(block)
+                        ),
+                        always=int(choices[0]),
+                    )
+                    for slot, (layout, _) in enumerate(_SLOTS)
                 )
-                for slot in range(len(_SLOTS))
             )
-            for i, block in enumerate(engines.blocks)
+            ran = [block[k] for k in choices]
+            layouts = {engine.output for engine in ran if engine is not None} | (layouts if None in ran else set())
+        self._steps = tuple(steps)
+        self._start = start
+        self._head = tuple(
+            self._bind(engines.head, len(engines.blocks), slot, 0, buffers[-1], self._logits)
+            if layout in layouts
+            else _unreachable
+            for slot, (layout, _) in enumerate(_SLOTS)
         )
-        self._loop = loop_for(gate, self._steps)
+        self._loop = loop_for(gate, self._steps, start)
+
+    def _bind_option(
+        self, engine: LoadedEngine | None, before: int, slot: int, buffers: Sequence[list[NDArray[Any]]]
+    ) -> tuple[Call | None, int]:
+        """Call of an option for the features of block ``before`` in a slot, and their slot after it."""
+        if engine is None:
+            return None, slot
+        layout, copy = _SLOTS[slot]
+        # Sources and targets may be the same buffers, so an engine that keeps the layout writes to its other slot.
+        if layout in engine.sessions:
+            after, spare = 1 - copy if engine.output == layout else 0, 0
+        else:
+            after, spare = 0, 1
+        target = _SLOTS.index((engine.output, after))
+        return self._bind(engine, before, slot, spare, buffers[before], buffers[before + 1][target]), target
+
+    def _bind(
+        self,
+        engine: LoadedEngine,
+        before: int,
+        slot: int,
+        spare: int,
+        sources: list[NDArray[Any]],
+        target: NDArray[Any],
+    ) -> Call:
+        """Call of an engine on the features of block ``before``, which converts them first if it has to.
+
+        Args:
+            engine: the engine.
+            before: index of the block that made the features.
+            slot: slot in which they lie.
+            spare: which slot of the other layout is free for them.
+            sources: the slots.
+            target: output.
+        """
+        layout, source = _SLOTS[slot][0], sources[slot]
+        if layout in engine.sessions:
+            return bind(engine.sessions[layout], source, target)
+        other = OTHER[layout]
+        converted = sources[_SLOTS.index((other, spare))]
+        channels = self._engines.architecture.blocks[before].out_channels
+        convert = bind(self._engines.converters.session(before, channels, other), source, converted)
+        return _in_turn(convert, bind(engine.sessions[other], converted, target))
 
     def run(
         self, image: NDArray[np.float32], forced: NDArray[np.uint8] | None
@@ -84,8 +145,8 @@ class SingleDispatch:
         return "the gate" if engine is None else engine.label
 
     def engine_calls(self, path: NDArray[np.uint8]) -> tuple[Call, ...]:
-        """Engine calls of a path, (gated blocks,) option indices, in order."""
-        calls, slot = [self._stem], 0
+        """Engine calls of a path, (blocks,) option indices, in order."""
+        calls, slot = [self._stem], self._start
         for slots, option in zip(self._steps, path, strict=True):
             call, slot = slots[slot].options[int(option)]
             if call is not None:
@@ -93,9 +154,9 @@ class SingleDispatch:
         return (*calls, self._head[slot])
 
     def gate_calls(self) -> tuple[Callable[[], int], ...]:
-        """Step of the gate at each gated block, on float32 features."""
+        """Step of the gate before each decided block, on float32 features."""
         self._gate.reset(1)
-        return tuple(slots[0].gate for slots in self._steps)
+        return tuple(slots[0].gate for slots in self._steps if slots[0].gate is not None)
 
 
 def _buffers(architecture: Architecture) -> list[list[NDArray[Any]]]:
@@ -109,23 +170,14 @@ def _buffers(architecture: Architecture) -> list[list[NDArray[Any]]]:
     return [by_size[shape.out_shape] for shape in architecture.blocks]
 
 
-def _bind_option(
-    engine: LoadedEngine | None, slot: int, sources: list[NDArray[Any]], targets: list[NDArray[Any]]
-) -> tuple[Call | None, int]:
-    """Call of an option for features in a slot, and their slot after it."""
-    if engine is None:
-        return None, slot
-    layout, copy = _SLOTS[slot]
-    # An engine that keeps the layout writes to the other slot of it, since sources and targets may be the same buffers.
-    target = _SLOTS.index((engine.output, 1 - copy if engine.output == layout else 0))
-    return _bind(engine, layout, sources[slot], targets[target]), target
+def _in_turn(first: Call, then: Call) -> Call:
+    def both() -> None:
+        first()
+        then()
 
-
-def _bind(engine: LoadedEngine, layout: Layout, source: NDArray[Any], target: NDArray[Any]) -> Call:
-    session = engine.sessions.get(layout)
-    return _unreachable if session is None else bind(session, source, target)
+    return both
 
 
 def _unreachable() -> None:
-    """Call for a layout that no engine of the bundle leaves features in."""
-    raise InternalError("features were left in a layout that no engine takes")
+    """Call for a layout that no engine of the bundle leaves features in, and for an option that a block may not run."""
+    raise InternalError("a block was to run an option, or to take a layout, that it never can")

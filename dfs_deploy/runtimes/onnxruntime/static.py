@@ -6,7 +6,7 @@ is known then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.cache import Cache
+from dfs_deploy.bundle.engines import PlacedEngine, feature_grids
 from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.bundle.onnx_messages import Message, parse_model
 from dfs_deploy.errors import BundleError, RuntimeClosedError
@@ -22,6 +23,7 @@ from dfs_deploy.options import Precision
 from dfs_deploy.runtimes.backend import Backend, BackendOptions, Substitution, running_engines
 from dfs_deploy.runtimes.buffers import aligned_buffer
 from dfs_deploy.runtimes.dispatch import Call
+from dfs_deploy.runtimes.onnxruntime.conversion import OTHER, conversion_model
 from dfs_deploy.runtimes.onnxruntime.engine_choice import decide_substitutions, load_choice
 from dfs_deploy.runtimes.onnxruntime.loading import affordable_threads, check_ends, check_memory, describe
 from dfs_deploy.runtimes.onnxruntime.prepared import ONE_ENGINE, PreparedEngines
@@ -37,13 +39,19 @@ class StraightEngine:
         label: name in messages.
         bundle: bundle that it was made from.
         threads: threads that it may use; ``None`` for one.
+        joined: whether it is a path of engines, which is to give what they give one by one.
 
     Raises:
         BundleError: ONNX Runtime does not take the model, or it takes or gives something else.
     """
 
-    def __init__(self, model: bytes, label: str, bundle: Bundle, threads: int | None = None) -> None:
-        session = open_session(model, f"{bundle.path}: {label}", session_options(threads or 1))
+    def __init__(
+        self, model: bytes, label: str, bundle: Bundle, threads: int | None = None, joined: bool = False
+    ) -> None:
+        options = session_options(threads or 1)
+        if joined:  # else it would merge the two grids of a tensor that is quantised twice in a row, into a third one
+            options.add_session_config_entry("session.disable_double_qdq_remover", "1")
+        session = open_session(model, f"{bundle.path}: {label}", options)
         classes = (bundle.architecture.classes,)
         check_ends(bundle, label, session, ("float32", bundle.input.shape), ("float32", classes))
         self._set_up(session, label, bundle)
@@ -113,7 +121,7 @@ class StaticEngine(StraightEngine):
             raise BundleError(
                 f"{bundle.path} has no static {precision} engine; export with {precision} among the targets"
             )
-        super().__init__(bundle.read(static[precision]), static[precision], bundle, threads)
+        super().__init__(bundle.model(static[precision]), static[precision], bundle, threads)
 
 
 class PolicyBackend(Backend):
@@ -137,7 +145,7 @@ class PolicyBackend(Backend):
         layout = PreparedEngines(reason=ONE_ENGINE).description
         self._description = describe(threads, pools, "none: a static policy", choice is not None, layout)
         model = join_path(bundle, bundle.policy, self._substitutions)
-        self._engine = StraightEngine(model, "the path of the static policy", bundle, threads)
+        self._engine = StraightEngine(model, "the path of the static policy", bundle, threads, joined=True)
         self._path = bundle.policy
 
     def infer(
@@ -177,32 +185,48 @@ def join_path(bundle: Bundle, path: NDArray[np.uint8], substitutions: Sequence[S
 
     Args:
         bundle: bundle with engines for ONNX Runtime.
-        path: (gated blocks,) option indices.
+        path: (blocks,) option indices.
         substitutions: options that run on an engine of another precision.
 
     Raises:
         BundleError: an engine is not what an export writes, or the engines have operators of several versions.
     """
-    files = engine_files(bundle, path, substitutions)
-    return join_engines([(f"{bundle.path}: {file}", bundle.read(file)) for file in files])
+    parts: list[tuple[str, bytes]] = []
+    grids = feature_grids(bundle, "onnxruntime")
+    opset = 0
+    for placed, arrives, takes in _placed_on(bundle, path, substitutions):
+        file = placed.engine.files[takes]
+        data = bundle.model(file)
+        if not parts:
+            opset = next((o.version for o in parse_model(data, file).opset_import if not o.domain), 0)
+        if takes != arrives:
+            converter = conversion_model(takes, grids[placed.before], placed.takes[0], opset=opset)
+            parts.append((f"{bundle.path}: the conversion for {file}", converter))
+        parts.append((f"{bundle.path}: {file}", data))
+    return join_engines(parts)
 
 
 def engine_files(bundle: Bundle, path: NDArray[np.uint8], substitutions: Sequence[Substitution] = ()) -> list[str]:
-    """Names of the files of a path's engines, in order, each for the layout in which its features arrive.
+    """Names of the files of a path's engines, in order, each for the layout in which its features arrive if it has one.
 
     Args:
         bundle: bundle with engines for ONNX Runtime.
-        path: (gated blocks,) option indices.
+        path: (blocks,) option indices.
         substitutions: options that run on an engine of another precision.
     """
+    return [placed.engine.files[takes] for placed, _, takes in _placed_on(bundle, path, substitutions)]
+
+
+def _placed_on(
+    bundle: Bundle, path: NDArray[np.uint8], substitutions: Sequence[Substitution]
+) -> Iterator[tuple[PlacedEngine, Layout, Layout]]:
+    """Yields the engines of a path in order, each with the layout in which its features arrive and that it takes."""
     names = bundle.options.names
-    files: list[str] = []
     layout: Layout = "float32"
     for placed in running_engines(bundle, "onnxruntime", substitutions):
         if not placed.block or placed.option == names[int(path[placed.block - 1])]:  # stem and head always run
-            files.append(placed.engine.files[layout])
+            yield placed, layout, layout if layout in placed.engine.files else OTHER[layout]
             layout = placed.engine.output
-    return files
 
 
 def join_engines(engines: Sequence[tuple[str, bytes]]) -> bytes:

@@ -19,6 +19,7 @@ from dfs_deploy.errors import DfsDeployError, EngineError, RuntimeClosedError
 from dfs_deploy.io.text import first_line
 from dfs_deploy.network import Architecture
 from dfs_deploy.runtimes.backend import Backend, Substitution
+from dfs_deploy.runtimes.budgets import score_offset
 from dfs_deploy.runtimes.gate import GateWeights, gate_for, read_gate_weights
 from dfs_deploy.runtimes.tensorrt.device import Stream
 from dfs_deploy.runtimes.tensorrt.dispatch import Call, Dispatch
@@ -58,7 +59,9 @@ class TensorRTBackend(Backend):
         self._timed: dict[Call, Callable[[], None]] = {}
         with self._closed_on_failure(lambda: "loading"), engines.device.active():
             self._gate = None if weights is None else gate_for(weights, kind)
-            self._offset = np.zeros(0 if weights is None else weights.options, np.float32)
+            self._offset = score_offset(0.0, network, engines.options)
+            if self._gate is not None:
+                self._gate.set_score_offset(self._offset)
             stream = self._stream = Stream(engines.device.facts)
             scratch = stream.allocate(engines.scratch)
             for profile, (_, _, most) in enumerate(engines.settings.profiles):

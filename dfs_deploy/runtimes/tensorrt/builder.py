@@ -42,7 +42,7 @@ class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that an engine depends on; this package's version stands for how it builds them.
 
     Attributes:
-        onnx: digest of the graph.
+        onnx: digest of the graph with its weights.
         precision: ``fp32``, ``fp16`` or ``int8``: what a weakly typed network may use.
         tensorrt: version of TensorRT.
         device: model of the GPU.

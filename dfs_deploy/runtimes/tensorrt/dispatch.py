@@ -1,9 +1,9 @@
 """Dispatch on the GPU: at each block the samples are regrouped by decision, so that skipped work is really skipped.
 
-The host reads only the features averaged over the map, and steps the gate on them; it waits once per block. A feature
-map lies in one of two buffers of its size, its *slot*. If all samples take the same option, as one image always does,
-the engine reads one slot and writes the other, and a skip enqueues nothing. Else the rows of each group are gathered
-in the spare slot, run as one call, and put back; those of skipped samples stay where they are.
+The host reads only the features averaged over the map, and steps the gate on them; it waits once per decided block, and
+for no others. A feature map lies in one of two buffers of its size, its *slot*. If all samples take the same option, as
+one image always does, the engine reads one slot and writes the other, and a skip enqueues nothing. Else the rows of
+each group are gathered in the spare slot, run as one call, and put back; those of skipped samples stay where they are.
 """
 
 from __future__ import annotations
@@ -104,6 +104,9 @@ class Dispatch:
         self._steps: list[BoundStep] = []
         if gate is not None and most == 1:
             self._steps = [gate.bind_pooled(i, self._seen[self._channels[i]]) for i in range(network.gated_blocks)]
+        choices = [np.flatnonzero(row) for row in network.allowed(engines.options)]
+        self._always = [int(row[0]) if len(row) == 1 else None for row in choices]
+        self._reads = self._find_reads(engines)
         # Loops, no closures: an error's traceback keeps closures, and with them contexts, past what frees the device.
         self._stem = EngineContext(engines.stem, engines, stream, scratch, profile, self._pooled[0].address)
         self._blocks: list[list[EngineContext | None]] = []
@@ -129,18 +132,22 @@ class Dispatch:
         pooled = self._array_of_pooled(samples, 0)
         if gate is not None:
             gate.reset(samples)
+        if self._reads[0]:
             stream.synchronize()
             np.copyto(pooled, self._pooled[0].rows(*pooled.shape))
-        for i in range(len(self._blocks)):
+        for i, always in enumerate(self._always):
             if gate is not None:
-                decision = self._steps[i]() if self._steps else gate.step_pooled(i, pooled)
-                if forced is None:
-                    path[:, i] = decision
+                if always is not None:
+                    path[:, i] = always
+                else:
+                    decision = self._steps[i]() if self._steps else gate.step_pooled(i, pooled)
+                    if forced is None:
+                        path[:, i] = decision
             groups = self._groups(i, path[:, i])
             if not groups:
                 continue
             slot = self._launch_block(i, slot, groups, samples)
-            if gate is not None:
+            if self._reads[i + 1]:
                 self.at = " or ".join(group.context.label for group in groups)
                 stream.synchronize()
                 pooled = self._pooled_after(i, groups, pooled)
@@ -168,13 +175,21 @@ class Dispatch:
         return (*calls, self._head_call(slot))
 
     def gate_calls(self) -> tuple[Callable[[], object], ...]:
-        """The gate's step of one image at each gated block; none with a static policy."""
+        """The gate's step of one image before each decided block; none with a static policy."""
         if self._gate is not None:
             self._gate.reset(1)
-        return tuple(self._steps)
+        return tuple(step for step, always in zip(self._steps, self._always, strict=False) if always is None)
+
+    def _find_reads(self, engines: LoadedEngines) -> list[bool]:
+        """Whether the host reads the averaged features of each block, the first included: if a gate steps on them."""
+        reads = [False] * (len(self._always) + 1)
+        if self._gate is not None:
+            for i, always in reversed(list(enumerate(self._always))):
+                reads[i] = always is None or (reads[i + 1] and engines.blocks[i][always] is None)
+        return reads
 
     def _groups(self, i: int, choice: NDArray[np.uint8]) -> list[_Group]:
-        """Samples at gated block ``i`` by option, without those that compute nothing."""
+        """Samples at block ``i + 1`` by option, without those that compute nothing."""
         first = int(choice[0])
         if len(choice) == 1 or bool((choice == first).all()):
             found = [(first, np.arange(len(choice)))]
@@ -208,7 +223,7 @@ class Dispatch:
         return self._call(i + 1, context, self._slots[i][slot], self._slots[i + 1][after], pooled), after
 
     def _call(self, i: int, context: EngineContext, source: int, target: int, pooled: HostOutput) -> Call:
-        return Call(context, source, target, None if self._gate is None else pooled, self._channels[i])
+        return Call(context, source, target, pooled if self._reads[i] else None, self._channels[i])
 
     def _stem_call(self) -> Call:
         return self._call(0, self._stem, self._source, self._slots[0][0], self._pooled[0])
@@ -221,7 +236,7 @@ class Dispatch:
         return self._seen[channels] if self._steps else np.empty((samples, channels), np.float32)
 
     def _pooled_after(self, i: int, groups: Sequence[_Group], pooled: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The averaged features of all samples after gated block ``i``; ``pooled`` holds those before it."""
+        """The averaged features of all samples after block ``i + 1``; ``pooled`` holds those before it."""
         channels = self._channels[i + 1]
         if pooled.shape[1] != channels:  # then every sample ran something: a skip runs its projection
             pooled = self._array_of_pooled(len(pooled), i + 1)

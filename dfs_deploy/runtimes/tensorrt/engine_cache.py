@@ -227,7 +227,7 @@ class EngineCache:
                 engine=file.fileno(),
                 timing_cache=None if folder is None else str(folder / self._timing_cache),
             )
-            typing = build_in_process(request, self._bundle.read(onnx_file(engine)))
+            typing = build_in_process(request, self._bundle.model(onnx_file(engine)))
             file.seek(0)
             built = file.read()
         if not written_by(built, self.version):
@@ -243,7 +243,7 @@ class EngineCache:
 
     def _key(self, engine: PlacedEngine) -> EngineKey:
         return EngineKey(
-            onnx=self._bundle.manifest.files[onnx_file(engine)].sha256,
+            onnx=sha256(self._bundle.model(onnx_file(engine))),
             precision=engine.engine.precision,
             tensorrt=self.version,
             device=self.device.name,

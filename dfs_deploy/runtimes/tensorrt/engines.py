@@ -48,7 +48,9 @@ class LoadedEngines:
         version: version of TensorRT.
         settings: settings that the engines were built with.
         stem: engine of stem and first block.
-        blocks: for each gated block the engine of each option; ``None`` for a skip that computes nothing.
+        options: options that the gate chooses from.
+        blocks: for each block after the first, the engine of each option; ``None`` for a skip that computes nothing,
+            and for an option that the block may not run.
         head: engine of the head.
         scratch: bytes of device memory that an engine needs at most while it runs.
         log: errors of TensorRT.
@@ -76,7 +78,7 @@ class LoadedEngines:
 
         kept = EngineCache(bundle, self.device.facts, cache=cache)
         self.settings, self.version = kept.settings, kept.version
-        names = bundle.options.names
+        self.options, names = bundle.options, bundle.options.names
         blocks: list[list[LoadedEngine | None]] = [[None] * len(names) for _ in range(bundle.architecture.gated_blocks)]
         same: dict[str, trt.ICudaEngine] = {}
         self.scratch = 0

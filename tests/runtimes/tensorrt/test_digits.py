@@ -113,7 +113,7 @@ def test_int8_engines_differ_from_onnxruntimes_by_rounding_alone(quantised: Path
     for block, other, features, choice in zip(ours.blocks, theirs.blocks, ran.features, ran.path.T, strict=True):
         reached = features[choice == bundle.options.names.index("8")]
         assert len(reached), "calibrated on images that take this option here"
-        graphs = [bundle.read(engines.options["8"][0].files["float32"]) for engines in (block, other)]
+        graphs = [bundle.model(engines.options["8"][0].files["float32"]) for engines in (block, other)]
         got, expected = (run_model(unrounded(graph), features=reached)[0] for graph in graphs)
         expected = expected.transpose(0, 3, 1, 2)  # ONNX Runtime's end channels last
         np.testing.assert_allclose(got, expected, rtol=0, atol=BAR)

@@ -21,11 +21,13 @@ from dfs_deploy.errors import (
     UsageError,
 )
 from dfs_deploy.runtimes import Result, Runtime
+from dfs_deploy.runtimes.tensorrt.device import Stream
 from dfs_deploy.runtimes.tensorrt.engine_cache import BuildSettings, prepare
 from tests.bundles import Made, copied, pixels, rewritten, static_bundle
 from tests.runtimes.tensorrt.conftest import BATCH
 from tests.runtimes.tensorrt.direct import direct
 from tests.runtimes.tensorrt.machine import VERSIONS, building_here, in_thread, left, machine
+from tests.runtimes.test_choices import ALL_FIXED, FIXED, MASKED, Choices, narrowed
 
 IMAGES = 24
 
@@ -102,6 +104,56 @@ def test_a_bias_on_the_scores_reaches_the_gate_and_its_clones(runtime: Runtime) 
         assert (clone(images).path == costs.argmin()).all()
     runtime.set_cost_bias(0.0)
     assert (runtime(images).path != costs.argmin()).any()
+
+
+CHOICES: dict[str, Choices] = {
+    "masked": MASKED,
+    "one fixed": FIXED,
+    "the last two fixed": {2: (["8"], None), 3: (["16"], "free")},
+    "the first two fixed": {1: (["full"], "free"), 2: (["16"], None)},
+    "one that is always skipped": {1: (["skip"], "free"), 3: (["skip", "full"], "free")},
+    "all fixed": ALL_FIXED,
+}
+
+
+@pytest.mark.parametrize("what", CHOICES)
+def test_blocks_with_choices_of_their_own(mixed: Made, tmp_path: Path, what: str) -> None:
+    bundle = narrowed(copied(mixed, tmp_path), CHOICES[what])
+    images = pixels(IMAGES)
+    with machine(), building_here():
+        prepare(Bundle(bundle), BuildSettings(batch=BATCH))
+        with Runtime(bundle, "tensorrt") as runtime:
+            together, apart = runtime(images), one_by_one(runtime, images)
+            decided = len(runtime.bundle.architecture.decided(runtime.options))
+            assert len(runtime.gate_calls()) == decided
+    expected = direct(bundle, images)
+    np.testing.assert_array_equal(together.path, expected.path)
+    np.testing.assert_array_equal(apart.path, together.path)
+    np.testing.assert_array_equal(apart.logits, together.logits)
+    np.testing.assert_allclose(together.logits, expected.logits, rtol=0, atol=1e-3)
+    assert (len(np.unique(together.path, axis=0)) > 1) == (decided > 0)
+
+
+@pytest.mark.parametrize("what", CHOICES)
+def test_the_host_waits_once_per_decided_block_and_for_the_logits(
+    mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    bundle, waits, wait = narrowed(copied(mixed, tmp_path), CHOICES[what]), [], Stream.synchronize
+
+    def counted(stream: Stream) -> None:
+        waits.append(stream)
+        wait(stream)
+
+    with machine(), building_here(), Runtime(bundle, "tensorrt") as runtime:
+        monkeypatch.setattr(Stream, "synchronize", counted)
+        path = runtime(pixels(1)).path[0]
+        waited = len(waits)
+        architecture = runtime.bundle.architecture
+        decided = architecture.decided(runtime.options)
+        # A gate whose features did not change since the one before need not wait for them again.
+        ran = [index for index in range(1, len(architecture.blocks)) if path[index - 1] or index == 2]
+        reads = {max([0, *(i for i in ran if i < index)]) for index in decided}
+        assert waited == len(reads) + 1
 
 
 # Skipped work
