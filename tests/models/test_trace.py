@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dfs_deploy.errors import BlockError, InputError
-from dfs_deploy.models.graph import INPUT, Evaluation, Graph, named_tensors
+from dfs_deploy.models.graph import INPUT, OPERATORS, Evaluation, Graph, named_tensors
 from dfs_deploy.models.trace import Trace, trace
 from tests.checks import refuses
 from tests.networks import FAMILIES, shaken
@@ -322,3 +324,10 @@ def test_examples_that_are_no_images_are_refused() -> None:
 def test_modules_that_do_not_run_as_python_are_refused() -> None:
     with refuses(BlockError, "scripted"):
         trace(nn.Sequential(torch.jit.script(conv())), images())
+
+
+def test_the_page_about_networks_lists_every_operator() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "any-network.md").read_text()
+    table = page.split("## The closed set of operators")[1].split("\n## ")[0]
+    listed = {name for row in re.findall(r"^\|([^|]*)\|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    assert listed == set(OPERATORS)
