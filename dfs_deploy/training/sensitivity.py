@@ -19,9 +19,10 @@ from torch.nn import functional
 from dfs_deploy.errors import UsageError
 from dfs_deploy.models import DFSNetwork, QuantizedConv2d, run_option
 from dfs_deploy.options import FULL_BITS, Options
-from dfs_deploy.training.data import HELD_OUT, Images, Splits, splits_for
+from dfs_deploy.training.data import Images
 from dfs_deploy.training.job import Job
 from dfs_deploy.training.processes import local_device
+from dfs_deploy.training.splits import HELD_OUT, Splits, splits_for
 from dfs_deploy.training.state import begin_with
 
 SEARCH_IMAGES = 1024
