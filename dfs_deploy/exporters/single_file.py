@@ -104,6 +104,8 @@ def single_file(
         "mean": list(contract.mean),
         "std": list(contract.std),
         "input_shape": list(contract.shape),
+        "resize": contract.resize,
+        "interpolation": contract.interpolation,
     }
     return graph.build(DESCRIPTION, {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()})
 
