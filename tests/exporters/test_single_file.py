@@ -212,6 +212,8 @@ def test_the_metadata_tells_how_to_normalise_and_label(made: Made) -> None:
         "mean": list(CONTRACT.mean),
         "std": list(CONTRACT.std),
         "input_shape": [3, 8, 8],
+        "resize": None,
+        "interpolation": "bilinear",
     }
 
 
