@@ -15,7 +15,7 @@ from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.training.job import Job
 
 if TYPE_CHECKING:
-    from dfs_deploy.training.data import Splits
+    from dfs_deploy.training.splits import Splits
 
 NETWORK_FILE = "network.pt"
 """A network that is no CIFAR ResNet, as the run began with it: whoever resumes the run needs no code of the user's."""
