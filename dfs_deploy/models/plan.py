@@ -189,17 +189,17 @@ class Plan:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True, eq=False)
 class Selection:
     """Some blocks of a plan.
 
-    Attributes:
+    Args:
         plan: the plan.
         names: names of the blocks.
     """
 
-    plan: Plan
-    names: tuple[str, ...]
+    def __init__(self, plan: Plan, names: tuple[str, ...]) -> None:
+        self.plan = plan
+        self.names = names
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -210,9 +210,11 @@ class Selection:
     def options(self) -> tuple[str, ...] | None:
         """Names of the options that they may run; ``None`` for all that are possible.
 
+        A block that cannot be skipped gets those of them that are not ``skip``, as it does of the network's.
+
         Raises:
             BlockError: on reading, if they differ.
-            OptionError: on setting, if a word is no option, or a block that cannot be skipped would have to skip.
+            OptionError: on setting, if a word is no option, or nothing is left for a block that cannot be skipped.
         """
         different = {row.options for row in self.rows}
         if len(different) > 1:
@@ -226,12 +228,24 @@ class Selection:
                 self.plan._chosen.pop(name, None)
             return
         names = option_names(given)
-        for row in self.rows:
-            if "skip" in names and not row.skippable:
-                raise OptionError(
-                    f"block {row.name} has no shortcut and cannot be skipped; leave skip out of its options"
-                )
-        self.plan._chosen.update(dict.fromkeys(self.names, names))
+        chosen = {row.name: tuple(name for name in names if name != "skip" or row.skippable) for row in self.rows}
+        if stuck := [name for name, left in chosen.items() if not left]:
+            raise OptionError(f"block {stuck[0]} has no shortcut and cannot be skipped; give it a bitwidth")
+        self.plan._chosen.update(chosen)
+
+
+def shortcut_words(shortcut: Graph | None) -> str:
+    """A shortcut in a word or its operators, as in ``Row.shortcut``."""
+    if shortcut is None:
+        return "none"
+    if shortcut.identity:
+        return "identity"
+    return "projection" if any(node.operator == "conv" for node in shortcut.nodes) else operator_words(shortcut)
+
+
+def operator_words(graph: Graph) -> str:
+    """Operators of a graph, in order, or ``none``."""
+    return "+".join(node.operator for node in graph.nodes) or "none"
 
 
 _COLUMNS = ("name", "class", "shortcut", "after", "skip", "output", "MMACs", "share", "options")

@@ -23,7 +23,7 @@ from dfs_deploy.models import DFSNetwork
 from dfs_deploy.models.network import block_costs
 from dfs_deploy.progress import Progress
 from dfs_deploy.suspicion import suspicions
-from dfs_deploy.training.data import Batches, Images, Splits
+from dfs_deploy.training.data import Batches, Images
 from dfs_deploy.training.job import Job
 from dfs_deploy.training.metrics import (
     SCHEMA,
@@ -37,6 +37,7 @@ from dfs_deploy.training.metrics import (
 )
 from dfs_deploy.training.processes import Processes
 from dfs_deploy.training.recipe import StageName
+from dfs_deploy.training.splits import Splits
 from dfs_deploy.training.stages import (
     gradients,
     joint_loss,

@@ -44,11 +44,7 @@ class ResBottleneckBlock(nn.Module):
         self.activation = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.proj is not None:
-            x = self.proj(x) + self.f(x)
-        else:
-            x = x + self.f(x)
-        return self.activation(x)
+        return self.activation((x if self.proj is None else self.proj(x)) + self.f(x))
 
 
 class RegNetY(nn.Module):
