@@ -23,13 +23,8 @@ from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract, parse_size
 from dfs_deploy.progress import Progress, silent
-<<<<<<< HEAD
 from dfs_deploy.training.begin import NETWORK_FILE, begun, built, input_of, with_size
-from dfs_deploy.training.data import Splits, splits_for, usual_augmentation, usual_resize
 from dfs_deploy.training.job import GIVEN, Job, load_job, save_job
-=======
-from dfs_deploy.training.job import Job, load_job, save_job
->>>>>>> i13-data
 from dfs_deploy.training.loop import BACKBONE_FILE, CHECKPOINT_FILE, Loop
 from dfs_deploy.training.metrics import Evaluation, Record, read_metrics
 from dfs_deploy.training.processes import is_first, joined, local_device

@@ -22,18 +22,11 @@ from dfs_deploy.models import DFSNetwork, run_option
 from dfs_deploy.models.network import block_costs
 from dfs_deploy.network import Block
 from dfs_deploy.options import FULL_BITS, Options
-<<<<<<< HEAD
 from dfs_deploy.training.begin import begun, contract_of
-from dfs_deploy.training.data import HELD_OUT, Images, Splits, splits_for
-from dfs_deploy.training.job import Job
-from dfs_deploy.training.processes import local_device
-=======
 from dfs_deploy.training.data import Images
 from dfs_deploy.training.job import Job
 from dfs_deploy.training.processes import local_device
 from dfs_deploy.training.splits import HELD_OUT, Splits, splits_for
-from dfs_deploy.training.state import begin_with
->>>>>>> i13-data
 
 SEARCH_IMAGES = 1024
 """Training images that sensitivity is measured on, if none are held out."""
