@@ -14,11 +14,12 @@ from dfs_deploy.data import ImageFolder, decode_image, list_images, load_image, 
 from dfs_deploy.errors import DataError, InputError
 from dfs_deploy.exporters import export
 from dfs_deploy.runtimes import Runtime
-from tests.bundles import CONTRACT, Made
+from tests.bundles import Made
 from tests.checks import refuses
 from tests.cli.program import run
 from tests.data.decoded import Decoded
 from tests.data.pictures import pixels, save_image
+from tests.settled import CONTRACT
 
 FACTS = CheckpointFacts(resize=10, interpolation="bicubic")
 

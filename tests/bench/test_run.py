@@ -31,7 +31,6 @@ from dfs_deploy.runtimes import Result, Runtime
 from dfs_deploy.system.cpu import CpuLimits
 from tests.bundles import (
     ALL_FIXED,
-    CONTRACT,
     FIXED,
     MASKED,
     Choices,
@@ -40,12 +39,12 @@ from tests.bundles import (
     labelled,
     manifest_of,
     narrowed,
-    settled_network,
     write_manifest,
 )
 from tests.checks import refuses
 from tests.runtimes.tensorrt.machine import building_here
 from tests.runtimes.tensorrt.machine import machine as gpu_machine
+from tests.settled import CONTRACT, settled_network
 
 NOTHING_ELSE: dict[str, Any] = {"warm_up_seconds": 0.0, "start_ups": 0, "energy_seconds": 0.0}
 QUICK: dict[str, Any] = {"min_seconds": 0.0, "min_iterations": 3, **NOTHING_ELSE}

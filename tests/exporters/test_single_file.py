@@ -26,8 +26,8 @@ from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract
 from tests.builders import small_network
-from tests.bundles import CONTRACT, pixels, settled_network
 from tests.checks import refuses
+from tests.settled import CONTRACT, pixels, settled_network
 
 SKIP, INT8, FLOAT16, FULL = range(4)
 

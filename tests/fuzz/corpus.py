@@ -29,10 +29,11 @@ from tests.builders import (
     skipnet_state_dict,
     small_network,
 )
-from tests.bundles import CONTRACT, Made
+from tests.bundles import Made
 from tests.data import cifar_archives
 from tests.data.pictures import dataset, pixels
 from tests.nets import SIZE, adapted
+from tests.settled import CONTRACT
 
 ADAPTED_CONTRACT = InputContract((3, *SIZE), resize=16)
 

@@ -22,21 +22,10 @@ from dfs_deploy.models import DFSNetwork
 from dfs_deploy.runtimes import Runtime, native
 from dfs_deploy.runtimes.dispatch import BlockStep, Call, loop_for
 from dfs_deploy.runtimes.gate import GateWeights, NativeGate, NumpyGate, read_gate_weights
-from tests.bundles import (
-    ALL_FIXED,
-    FIXED,
-    MASKED,
-    Made,
-    copied,
-    manifest_of,
-    narrowed,
-    normal_images,
-    pixels,
-    rewritten,
-    write_manifest,
-)
+from tests.bundles import ALL_FIXED, FIXED, MASKED, Made, copied, manifest_of, narrowed, rewritten, write_manifest
 from tests.checks import refuses
 from tests.runtimes.gates import needs_native, random_features, random_weights
+from tests.settled import normal_images, pixels
 
 GATES = ["numpy", pytest.param("native", marks=needs_native)]
 COUNTS = [1, 5, 40]

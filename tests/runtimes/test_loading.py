@@ -16,8 +16,9 @@ from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.backend import BackendOptions, running_engines
 from dfs_deploy.runtimes.onnxruntime import loading
 from dfs_deploy.runtimes.onnxruntime.loading import load_engines, reached_layouts
-from tests.bundles import Made, copied, pixels, rewritten
+from tests.bundles import Made, copied, rewritten
 from tests.checks import refuses
+from tests.settled import pixels
 
 PLAIN = BackendOptions(prepared=False)
 
