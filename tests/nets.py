@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dfs_deploy.models import DFSNetwork, adapt, find_blocks
+from dfs_deploy.models import DFSNetwork, Plan, adapt, find_blocks
 from tests.networks import BasicBlock
 from tests.networks.mobilenet import InvertedResidualV3
 from tests.networks.regnet import ResBottleneckBlock
@@ -87,6 +89,12 @@ def user_net(kind: Kind, classes: int = 5, seed: int = 0) -> nn.Module:
     return net.eval()
 
 
+@functools.cache
+def _found(kind: Kind, classes: int, seed: int) -> tuple[nn.Module, Plan]:
+    net = user_net(kind, classes, seed)
+    return net, find_blocks(net, user_images(2))
+
+
 def user_images(count: int, seed: int = 0) -> Tensor:
     """(count, 3, H, W) float32, normalised; each of another brightness and contrast."""
     generator = torch.Generator().manual_seed(seed)
@@ -97,8 +105,8 @@ def user_images(count: int, seed: int = 0) -> Tensor:
 
 def adapted(kind: Kind, options: str = "skip,8,16,full", seed: int = 0, classes: int = 5, **choices: Any) -> DFSNetwork:
     """The same network, with a gate whose images take different paths."""
-    net = user_net(kind, classes, seed)
-    network = adapt(net, find_blocks(net, user_images(2)), options, **choices)
+    net, plan = copy.deepcopy(_found(kind, classes, seed))
+    network = adapt(net, plan, options, **choices)
     spread_gate(network, seed)
     return network.eval()
 

@@ -14,11 +14,12 @@ from dfs_deploy.data import ImageFolder, decode_image, list_images, load_image, 
 from dfs_deploy.errors import DataError, InputError
 from dfs_deploy.exporters import export
 from dfs_deploy.runtimes import Runtime
-from tests.bundles import CONTRACT, Made
+from tests.bundles import Made
 from tests.checks import refuses
 from tests.cli.program import run
 from tests.data.decoded import Decoded
 from tests.data.pictures import pixels, save_image
+from tests.settled import CONTRACT
 
 FACTS = CheckpointFacts(resize=10, interpolation="bicubic")
 
@@ -49,6 +50,8 @@ def test_the_crop_is_part_of_the_bundle(bundle: Path, mixed: Made) -> None:
     contract = Bundle(bundle).input
     assert (contract.shape, contract.resize, contract.interpolation) == ((3, 8, 8), 10, "bicubic")
     assert (Bundle(mixed.path).input.resize, Bundle(mixed.path).input.interpolation) == (None, "bilinear")
+    assert "shorter side resized to 10, bicubic, and the centre of 8x8 cut out" in run("inspect", bundle).out
+    assert "resized to 8x8, bilinear" in run("inspect", mixed.path).out
     with refuses(InputError, "resize 7", "expected 8 to"):
         export(mixed.checkpoint, bundle.parent / "other.dfs", facts=CheckpointFacts(resize=7))
 

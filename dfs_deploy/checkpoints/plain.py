@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from dfs_deploy.checkpoints.reading import FORMAT, OLDER_VERSIONS, FileContent, read_checkpoint_file
@@ -69,9 +70,23 @@ def _size(given: int | str | Sequence[int] | None) -> tuple[int, int] | None:
 
 
 def _final_linear(made: NamedNetwork) -> tuple[str, nn.Linear] | None:
-    """The last linear layer and its qualified name, if it gives the logits."""
-    found = [(name, layer) for name, layer in made.net.named_modules() if isinstance(layer, nn.Linear)]
-    return found[-1] if found and found[-1][1].out_features == made.classes else None
+    """The linear layer that gives the logits, and its qualified name; ``None`` if another kind of layer does."""
+    seen: dict[str, Tensor] = {}
+    layers = {name: layer for name, layer in made.net.named_modules() if isinstance(layer, nn.Linear)}
+
+    def note(name: str, output: Tensor) -> None:
+        seen[name] = output
+
+    handles = [
+        layer.register_forward_hook(lambda _, __, output, name=name: note(name, output))
+        for name, layer in layers.items()
+    ]
+    try:
+        logits = made.logits()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return next(((name, layers[name]) for name, output in seen.items() if torch.equal(output, logits)), None)
 
 
 def _with_classes(made: NamedNetwork, classes: int) -> None:
@@ -84,7 +99,7 @@ def _with_classes(made: NamedNetwork, classes: int) -> None:
     if found is None:
         raise UsageError(
             f"{made.name} has {made.classes} classes and no final linear layer that could be replaced for {classes};"
-            " make it with that number in code of your own, and give package.module:function"
+            " give package.module:function that makes it with that number"
         )
     name, before = found
     owner, _, last = name.rpartition(".")

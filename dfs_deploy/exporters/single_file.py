@@ -88,6 +88,8 @@ def single_file(network: DFSNetwork, contract: InputContract, forms: Int8Forms, 
         "mean": list(contract.mean),
         "std": list(contract.std),
         "input_shape": list(contract.shape),
+        "resize": contract.resize,
+        "interpolation": contract.interpolation,
     }
     return graph.build(DESCRIPTION, {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()})
 

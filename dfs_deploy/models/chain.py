@@ -194,8 +194,8 @@ class Chain:
         if not places:
             raise RefusedError(f"reads {entering[0]}, which is not among its arguments; pass it as one")
         if problem := next((self.steps[index] for index in steps if self.steps[index].problem), None):
-            where = f" (in {problem.module})" if problem.module != call.name else ""
-            raise RefusedError(f"{problem.problem}{where}, which the closed set of operators lacks")
+            where = f", in {problem.module}" if problem.module != call.name else ""
+            raise RefusedError(f"{problem.problem}{where}")
         self._alone(call.start, entering[0])
         return entering[0]
 

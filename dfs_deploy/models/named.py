@@ -52,10 +52,14 @@ class NamedNetwork:
 
     @property
     def classes(self) -> int:
-        """Number of logits.
+        """Number of logits; see ``logits``."""
+        return self.logits().shape[1]
+
+    def logits(self) -> Tensor:
+        """What the network gives for its example, (1, classes).
 
         Raises:
-            UsageError: the network fails on its example, or gives something other than (N, classes).
+            UsageError: the network fails on its example, or gives something else.
         """
         with torch.no_grad():
             try:
@@ -63,12 +67,12 @@ class NamedNetwork:
             except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
                 raise UsageError(
                     f"{self.name} fails on an image of shape {self.contract.shape} ({first_line(error)}); give the size"
-                    " that it takes"
+                    " that it takes: --image-size"
                 ) from error
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UsageError(f"{self.name} gives {shape}, expected logits (N, classes); give a classifier")
-        return logits.shape[1]
+        return logits
 
 
 def named_network(
@@ -94,16 +98,15 @@ def named_network(
     origin, colon, rest = name.partition(":")
     if not colon or not origin or not rest:
         raise UsageError(f"network {one_line(name, 80)!r}, expected {_FORMS}")
-    made = _ORIGINS.get(origin, _from_module)(name, rest, keys, file)
-    made.net.eval()
-    if image_size is None:
-        return made
-    contract = made.contract.of_size(image_size)
-    return replace(made, contract=contract, example=_example(contract))
+    net, contract, like = _ORIGINS.get(origin, _from_module)(name, rest, keys, file)
+    if image_size is not None:
+        contract = contract.of_size(image_size)
+    notes = (f"{_describe(contract)}, {like}",) if like else ()
+    return NamedNetwork(name, net.eval(), contract, _example(contract), notes)
 
 
-def _named(name: str, net: nn.Module, contract: InputContract, *notes: str) -> NamedNetwork:
-    return NamedNetwork(name, net, contract, _example(contract), notes)
+_Made = tuple[nn.Module, InputContract, str | None]
+"""A network, its input contract, and of what network that is; ``None`` if it is its own."""
 
 
 def _example(contract: InputContract) -> Tensor:
@@ -134,7 +137,7 @@ def _unknown(name: str, wanted: str, known: Collection[str]) -> UsageError:
     return UsageError(f"{name}: there is no network of that name; {hint}")
 
 
-def _from_torchvision(name: str, wanted: str, keys: Collection[str], file: str) -> NamedNetwork:
+def _from_torchvision(name: str, wanted: str, keys: Collection[str], file: str) -> _Made:
     _package(name, "torchvision")
     from torchvision import models  # type: ignore[import-not-found, unused-ignore]
 
@@ -155,12 +158,11 @@ def _from_torchvision(name: str, wanted: str, keys: Collection[str], file: str) 
         max(size, int(preset.resize_size[0])),
         _interpolation(preset.interpolation.value),
     )
-    if named or len({str(each.transforms()) for each in entries}) == 1:
-        return _named(name, net, contract)
-    return _named(name, net, contract, f"images are prepared as for torchvision's {entry.name}: {_describe(contract)}")
+    alike = named or len({str(each.transforms()) for each in entries}) == 1
+    return net, contract, None if alike else f"as for torchvision's {entry.name}"
 
 
-def _from_timm(name: str, wanted: str, keys: Collection[str], file: str) -> NamedNetwork:
+def _from_timm(name: str, wanted: str, keys: Collection[str], file: str) -> _Made:
     timm = _package(name, "timm")
     known = timm.list_models()
     if not timm.is_model(wanted):
@@ -176,7 +178,7 @@ def _from_timm(name: str, wanted: str, keys: Collection[str], file: str) -> Name
         max(height, width, math.floor(min(height, width) / config["crop_pct"])),
         _interpolation(config["interpolation"]),
     )
-    return _named(name, net, contract)
+    return net, contract, None
 
 
 def _interpolation(name: str) -> Interpolation:
@@ -186,10 +188,11 @@ def _interpolation(name: str) -> Interpolation:
 def _describe(contract: InputContract) -> str:
     _, height, width = contract.shape
     cut = f" cut out of {contract.resize}" if contract.resize else ""
-    return f"{height}x{width} pixels{cut}, {contract.interpolation}, mean {contract.mean}, std {contract.std}"
+    numbers = f"mean {contract.mean}, std {contract.std}"
+    return f"images are {height}x{width} pixels{cut}, {contract.interpolation}, {numbers}"
 
 
-def _cifar_resnet(name: str, wanted: str, keys: Collection[str], file: str) -> NamedNetwork:
+def _cifar_resnet(name: str, wanted: str, keys: Collection[str], file: str) -> _Made:
     """A CIFAR ResNet: with option A's shortcuts if the weights have their names, else with projections."""
     depth = int(wanted) if wanted.isascii() and wanted.isdigit() and len(wanted) < 6 else 0
     blocks, left = divmod(depth - 2, 6)
@@ -197,15 +200,11 @@ def _cifar_resnet(name: str, wanted: str, keys: Collection[str], file: str) -> N
         raise UsageError(f"{name}: expected N of the form 6n + 2, as in cifar-resnet:20, 32, 38, 56 or 110")
     if any(f".{key}".endswith(f".{_OPTION_A_MARKER}") for key in keys):
         contract = InputContract(mean=IMAGENET_INPUT.mean, std=IMAGENET_INPUT.std)
-        note = (
-            "the weights are of a ResNet with option A's shortcuts; pixels are normalised with ImageNet's mean and std"
-        )
-        return _named(name, OptionAResNet(blocks), contract, note)
-    net = CifarResNet(cifar_resnet((blocks,) * 3, classes=_CIFAR_CLASSES))
-    return _named(name, net, InputContract())
+        return OptionAResNet(blocks), contract, "as for the published weights with option A's shortcuts"
+    return CifarResNet(cifar_resnet((blocks,) * 3, classes=_CIFAR_CLASSES)), InputContract(), None
 
 
-def _from_module(name: str, path: str, keys: Collection[str], file: str) -> NamedNetwork:
+def _from_module(name: str, path: str, keys: Collection[str], file: str) -> _Made:
     """A network that code of the user's makes."""
     module = name.partition(":")[0]
     if module.endswith(".py") or "/" in module:
@@ -217,14 +216,11 @@ def _from_module(name: str, path: str, keys: Collection[str], file: str) -> Name
     if not isinstance(net, nn.Module):
         raise UsageError(f"{name} gives a {type(net).__name__}, expected a torch.nn.Module; return the network")
     channels = next((layer.in_channels for layer in net.modules() if isinstance(layer, nn.Conv2d)), 3)
-    contract = IMAGENET_INPUT
-    if channels != len(contract.mean):
-        shape = (channels, *contract.shape[1:])
-        contract = replace(contract, shape=shape, mean=(0.5,) * channels, std=(0.5,) * channels)
-    note = (
-        f"images are assumed to be prepared as {'for ImageNet' if channels == 3 else 'follows'}: {_describe(contract)}"
-    )
-    return _named(name, net, contract, note)
+    if channels == len(IMAGENET_INPUT.mean):
+        return net, IMAGENET_INPUT, "as for ImageNet"
+    shape = (channels, *IMAGENET_INPUT.shape[1:])
+    contract = replace(IMAGENET_INPUT, shape=shape, mean=(0.5,) * channels, std=(0.5,) * channels)
+    return net, contract, "with values from -1 to 1"
 
 
 def _imported(name: str, module: str) -> Any:
@@ -277,9 +273,28 @@ def _current_directory() -> Iterator[None]:
             sys.path.remove(here)
 
 
-_ORIGINS: dict[str, Callable[[str, str, Collection[str], str], NamedNetwork]] = {
+_ORIGINS: dict[str, Callable[[str, str, Collection[str], str], _Made]] = {
     "torchvision": _from_torchvision,
     "timm": _from_timm,
     "cifar-resnet": _cifar_resnet,
 }
 """How a network is made, by the first part of its name; any other first part is a module."""
+
+
+def chosen_modules(net: nn.Module, text: str) -> str | list[type[nn.Module] | str]:
+    """Modules that a text names, in the form that ``find_blocks`` takes.
+
+    Args:
+        net: the network.
+        text: names of classes or qualified names, separated by commas; or else a regular expression of qualified names.
+    """
+    words = [word.strip() for word in text.split(",")]
+    classes = {type(module).__name__: type(module) for module in net.modules()}
+    names = dict(net.named_modules())
+    if all(word in classes or word in names for word in words) or (len(words) > 1 and all(map(_is_plain, words))):
+        return [word if word in names else classes.get(word, word) for word in words]
+    return text
+
+
+def _is_plain(word: str) -> bool:
+    return all(part.isidentifier() or part.isdecimal() for part in word.split("."))

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -220,11 +221,24 @@ class DFSNetwork(nn.Module):
 
         The policy holds an index into ``options``, or into the network's own, for each gated block.
         """
-        static = DFSNetwork(copy.deepcopy(self.net), self.graphs, self.architecture, options or self.options, policy)
+        return self._copied(self.graphs, self.architecture, options or self.options, policy)
+
+    def _copied(
+        self, graphs: NetworkGraphs, architecture: Architecture, options: Options, policy: Sequence[int]
+    ) -> DFSNetwork:
+        static = DFSNetwork(copy.deepcopy(self.net), graphs, architecture, options, policy)
         static.to(self.device).train(self.training)
         static.ranges.load_state_dict(self.ranges.state_dict())
         static.contract = self.contract
         return static
+
+    def in_full_precision(self) -> DFSNetwork:
+        """A copy whose policy is to run every block, and all else, in full precision."""
+        graphs = msgspec.structs.replace(self.graphs, always=FULL_BITS)
+        blocks = tuple(msgspec.structs.replace(block, options=None) for block in self.architecture.blocks)
+        architecture = msgspec.structs.replace(self.architecture, blocks=blocks)
+        policy = [1] * architecture.gated_blocks
+        return self._copied(graphs, architecture, Options((0, FULL_BITS)), policy)
 
     def options_of(self, index: int) -> tuple[Option, ...]:
         """Options of the gated block ``index``, at least 1: those that the block may run, or the policy's only."""
@@ -249,7 +263,7 @@ class DFSNetwork(nn.Module):
         if device not in self._constants:
             shape = (len(self.blocks), len(self.options))
             masked = ~torch.tensor(self._may, dtype=torch.bool, device=device).reshape(shape)
-            self._constants[device] = masked, _block_costs(self.architecture, self.options).to(device)
+            self._constants[device] = masked, block_costs(self.architecture, self.options).to(device)
         return self._constants[device]
 
     def evaluation(self, bits: int = FULL_BITS, round_inputs: bool = True) -> Evaluation:
@@ -476,7 +490,8 @@ class DFSNetwork(nn.Module):
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)[torch.argsort(torch.cat(order))]
 
 
-def _block_costs(architecture: Architecture, options: Options) -> Tensor:
+def block_costs(architecture: Architecture, options: Options) -> Tensor:
+    """(gated blocks, options) float32, cost of each option; see ``DFSNetwork.block_costs``."""
     weights = torch.tensor(architecture.weights(options), dtype=torch.float64)
     costs = torch.tensor(options.costs, dtype=torch.float64)
     if not weights.any():  # nothing is decided: all of it always runs

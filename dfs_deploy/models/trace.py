@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -211,10 +211,10 @@ class _OutsideError(Exception):
 
 @dataclass(frozen=True)
 class _Value:
-    """What a tensor stands for: the value of a step, as it is or expanded to a larger shape."""
+    """What a tensor stands for: the value of a step, as it is, expanded, or (N, C, 1, 1) without the last axis."""
 
     name: str
-    expanded: bool = False
+    form: Literal["whole", "expanded", "squeezed"] = "whole"
 
 
 @dataclass(frozen=True)
@@ -306,7 +306,7 @@ class _Recorder(TorchFunctionMode):
         name = (resolve_name(func) or getattr(func, "__name__", type(func).__name__)).removeprefix("torch.")
         if name in _READS or (name == "Tensor.__getitem__" and _indexed_by_value(args[1], self)):
             self.readings.append(Reading(name, self.module.name, tuple(self._running)))
-        target: Any = args[0] if args else None
+        target: Any = args[0] if args else kwargs.get("input")
         before = self.name_of(target)
         result = func(*args, **kwargs)
         if name == "Tensor.__setitem__":
@@ -343,7 +343,7 @@ class _Recorder(TorchFunctionMode):
         """Values that a function gave; or the reason why the closed set lacks it."""
         translate = None if name in _UNLIKE else _TRANSLATIONS.get(_plain(name))
         if translate is None:
-            return [], f"uses {name}"
+            return [], f"uses {name} (no operator of the closed set)"
         try:
             inspect.signature(translate).bind(self, results[0], *args, **kwargs)
         except TypeError:
@@ -374,14 +374,19 @@ class _Recorder(TorchFunctionMode):
 
     # What translations use
 
-    def value(self, thing: object, expanded: bool = False) -> str:
-        """Name of the value of an operand; only an addition or a product may read an ``expanded`` one."""
+    def form(self, thing: object) -> str | None:
+        """Form of the value of a tensor; ``None`` for anything else."""
         value = self._values.get(thing) if isinstance(thing, Tensor) else None
-        if value is None:
+        return None if value is None else cast(str, value.form)
+
+    def value(self, thing: object, *forms: str) -> str:
+        """Name of the value of an operand, which is whole or in one of some other forms."""
+        name = self.name_of(thing)
+        if name is None:
             raise _OutsideError("computes with a constant tensor in place of an image's")
-        if value.expanded and not expanded:
-            raise _OutsideError("expands a tensor")
-        return cast(str, value.name)
+        if (form := self.form(thing)) not in ("whole", *forms):
+            raise _OutsideError(f"computes with a tensor that was {form}")
+        return name
 
     def constant(self, tensor: Tensor | None, what: str) -> str:
         """Name in the state dict of a layer's tensor."""
@@ -403,8 +408,7 @@ class _Recorder(TorchFunctionMode):
             raise _OutsideError(f"computes with {known.name} outside of a convolution, linear layer or batch norm")
         if thing.numel() != 1 or thing.is_meta:
             raise _OutsideError(f"computes with a constant tensor {describe(thing)}")
-        with torch._C.DisableTorchFunction():
-            return float(thing)
+        return float(thing)
 
     def emit(
         self,
@@ -666,7 +670,7 @@ def _rsub(run: _Recorder, result: Tensor, input: Any, other: Any, *, alpha: floa
 
 def _sum(run: _Recorder, result: Tensor, *terms: tuple[Any, float]) -> str:
     """Sum of two operands with their factors; one of them may be a number."""
-    values = [(run.value(term, expanded=True), term.shape, scale) for term, scale in terms if run.name_of(term)]
+    values = [(run.value(term, "expanded"), term.shape, scale) for term, scale in terms if run.name_of(term)]
     shift = sum(scale * run.number(term) for term, scale in terms if not run.name_of(term))
     if len(values) == 1:
         name, shape, scale = values[0]
@@ -681,7 +685,7 @@ def _sum(run: _Recorder, result: Tensor, *terms: tuple[Any, float]) -> str:
 def _mul(run: _Recorder, result: Tensor, input: Any, other: Any) -> _Made:
     traced = [thing for thing in (input, other) if run.name_of(thing)]
     if len(traced) == 2:
-        return run.emit("mul", tuple(run.value(thing, expanded=True) for thing in traced), _shape(result))
+        return run.emit("mul", tuple(run.value(thing, "expanded") for thing in traced), _shape(result))
     factor = other if traced[0] is input else input
     return _affine(run, run.value(traced[0]), _shape(result), run.number(factor), 0.0)
 
@@ -804,9 +808,11 @@ def _dropout(
 
 @_translates("flatten", "view", "reshape", "squeeze", "unsqueeze", "view_as", "reshape_as", "unflatten")
 def _reshaped(run: _Recorder, result: Tensor, input: Tensor, *args: object, **kwargs: object) -> _Made:
-    x, before, after = run.value(input), tuple(input.shape), tuple(result.shape)
+    x, before, after = run.value(input, "squeezed"), tuple(input.shape), tuple(result.shape)
     if before == after and result.dtype == input.dtype:
         return _Value(x)
+    if before == (*after, 1) and after[2:] == (1,):
+        return _Value(x, "squeezed")
     if before[0] == after[0] == run.batch and result.dtype == input.dtype:
         if len(after) == 2:
             return run.emit("flatten", (x,), after[1:])
@@ -819,7 +825,7 @@ def _reshaped(run: _Recorder, result: Tensor, input: Tensor, *args: object, **kw
 def _expand(run: _Recorder, result: Tensor, input: Tensor, *args: object, **kwargs: object) -> _Made:
     if result.ndim != input.ndim or len(result) != len(input):
         raise _OutsideError(f"expands {tuple(input.shape)} to {tuple(result.shape)}")
-    return _Value(run.value(input), expanded=result.shape != input.shape)
+    return _Value(run.value(input), "whole" if result.shape == input.shape else "expanded")
 
 
 @_translates("pad", "constant_pad_nd")

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from dfs_deploy import data
 from dfs_deploy.geometry import Geometry
 from dfs_deploy.runtimes import Runtime
-from tests.bundles import Made, copied, manifest_of, pixels, write_manifest
+from tests.bundles import Made, copied, manifest_of, write_manifest
 from tests.cli.program import run
 from tests.data.pictures import save_clip
+from tests.settled import pixels
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,9 @@ from dfs_deploy.exporters.budgets import TOLERANCE, calibrate_budgets, check_bud
 from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 from dfs_deploy.runtimes import Result, Runtime
-from tests.bundles import CONTRACT, Made, labelled, pixels, settled_network
+from tests.bundles import Made, labelled
 from tests.checks import refuses
+from tests.settled import CONTRACT, pixels, settled_network
 
 OPTIONS = Options.parse("skip,8,16,full")
 REACH = (0.0, 1.0)

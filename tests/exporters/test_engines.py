@@ -12,7 +12,8 @@ from dfs_deploy.exporters.int8 import Grid
 from dfs_deploy.exporters.split import split_block, split_gate, split_head, split_skip, split_stem
 from dfs_deploy.models import DFSNetwork, NetworkBlock, decide
 from dfs_deploy.options import Option
-from tests.bundles import normal_images, relative, run_model, settled_network
+from tests.bundles import relative, run_model
+from tests.settled import normal_images, settled_network
 
 TOLERANCE = 1e-4
 GRID = Grid(0.03)

@@ -24,8 +24,9 @@ from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import PRECISIONS, Options, computation_percentage
 from dfs_deploy.runtimes import Runtime
 from tests.builders import release_state_dict, save_release, skipnet_state_dict
-from tests.bundles import CONTRACT, Made, labelled, pixels, settled_network
+from tests.bundles import Made, labelled
 from tests.checks import refuses
+from tests.settled import CONTRACT, pixels, settled_network
 
 
 def cifar_like(count: int = 24) -> Dataset:

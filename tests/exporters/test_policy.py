@@ -15,7 +15,8 @@ from dfs_deploy.exporters.split import split_gate
 from dfs_deploy.exporters.writing import EngineWriter
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import parse_policy, parse_targets
-from tests.bundles import CONTRACT, normal_images, relative, run_model, settled_network
+from tests.bundles import relative, run_model
+from tests.settled import CONTRACT, normal_images, settled_network
 
 TARGETS = parse_targets("fp32,fp16,int8")
 

@@ -26,8 +26,8 @@ from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract
 from tests.builders import small_network
-from tests.bundles import CONTRACT, pixels, settled_network
 from tests.checks import refuses
+from tests.settled import CONTRACT, pixels, settled_network
 
 SKIP, INT8, FLOAT16, FULL = range(4)
 
@@ -212,6 +212,8 @@ def test_the_metadata_tells_how_to_normalise_and_label(made: Made) -> None:
         "mean": list(CONTRACT.mean),
         "std": list(CONTRACT.std),
         "input_shape": [3, 8, 8],
+        "resize": None,
+        "interpolation": "bilinear",
     }
 
 

@@ -19,7 +19,8 @@ from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Option
 from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
 from dfs_deploy.system.cpu import WeightBits
-from tests.bundles import Made, normal_images, relative, run_as_written, run_model, settled_network
+from tests.bundles import Made, relative, run_as_written, run_model
+from tests.settled import normal_images, settled_network
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,8 @@ from dfs_deploy.exporters import export, validation, writing
 from dfs_deploy.exporters.reference import Reference
 from dfs_deploy.exporters.validation import TOLERANCES, EngineDeviation, validate
 from dfs_deploy.runtimes import Result, Runtime
-from tests.bundles import CONTRACT, Made, copied, labelled, rewritten, settled_network
+from tests.bundles import Made, copied, labelled, rewritten
+from tests.settled import CONTRACT, settled_network
 
 Change = Callable[[NDArray[np.generic]], NDArray[np.generic]]
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -403,3 +405,73 @@ def test_a_search_leaves_no_trace() -> None:
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in net.modules())
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+class Drawn(nn.Module):
+    """A block of drawn parts."""
+
+    def __init__(
+        self, branch: nn.Module, shortcut: nn.Module | None, after: nn.Module | None, shortcut_first: bool
+    ) -> None:
+        super().__init__()
+        self.branch, self.shortcut, self.after, self.first = branch, shortcut, after, shortcut_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = x
+        if self.first and self.shortcut is not None:
+            kept = self.shortcut(x)
+        y = self.branch(x)
+        if not self.first and self.shortcut is not None:
+            kept = self.shortcut(x)
+        y = kept + y if self.first else y.add_(kept)
+        return y if self.after is None else self.after(y)
+
+
+LAYERS: tuple[Callable[[], nn.Module], ...] = (
+    lambda: conv(groups=2),
+    lambda: nn.BatchNorm2d(4),
+    lambda: nn.ReLU(inplace=True),
+    lambda: nn.ReLU6(),
+    lambda: nn.Hardswish(inplace=True),
+    lambda: nn.SiLU(),
+    lambda: nn.AvgPool2d(3, 1, 1),
+    lambda: nn.Dropout(0.1),
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.lists(st.sampled_from(LAYERS), max_size=4), st.booleans(), st.booleans(), st.booleans()),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_any_chain_of_blocks_is_found_as_it_was_drawn(
+    drawn: list[tuple[list[Callable[[], nn.Module]], bool, bool, bool]],
+) -> None:
+    net = shaken(
+        Chained(
+            *(
+                Drawn(
+                    nn.Sequential(conv(), *(make() for make in layers), nn.Hardswish(), conv()),
+                    nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)) if projects else None,
+                    nn.ReLU(inplace=True) if after else None,
+                    first,
+                )
+                for layers, projects, after, first in drawn
+            )
+        )
+    )
+    plan = find_blocks(net, IMAGES)
+    assert plan.problem is None
+    assert refused(plan) == {}
+    positive = False
+    for row, (_, projects, after, _) in zip(plan.blocks, drawn, strict=True):
+        assert row.shortcut == ("projection" if projects else "identity")
+        assert row.after == ("relu" if after else "none")
+        assert row.skip == ("projection" if projects or (after and not positive) else "free")
+        positive = after
+    with torch.no_grad():
+        given_logits = Evaluation(named_tensors(net)).run(arranged(plan).graphs.whole, IMAGES)
+        torch.testing.assert_close(given_logits, net(IMAGES), rtol=1e-4, atol=1e-5 * float(given_logits.abs().max()))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dfs_deploy.errors import BlockError, InputError
-from dfs_deploy.models.graph import INPUT, Evaluation, Graph, named_tensors
+from dfs_deploy.models.graph import INPUT, OPERATORS, Evaluation, Graph, named_tensors
 from dfs_deploy.models.trace import Trace, trace
 from tests.checks import refuses
 from tests.networks import FAMILIES, shaken
@@ -110,6 +112,10 @@ TRANSLATED: dict[str, tuple[Callable[[Calls, Tensor], Tensor], list[str]]] = {
     "classifier": (lambda net, x: net.fc(x.mean([-1, -2])), ["global_avg_pool", "flatten", "linear"]),
     "flatten": (lambda net, x: torch.flatten(functional.adaptive_avg_pool2d(x, 2), 1), ["avg_pool", "flatten"]),
     "squeeze": (lambda net, x: x.mean((2, 3), keepdim=True).squeeze(), ["global_avg_pool", "flatten"]),
+    "squeezes": (
+        lambda net, x: net.fc(x.mean((2, 3), keepdim=True).squeeze(-1).squeeze(2)),
+        ["global_avg_pool", "flatten", "linear"],
+    ),
     "excitation": (squeezed, ["global_avg_pool", "flatten", "linear", "sigmoid", "unflatten", "mul"]),
     "option A": (
         lambda net, x: functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2), "constant", 0),
@@ -165,6 +171,8 @@ OPAQUE: dict[str, tuple[Callable[[Calls, Tensor], Tensor], str]] = {
     "other type": (lambda net, x: x.double(), "uses Tensor.double"),
     "quotient": (lambda net, x: x / x.relu(), "divides by a tensor"),
     "one side": (lambda net, x: x.clamp(max=1), "clamps on one side"),
+    "squeezed": (lambda net, x: x.mean((2, 3), keepdim=True).squeeze(3).relu(), "a tensor that was squeezed"),
+    "expanded": (lambda net, x: x.mean((2, 3), keepdim=True).expand(2, 4, 3, 3).relu(), "a tensor that was expanded"),
     "linear on a map": (lambda net, x: functional.linear(x, torch.ones(4, 8)), "linear layer on a tensor (2, 4, 8, 8)"),
 }
 
@@ -316,3 +324,10 @@ def test_examples_that_are_no_images_are_refused() -> None:
 def test_modules_that_do_not_run_as_python_are_refused() -> None:
     with refuses(BlockError, "scripted"):
         trace(nn.Sequential(torch.jit.script(conv())), images())
+
+
+def test_the_page_about_networks_lists_every_operator() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "any-network.md").read_text()
+    table = page.split("## The closed set of operators")[1].split("\n## ")[0]
+    listed = {name for row in re.findall(r"^\|([^|]*)\|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    assert listed == set(OPERATORS)
