@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dfs_deploy.checkpoints import CheckpointFacts
     from dfs_deploy.data import Dataset, load_dataset, load_image
     from dfs_deploy.exporters import Exported, export
+    from dfs_deploy.models import DFSNetwork, Plan, adapt, find_blocks
     from dfs_deploy.options import Option, Options
     from dfs_deploy.report import Report, report
     from dfs_deploy.runtimes import Result, Runtime, Substitution
@@ -37,10 +38,12 @@ __all__ = [
     "BenchResult",
     "Bundle",
     "CheckpointFacts",
+    "DFSNetwork",
     "Dataset",
     "Exported",
     "Option",
     "Options",
+    "Plan",
     "Prepared",
     "Report",
     "Result",
@@ -49,9 +52,11 @@ __all__ = [
     "TrainingResult",
     "Verification",
     "__version__",
+    "adapt",
     "bench",
     "errors",
     "export",
+    "find_blocks",
     "load_dataset",
     "load_image",
     "prepare",
@@ -64,10 +69,12 @@ _HOMES = {
     "BenchResult": "bench",
     "Bundle": "bundle",
     "CheckpointFacts": "checkpoints",
+    "DFSNetwork": "models",
     "Dataset": "data",
     "Exported": "exporters",
     "Option": "options",
     "Options": "options",
+    "Plan": "models",
     "Prepared": "runtimes.preparation",
     "Report": "report",
     "Result": "runtimes",
@@ -75,7 +82,9 @@ _HOMES = {
     "Substitution": "runtimes",
     "TrainingResult": "training",
     "Verification": "verify",
+    "adapt": "models",
     "export": "exporters",
+    "find_blocks": "models",
     "load_dataset": "data",
     "load_image": "data",
     "prepare": "runtimes.preparation",
@@ -86,7 +95,7 @@ _HOMES = {
 _MODULES = ("bench", "errors", "report", "verify")
 """Public modules; those of verbs can be called (see ``dfs_deploy.verbs``)."""
 
-_NEED_EXTRAS = ("checkpoints", "exporters", "training")
+_NEED_EXTRAS = ("checkpoints", "exporters", "models", "training")
 
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent, warnings included, until somebody listens

@@ -8,6 +8,7 @@
     │   └── RegressionError           a bench is slower than its baseline
     ├── UsageError (ValueError)   the call is wrong
     │   ├── OptionError               an invalid list of options or targets
+    │   ├── BlockError                blocks that cannot be found, named or proved
     │   ├── DataError                 a data set or image that cannot be read
     │   └── InputError                an array that does not fit the network
     ├── EnvironmentLacksError     this machine lacks something
@@ -78,6 +79,10 @@ class UsageError(DfsDeployError, ValueError):
 
 class OptionError(UsageError):
     """An invalid list of options or targets."""
+
+
+class BlockError(UsageError):
+    """Blocks of a network that cannot be found, named or proved; the message names the module and why."""
 
 
 class DataError(UsageError):

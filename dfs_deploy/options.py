@@ -95,16 +95,7 @@ class Options(Sequence[Option]):
         """
         if isinstance(given, Options):
             return given
-        bits = []
-        words = given.split(",") if isinstance(given, str) else itertools.islice(given, FULL_BITS + 1)
-        for word in (str(part.name if isinstance(part, Option) else part).strip().lower() for part in words):
-            if word in _NAMED_BITS:
-                bits.append(_NAMED_BITS[word])
-            elif word.isascii() and word.isdigit() and len(word) <= _MOST_DIGITS:
-                bits.append(int(word))
-            else:
-                raise OptionError(f"unknown option {word!r}, expected skip, full or a bitwidth, as in 'skip,8,16,full'")
-        return cls(bits)
+        return cls(map(_parse_bits, _words(given)))
 
     @property
     def bits(self) -> tuple[int, ...]:
@@ -147,6 +138,31 @@ class Options(Sequence[Option]):
 
     def __repr__(self) -> str:
         return f"Options.parse({str(self)!r})"
+
+
+def option_names(given: str | Iterable[object]) -> tuple[str, ...]:
+    """Names of some options, each once: of a list such as ``skip,8`` or ``["skip", 8]``, or of one such as ``full``.
+
+    Raises:
+        OptionError: a word is neither ``skip``, ``full`` nor a bitwidth, or there is none.
+    """
+    names = tuple(dict.fromkeys(Option(_parse_bits(word)).name for word in _words(given)))
+    if not names:
+        raise OptionError("no option, expected at least 1, as in 'skip,8,16,full'")
+    return names
+
+
+def _words(given: str | Iterable[object]) -> Iterator[str]:
+    words = given.split(",") if isinstance(given, str) else itertools.islice(given, FULL_BITS + 1)
+    return (str(part.name if isinstance(part, Option) else part).strip().lower() for part in words)
+
+
+def _parse_bits(word: str) -> int:
+    if word in _NAMED_BITS:
+        return _NAMED_BITS[word]
+    if word.isascii() and word.isdigit() and len(word) <= _MOST_DIGITS:
+        return int(word)
+    raise OptionError(f"unknown option {word!r}, expected skip, full or a bitwidth, as in 'skip,8,16,full'")
 
 
 def parse_policy(names: Sequence[str], options: Options) -> tuple[int, ...]:

@@ -6,14 +6,15 @@ import functools
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.errors import InputError, UsageError
+from dfs_deploy.geometry import Geometry, Interpolation
 from dfs_deploy.io.files import read_file
 from dfs_deploy.io.text import first_line
 
@@ -39,18 +40,19 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 
 @dataclass(frozen=True)
 class InputContract:
-    """Shape and normalisation of the network's input, and the names of its classes.
+    """Shape and normalisation of the network's input, how images become it, and the names of its classes.
 
     A uint8 input becomes ``(pixel / 255 - mean) / std``; a float32 input is expected to be normalised already.
+    An image of another size is resized, and cropped if ``resize`` says so; see ``Geometry``.
 
     Attributes:
         shape: channels, height and width.
         mean: mean per channel, of pixels scaled to 0..1.
         std: standard deviation per channel, of the same pixels.
         class_names: name of each class, or empty if they are unknown.
-        resize: pixels of a decoded image's shorter side before the centre crop to ``shape``; ``None`` if the whole
-            image is resized to ``shape``.
-        interpolation: filter of that resizing.
+        resize: length in pixels to which the shorter side of an image is resized before its centre is cut out;
+            ``None`` resizes an image to exactly the network's height and width.
+        interpolation: kind of resizing.
 
     Raises:
         InputError: values out of bounds.
@@ -61,7 +63,7 @@ class InputContract:
     std: tuple[float, ...] = (0.2023, 0.1994, 0.2010)
     class_names: tuple[str, ...] = ()
     resize: int | None = None
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:
@@ -83,6 +85,40 @@ class InputContract:
                 f"mean {self.mean} and std {self.std}, expected mean between -{MAX_MEAN:g} and {MAX_MEAN:g}, std"
                 f" between {MIN_STD:g} and {MAX_STD:g}; check the numbers"
             )
+        _ = self.geometry  # its bounds
+
+    @property
+    def geometry(self) -> Geometry:
+        """How an image of any size becomes one of the network's height and width."""
+        return Geometry((self.shape[1], self.shape[2]), self.resize, self.interpolation)
+
+    def of_size(self, size: Sequence[int]) -> InputContract:
+        """The contract for images of another height and width; the same part of an image as before is cut out."""
+        resize = self.resize
+        if resize is not None:
+            resize = max(round(resize * min(size) / min(self.shape[1:])), *size)
+        height, width = size
+        return replace(self, shape=(self.shape[0], height, width), resize=resize)
+
+    def fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Makes a decoded image the network's input: every verb, the runtime and training's evaluation do it so.
+
+        Args:
+            image: (H, W, C) uint8 pixels of any height and width, upright.
+
+        Returns:
+            (height, width, C) uint8; the image itself if nothing changes.
+
+        Raises:
+            InputError: another dtype or number of channels, or no pixel.
+        """
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or not self._is_image(image.shape):
+            seen = f"{image.shape} {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise InputError(f"an image of {seen}, expected (H, W, {self.shape[0]}) uint8; convert it")
+        return self.geometry(image)
+
+    def _is_image(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) == 3 and min(shape) > 0 and shape[2] == self.shape[0]
 
     def normalize(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Maps (N, H, W, C) uint8 pixels to (N, C, H, W) float32."""
@@ -94,7 +130,8 @@ class InputContract:
         """Checks an input, and normalises it if it is uint8.
 
         Args:
-            images: (N, C, H, W) float32, normalised; or (N, H, W, C) uint8.
+            images: (N, C, H, W) float32, normalised; or (N, H, W, C) uint8. Pixels of the network's height and width
+                are its input as they are; images of another size are resized and cropped by ``fit``.
             first: index in the whole batch of the first image, for messages.
 
         Returns:
@@ -112,6 +149,8 @@ class InputContract:
             shape: tuple[int, ...] = self.shape
         elif images.dtype == np.uint8:
             shape = (height, width, channels)
+            if images.shape[1:] != shape and self._is_image(images.shape[1:]) and len(images):
+                images = np.stack([self.geometry(image) for image in images])
         else:
             raise InputError(f"input of dtype {images.dtype}, expected {self._wanted()}; cast it")
         if images.ndim != 4 or images.shape[1:] != shape:
@@ -153,7 +192,7 @@ class InputContract:
 
     def _wanted(self) -> str:
         channels, height, width = self.shape
-        return f"(N, {channels}, {height}, {width}) float32 or (N, {height}, {width}, {channels}) uint8"
+        return f"(N, {channels}, {height}, {width}) float32, or uint8 images of any size, (N, H, W, {channels})"
 
 
 def class_names_problem(names: Sequence[str]) -> str | None:
@@ -225,3 +264,7 @@ def parse_class_names(given: str | Path | Iterable[str]) -> tuple[str, ...]:
     if not names:
         raise UsageError(f"--class-names {text!r} is an empty file, {expected}")
     return tuple(names)
+
+
+IMAGENET_INPUT = InputContract((3, 224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), resize=256)
+"""Input of most networks that were trained on ImageNet: assumed for those that do not describe theirs."""

@@ -27,7 +27,7 @@ from dfs_deploy.verbs import make_callable
 
 if TYPE_CHECKING:
     from dfs_deploy.bundle import Bundle
-    from dfs_deploy.data import Dataset, ImageFolder
+    from dfs_deploy.data import AnyImages
     from dfs_deploy.exporters.validation import EngineDeviation
     from dfs_deploy.models import DFSNetwork
 
@@ -38,7 +38,7 @@ SCHEMA_VERSION: Final = 2
 """Version 2 added ``notes`` and ``assumptions``; a file of version 1 is read as if they were empty."""
 
 PER_BLOCK_SAMPLES: Final = 256
-"""Maximum number of images that the deviations of engines are measured on."""
+"""Maximum number of images that the deviations of engines are measured on; fewer if they are large."""
 
 _ROUNDING = 1e-9
 
@@ -190,7 +190,7 @@ def check_thresholds(max_top1_drop: float, min_route_agreement: float, max_compu
 def verify(
     bundle: str | Path | Bundle,
     checkpoint: str | Path,
-    data: Dataset | ImageFolder | str | Path,
+    data: AnyImages | str | Path,
     *,
     weights_key: str | None = None,
     samples: int | None = None,
@@ -225,8 +225,11 @@ def verify(
         DataError: the data cannot be read, or has a class that the network does not know.
     """
     with required():
+        import torch
+
         from dfs_deploy.checkpoints import CheckpointFacts, load_checkpoint
         from dfs_deploy.exporters import compare
+        from dfs_deploy.exporters.reference import Reference, images_at_once
         from dfs_deploy.exporters.validation import compare_engines
         from dfs_deploy.models.threads import torch_threads
     from dfs_deploy import __version__
@@ -241,16 +244,18 @@ def verify(
         facts = CheckpointFacts(weights_key or source.weights_key, input_size=runtime.input.shape[1:])
         loaded = load_checkpoint(checkpoint, runtime.options, facts)
         _check_network(checkpoint, loaded.network, runtime.bundle)
-        images = open_dataset(data, size=runtime.input.shape[1:]) if isinstance(data, str | Path) else data
+        images = open_dataset(data, size=runtime.input.geometry) if isinstance(data, str | Path) else data
         labelled = images.labelled_for(runtime.bundle.architecture.classes, runtime.input.class_names)
-        drawn = labelled.load() if samples is None else labelled.subset(samples, seed).load()
-        _LOG.info("%s against %s on %d images", runtime.bundle.path, checkpoint, len(drawn.images))
-        result = compare(runtime, loaded.network, drawn.images, drawn.labels, progress)
+        drawn = labelled if samples is None else labelled.subset(samples, seed)
+        _LOG.info("%s against %s on %d images", runtime.bundle.path, checkpoint, len(drawn))
+        result = compare(runtime, loaded.network, drawn, progress)
         deviations = None
         if per_block:
             progress("comparing engines", 0.0)
-            normalized = runtime.input.normalize(drawn.images[:PER_BLOCK_SAMPLES])
-            deviations = compare_engines(runtime.bundle, loaded.network, normalized)
+            count = images_at_once(runtime.input.shape, PER_BLOCK_SAMPLES)
+            normalized = runtime.input.normalize(drawn.select(slice(count)).load().images)
+            reference = Reference.of(loaded.network, torch.from_numpy(normalized))
+            deviations = compare_engines(runtime.bundle, reference)
         return Verification(
             version=__version__,
             bundle=one_line(runtime.bundle.name, LONGEST_NAME),

@@ -5,16 +5,19 @@ The lists are written out here, not taken from the package, so that a reader whi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from dfs_deploy.models import DFSNetwork
-from dfs_deploy.network import cifar_resnet
+from dfs_deploy.models import DFSNetwork, cifar_network
+from dfs_deploy.network import cifar_resnet, cifar_values
 from dfs_deploy.options import Options
+from dfs_deploy.preprocessing import InputContract
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -90,6 +93,32 @@ def skipnet_shapes(groups: tuple[int, int, int] = (2, 1, 1), classes: int = 10, 
     return shapes | {"fc.weight": (classes, 4 * width), "fc.bias": (classes,)}
 
 
+def skipnet_imagenet_shapes(
+    depths: tuple[int, int, int, int] = (1, 2, 1, 1), bottleneck: bool = True, classes: int = 12, width: int = 4
+) -> Shapes:
+    """Keys and shapes of an ImageNet SkipNet with a recurrent gate, without aliases."""
+    shapes: Shapes = {"conv1.weight": (width, 3, 7, 7)} | norm_shapes("bn1", width)
+    inputs = width
+    for group, count in enumerate(depths, start=1):
+        inner = width * 2 ** (group - 1)
+        outputs = 4 * inner if bottleneck else inner
+        for place in range(count):
+            block = f"group{group}_layer{place}"
+            basic = [(inner, inputs, 3, 3), (inner, inner, 3, 3)]
+            three = [(inner, inputs, 1, 1), (inner, inner, 3, 3), (outputs, inner, 1, 1)]
+            for index, shape in enumerate(three if bottleneck else basic, start=1):
+                shapes |= {f"{block}.conv{index}.weight": shape} | norm_shapes(f"{block}.bn{index}", shape[0])
+            if place == 0 and (group > 1 or bottleneck):
+                shapes |= {f"{block}.downsample.0.weight": (outputs, inputs, 1, 1)}
+                shapes |= norm_shapes(f"{block}.downsample.1", outputs)
+            gate = f"group{group}_gate{place}.1"
+            shapes |= {f"{gate}.weight": (EMBEDDING, outputs, 1, 1), f"{gate}.bias": (EMBEDDING,)}
+            inputs = outputs
+    shapes |= lstm_shapes("control.rnn")
+    shapes |= {"control.proj.weight": (1, HIDDEN, 1, 1), "control.proj.bias": (1,)}
+    return shapes | {"fc.weight": (classes, inputs), "fc.bias": (classes,)}
+
+
 def plausible_values(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
     """Values such as training leaves: positive variances, ranges from 0 up, a gate whose scores differ."""
     generator = torch.Generator().manual_seed(seed)
@@ -109,7 +138,7 @@ def plausible_values(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[s
             state[key] = uniform(shape, 0.5, 1.5)
         elif ".bn" in key or key.startswith("bn") or ".downsample.1." in key:
             state[key] = uniform(shape, 0.5, 1.5) if key.endswith("weight") else uniform(shape, -0.3, 0.3)
-        elif len(shape) == 4 and "gate" not in key:
+        elif len(shape) == 4 and "gate" not in key and "control" not in key:
             state[key] = torch.randn(shape, generator=generator) * (2.0 / (shape[1] * shape[2] * shape[3])) ** 0.5
         else:
             # Weights that outweigh the biases, so that images take different paths.
@@ -142,6 +171,23 @@ def skipnet_state_dict(
     return state
 
 
+def skipnet_imagenet_state_dict(
+    depths: tuple[int, int, int, int] = (1, 2, 1, 1),
+    bottleneck: bool = True,
+    classes: int = 12,
+    seed: int = 0,
+    width: int = 4,
+) -> dict[str, Tensor]:
+    """An ImageNet SkipNet with a recurrent gate, with its aliases."""
+    state = plausible_values(skipnet_imagenet_shapes(depths, bottleneck, classes, width), seed)
+    for group in (1, 2, 3, 4):
+        prefix = f"group{group}_layer0.downsample."
+        state |= {
+            f"group{group}_ds0." + key.removeprefix(prefix): state[key] for key in list(state) if key.startswith(prefix)
+        }
+    return state
+
+
 def save_release(path: Path, state: Mapping[str, Tensor], **values: Any) -> Path:
     """Writes a state dict as the release's and SkipNet's scripts do, from a DataParallel model."""
     content = {"iter": 100, "arch": "cifar10_rnn_gate_38", "best_prec1": 71.0, **values}
@@ -161,18 +207,21 @@ def small_network(
     options = Options.parse(options) if isinstance(options, str) else options
     architecture = cifar_resnet((blocks,) * len(widths), widths, classes, (3, *size))
     generator = torch.Generator().manual_seed(seed)
-    network = DFSNetwork(architecture, options)
+    network = cifar_network(architecture, options)
     with torch.no_grad():
         for key, value in network.state_dict().items():
+            if key.startswith("ranges."):
+                continue
             noise = torch.randn(value.shape, generator=generator)
             if key.endswith("num_batches_tracked"):
                 continue
-            if key.endswith("low"):
-                value.copy_(-0.1 * noise.abs())
-            elif key.endswith(("high", "running_var")):
+            if key.endswith("running_var"):
                 value.copy_(0.5 + noise.abs())
             elif ".conv" in key or "stem_conv" in key:
                 value.copy_(noise * (2.0 / value[0].numel()) ** 0.5)
+                low, high = network.ranges.of(key.removeprefix("net.").removesuffix(".weight"))
+                low.copy_(-0.1 * torch.randn(1, generator=generator).abs())
+                high.copy_(0.5 + torch.randn(1, generator=generator).abs())
             elif "norm" in key:
                 value.copy_(1.0 + 0.2 * noise if key.endswith("weight") else 0.2 * noise)
             elif key.startswith("gate."):
@@ -188,3 +237,37 @@ def random_images(count: int, size: tuple[int, int] = (8, 8), seed: int = 0) -> 
     images = torch.randn(count, 3, *size, generator=generator)
     contrast, brightness = torch.rand(2, count, 1, 1, 1, generator=generator)
     return images * 2.0 * contrast + 3.0 * (brightness - 0.5)
+
+
+def older_content(network: DFSNetwork, contract: InputContract, version: int = 2) -> dict[str, Any]:
+    """A CIFAR network as versions 1 and 2 of our own format held it: each convolution has its own input range."""
+    tensors: dict[str, Tensor] = {}
+    for key, value in network.state_dict().items():
+        if key.startswith("net."):
+            tensors[f"backbone.{key.removeprefix('net.')}"] = value.clone()
+        elif key.startswith("gate."):
+            tensors[key] = value.clone()
+    for name in network.ranges.names:
+        low, high = network.ranges.of(name)
+        tensors |= {f"backbone.{name}.low": low.clone(), f"backbone.{name}.high": high.clone()}
+    policy = None if network.policy is None else [network.options[choice].name for choice in network.policy]
+    described = {"shape": contract.shape, "mean": contract.mean, "std": contract.std}
+    return {
+        "format": "dfs-deploy",
+        "version": version,
+        "architecture": cifar_values(network.architecture),
+        "options": list(network.options.bits),
+        **({} if version == 1 else {"policy": policy}),
+        "input": {**described, "class_names": contract.class_names},
+        "state_dict": tensors,
+    }
+
+
+def save_older(path: Path, content: Mapping[str, Any]) -> Path:
+    """Writes what ``older_content`` made, in the kind of file that the name says."""
+    if path.suffix == ".safetensors":
+        values = {key: value for key, value in content.items() if key != "state_dict"}
+        save_file(dict(content["state_dict"]), path, {"dfs_deploy": json.dumps(values)})
+    else:
+        torch.save(dict(content), path)
+    return path

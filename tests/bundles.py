@@ -1,9 +1,9 @@
-"""Small networks whose ranges and gates are known, and bundles made from them once for all tests."""
+"""Bundles made once for all tests, from networks whose ranges and gates are known."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,120 +14,13 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.data import Dataset, save_npz
 from dfs_deploy.exporters import export
 from dfs_deploy.io.files import sha256
-from dfs_deploy.models import DFSNetwork, QuantizedConv2d, run_option
-from dfs_deploy.preprocessing import InputContract
-from tests.builders import small_network
-
-CONTRACT = InputContract((3, 8, 8), (0.5,) * 3, (0.25,) * 3, tuple("abcdefghij"))
-"""Of every network here."""
-
-
-def pixels(count: int, seed: int = 0, size: tuple[int, int] = (8, 8)) -> NDArray[np.uint8]:
-    """(count, H, W, 3) uint8, each image of another brightness and contrast."""
-    random = np.random.default_rng(seed)
-    level, contrast = random.uniform(40, 215, (count, 1, 1, 1)), random.uniform(5, 70, (count, 1, 1, 1))
-    return np.clip(random.normal(level, contrast, (count, *size, 3)), 0, 255).astype(np.uint8)
-
-
-def normal_images(count: int, seed: int = 0) -> Tensor:
-    """The same, (count, 3, H, W) float32, normalised."""
-    return torch.from_numpy(CONTRACT.normalize(pixels(count, seed)))
-
-
-def settled_network(
-    options: str = "skip,8,16,full",
-    blocks: int = 2,
-    widths: tuple[int, ...] = (4, 8),
-    seed: int = 0,
-    classes: int = 10,
-) -> DFSNetwork:
-    """A random network whose input ranges fit its data, as training leaves them: each the mean of the images' own."""
-    network = small_network(options, blocks, classes, seed=seed, widths=widths)
-    images = normal_images(64, seed=99)
-    for _ in range(2):
-        seen: dict[QuantizedConv2d, list[Tensor]] = {}
-
-        def note(module: nn.Module, inputs: tuple[Tensor, ...], seen: dict[Any, list[Tensor]] = seen) -> None:
-            flat = inputs[0].flatten(1)
-            seen.setdefault(module, []).append(torch.stack([flat.amin(1).mean(), flat.amax(1).mean()]))
-
-        convs = [module for module in network.modules() if isinstance(module, QuantizedConv2d)]
-        handles = [conv.register_forward_pre_hook(note) for conv in convs]
-        with torch.no_grad():
-            network(images)
-            for conv, ends in seen.items():
-                conv.low.copy_(torch.stack(ends)[:, 0].amin())
-                conv.high.copy_(torch.stack(ends)[:, 1].amax().clamp_min(0.1))
-        for handle in handles:
-            handle.remove()
-    return network
-
-
-@dataclass(frozen=True)
-class Split:
-    """A gate that sends the half of the images with the greater values in some channel one way, the rest the other."""
-
-    below: int
-    above: int
-
-
-def rig_gate(network: DFSNetwork, plan: Sequence[int | Split], images: Tensor) -> Tensor:
-    """Makes the gate choose by plan, an option index or a split for each gated block.
-
-    Returns:
-        (N, gated blocks) int64: what each of ``images`` takes, computed without the gate.
-    """
-    gate, options = network.gate, len(network.options)
-    size = gate.lstm.hidden_size
-    with torch.no_grad():
-        for parameter in gate.parameters():
-            parameter.zero_()
-        # No memory: the state is a squashed copy of the embedding, and each score one unit of it.
-        gate.lstm.bias_ih[:size] = 20.0
-        gate.lstm.bias_ih[size : 2 * size] = -20.0
-        gate.lstm.bias_ih[3 * size :] = 20.0
-        gate.lstm.weight_ih[2 * size : 3 * size] = torch.eye(size, gate.lstm.input_size)
-        gate.projection.weight.copy_(torch.eye(options, size))
-        features = network.blocks[0](network.backbone.stem(images))
-        path = []
-        for index, rule in enumerate(plan):
-            embedding = gate.embeddings[index]
-            assert isinstance(embedding, nn.Linear)
-            embedding.bias.fill_(-3.0)
-            if isinstance(rule, int):
-                embedding.bias[rule] = 3.0
-                choice = torch.full((len(images),), rule)
-            else:
-                channel, middle, gap, above = _halving(features.mean((2, 3)), path)
-                embedding.weight[rule.above, channel] = 2.0 / gap
-                embedding.weight[rule.below, channel] = -2.0 / gap
-                embedding.bias[rule.above] = -2.0 * middle / gap
-                embedding.bias[rule.below] = 2.0 * middle / gap
-                choice = torch.where(above, rule.above, rule.below)
-            path.append(choice)
-            block = network.blocks[index + 1]
-            rows = [run_option(block, x[None], network.options[int(k)]) for x, k in zip(features, choice, strict=True)]
-            features = torch.cat(rows)
-    return torch.stack(path, 1)
-
-
-def _halving(pooled: Tensor, path: list[Tensor]) -> tuple[int, float, float, Tensor]:
-    """The channel whose median splits images most evenly within the paths so far: index, median, gap there, above."""
-    found = []
-    for channel, values in enumerate(pooled.T):
-        low, high = values.sort().values[len(values) // 2 - 1 : len(values) // 2 + 1].tolist()
-        above = values > (low + high) / 2
-        _, sizes = torch.stack([*path, above.long()], 1).unique(dim=0, return_counts=True)
-        evenness = float(torch.special.entr(sizes / len(values)).sum())
-        if high - low > 1e-4:
-            found.append((evenness, channel, (low + high) / 2, high - low, above))
-    return max(found, key=lambda split: split[0])[1:]
+from dfs_deploy.models import DFSNetwork
+from tests.settled import CONTRACT, Split, normal_images, pixels, rig_gate, settled_network
 
 
 def labelled(network: DFSNetwork, count: int = 96, seed: int = 1, name: str = "random") -> Dataset:
@@ -239,6 +132,28 @@ def rewritten(bundle: Path, changes: dict[str, bytes], edit: Callable[[dict[str,
     if edit is not None:
         edit(values)
     write_manifest(bundle, values)
+    return bundle
+
+
+Choices = dict[int, tuple[list[str], str | None]]
+"""By index of a block, the options that it may run, and its kind of skip."""
+
+FIXED: Choices = {2: (["8"], "projection")}
+MASKED: Choices = {1: (["skip", "16", "full"], "free"), 2: (["skip", "8", "16", "full"], None)}
+ALL_FIXED: Choices = {1: (["16"], "free"), 2: (["8"], None), 3: (["full"], "free")}
+"""Choices for the three gated blocks of ``mixed_bundle``."""
+
+
+def narrowed(bundle: Path, choices: Choices) -> Path:
+    """Lets some blocks of a bundle run some options only, and drops the engines of the others."""
+    manifest = manifest_of(bundle)
+    for index, (names, skip) in choices.items():
+        manifest["architecture"]["blocks"][index].update(options=names, skip=skip)
+        for engines in manifest["runtimes"].values():
+            block = engines["blocks"][index - 1]
+            block["options"] = {name: served for name, served in block["options"].items() if name in names}
+            block["skip"] = block["skip"] if skip and "skip" in names else None
+    write_manifest(bundle, manifest)
     return bundle
 
 

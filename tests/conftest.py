@@ -10,6 +10,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from tests.bundles import Made
+    from tests.data.decoded import Decoded
 
 # The same examples on every machine and every run; a slow machine is no failure.
 settings.register_profile("dfs-deploy", deadline=None, derandomize=True, max_examples=100)
@@ -27,6 +28,14 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """Keeps what is made once on a machine out of the user's folders."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "user-cache"))
     monkeypatch.delenv("DFS_DEPLOY_CACHE", raising=False)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
+    """Counts the images of folders that are decoded."""
+    from tests.data.decoded import Decoded
+
+    return Decoded(monkeypatch)
 
 
 # Each is exported once per run of the suite. The imports need PyTorch, so they stand in the fixtures.

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 import dfs_deploy
-from tests.bundles import Made, pixels
+from tests.bundles import Made
+from tests.settled import pixels
 
 EXTRAS = ("torch", "onnx", "safetensors", "sklearn", "jinja2", "altair", "vl_convert", "av")
 

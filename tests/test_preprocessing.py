@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 
 from dfs_deploy.errors import InputError
 from dfs_deploy.preprocessing import CIFAR10_CLASSES, InputContract
@@ -43,6 +44,33 @@ def test_floats_out_of_order_are_laid_out_anew() -> None:
     np.testing.assert_array_equal(prepared, images)
 
 
+def test_images_of_another_size_are_brought_to_the_networks() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (13, 21, 3), np.uint8)
+    whole = Image.fromarray(image).resize((5, 4), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(SMALL.fit(image), whole)
+    cropped = InputContract(shape=(3, 4, 5), resize=7, interpolation="bicubic")
+    short = Image.fromarray(image).resize((11, 7), Image.Resampling.BICUBIC)  # 7 * 21 / 13 = 11.3
+    np.testing.assert_array_equal(cropped.fit(image), np.asarray(short)[2:6, 3:8])  # margins of 1.5 and 3
+    for contract in (SMALL, cropped):
+        fitted = np.stack([contract.fit(image), contract.fit(image[::-1])])
+        np.testing.assert_array_equal(contract.prepare(np.stack([image, image[::-1]])), contract.normalize(fitted))
+
+
+def test_arrays_of_the_networks_size_are_its_input_whatever_the_crop() -> None:
+    cropped = InputContract(shape=(3, 4, 5), resize=7)
+    np.testing.assert_array_equal(cropped.prepare(pixels(2)), cropped.normalize(pixels(2)))
+    assert not np.array_equal(cropped.fit(pixels(1)[0]), pixels(1)[0]), "an image from a file is resized and cropped"
+
+
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 4), np.uint8), np.zeros((9, 9, 3)), np.zeros((0, 9, 3), np.uint8)],
+)
+def test_what_is_no_image_for_the_network_is_refused(image: Any) -> None:
+    with refuses(InputError, str(image.shape), "expected (H, W, 3) uint8"):
+        SMALL.fit(image)
+
+
 def test_the_default_is_cifars() -> None:
     contract = InputContract()
     assert contract.shape == (3, 32, 32)
@@ -63,6 +91,9 @@ def test_the_default_is_cifars() -> None:
         (np.zeros((3, 4, 5), np.float32), "(3, 4, 5)"),
         (np.zeros((1, 3, 5, 4), np.float32), "(1, 3, 5, 4)"),
         (np.zeros((1, 1, 4, 5), np.float32), "(1, 1, 4, 5)"),
+        (np.zeros((1, 9, 9, 4), np.uint8), "(1, 9, 9, 4)"),
+        (np.zeros((1, 0, 9, 3), np.uint8), "(1, 0, 9, 3)"),
+        (np.zeros((0, 9, 9, 3), np.uint8), "(0, 9, 9, 3)"),
         (np.zeros((0, 3, 4, 5), np.float32), "empty"),
     ],
 )
@@ -105,6 +136,9 @@ def test_a_sum_beyond_float32_is_no_error() -> None:
         {"class_names": ("cat", "a" * 501)},
         {"class_names": ("a",) * 65_537},
         {"class_names": ("cat", 7)},
+        {"resize": 31},
+        {"resize": "256"},
+        {"interpolation": "nearest"},
     ],
 )
 def test_impossible_contracts_are_refused(values: dict[str, Any]) -> None:

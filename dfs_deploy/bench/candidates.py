@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bench.result import BUDGET, DYNAMIC, POLICY, RIVAL, STATIC
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.data import Dataset, ImageFolder
+from dfs_deploy.data import AnyImages
 from dfs_deploy.data.digits import DIGITS_CLASSES, DIGITS_SIZE, load_digits
 from dfs_deploy.errors import MissingExtraError, UsageError
 from dfs_deploy.io.text import one_line
@@ -48,7 +48,7 @@ class Inputs:
     notes: tuple[str, ...] = ()
 
 
-def draw_inputs(bundle: Bundle, data: Dataset | ImageFolder | None, seed: int, most: int | None = MAX_INPUTS) -> Inputs:
+def draw_inputs(bundle: Bundle, data: AnyImages | None, seed: int, most: int | None = MAX_INPUTS) -> Inputs:
     """Draws images, in an order that the seed decides.
 
     Args:

@@ -21,7 +21,7 @@ from dfs_deploy.bench.result import SCHEMA_VERSION, BenchedBundle, BenchResult, 
 from dfs_deploy.bundle import Bundle, open_bundles
 from dfs_deploy.bundle.cache import Cache
 from dfs_deploy.costs import save_costs as write_costs
-from dfs_deploy.data import Dataset, ImageFolder, open_dataset
+from dfs_deploy.data import AnyImages, open_dataset
 from dfs_deploy.errors import UsageError
 from dfs_deploy.io.files import check_files_writable, write_whole
 from dfs_deploy.progress import Progress, silent
@@ -39,7 +39,7 @@ EXTENSION = 4
 
 def bench(
     bundle: Bundle | str | Path,
-    data: Dataset | ImageFolder | str | Path | None = None,
+    data: AnyImages | str | Path | None = None,
     *,
     device: str = "cpu",
     against: Bundle | str | Path | Sequence[Bundle | str | Path] = (),
@@ -131,7 +131,7 @@ def bench(
             f"{bundle.path} was calibrated for no budget; export with --budgets, or leave --all-budgets out"
         )
     if isinstance(data, str | Path):
-        data = open_dataset(Path(data), size=bundle.input.shape[1:])
+        data = open_dataset(Path(data), size=bundle.input.geometry)
     if data is not None:
         data = data.labelled_for(bundle.architecture.classes, bundle.input.class_names)
     inputs = draw_inputs(bundle, data, seed)

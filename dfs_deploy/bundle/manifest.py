@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from dfs_deploy.errors import BundleError, SchemaVersionError
+from dfs_deploy.geometry import Interpolation
 from dfs_deploy.io.json_files import Digest, Name, Percentage, Share, VersionedFormat
 from dfs_deploy.network import MAX_BLOCKS, Architecture, Block, GateSize, cifar_resnet
 from dfs_deploy.options import Precision
@@ -131,7 +132,7 @@ class InputRecord(_Record, frozen=True, kw_only=True):
     std: list[PixelDeviation]
     class_names: Annotated[list[ClassName], Meta(max_length=MAX_CLASSES)]
     resize: Positive | None
-    interpolation: Literal["bilinear", "bicubic"]
+    interpolation: Interpolation
 
 
 class RangeRecord(_Record, frozen=True, kw_only=True):
@@ -396,11 +397,5 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
 def input_of(manifest: Manifest) -> InputContract:
     """Input contract of a manifest; raises UsageError if it is impossible."""
     record = manifest.input
-    return InputContract(
-        record.shape,
-        tuple(record.mean),
-        tuple(record.std),
-        tuple(record.class_names),
-        resize=record.resize,
-        interpolation=record.interpolation,
-    )
+    mean, std, class_names = tuple(record.mean), tuple(record.std), tuple(record.class_names)
+    return InputContract(record.shape, mean, std, class_names, record.resize, record.interpolation)

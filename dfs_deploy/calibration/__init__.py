@@ -2,6 +2,7 @@
 
 from dfs_deploy.calibration.methods import METHODS
 from dfs_deploy.calibration.routing import (
+    ALWAYS,
     STATIC,
     CalibratedRange,
     Range,
@@ -14,6 +15,7 @@ from dfs_deploy.calibration.routing import (
 )
 
 __all__ = [
+    "ALWAYS",
     "METHODS",
     "STATIC",
     "CalibratedRange",

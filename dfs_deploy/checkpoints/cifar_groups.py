@@ -1,25 +1,18 @@
-"""Tensor names that the DFS release and SkipNet share: blocks ``group{G}_layer{I}`` and a gate after every block."""
+"""CIFAR networks of the DFS release and of SkipNet: three groups of basic blocks under the same names of tensors."""
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
-from dfs_deploy.checkpoints.tensors import COUNTER, TensorReader
+from dfs_deploy.checkpoints.groups import GATE_WEIGHT, NORM, block_counts, gate_state, numbered_blocks
+from dfs_deploy.checkpoints.tensors import TensorReader, fill, without_values
 from dfs_deploy.errors import CheckpointError, UsageError
-from dfs_deploy.network import Architecture, Block, cifar_resnet
-
-_NORM = ("weight", "bias", "running_mean", "running_var")
-_BLOCK = re.compile(r"group(\d{1,6})_layer(\d{1,6})\.conv1\.weight")
-
-GATE_WEIGHT = "control.proj.weight"
-"""Weight of the gate's scores in both formats, by which a network of theirs is found in a file."""
-
-SHARED = {f"group{group}_ds0.": f"group{group}_layer0.downsample." for group in (2, 3)}
-"""Second names of the projections' tensors in both formats, by the beginning of the key."""
+from dfs_deploy.models import DFSNetwork, cifar_network
+from dfs_deploy.network import Architecture, cifar_resnet
+from dfs_deploy.options import Options
 
 
 def read_architecture(keys: Iterable[str], reader: TensorReader, size: tuple[int, int]) -> Architecture:
@@ -33,11 +26,7 @@ def read_architecture(keys: Iterable[str], reader: TensorReader, size: tuple[int
     Raises:
         CheckpointError: blocks are missing, there are not three groups, or images do not have three channels.
     """
-    found = {(int(m[1]), int(m[2])) for key in keys if (m := _BLOCK.fullmatch(key))}
-    counts = tuple(sum(1 for group, _ in found if group == g) for g in (1, 2, 3))
-    if found != {(g + 1, i) for g, count in enumerate(counts) for i in range(count)} or 0 in counts:
-        some = ", ".join(f"group{group}_layer{position}" for group, position in sorted(found)[:40])
-        raise CheckpointError(f"a checkpoint with blocks {some}, expected groups 1 to 3 with blocks from 0 on")
+    counts = block_counts(keys, 3)
     channels = reader.shape("conv1.weight", (None, 3, 3, 3))[0]
     try:
         return cifar_resnet(
@@ -50,13 +39,6 @@ def read_architecture(keys: Iterable[str], reader: TensorReader, size: tuple[int
         )
     except UsageError as error:
         raise CheckpointError(f"a checkpoint of an {error}") from error
-
-
-def numbered_blocks(architecture: Architecture) -> Iterator[tuple[Block, int, int]]:
-    """Yields the blocks in order, each with its group (from 1) and its position in the group (from 0)."""
-    for group, blocks in itertools.groupby(architecture.blocks, key=lambda block: block.group):
-        for position, block in enumerate(blocks):
-            yield block, group, position
 
 
 class GroupsReader:
@@ -73,20 +55,20 @@ class GroupsReader:
         self.architecture = architecture
         self.state: dict[str, Tensor] = {}
         self._quantized = quantized
+        self._ranges: dict[str, tuple[Tensor, Tensor]] = {}
 
     def conv(self, ours: str, theirs: str, shape: tuple[int, int, int, int]) -> None:
         """Copies a convolution and, if the format has it, the range of its input."""
-        self.state[f"{ours}.weight"] = self.reader.take(f"{theirs}.weight", shape)
-        for bound, name in (("low", "min"), ("high", "max")):
-            key = f"{theirs}.quantize_input.running_{name}"
-            self.state[f"{ours}.{bound}"] = (
-                self.reader.take(key, (1,)) if self._quantized else self.state[f"{ours}.weight"].new_zeros(1)
-            )
+        self.state[f"net.{ours}.weight"] = self.reader.take(f"{theirs}.weight", shape)
+        if self._quantized:
+            names = (f"{theirs}.quantize_input.running_{end}" for end in ("min", "max"))
+            low, high = (self.reader.take(name, (1,)) for name in names)
+            self._ranges[ours] = low, high
 
     def norm(self, ours: str, theirs: str, channels: int) -> None:
         """Copies a batch normalisation without its count of batches, which is not used and may be missing."""
-        for name in _NORM:
-            self.state[f"{ours}.{name}"] = self.reader.take(f"{theirs}.{name}", (channels,))
+        for name in NORM:
+            self.state[f"net.{ours}.{name}"] = self.reader.take(f"{theirs}.{name}", (channels,))
 
     def common(self, lstm: str, projection_conv: str, projection_norm: str) -> None:
         """Copies the tensors that both formats have, given the names in which they differ.
@@ -96,13 +78,12 @@ class GroupsReader:
             projection_conv: name, within a stride block, of its projection's convolution.
             projection_norm: name, within a stride block, of its projection's normalisation.
         """
-        blocks, gate = self.architecture.blocks, self.architecture.gate
+        blocks = self.architecture.blocks
         first, last_width = blocks[0].in_channels, blocks[-1].out_channels
-        embedding, hidden = gate.embedding, gate.hidden
-        self.conv("backbone.stem_conv", "conv1", (first, self.architecture.image_shape[0], 3, 3))
-        self.norm("backbone.stem_norm", "bn1", first)
+        self.conv("stem_conv", "conv1", (first, self.architecture.image_shape[0], 3, 3))
+        self.norm("stem_norm", "bn1", first)
         for shape, group, position in numbered_blocks(self.architecture):
-            theirs, ours = f"group{group}_layer{position}", f"backbone.blocks.{shape.index}"
+            theirs, ours = f"group{group}_layer{position}", f"blocks.{shape.index}"
             channels = shape.out_channels
             for i, inputs in ((1, shape.in_channels), (2, channels)):
                 self.conv(f"{ours}.conv{i}", f"{theirs}.conv{i}", (channels, inputs, 3, 3))
@@ -111,18 +92,16 @@ class GroupsReader:
                 shortcut = (channels, shape.in_channels, 1, 1)
                 self.conv(f"{ours}.projection.conv", f"{theirs}.{projection_conv}", shortcut)
                 self.norm(f"{ours}.projection.norm", f"{theirs}.{projection_norm}", channels)
-            if shape.index < self.architecture.gated_blocks:
-                their_gate = f"group{group}_gate{position}.1"
-                weight = self.reader.take(f"{their_gate}.weight", (embedding, channels, 1, 1))
-                self.state[f"gate.embeddings.{shape.index}.weight"] = weight[..., 0, 0]
-                self.state[f"gate.embeddings.{shape.index}.bias"] = self.reader.take(f"{their_gate}.bias", (embedding,))
-        for name, inputs in (("ih", embedding), ("hh", hidden)):
-            weights, biases = f"weight_{name}", f"bias_{name}"
-            self.state[f"gate.lstm.{weights}"] = self.reader.take(f"{lstm}.{weights}_l0", (4 * hidden, inputs))
-            self.state[f"gate.lstm.{biases}"] = self.reader.take(f"{lstm}.{biases}_l0", (4 * hidden,))
+        self.state.update(gate_state(self.reader, self.architecture, lstm))
         classes = self.architecture.classes
-        self.state["backbone.head.weight"] = self.reader.take("fc.weight", (classes, last_width))
-        self.state["backbone.head.bias"] = self.reader.take("fc.bias", (classes,))
-        # The gate after the last block exists in both formats and is never used.
-        last = f"group{group}_gate{position}."
-        self.reader.skip(lambda key: key.endswith(COUNTER) or key.startswith(last))
+        self.state["net.head.weight"] = self.reader.take("fc.weight", (classes, last_width))
+        self.state["net.head.bias"] = self.reader.take("fc.bias", (classes,))
+
+    def network(self, options: Options) -> DFSNetwork:
+        """The network, with every tensor that was copied, and ranges of zero if the format has none."""
+        self.reader.finish()
+        network = without_values(lambda: cifar_network(self.architecture, options))
+        zeros = (torch.zeros(1), torch.zeros(1))
+        ends = zip(*(self._ranges.get(name, zeros) for name in network.ranges.names), strict=True)
+        ranges = {f"ranges.{name}": torch.cat(values) for name, values in zip(("low", "high"), ends, strict=True)}
+        return fill(network, {**self.state, **ranges})

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dfs_deploy.errors import UsageError
-from dfs_deploy.preprocessing import InputContract, parse_class_names, parse_numbers, parse_size
+from dfs_deploy.preprocessing import (
+    InputContract,
+    class_names_problem,
+    parse_class_names,
+    parse_numbers,
+    parse_size,
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,9 @@ class CheckpointFacts:
         class_names: a name per class, in the order of the network's outputs; empty for none. Text is a list separated
             by commas, or the path of a file with one name per line.
         input_size: height and width of the images, in pixels; text such as ``32x32`` will do.
+        resize: length in pixels to which an image's shorter side is resized before its centre is cut out; 0 for no
+            crop, which resizes an image to exactly that height and width.
+        interpolation: kind of resizing, ``bilinear`` or ``bicubic``.
 
     Raises:
         UsageError: text that is none of these, or a mean or deviation of pixels from 0 to 255.
@@ -33,6 +42,8 @@ class CheckpointFacts:
     std: Sequence[float] | str | None = None
     class_names: Sequence[str] | str | Path | None = None
     input_size: Sequence[int] | str | None = None
+    resize: int | None = None
+    interpolation: str | None = None
 
     def __post_init__(self) -> None:
         read: dict[str, Callable[[Any], tuple[Any, ...]]] = {
@@ -46,27 +57,35 @@ class CheckpointFacts:
                 object.__setattr__(self, name, parse(given))
 
 
-def assumed_input(channels: int, facts: CheckpointFacts, scripts: str) -> tuple[InputContract, tuple[str, ...]]:
+def assumed_input(
+    channels: int, facts: CheckpointFacts, scripts: str, usual: InputContract | None = None, data: str = "CIFAR-10"
+) -> tuple[InputContract, tuple[str, ...]]:
     """Input contract of a network whose file does not describe its input.
 
     Args:
         channels: channels of an image.
         facts: facts that the caller knows.
         scripts: owner of the training scripts whose values are assumed, such as ``SkipNet's``.
+        usual: what is assumed; ``None`` for CIFAR-10's.
+        data: name of the data that it belongs to.
 
     Returns:
         The contract, and one line per assumption in it.
     """
     assumptions = []
-    usual = InputContract()
+    usual = usual or InputContract()
     unsaid = [f"--{name}" for name in ("mean", "std") if getattr(facts, name) is None]
     if unsaid:
         values = " and ".join(f"{flag[2:]} {getattr(usual, flag[2:])}" for flag in unsaid)
         assumptions.append(
-            f"pixels are normalised with CIFAR-10's {values}, as in {scripts} scripts; else give {' and '.join(unsaid)}"
+            f"pixels are normalised with {data}'s {values}, as in {scripts} scripts; else give {' and '.join(unsaid)}"
         )
     if facts.input_size is None:
-        assumptions.append("images have 32x32 pixels, as in CIFAR; otherwise give --input-size")
+        _, height, width = usual.shape
+        cut = f", cut out of {usual.resize}" if usual.resize else ""
+        assumptions.append(
+            f"images have {height}x{width} pixels{cut}, as in {data.partition('-')[0]}; otherwise give --input-size"
+        )
     if facts.class_names is None:
         assumptions.append("the file has no class names, so classes are numbers; give names with --class-names")
     return _with_facts(usual, channels, facts), tuple(assumptions)
@@ -88,16 +107,38 @@ def corrected_input(recorded: InputContract, facts: CheckpointFacts) -> tuple[In
         "mean": f"mean {contract.mean}",
         "std": f"std {contract.std}",
         "class_names": names,
+        "resize": "no crop" if contract.resize is None else f"a crop from {contract.resize} pixels on the shorter side",
+        "interpolation": f"{contract.interpolation} resizing",
     }
     changed = [noun for key, noun in words.items() if getattr(contract, key) != getattr(recorded, key)]
     return contract, tuple(f"{noun}, as given, instead of the file's" for noun in changed)
 
 
+def recorded_input(record: Mapping[str, Any], facts: CheckpointFacts) -> InputContract:
+    """Input contract from the plain values of a file of our own.
+
+    Raises:
+        TypeError, ValueError: malformed values.
+    """
+    values = tuples(record)
+    if facts.class_names is not None and class_names_problem(values.get("class_names", ())):
+        values["class_names"] = ()  # the caller's names replace names that no file can hold
+    return InputContract(**values)
+
+
+def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values with tuples for lists."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
 def _with_facts(contract: InputContract, channels: int, facts: CheckpointFacts) -> InputContract:
-    keys = ("mean", "std", "class_names", "input_size")
+    keys = ("mean", "std", "class_names", "resize", "interpolation")
     given: dict[str, Any] = {key: getattr(facts, key) for key in keys if getattr(facts, key) is not None}
-    size = given.pop("input_size", contract.shape[1:])
-    return replace(contract, shape=(channels, *size), **given)
+    if facts.input_size is not None:
+        contract = contract.of_size(parse_size("--input-size", facts.input_size))
+    if "resize" in given:
+        given["resize"] = given["resize"] or None
+    return replace(contract, shape=(channels, *contract.shape[1:]), **given)
 
 
 def check_class_names(names: Sequence[object], classes: int) -> None:

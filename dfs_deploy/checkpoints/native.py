@@ -1,4 +1,8 @@
-"""Our own format: a dict of tensors and plain values, or ``.safetensors`` with the values in its header."""
+"""Our own format: a network's description as JSON beside its tensors, in a file of ``torch.save`` or ``.safetensors``.
+
+The description holds graphs over a closed set of operators, so a network loads on a machine that never saw the code
+that made it, and nothing in the file is executed.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +11,63 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
+from msgspec import Meta
+from torch import Tensor, nn
 
-from dfs_deploy.checkpoints.facts import CheckpointFacts, check_class_names, corrected_input
-from dfs_deploy.checkpoints.reading import METADATA_KEY
+from dfs_deploy.checkpoints.facts import CheckpointFacts, check_class_names, corrected_input, recorded_input
+from dfs_deploy.checkpoints.pickled import MAX_TENSORS
+from dfs_deploy.checkpoints.reading import FORMAT, METADATA_KEY, OLDER_VERSIONS
 from dfs_deploy.checkpoints.registry import Checkpoint, recognizer
+from dfs_deploy.checkpoints.structure import check_structure, resized
 from dfs_deploy.checkpoints.tensors import COUNTER, TensorReader, fill, without_values
 from dfs_deploy.checkpoints.weights import RawCheckpoint
-from dfs_deploy.errors import CheckpointError
+from dfs_deploy.errors import CheckpointError, OptionError, UsageError
 from dfs_deploy.io.files import write_whole
+from dfs_deploy.io.json_files import MalformedError, Name, decode_json
 from dfs_deploy.io.text import first_line
-from dfs_deploy.models import DFSNetwork
-from dfs_deploy.network import Architecture, cifar_resnet, cifar_values
+from dfs_deploy.models import DFSNetwork, NetworkGraphs
+from dfs_deploy.models.graph import check_graphs, named_tensors, tensor_tree
+from dfs_deploy.network import MAX_BLOCKS, Architecture
 from dfs_deploy.options import Options, parse_policy
-from dfs_deploy.preprocessing import InputContract, class_names_problem
+from dfs_deploy.preprocessing import InputContract
 
-FORMAT = "dfs-deploy"
-VERSION = 2
-"""Version 2 added ``policy``; files of version 1 have a gate and are still read."""
+VERSION = 3
+"""Version 3 added networks of any graph; ``older`` reads the versions before."""
 
-_TENSORS_OF_A_BLOCK = 12
-"""Fewest tensors of a block: two convolutions with weight and range, two normalisations with at least three each."""
+MARKER = "ranges.low"
+"""Tensor that every network of this version has."""
+
+_OWN = "net."
+"""Beginning of the names of the user's tensors; what follows are the names in the user's state dict."""
+
+_MOST_PARTS = 32
+"""Most parts of a tensor's name: modules within modules."""
+
+
+class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Network of a file, all but its tensors.
+
+    Attributes:
+        architecture: its blocks, their shapes and choices; its gate.
+        graphs: what it computes.
+        options: bitwidths of the gate's options, in order.
+        policy: option of each gated block, by name; ``None`` for a network with a gate.
+        input: fields of its ``InputContract``.
+        tensors: names of the user's tensors, in their order.
+        buffers: those that are no parameters.
+    """
+
+    architecture: Architecture
+    graphs: NetworkGraphs
+    options: Annotated[tuple[int, ...], Meta(max_length=33)]
+    policy: Annotated[tuple[Name, ...], Meta(max_length=MAX_BLOCKS)] | None
+    input: dict[str, Any]
+    tensors: Annotated[tuple[Name, ...], Meta(max_length=MAX_TENSORS)]
+    buffers: Annotated[tuple[Name, ...], Meta(max_length=MAX_TENSORS)]
 
 
 def save_checkpoint(path: str | Path, network: DFSNetwork, contract: InputContract) -> None:
@@ -44,18 +82,29 @@ def save_checkpoint(path: str | Path, network: DFSNetwork, contract: InputContra
 
     Raises:
         OSError: the file cannot be written.
-        UsageError: the network is no CIFAR ResNet, which this format cannot describe.
+        UsageError: the contract is for images of another shape than the network's.
+        CheckpointError: the network's graphs have what no file may hold, such as a constant that is infinite.
     """
     path = Path(path)
-    values: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "architecture": cifar_values(network.architecture),
-        "options": list(network.options.bits),
-        "policy": None if network.policy is None else [network.options[choice].name for choice in network.policy],
-        "input": dataclasses.asdict(contract),
-    }
+    if contract.shape != network.architecture.image_shape:
+        raise UsageError(
+            f"an input contract for images of shape {contract.shape}, expected the network's"
+            f" {network.architecture.image_shape}; change the contract's shape"
+        )
+    check_graphs(network.graphs, named_tensors(network.net))
+    parameters = {name for name, _ in network.net.named_parameters(remove_duplicate=False)}
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    own = tuple(key.removeprefix(_OWN) for key in tensors if key.startswith(_OWN))
+    description = Description(
+        network.architecture,
+        network.graphs,
+        network.options.bits,
+        None if network.policy is None else tuple(network.options[choice].name for choice in network.policy),
+        dataclasses.asdict(contract),
+        own,
+        tuple(name for name in own if name not in parameters),
+    )
+    values = {"format": FORMAT, "version": VERSION, "network": msgspec.json.encode(description).decode()}
     if path.suffix == ".safetensors":
         from safetensors.torch import save
 
@@ -66,7 +115,9 @@ def save_checkpoint(path: str | Path, network: DFSNetwork, contract: InputContra
         write_whole(path, buffer.getvalue())
 
 
-@recognizer(lambda raw: raw.values.get("format") == FORMAT, marker="backbone.stem_conv.weight")
+@recognizer(
+    lambda raw: raw.values.get("format") == FORMAT and raw.values.get("version") not in OLDER_VERSIONS, marker=MARKER
+)
 def load_native(raw: RawCheckpoint, options: Options | None, facts: CheckpointFacts) -> Checkpoint:
     """Reads a file that ``save_checkpoint`` wrote.
 
@@ -75,54 +126,75 @@ def load_native(raw: RawCheckpoint, options: Options | None, facts: CheckpointFa
             that the values describe.
     """
     version = raw.values.get("version")
-    if version not in (1, VERSION):
+    if version != VERSION:
         raise CheckpointError(f"dfs-deploy checkpoint of version {version!r}, expected {VERSION}; update dfs-deploy")
-    reader = TensorReader(raw.tensors, "dfs-deploy")
     try:
-        architecture, recorded, saved, policy = _described(raw.values, facts)
+        description = _described(raw.values)
+        architecture = description.architecture
+        recorded, saved = recorded_input(description.input, facts), Options(description.options)
+        policy = None if description.policy is None else parse_policy(list(description.policy), saved)
         if facts.class_names is None:
             check_class_names(recorded.class_names, architecture.classes)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        seen = f"no {error}" if isinstance(error, KeyError) else first_line(error)
-        raise CheckpointError(f"dfs-deploy checkpoint with malformed values ({seen}); save it again") from error
+        if recorded.shape != architecture.image_shape:
+            raise ValueError(f"input of shape {recorded.shape} for a network of {architecture.image_shape}")
+    except (MalformedError, AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"dfs-deploy checkpoint with malformed values ({first_line(error)}); save it again"
+        ) from error
     if options is not None and options != saved:
         raise CheckpointError(f"the checkpoint's options are {saved}, not {options}; leave --options out")
     contract, corrections = corrected_input(recorded, facts)
-    # A network is built only if the file has tensors for it.
-    if _TENSORS_OF_A_BLOCK * len(architecture.blocks) > len(reader):
-        raise CheckpointError(
-            f"dfs-deploy checkpoint of a {architecture.name} with {len(reader)} tensors, too few for it; save it again"
-        )
-    network = without_values(
-        cifar_resnet(**{**cifar_values(architecture), "image_shape": contract.shape}), saved, policy
-    )
-    state = {
-        key: reader.take_counter(key) if key.endswith(COUNTER) else reader.take(key, tuple(tensor.shape))
-        for key, tensor in network.state_dict().items()
-    }
+    reader = TensorReader(raw.tensors, "dfs-deploy")
+    own = _own_tensors(reader, description)
+    check_structure(architecture, description.graphs, own)
+    if contract.shape != recorded.shape:
+        architecture = resized(architecture, description.graphs, own, contract.shape)
+    net = _tree(own, description.buffers)
+    try:
+        network = without_values(lambda: DFSNetwork(net, description.graphs, architecture, saved, policy))
+    except OptionError as error:
+        raise CheckpointError(f"dfs-deploy checkpoint of {error}; save it again") from error
+    state = {f"{_OWN}{name}": tensor for name, tensor in own.items()}
+    for key, tensor in network.state_dict().items():
+        if key not in state:
+            shape = tuple(tensor.shape)
+            state[key] = reader.take_counter(key) if key.endswith(COUNTER) else reader.take(key, shape)
     reader.finish()
     return Checkpoint(fill(network, state), contract, FORMAT, corrections)
 
 
-def _described(
-    values: Mapping[str, Any], facts: CheckpointFacts
-) -> tuple[Architecture, InputContract, Options, tuple[int, ...] | None]:
-    """Architecture, input contract, options and policy from plain values."""
-    architecture = cifar_resnet(**_tuples(values["architecture"]))
-    record = _tuples(values["input"])
-    if facts.class_names is not None and class_names_problem(record.get("class_names", ())):
-        record["class_names"] = ()  # the caller's names replace names that no file can hold
-    contract = InputContract(**record)
-    options = Options(values["options"])
-    if contract.shape != architecture.image_shape:
-        raise ValueError(f"input of shape {contract.shape} for a network of {architecture.image_shape}")
-    names = values.get("policy")
-    if names is None:
-        return architecture, contract, options, None
-    if len(names) != architecture.gated_blocks:
-        raise ValueError(f"a policy of {len(names)} options for {architecture.gated_blocks} gated blocks")
-    return architecture, contract, options, parse_policy(list(names), options)
+def _described(values: Mapping[str, Any]) -> Description:
+    text = values.get("network")
+    if not isinstance(text, str):
+        raise MalformedError(f"no description of the network, but {type(text).__name__}")
+    return decode_json(text.encode(), Description)
 
 
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+def _own_tensors(reader: TensorReader, description: Description) -> dict[str, Tensor]:
+    """The user's tensors by their names: checked if a graph computes with them, else as they are."""
+    deepest = max(description.tensors, key=lambda name: name.count("."), default="")
+    if deepest.count(".") >= _MOST_PARTS:
+        raise CheckpointError(
+            f"dfs-deploy checkpoint with a tensor {deepest} of more than {_MOST_PARTS} parts; save it again"
+        )
+    check_graphs(description.graphs, dict.fromkeys(description.tensors, torch.empty(0)))
+    used = {name for part in description.graphs.parts for name in part.tensors}
+    own = {}
+    for name in description.tensors:
+        key = _OWN + name
+        if name in used:
+            own[name] = reader.take(key, None)
+        elif name.endswith(COUNTER):
+            own[name] = reader.take_counter(key)
+        else:
+            own[name] = reader.keep(key)
+    return own
+
+
+def _tree(tensors: Mapping[str, Tensor], buffers: tuple[str, ...]) -> nn.Module:
+    try:
+        return tensor_tree(tensors, tensors.keys() - set(buffers))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"dfs-deploy checkpoint with names of tensors that no network has ({first_line(error)}); save it again"
+        ) from error

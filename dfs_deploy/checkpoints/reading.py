@@ -20,6 +20,12 @@ from dfs_deploy.io.kinds import given_instead
 from dfs_deploy.io.pickles import ForbiddenNameError, OversizedPickleError, PickleRefusedError
 from dfs_deploy.io.text import first_line, one_line
 
+FORMAT = "dfs-deploy"
+"""Name of our own format, in a file's values."""
+
+OLDER_VERSIONS = (1, 2)
+"""Versions of our own format that describe CIFAR ResNets only; version 2 added ``policy``."""
+
 METADATA_KEY = "dfs_deploy"
 """Key in a ``.safetensors`` header for the plain values of our own format, as JSON."""
 

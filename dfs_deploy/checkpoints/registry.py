@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dfs_deploy.checkpoints.facts import CheckpointFacts, check_class_names
-from dfs_deploy.checkpoints.reading import read_checkpoint_file
-from dfs_deploy.checkpoints.weights import RawCheckpoint, choose_weights
+from dfs_deploy.checkpoints.reading import FORMAT, OLDER_VERSIONS, read_checkpoint_file
+from dfs_deploy.checkpoints.weights import RawCheckpoint, choose_weights, own_weights
 from dfs_deploy.errors import CheckpointError, UnknownCheckpointError
-from dfs_deploy.models import DFSNetwork, QuantizedConv2d
+from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract
 
@@ -78,11 +78,6 @@ _UNSUPPORTED: tuple[tuple[str, Callable[[RawCheckpoint], bool], str], ...] = (
         "it has no gate that could decide; train the gate (steps 1 and 2) and export that checkpoint",
     ),
     (
-        "SkipNet for ImageNet",
-        lambda raw: _has(raw, "control.rnn.") and (_has(raw, "group4_") or _has(raw, "group1_ds0")),
-        "only CIFAR networks of basic blocks are supported; use a CIFAR SkipNet or train one with dfs-deploy",
-    ),
-    (
         "SkipNet with feed-forward gates",
         lambda raw: _has(raw, "_gate0.linear_layer") and not _has(raw, "control."),
         "only the recurrent gate is supported; use a recurrent-gate (rnn) checkpoint of SkipNet",
@@ -124,11 +119,16 @@ def load_checkpoint(
     path, facts = Path(path), facts or CheckpointFacts()
     options = None if options is None else Options.parse(options)
     markers = tuple(dict.fromkeys(marker for marker, _, _ in _RECOGNIZERS))
-    raw = choose_weights(read_checkpoint_file(path), markers, facts.weights_key)
+    file = read_checkpoint_file(path)
+    if file.values.get("format") == FORMAT and file.values.get("version") not in OLDER_VERSIONS:
+        raw = own_weights(file, facts.weights_key)
+    else:
+        raw = choose_weights(file, markers, facts.weights_key)
     for _, matches, load in _RECOGNIZERS:
         if matches(raw):
             checkpoint = load(raw, options, facts)
             check_class_names(checkpoint.input.class_names, checkpoint.network.architecture.classes)
+            checkpoint.network.contract = checkpoint.input
             if deployable:
                 check_ranges(checkpoint.network)
             assumptions = (*raw.notes, *checkpoint.assumptions)
@@ -140,22 +140,27 @@ def load_checkpoint(
         raise CheckpointError(f"{path} holds no tensors, expected a state dict; save model.state_dict() in it")
     some = ", ".join(sorted(raw.tensors)[:3])
     raise UnknownCheckpointError(
-        f"{path} holds {len(raw.tensors)} tensors ({some}, ...) of no known format; expected a dfs-deploy, DFS release"
-        " or SkipNet CIFAR checkpoint with its recurrent gate"
+        f"{path} holds {len(raw.tensors)} tensors ({some}, ...) of no known format; expected a dfs-deploy or DFS"
+        " release checkpoint, or a SkipNet with its recurrent gate"
     )
 
 
 def check_ranges(network: DFSNetwork) -> None:
-    """Raises CheckpointError if a gated block has quantised options and no activation range."""
+    """Raises CheckpointError if a gated block has quantised options and no activation range.
+
+    Networks whose weights are rounded per channel need none: their ranges come from calibration data.
+    """
+    if network.graphs.quantizer != "tensor":
+        return
     missing = [
         block.shape.index
-        for block in network.blocks[1:]
+        for block in network.blocks
         if any(option.quantized for option in network.options_of(block.shape.index))
-        and any(isinstance(module, QuantizedConv2d) and not module.has_range for module in block.modules())
+        and any(node.quantizable and not network.ranges.known(node.name) for node in block.graphs.whole.nodes)
     ]
     if not missing:
         return
-    if network.gate is not None and len(missing) == len(network.blocks) - 1:
+    if network.gate is not None and len(missing) == len(network.blocks):
         raise CheckpointError(
             "every activation range of the gated blocks is zero, so their quantised options never ran (a checkpoint"
             " of the gate-only stage); finish the joint training (step 2) and export that checkpoint"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dfs_deploy.checkpoints.cifar_groups import GATE_WEIGHT, SHARED, GroupsReader, read_architecture
+from dfs_deploy.checkpoints.cifar_groups import GroupsReader, read_architecture
 from dfs_deploy.checkpoints.facts import CheckpointFacts, assumed_input
+from dfs_deploy.checkpoints.groups import GATE_WEIGHT, aliases
 from dfs_deploy.checkpoints.registry import Checkpoint, check_options, is_fractrain, recognizer
-from dfs_deploy.checkpoints.tensors import TensorReader, fill, without_values
+from dfs_deploy.checkpoints.tensors import TensorReader
 from dfs_deploy.checkpoints.weights import RawCheckpoint
 from dfs_deploy.errors import UnknownCheckpointError
 from dfs_deploy.options import Options
@@ -31,7 +32,7 @@ def is_release(raw: RawCheckpoint) -> bool:
     )
 
 
-_ALIASES = {**SHARED, **{f"group{group}_bn0.": f"group{group}_layer0.bn3." for group in (2, 3)}}
+_ALIASES = {**aliases((2, 3)), **{f"group{group}_bn0.": f"group{group}_layer0.bn3." for group in (2, 3)}}
 
 
 @recognizer(is_release, marker=GATE_WEIGHT)
@@ -64,5 +65,4 @@ def load_release(raw: RawCheckpoint, options: Options | None, facts: CheckpointF
         groups.state[f"gate.projection.{name}"] = reader.take(f"control.proj.{name}", shape)
     # Every block has a bn3, which only blocks with a projection use.
     reader.skip(lambda key: ".bn3." in key)
-    reader.finish()
-    return Checkpoint(fill(without_values(architecture, options), groups.state), contract, FORMAT, assumptions)
+    return Checkpoint(groups.network(options), contract, FORMAT, assumptions)

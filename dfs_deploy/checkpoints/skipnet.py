@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-
-from dfs_deploy.checkpoints.cifar_groups import GATE_WEIGHT, SHARED, GroupsReader, read_architecture
+from dfs_deploy.checkpoints.cifar_groups import GroupsReader, read_architecture
 from dfs_deploy.checkpoints.facts import CheckpointFacts, assumed_input
+from dfs_deploy.checkpoints.groups import GATE_WEIGHT, aliases, two_scores
 from dfs_deploy.checkpoints.registry import Checkpoint, recognizer
-from dfs_deploy.checkpoints.tensors import TensorReader, fill, without_values
+from dfs_deploy.checkpoints.tensors import TensorReader
 from dfs_deploy.checkpoints.weights import RawCheckpoint
 from dfs_deploy.errors import CheckpointError
 from dfs_deploy.options import Options
@@ -27,33 +26,30 @@ def is_skipnet(raw: RawCheckpoint) -> bool:
         and projection.ndim == 2
         and projection.shape[0] == 1
         and not any("quantize_input" in key for key in keys)
-        and not any(key.startswith("group4_") for key in keys)
+        and not any(key.startswith(("group4_", "group1_ds0")) for key in keys)
     )
 
 
 @recognizer(is_skipnet, marker=GATE_WEIGHT)
 def load_skipnet(raw: RawCheckpoint, options: Options | None, facts: CheckpointFacts) -> Checkpoint:
-    """Reads a SkipNet; its one sigmoid score becomes two scores: zero for skip, and the score itself for full.
-
-    A sigmoid above one half is a score above zero, and a score of exactly zero skips in both forms.
+    """Reads a SkipNet for CIFAR.
 
     Raises:
         CheckpointError: tensors are missing or have another shape, aliases differ, or other options were requested.
     """
-    if options not in (None, OPTIONS):
-        raise CheckpointError(
-            f"a SkipNet checkpoint, whose gate chooses between {OPTIONS}, not {options}; leave --options out"
-        )
-    reader = TensorReader(raw.tensors, "SkipNet", SHARED)
+    check_skipnet_options(options)
+    reader = TensorReader(raw.tensors, "SkipNet", aliases((2, 3)))
     contract, assumptions = assumed_input(3, facts, "SkipNet's")
     architecture = read_architecture(raw.tensors, reader, contract.shape[1:])
     groups = GroupsReader(reader, architecture, quantized=False)
     groups.common("control.rnn", "downsample.0", "downsample.1")
-    score, bias = (
-        reader.take(GATE_WEIGHT, (1, architecture.gate.hidden)),
-        reader.take("control.proj.bias", (1,)),
-    )
-    groups.state["gate.projection.weight"] = torch.cat([torch.zeros_like(score), score])
-    groups.state["gate.projection.bias"] = torch.cat([torch.zeros_like(bias), bias])
-    reader.finish()
-    return Checkpoint(fill(without_values(architecture, OPTIONS), groups.state), contract, FORMAT, assumptions)
+    groups.state.update(two_scores(reader, architecture.gate.hidden))
+    return Checkpoint(groups.network(OPTIONS), contract, FORMAT, assumptions)
+
+
+def check_skipnet_options(options: Options | None) -> None:
+    """Raises CheckpointError if other options are asked for than a SkipNet has."""
+    if options not in (None, OPTIONS):
+        raise CheckpointError(
+            f"a SkipNet checkpoint, whose gate chooses between {OPTIONS}, not {options}; leave --options out"
+        )

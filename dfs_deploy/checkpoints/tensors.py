@@ -12,8 +12,6 @@ from torch.overrides import TorchFunctionMode
 
 from dfs_deploy.errors import CheckpointError
 from dfs_deploy.models import DFSNetwork
-from dfs_deploy.network import Architecture
-from dfs_deploy.options import Options
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 """Data types of weights that are accepted; all become float32."""
@@ -58,16 +56,23 @@ class TensorReader:
     def __len__(self) -> int:
         return len(self._tensors)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._tensors
+
+    def axes(self, key: str) -> int:
+        """Number of axes of the tensor ``key``."""
+        return self._find(key, None).ndim
+
     def shape(self, key: str, shape: tuple[int | None, ...]) -> tuple[int, ...]:
         """Shape of the tensor ``key``, checked as in ``take``."""
         return tuple(self._find(key, shape).shape)
 
-    def take(self, key: str, shape: tuple[int | None, ...]) -> Tensor:
+    def take(self, key: str, shape: tuple[int | None, ...] | None) -> Tensor:
         """Copy of the tensor ``key`` in float32.
 
         Args:
             key: name of the tensor.
-            shape: expected shape; ``None`` for any size of an axis.
+            shape: expected shape, with ``None`` for any size of an axis; ``None`` for any shape.
 
         Raises:
             CheckpointError: the tensor is missing, has another shape or no floating-point type, or is not finite.
@@ -91,6 +96,15 @@ class TensorReader:
             )
         return tensor
 
+    def keep(self, key: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """Copy of the tensor ``key`` as it is, with values of any kind.
+
+        Raises:
+            CheckpointError: it is missing, or has another shape.
+        """
+        tensor = self._find(key, shape)
+        return tensor.detach().clone(memory_format=torch.contiguous_format)
+
     def take_counter(self, key: str) -> Tensor:
         """Count of batches; zero if it is missing.
 
@@ -106,12 +120,13 @@ class TensorReader:
             )
         return tensor.detach().to(torch.int64, copy=True)
 
-    def _find(self, key: str, shape: tuple[int | None, ...]) -> Tensor:
+    def _find(self, key: str, shape: tuple[int | None, ...] | None) -> Tensor:
         if key not in self._tensors:
             raise CheckpointError(
                 f"{self._kind} checkpoint lacks {key}; it is incomplete or was renamed: save it again"
             )
         tensor = self._tensors[key]
+        shape = tuple(tensor.shape) if shape is None else shape
         if tensor.ndim != len(shape) or any(w not in (None, n) for n, w in zip(tensor.shape, shape, strict=True)):
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
             raise CheckpointError(
@@ -149,10 +164,14 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def without_values(architecture: Architecture, options: Options, policy: Sequence[int] | None = None) -> DFSNetwork:
-    """A network whose tensors have shapes but no values, and take no memory."""
+def without_values(make: Callable[[], DFSNetwork]) -> DFSNetwork:
+    """A network whose new tensors have shapes but no values, and take no memory.
+
+    Args:
+        make: makes the network, such as ``lambda: cifar_network(architecture, options)``.
+    """
     with torch.device("meta"), _Unfilled():
-        return DFSNetwork(architecture, options, policy)
+        return make()
 
 
 def fill(network: DFSNetwork, state: Mapping[str, Tensor]) -> DFSNetwork:

@@ -73,6 +73,42 @@ class _Weights:
         return not _AVERAGED.isdisjoint(re.split(r"[^a-z]+", self.label.lower()))
 
 
+def unwrapped(name: str) -> str:
+    """Name of a tensor without the additions of wrappers."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def names_in(file: FileContent) -> set[str]:
+    """Names of all tensors in a file, without the additions of wrappers."""
+    return {unwrapped(name) for _, tensors in _dicts(file.content) for name in tensors}
+
+
+def own_weights(file: FileContent, wanted: str | None = None) -> RawCheckpoint:
+    """Weights of a file of our own format since version 3, under the names that they have there.
+
+    Names are the user's, so nothing in them is taken for the addition of a wrapper.
+
+    Raises:
+        CheckpointError: there are none, there are others than requested, or they are larger than the file.
+    """
+    label = "state_dict" if isinstance(file.content.get("state_dict"), Mapping) else "."
+    held = file.content["state_dict"] if label == "state_dict" else file.content
+    if wanted is not None and (wanted.rstrip(".") or ".") != label:
+        raise CheckpointError(f"{file.path} has no weights in {wanted!r}, expected one of: {label}")
+    tensors = {name: value for name, value in held.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    _check_held(file, tensors)
+    return RawCheckpoint(tensors, file.values, weights=wanted)
+
+
+def _check_held(file: FileContent, tensors: Mapping[str, Tensor]) -> None:
+    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if held > _MOST_COPIES * file.size:
+        raise CheckpointError(
+            f"{file.path} has tensors of {held:,} bytes in a file of {file.size:,}, expected each value once; save"
+            " tensors that are not expanded"
+        )
+
+
 def choose_weights(file: FileContent, markers: Collection[str], wanted: str | None = None) -> RawCheckpoint:
     """Finds the weights of the network in the content of a file.
 
@@ -95,12 +131,7 @@ def choose_weights(file: FileContent, markers: Collection[str], wanted: str | No
     if chosen is None:
         largest = max(_dicts(file.content), key=lambda entry: len(entry[1]), default=((), {}))
         chosen = _Weights(largest[0], "", _unwrapped(largest[1]), largest[1])
-    held = sum(tensor.numel() * tensor.element_size() for tensor in chosen.tensors.values())
-    if held > _MOST_COPIES * file.size:
-        raise CheckpointError(
-            f"{file.path} has tensors of {held:,} bytes in a file of {file.size:,}, expected each value once; save"
-            " tensors that are not expanded"
-        )
+    _check_held(file, chosen.tensors)
     tensors, counters, foreign = _sorted_out(chosen, found)
     notes = (
         [] if len(found) > 1 or chosen.label in (".", "state_dict") else [f"the weights are those in {chosen.label}"]
@@ -164,7 +195,7 @@ def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """Names in the file by the name without wrappers; several may map to the same one."""
     names: dict[str, list[str]] = {}
     for name in tensors:
-        names.setdefault(".".join(part for part in name.split(".") if part not in _WRAPPERS), []).append(name)
+        names.setdefault(unwrapped(name), []).append(name)
     return names
 
 

@@ -118,6 +118,78 @@ InputSizeOption = Annotated[
         metavar="HxW", help="Height and width of the images, as in 32x32.", show_default="the file's, else 32x32"
     ),
 ]
+ResizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--resize",
+        metavar="N",
+        min=0,
+        help="Pixels to resize an image's shorter side to before its centre is cut out, as in 256 for 224x224; 0 to"
+        " resize the whole image.",
+        show_default="the file's; with resized crops 8/7 of the size",
+    ),
+]
+InterpolationOption = Annotated[
+    str | None,
+    typer.Option(
+        "--interpolation",
+        metavar="NAME",
+        help="Kind of resizing: bilinear or bicubic.",
+        show_default="the file's, else bilinear",
+    ),
+]
+NetworkHelp = (
+    "Network by name: torchvision:NAME, timm:NAME, cifar-resnet:N, or package.module:function, which imports that"
+    " module, from the current directory too, and runs the function."
+)
+NetworkOption = Annotated[str | None, typer.Option("--network", metavar="NAME", help=NetworkHelp, show_default=False)]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        metavar="PATH",
+        help="State dict of the network, .pt, .pth or .safetensors; nothing in it is run.",
+        show_default="random weights",
+    ),
+]
+ClassesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--classes",
+        metavar="N",
+        min=1,
+        help="Number of classes; other than the weights' gives the network a new final layer.",
+        show_default="the weights', else the network's",
+    ),
+]
+ImageSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--image-size",
+        metavar="HxW",
+        help="Height and width of images, as in 224x224, or one number for both.",
+        show_default="what the network was made for",
+    ),
+]
+BlocksOption = Annotated[
+    str | None,
+    typer.Option(
+        "--blocks",
+        metavar="CLASS|REGEX|NAMES",
+        help="Modules that are blocks: names of classes or of modules, separated by commas, or a regular expression of"
+        " modules' names.",
+        show_default="found",
+    ),
+]
+BlockOptionsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--block",
+        metavar="GLOB=LIST",
+        help="Options of the blocks whose names match, as in 'layer1.*=full'; repeatable.",
+        show_default=False,
+    ),
+]
 DataHelp = "Data: an .npz with x and y, a folder of images by class, or a CIFAR archive's folder."
 
 

@@ -12,8 +12,10 @@ from dfs_deploy.cli.arguments import (
     ClassNamesOption,
     DataHelp,
     InputSizeOption,
+    InterpolationOption,
     JsonOption,
     MeanOption,
+    ResizeOption,
     SeedOption,
     StdOption,
     TorchThreadsOption,
@@ -66,6 +68,8 @@ def export(
     std: StdOption = None,
     class_names: ClassNamesOption = None,
     input_size: InputSizeOption = None,
+    resize: ResizeOption = None,
+    interpolation: InterpolationOption = None,
     budgets: Annotated[
         str | None,
         typer.Option(metavar="LIST", help="Shares of computation that can be held at run time, as in 0.1,0.2,0.4."),
@@ -98,7 +102,7 @@ def export(
         from dfs_deploy.checkpoints import CheckpointFacts
         from dfs_deploy.exporters import export as run_export
 
-    facts = CheckpointFacts(weights_key, mean, std, class_names, input_size)
+    facts = CheckpointFacts(weights_key, mean, std, class_names, input_size, resize, interpolation)
     with progress(quiet=json) as callback:
         exported = run_export(
             checkpoint,
@@ -145,6 +149,8 @@ def _show(exported: Exported, target_cpu: str) -> None:
         if manifest.calibration is None:
             made = "nothing is INT8 (a static baseline needs --calibration-data)"
         console.print(f"int8: {made}, because no option of this network is of 8 bits or fewer")
+    for line in exported.kept_in_float:
+        console.print(f"int8: {line}")
     if measured is not None:
         console.print(
             f"on {measured.samples} calibration images: top-1 {percent(measured.top1_bundle)}"
@@ -179,4 +185,5 @@ def _calibration(manifest: Manifest, target_cpu: str) -> Iterator[str]:
         yield f"INT8 weights of {record.weight_bits} bits, {why}"
     for block, option in sorted({(r.block, r.option) for r in record.ranges if r.source == "reached"}):
         if option != "static":
-            yield f"  block {block}, option {option}: the gate sent nothing, so all that reached it was measured"
+            what = "skip" if option == "always" else f"option {option}"
+            yield f"  block {block}, {what}: the gate sent nothing, so all that reached it was measured"

@@ -88,6 +88,7 @@ def _show_origin(bundle: Bundle, tensors: int) -> None:
         f" {producer.get('version', '?')} ({libraries})"
     )
     console.print(f"  input        {shape}, mean {manifest.input.mean}, std {manifest.input.std}")
+    console.print(f"  images       {bundle.input.geometry}")
     console.print(f"  options      {', '.join(f'{o.name} (cost {o.cost:g})' for o in manifest.options)}")
     if manifest.policy is not None:
         console.print(f"  policy       {', '.join(manifest.policy)}: static, by gated block; no gate")

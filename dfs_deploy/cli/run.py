@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,10 +24,14 @@ from dfs_deploy.cli.console import errors, output, print_json, progress, show_ta
 from dfs_deploy.errors import CheckFailedError, DataError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from dfs_deploy.cli.live import Tally
     from dfs_deploy.runtimes import Runtime
 
 _CLASSES_SHOWN = 3
+_READ_AHEAD = 16
 
 
 def run(
@@ -66,7 +71,7 @@ def run(
     if unlisted and not files and not videos and camera is None:
         raise DataError(unlisted[0][1])
     with Runtime(bundle, threads=threads, plan=plan, prepared=prepared, budget=budget) as runtime:
-        size = (runtime.input.shape[1], runtime.input.shape[2])
+        size = runtime.input.geometry
         results, bad = _classify_files(runtime, files, quiet=json or len(files) < 2)
         tallies = [
             watch(runtime, read_video(path, size), str(path), frames, quiet=json, endless=False) for path in videos
@@ -159,15 +164,22 @@ def _classify_files(
 ) -> tuple[list[tuple[Path, Classified]], list[tuple[str, str]]]:
     """Results of the files that can be read, and name and message of those that cannot."""
     from dfs_deploy.data import load_image
+    from dfs_deploy.data.ahead import done_ahead
+
+    geometry = runtime.input.geometry
+
+    def read(file: Path) -> NDArray[np.uint8] | DataError:
+        try:
+            return load_image(file, geometry)
+        except DataError as error:
+            return error
 
     results, bad = [], []
-    with progress(quiet) as report:
-        for done, file in enumerate(files):
+    with progress(quiet) as report, contextlib.closing(done_ahead(read, files, _READ_AHEAD)) as images:
+        for done, (file, image) in enumerate(zip(files, images, strict=True)):
             report(f"classifying {len(files)} images", done / len(files))
-            try:
-                image = load_image(file, size=runtime.input.shape[1:])
-            except DataError as error:
-                bad.append((str(file), _why(file, error)))
+            if isinstance(image, DataError):
+                bad.append((str(file), _why(file, image)))
             else:
                 results.append((file, classify(runtime, image)))
     return results, bad

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dfs_deploy.cli.arguments import DataHelp, JsonOption, SeedOption, WeightsKeyOption, refuse_given
+from dfs_deploy.cli.arguments import (
+    DataHelp,
+    InterpolationOption,
+    JsonOption,
+    NetworkOption,
+    ResizeOption,
+    SeedOption,
+    WeightsKeyOption,
+    WeightsOption,
+    refuse_given,
+)
 from dfs_deploy.cli.console import errors, output, percent, print_json, show_notes, show_table
 from dfs_deploy.cli.process import Stopped, command, describe_stop
 from dfs_deploy.cli.train_progress import training_progress
@@ -45,9 +55,16 @@ def train(
         Path | None,
         typer.Option(metavar="DIR", help="Folder of a stopped run to continue; only --json may be given with it."),
     ] = None,
+    network: NetworkOption = None,
+    weights: WeightsOption = None,
     preset: Annotated[
-        str, typer.Option(metavar="NAME", help="Preset of the recipe: paper, or quick for a small machine.")
-    ] = "paper",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Preset of the recipe: paper, quick for a small machine, or adapt for a network that was trained.",
+            show_default="paper; adapt with --network",
+        ),
+    ] = None,
     options: Annotated[
         str | None,
         typer.Option(
@@ -120,8 +137,8 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Variation of the images: crop-flip, crop or none.",
-            show_default="crop-flip; crop for digits",
+            help="Variation of the images: crop-flip, crop, none, or resized-crop-flip for images larger than --size.",
+            show_default="as suits the data",
         ),
     ] = None,
     changes: Annotated[
@@ -136,9 +153,11 @@ def train(
     size: Annotated[
         str | None,
         typer.Option(
-            metavar="HxW", help="Height and width to resize images to, as in 32x32.", show_default="their own"
+            metavar="HxW", help="Height and width of the network's images, as in 224x224.", show_default="their own"
         ),
     ] = None,
+    resize: ResizeOption = None,
+    interpolation: InterpolationOption = None,
     held_out: Annotated[
         int | None,
         typer.Option(
@@ -257,7 +276,7 @@ def _describe_saved(folder: Path) -> str:
 def _report(result: TrainingResult, json: bool) -> None:
     if not result.first:
         return
-    from dfs_deploy.training.data import is_digits
+    from dfs_deploy.training.splits import is_digits
 
     evaluation, target, names = result.evaluation, result.job.target, result.job.recipe.options.names
     if json:

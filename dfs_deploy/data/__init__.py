@@ -6,7 +6,7 @@ arrays are refused, and the pickles of CIFAR's python version are read with iner
 that they use.
 """
 
-from dfs_deploy.data.dataset import Dataset, ImageFolder, Split
+from dfs_deploy.data.dataset import AnyImages, Dataset, ImageFolder, Split
 from dfs_deploy.data.folders import IMAGE_SUFFIXES, list_images
 from dfs_deploy.data.images import decode_image, load_image
 from dfs_deploy.data.loading import load_dataset, open_dataset, splits_of
@@ -16,6 +16,7 @@ from dfs_deploy.data.video import VIDEO_SUFFIXES, read_camera, read_video
 __all__ = [
     "IMAGE_SUFFIXES",
     "VIDEO_SUFFIXES",
+    "AnyImages",
     "Dataset",
     "ImageFolder",
     "Split",

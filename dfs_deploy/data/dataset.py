@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+import contextlib
+import math
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dfs_deploy.data.ahead import done_ahead
 from dfs_deploy.data.entries import checked_entry
-from dfs_deploy.data.images import Decoded, read_image
+from dfs_deploy.data.findings import Findings, in_pixels
+from dfs_deploy.data.images import Decoded, read_image, read_size
 from dfs_deploy.data.labels import draw, match_labels
-from dfs_deploy.errors import DataError
+from dfs_deploy.errors import DataError, InternalError
+from dfs_deploy.geometry import Frame, Geometry
 from dfs_deploy.io.arrays import ArrayHeader
 from dfs_deploy.io.text import one_line
 
@@ -34,8 +38,11 @@ def describe(array: NDArray[Any] | ArrayHeader) -> str:
     return f"{array.shape} {array.dtype}"
 
 
-_LOOKED_AT = 512
-"""Images that are inspected for mistakes which affect the whole data set."""
+Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""Images (N, H, W, 3) uint8, RGB, and their labels (N,) int64."""
+
+_SMALL = 1 << 26
+"""Bytes of decoded images that may wait for whoever computes on them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,8 +121,46 @@ class Dataset:
         Raises:
             DataError: the count is below 1 or the seed negative.
         """
-        chosen = draw(len(self), count, seed)
-        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
+        return self.select(draw(len(self), count, seed))
+
+    def select(self, rows: slice | NDArray[np.intp]) -> Dataset:
+        """Some of the images, by their indices, in the order given."""
+        return replace(self, images=self.images[rows], labels=self.labels[rows])
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of every image, in pixels."""
+        return self.images.shape[1], self.images.shape[2]
+
+    def batches(self, size: int, rows: Sequence[int] | NDArray[np.intp] | None = None) -> Iterator[Batch]:
+        """The images in order, a batch at a time.
+
+        Args:
+            size: most images in a batch.
+            rows: indices of the images; ``None`` for all.
+        """
+        for begin in range(0, len(self) if rows is None else len(rows), size):
+            part = slice(begin, begin + size) if rows is None else np.asarray(rows[begin : begin + size])
+            yield self.images[part], self.labels[part]
+
+    def framed(
+        self, wanted: Iterable[tuple[int, Frame | None]], ahead: int
+    ) -> Generator[NDArray[np.uint8], None, None]:
+        """Images by index, each in a frame of its own, made by threads ahead of time.
+
+        Args:
+            wanted: index and frame of each image; ``None`` for the image as it is. May be endless.
+            ahead: most images that wait for the caller.
+
+        Yields:
+            One image, (H, W, 3) uint8.
+        """
+
+        def make(item: tuple[int, Frame | None]) -> NDArray[np.uint8]:
+            index, frame = item
+            return self.images[index] if frame is None else frame(self.images[index])
+
+        return done_ahead(make, wanted, ahead)
 
     def load(self) -> Dataset:
         """Returns the data set itself, because its images are decoded already."""
@@ -124,7 +169,7 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class ImageFolder:
-    """Images in the files of a folder: listed with their classes, and decoded on demand.
+    """Images in the files of a folder: listed with their classes, and decoded on demand, by threads.
 
     Attributes:
         root: the folder; links that lead outside it are refused.
@@ -132,9 +177,10 @@ class ImageFolder:
         labels: (N,) int64, from 0 on.
         class_names: name of each class, or empty if none are known.
         name: name in messages and reports.
-        size: height and width to resize to, in pixels; ``None`` keeps the images' own size, which must be the same for
+        geometry: how images are resized and cropped; ``None`` keeps the images' own size, which must be the same for
             all.
-        notes: assumptions and suspicions, as in ``Dataset``.
+        assumed: assumptions from listing and matching classes, one line each.
+        findings: counts over the images that were decoded so far; ``None`` for new ones.
     """
 
     root: Path
@@ -142,8 +188,13 @@ class ImageFolder:
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
     name: str
-    size: tuple[int, int] | None = None
-    notes: tuple[str, ...] = ()
+    geometry: Geometry | None = None
+    assumed: tuple[str, ...] = ()
+    findings: Findings | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.findings is None:
+            object.__setattr__(self, "findings", Findings(len(self.files), self.geometry))
 
     def __repr__(self) -> str:
         return f"<ImageFolder {one_line(self.name)}: {len(self)} images, {len(self.class_names)} classes>"
@@ -151,17 +202,32 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Assumptions and suspicions, as in ``Dataset``; those about pixels are of the images decoded so far."""
+        return (*self.assumed, *self._findings.notes)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of every image, in pixels: the geometry's, or in the header of the first file."""
+        return self.file_size(0) if self.geometry is None else self.geometry.size
+
     def labelled_for(self, classes: int, class_names: Sequence[str]) -> ImageFolder:
         """Same as ``Dataset.labelled_for``, without decoding an image."""
         matched = match_labels(self.labels, self.class_names, classes, class_names, self.name)
         note = matched.note
-        notes = self.notes if note is None or note in self.notes else (*self.notes, note)
-        return replace(self, labels=matched.labels, class_names=matched.class_names, notes=notes)
+        assumed = self.assumed if note is None or note in self.assumed else (*self.assumed, note)
+        return replace(self, labels=matched.labels, class_names=matched.class_names, assumed=assumed)
 
     def subset(self, count: int | None, seed: int) -> ImageFolder:
         """Same as ``Dataset.subset``, without decoding an image."""
-        chosen = draw(len(self), count, seed)
-        return replace(self, files=tuple(self.files[index] for index in chosen), labels=self.labels[chosen])
+        return self.select(draw(len(self), count, seed))
+
+    def select(self, rows: slice | NDArray[np.intp]) -> ImageFolder:
+        """Same as ``Dataset.select``, without decoding an image."""
+        chosen = np.arange(len(self))[rows]
+        files = tuple(self.files[index] for index in chosen)
+        return replace(self, files=files, labels=self.labels[rows], findings=None)
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Decodes one image, (H, W, 3) uint8, as ``load_image`` does.
@@ -169,48 +235,94 @@ class ImageFolder:
         Raises:
             DataError: the file is damaged, missing, or a link that leads outside the folder.
         """
-        return self._decode(index).pixels
+        return self._decode(index, self.geometry).pixels
+
+    def file_size(self, index: int) -> tuple[int, int]:
+        """Upright height and width of an image in its file, from its header. The errors are those of ``image``."""
+        return read_size(checked_entry(self._path(index), self.root))
+
+    def batches(self, size: int, rows: Sequence[int] | NDArray[np.intp] | None = None) -> Iterator[Batch]:
+        """Same as ``Dataset.batches``: no more is decoded than the batch and what the threads have ready for the next.
+
+        Raises:
+            DataError: a file is damaged, missing, or a link that leads outside the folder; or images differ in size and
+                there is no geometry.
+        """
+        indices = np.arange(len(self)) if rows is None else np.asarray(rows)
+        shape = (*self.image_size, 3)
+        ahead = max(1, min(size, _SMALL // math.prod(shape)))
+        decoded = done_ahead(lambda index: self._decode(index, self.geometry), indices.tolist(), ahead)
+        with contextlib.closing(decoded):
+            for begin in range(0, len(indices), size):
+                part = indices[begin : begin + size]
+                images = np.empty((len(part), *shape), np.uint8)
+                for row, index in zip(images, part.tolist(), strict=True):
+                    row[:] = self._noted(next(decoded), index, shape)
+                yield images, self.labels[part]
+                del images, row  # the caller's now
+
+    def framed(
+        self, wanted: Iterable[tuple[int, Frame | None]], ahead: int
+    ) -> Generator[NDArray[np.uint8], None, None]:
+        """Same as ``Dataset.framed``, with the geometry for images without a frame; errors as for ``batches``."""
+        shape = (*self.image_size, 3)
+
+        def decode(item: tuple[int, Frame | None]) -> NDArray[np.uint8]:
+            index, frame = item
+            if frame is not None:
+                return self._decode(index, frame).pixels
+            return self._checked(self._decode(index, self.geometry), index, shape)
+
+        return done_ahead(decode, wanted, ahead)
 
     def load(self) -> Dataset:
         """Decodes every image.
 
         Raises:
-            DataError: a file is damaged, missing, or a link that leads outside the folder; images differ in size and no
-                ``size`` was given; or the images do not fit into memory.
+            DataError: as for ``batches``; or the images do not fit into memory.
         """
-        first = self._decode(0)
+        size = self.image_size
         try:
-            images = np.empty((len(self), *first.pixels.shape), np.uint8)
-            images[0] = first.pixels
-            sizes, unread = Counter([first.size]), int(first.note is not None)
-            for index in range(1, len(self)):
-                read = self._decode(index)
-                if read.pixels.shape != first.pixels.shape:
-                    raise DataError(
-                        f"{self._path(index)} is {_pixels(read.size)} and {self._path(0)} {_pixels(first.size)},"
-                        " expected one size; give the size to resize to"
-                    )
-                images[index] = read.pixels
-                sizes[read.size] += 1
-                unread += read.note is not None
+            images = np.empty((len(self), *size, 3), np.uint8)
+            begin = 0
+            for batch, _ in self.batches(max(1, _SMALL // math.prod((*size, 3)))):
+                images[begin : begin + len(batch)] = batch
+                begin += len(batch)
         except MemoryError as error:
-            seen = f"{len(self):,} images of {_pixels(first.pixels.shape)}"
+            seen = f"{len(self):,} images of {in_pixels(size)}"
             raise DataError(f"{seen} in {self.name} do not fit into memory; draw fewer of them") from error
-        notes = list(self.notes)
-        if self.size is not None:
-            notes += resize_note(sizes, self.size)
-        if unread:
-            notes.append(
-                f"{unread:,} of {len(self):,} images have unreadable EXIF data; their orientation was not changed"
-            )
-        return Dataset(images, self.labels, self.class_names, self.name, (*notes, *content_notes(images)))
+        return Dataset(images, self.labels, self.class_names, self.name, self.notes)
 
-    def _decode(self, index: int) -> Decoded:
+    @property
+    def _findings(self) -> Findings:
+        if self.findings is None:
+            raise InternalError("a folder without findings")
+        return self.findings
+
+    def _noted(self, read: Decoded, index: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        pixels = self._checked(read, index, shape)
+        self._findings.add(index, pixels, read.size, read.note is not None)
+        return pixels
+
+    def _checked(self, read: Decoded, index: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        if read.pixels.shape != shape:
+            raise DataError(
+                f"{self._path(index)} is {in_pixels(read.size)} and {self._path(0)} {in_pixels(shape)}, expected one"
+                " size; give the size to resize to"
+            )
+        return read.pixels
+
+    def _decode(self, index: int, frame: Frame | None) -> Decoded:
         path = self._path(index)
-        return read_image(checked_entry(path, self.root), self.size)
+        return read_image(checked_entry(path, self.root), frame)
 
     def _path(self, index: int) -> Path:
         return self.root / self.files[index]
+
+
+AnyImages = Dataset | ImageFolder
+"""Labelled images, wherever they are: both kinds have ``batches``, ``framed``, ``select``, ``subset``, ``labelled_for``
+and ``load``."""
 
 
 def check_images(images: NDArray[Any] | ArrayHeader, name: str) -> None:
@@ -221,31 +333,3 @@ def check_images(images: NDArray[Any] | ArrayHeader, name: str) -> None:
             f"images of {name}: {describe(images)}, expected (N, H, W, 3) uint8 with N at least 1; save RGB pixels of"
             " 0..255, channels last"
         )
-
-
-def resize_note(sizes: Counter[tuple[int, int]], size: tuple[int, int]) -> list[str]:
-    """A note that images were resized, given how many have which size; empty if none had to be."""
-    others = Counter({own: count for own, count in sizes.items() if own != tuple(size)})
-    if not others:
-        return []
-    (most, _), more = others.most_common(1)[0], len(others) - 1
-    seen = f"of {_pixels(most)}" + (f" and {more} other size{'s' if more > 1 else ''}" if more else "")
-    return [f"{others.total():,} of {sizes.total():,} images were resized to {_pixels(size)}: they are {seen}"]
-
-
-def content_notes(images: NDArray[np.uint8]) -> list[str]:
-    """Notes on what seems wrong with the images, from up to 512 of them: blank, all equal, or scaled to 0..1."""
-    some = images[:: -(-len(images) // _LOOKED_AT)]
-    flat = some.reshape(len(some), -1)
-    blank = int(np.count_nonzero((some == some[:, :1, :1]).all(axis=(1, 2, 3))))
-    if 2 * blank >= len(some):
-        return [f"{blank:,} of {len(some):,} inspected images have a single colour: is this the right data?"]
-    if flat.max() <= 1:
-        return ["no pixel is greater than 1: were pixels scaled to 0..1 before the cast to uint8?"]
-    if len(some) > 1 and bool((flat == flat[0]).all()):
-        return [f"all {len(some):,} inspected images are equal: is this the right data?"]
-    return []
-
-
-def _pixels(size: tuple[int, ...]) -> str:
-    return f"{size[0]}x{size[1]}"

@@ -13,6 +13,7 @@ from dfs_deploy.data.dataset import SPLITS, ImageFolder, Split, evaluation_split
 from dfs_deploy.data.entries import checked_entry, entries_of, is_folder, os_errors_as_data_errors, unreadable
 from dfs_deploy.data.labels import class_order, is_number
 from dfs_deploy.errors import DataError
+from dfs_deploy.geometry import Geometry
 from dfs_deploy.io.kinds import given_instead
 from dfs_deploy.io.text import one_line
 
@@ -79,7 +80,7 @@ def list_images(path: str | Path, on_error: Callable[[Path, DataError], None] | 
 
 
 def open_folder(
-    path: Path, entries: Sequence[os.DirEntry[str]], split: Split | None, size: tuple[int, int] | None
+    path: Path, entries: Sequence[os.DirEntry[str]], split: Split | None, geometry: Geometry | None
 ) -> ImageFolder:
     """Lists a folder with one folder per class, given its entries; see ``open_dataset``."""
     root, name = path, one_line(path.resolve().name, _NAME_LENGTH)
@@ -108,7 +109,7 @@ def open_folder(
         labels=np.repeat(np.arange(len(classes), dtype=np.int64), [len(group) for group in files]),
         class_names=tuple(entry.name for entry in classes),
         name=name,
-        size=size,
+        geometry=geometry,
     )
 
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from dfs_deploy.data.entries import os_errors_as_data_errors
 from dfs_deploy.data.image_headers import MAX_IMAGE_SIDE, Header, HeaderError, orientation_of, read_header
-from dfs_deploy.errors import DataError
+from dfs_deploy.errors import DataError, InputError
+from dfs_deploy.geometry import MAX_WHOLE_PIXELS, Frame, Geometry, resize
 from dfs_deploy.io.files import read_file
 from dfs_deploy.io.text import first_line, one_line
 
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
 MAX_IMAGE_BYTES = 1 << 28
 """Most bytes of an image file."""
 
-MAX_WHOLE_PIXELS = 1 << 24
-"""Most pixels of an image that is decoded and resized in one piece."""
-
 _STRIP_PIXELS = 1 << 20
 """Pixels per strip."""
+
+Size = tuple[int, int] | Geometry | None
+"""Height and width to resize to, in pixels, a geometry that may crop as well, or ``None`` for an image's own size."""
 
 _KINDS = "PNG, JPEG, BMP, PPM or WebP"
 
@@ -53,7 +54,7 @@ class Decoded:
     note: str | None
 
 
-def load_image(path: str | Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+def load_image(path: str | Path, size: Size = None) -> NDArray[np.uint8]:
     """Decodes an image upright, as its EXIF orientation says.
 
     Unreadable EXIF data are ignored with a warning in the log, and the image is not turned. Transparency is dropped: a
@@ -66,7 +67,8 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> NDArray
     Args:
         path: a PNG, JPEG, BMP, PPM or WebP file of at most ``MAX_IMAGE_BYTES``.
         size: height and width to resize to, in pixels, bilinearly (averaging over the covered area if the image
-            shrinks); ``None`` keeps the image's own.
+            shrinks); or a geometry, such as ``Runtime.input.geometry``, which may crop and interpolate otherwise;
+            ``None`` keeps the image's own.
 
     Returns:
         (H, W, 3) uint8, RGB.
@@ -75,33 +77,40 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> NDArray
         DataError: the file is missing, no regular file, damaged, of an unknown format, has more than 8 bits per channel
             or more pixels than the limits in ``dfs_deploy.data.image_headers``, or needs too much memory.
     """
-    read = read_image(path, size)
+    read = read_image(path, geometry_of(size))
     _say(read, str(path))
     return read.pixels
 
 
-def decode_image(data: bytes, size: tuple[int, int] | None = None, name: str = "the image") -> NDArray[np.uint8]:
+def decode_image(data: bytes, size: Size = None, name: str = "the image") -> NDArray[np.uint8]:
     """Decodes the content of an image file, such as the body of a request; see ``load_image``."""
-    read = _decode(data, name, size)
+    read = _decode(data, name, geometry_of(size))
     _say(read, name)
     return read.pixels
 
 
 @os_errors_as_data_errors
-def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Decoded:
-    """Same as ``load_image``, but returns the note instead of logging it."""
+def read_image(path: str | Path, frame: Frame | None = None) -> Decoded:
+    """Same as ``load_image``, in any frame, but returns the note instead of logging it."""
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path} is no image file; give a {_KINDS} file")
-    check_size(size)
     try:
-        return _decode(read_file(path, MAX_IMAGE_BYTES), str(path), size)
+        return _decode(read_file(path, MAX_IMAGE_BYTES), str(path), frame)
     except MemoryError as error:
         raise _too_large(str(path)) from error
 
 
-def _decode(data: bytes, name: str, size: tuple[int, int] | None) -> Decoded:
-    check_size(size)
+@os_errors_as_data_errors
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Upright height and width of an image, from its header; nothing is decoded. The errors are ``load_image``'s."""
+    path = Path(path)
+    header, orientation, _ = _checked_header(read_file(path, MAX_IMAGE_BYTES), str(path))
+    return _upright_size(header, orientation)
+
+
+def _checked_header(data: bytes, name: str) -> tuple[Header, int, str | None]:
+    """Header, orientation, and one line on what was ignored."""
     try:
         header = read_header(data)
     except HeaderError as error:
@@ -115,8 +124,17 @@ def _decode(data: bytes, name: str, size: tuple[int, int] | None) -> Decoded:
             orientation = orientation_of(header.exif)
         except HeaderError as error:
             note = f"its EXIF data are unreadable ({error}), so it was not turned"
+    return header, orientation, note
+
+
+def _upright_size(header: Header, orientation: int) -> tuple[int, int]:
+    return (header.width, header.height) if orientation >= 5 else (header.height, header.width)
+
+
+def _decode(data: bytes, name: str, frame: Frame | None) -> Decoded:
+    header, orientation, note = _checked_header(data, name)
     try:
-        pixels, own = _pixels(header, orientation, size)
+        pixels = _pixels(header, orientation, frame)
     except MemoryError as error:
         raise _too_large(name) from error
     except ImportError:
@@ -126,7 +144,7 @@ def _decode(data: bytes, name: str, size: tuple[int, int] | None) -> Decoded:
             raise  # from the file system, not from a decoder
         # Pillow's decoders raise errors of many types for a damaged file; they have no common base class.
         raise DataError(f"{name} is a damaged image ({first_line(error)}); copy it again or remove it") from error
-    return Decoded(pixels, own, note)
+    return Decoded(pixels, _upright_size(header, orientation), note)
 
 
 def _check_header(header: Header, name: str) -> None:
@@ -166,28 +184,30 @@ def _opened(header: Header) -> ImageFile:
     return image
 
 
-def _pixels(
-    header: Header, orientation: int, size: tuple[int, int] | None
-) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """(H, W, 3) uint8 pixels, upright and resized; and the upright height and width before that."""
+def _pixels(header: Header, orientation: int, frame: Frame | None) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 pixels, upright and in their frame."""
     image: Image = _opened(header)
     sideways, backwards = orientation >= 5, orientation in (3, 4, 7, 8)
-    own = (header.width, header.height) if sideways else (header.height, header.width)
-    if header.format == "JPEG" and size is not None and header.width * header.height > MAX_WHOLE_PIXELS:
+    if header.format == "JPEG" and frame is not None and header.width * header.height > MAX_WHOLE_PIXELS:
         # The decoder never goes below the requested size.
-        image.draft(None, (2 * size[0], 2 * size[1]) if sideways else (2 * size[1], 2 * size[0]))
+        rows, columns = frame.reduced(_upright_size(header, orientation))
+        image.draft(None, (2 * rows, 2 * columns) if sideways else (2 * columns, 2 * rows))
     height, width = image.size if sideways else image.size[::-1]
     if width * height <= MAX_WHOLE_PIXELS:
-        return resize(_upright(image, orientation), size), own
-    pixels = np.empty((height, width if size is None else size[1], 3), np.uint8)
+        upright = _upright(image, orientation)
+        return upright if frame is None else frame(upright)
+    size = (height, width) if frame is None else frame.reduced((height, width))
+    interpolation = "bilinear" if frame is None else frame.interpolation
+    pixels = np.empty((height, size[1], 3), np.uint8)
     rows = max(1, _STRIP_PIXELS // width)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         first, last = (height - bottom, height - top) if backwards else (top, bottom)
         box = (first, 0, last, image.height) if sideways else (0, first, image.width, last)
         strip = _upright(image.crop(box), orientation)
-        pixels[top:bottom] = resize(strip, (bottom - top, pixels.shape[1]))
-    return resize(pixels, size), own
+        pixels[top:bottom] = resize(strip, (bottom - top, size[1]), interpolation)
+    pixels = resize(pixels, size, interpolation)
+    return pixels if frame is None else frame(pixels)
 
 
 def _upright(image: Image, orientation: int) -> NDArray[np.uint8]:
@@ -207,17 +227,11 @@ def _upright(image: Image, orientation: int) -> NDArray[np.uint8]:
     return np.array(image if turn is None else image.transpose(turn), np.uint8)
 
 
-def check_size(size: tuple[int, int] | None) -> None:
-    """Raises DataError unless a size is a height and a width of at least one pixel each, or ``None``."""
-    if size is not None and (len(size) != 2 or min(size) < 1):
-        raise DataError(f"size {size}, expected height and width in pixels, each at least 1")
-
-
-def resize(image: NDArray[np.uint8], size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    """Resizes an (H, W, 3) image bilinearly; returns the image itself if nothing has to change."""
-    if size is None or image.shape[:2] == tuple(size):
-        return image
-    from PIL import Image
-
-    height, width = size
-    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR), np.uint8)
+def geometry_of(size: Size) -> Geometry | None:
+    """The geometry that a size means; raises DataError unless it is a height and a width of at least one pixel each."""
+    if size is None or isinstance(size, Geometry):
+        return size
+    try:
+        return Geometry(size)
+    except InputError as error:
+        raise DataError(str(error)) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,19 +11,21 @@ from pathlib import Path
 import numpy as np
 
 from dfs_deploy.data.cifar import CIFAR_ARCHIVES, CifarArchive, load_cifar
-from dfs_deploy.data.dataset import SPLITS, Dataset, ImageFolder, Split, content_notes, resize_note
+from dfs_deploy.data.dataset import SPLITS, AnyImages, Dataset, Split
 from dfs_deploy.data.entries import entries_of, os_errors_as_data_errors
+from dfs_deploy.data.findings import Findings
 from dfs_deploy.data.folders import open_folder, split_folders
-from dfs_deploy.data.images import check_size, resize
+from dfs_deploy.data.images import Size, geometry_of
 from dfs_deploy.data.npz import load_npz, opened_npz, splits_in
 from dfs_deploy.errors import DataError
+from dfs_deploy.geometry import Geometry
 from dfs_deploy.io.kinds import given_instead
 
 
 def load_dataset(
     path: str | Path,
     split: str | None = None,
-    size: tuple[int, int] | None = None,
+    size: Size = None,
     *,
     samples: int | None = None,
     seed: int = 0,
@@ -46,7 +47,9 @@ def load_dataset(
         split: ``train``, ``val`` or ``test``; ``None`` for the images to evaluate on: ``test``, or ``val`` if there is
             no ``test``.
         size: height and width in pixels; images of another size are resized bilinearly, and the notes of the data set
-            say so. ``None`` keeps the images' own size, which must be the same for all.
+            say so. Or a geometry, such as ``Runtime.input.geometry``, which may crop as well: it is applied to every
+            image of a folder, and to arrays of another height and width. ``None`` keeps the images' own size, which
+            must be the same for all.
         samples: number of images to draw at random, see ``Dataset.subset``; ``None`` for all, in order. Only the
             chosen images of a folder are decoded.
         seed: seed of the draw.
@@ -81,13 +84,11 @@ def splits_of(path: str | Path) -> tuple[Split, ...]:
 
 
 @os_errors_as_data_errors
-def open_dataset(
-    path: str | Path, split: str | None = None, size: tuple[int, int] | None = None
-) -> Dataset | ImageFolder:
+def open_dataset(path: str | Path, split: str | None = None, size: Size = None) -> AnyImages:
     """Opens a data set; a folder of images is listed with its labels, and decoded later.
 
-    The arguments are those of ``load_dataset``. Both kinds of result have ``subset``, ``labelled_for`` and
-    ``load``.
+    The arguments are those of ``load_dataset``. Both kinds of result have ``batches``, ``subset``, ``select``,
+    ``labelled_for`` and ``load``.
 
     Returns:
         The files of a folder; or, for an ``.npz`` or a CIFAR archive, images in memory.
@@ -97,15 +98,15 @@ def open_dataset(
     """
     path = Path(path)
     chosen = _split(split)
-    check_size(size)
+    geometry = geometry_of(size)
     with _naming_other_kinds(path):
         if path.is_file():
-            return _resized(load_npz(path, chosen), size)
+            return _resized(load_npz(path, chosen), geometry)
         entries = _entries(path)
         archive = _archive(entries)
         if archive is None:
-            return open_folder(path, entries, chosen, size)
-        return _resized(load_cifar(archive, path, entries, chosen or "test"), size)
+            return open_folder(path, entries, chosen, geometry)
+        return _resized(load_cifar(archive, path, entries, chosen or "test"), geometry)
 
 
 @contextmanager
@@ -142,13 +143,13 @@ def _split(name: str | None) -> Split | None:
     raise DataError(f"split {name!r}, expected one of {', '.join(SPLITS)}")
 
 
-def _resized(dataset: Dataset, size: tuple[int, int] | None) -> Dataset:
-    notes = [*dataset.notes, *content_notes(dataset.images)]
+def _resized(dataset: Dataset, geometry: Geometry | None) -> Dataset:
+    findings = Findings(len(dataset), geometry)
+    for index, image in enumerate(dataset.images):
+        findings.add(index, image, dataset.image_size)
     images = dataset.images
-    own = (images.shape[1], images.shape[2])
-    if size is not None and own != tuple(size):
-        notes += resize_note(Counter({own: len(images)}), size)
-        images = np.empty((len(images), *size, 3), np.uint8)
+    if geometry is not None and dataset.image_size != geometry.size:
+        images = np.empty((len(images), *geometry.size, 3), np.uint8)
         for row, image in zip(images, dataset.images, strict=True):
-            row[:] = resize(image, size)
-    return replace(dataset, images=images, notes=tuple(notes))
+            row[:] = geometry(image)
+    return replace(dataset, images=images, notes=(*dataset.notes, *findings.notes))

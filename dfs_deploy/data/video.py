@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.data.image_headers import MAX_HEAVY_PIXELS
-from dfs_deploy.data.images import check_size, resize
+from dfs_deploy.data.images import Size, geometry_of
 from dfs_deploy.errors import DataError, EnvironmentLacksError
 from dfs_deploy.io.text import first_line
 from dfs_deploy.system.libraries import required
@@ -29,7 +29,7 @@ MAX_FRAME_PIXELS = MAX_HEAVY_PIXELS
 """Most pixels of a frame, a little more than 8K (7680 x 4320). Decoders keep up to 17 frames at 1.5 bytes per pixel."""
 
 
-def read_video(path: str | Path, size: tuple[int, int] | None = None) -> Iterator[NDArray[np.uint8]]:
+def read_video(path: str | Path, size: Size = None) -> Iterator[NDArray[np.uint8]]:
     """Decodes the first video stream of a file; frames are turned upright as the file says.
 
     Args:
@@ -67,7 +67,7 @@ def read_video(path: str | Path, size: tuple[int, int] | None = None) -> Iterato
         raise DataError(f"{path} has no frames; remove it")
 
 
-def read_camera(device: str, size: tuple[int, int] | None = None) -> Iterator[NDArray[np.uint8]]:
+def read_camera(device: str, size: Size = None) -> Iterator[NDArray[np.uint8]]:
     """Reads a camera through Video4Linux, frame by frame, until the caller stops.
 
     Args:
@@ -94,8 +94,8 @@ def read_camera(device: str, size: tuple[int, int] | None = None) -> Iterator[ND
         ) from error
 
 
-def _frames(container: InputContainer, name: str, size: tuple[int, int] | None) -> Iterator[NDArray[np.uint8]]:
-    check_size(size)
+def _frames(container: InputContainer, name: str, size: Size) -> Iterator[NDArray[np.uint8]]:
+    geometry = geometry_of(size)
     if not container.streams.video:
         raise DataError(f"{name} has no video stream; give a video")
     codec = container.streams.video[0].codec_context
@@ -107,4 +107,5 @@ def _frames(container: InputContainer, name: str, size: tuple[int, int] | None) 
     for frame in container.decode(container.streams.video[0]):
         pixels = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
         quarters = round(frame.rotation / 90)  # counterclockwise, as the display matrix says
-        yield resize(np.ascontiguousarray(np.rot90(pixels, quarters)), size)
+        upright = np.ascontiguousarray(np.rot90(pixels, quarters))
+        yield upright if geometry is None else geometry(upright)

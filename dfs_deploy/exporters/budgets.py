@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dfs_deploy.bundle.manifest import BudgetRecord
-from dfs_deploy.data import Dataset
+from dfs_deploy.data import AnyImages
 from dfs_deploy.errors import UsageError
+from dfs_deploy.exporters.reference import images_at_once
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.budgets import GREATEST_BIAS
@@ -72,7 +73,7 @@ def check_budgets(given: str | float | Sequence[float], reach: tuple[float, floa
 
 
 def calibrate_budgets(
-    runtime: Runtime, budgets: Sequence[float], data: Dataset, progress: Progress = silent
+    runtime: Runtime, budgets: Sequence[float], data: AnyImages, progress: Progress = silent
 ) -> list[BudgetRecord]:
     """Finds the bias that holds each budget on a data set, and measures accuracy and latency with it.
 
@@ -108,7 +109,7 @@ def calibrate_budgets(
             computation_percentage=point.percentage,
             top1=point.top1,
             latency_ms=_latency_ms(runtime, data, point.bias),
-            samples=len(data.images),
+            samples=len(data),
         )
         for point in points
     ]
@@ -120,7 +121,7 @@ def calibrate_budgets(
 class _Search:
     """A search for biases on one data set, which keeps every measurement."""
 
-    def __init__(self, runtime: Runtime, data: Dataset) -> None:
+    def __init__(self, runtime: Runtime, data: AnyImages) -> None:
         self._runtime = runtime
         self._data = data
         self._known: dict[float, tuple[float, float]] = {}
@@ -171,21 +172,20 @@ class _Search:
     def _measure(self, budget: float, bias: float) -> _Point:
         if bias not in self._known:
             self._runtime.set_cost_bias(bias)
-            images, labels = self._data.images, self._data.labels
             right, percentages = 0, []
-            for start in range(0, len(images), _BATCH):
-                result = self._runtime(images[start : start + _BATCH])
-                right += int((result.classes == labels[start : start + _BATCH]).sum())
+            for images, labels in self._data.batches(images_at_once(self._runtime.input.shape, _BATCH)):
+                result = self._runtime(images)
+                right += int((result.classes == labels).sum())
                 percentages.append(result.computation_percentage)
             percentage = float(np.concatenate(percentages).mean(dtype=np.float64))
-            self._known[bias] = percentage, right / len(images)
+            self._known[bias] = percentage, right / len(self._data)
         return _Point(budget, bias, *self._known[bias])
 
 
-def _latency_ms(runtime: Runtime, data: Dataset, bias: float) -> float:
+def _latency_ms(runtime: Runtime, data: AnyImages, bias: float) -> float:
     """Median time in milliseconds of one image, over the first of them, without normalisation."""
     runtime.set_cost_bias(bias)
-    images = runtime.input.normalize(data.images[:_TIMED])
+    images = runtime.input.normalize(data.select(slice(_TIMED)).load().images)
     runtime(images[:1])
     times = []
     for i in range(len(images)):

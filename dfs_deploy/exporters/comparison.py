@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.data import AnyImages
+from dfs_deploy.exporters.reference import images_at_once
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Precision, computation_percentage
 from dfs_deploy.progress import Progress, silent
@@ -56,26 +58,29 @@ class Comparison:
 def compare(
     runtime: Runtime,
     network: DFSNetwork,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64] | None,
+    data: AnyImages,
     progress: Progress = silent,
 ) -> Comparison:
-    """Runs a bundle and its reference, in evaluation mode, on images (N, H, W, C) uint8.
+    """Runs a bundle and its reference, in evaluation mode, on labelled images of the network's size.
 
     If the runtime holds a budget, the reference holds it by the same bias.
     """
-    parts = []
-    for start in range(0, len(images), BATCH):
-        batch = images[start : start + BATCH]
-        ours = runtime(batch, finite=False)  # logits that are not finite fail the check
+    ours, theirs, errors, done = [], [], [], 0
+    for batch, _ in data.batches(images_at_once(runtime.input.shape, BATCH)):
+        got = runtime(batch, finite=False)  # logits that are not finite fail the check
         with _charged(network, score_offset(runtime.cost_bias, runtime.bundle.architecture, runtime.options)):
-            theirs = network.route(torch.from_numpy(runtime.input.normalize(batch)))
-        parts.append((ours.logits, ours.path, theirs.logits.numpy(), theirs.path.numpy().astype(np.uint8)))
-        progress("comparing", (start + len(batch)) / len(images))
-    logits, path, reference_logits, reference_path = (np.concatenate(part) for part in zip(*parts, strict=True))
-    costs, class_names = runtime.options.costs, runtime.input.class_names
-    weights = runtime.bundle.architecture.weights(runtime.options)
-    return summarize(logits, path, reference_logits, reference_path, labels, costs, class_names, weights)
+            expected = network.route(torch.from_numpy(runtime.input.normalize(batch)))
+        logits = expected.logits.numpy()
+        # Of a thousand logits per image, only what is counted is kept.
+        ours.append(Answers(got.classes, got.path))
+        theirs.append(Answers(logits.argmax(1), expected.path.numpy().astype(np.uint8)))
+        errors.append(np.abs(got.logits - logits).max())
+        done += len(batch)
+        progress("comparing", done / len(data))
+    answers, reference = (Answers(*map(np.concatenate, zip(*side, strict=True))) for side in (ours, theirs))
+    architecture, options, names = runtime.bundle.architecture, runtime.options, runtime.input.class_names
+    error, classes, weights = float(np.max(errors)), architecture.classes, architecture.weights(options)
+    return summarize(answers, reference, error, data.labels, options.costs, classes, names, weights)
 
 
 @contextmanager
@@ -97,55 +102,61 @@ def _charged(network: DFSNetwork, offset: NDArray[np.float32]) -> Iterator[None]
         hook.remove()
 
 
+class Answers(NamedTuple):
+    """Answers of a network: (N,) int64 classes and (N, gated blocks) uint8 path."""
+
+    classes: NDArray[np.int64]
+    path: NDArray[np.uint8]
+
+
 def summarize(
-    logits: NDArray[np.float32],
-    path: NDArray[np.uint8],
-    reference_logits: NDArray[np.float32],
-    reference_path: NDArray[np.uint8],
+    ours: Answers,
+    reference: Answers,
+    max_abs_logit_error: float,
     labels: NDArray[np.int64] | None,
     costs: tuple[float, ...],
+    classes: int,
     class_names: Sequence[str] = (),
     weights: Sequence[float] | None = None,
 ) -> Comparison:
-    """The figures of a comparison, from both sides' logits (N, classes) and paths (N, blocks).
+    """The figures of a comparison of a bundle's answers with its reference's.
 
-    ``weights`` are those of the blocks in the computation; ``None`` for equal ones.
+    ``classes`` is their number; ``weights`` are those of the blocks in the computation, ``None`` for equal ones.
     """
-    agreement = path == reference_path
+    path = ours.path
+    agreement = path == reference.path
 
     def computation(taken: NDArray[np.uint8]) -> float:
         return float(computation_percentage(taken, costs, weights).mean(dtype=np.float64))
 
-    def top1(values: NDArray[np.float32]) -> float | None:
-        return None if labels is None else float(np.mean(values.argmax(1) == labels))
+    def top1(answers: Answers) -> float | None:
+        return None if labels is None else float(np.mean(answers.classes == labels))
 
     return Comparison(
-        samples=len(logits),
-        top1_reference=top1(reference_logits),
-        top1_bundle=top1(logits),
+        samples=len(path),
+        top1_reference=top1(reference),
+        top1_bundle=top1(ours),
         route_agreement=float(agreement.mean()) if agreement.size else 1.0,
-        computation_percentage_reference=computation(reference_path),
+        computation_percentage_reference=computation(reference.path),
         computation_percentage_bundle=computation(path),
-        max_abs_logit_error=float(np.abs(logits - reference_logits).max()),
+        max_abs_logit_error=max_abs_logit_error,
         option_share=tuple(
             tuple(float(np.mean(path[:, block] == option)) for option in range(len(costs)))
             for block in range(path.shape[1])
         ),
         block_agreement=tuple(float(share) for share in agreement.mean(0)),
-        suspicions=suspicions(labels, logits.argmax(1), logits.shape[1], class_names),
+        suspicions=suspicions(labels, ours.classes, classes, class_names),
     )
 
 
-def static_top1(
-    bundle: Bundle, images: NDArray[np.uint8], labels: NDArray[np.int64], threads: int | None = None
-) -> dict[Precision, float]:
-    """Share of right answers, 0 to 1, of each static baseline for ONNX Runtime, on images (N, H, W, C) uint8."""
+def static_top1(bundle: Bundle, data: AnyImages, threads: int | None = None) -> dict[Precision, float]:
+    """Share of right answers, 0 to 1, of each static baseline for ONNX Runtime."""
     shares: dict[Precision, float] = {}
     for precision in bundle.manifest.runtimes["onnxruntime"].static:
         with StaticEngine(bundle, precision, threads) as engine:
             right = sum(
-                int(np.sum(engine(bundle.input.normalize(images[s : s + BATCH])).argmax(1) == labels[s : s + BATCH]))
-                for s in range(0, len(images), BATCH)
+                int(np.sum(engine(bundle.input.normalize(images)).argmax(1) == labels))
+                for images, labels in data.batches(images_at_once(bundle.input.shape, BATCH))
             )
-        shares[precision] = right / len(images)
+        shares[precision] = right / len(data)
     return shares

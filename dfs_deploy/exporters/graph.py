@@ -40,6 +40,11 @@ class GraphBuilder:
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
 
+    @property
+    def opset(self) -> int:
+        """Version of the ONNX operators."""
+        return self._opset
+
     def input(self, name: str, dtype: Any, shape: Sequence[Dimension]) -> str:
         """Declares a graph input; a string in the shape is a dimension known at run time."""
         self._inputs.append(_value_info(name, dtype, shape))

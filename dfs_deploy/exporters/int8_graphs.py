@@ -1,124 +1,215 @@
-"""INT8 blocks as ONNX graphs of QuantizeLinear and DequantizeLinear, written from ``Int8Block``."""
+"""Parts in INT8 as ONNX graphs of QuantizeLinear and DequantizeLinear, written from ``Int8Part``.
+
+ONNX Runtime makes one integer operator of a layer between DequantizeLinear and QuantizeLinear: QLinearConv, QGemm,
+QLinearAdd, QLinearMul, QLinearGlobalAveragePool and so on, or the layer itself on integers if it only passes values on.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.exporters.engines import BATCH, TENSORRT, conv_attributes, finish, grid_constants, uint8_input
+from dfs_deploy.errors import InternalError
+from dfs_deploy.exporters.engines import FEATURES, TENSORRT, grid_constants, part_engine
 from dfs_deploy.exporters.graph import GraphBuilder
-from dfs_deploy.exporters.int8 import UINT8_MAX, Grid, Int8Block, Int8Conv
+from dfs_deploy.exporters.int8 import UINT8_MAX, Grid, Int8Layer, Int8Part, Int8Weight
+from dfs_deploy.exporters.layers import conv_attributes, float_layer
+from dfs_deploy.exporters.split import Layer
+from dfs_deploy.models.graph import INPUT
+
+_HARD_SIGMOID_SLOPE = 1.0 / 6.0
+_HARD_SIGMOID_MIDDLE = 0.5
 
 
-def onnxruntime_engine(name: str, block: Int8Block) -> bytes:
-    """An INT8 block for ONNX Runtime.
+def onnxruntime_engine(name: str, part: Int8Part, source: str = FEATURES) -> bytes:
+    """A part for ONNX Runtime as a model; its ends are those of ``part_engine``."""
 
-    The input is (N, C, H, W) float32, or (N, H, W, C) uint8 if the block's features have a grid. The output is uint8,
-    channels last, and the sum is made channels last, where ONNX Runtime's convolutions leave it.
-    """
-    graph = GraphBuilder(name)
-    if block.features is None:
-        features = graph.input("features", np.float32, (BATCH, *block.shape.in_shape))
-    else:
-        features = uint8_input(graph, block.shape.in_shape)
-    channels, *size = block.shape.out_shape
-    output = onnxruntime_block(graph, features, block, channels_last=True)
-    graph.output(output, "output", np.uint8, (BATCH, *size, channels))
-    return graph.build()
+    def body(graph: GraphBuilder, x: str) -> str:
+        return onnxruntime_part(graph, x, part, channels_last=part.gives is not None)
+
+    return part_engine(name, part.part, body, takes=part.takes, gives=part.gives, source=source)
 
 
-def onnxruntime_block(
-    graph: GraphBuilder, features: str, block: Int8Block, prefix: str = "", channels_last: bool = False
-) -> str:
-    """Adds a block in ONNX Runtime's arithmetic; returns its output, uint8 on ``block.output``.
+def tensorrt_engine(name: str, part: Int8Part, source: str = FEATURES) -> bytes:
+    """A part for TensorRT as a model: int8 inside, float32 at both ends."""
+    return part_engine(name, part.part, lambda graph, x: tensorrt_part(graph, x, part), TENSORRT, source=source)
+
+
+def onnxruntime_part(graph: GraphBuilder, x: str, part: Int8Part, prefix: str = "", channels_last: bool = False) -> str:
+    """Adds a part in ONNX Runtime's arithmetic; returns its output, uint8 on ``part.gives`` or float32.
 
     Args:
         graph: graph to add it to.
-        features: float32 or, if the block's features have a grid, uint8; channels first.
-        block: made by ``Int8Block.for_onnxruntime``.
-        prefix: beginning of the names of constants, so that several blocks can share a graph.
-        channels_last: whether the output lies channels last.
+        x: float32 or, if the part takes a grid, uint8; channels first.
+        part: made by ``Int8Part.for_onnxruntime``.
+        prefix: beginning of the names of constants, so that several parts can share a graph.
+        channels_last: whether the output, a feature map, lies channels last.
     """
-    rounded: dict[Grid, str] = {}
-
-    def taken(name: str, conv: Int8Conv) -> str:
-        if block.features is not None:
-            return features
-        if conv.takes not in rounded:  # one tensor, rounded once for both convolutions that read it alike
-            rounded[conv.takes] = quantize(graph, f"{prefix}{name}_input", features, conv.takes)
-        return rounded[conv.takes]
-
-    y = ""
-    for i, conv in enumerate(block.branch, 1):  # clamping at zero is the relu between two of them
-        y = onnxruntime_conv(graph, f"{prefix}conv{i}", y or taken("conv1", conv), conv)
-    y = dequantize(graph, f"{prefix}conv{len(block.branch)}_output", y, block.branch[-1].gives)
-    if block.projection is not None:
-        shortcut = taken("projection", block.projection)
-        shortcut = onnxruntime_conv(graph, f"{prefix}projection", shortcut, block.projection)
-        shortcut = dequantize(graph, f"{prefix}projection_output", shortcut, block.projection.gives)
-    else:
-        shortcut = dequantize(graph, f"{prefix}features", features, block.features)
-    if channels_last:
-        y, shortcut = (graph.node("Transpose", x, perm=[0, 2, 3, 1]) for x in (y, shortcut))
-    return quantize(graph, f"{prefix}block_output", graph.node("Add", y, shortcut), block.output)
+    writer = _Uint8Writer(graph, part, prefix, {INPUT: _Value(x, part.takes)})
+    for step in part.layers:
+        writer.add(step)
+    return writer.result(channels_last)
 
 
-def onnxruntime_conv(graph: GraphBuilder, name: str, x: str, conv: Int8Conv) -> str:
-    """Adds a convolution in integers: uint8 on ``conv.takes`` to uint8 on ``conv.gives``."""
-    if conv.clamp is not None:
-        ends = {"low": conv.takes.level(conv.clamp.low), "high": conv.takes.level(conv.clamp.high)}
-        if tuple(ends.values()) != (0, UINT8_MAX):
-            x = graph.node("Clip", x, *(graph.constant(f"{name}_{end}", np.uint8(v)) for end, v in ends.items()))
-    weight = _scaled(graph, f"{name}_weight", conv.weight, conv.weight_scale)
-    bias = _scaled(graph, f"{name}_bias", conv.bias, conv.bias_scale)
-    x = dequantize(graph, f"{name}_input", x, conv.takes)
-    y = graph.node("Conv", x, weight, bias, **conv_attributes(conv.window))
-    return quantize(graph, f"{name}_output", y, conv.gives)
+def tensorrt_part(graph: GraphBuilder, x: str, part: Int8Part, prefix: str = "") -> str:
+    """Adds a part in TensorRT's arithmetic, from float32 to float32; see ``onnxruntime_part``."""
+    writer = _Int8Writer(graph, part, prefix, {INPUT: x})
+    for step in part.layers:
+        writer.add(step)
+    return writer.values[part.part.output]
 
 
-def tensorrt_engine(name: str, block: Int8Block) -> bytes:
-    """An INT8 block for TensorRT: int8 throughout, float32 features at both ends."""
-    graph = GraphBuilder(name, TENSORRT.opset)
-    features = graph.input("features", np.float32, (BATCH, *block.shape.in_shape))
-    return finish(graph, tensorrt_block(graph, features, block), block.shape.out_shape, TENSORRT)
+@dataclass(frozen=True)
+class _Value:
+    """A value in a graph: its name there, and its grid, or ``None`` for float32."""
+
+    name: str
+    grid: Grid | None
 
 
-def tensorrt_block(graph: GraphBuilder, features: str, block: Int8Block, prefix: str = "") -> str:
-    """Adds a block in TensorRT's arithmetic, from float32 features to float32; see ``onnxruntime_block``."""
-    rounded: dict[tuple[str, float], str] = {}
+@dataclass
+class _Uint8Writer:
+    """A graph for ONNX Runtime in the making.
 
-    def round_to(name: str, value: str, grid: Grid | None) -> str:
+    Attributes:
+        graph: the graph.
+        part: what is added to it.
+        prefix: beginning of the names of constants.
+        values: values so far, by name.
+        rounded: names of float32 values on grids, so that one value is rounded once for all that read it alike.
+    """
+
+    graph: GraphBuilder
+    part: Int8Part
+    prefix: str
+    values: dict[str, _Value]
+    rounded: dict[tuple[str, Grid], str] = field(default_factory=dict)
+
+    def add(self, step: Int8Layer) -> None:
+        """Adds a step."""
+        layer, label = step.layer, self.prefix + step.layer.name
+        if layer.operator in ("relu", "clip") and not step.floats:
+            result = self._integers(layer.inputs[0], step.takes[0])
+        elif layer.operator == "pad" and step.gives is not None:
+            result = self._padded(step, step.gives)
+        else:
+            result = quantize(self.graph, f"{label}_output", self._computed(step, label), step.gives)
+        if step.gives is not None and step.limits is not None:
+            result = self._clipped(f"{label}_limit", result, step.gives.levels(step.limits))
+        self.values[step.name] = _Value(result, step.gives)
+
+    def result(self, channels_last: bool) -> str:
+        """The part's output."""
+        name, grid = self.part.part.output, self.part.gives
+        result = self._float(name) if grid is None else self._integers(name, grid)
+        return self.graph.node("Transpose", result, perm=[0, 2, 3, 1]) if channels_last else result
+
+    def _computed(self, step: Int8Layer, label: str) -> str:
+        layer, inputs = step.layer, []
+        for place, (name, grid) in enumerate(zip(layer.inputs, step.takes, strict=True)):
+            if grid is None:
+                inputs.append(self._float(name))
+                continue
+            x = self._integers(name, grid)
+            if step.clamp is not None:
+                x = self._clipped(f"{label}_input", x, grid.levels(step.clamp))
+            if layer.operator == "hard_sigmoid":  # the same integers on a grid of sixths
+                grid = replace(grid, scale=float(np.float32(grid.scale * _HARD_SIGMOID_SLOPE)))
+            inputs.append(dequantize(self.graph, f"{label}_input_{place}", x, grid))
+        if step.weight is not None:
+            return weighted(self.graph, label, inputs[0], layer, step.weight, step.takes[0])
+        if layer.operator == "hard_sigmoid" and not step.floats:  # the ends of the grid that it gives clamp
+            half = Grid(_HARD_SIGMOID_MIDDLE / UINT8_MAX)
+            levels = self.graph.constant(f"{label}_half", np.uint8(UINT8_MAX))
+            return self.graph.node("Add", inputs[0], dequantize(self.graph, f"{label}_half", levels, half))
+        return float_layer(self.graph, layer, inputs, self.part.part.sizes, np.float32, self.prefix)
+
+    def _padded(self, step: Int8Layer, grid: Grid) -> str:
+        pads = step.layer.numbers("pads")
+        label = self.prefix + step.layer.name
+        ends = self.graph.constant(f"{label}_pads", np.array([0, *pads[:3], 0, *pads[3:]], np.int64))
+        zero = self.graph.constant(f"{label}_zero", np.uint8(grid.zero_point))
+        return self.graph.node("Pad", self._integers(step.layer.inputs[0], grid), ends, zero)
+
+    def _clipped(self, label: str, x: str, levels: tuple[int, int] | None) -> str:
+        if levels is None:
+            return x
+        ends = zip(("low", "high"), levels, strict=True)
+        return self.graph.node("Clip", x, *(self.graph.constant(f"{label}_{end}", np.uint8(v)) for end, v in ends))
+
+    def _float(self, name: str) -> str:
+        value = self.values[name]
+        return dequantize(self.graph, f"{self.prefix}{name}_value", value.name, value.grid)
+
+    def _integers(self, name: str, grid: Grid | None) -> str:
+        """A value as integers on a grid."""
+        if grid is None:
+            raise InternalError(f"{self.part.part.name}: {name} has no grid to be read on")
+        value = self.values[name]
+        if value.grid == grid:
+            return value.name
+        key = (name, grid)
+        if key not in self.rounded:
+            label = f"{self.prefix}{name}_rounded_{len(self.rounded)}"
+            self.rounded[key] = quantize(self.graph, label, self._float(name), grid)
+        return self.rounded[key]
+
+
+@dataclass
+class _Int8Writer:
+    """A graph for TensorRT in the making; attributes as of ``_Uint8Writer``, values in float32."""
+
+    graph: GraphBuilder
+    part: Int8Part
+    prefix: str
+    values: dict[str, str]
+    rounded: dict[tuple[str, float], str] = field(default_factory=dict)
+
+    def add(self, step: Int8Layer) -> None:
+        """Adds a step."""
+        layer, label = step.layer, self.prefix + step.layer.name
+        inputs = [self.values[name] for name in layer.inputs]
+        if step.clamp is not None:
+            ends = {"low": step.clamp.low, "high": step.clamp.high}
+            constants = (self.graph.constant(f"{label}_input_{end}", np.float32(v)) for end, v in ends.items())
+            inputs[0] = self.graph.node("Clip", inputs[0], *constants)
+        inputs = [self._rounded(label, x, grid) for x, grid in zip(inputs, step.takes, strict=True)]
+        if step.weight is not None:
+            result = weighted(self.graph, label, inputs[0], layer, step.weight, step.takes[0])
+        else:
+            result = float_layer(self.graph, layer, inputs, self.part.part.sizes, np.float32, self.prefix)
+        self.values[step.name] = result
+
+    def _rounded(self, label: str, value: str, grid: Grid | None) -> str:
         if grid is None:
             return value
         key = (value, grid.scale)  # one pair of nodes for all that round a value alike
-        if key not in rounded:
-            rounded[key] = quantized(graph, prefix + name, value, grid)
-        return rounded[key]
+        if key not in self.rounded:
+            self.rounded[key] = quantized(self.graph, f"{label}_input", value, grid)
+        return self.rounded[key]
 
-    def convolve(name: str, x: str, conv: Int8Conv) -> str:
-        if conv.clamp is not None:
-            ends = {"low": conv.clamp.low, "high": conv.clamp.high}
-            constants = (graph.constant(f"{prefix}{name}_input_{end}", np.float32(v)) for end, v in ends.items())
-            x = graph.node("Clip", x, *constants)
-        return tensorrt_conv(graph, prefix + name, round_to(f"{name}_input", x, conv.takes), conv)
 
-    y = features
-    for i, conv in enumerate(block.branch, 1):
-        y = convolve(f"conv{i}", y, conv)
-        if i < len(block.branch):
-            y = graph.node("Relu", y)
-    if block.projection is not None:
-        shortcut = round_to("shortcut", convolve("projection", features, block.projection), block.projection.gives)
+def weighted(graph: GraphBuilder, label: str, x: str, layer: Layer, weight: Int8Weight, takes: Grid | None) -> str:
+    """Adds a convolution or linear layer with integer weights.
+
+    Args:
+        graph: graph to add it to.
+        label: beginning of the names of its constants.
+        x: its input, dequantised from ``takes``.
+        layer: the layer.
+        weight: its weights.
+        takes: grid of the input.
+    """
+    levels = _scaled(graph, f"{label}_weight", weight.levels, weight.scale)
+    if weight.bias.dtype == np.int32 and takes is not None:
+        bias = _scaled(graph, f"{label}_bias", weight.bias, weight.bias_scale(takes))
     else:
-        shortcut = round_to("shortcut", features, block.shortcut)
-    return graph.node("Relu", graph.node("Add", y, shortcut))
-
-
-def tensorrt_conv(graph: GraphBuilder, name: str, x: str, conv: Int8Conv) -> str:
-    """Adds a convolution of a value that ``quantized`` rounded to ``conv.takes``."""
-    weight = _scaled(graph, f"{name}_weight", conv.weight, conv.weight_scale)
-    bias = graph.constant(f"{name}_bias", conv.bias)
-    return graph.node("Conv", x, weight, bias, **conv_attributes(conv.window))
+        bias = graph.constant(f"{label}_bias", weight.bias)
+    if layer.operator == "linear":
+        return graph.node("Gemm", x, levels, bias, transB=1)
+    return graph.node("Conv", x, levels, bias, **conv_attributes(layer))
 
 
 def quantize(graph: GraphBuilder, name: str, value: str, grid: Grid | None) -> str:

@@ -1,10 +1,13 @@
 """The whole adaptive network, gate included, as one standard ONNX file, for any language's ONNX Runtime.
 
-A gated block is a chain of ``If`` over the gate's decision, the cheapest option first; weights live inside the
-branches, where a runtime can prepack and fuse them. A network with a static policy is a straight line, without gate and
-``If``. Features are float32 between blocks, whatever branch made them. An INT8 branch still has both layouts of its
-engine, and chooses by a flag that goes along with the features: those that an INT8 block left lie on its grid exactly
-and are read on that grid, as the runtime does. So both take the same decisions.
+A block that is decided is a chain of ``If`` over the gate's decision, the cheapest option first; weights live inside
+the branches, where a runtime can prepack and fuse them. A block with one choice, and every block under a static policy,
+is part of a straight line. Features are float32 between blocks, whatever branch made them; those that an INT8 branch
+left lie on its grid exactly, so that rounding them to it again changes nothing.
+
+If features may hold what no grid does, an INT8 branch still has both layouts of its engine, and chooses by a flag that
+goes along with the features: those on the grid are read on it, others as they are, as the runtime does. So both take
+the same decisions.
 
 An option of 9 to 16 bits keeps its rounded weights and is computed in FP32, as the runtime does on a CPU without fast
 float16.
@@ -22,23 +25,19 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.calibration import Ranges, block_ranges
+from dfs_deploy.calibration import ALWAYS
 from dfs_deploy.errors import ExportMismatchError
-from dfs_deploy.exporters.engines import classify, convolve, mean_over_map, residual, step_gate
+from dfs_deploy.exporters.engines import IMAGES, STATE, mean_over_map, step_gate
 from dfs_deploy.exporters.graph import GraphBuilder
-from dfs_deploy.exporters.int8 import LEAST_SCALE, BlockRanges, Grid, Int8Block, output_grid
-from dfs_deploy.exporters.int8_graphs import dequantize, onnxruntime_block, quantize
-from dfs_deploy.exporters.split import (
-    BlockPart,
-    split_block,
-    split_gate,
-    split_head,
-    split_skip,
-    split_stem,
-)
-from dfs_deploy.models import BasicBlock, DFSNetwork
-from dfs_deploy.network import Block
-from dfs_deploy.options import Precision, engine_precision
+from dfs_deploy.exporters.int8 import LEAST_SCALE
+from dfs_deploy.exporters.int8_forms import Int8Forms
+from dfs_deploy.exporters.int8_graphs import dequantize, onnxruntime_part, quantize
+from dfs_deploy.exporters.layers import float_part
+from dfs_deploy.exporters.split import GatePart, Part, split_block, split_gate, split_head, split_skip, split_stem
+from dfs_deploy.exporters.writing import always_precision, feature_grids, gives_beyond_grid
+from dfs_deploy.models import DFSNetwork
+from dfs_deploy.models.network import MASKED
+from dfs_deploy.options import Option, Precision, engine_precision
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime.sessions import open_session, session_options
@@ -55,47 +54,32 @@ metadata_props, each a JSON value: options (name, bits and cost of each, by inde
 """
 
 
-def single_file(
-    network: DFSNetwork, contract: InputContract, ranges: Ranges, targets: Sequence[Precision], weight_bits: int = 8
-) -> bytes:
+def single_file(network: DFSNetwork, contract: InputContract, forms: Int8Forms, targets: Sequence[Precision]) -> bytes:
     """Writes a network as one graph with ``If`` operators; ``DESCRIPTION`` says what goes in and out.
 
     Args:
         network: the reference, in evaluation mode.
         contract: preparation of its input; it goes into the metadata.
-        ranges: an interval for each tensor of each option that INT8 engines run.
+        forms: forms in INT8 of its parts.
         targets: precisions to use; the next more precise one stands in for one that is missing.
-        weight_bits: bits of INT8 weights, 8 or 7.
     """
     graph = GraphBuilder("single_file")
-    stem, first = split_stem(network)
-    images = graph.input("images", np.float32, (1, *contract.shape))
-    features = graph.node("Relu", convolve(graph, "stem", images, stem, np.float32))
-    features = residual(graph, features, first, np.float32, "block_0_")
-
+    writer = _Writer(network, forms, targets)
+    state = writer.stem(graph, graph.input(IMAGES, np.float32, (1, *contract.shape)))
     gate = split_gate(network)
-    writer = _BlockWriter(network, ranges, targets, weight_bits)
-    state = _State(features, None, False)
-    decisions: list[str] = []
-    for index in range(1, len(network.blocks)):
-        if gate is not None:
-            if not decisions:
-                hidden = cell = graph.constant("zeros", np.zeros((1, network.architecture.gate.hidden), np.float32))
-            pooled = mean_over_map(graph, state.features)
-            weight = graph.constant(f"gate_{index - 1}_weight", gate.input_weight[index - 1])
-            bias = graph.constant(f"gate_{index - 1}_bias", gate.bias[index - 1])
-            scores, hidden, cell = step_gate(graph, gate, pooled, weight, bias, hidden, cell)
-            decisions.append(graph.node("ArgMax", scores, axis=1, keepdims=1, select_last_index=0))
-            state = writer.block(graph, index, decisions[-1], state)
-        else:
-            state = writer.block(graph.section(f"block_{index}"), index, None, state)
-
-    head = split_head(network)
-    graph.output(classify(graph, state.features, head, np.float32), "logits", np.float32, (1, head.weight.shape[0]))
-    if decisions:
-        path = graph.node("Concat", *decisions, axis=1)
-    else:
-        path = graph.constant("policy", np.array([network.policy or ()], np.int64))
+    steps = None if gate is None else _GateSteps(graph, gate, network)
+    choices = []
+    for index in range(1, len(network.architecture.blocks)):
+        decision = None
+        if steps is not None and network.decided(index):
+            decision = steps.decide(index, state.features)
+        choices.append(decision or _only_choice(graph, network, index))
+        state = writer.block(graph if decision else graph.section(f"block_{index}"), index, decision, state)
+    logits, classes = writer.head(graph.section("head"), state), network.architecture.classes
+    graph.output(logits, "logits", np.float32, (1, classes))
+    path = (
+        graph.node("Concat", *choices, axis=1) if choices else graph.constant("path_value", np.zeros((1, 0), np.int64))
+    )
     graph.output(path, "path", np.int64, (1, network.architecture.gated_blocks))
 
     metadata = {
@@ -104,6 +88,8 @@ def single_file(
         "mean": list(contract.mean),
         "std": list(contract.std),
         "input_shape": list(contract.shape),
+        "resize": contract.resize,
+        "interpolation": contract.interpolation,
     }
     return graph.build(DESCRIPTION, {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()})
 
@@ -138,46 +124,96 @@ def check_single_file(model: bytes, bundle: Bundle, images: NDArray[np.float32])
         )
 
 
+def _only_choice(graph: GraphBuilder, network: DFSNetwork, index: int) -> str:
+    """The index, (1, 1), of the one option that a block may run."""
+    (option,) = network.options_of(index)
+    return graph.constant(f"choice_{index}", np.array([[network.options.bits.index(option.bits)]], np.int64))
+
+
+class _GateSteps:
+    """The gate in a graph, stepped from block to block."""
+
+    def __init__(self, graph: GraphBuilder, gate: GatePart, network: DFSNetwork) -> None:
+        self._graph = graph
+        self._gate = gate
+        self._network = network
+        zeros = np.zeros((1, gate.hidden), np.float32)
+        self._state = [graph.constant("zeros", zeros) for _ in STATE] if gate.has_memory else []
+        self._shared = {name: graph.constant(f"{name}_value", value) for name, value in gate.shared.items()}
+
+    def decide(self, index: int, features: str) -> str:
+        """Adds the decision about a block, by index, from the features (1, C, H, W) before it; (1, 1) int64."""
+        graph, gate, before = self._graph, self._gate, index - 1
+        own = {"input_weight": gate.input_weight[before], **{k: value[before] for k, value in gate.stacked.items()}}
+        weights = {name: graph.constant(f"gate_{before}_{name}", value) for name, value in own.items()}
+        pooled = mean_over_map(graph, features)
+        scores, state = step_gate(graph, gate, pooled, {**self._shared, **weights}, self._state)
+        self._state = list(state)
+        possible = self._network.options_of(index)
+        if len(possible) < len(self._network.options):
+            masks = [0.0 if option in possible else MASKED for option in self._network.options]
+            scores = graph.node("Add", scores, graph.constant(f"gate_{before}_masks", np.array([masks], np.float32)))
+        return graph.node("ArgMax", scores, axis=1, keepdims=1, select_last_index=0)
+
+
 @dataclass(frozen=True)
 class _State:
     """A feature map between blocks.
 
     Attributes:
         features: name of the value, float32.
-        grid: grid on which the features lie if ``in_uint8`` holds; ``None`` if it cannot.
-        in_uint8: whether the runtime would have them in uint8: name of a scalar bool, or known beforehand.
+        in_uint8: whether the runtime would have them in uint8, and they lie on their grid: name of a scalar bool, or
+            known beforehand.
     """
 
     features: str
-    grid: Grid | None
     in_uint8: str | bool
 
 
 @dataclass(frozen=True)
-class _BlockWriter:
-    """Adds gated blocks to a graph; the attributes are arguments of ``single_file``."""
+class _Engine:
+    """What an option of a block, or a part that always runs, computes.
 
-    network: DFSNetwork
-    ranges: Ranges
-    targets: Sequence[Precision]
-    weight_bits: int
+    Attributes:
+        part: the part.
+        option: index of the option, or ``ALWAYS``.
+        int8: whether it computes in INT8; else in FP32.
+    """
+
+    part: Part
+    option: int
+    int8: bool
+
+
+class _Writer:
+    """Adds parts of a network to a graph; the arguments are those of ``single_file``."""
+
+    def __init__(self, network: DFSNetwork, forms: Int8Forms, targets: Sequence[Precision]) -> None:
+        self._network = network
+        self._forms = forms
+        self._targets = targets
+        self._grids = feature_grids(network, forms.ranges)
+        self._beyond = gives_beyond_grid(network)
+
+    def stem(self, graph: GraphBuilder, images: str) -> _State:
+        """Adds the stem."""
+        engine = self._always(split_stem(self._network), 0)
+        return _State(self._run(graph, engine, 0, images, False), engine.int8)
+
+    def head(self, graph: GraphBuilder, state: _State) -> str:
+        """Adds the head; returns the logits."""
+        place = len(self._grids)
+        return self._reading(graph, self._always(split_head(self._network), place), place, state)
 
     def block(self, graph: GraphBuilder, index: int, decision: str | None, state: _State) -> _State:
-        """Adds a gated block that does what a decision says, or, if that is ``None``, what the policy says."""
-        block, options = self.network.blocks[index], self.network.options
-        possible = [i for i, option in enumerate(options) if option in self.network.options_of(index)]
-        grid = state.grid if block.projection is None else None
-        in_uint8: dict[int, str | bool] = {}  # whether the features are in uint8 after each option
-        for position in possible:
-            if options[position].skips:
-                in_uint8[position] = state.in_uint8 if block.projection is None else False
-            else:
-                in_uint8[position] = self._in_int8(position)
-                if self._in_int8(position):
-                    grid = output_grid(block_ranges(self.ranges, index, position))
-
-        varies = len(set(in_uint8.values())) > 1 and index + 1 < len(self.network.blocks)
-        types = [_features_type(block.shape)] + [helper.make_tensor_type_proto(onnx.TensorProto.BOOL, ())] * varies
+        """Adds a block that does what a decision says, or, if that is ``None``, the only thing that it may."""
+        network, options = self._network, self._network.options
+        engines = {k: self._option(index, o) for k, o in enumerate(options) if o in network.options_of(index)}
+        in_uint8 = {k: state.in_uint8 if engine is None else engine.int8 for k, engine in engines.items()}
+        # Only where features may lie beyond their grid does it matter whether they are on it.
+        varies = self._beyond and len(set(in_uint8.values())) > 1 and index + 1 < len(self._grids)
+        shape = network.architecture.blocks[index].out_shape
+        types = [_float_type(shape)] + [helper.make_tensor_type_proto(onnx.TensorProto.BOOL, ())] * varies
 
         def write(branch: GraphBuilder, positions: Sequence[int]) -> Sequence[str]:
             first, *rest = positions
@@ -189,47 +225,57 @@ class _BlockWriter:
                     then.returning(write(then, [first]), types),
                     otherwise.returning(write(otherwise, rest), types),
                 )
-            features, layout = self._option(branch, block, first, state), in_uint8[first]
+            engine, layout = engines[first], in_uint8[first]
+            if engine is None:
+                features = branch.node("Identity", state.features)
+            else:
+                features = self._reading(branch, engine, index, state)
             if not varies:
                 return [features]
             return [features, layout if isinstance(layout, str) else branch.constant("in_uint8", np.bool_(layout))]
 
         # The cheapest first: the less it computes, the more the tests before it would weigh.
-        outputs = write(graph, sorted(possible, key=options.costs.__getitem__))
-        return _State(outputs[0], grid, outputs[1] if varies else in_uint8[possible[0]])
+        outputs = write(graph, sorted(engines, key=options.costs.__getitem__))
+        return _State(outputs[0], outputs[1] if varies else next(iter(in_uint8.values())))
 
-    def _in_int8(self, position: int) -> bool:
-        return engine_precision(self.network.options[position], self.targets) == "int8"
-
-    def _option(self, branch: GraphBuilder, block: BasicBlock, position: int, state: _State) -> str:
-        """Adds what an option of a block computes, from float32 to float32; returns its output."""
-        option = self.network.options[position]
+    def _option(self, index: int, option: Option) -> _Engine | None:
+        """What an option of a block computes; ``None`` if it passes the features on."""
         if option.skips:
-            projection = split_skip(block)
-            if projection is None:
-                return branch.node("Identity", state.features)
-            return convolve(branch, "projection", state.features, projection, np.float32)
-        part = split_block(block, option)
-        if not self._in_int8(position):
-            return residual(branch, state.features, part, np.float32)
-        ranges = block_ranges(self.ranges, block.shape.index, position)
+            part = split_skip(self._network, index)
+            return None if part is None else self._always(part, index)
+        position = self._network.options.bits.index(option.bits)
+        int8 = engine_precision(option, self._targets) == "int8"
+        return _Engine(split_block(self._network, index, option), position, int8)
+
+    def _always(self, part: Part, place: int) -> _Engine:
+        int8 = always_precision(self._network, self._forms, place, self._targets) == "int8"
+        return _Engine(part, ALWAYS, int8)
+
+    def _reading(self, branch: GraphBuilder, engine: _Engine, place: int, state: _State) -> str:
+        """Adds what an engine makes of the features before a block, or before the head, in their layout."""
+        if not engine.int8 or not self._beyond:
+            return self._run(branch, engine, place, state.features, engine.int8)
         if not isinstance(state.in_uint8, str):
-            return self._int8(branch, part, ranges, state, state.in_uint8)
+            return self._run(branch, engine, place, state.features, state.in_uint8)
         then, otherwise = branch.branch("from_uint8"), branch.branch("from_float32")
-        types = [_features_type(block.shape)]
+        kind = _float_type(engine.part.out_shape)
         (output,) = branch.choose(
             state.in_uint8,
-            then.returning([self._int8(then, part, ranges, state, True)], types),
-            otherwise.returning([self._int8(otherwise, part, ranges, state, False)], types),
+            then.returning([self._run(then, engine, place, state.features, True)], [kind]),
+            otherwise.returning([self._run(otherwise, engine, place, state.features, False)], [kind]),
         )
         return output
 
-    def _int8(self, branch: GraphBuilder, part: BlockPart, ranges: BlockRanges, state: _State, in_uint8: bool) -> str:
-        """Adds the engine that an INT8 option has for one layout of its features."""
-        block = Int8Block.for_onnxruntime(part, ranges, state.grid if in_uint8 else None, self.weight_bits)
-        features = quantize(branch, "features", state.features, block.features)
-        return dequantize(branch, "block_output", onnxruntime_block(branch, features, block), block.output)
+    def _run(self, branch: GraphBuilder, engine: _Engine, place: int, x: str, on_grid: bool) -> str:
+        """Adds an engine from float32 to float32, which reads its input on the grid before its place, or as it is."""
+        if not engine.int8:
+            return float_part(branch, x, engine.part)
+        takes = self._grids[place - 1] if on_grid else None
+        gives = self._grids[place] if place < len(self._grids) else None
+        made = self._forms.of("onnxruntime", engine.part, place, engine.option, takes, gives)
+        y = onnxruntime_part(branch, quantize(branch, "features", x, takes), made)
+        return dequantize(branch, "block_output", y, gives)
 
 
-def _features_type(shape: Block) -> onnx.TypeProto:
-    return helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, (1, *shape.out_shape))
+def _float_type(shape: tuple[int, ...]) -> onnx.TypeProto:
+    return helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, (1, *shape))

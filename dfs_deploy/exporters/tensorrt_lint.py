@@ -22,7 +22,11 @@ OPSETS = range(13, 21)
 """Opset 13 gave Q/DQ an axis; the parser of TensorRT 10.3, that of JetPack 6, reads up to 20."""
 
 QDQ = ("QuantizeLinear", "DequantizeLinear")
-OPERATORS = frozenset({"Add", "Cast", "Clip", "Conv", "Flatten", "Gemm", "GlobalAveragePool", "Relu", *QDQ})
+POOLS = ("AveragePool", "GlobalAveragePool", "MaxPool")
+ACTIVATIONS = ("Clip", "Erf", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
+SHAPES = ("Cast", "Concat", "Flatten", "Pad", "Slice", "Unsqueeze")
+PRODUCTS = ("Conv", "Gemm", "MatMul")
+OPERATORS = frozenset({*PRODUCTS, "Add", "Mul", *ACTIVATIONS, *POOLS, *SHAPES, *QDQ})
 """Operators of blocks, stem and head; TensorRT reads more, and none of them belongs in these graphs."""
 
 _Findings = Iterator[tuple[str, str]]
@@ -141,8 +145,8 @@ def _pair(graph: _Graph) -> _Findings:
 
 
 def _weights(graph: _Graph) -> _Findings:
-    """A convolution has its input and weight both in INT8 or both in floats, and a float bias."""
-    for node in graph.nodes("Conv", "Gemm"):
+    """A convolution, of any number of groups, has input and weight both in INT8 or both in floats, and a float bias."""
+    for node in graph.nodes(*PRODUCTS):
         features, weight, *bias = node.input
         if graph.is_rounded(features) != graph.is_rounded(weight):
             yield node.name, "one of input and weight in int8, expected both or none"
@@ -163,6 +167,21 @@ def _residual(graph: _Graph) -> _Findings:
             )
 
 
+def _float(graph: _Graph) -> _Findings:
+    """Squeeze-and-excitation, pools and activations read floats; a rounded operand costs a kernel of its own."""
+    for node in graph.nodes("Mul", *POOLS, *ACTIVATIONS):
+        if any(map(graph.is_rounded, node.input)):
+            yield node.name, f"a {node.op_type} of a rounded value, expected floats"
+
+
+def _dilation(graph: _Graph) -> _Findings:
+    """The parser reads no pool with gaps in its window."""
+    for node in graph.nodes(*POOLS):
+        dilations = [list(attribute.ints) for attribute in node.attribute if attribute.name == "dilations"]
+        if any(step != 1 for steps in dilations for step in steps):
+            yield node.name, f"a {node.op_type} with dilations {dilations[0]}, expected 1"
+
+
 _RULES: Mapping[str, Callable[[_Graph], _Findings]] = {
     "operator": _operator,
     "finite": _finite,
@@ -171,5 +190,7 @@ _RULES: Mapping[str, Callable[[_Graph], _Findings]] = {
     "pair": _pair,
     "weights": _weights,
     "residual": _residual,
+    "float": _float,
+    "dilation": _dilation,
 }
 """The rules by name, in the order of the findings."""

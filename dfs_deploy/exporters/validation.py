@@ -1,8 +1,9 @@
 """Validation: every engine computes what its option means, and so does the whole. Any mismatch fails the export.
 
 What an option *means* is its rounded weights and its saturation; the rounding of activations is an engine's own.
-Engines are compared on the reference's intermediate tensors, and the whole on images that take different paths, each
-forced to the reference's, so that a near-tie in the gate cannot fail the comparison.
+Engines are compared on the reference's intermediate tensors, and the whole along different paths: those that the
+reference's gate takes, each forced, so that a near-tie in the gate cannot fail the comparison; and, if these are few,
+others that differ from them in one decision.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.bundle.engines import PlacedEngine, engines_of
+from dfs_deploy.bundle.engines import PlacedEngine, engines_of, feature_grids
 from dfs_deploy.errors import ExportMismatchError
+from dfs_deploy.exporters.engines import STATE
 from dfs_deploy.exporters.int8 import Grid
-from dfs_deploy.models import BasicBlock, DFSNetwork, NetworkOutput, run_option
+from dfs_deploy.exporters.reference import Reference
+from dfs_deploy.models import DFSNetwork, NetworkBlock, run_option
 from dfs_deploy.models.network import Decision
 from dfs_deploy.options import PRECISIONS, Precision
 from dfs_deploy.runtimes import Runtime
@@ -36,6 +39,9 @@ TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.15}
 LOGIT_TOLERANCES = {"fp32": 1e-3, "fp16": 5e-2, "int8": 0.5}
 """Greatest root-mean-square error of the logits on forced paths, relative to that of the logits, by least precision."""
 
+LEAST_PATHS = 10
+"""Number of different paths that the whole is run along, if the network has so many."""
+
 GATE_TOLERANCE = 1e-4
 """Greatest error of the gate's scores, relative to the greatest score."""
 
@@ -48,7 +54,7 @@ class EngineDeviation:
     """Distance of one engine file from what its option means.
 
     Attributes:
-        block: index of the block; 0 for the stem, which holds the first block, and ``None`` for the head.
+        block: index of the block; 0 for the stem, and ``None`` for the head.
         option: name of the option; ``None`` for stem and head.
         precision: precision of the engine.
         layout: layout of the features that it takes.
@@ -101,20 +107,18 @@ class Validation:
         return max((engine.judged for engine in self.engines if engine.precision == precision), default=None)
 
 
-def validate(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -> Validation:
+def validate(bundle: Bundle, reference: Reference) -> Validation:
     """Compares an export with its reference.
 
     Args:
         bundle: the bundle, in its place or still a draft.
-        network: the reference, in evaluation mode.
-        images: (N, C, H, W) float32, normalised; the more paths they take the better.
+        reference: what the reference computes for some images; the more paths they take the better.
 
     Raises:
         ExportMismatchError: an engine or a path differs from the reference by more than its tolerance; the error
                 lists all that do.
     """
     with torch.no_grad():
-        reference = _Reference.of(network, torch.from_numpy(images))
         engines = tuple(_compare_engines(bundle, reference))
         mismatches = [
             _Mismatch(
@@ -137,10 +141,10 @@ def validate(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -
     return Validation(engines, paths)
 
 
-def compare_engines(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -> tuple[EngineDeviation, ...]:
+def compare_engines(bundle: Bundle, reference: Reference) -> tuple[EngineDeviation, ...]:
     """Distances of all engines from what their options mean; arguments as for ``validate``."""
     with torch.no_grad():
-        return tuple(_compare_engines(bundle, _Reference.of(network, torch.from_numpy(images))))
+        return tuple(_compare_engines(bundle, reference))
 
 
 class _Mismatch(NamedTuple):
@@ -150,48 +154,23 @@ class _Mismatch(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True, eq=False)
-class _Reference:
-    """The reference's tensors for images (N, C, H, W) float32, normalised.
+def _taken(reference: Reference, placed: PlacedEngine) -> Tensor:
+    """The input of an engine."""
+    if placed.block is None:
+        return reference.features[-1]
+    # Ranges are those of what the gate sends here, so that is what an engine is judged on, if anything is sent.
+    option = reference.network.options.names.index(placed.option) if placed.part == "block" else None
+    return reference.reaching(placed.block, option)
 
-    ``features`` are the output of each block for every image, each in the option that its path takes.
-    """
 
-    network: DFSNetwork
-    images: Tensor
-    routed: NetworkOutput
-    features: tuple[Tensor, ...]
-
-    @staticmethod
-    def of(network: DFSNetwork, images: Tensor) -> _Reference:
-        routed = network.route(images)
-        features = [network.blocks[0](network.backbone.stem(images))]
-        for index in range(1, len(network.blocks)):
-            features.append(network.run_block(index, features[-1], routed.path[:, index - 1]))
-        return _Reference(network, images, routed, tuple(features))
-
-    def taken(self, placed: PlacedEngine) -> Tensor:
-        """The input of an engine."""
-        if placed.part == "stem":
-            return self.images
-        features = self.features[-1 if placed.block is None else placed.block - 1]
-        if placed.part != "block" or placed.block is None:
-            return features
-        # Ranges are those of what the gate sends here, so that is what an engine is judged on, if anything is sent.
-        option = self.network.options.names.index(placed.option)
-        rows = torch.nonzero(self.routed.path[:, placed.block - 1] == option).flatten()
-        return features[rows] if len(rows) else features
-
-    def expected(self, placed: PlacedEngine, features: Tensor) -> Tensor:
-        """The output that an engine should give, for features that may have been rounded."""
-        if placed.block is None:
-            return self.network.backbone.classify(features)
-        block = self.network.blocks[placed.block]
-        if placed.part == "stem":
-            result: Tensor = block(self.network.backbone.stem(features))
-            return result
-        option = self.network.options[self.network.options.names.index(placed.option)]
-        return run_option(block, features, option, round_inputs=False)
+def _expected(network: DFSNetwork, placed: PlacedEngine, features: Tensor) -> Tensor:
+    """The output that an engine should give, for features that may have been rounded."""
+    if placed.block is None:
+        return network.head(features, round_inputs=False)
+    if placed.part == "stem":
+        return network.stem(features, round_inputs=False)
+    option = network.options[network.options.names.index(placed.option)]
+    return run_option(network.block(placed.block), features, option, round_inputs=False)
 
 
 def _remedy(bundle: Bundle, mismatches: Sequence[_Mismatch]) -> str:
@@ -215,16 +194,16 @@ def _remedy(bundle: Bundle, mismatches: Sequence[_Mismatch]) -> str:
     )
 
 
-def _compare_engines(bundle: Bundle, reference: _Reference) -> Iterator[EngineDeviation]:
+def _compare_engines(bundle: Bundle, reference: Reference) -> Iterator[EngineDeviation]:
     checked: set[str] = set()
-    for runtime, engines in bundle.manifest.runtimes.items():
-        grids, options = [Grid(scale) for scale in engines.feature_scales], _session_options(runtime)
+    for runtime in bundle.manifest.runtimes:
+        grids, options = [Grid(*grid) for grid in feature_grids(bundle, runtime)], _session_options(runtime)
         for placed in engines_of(bundle, runtime):
             for layout, file in placed.engine.files.items():
                 if file in checked:
                     continue
                 checked.add(file)
-                features = reference.taken(placed)
+                features = _taken(reference, placed)
                 fed: NDArray[np.generic] = features.numpy()
                 if layout == "uint8":
                     # The reference is given what the grid can hold, so that only the engine itself is judged.
@@ -236,7 +215,7 @@ def _compare_engines(bundle: Bundle, reference: _Reference) -> Iterator[EngineDe
                 got, *pooled = session.run(None, {session.get_inputs()[0].name: fed})
                 if placed.engine.output == "uint8" and placed.block is not None:
                     got = grids[placed.block].dequantize(got.transpose(0, 3, 1, 2))
-                expected = reference.expected(placed, features).numpy()
+                expected = _expected(reference.network, placed, features).numpy()
                 remark = ""
                 if placed.engine.precision == "fp16" and np.abs(expected).max() >= FLOAT16_MAX:
                     remark = ", whose output overflows float16"
@@ -279,24 +258,29 @@ def _relative_errors(got: NDArray[np.floating], expected: NDArray[np.floating]) 
     return float(greatest), float(np.sqrt(np.mean(errors**2)) / max(np.sqrt(np.mean(values**2)), _TINY))
 
 
-def _compare_gate(bundle: Bundle, reference: _Reference) -> Iterator[_Mismatch]:
+def _compare_gate(bundle: Bundle, reference: Reference) -> Iterator[_Mismatch]:
     """Steps the exported gate on the reference's pooled features, and compares its scores."""
-    images, hidden_size = len(reference.images), reference.network.architecture.gate.hidden
+    network, images = reference.network, len(reference.images)
+    zeros = np.zeros((images, network.architecture.gate.hidden), np.float32)
     for file in {engines.gate for engines in bundle.manifest.runtimes.values() if engines.gate is not None}:
         session = open_session(bundle.model(file), file, session_options(threads=1))
-        hidden = cell = np.zeros((images, hidden_size), np.float32)
+        memory = [name for name in STATE if name in {value.name for value in session.get_inputs()}]
+        state = dict.fromkeys(memory, zeros)
         for block, features in enumerate(reference.features[:-1]):
-            pooled = features.mean((2, 3)).numpy()
-            feeds = {"pooled": pooled, "block": np.array(block, np.int64), "hidden": hidden, "cell": cell}
-            scores, hidden, cell = session.run(["scores", "hidden_out", "cell_out"], feeds)
-            error, _ = _relative_errors(scores, reference.routed.scores[:, block].numpy())
+            if not network.decided(block + 1):
+                continue
+            feeds = {"pooled": features.mean((2, 3)).numpy(), "block": np.array(block, np.int64), **state}
+            scores, *after = session.run(["scores", *(f"{name}_out" for name in memory)], feeds)
+            state = dict(zip(memory, after, strict=True))
+            allowed = [option in network.options_of(block + 1) for option in network.options]
+            error, _ = _relative_errors(scores[:, allowed], reference.routed.scores[:, block].numpy()[:, allowed])
             if not error <= GATE_TOLERANCE:
                 yield _Mismatch("fp32", f"gate after block {block}: error {error:.3g}, tolerance {GATE_TOLERANCE:g}")
 
 
-def _compare_static(bundle: Bundle, reference: _Reference) -> Iterator[_Mismatch]:
-    """Compares the static baselines with the backbone, INT8 only if its ranges were measured on data."""
-    expected = reference.network.backbone(reference.images).numpy()
+def _compare_static(bundle: Bundle, reference: Reference) -> Iterator[_Mismatch]:
+    """Compares the static baselines with the static network, INT8 only if its ranges were measured on data."""
+    expected = reference.network.static(reference.images).numpy()
     measured = bundle.manifest.calibration is not None and bundle.manifest.calibration.data is not None
     for runtime, engines in bundle.manifest.runtimes.items():
         for precision, file in engines.static.items():
@@ -308,28 +292,61 @@ def _compare_static(bundle: Bundle, reference: _Reference) -> Iterator[_Mismatch
                 yield _Mismatch(precision, seen)
 
 
-def _compare_whole(bundle: Bundle, reference: _Reference) -> tuple[int, list[_Mismatch]]:
-    """Runs images of different paths through the runtime, forced to the reference's; gives their number too."""
+def _compare_whole(bundle: Bundle, reference: Reference) -> tuple[int, list[_Mismatch]]:
+    """Runs images through the runtime along different paths, each forced; gives the number of paths too."""
     if "onnxruntime" not in bundle.manifest.runtimes:
         return 0, []
-    network, images = reference.network, reference.images
-    path = reference.routed.path.numpy().astype(np.uint8)
-    _, first = np.unique(path, axis=0, return_index=True)
+    network = reference.network
+    rows, path = different_paths(network, reference.routed.path.numpy().astype(np.uint8))
+    images = reference.images[rows]
     with Runtime(bundle, "onnxruntime", plan=False, prepared=False) as runtime:
-        forced = None if network.gate is None else path[first]
-        got = runtime(images[first].numpy(), path=forced, finite=False)
+        got = runtime(images.numpy(), path=None if network.gate is None else path, finite=False)
 
-    def meant(block: BasicBlock, features: Tensor, decision: Decision) -> Tensor:
+    def meant(block: NetworkBlock, features: Tensor, decision: Decision) -> Tensor:
         return run_option(block, features, network.options[int(decision.choice[0])], round_inputs=False)
 
-    runs = [network.unroll(images[i : i + 1], meant, reference.routed.path[i : i + 1]) for i in first]
+    forced = torch.from_numpy(path.astype(np.int64))
+    runs = [network.unroll(images[i : i + 1], meant, forced[i : i + 1]) for i in range(len(path))]
     expected = torch.cat([run.logits for run in runs]).numpy()
     _, error = _relative_errors(got.logits, expected)
-    if not np.array_equal(got.path, path[first]):
-        row = int((got.path != path[first]).any(1).argmax())
-        seen = f"path {got.path[row].tolist()}, the reference's is {path[first[row]].tolist()}"
-        return len(first), [_Mismatch("fp32", seen)]
+    if not np.array_equal(got.path, path):
+        row = int((got.path != path).any(1).argmax())
+        seen = f"path {got.path[row].tolist()}, the reference's is {path[row].tolist()}"
+        return len(path), [_Mismatch("fp32", seen)]
     used = {placed.engine.precision for placed in engines_of(bundle, "onnxruntime") if placed.rank == 0}
     least = min(used, key=PRECISIONS.index)
-    seen = f"logits on {len(first)} forced paths: error {error:.3g}, tolerance {LOGIT_TOLERANCES[least]:g}"
-    return len(first), [] if error <= LOGIT_TOLERANCES[least] else [_Mismatch(least, seen)]
+    seen = f"logits on {len(path)} forced paths: error {error:.3g}, tolerance {LOGIT_TOLERANCES[least]:g}"
+    return len(path), [] if error <= LOGIT_TOLERANCES[least] else [_Mismatch(least, seen)]
+
+
+def different_paths(network: DFSNetwork, taken: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Different paths: all that images take; and if these are fewer than ``LEAST_PATHS``, others like them.
+
+    The others differ in one decision from a path before them: what they compute is near to what the ranges of INT8
+    engines were measured on.
+
+    Args:
+        network: the reference.
+        taken: (N, gated blocks) path of each image.
+
+    Returns:
+        (paths,) index of the image for each path, and (paths, gated blocks) the paths, no two equal.
+    """
+    paths, first = np.unique(taken, axis=0, return_index=True)
+    found = {tuple(path): int(row) for path, row in zip(paths.tolist(), first, strict=True)}
+    changes = [
+        (index, choice)
+        for index in range(1, len(network.architecture.blocks))
+        if network.decided(index)
+        for choice, option in enumerate(network.options)
+        if option in network.options_of(index)
+    ]
+    order = np.random.default_rng(0).permutation(len(changes))  # not all of them in the first blocks
+    queue = list(found)
+    for path in queue:
+        for index, choice in (changes[i] for i in order):
+            changed = (*path[: index - 1], choice, *path[index:])
+            if len(found) < LEAST_PATHS and changed not in found:
+                found[changed] = found[path]
+                queue.append(changed)
+    return np.array([*found.values()], np.int64), np.array([*found], np.uint8).reshape(len(found), taken.shape[1])

@@ -2,54 +2,39 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from dfs_deploy.bundle.manifest import BlockEngines, Engine, Layout, RuntimeEngines
-from dfs_deploy.calibration import STATIC, CalibratedRange, Range, TensorKey, block_ranges
+from dfs_deploy.calibration import ALWAYS, STATIC, Range, Ranges, TensorKey
 from dfs_deploy.exporters.engines import (
     BATCH,
+    FEATURES,
+    IMAGES,
     ONNXRUNTIME,
     TENSORRT,
     Dialect,
-    block_engine,
     cast,
-    classify,
-    convolve,
+    float_engine,
     gate_engine,
-    head_engine,
-    residual,
-    skip_engine,
-    stem_engine,
 )
 from dfs_deploy.exporters.graph import GraphBuilder
-from dfs_deploy.exporters.int8 import BlockRanges, Grid, Int8Block, Int8Conv
+from dfs_deploy.exporters.int8 import Grid, Int8Part
+from dfs_deploy.exporters.int8_forms import Int8Forms
 from dfs_deploy.exporters.int8_graphs import (
     dequantize,
-    onnxruntime_block,
-    onnxruntime_conv,
     onnxruntime_engine,
-    quantize,
-    quantized,
-    tensorrt_block,
-    tensorrt_conv,
+    onnxruntime_part,
     tensorrt_engine,
+    tensorrt_part,
 )
-from dfs_deploy.exporters.split import (
-    BlockPart,
-    ConvPart,
-    HeadPart,
-    split_block,
-    split_conv,
-    split_gate,
-    split_head,
-    split_skip,
-    split_stem,
-)
+from dfs_deploy.exporters.layers import Float, float_part
+from dfs_deploy.exporters.split import Part, split_block, split_gate, split_head, split_skip, split_stem
 from dfs_deploy.models import DFSNetwork
+from dfs_deploy.models.graph import INPUT, OUTPUT
 from dfs_deploy.options import FULL_BITS, Option, Precision, engine_precision
 from dfs_deploy.progress import Progress, silent
 
@@ -57,11 +42,13 @@ _DIALECTS = {"onnxruntime": ONNXRUNTIME, "tensorrt": TENSORRT}
 _FOLDERS = {"onnxruntime": "common", "tensorrt": "tensorrt"}
 """Folders of the float engines; those in ``common`` are standard ONNX for any runtime that reads its opset."""
 
-_DTYPES: dict[str, type[np.floating]] = {"fp32": np.float32, "fp16": np.float16}
+_DTYPES: dict[str, Float] = {"fp32": np.float32, "fp16": np.float16}
 _GATE = "common/gate.onnx"
 
 Inputs = Mapping[Layout, Grid | None]
 """Layouts in which features may reach an engine, with the grid of each."""
+
+_IMAGES: Inputs = {"float32": None}
 
 
 @dataclass
@@ -70,201 +57,268 @@ class EngineWriter:
 
     Args:
         network: the reference, in evaluation mode.
-        ranges: an interval for each tensor of each option that INT8 engines run.
+        forms: forms in INT8 of its parts.
         targets: precisions to make.
-        weight_bits: bits of INT8 weights for ONNX Runtime, 8 or 7.
 
     Attributes:
         files: content of the files made so far, by path in the bundle.
     """
 
     network: DFSNetwork
-    ranges: Mapping[TensorKey, CalibratedRange]
+    forms: Int8Forms
     targets: Sequence[Precision]
-    weight_bits: int
     files: dict[str, bytes] = field(default_factory=dict)
 
     def write(self, runtime: str, progress: Progress = silent) -> RuntimeEngines:
         """Makes the engines for one runtime.
 
-        ONNX Runtime's INT8 engines end in uint8, so every engine there exists for both layouts of input; TensorRT's
-        features are float32 at every boundary, and come with their mean over the map. The gate is the same for all.
+        ONNX Runtime's INT8 engines end in uint8; TensorRT's features are float32 at every boundary, and come with their
+        mean over the map. The gate is the same for all.
         """
         progress(f"writing engines for {runtime}", 0.0)
-        network, dialect, folder = self.network, _DIALECTS[runtime], _FOLDERS[runtime]
-        grids = self._feature_grids()
-        passes_uint8 = runtime == "onnxruntime" and any(key.option != STATIC for key in self.ranges)
-
-        def inputs_from(block: int) -> Inputs:
-            return {"float32": None, "uint8": grids[block]} if passes_uint8 else {"float32": None}
-
-        stem = self._add(f"{folder}/stem", "fp32", {"float32": stem_engine(*split_stem(network), dialect)})
+        network, writing = self.network, _RuntimeWriter(self, runtime)
+        stem = writing.stem()
         blocks = []
-        for index in range(1, len(network.blocks)):
-            blocks.append(self._block_engines(runtime, index, inputs_from(index - 1)))
-            progress(f"writing engines for {runtime}", index / len(network.blocks))
-        head, shape = split_head(network), network.blocks[-1].shape.out_shape
-        heads = {layout: head_engine(head, shape, grid, dialect) for layout, grid in inputs_from(-1).items()}
+        for index in range(1, len(network.architecture.blocks)):
+            blocks.append(writing.block(index))
+            progress(f"writing engines for {runtime}", index / len(network.architecture.blocks))
         gate = split_gate(network)
         if gate is not None:
             self.files[_GATE] = gate_engine(gate)
         return RuntimeEngines(
             stem=stem,
             blocks=blocks,
-            head=self._add(f"{folder}/head", "fp32", heads),
+            head=writing.head(),
             gate=None if gate is None else _GATE,
-            feature_scales=[grid.scale for grid in grids],
-            feature_zero_points=[0] * len(grids),
+            feature_scales=[grid.scale for grid in writing.grids],
+            feature_zero_points=[grid.zero_point for grid in writing.grids],
             static=self._static_engines(runtime),
         )
 
-    def _block_engines(self, runtime: str, index: int, inputs: Inputs) -> BlockEngines:
-        """The engines of a gated block: one per option, and its projection if a skip runs it."""
-        block, dialect = self.network.blocks[index], _DIALECTS[runtime]
-        stem = f"{_FOLDERS[runtime]}/block-{index:02d}"
-        skip, options = None, {}
-        for option in self.network.options_of(index):
-            if not option.skips:
-                options[option.name] = self._option_engines(runtime, index, option, inputs)
-                continue
-            projection, full = split_skip(block), split_block(block, Option(FULL_BITS))
-            if projection is not None:
-                made = {k: skip_engine(f"block_{index}_skip", full, projection, g, dialect) for k, g in inputs.items()}
-                skip = self._add(f"{stem}-skip", "fp32", made)
-        return BlockEngines(index=index, skip=skip, options=options)
-
-    def _option_engines(self, runtime: str, index: int, option: Option, inputs: Inputs) -> list[Engine]:
-        """The engine of an option's precision; for ONNX Runtime also one in FP32, for CPUs where that is faster."""
-        part = split_block(self.network.blocks[index], option)
-        name, graph = f"block-{index:02d}-{option.name}", f"block_{index}_option_{option.name}"
-        precision = engine_precision(option, self.targets)
-        precisions = [precision, "fp32"] if runtime == "onnxruntime" else [precision]
-        engines = []
-        for made in dict.fromkeys(precisions):
-            if made == "int8":
-                engines.append(self._int8_engine(runtime, name, f"{graph}_int8", part, option, inputs))
-            elif made is not None:
-                dtype, dialect = _DTYPES[made], _DIALECTS[runtime]
-                content = {k: block_engine(f"{graph}_{made}", part, dtype, g, dialect) for k, g in inputs.items()}
-                engines.append(self._add(f"{_FOLDERS[runtime]}/{name}-{made}", made, content))
-        return engines
-
-    def _int8_engine(
-        self, runtime: str, name: str, graph: str, part: BlockPart, option: Option, inputs: Inputs
-    ) -> Engine:
-        ranges = block_ranges(self.ranges, part.shape.index, self.network.options.bits.index(option.bits))
-        blocks = {layout: self._int8_block(runtime, part, ranges, grid) for layout, grid in inputs.items()}
-        if runtime == "tensorrt":
-            return self._add(
-                f"tensorrt/{name}-int8", "int8", {k: tensorrt_engine(graph, block) for k, block in blocks.items()}
-            )
-        content = {layout: onnxruntime_engine(graph, block) for layout, block in blocks.items()}
-        return self._add(f"onnxruntime/{name}-int8", "int8", content, output="uint8")
-
-    def _int8_block(self, runtime: str, part: BlockPart, ranges: BlockRanges, features: Grid | None) -> Int8Block:
-        if runtime == "tensorrt":
-            return Int8Block.for_tensorrt(part, ranges)
-        return Int8Block.for_onnxruntime(part, ranges, features, self.weight_bits)
-
     def _static_engines(self, runtime: str) -> dict[Precision, str]:
-        """The whole backbone in each target precision, as a user would deploy it without a gate."""
-        network, dialect = self.network, _DIALECTS[runtime]
-        stem = split_conv(network.backbone.stem_conv, network.backbone.stem_norm)
-        parts, head = [split_block(block, Option(FULL_BITS)) for block in network.blocks], split_head(network)
-        files: dict[Precision, str] = {}
+        """The static network in each target precision, as a user would deploy it without a gate."""
+        network, files = self.network, {}
+        middle = [split_block(network, i, Option(FULL_BITS)) for i in range(1, len(network.architecture.blocks))]
+        parts = [split_stem(network, FULL_BITS), *middle, split_head(network, FULL_BITS)]
         for precision in self.targets:
-            dtype = _DTYPES.get(precision, np.float32)
-            chosen = self._static_int8(runtime, stem, parts) if precision == "int8" else (stem, parts)
+            dialect = _DIALECTS[runtime]
+            chosen = self._static_int8(runtime, parts) if precision == "int8" else parts
             if chosen is not None:
-                first, blocks = chosen
-                engine = static_engine(f"static_{precision}", first, blocks, head, dtype=dtype, dialect=dialect)
+                dtype = _DTYPES.get(precision, np.float32)
+                engine = static_engine(f"static_{precision}", chosen, dtype=dtype, dialect=dialect)
                 files[precision] = f"{runtime}/static-{precision}.onnx"
                 self.files[files[precision]] = engine
         return files
 
-    def _static_int8(
-        self, runtime: str, stem: ConvPart, parts: Sequence[BlockPart]
-    ) -> tuple[ConvPart | Int8Conv, list[BlockPart | Int8Block]] | None:
-        """Stem and blocks in INT8 by the static network's own ranges, which were measured on data.
+    def _static_int8(self, runtime: str, parts: Sequence[Part]) -> list[Part | Int8Part] | None:
+        """Stem, blocks and head in INT8 by the static network's own ranges, which were measured on data.
 
         Without data, the gated blocks by the ranges of an option of up to 8 bits, or nothing if none covers them all.
         """
-        images = self.ranges.get(TensorKey(0, STATIC, "images"))
-        first: ConvPart | Int8Conv = stem
-        blocks: list[BlockPart | Int8Block] = []
-        option, grid = STATIC, None
-        if images is None:
-            covered = Counter(key.option for key in self.ranges if key.tensor == "output")
-            complete = [option for option, count in covered.items() if count == len(parts) - 1]
-            if not complete:
+        options, last = [STATIC] * len(parts), len(parts) - 1
+        if TensorKey(0, STATIC, INPUT) not in self.forms.ranges:
+            option = self._option_everywhere(range(1, last))
+            if option is None:
                 return None
-            option = max(complete, key=self.network.options.bits.__getitem__)
-            blocks.append(parts[0])
-        elif runtime == "tensorrt":
-            first = Int8Conv.for_tensorrt(stem, Grid.int8(images), None)
-        else:
-            grid = Grid.uint8(Range(0.0, self.ranges[TensorKey(0, STATIC, "conv1")].high))
-            first = Int8Conv.for_onnxruntime(stem, self.weight_bits, Grid.uint8(images), None, grid)
-        for index in range(len(blocks), len(parts)):
-            block = self._int8_block(runtime, parts[index], block_ranges(self.ranges, index, option), grid)
-            blocks.append(block)
-            grid = block.output
-        return first, blocks
+            options = [STATIC, *[option] * (last - 1), STATIC]
+        chosen: list[Part | Int8Part] = []
+        grid: Grid | None = None
+        for index, (part, option) in enumerate(zip(parts, options, strict=True)):
+            ranges = self.forms.ranges_of(index, option)
+            if not ranges:
+                chosen.append(part)
+                continue
+            gives = None if index == last or runtime == "tensorrt" else Grid.uint8(ranges[OUTPUT])
+            chosen.append(self.forms.of(runtime, part, index, option, grid, gives))
+            grid = gives
+        return chosen
+
+    def _option_everywhere(self, blocks: Sequence[int]) -> int | None:
+        """The most precise option that has ranges in all of some blocks, by index; ``None`` if no option has."""
+        covering = {key.option for key in self.forms.ranges if key.option >= 0}
+        complete = [k for k in covering if all(TensorKey(block, k, OUTPUT) in self.forms.ranges for block in blocks)]
+        return max(complete, key=self.network.options.bits.__getitem__) if complete else None
+
+
+class _RuntimeWriter:
+    """Makes the engines for one runtime.
+
+    Args:
+        writer: what is common to all runtimes, and receives the files.
+        runtime: name of the runtime.
+
+    Attributes:
+        grids: grid of each block's features when they are uint8, the stem's first; one per group, whatever the option,
+            so that a skip can pass them on.
+    """
+
+    def __init__(self, writer: EngineWriter, runtime: str) -> None:
+        self._writer = writer
+        self._network = writer.network
+        self._runtime = runtime
+        self._dialect = _DIALECTS[runtime]
+        self._uint8 = runtime == "onnxruntime" and any(key.option != STATIC for key in writer.forms.ranges)
+        self._both = gives_beyond_grid(writer.network)
+        self.grids = feature_grids(writer.network, writer.forms.ranges)
+
+    def stem(self) -> Engine:
+        """The engine from images to the features of the first gated block."""
+        return self._always("stem", split_stem(self._network), 0, IMAGES)
+
+    def head(self) -> Engine:
+        """The engine from the last features to logits."""
+        return self._always("head", split_head(self._network), len(self.grids))
+
+    def block(self, index: int) -> BlockEngines:
+        """The engines of a gated block: one per option, and that of a skip if a skip computes anything."""
+        skip, options = None, {}
+        for option in self._network.options_of(index):
+            if not option.skips:
+                options[option.name] = self._option(index, option)
+            elif (part := split_skip(self._network, index)) is not None:
+                skip = self._always(f"block-{index:02d}-skip", part, index)
+        return BlockEngines(index=index, skip=skip, options=options)
+
+    def _option(self, index: int, option: Option) -> list[Engine]:
+        """The engine of an option's precision; for ONNX Runtime also one in FP32, for CPUs where that is faster."""
+        part, name = split_block(self._network, index, option), f"block-{index:02d}-{option.name}"
+        precision = engine_precision(option, self._writer.targets)
+        precisions = [precision, "fp32"] if self._runtime == "onnxruntime" else [precision]
+        graph, position = f"block_{index}_option_{option.name}", self._network.options.bits.index(option.bits)
+        return [
+            self._engine(f"{name}-{made}", f"{graph}_{made}", part, made, index, position)
+            for made in dict.fromkeys(precisions)
+            if made is not None
+        ]
+
+    def _always(self, name: str, part: Part, place: int, source: str = FEATURES) -> Engine:
+        """The engine of what always runs the same way: in INT8 if the network is trained for that, else in FP32."""
+        if always_precision(self._network, self._writer.forms, place, self._writer.targets) == "int8":
+            return self._engine(f"{name}-int8", part.name, part, "int8", place, ALWAYS, source)
+        return self._engine(name, part.name, part, "fp32", place, ALWAYS, source)
+
+    def _engine(
+        self, name: str, graph: str, part: Part, precision: Precision, place: int, option: int, source: str = FEATURES
+    ) -> Engine:
+        """One engine, with a file for each layout that it takes.
+
+        Args:
+            name: beginning of the names of its files.
+            graph: name of its graph.
+            part: what it computes.
+            precision: precision of its arithmetic.
+            place: index of the block; that of the last and one for the head.
+            option: index of the option, or ``ALWAYS``.
+            source: name of its input.
+        """
+        inputs = _IMAGES if source == IMAGES else self._inputs(place, precision)
+        if precision != "int8":
+            dtype, dialect = _DTYPES[precision], self._dialect
+            content = {
+                layout: float_engine(graph, part, dtype, dialect, takes=grid, source=source)
+                for layout, grid in inputs.items()
+            }
+            return self._add(f"{_FOLDERS[self._runtime]}/{name}", precision, content)
+        gives = self.grids[place] if self._uint8 and place < len(self.grids) else None
+        write = tensorrt_engine if self._runtime == "tensorrt" else onnxruntime_engine
+        forms = self._writer.forms
+        content = {
+            layout: write(graph, forms.of(self._runtime, part, place, option, grid, gives), source)
+            for layout, grid in inputs.items()
+        }
+        return self._add(f"{self._runtime}/{name}", precision, content, "float32" if gives is None else "uint8")
+
+    def _inputs(self, place: int, precision: Precision) -> Inputs:
+        """Layouts that an engine reads by itself; the runtime converts features that arrive in another.
+
+        If features may hold what no grid does, converting them would change them, and every engine reads both.
+        """
+        if not self._uint8:
+            return {"float32": None}
+        grid = self.grids[place - 1]
+        if self._both:
+            return {"float32": None, "uint8": grid}
+        return {"uint8": grid} if precision == "int8" else {"float32": None}
 
     def _add(
         self, stem: str, precision: Precision, content: Mapping[Layout, bytes], output: Layout = "float32"
     ) -> Engine:
         paths = {layout: f"{stem}.onnx" if layout == "float32" else f"{stem}-from-{layout}.onnx" for layout in content}
-        self.files.update({paths[layout]: data for layout, data in content.items()})
+        self._writer.files.update({paths[layout]: data for layout, data in content.items()})
         return Engine(precision=precision, output=output, files=paths)
 
-    def _feature_grids(self) -> list[Grid]:
-        """The uint8 grid of each block's output; one per group, whatever the option, so that a skip can pass it on."""
-        groups = [block.group for block in self.network.architecture.blocks]
-        highest = {
-            groups[key.block]: value.high
-            for key, value in self.ranges.items()
-            if key.tensor == "output" and key.option != STATIC
-        }
-        return [Grid.uint8(Range(0.0, highest.get(group, 1.0))) for group in groups]
+
+def gives_beyond_grid(network: DFSNetwork) -> bool:
+    """Whether a skip gives values that the grid of its group does not hold.
+
+    So do skipped blocks of DFS and SkipNet that change shape: they leave out the relu, and their output is negative in
+    parts.
+    """
+    return any(
+        not block.graphs.free
+        and not block.graphs.skip_after
+        and not block.graphs.after.identity
+        and any(option.skips for option in network.options_of(block.shape.index))
+        for block in network.blocks
+    )
+
+
+def feature_grids(network: DFSNetwork, ranges: Ranges) -> list[Grid]:
+    """The uint8 grid of each block's output, the stem's first: one for each group.
+
+    It holds what INT8 engines give; and what reaches them from others, if it is converted on the way.
+    """
+    groups = [block.group for block in network.architecture.blocks]
+    beyond = gives_beyond_grid(network)
+    widest: dict[int, Range] = {}
+    for key, value in ranges.items():
+        place = key.block if key.tensor == OUTPUT else key.block - 1
+        wanted = key.tensor == OUTPUT or (key.tensor == INPUT and not beyond)
+        if key.option != STATIC and wanted and 0 <= place < len(groups):
+            before = widest.get(groups[place], Range(0.0, 0.0))
+            widest[groups[place]] = Range(min(before.low, value.low), max(before.high, value.high))
+    return [Grid.uint8(widest.get(group, Range(0.0, 1.0))) for group in groups]
+
+
+def always_precision(
+    network: DFSNetwork, forms: Int8Forms, place: int, targets: Sequence[Precision]
+) -> Literal["int8", "fp32"]:
+    """Precision of what always runs the same way: stem, head, and the skip of a block.
+
+    Args:
+        network: the reference.
+        forms: forms in INT8 of its parts.
+        place: index of the block; 0 for the stem, and that of the last block and one for the head.
+        targets: precisions to make.
+    """
+    wanted = engine_precision(Option(network.graphs.always), targets)
+    return "int8" if wanted == "int8" and forms.ranges_of(place, ALWAYS) else "fp32"
 
 
 def static_engine(
-    name: str,
-    stem: ConvPart | Int8Conv,
-    blocks: Sequence[BlockPart | Int8Block],
-    head: HeadPart,
-    *,
-    dtype: type[np.floating] = np.float32,
-    dialect: Dialect = ONNXRUNTIME,
+    name: str, parts: Sequence[Part | Int8Part], *, dtype: Float = np.float32, dialect: Dialect = ONNXRUNTIME
 ) -> bytes:
-    """A static baseline: the whole backbone as one graph, ``images`` (N, C, H, W) to ``output`` (N, classes), float32.
+    """A static baseline: the static network as one graph, ``images`` (N, C, H, W) to ``output`` (N, classes), float32.
 
-    An INT8 block takes its features as the part before it gives them, and no block in float arithmetic, which computes
-    in ``dtype``, comes after one in INT8.
+    Args:
+        name: name of the graph.
+        parts: stem, blocks and head; those in INT8 take their features as the part before gives them.
+        dtype: float type of the arithmetic of the others.
+        dialect: form of the graph.
     """
+    first, last = (part.part if isinstance(part, Int8Part) else part for part in (parts[0], parts[-1]))
     graph = GraphBuilder(name, dialect.opset)
-    images = graph.input("images", np.float32, (BATCH, stem.weight.shape[1], *blocks[0].shape.in_shape[1:]))
-    grid: Grid | None = None
-    if isinstance(stem, ConvPart):
-        x = cast(graph, images, dtype) if dtype is not np.float32 else images
-        x = graph.node("Relu", convolve(graph, "stem", x, stem, dtype))
-    elif dialect == TENSORRT:
-        x = quantized(graph, "stem_images", images, stem.takes)
-        x = graph.node("Relu", tensorrt_conv(graph, "stem_conv", x, stem))
-    else:
-        x = onnxruntime_conv(graph, "stem_conv", quantize(graph, "stem_images", images, stem.takes), stem)
-        grid = stem.gives
-    for index, block in enumerate(blocks):
-        prefix = f"block_{index}_"
-        if isinstance(block, BlockPart):
-            x = residual(graph, x, block, dtype, prefix)
-        elif dialect == TENSORRT:
-            x = tensorrt_block(graph, x, block, prefix)
-        else:
-            x, grid = onnxruntime_block(graph, x, block, prefix), block.output
-    logits = classify(graph, dequantize(graph, "head_input", x, grid), head, dtype)
+    x, grid = graph.input(IMAGES, np.float32, (BATCH, *first.in_shape)), None
     if dtype is not np.float32:
-        logits = cast(graph, logits, np.float32)
-    graph.output(logits, "output", np.float32, (BATCH, head.weight.shape[0]))
+        x = cast(graph, x, dtype)
+    for part in parts:
+        prefix = f"{part.part.name if isinstance(part, Int8Part) else part.name}_"
+        if isinstance(part, Part):
+            x, grid = float_part(graph, dequantize(graph, f"{prefix}features", x, grid), part, dtype, prefix), None
+        elif dialect == TENSORRT:
+            x = tensorrt_part(graph, x, part, prefix)
+        else:
+            x, grid = onnxruntime_part(graph, x, part, prefix), part.gives
+    x = x if dtype is np.float32 else cast(graph, x, np.float32)
+    graph.output(x, "output", np.float32, (BATCH, *last.out_shape))
     return graph.build()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -34,8 +34,8 @@ OUTPUT = "output"
 RANGE_MOMENTUM = 0.1
 """Share of the newest batch in the running range of a layer's input."""
 
-MAX_NODES = 1 << 16
-"""Most nodes of a network."""
+MAX_NODES = 1 << 14
+"""Most nodes of a network; a thousand bottleneck blocks have about 11,000."""
 
 Attribute = int | float | tuple[int, ...]
 Bits = Annotated[int, Meta(ge=2, le=FULL_BITS)]
@@ -176,6 +176,12 @@ class NetworkGraphs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     always: Bits
 
     @property
+    def parts(self) -> tuple[Graph, ...]:
+        """Its graphs, each once, in the order in which they run."""
+        inside = ((block.branch, block.shortcut or Graph(), block.after) for block in self.blocks)
+        return (self.stem, *itertools.chain.from_iterable(inside), self.head)
+
+    @property
     def whole(self) -> Graph:
         """The static network as one graph, from images to logits."""
         whole = self.stem
@@ -239,6 +245,7 @@ class Evaluation:
         bits: bitwidth of quantisable layers, 2 to 32.
         round_inputs: whether inputs of quantised layers are rounded; if not, they are still clamped to their range.
         training: whether normalisations use the batch, and dropout drops.
+        frozen: names of modules whose normalisations use their running statistics all the same.
         observer: sees every value; ``None`` for nobody.
     """
 
@@ -248,6 +255,7 @@ class Evaluation:
     bits: int = FULL_BITS
     round_inputs: bool = True
     training: bool = False
+    frozen: Collection[str] = ()
     observer: Observer | None = field(default=None, repr=False)
 
     def run(self, graph: Graph, x: Tensor) -> Tensor:
@@ -277,35 +285,45 @@ class Evaluation:
         weight = self.tensors[node.tensors["weight"]]
         return fake_quantize_weight(weight, self.bits if node.quantizable else FULL_BITS, self.quantizer)
 
+    def follow(self, node: Node, x: Tensor) -> None:
+        """Moves the running range of a quantised layer toward its inputs, in training mode."""
+        if self.ranges is not None and self.ranges.training:
+            self.ranges.follow(node.name, x.detach())
+
     def rounded(self, node: Node, x: Tensor) -> Tensor:
         """Input of a quantisable layer, as it computes with it; in training mode its range follows."""
         if self.bits >= FULL_BITS or self.ranges is None or not node.quantizable:
             return x
-        if self.ranges.training:
-            self.ranges.follow(node.name, x.detach())
+        self.follow(node, x)
         if not self.ranges.known(node.name):
             return x
         low, high = self.ranges.of(node.name)
         return fake_quantize(x, low, high, self.bits) if self.round_inputs else x.clamp(low, high)
 
-    def convolve(self, node: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Convolution of rounded values."""
+    def weighted(self, node: Node, x: Tensor) -> Tensor:
+        """Convolution or linear layer, quantised as the option says."""
+        return self.multiply(node, self.rounded(node, x), self.weight(node), self.tensor(node, "bias"))
+
+    def multiply(self, node: Node, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolution or linear layer of rounded values."""
+        if node.operator == "linear":
+            return functional.linear(x, weight, bias)
         top, left, bottom, right = node.numbers("padding")
         if (top, left) != (bottom, right):
             x, top, left = functional.pad(x, (left, right, top, bottom)), 0, 0
         stride, dilation = node.numbers("stride"), node.numbers("dilation")
         return functional.conv2d(x, weight, bias, stride, (top, left), dilation, int(node.number("groups")))
 
-    def conv(self, node: Node, x: Tensor) -> Tensor:
-        """Convolution, quantised as the option says."""
-        return self.convolve(node, self.rounded(node, x), self.weight(node), self.tensor(node, "bias"))
+    def uses_batch(self, node: Node) -> bool:
+        """Whether a normalisation takes the statistics of the batch."""
+        return self.training and node.tensors["mean"].rpartition(".")[0] not in self.frozen
 
     def batch_norm(self, node: Node, x: Tensor) -> Tensor:
-        """Batch normalisation; in training mode its running statistics follow."""
+        """Batch normalisation; if it takes the batch's statistics, its running ones follow."""
         mean, variance = self.tensors[node.tensors["mean"]], self.tensors[node.tensors["variance"]]
         weight, bias = self.tensor(node, "weight"), self.tensor(node, "bias")
         momentum, epsilon = node.number("momentum"), node.number("epsilon")
-        return functional.batch_norm(x, mean, variance, weight, bias, self.training, momentum, epsilon)
+        return functional.batch_norm(x, mean, variance, weight, bias, self.uses_batch(node), momentum, epsilon)
 
 
 Compute = Callable[[Evaluation, Node, Sequence[Tensor]], Tensor]
@@ -330,10 +348,6 @@ class Operator:
     sign: Literal["nonnegative", "same", "any"] = "any"
 
 
-def _linear(run: Evaluation, node: Node, x: Sequence[Tensor]) -> Tensor:
-    return functional.linear(run.rounded(node, x[0]), run.weight(node), run.tensor(node, "bias"))
-
-
 def _max_pool(run: Evaluation, node: Node, x: Sequence[Tensor]) -> Tensor:
     kernel, stride, padding, dilation = (node.numbers(name) for name in ("kernel", "stride", "padding", "dilation"))
     return functional.max_pool2d(x[0], kernel, stride, padding, dilation, bool(node.number("ceil")))
@@ -355,15 +369,15 @@ def _slice(run: Evaluation, node: Node, x: Sequence[Tensor]) -> Tensor:
     return x[0][(slice(None), *map(slice, starts, ends, steps))]
 
 
-_WINDOW = {"kernel": 2, "stride": 2, "padding": 2, "ceil": int}
+_WINDOW: dict[str, type[int] | type[float] | int] = {"kernel": 2, "stride": 2, "padding": 2, "ceil": int}
 
 OPERATORS: dict[str, Operator] = {
     "conv": Operator(
-        lambda run, node, x: run.conv(node, x[0]),
+        lambda run, node, x: run.weighted(node, x[0]),
         attributes={"stride": 2, "padding": 4, "dilation": 2, "groups": int},  # padding: top, left, bottom, right
         roles=("weight", "bias?"),
     ),
-    "linear": Operator(_linear, roles=("weight", "bias?")),
+    "linear": Operator(lambda run, node, x: run.weighted(node, x[0]), roles=("weight", "bias?")),
     "batch_norm": Operator(
         lambda run, node, x: run.batch_norm(node, x[0]),
         attributes={"epsilon": float, "momentum": float},
@@ -397,6 +411,8 @@ OPERATORS: dict[str, Operator] = {
     "global_avg_pool": Operator(lambda run, node, x: x[0].mean((2, 3), keepdim=True), sign="same"),
     # (N, ...) to (N, values)
     "flatten": Operator(lambda run, node, x: x[0].flatten(1), sign="same"),
+    # (N, C) to (N, C, 1, 1)
+    "unflatten": Operator(lambda run, node, x: x[0][:, :, None, None], sign="same"),
     # zeros before and after the channels, rows and columns: three numbers before, then three after
     "pad": Operator(_pad, attributes={"pads": 6}, sign="same"),
     # of channels, rows and columns
@@ -463,6 +479,9 @@ def check_graphs(graphs: NetworkGraphs, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: a node has an operator, an attribute, an input or a tensor that it cannot have.
     """
+    count = sum(len(part.nodes) for part in graphs.parts)
+    if count > MAX_NODES:
+        raise CheckpointError(f"a network of {count:,} nodes, expected at most {MAX_NODES:,}; save the network again")
     seen: set[str] = {INPUT, OUTPUT}
     parts = [("stem", graphs.stem), ("head", graphs.head)]
     for block in graphs.blocks:
@@ -500,17 +519,36 @@ def _node_problem(node: Node, inside: set[str], seen: set[str], tensors: Mapping
     if set(node.attributes) != set(operator.attributes):
         return f"has attributes {', '.join(node.attributes) or 'none'}, expected {', '.join(operator.attributes)}"
     for name, kind in operator.attributes.items():
-        if not _is_attribute(node.attributes[name], kind):
-            return f"has {name} {node.attributes[name]}"
+        if not _is_attribute(name, node.attributes[name], kind):
+            wanted = "a number" if kind in (int, float) else f"{kind} whole numbers"
+            least = f", at least {_LEAST[name]}" if name in _LEAST else ""
+            return f"has {name} {node.attributes[name]}, expected {wanted}{least}"
     return None
 
 
-def _is_attribute(value: Attribute, kind: type[int] | type[float] | int) -> bool:
+_LEAST = {
+    **dict.fromkeys(("kernel", "stride", "dilation", "groups", "steps"), 1),
+    **dict.fromkeys(("padding", "pads", "starts", "ceil", "count_padding"), 0),
+}
+"""Least value of the attributes that have one."""
+
+_MOST_PADDING = 1 << 12
+"""Most rows, columns or channels that a layer adds to its input on one side."""
+
+
+def _is_attribute(name: str, value: Attribute, kind: type[int] | type[float] | int) -> bool:
+    most = _MOST_PADDING if name in ("padding", "pads") else MAX_MAP
+    if kind is float:
+        return isinstance(value, int | float) and math.isfinite(value)
     if isinstance(kind, int):
-        return isinstance(value, tuple) and len(value) == kind and all(abs(v) <= MAX_MAP for v in value)
-    if kind is int:
-        return type(value) is int and abs(value) <= MAX_MAP
-    return isinstance(value, int | float) and math.isfinite(value)
+        if not isinstance(value, tuple) or len(value) != kind:
+            return False
+        values = value
+    elif type(value) is int:
+        values = (value,)
+    else:
+        return False
+    return all(_LEAST.get(name, -most) <= v <= most for v in values)
 
 
 def sizes_of(graph: Graph, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

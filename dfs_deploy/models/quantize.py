@@ -40,8 +40,10 @@ def fake_quantize(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
 
 
 def fake_quantize_weight(weight: Tensor, bits: int, quantizer: Quantizer = "tensor") -> Tensor:
-    """Rounds a weight to ``tensor``'s grid, over its own range from the least to the greatest value; or to
-    ``channel``'s, symmetric about zero for each output channel, as inference engines have it.
+    """Rounds a weight to a grid over its own range.
+
+    The grid ``tensor`` reaches from the least to the greatest value; ``channel`` is symmetric about zero for each
+    output channel, as inference engines have it.
 
     Args:
         weight: float tensor; its first axis counts output channels.

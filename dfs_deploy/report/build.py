@@ -17,7 +17,7 @@ from dfs_deploy.bench.candidates import Inputs, check_rivals, draw_inputs
 from dfs_deploy.bench.result import BUDGET, DYNAMIC, BenchResult, load_bench
 from dfs_deploy.bench.run import bench as run_bench
 from dfs_deploy.bundle import Bundle, open_bundles
-from dfs_deploy.data import Dataset, ImageFolder, open_dataset
+from dfs_deploy.data import AnyImages, open_dataset
 from dfs_deploy.errors import BundleError, DataError, UsageError
 from dfs_deploy.io.files import write_whole
 from dfs_deploy.progress import Progress, silent
@@ -34,7 +34,7 @@ _PAGES = (".html", ".htm")
 _LOG = logging.getLogger(__name__)
 
 AnyBundle = str | Path | Bundle
-AnyData = str | Path | Dataset | ImageFolder
+AnyData = str | Path | AnyImages
 
 
 def report(
@@ -142,9 +142,9 @@ def _check_page(html: Path) -> None:
         import dfs_deploy.report.page  # noqa: F401
 
 
-def _opened_data(bundle: Bundle, data: AnyData | None) -> Dataset | ImageFolder | None:
+def _opened_data(bundle: Bundle, data: AnyData | None) -> AnyImages | None:
     if isinstance(data, (str, Path)):
-        data = open_dataset(data, size=bundle.input.shape[1:])
+        data = open_dataset(data, size=bundle.input.geometry)
     return None if data is None else data.labelled_for(bundle.architecture.classes, bundle.input.class_names)
 
 
@@ -183,7 +183,7 @@ def match_benches(
 def _measured(
     bundle: Bundle,
     name: str,
-    data: Dataset | ImageFolder | None,
+    data: AnyImages | None,
     bench: BenchResult | None,
     how: _How,
     progress: Progress,

@@ -15,26 +15,27 @@ both give the same values and the same gradients. In training mode they differ i
 - Here, a block's normalisation sees what reaches it when deployed: the samples that run the block, each in its own
   bitwidth, as one batch. The running statistics follow that, by the share of the batch that ran. Options that were not
   chosen are normalised by the same statistics, as constants. If all samples choose one option, the forward and the
-  gradient of the backbone are again those of ``DFSNetwork.forward``.
+  gradient of the network are again those of ``DFSNetwork.forward``.
 - Fewer than ``LEAST_ROWS`` samples are no batch: they are normalised by the running statistics, which then stay.
 
-A convolution's running input range moves once per step: over all samples for a block's first convolution and its
-projection, over the samples that run the block for its second.
+A layer's running input range moves once per step: over all samples for layers that read a block's input, over the
+samples that run the block for the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from dfs_deploy.models import BasicBlock, DFSNetwork, NetworkOutput, QuantizedConv2d
+from dfs_deploy.models import DFSNetwork, Evaluation, Graph, NetworkBlock, NetworkOutput, Node
+from dfs_deploy.models.graph import INPUT
 from dfs_deploy.models.network import Decision
-from dfs_deploy.models.quantize import fake_quantize, fake_quantize_weight
-from dfs_deploy.options import FULL_BITS, Options
+from dfs_deploy.options import FULL_BITS
 
 LEAST_ROWS = 4
 """Fewest samples whose own batch statistics are used in training mode."""
@@ -76,31 +77,30 @@ def joint_forward(network: DFSNetwork, x: Tensor) -> NetworkOutput:
     """
     if network.gate is None:
         return network(x)  # type: ignore[no-any-return]
-    return network.unroll(x, lambda block, features, taken: _run_block(block, features, taken, network.options))
+    return network.unroll(x, lambda block, features, taken: _run_block(network, block, features, taken))
 
 
-def _run_block(block: BasicBlock, x: Tensor, taken: Decision, options: Options) -> Tensor:
+def _run_block(network: DFSNetwork, block: NetworkBlock, x: Tensor, taken: Decision) -> Tensor:
     """Runs one gated block, and gives the gate the outputs of the options that were not chosen."""
+    options, possible = network.options, network.options_of(block.shape.index)
     # Skipping samples come first, so that those that run are consecutive.
     sequence = sorted(range(len(options)), key=lambda k: not options[k].skips)
     rank = taken.choice.new_tensor([sequence.index(k) for k in range(len(options))])[taken.choice]
     order = torch.argsort(rank, stable=True)
     stops = torch.bincount(rank, minlength=len(options)).cumsum(0).tolist()
     groups = [
-        _Group(k, options[k].bits, start, stop) for k, start, stop in zip(sequence, [0, *stops], stops, strict=False)
+        _Group(k, options[k].bits, start, stop)
+        for k, start, stop in zip(sequence, [0, *stops], stops, strict=False)
+        if options[k] in possible
     ]
     rows = x.index_select(0, order)
-    if any(option.quantized for option in options):
-        _follow(block.conv1, rows)
-        if block.projection is not None:
-            _follow(block.projection.conv, rows)
-    chosen = _Chosen(block, groups)
+    chosen = _Chosen(network, block, groups)
     result = chosen.run(rows)
-    if torch.is_grad_enabled() and taken.scores.requires_grad:
+    if len(possible) > 1 and torch.is_grad_enabled() and taken.scores.requires_grad:
         with torch.no_grad():
             outputs = {group.option: chosen.run_other(rows.detach(), result.detach(), group) for group in groups}
-        soft = functional.softmax(taken.scores, 1).index_select(0, order)
-        by_option = [outputs[k] for k in range(len(options))]
+        soft = functional.softmax(taken.scores, 1).index_select(0, order)[:, sorted(outputs)]
+        by_option = [outputs[k] for k in sorted(outputs)]
         result = _HardChoice.apply(result, soft, *by_option)  # type: ignore[no-untyped-call]
     return result.index_select(0, torch.argsort(order))
 
@@ -108,30 +108,36 @@ def _run_block(block: BasicBlock, x: Tensor, taken: Decision, options: Options) 
 class _Chosen:
     """One block over samples sorted by option: the chosen options with a graph, the others without."""
 
-    def __init__(self, block: BasicBlock, groups: Sequence[_Group]) -> None:
+    def __init__(self, network: DFSNetwork, block: NetworkBlock, groups: Sequence[_Group]) -> None:
         self._block = block
         self._groups = groups
-        self._affines: dict[nn.BatchNorm2d, _Affine] = {}
-        self._moved_second_range = False
+        self._always = network.graphs.always
+        self._base = network.evaluation()
+        self._step = _Step()
 
     def run(self, rows: Tensor) -> Tensor:
         """Gives (N, C', H', W'), each sample in its own option."""
-        block = self._block
+        graphs = self._block.graphs
+        if any(0 < group.bits < FULL_BITS for group in self._groups):
+            for node in self._block.whole.nodes:  # whatever reaches the block tells what its first layers may get
+                if node.quantizable and node.inputs[0] == INPUT:
+                    self._step.follow(self._base, node, rows)
         running = [group for group in self._groups if group.bits]
         first = running[0].start if running else len(rows)
-        shortcut = rows
-        if block.projection is not None:
-            convolved = _convolve(block.projection.conv, rows, self._groups)
-            shortcut = self._normalize(block.projection.norm, convolved, 1.0)
-        if first == len(rows):
-            return shortcut
-        share = (len(rows) - first) / len(rows)
-        y = functional.relu(self._normalize(block.norm1, _convolve(block.conv1, rows[first:], running), share))
-        if any(group.bits < FULL_BITS for group in running):
-            self._move_second_range(y)
-        y = self._normalize(block.norm2, _convolve(block.conv2, y, running), share)
-        ran = functional.relu(y + shortcut[first:])
-        return ran if first == 0 else torch.cat([shortcut[:first], ran])
+        if graphs.free or graphs.shortcut is None:
+            if first == len(rows):
+                return rows
+            ran = self._mix(self._block.whole, rows[first:], running, len(rows))
+            return ran if first == 0 else torch.cat([rows[:first], ran])
+        y = self._mix(graphs.shortcut, rows, self._groups, len(rows))
+        skipped = y[:first]
+        if first < len(rows):
+            branch = self._mix(graphs.branch, rows[first:], running, len(rows))
+            y = branch + y[first:]
+            if not graphs.skip_after:
+                y = self._mix(graphs.after, y, running, len(rows))
+            y = y if first == 0 else torch.cat([skipped, y])
+        return self._mix(graphs.after, y, self._groups, len(rows)) if graphs.skip_after else y
 
     def run_other(self, rows: Tensor, result: Tensor, group: _Group) -> Tensor:
         """Gives the output (N, C', H', W') of one option for all samples; those that chose it have it in ``result``."""
@@ -142,51 +148,133 @@ class _Chosen:
         output = self._option(torch.cat([rows[: group.start], rows[group.stop :]]), group.bits)
         return torch.cat([output[: group.start], result[group.start : group.stop], output[group.start :]])
 
+    def _mix(self, graph: Graph, x: Tensor, groups: Sequence[_Group], batch: int) -> Tensor:
+        parts = [(group.bits or self._always, group.stop - group.start) for group in groups]
+        filled = [part for part in parts if part[1]]
+        return _Mixed(**vars(self._base), parts=filled, share=len(x) / batch, step=self._step).run(graph, x)
+
     def _option(self, x: Tensor, bits: int) -> Tensor:
-        block = self._block
-        shortcut = x
-        if block.projection is not None:
-            shortcut = self._convolve_affine(block.projection.conv, block.projection.norm, x, bits or FULL_BITS)
-        if not bits:
-            return shortcut
-        y = self._convolve_affine(block.conv1, block.norm1, x, bits).relu_()
-        if bits < FULL_BITS:
-            self._move_second_range(y)
-        return self._convolve_affine(block.conv2, block.norm2, y, bits).add_(shortcut).relu_()
+        graph = self._block.whole if bits else self._block.skipped
+        if graph is None or graph.identity:
+            return x
+        base = {**vars(self._base), "bits": bits or self._always}
+        return _Constant(**base, folded=_folded(graph), step=self._step).run(graph, x)
 
-    def _move_second_range(self, y: Tensor) -> None:
-        if not self._moved_second_range:
-            _follow(self._block.conv2, y)
-            self._moved_second_range = True
 
-    def _normalize(self, norm: nn.BatchNorm2d, x: Tensor, share: float) -> Tensor:
-        """Normalises the samples that run the block, (n, C, H, W), and keeps the normalisation as constants too.
+@dataclass
+class _Step:
+    """What happened in a block in one step.
 
-        The running statistics move by ``share``, that of the samples in the batch, of their momentum.
-        """
-        if not norm.training or len(x) < LEAST_ROWS:
-            return functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-        momentum = (0.1 if norm.momentum is None else norm.momentum) * share
-        result, mean, inverse_std = torch.native_batch_norm(
-            x, norm.weight, norm.bias, norm.running_mean, norm.running_var, True, momentum, norm.eps
-        )
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-        self._affines[norm] = _affine(norm, mean.detach(), inverse_std.detach())
+    Attributes:
+        affines: normalisations that took the batch's statistics, as constants, by the name of the node.
+        moved: layers whose running range has moved.
+    """
+
+    affines: dict[str, _Affine] = field(default_factory=dict)
+    moved: set[str] = field(default_factory=set)
+
+    def follow(self, run: Evaluation, node: Node, x: Tensor) -> None:
+        """Moves a layer's running range, the first time only."""
+        if node.name not in self.moved:
+            Evaluation.follow(run, node, x)
+            self.moved.add(node.name)
+
+
+@dataclass(kw_only=True)
+class _Mixed(Evaluation):
+    """Groups of consecutive samples, each in its own bitwidth; normalisations see them as one batch.
+
+    Args:
+        parts: bitwidth and number of samples of each group.
+        share: share of the batch that the samples are, by which running statistics follow.
+        step: what happened in the block so far.
+    """
+
+    parts: Sequence[tuple[int, int]]
+    share: float
+    step: _Step
+
+    def weighted(self, node: Node, x: Tensor) -> Tensor:
+        parts = self.parts if node.quantizable else [(FULL_BITS, len(x))]
+        if any(bits < FULL_BITS for bits, _ in parts):
+            self.step.follow(self, node, x)
+        outputs = []
+        for (bits, _), rows in zip(parts, torch.split(x, [count for _, count in parts]), strict=True):
+            self.bits = bits
+            outputs.append(super().weighted(node, rows))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def follow(self, node: Node, x: Tensor) -> None:
+        """Does nothing: ranges follow all groups together."""
+
+    def batch_norm(self, node: Node, x: Tensor) -> Tensor:
+        if not self.uses_batch(node):
+            return super().batch_norm(node, x)
+        mean, variance = self.tensors[node.tensors["mean"]], self.tensors[node.tensors["variance"]]
+        weight, bias = self.tensor(node, "weight"), self.tensor(node, "bias")
+        momentum, epsilon = node.number("momentum") * self.share, node.number("epsilon")
+        if len(x) < LEAST_ROWS:
+            return functional.batch_norm(x, mean, variance, weight, bias, eps=epsilon)
+        result, now, inverse_std = torch.native_batch_norm(x, weight, bias, mean, variance, True, momentum, epsilon)
+        self.step.affines[node.name] = _affine(weight, bias, now.detach(), inverse_std.detach())
         return result
 
-    def _convolve_affine(self, conv: QuantizedConv2d, norm: nn.BatchNorm2d, x: Tensor, bits: int) -> Tensor:
-        """Convolution and normalisation by constants in one: the scale goes into the weight. No gradient."""
-        affine = self._affines.get(norm)
-        if affine is None:
-            mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
-            affine = _affine(norm, mean, (variance + norm.eps).rsqrt())
-        if bits < FULL_BITS:
-            x = fake_quantize(x, conv.low, conv.high, bits)
-        weight = fake_quantize_weight(conv.weight, bits) * affine.scale[:, None, None, None]
-        if conv.weight.is_contiguous(memory_format=torch.channels_last):
-            weight = weight.contiguous(memory_format=torch.channels_last)
-        return functional.conv2d(x, weight, affine.shift, stride=conv.stride, padding=conv.padding)
+
+@dataclass(kw_only=True)
+class _Constant(Evaluation):
+    """One option without a gradient, normalised by constants: those of the chosen options, if there are any.
+
+    Args:
+        folded: normalisation of each layer that only it reads, by the layer's name: its scale goes into the weight.
+        step: what happened in the block so far.
+    """
+
+    folded: Mapping[str, Node]
+    step: _Step
+
+    def follow(self, node: Node, x: Tensor) -> None:
+        self.step.follow(self, node, x)
+
+    def weighted(self, node: Node, x: Tensor) -> Tensor:
+        norm = self.folded.get(node.name)
+        if norm is None:
+            return super().weighted(node, x)
+        scale, shift = self._constants(norm)
+        weight, bias = self.weight(node), self.tensor(node, "bias")
+        scaled = weight * scale.reshape(-1, *(1 for _ in weight.shape[1:]))
+        if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+            scaled = scaled.contiguous(memory_format=torch.channels_last)
+        return self.multiply(node, self.rounded(node, x), scaled, shift if bias is None else bias * scale + shift)
+
+    def batch_norm(self, node: Node, x: Tensor) -> Tensor:
+        if self.folded.get(node.inputs[0]) is node:
+            return x
+        scale, shift = (value.reshape(-1, *(1 for _ in x.shape[2:])) for value in self._constants(node))
+        return x * scale + shift
+
+    def _constants(self, node: Node) -> _Affine:
+        if (affine := self.step.affines.get(node.name)) is not None:
+            return affine
+        mean, variance = self.tensors[node.tensors["mean"]], self.tensors[node.tensors["variance"]]
+        inverse_std = (variance + node.number("epsilon")).rsqrt()
+        return _affine(self.tensor(node, "weight"), self.tensor(node, "bias"), mean, inverse_std)
+
+
+def _folded(graph: Graph) -> dict[str, Node]:
+    """Normalisations that are alone in reading a layer, by the layer's name."""
+    layers = {node.name for node in graph.nodes if node.operator in ("conv", "linear")}
+    readers = graph.readers()
+    return {
+        node.inputs[0]: node
+        for node in graph.nodes
+        if node.operator == "batch_norm" and node.inputs[0] in layers and readers[node.inputs[0]] == 1
+    }
+
+
+@torch.no_grad()
+def _affine(weight: Tensor | None, bias: Tensor | None, mean: Tensor, inverse_std: Tensor) -> _Affine:
+    scale = inverse_std if weight is None else weight * inverse_std
+    return _Affine(scale, -mean * scale if bias is None else bias - mean * scale)
 
 
 class _HardChoice(torch.autograd.Function):
@@ -206,23 +294,3 @@ class _HardChoice(torch.autograd.Function):
             for output in ctx.saved_tensors
         ]
         return (gradient, torch.stack(dots, 1), *(None for _ in dots))
-
-
-def _convolve(conv: QuantizedConv2d, x: Tensor, groups: Sequence[_Group]) -> Tensor:
-    """Convolves consecutive groups of samples, each in its own bitwidth; a skipped group in full precision."""
-    filled = [group for group in groups if group.stop > group.start]
-    parts = torch.split(x, [group.stop - group.start for group in filled])
-    outputs = [conv.convolve(part, group.bits or FULL_BITS) for part, group in zip(parts, filled, strict=True)]
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-@torch.no_grad()
-def _affine(norm: nn.BatchNorm2d, mean: Tensor, inverse_std: Tensor) -> _Affine:
-    scale = norm.weight * inverse_std
-    return _Affine(scale, norm.bias - mean * scale)
-
-
-@torch.no_grad()
-def _follow(conv: QuantizedConv2d, x: Tensor) -> None:
-    if conv.training:
-        conv.follow_range(x.detach())

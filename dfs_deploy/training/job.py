@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from dfs_deploy.errors import CheckpointError, UsageError
+from dfs_deploy.geometry import Geometry, Interpolation
 from dfs_deploy.io.json_files import VersionedFormat
 from dfs_deploy.io.kinds import JOB_FILE, given_instead
 from dfs_deploy.options import Options
@@ -17,6 +18,9 @@ from dfs_deploy.training.recipe import STAGES, Recipe, StageName
 
 SCHEMA = 2
 """Version 1, of dfs-deploy 0.1.0, had a stage that is gone."""
+
+GIVEN = "given"
+"""Name of a network that was handed over."""
 
 _MOST_SEED = 2**63 - 1
 _MOST_STEPS = 10**9
@@ -41,9 +45,15 @@ class Job:
         recipe: the hyperparameters.
         seed: seed of every draw.
         size: height and width to resize images to; ``None`` for their own.
+        resize: length in pixels to which the shorter side of an image is resized before its centre of that size is cut
+            out; ``None`` resizes an image to exactly that size.
+        interpolation: kind of resizing.
         held_out: number of training images to evaluate on instead of a split of its own; ``None`` for that split.
         evaluate_on: name of the split to evaluate on; ``None`` for ``test`` if the data have one, else ``val``, else
             images held out.
+        network: name of the network as ``build_network`` takes it, or ``given`` for one that was handed over; ``None``
+            for the CIFAR ResNet of the recipe.
+        weights: weights of a network by name, in place of stage 0; ``None`` for random ones.
         backbone: checkpoint whose backbone is taken, in place of stage 0.
         start: checkpoint whose backbone and gate are taken, in place of stages 0 and 1.
         weights_key: name of the weights to take from that checkpoint, if it holds several.
@@ -59,8 +69,12 @@ class Job:
     recipe: Recipe
     seed: int = 0
     size: tuple[int, int] | None = None
+    resize: int | None = None
+    interpolation: Interpolation = "bilinear"
     held_out: int | None = None
     evaluate_on: str | None = None
+    network: str | None = None
+    weights: str | None = None
     backbone: str | None = None
     start: str | None = None
     weights_key: str | None = None
@@ -75,17 +89,28 @@ class Job:
             raise UsageError("a backbone and a start are given, expected at most one; a start has a backbone in it")
         if self.start is not None and self.recipe.policy is not None:
             raise UsageError("a start is given and a policy, which has no gate to start with; give its backbone")
-        if self.weights_key is not None and self.backbone is None and self.start is None:
-            raise UsageError("a weights key is given without a backbone or a start that it chooses from; leave it out")
+        if self.weights is not None and self.network in (None, GIVEN):
+            raise UsageError(
+                "weights are given without the network that they are of; name it, as in torchvision:resnet18"
+            )
+        if self.weights is not None and (self.backbone is not None or self.start is not None):
+            raise UsageError("weights are given and a backbone or a start, which has some; leave one out")
+        if self.weights_key is not None and self.backbone is None and self.start is None and self.weights is None:
+            raise UsageError("a weights key is given without a file that it chooses from; leave it out")
+        if self.network is None:
+            self.recipe.check_blocks(3 * self.recipe.blocks_per_group - 1)
         for name, (least, most) in _BOUNDS.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 raise UsageError(f"{name} is {value}, expected {least} to {most}")
-        for name in ("data", "backbone", "start", "weights_key", "evaluate_on", "device"):
+        for name in ("data", "network", "weights", "backbone", "start", "weights_key", "evaluate_on", "device"):
             _check_storable(name, getattr(self, name))
         _check_storable("cost", self.recipe.cost)
         if self.size is not None and not all(1 <= side <= _MOST_PIXELS for side in self.size):
             raise UsageError(f"size {self.size[0]}x{self.size[1]}, expected 1 to {_MOST_PIXELS} pixels each way")
+        if self.size is None and (self.resize is not None or self.interpolation != "bilinear"):
+            raise UsageError("images are to be resized and no size is given; give it, as in --size 224x224")
+        _ = self.geometry  # its bounds
         if self.held_out is not None and self.evaluate_on is not None:
             raise UsageError(
                 f"{self.held_out} images to hold out and the split {self.evaluate_on!r} to evaluate on, expected at"
@@ -97,9 +122,19 @@ class Job:
             raise UsageError(f"nothing to do until stage {self.until!r} from what is given; choose a later stage")
 
     @property
+    def geometry(self) -> Geometry | None:
+        """How images become the network's input; ``None`` if they have its size already."""
+        return None if self.size is None else Geometry(self.size, self.resize, self.interpolation)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the run begins with a backbone that was trained."""
+        return self.network == GIVEN or any(file is not None for file in (self.weights, self.backbone, self.start))
+
+    @property
     def stages(self) -> tuple[StageName, ...]:
         """The stages that run."""
-        first = 2 if self.start is not None else 1 if self.backbone is not None else 0
+        first = 2 if self.start is not None else 1 if self.trained else 0
         stages = STAGES[first : STAGES.index(self.until) + 1]
         return tuple(stage for stage in stages if stage != "gate" or self.recipe.policy is None)
 
@@ -113,7 +148,8 @@ class Job:
     @property
     def used(self) -> frozenset[str]:
         """Names of the values of the recipe that this run reads; the others have no effect on it."""
-        return self.recipe.read_by(self.stages) | (set() if self.target is None else {"target"})
+        names = self.recipe.read_by(self.stages) | (set() if self.target is None else {"target"})
+        return names if self.network is None else names - {"blocks_per_group"}
 
     def as_json(self) -> dict[str, Any]:
         """The job as plain values."""

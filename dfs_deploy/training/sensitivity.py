@@ -7,6 +7,7 @@ loss that one block adds is measured with every other block in full precision; t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -17,12 +18,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfs_deploy.errors import UsageError
-from dfs_deploy.models import DFSNetwork, QuantizedConv2d, run_option
+from dfs_deploy.models import DFSNetwork, run_option
+from dfs_deploy.models.network import block_costs
+from dfs_deploy.network import Block
 from dfs_deploy.options import FULL_BITS, Options
-from dfs_deploy.training.data import HELD_OUT, Images, Splits, load_splits
+from dfs_deploy.training.begin import begun, contract_of
+from dfs_deploy.training.data import Images
 from dfs_deploy.training.job import Job
 from dfs_deploy.training.processes import local_device
-from dfs_deploy.training.state import begin_with
+from dfs_deploy.training.splits import HELD_OUT, Splits, splits_for
 
 SEARCH_IMAGES = 1024
 """Training images that sensitivity is measured on, if none are held out."""
@@ -39,7 +43,8 @@ class Sensitivity:
         options: options that were tried.
         images: number of images it was measured on.
         full_loss: mean cross entropy with every block in full precision.
-        losses: (gated blocks, options) mean cross entropy with only that block at that option.
+        losses: (gated blocks, options) mean cross entropy with only that block at that option; infinite if the block
+            may not run it.
     """
 
     options: Options
@@ -65,47 +70,58 @@ def measure_sensitivity(network: DFSNetwork, options: Options, batches: Iterable
     Raises:
         UsageError: no batch.
     """
-    trial = network.with_policy([0] * network.architecture.gated_blocks, options).eval()
-    first, *gated = trial.blocks
-    losses = np.zeros((len(gated), len(options)))
+    policy = [_first_possible(block, options) for block in network.architecture.blocks[1:]]
+    trial = network.with_policy(policy, options).eval()
+    losses = np.full((len(trial.blocks), len(options)), math.inf)
     full_loss, images = 0.0, 0
     for x, labels in batches:
         if not images:
             _take_ranges(trial, x)
-        features = first(trial.backbone.stem(x))
-        for index, block in enumerate(gated):
+        features = trial.stem(x)
+        for block in trial.blocks:
+            index = block.shape.index
             for position, option in enumerate(options):
-                if option.bits == FULL_BITS:
+                if option.bits == FULL_BITS or option not in block.shape.choices(options):
                     continue
                 y = run_option(block, features, option)
-                for later in gated[index + 1 :]:
+                for later in trial.blocks[index:]:
                     y = later(y)
-                losses[index, position] += _summed_loss(trial, y, labels)
+                before = losses[index - 1, position] if images else 0.0
+                losses[index - 1, position] = before + _summed_loss(trial, y, labels)
             features = block(features)
         full_loss += _summed_loss(trial, features, labels)
         images += len(labels)
     if not images:
         raise UsageError("no images to measure sensitivity on, expected at least one batch")
-    losses[:, [option.bits == FULL_BITS for option in options]] = full_loss
+    for row, block in zip(losses, trial.blocks, strict=True):
+        row[[option.bits == FULL_BITS and option in block.shape.choices(options) for option in options]] = full_loss
     return Sensitivity(options, images, full_loss / images, losses / images)
 
 
+def _first_possible(block: Block, options: Options) -> int:
+    """Index of the first option that a block may run; any will do, as each is tried."""
+    return next((k for k, option in enumerate(options) if option in block.choices(options)), 0)
+
+
 def _summed_loss(network: DFSNetwork, features: Tensor, labels: Tensor) -> float:
-    logits = network.backbone.classify(features)
+    logits = network.head(features)
     return float(functional.cross_entropy(logits.float(), labels, reduction="sum"))
 
 
 def _take_ranges(network: DFSNetwork, x: Tensor) -> None:
-    """Gives each gated convolution without a range the range of what reaches it in full precision."""
-    handles = [
-        module.register_forward_pre_hook(lambda conv, inputs: conv.follow_range(inputs[0]))
-        for block in network.blocks[1:]
-        for module in block.modules()
-        if isinstance(module, QuantizedConv2d) and not module.has_range
-    ]
-    network.backbone(x)
-    for handle in handles:
-        handle.remove()
+    """Gives each layer of a gated block without a range the range of what reaches it in full precision."""
+    readers: dict[tuple[int, str], list[str]] = {}
+    for block in network.blocks:
+        for node in block.whole.nodes:
+            if node.quantizable and not network.ranges.known(node.name):
+                readers.setdefault((block.shape.index, node.inputs[0]), []).append(node.name)
+
+    def take(block: int, value: str, features: Tensor) -> None:
+        for name in readers.get((block, value), ()):
+            network.ranges.follow(name, features)
+
+    with network.observed(take):
+        network.static(x)
 
 
 def choose_policy(sensitivity: Sensitivity, costs: NDArray[np.floating], target: float) -> tuple[int, ...]:
@@ -126,19 +142,20 @@ def choose_policy(sensitivity: Sensitivity, costs: NDArray[np.floating], target:
     from scipy import optimize, sparse
 
     blocks, options = sensitivity.losses.shape
-    least = 100.0 * float(costs.min(1).mean())
+    possible = np.isfinite(sensitivity.losses)
+    least = 100.0 * float(np.where(possible, costs, np.inf).min(1).mean())
     if least > target + _TOLERANCE:
         raise UsageError(
             f"target {target:g} %, expected at least {least:.4g}, the cost of the cheapest of the options"
             f" '{sensitivity.options}'; choose another target or other options"
         )
-    added = sensitivity.losses - sensitivity.full_loss
+    added = np.where(possible, sensitivity.losses - sensitivity.full_loss, 0.0)
     one_each = sparse.kron(sparse.eye(blocks), np.ones((1, options)))
     found = optimize.milp(
         # Of policies that add the same loss, the cheaper one.
         added.ravel() + _TOLERANCE * costs.ravel(),
         integrality=np.ones(blocks * options),
-        bounds=optimize.Bounds(0, 1),
+        bounds=optimize.Bounds(0, possible.ravel().astype(float)),
         constraints=[
             optimize.LinearConstraint(one_each, 1, 1),
             optimize.LinearConstraint(costs.reshape(1, -1), ub=blocks * (target / 100.0 + _TOLERANCE)),
@@ -166,7 +183,7 @@ class PolicySearch:
     sensitivity: Sensitivity
 
 
-def search_policy(job: Job, splits: Splits | None = None) -> PolicySearch:
+def search_policy(job: Job, splits: Splits | None = None, network: DFSNetwork | None = None) -> PolicySearch:
     """Chooses a policy for a job: the best for its target, by the sensitivity of its backbone.
 
     Measured on images held out of the training split if the job holds some out, which a backbone trained with the same
@@ -175,32 +192,32 @@ def search_policy(job: Job, splits: Splits | None = None) -> PolicySearch:
     Args:
         job: job with a backbone; its recipe gives the options, the costs and the target.
         splits: its data if they are loaded already; ``None`` loads them.
+        network: the network that it begins with; ``None`` for the one that it names.
 
     Raises:
         UsageError: no backbone, or a target that the options do not reach.
         CheckpointError: the backbone cannot be read, or is of another architecture.
         DataError: the data cannot be read.
     """
-    if job.backbone is None:
+    if not job.trained:
         raise UsageError(
             "policy mixed without a backbone, whose sensitivity it measures; train one, then --backbone it"
         )
-    recipe = job.recipe
-    device = local_device(job.device)
-    splits = splits or load_splits(job.data, job.size, job.held_out, job.seed, job.evaluate_on)
+    splits = splits or splits_for(job)
+    recipe, device = job.recipe, local_device(job.device)
+    network = begun(job, splits, network, None)[0]
     held_out = splits.evaluation_name == HELD_OUT
     measured = splits.evaluation if held_out else splits.train.subset(SEARCH_IMAGES, job.seed)
-    architecture = splits.architecture(recipe.blocks_per_group)
-    network = begin_with(job.backbone, architecture, job.weights_key)[0].to(device)
-    images = Images(measured, splits.contract(), device)
+    images = Images(measured, contract_of(network, splits), device)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(images), _BATCH):
-            pixels, labels = images.take(slice(start, start + _BATCH))
+        for pixels, labels in images.batches(_BATCH):
             yield images.normalize(pixels), labels
 
-    sensitivity = measure_sensitivity(network, recipe.options, batches())
-    costs = np.array(recipe.cost_rows)
+    sensitivity = measure_sensitivity(network.to(device), recipe.options, batches())
+    costs = (
+        block_costs(network.architecture, recipe.options).numpy() if recipe.costs is None else np.array(recipe.costs)
+    )
     policy = choose_policy(sensitivity, costs, recipe.target)
     return PolicySearch(
         policy=tuple(recipe.options[choice].name for choice in policy),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfs_deploy.models import DFSNetwork, NetworkOutput, QuantizedConv2d
+from dfs_deploy.models import DFSNetwork, NetworkOutput
 from dfs_deploy.models.network import expected_cost
 from dfs_deploy.training.forward import joint_forward
 from dfs_deploy.training.processes import Processes
@@ -23,7 +23,7 @@ def stage_optimizers(network: DFSNetwork, stage: StageName, recipe: Recipe) -> l
     optimizers: list[torch.optim.Optimizer] = []
     if stage != "gate":
         rate = recipe.backbone_lr if stage == "backbone" else recipe.joint_lr
-        optimizers.append(_sgd(network.backbone, rate, recipe))
+        optimizers.append(_sgd(network.net, rate, recipe))
     if stage != "backbone" and network.gate is not None:
         rate = recipe.gate_lr if stage == "gate" else recipe.joint_gate_lr
         adam = recipe.gate_optimizer == "adam"
@@ -48,15 +48,15 @@ def set_modes(network: DFSNetwork, stage: StageName, settled: bool) -> None:
     """
     network.train(stage != "gate" and not settled)
     if stage == "gate":
-        for module in network.modules():
-            if isinstance(module, QuantizedConv2d):
-                module.train()
+        network.ranges.train()
+        if network.gate is not None:
+            network.gate.train()
 
 
 @contextlib.contextmanager
 def learning(network: DFSNetwork, stage: StageName) -> Iterator[None]:
     """Keeps gradients away from the part that a stage leaves as it is."""
-    fixed = {"backbone": network.gate, "gate": network.backbone}.get(stage)
+    fixed = {"backbone": network.gate, "gate": network.net}.get(stage)
     if fixed is not None:
         fixed.requires_grad_(False)
     try:
@@ -71,7 +71,7 @@ def stage_forward(network: DFSNetwork, stage: StageName, x: Tensor) -> NetworkOu
         return joint_forward(network, x)
     n, gated = len(x), network.architecture.gated_blocks
     return NetworkOutput(
-        logits=network.backbone(x),
+        logits=network.static(x),
         path=torch.zeros((n, gated), dtype=torch.int64, device=x.device),
         scores=x.new_zeros((n, gated, len(network.options))),
         expected_cost=x.new_ones(n),
@@ -89,13 +89,11 @@ def standardize_gate(network: DFSNetwork, x: Tensor) -> None:
     network.eval()
     if network.gate is None:
         return
-    features = network.backbone.stem(x)
-    for block, embedding in zip(network.blocks, network.gate.embeddings, strict=False):
+    features = network.stem(x)
+    for block in network.blocks:
+        if network.decided(block.shape.index):
+            network.gate.standardize(block.shape.index - 1, features)
         features = block(features)
-        embedded = embedding(features.mean((2, 3)))
-        mean, deviation = embedded.mean(0), embedded.std(0).clamp_min(1e-6)
-        embedding.get_parameter("weight").div_(deviation[:, None])
-        embedding.get_parameter("bias").sub_(mean).div_(deviation)
 
 
 @dataclass(frozen=True, eq=False)

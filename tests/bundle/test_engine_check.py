@@ -21,8 +21,9 @@ from dfs_deploy.bundle.operators import BATCH
 from dfs_deploy.bundle.weights import ReadTensor, WeightsInMemory
 from dfs_deploy.errors import BundleError
 from dfs_deploy.runtimes import Runtime
-from tests.bundles import Made, copied, pixels, rewritten, run_model
+from tests.bundles import Made, copied, rewritten, run_model
 from tests.checks import refuses
+from tests.settled import pixels
 
 FULL = "common/block-01-full-fp32.onnx"
 SHAPE = (BATCH, 4, 8, 8)

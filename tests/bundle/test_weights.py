@@ -27,8 +27,9 @@ from dfs_deploy.bundle.weights import (
 from dfs_deploy.errors import BundleError, DigestError
 from dfs_deploy.io.files import sha256_stream
 from dfs_deploy.runtimes import Runtime
-from tests.bundles import Made, copied, made, pixels, rewritten, settled_network
+from tests.bundles import Made, copied, made, rewritten
 from tests.checks import refuses
+from tests.settled import pixels, settled_network
 
 DTYPES = (np.float32, np.float16, np.int8, np.uint8, np.int32, np.int64)
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from dfs_deploy.calibration import (
+    ALWAYS,
     METHODS,
     STATIC,
     CalibratedRange,
@@ -19,9 +21,10 @@ from dfs_deploy.calibration import (
     routing,
 )
 from dfs_deploy.errors import CheckpointError
-from dfs_deploy.models import BasicBlock, DFSNetwork, run_option
-from tests.bundles import Split, normal_images, rig_gate, settled_network
+from dfs_deploy.models import DFSNetwork, fake_quantize, fake_quantize_weight, run_option
 from tests.checks import refuses
+from tests.nets import KINDS, Kind, adapted, user_images
+from tests.settled import Split, normal_images, rig_gate, settled_network
 
 Ranges = dict[TensorKey, CalibratedRange]
 Tensors = dict[str, Tensor]
@@ -35,34 +38,45 @@ def batches(images: Tensor, size: int = 16) -> Callable[[], Iterator[Tensor]]:
 
 
 @torch.no_grad()
-def tensors_of(block: BasicBlock, x: Tensor, bits: int) -> Tensors:
-    """What an INT8 engine of the block rounds; a convolution's input clamped to the checkpoint's range."""
-    y = torch.relu(block.norm1(block.conv1(x, bits)))
-    found = {
-        "conv1": x.clamp(block.conv1.low, block.conv1.high),
-        "conv2": y.clamp(block.conv2.low, block.conv2.high),
-        "conv2_out": block.norm2(block.conv2(y, bits)),
-        "output": block(x, bits),
-    }
-    if block.projection is not None:
-        conv = block.projection.conv
-        found["projection"] = x.clamp(conv.low, conv.high)
-        found["projection_out"] = block.projection(x, bits)
-    else:
-        found["shortcut"] = x
+def tensors_of(network: DFSNetwork, index: int, x: Tensor, bits: int) -> Tensors:
+    """Values inside a block by plain arithmetic; what only convolutions read is clamped to the checkpoint's ranges."""
+    name = f"blocks.{index}"
+    module = network.net.get_submodule(name)
+
+    def convolved(conv: nn.Conv2d, conv_name: str, value: Tensor) -> Tensor:
+        if bits < 32:
+            value = fake_quantize(value, *network.ranges.of(conv_name), bits)
+        return functional.conv2d(value, fake_quantize_weight(conv.weight, bits), None, conv.stride, conv.padding)
+
+    def clamped(value: Tensor, *convs: str) -> Tensor:
+        if bits == 32:
+            return value
+        ends = torch.cat([torch.cat(network.ranges.of(conv)) for conv in convs])
+        return value.clamp(ends.min(), ends.max())
+
+    normed = module.norm1(convolved(module.conv1, f"{name}.conv1", x))
+    y = torch.relu(normed)
+    branch = module.norm2(convolved(module.conv2, f"{name}.conv2", y))
+    found = {f"{name}.norm1": normed, f"{name}.conv1.relu": clamped(y, f"{name}.conv2"), f"{name}.norm2": branch}
+    shortcut = found["input"] = x
+    if module.projection is not None:
+        conv = f"{name}.projection.conv"
+        found["input"] = clamped(x, f"{name}.conv1", conv)
+        shortcut = module.projection.norm(convolved(module.projection.conv, conv, x))
+        found[f"{name}.projection.norm"] = shortcut
+    found[f"{name}.addition"] = branch + shortcut
+    found[f"{name}.relu"] = found["output"] = torch.relu(branch + shortcut)
     return found
 
 
 @torch.no_grad()
 def features_before(network: DFSNetwork, images: Tensor, path: Tensor) -> list[Tensor]:
-    """The input of each block, block 0 included, image by image along a given path."""
-    features = network.backbone.stem(images)
-    found = [features]
-    for index, block in enumerate(network.blocks):
-        rows = [
-            block(x[None]) if index == 0 else run_option(block, x[None], network.options[int(k)])
-            for x, k in zip(features, path[:, max(index - 1, 0)], strict=True)
-        ]
+    """The input of each gated block, from index 1 on, image by image along a given path."""
+    features = network.stem(images)
+    found = [images, features]
+    for block in network.blocks:
+        choices = path[:, block.shape.index - 1]
+        rows = [run_option(block, x[None], network.options[int(k)]) for x, k in zip(features, choices, strict=True)]
         features = torch.cat(rows)
         found.append(features)
     return found
@@ -74,12 +88,12 @@ def expected_ends(
     """Ends of what each block gets at each option: of the images sent there, or of all if there are none."""
     reached = features_before(network, images, path)
     ends = {}
-    for block in network.blocks[1:]:
+    for block in network.blocks:
         index = block.shape.index
         for option in options:
             sent = path[:, index - 1] == option
             rows = reached[index][sent if sent.any() else slice(None)]
-            for tensor, x in tensors_of(block, rows, network.options[option].bits).items():
+            for tensor, x in tensors_of(network, index, rows, network.options[option].bits).items():
                 ends[TensorKey(index, option, tensor)] = (float(x.min()), float(x.max()), len(rows))
     return ends
 
@@ -136,9 +150,13 @@ def test_no_method_widens_what_the_checkpoint_clamps_to(method: str, routed: tup
     network, images, _ = routed
     clamped = 0
     for key, found in calibrate(network, [EIGHT], batches(images * 2), method).items():
-        if key.tensor in ("conv1", "conv2", "projection"):
-            clamp = routing.saturation(network.blocks[key.block], key.tensor)
-            low, high = clamp.low, clamp.high
+        name, projects = f"blocks.{key.block}", network.architecture.blocks[key.block].projects
+        convs = {f"{name}.conv1.relu": [f"{name}.conv2"]}
+        if projects:
+            convs["input"] = [f"{name}.conv1", f"{name}.projection.conv"]
+        if key.tensor in convs:
+            ends = [float(end) for conv in convs[key.tensor] for end in network.ranges.of(conv)]
+            low, high = min(ends), max(ends)
             # Zero is on every grid, so an interval that moves toward it is no wider.
             assert min(low, 0.0) <= found.low + 1e-6
             assert found.high <= high + 1e-6
@@ -241,7 +259,7 @@ def test_the_network_is_left_as_it_was(routed: tuple[DFSNetwork, Tensor, Tensor]
     with pytest.raises(OSError, match="went away"):
         calibrate_static(network, failing, "minmax")
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    assert network._observer is None
     assert not network.training
 
 
@@ -249,49 +267,51 @@ def test_the_static_network_runs_every_block_in_full_on_everything() -> None:
     network = settled_network()
     images = normal_images(24) * 2
     ranges = calibrate_static(network, batches(images, 5), "minmax")
-    expected: dict[TensorKey, Tensor] = {TensorKey(0, STATIC, "images"): images}
     with torch.no_grad():
-        x = network.backbone.stem(images)
-        for block in network.blocks:
-            y = torch.relu(block.norm1(block.conv1(x)))
-            found = {"conv1": x, "conv2": y, "conv2_out": block.norm2(block.conv2(y)), "output": block(x)}
-            if block.projection is not None:
-                found |= {"projection": x, "projection_out": block.projection(x)}
-            else:
-                found |= {"shortcut": x}
-            expected |= {TensorKey(block.shape.index, STATIC, name): value for name, value in found.items()}
-            x = block(x)
-    assert ranges.keys() == expected.keys()
+        x = network.stem(images)
+        logits = network.static(images)
+    assert ranges[TensorKey(0, STATIC, "input")] == CalibratedRange(
+        float(images.min()), float(images.max()), "reached", 24
+    )
+    expected = {TensorKey(0, STATIC, "output"): x, TensorKey(0, STATIC, "blocks.0.relu"): x}
+    for block in network.blocks:
+        index = block.shape.index
+        found = tensors_of(network, index, x, 32)
+        expected |= {TensorKey(index, STATIC, name): value for name, value in found.items()}
+        x = found["output"]
+    expected[TensorKey(len(network.blocks) + 1, STATIC, "output")] = logits
     for key, value in expected.items():
         assert (ranges[key].low, ranges[key].high) == pytest.approx((float(value.min()), float(value.max())), abs=1e-4)
         assert (ranges[key].source, ranges[key].samples) == ("reached", 24)
+    inside = {key for key in ranges if 0 < key.block <= len(network.blocks)}
+    assert inside == {key for key in expected if 0 < key.block <= len(network.blocks)}
 
 
 def test_without_data_the_checkpoint_and_its_statistics_say() -> None:
     network = settled_network("skip,4,8,full", blocks=2, widths=(4, 8, 16))
     ranges = from_checkpoint(network, [1, 2])
+    measured = calibrate(network, [1, 2], batches(normal_images(8)), "minmax")
+    assert ranges.keys() == measured.keys()
     groups = [block.group for block in network.architecture.blocks]
-    for block in network.blocks[1:]:
-        index = block.shape.index
-        names = {"conv1", "conv2", "conv2_out", "output"}
-        if block.projection is not None:
-            names |= {"projection", "projection_out"}
-        else:
-            names |= {"shortcut"}
+    for block in network.blocks:
+        index, name = block.shape.index, f"blocks.{block.shape.index}"
+        norm = network.net.get_submodule(f"{name}.norm2")
+        conv1 = routing.saturation(network, f"{name}.conv1")
         for option in (1, 2):
             own = {key.tensor: value for key, value in ranges.items() if (key.block, key.option) == (index, option)}
-            assert own.keys() == names
-            for name in names & {"conv1", "conv2", "projection"}:
-                assert own[name] == routing.saturation(block, name)
-                assert own[name].source == "checkpoint"
-            bias, weight = block.norm2.bias.detach(), block.norm2.weight.detach().abs()
-            assert own["conv2_out"].low == pytest.approx(float((bias - 6 * weight).min()))
-            assert own["conv2_out"].high == pytest.approx(float((bias + 6 * weight).max()))
-            assert own["conv2_out"].source == own["output"].source == "statistics"
+            assert own[f"{name}.conv1.relu"] == routing.saturation(network, f"{name}.conv2")
+            assert own[f"{name}.conv1.relu"].source == "checkpoint"
+            bias, weight = norm.bias.detach(), norm.weight.detach().abs()
+            assert own[f"{name}.norm2"].low == pytest.approx(float((bias - 6 * weight).min()))
+            assert own[f"{name}.norm2"].high == pytest.approx(float((bias + 6 * weight).max()))
+            assert own[f"{name}.norm2"].source == own["output"].source == "statistics"
             assert own["output"].low == 0.0 < own["output"].high
-            if block.projection is None:
-                assert own["shortcut"].low <= 1.5 * own["conv1"].low
-                assert own["shortcut"].high >= max(1.5 * own["conv1"].high, own["output"].high)
+            if block.shape.projects:
+                conv = routing.saturation(network, f"{name}.projection.conv")
+                assert (own["input"].low, own["input"].high) == (min(conv1.low, conv.low), max(conv1.high, conv.high))
+            else:
+                assert own["input"].low <= 1.5 * conv1.low
+                assert own["input"].high >= max(1.5 * conv1.high, own["output"].high)
     assert all(value.samples == 0 for value in ranges.values())
     shared = {(groups[key.block], value.high) for key, value in ranges.items() if key.tensor == "output"}
     assert len(shared) == 3
@@ -307,6 +327,105 @@ def test_without_a_gated_block_or_an_option_there_is_nothing_to_measure() -> Non
 def test_features_that_are_not_finite_are_named_and_do_not_become_a_range(method: str) -> None:
     network = settled_network()
     with torch.no_grad():
-        network.blocks[1].norm2.bias[0] = float("nan")
+        network.net.get_parameter("blocks.1.norm2.bias")[0] = float("nan")
     with refuses(CheckpointError, "block 1", "nan", "finite"):
         calibrate_static(network, lambda: iter([normal_images(4)]), method)
+
+
+def user_batches(count: int = 24, size: int = 7) -> Callable[[], Iterator[Tensor]]:
+    return lambda: iter(user_images(count).split(size))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_always_runs_in_integers_is_measured_too(kind: Kind) -> None:
+    network = adapted(kind, "skip,8,full")
+    ranges = calibrate(network, [EIGHT], user_batches(), "minmax")
+    with torch.no_grad():
+        features = network.stem(user_images(24))
+    last = len(network.blocks) + 1
+    stem = ranges[TensorKey(0, ALWAYS, network.graphs.stem.output)]
+    assert (stem.low, stem.high) == pytest.approx((float(features.min()), float(features.max())), abs=1e-5)
+    assert (stem.source, stem.samples) == ("routed", 24)
+    assert {key.tensor for key in ranges if key.block == last} >= {"input", "fc", "output"}
+    assert {(key.block, key.option) for key in ranges if key.option == ALWAYS} == {
+        (0, ALWAYS),
+        (last, ALWAYS),
+        *((block.shape.index, ALWAYS) for block in network.blocks if block.shape.projects),
+    }
+    for block in network.blocks:
+        if block.shape.projects:
+            names = {key.tensor for key in ranges if (key.block, key.option) == (block.shape.index, ALWAYS)}
+            assert names >= {"input", "output"}
+    assert all(key.option in (EIGHT, ALWAYS) for key in ranges)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_value_that_an_engine_may_round_has_a_range(kind: Kind) -> None:
+    network = adapted(kind, "skip,8,full")
+    ranges = calibrate(network, [EIGHT], user_batches(), "minmax")
+    for block in network.blocks:
+        whole = block.whole
+        norms = {node.inputs[0] for node in whole.nodes if node.operator == "batch_norm"}
+        convs = {node.name for node in whole.nodes if node.operator == "conv"}
+        values = {"input", "output", *(node.name for node in whole.nodes)} - (norms & convs)
+        found = {key.tensor for key in ranges if (key.block, key.option) == (block.shape.index, EIGHT)}
+        assert found == values
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_of_a_group_share_a_range_whoever_gives_them(kind: Kind) -> None:
+    network = adapted(kind, "skip,8,full")
+    ranges = calibrate(network, [EIGHT], user_batches(), "minmax")
+    blocks = network.architecture.blocks
+    for group in {block.group for block in blocks}:
+        members = [key for key in ranges if key.tensor == "output" and key.block < len(blocks)]
+        members = [key for key in members if blocks[key.block].group == group]
+        shared = {(ranges[key].low, ranges[key].high) for key in members}
+        assert len(shared) == 1
+        low, high = shared.pop()
+        own = [ranges[TensorKey(key.block, key.option, output_of(network, key))] for key in members]
+        assert low == pytest.approx(min(0.0, *(value.low for value in own)))
+        assert high == pytest.approx(max(value.high for value in own))
+    signed = any(ranges[TensorKey(index, EIGHT, "output")].low < 0.0 for index in range(1, len(blocks)))
+    assert signed == (kind in ("mobile", "preact"))
+
+
+def output_of(network: DFSNetwork, key: TensorKey) -> str:
+    """Name of the value that a block gives at an option."""
+    if key.block == 0:
+        return network.graphs.stem.output
+    graphs = network.graphs.blocks[key.block - 1]
+    skip = graphs.skip
+    return skip.output if key.option == ALWAYS and skip is not None else graphs.whole.output
+
+
+def test_a_block_that_is_never_asked_about_is_measured_at_its_own_option() -> None:
+    network = adapted("mobile", "skip,8")
+    assert not network.decided(3)
+    ranges = calibrate(network, [EIGHT], user_batches(), "minmax")
+    own = {value for key, value in ranges.items() if (key.block, key.option) == (3, EIGHT)}
+    assert own
+    assert all((value.source, value.samples) == ("routed", 24) for value in own)
+
+
+def test_a_value_that_something_else_reads_as_well_is_not_clamped() -> None:
+    """A shortcut passes what the branch's first layer clamps."""
+    network = adapted("preact", "skip,8,full")
+    for name in network.ranges.names:
+        low, high = network.ranges.of(name)
+        low.fill_(-0.1)
+        high.fill_(0.1)
+    ranges = calibrate(network, [EIGHT], user_batches(), "minmax")
+    for block in network.blocks:
+        conv2 = [node for node in block.whole.nodes if node.name.endswith(".conv2")]
+        clamped = ranges[TensorKey(block.shape.index, EIGHT, conv2[0].inputs[0])]
+        assert clamped.high <= 0.1 + 1e-6
+    assert ranges[TensorKey(1, EIGHT, "input")].high > 0.2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_data_other_networks_are_refused(kind: Kind) -> None:
+    network = adapted(kind, "skip,8,full")
+    with refuses(CheckpointError, "--calibration-data"):
+        from_checkpoint(network, [EIGHT])
+    assert from_checkpoint(network, []) == {}

@@ -1,4 +1,4 @@
-"""What a network of the authors' release or of SkipNet computes, straight from its state dict: a second opinion.
+"""What a network of the authors' release or of a SkipNet computes, straight from its state dict: a second opinion.
 
 Written from the formats' description, in double precision, one image at a time; it shares no code with the package.
 """
@@ -19,7 +19,7 @@ def quantize(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
 
 
 class GroupsOracle:
-    """Runs one of the two formats.
+    """Runs one of the three formats; ImageNet's SkipNet has four groups behind a stem with a pool.
 
     Args:
         state: without ``module.``.
@@ -31,6 +31,7 @@ class GroupsOracle:
         self.bits = tuple(bits)
         self.release = "control.rnn_one.weight_ih_l0" in state
         self.rnn = "control.rnn_one" if self.release else "control.rnn"
+        self.imagenet = any(key.startswith("group4_") for key in state)
 
     def conv(self, x: Tensor, name: str, stride: int, bits: int) -> Tensor:
         weight = self.state[f"{name}.weight"]
@@ -46,19 +47,27 @@ class GroupsOracle:
         )
         return functional.batch_norm(x, mean, var, weight, bias, eps=1e-5)
 
+    def stride(self, block: str) -> int:
+        return 1 if block.startswith("group1") or not block.endswith("layer0") else 2
+
     def shortcut(self, x: Tensor, block: str, bits: int) -> Tensor:
         if f"{block}.downsample.weight" in self.state:
             return self.norm(self.conv(x, f"{block}.downsample", 2, bits), f"{block}.bn3")
         if f"{block}.downsample.0.weight" in self.state:
-            return self.norm(self.conv(x, f"{block}.downsample.0", 2, bits), f"{block}.downsample.1")
+            projected = self.conv(x, f"{block}.downsample.0", self.stride(block), bits)
+            return self.norm(projected, f"{block}.downsample.1")
         return x
 
     def block(self, x: Tensor, block: str, bits: int) -> Tensor:
         if bits == 0:
             return self.shortcut(x, block, 32)
-        stride = 1 if block.startswith("group1") or not block.endswith("layer0") else 2
-        y = functional.relu(self.norm(self.conv(x, f"{block}.conv1", stride, bits), f"{block}.bn1"))
-        y = self.norm(self.conv(y, f"{block}.conv2", 1, bits), f"{block}.bn2")
+        strides = [self.stride(block), 1]
+        if f"{block}.conv3.weight" in self.state:
+            strides = [1, *strides]
+        y = x
+        for index, stride in enumerate(strides, start=1):
+            y = functional.relu(y) if index > 1 else y
+            y = self.norm(self.conv(y, f"{block}.conv{index}", stride, bits), f"{block}.bn{index}")
         return functional.relu(y + self.shortcut(x, block, bits))
 
     def lstm(self) -> nn.LSTM:
@@ -78,11 +87,12 @@ class GroupsOracle:
         lstm, memory = self.lstm(), None
         names = [
             f"group{group}_layer{place}"
-            for group in (1, 2, 3)
+            for group in (1, 2, 3, 4)
             for place in range(100)
             if f"group{group}_layer{place}.conv1.weight" in self.state
         ]
-        x = functional.relu(self.norm(self.conv(image.double()[None], "conv1", 1, 32), "bn1"))
+        x = functional.relu(self.norm(self.conv(image.double()[None], "conv1", 2 if self.imagenet else 1, 32), "bn1"))
+        x = functional.max_pool2d(x, 3, 2, 1) if self.imagenet else x
         x = self.block(x, names[0], 32)
         path, seen = [], []
         for before, after in itertools.pairwise(names):
@@ -91,7 +101,7 @@ class GroupsOracle:
             embedded = functional.conv2d(pooled, self.state[f"{gate}.weight"], self.state[f"{gate}.bias"])
             output, memory = lstm(embedded.reshape(1, 1, -1), memory)
             scores = functional.linear(
-                output.flatten(), self.state["control.proj.weight"], self.state["control.proj.bias"]
+                output.flatten(), self.state["control.proj.weight"].flatten(1), self.state["control.proj.bias"]
             )
             path.append(self.choose(scores))
             seen.append(scores)

@@ -12,7 +12,7 @@ from dfs_deploy.errors import CheckpointError, InputError, UsageError
 from dfs_deploy.network import MAX_SIDE
 from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract
-from tests.builders import release_state_dict, save_release, skipnet_state_dict, small_network
+from tests.builders import older_content, release_state_dict, save_release, skipnet_state_dict, small_network
 from tests.checks import refuses
 
 NAMES = tuple("abcdefghij")
@@ -74,6 +74,8 @@ def test_our_own_format_says_it_all(ours: Path) -> None:
         ({"class_names": ("ant", "bee", "wasp")}, "3 class names"),
         ({"class_names": ()}, "no class names"),
         ({"input_size": (16, 12)}, "16x12 pixels"),
+        ({"resize": 12}, "a crop from 12 pixels"),
+        ({"interpolation": "bicubic"}, "bicubic resizing"),
     ],
 )
 def test_what_is_given_against_the_file_is_taken_and_said(ours: Path, facts: dict[str, Any], word: str) -> None:
@@ -93,6 +95,8 @@ def test_what_is_given_against_the_file_is_taken_and_said(ours: Path, facts: dic
         ({"mean": (0.5, float("nan"), 0.5)}, InputError, "mean between"),
         ({"class_names": ("a", "b")}, UsageError, "2 class names"),
         ({"class_names": (*NAMES[:9], "caf\udce9")}, InputError, "UTF-8"),
+        ({"resize": 31}, InputError, "resize 31"),
+        ({"interpolation": "nearest"}, InputError, "'nearest'"),
     ],
 )
 def test_facts_that_cannot_be_are_refused(
@@ -109,8 +113,8 @@ def test_images_without_end_are_refused(foreign: Path) -> None:
             load_checkpoint(foreign, facts=CheckpointFacts(input_size=size))
 
 
-def test_names_that_no_bundle_can_hold_are_refused_before_there_is_work(ours: Path, tmp_path: Path) -> None:
-    content = torch.load(ours, weights_only=True)
+def test_names_that_no_bundle_can_hold_are_refused_before_there_is_work(tmp_path: Path) -> None:
+    content = older_content(small_network(classes=3), InputContract((3, 8, 8)))
     content["input"]["class_names"] = ["caf\udce9", "dog", "ship"]
     torch.save(content, tmp_path / "net.pt")
     with refuses(CheckpointError, "caf\\xe9", "UTF-8"):

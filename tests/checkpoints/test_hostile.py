@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 import subprocess
@@ -16,7 +17,7 @@ import torch
 
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.preprocessing import InputContract
-from tests.builders import skipnet_state_dict, small_network
+from tests.builders import older_content, save_older, skipnet_state_dict, small_network
 
 ARCHITECTURE = {"groups": [1, 1, 1], "widths": [4, 8, 16], "classes": 10, "image_shape": [3, 8, 8]}
 MOST_MIB = 256
@@ -44,16 +45,67 @@ def zipped(path: Path, pickled: bytes, *members: tuple[str, bytes], compress: in
             archive.writestr(name, content)
 
 
-def ours(**change: Any) -> Callable[[Path], None]:
+def older(**change: Any) -> Callable[[Path], None]:
+    content = {**older_content(small_network(), InputContract((3, 8, 8))), **change}
+    return lambda path: save_older(path, content) and None
+
+
+def architecture(**change: Any) -> Callable[[Path], None]:
+    return older(architecture={**ARCHITECTURE, **change})
+
+
+def ours(edit: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """A file of the newest version whose description was edited."""
+
     def make(path: Path) -> None:
         save_checkpoint(path, small_network(), InputContract((3, 8, 8)))
-        torch.save({**torch.load(path, weights_only=True), **change}, path)
+        content = torch.load(path, weights_only=True)
+        description = json.loads(content["network"])
+        edit(description)
+        torch.save({**content, "network": json.dumps(description)}, path)
 
     return make
 
 
-def architecture(**change: Any) -> Callable[[Path], None]:
-    return ours(architecture={**ARCHITECTURE, **change})
+def first_conv(description: dict[str, Any]) -> dict[str, Any]:
+    attributes: dict[str, Any] = description["graphs"]["stem"]["nodes"][0]["attributes"]
+    return attributes
+
+
+def relus(description: dict[str, Any], count: int) -> None:
+    """A stem that ends in a chain of relus, and then gives what it has not got: all of it is looked at."""
+    stem = description["graphs"]["stem"]
+    names = [stem["output"], *(f"r{number}" for number in range(count))]
+    stem["nodes"] += [
+        {"name": name, "operator": "relu", "inputs": [before]} for before, name in itertools.pairwise(names)
+    ]
+    stem["output"] = names[-1]
+    description["architecture"]["classes"] += 1
+
+
+def pads(description: dict[str, Any], count: int) -> None:
+    """A stem whose maps grow with each of many nodes."""
+    stem = description["graphs"]["stem"]
+    names = [stem["output"], *(f"p{number}" for number in range(count))]
+    pads = {"pads": [0, 4096, 4096, 0, 4096, 4096]}
+    stem["nodes"] += [
+        {"name": name, "operator": "pad", "inputs": [before], "attributes": pads}
+        for before, name in itertools.pairwise(names)
+    ]
+    stem["output"] = names[-1]
+
+
+def many_blocks(description: dict[str, Any]) -> None:
+    graphs, architecture = description["graphs"], description["architecture"]
+    relu = {"name": "r", "operator": "relu", "inputs": ["input"]}
+    for number in range(5000):
+        branch = {"nodes": [{**relu, "name": f"r{number}"}], "output": f"r{number}"}
+        graphs["blocks"].append({"name": f"b{number}", "branch": branch, "shortcut": None})
+        architecture["blocks"].append({**architecture["blocks"][-1], "index": len(architecture["blocks"])})
+
+
+def wide_gate(description: dict[str, Any]) -> None:
+    description["architecture"]["gate"].update(embedding=4096, hidden=4096)
 
 
 def wide_key(number: int) -> bytes:
@@ -115,14 +167,26 @@ MADE: dict[str, Callable[[Path], None]] = {
     "a gate without end": architecture(gate_embedding=10**30),
     "wide groups": architecture(widths=[2**20] * 3),
     "many classes": architecture(classes=10**9),
-    "large images": ours(
+    "large images": older(
         architecture={**ARCHITECTURE, "image_shape": [3, 10**6, 10**6]},
         input={"shape": [3, 10**6, 10**6], "mean": [0.5] * 3, "std": [0.5] * 3, "class_names": []},
     ),
-    "many options": ours(options=list(range(100_000))),
-    "a long policy": ours(policy=["full"] * 100_000),
-    "many class names": ours(
+    "many options": older(options=list(range(100_000))),
+    "a long policy": older(policy=["full"] * 100_000),
+    "many class names": older(
         input={"shape": [3, 8, 8], "mean": [0.5] * 3, "std": [0.5] * 3, "class_names": ["x" * 50] * 100_000}
+    ),
+    "a graph whose padding has no end": ours(lambda made: first_conv(made).update(padding=[4096] * 4)),
+    "a graph whose padding is larger than any": ours(lambda made: first_conv(made).update(padding=[1 << 40] * 4)),
+    "a graph of many nodes": ours(lambda made: relus(made, 10_000)),
+    "a graph of more nodes than any": ours(lambda made: relus(made, 70_000)),
+    "a graph whose maps grow": ours(lambda made: pads(made, 1000)),
+    "a graph of many blocks": ours(many_blocks),
+    "a graph with a wide gate": ours(wide_gate),
+    "a graph with a name without end": ours(lambda made: made["tensors"].append("a." * 1_000_000)),
+    "a graph with many names": ours(lambda made: made["tensors"].extend(f"a{n}" for n in range(100_000))),
+    "a graph with an image without end": ours(
+        lambda made: made["architecture"].update(image_shape=[65535, 1024, 1024])
     ),
     "a storage larger than its member": lambda path: zipped(path, tensor(2**31 - 1, 10, 1), VALUES),
     "a tensor larger than its storage": lambda path: zipped(path, tensor(10, 2**31 - 1, 1), VALUES),

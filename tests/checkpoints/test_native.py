@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from safetensors import safe_open
@@ -18,6 +19,9 @@ from tests.builders import random_images, small_network
 from tests.checks import refuses
 
 SUFFIXES = (".pt", ".safetensors")
+
+DROPPED = object()
+"""Instead of a value that is left out."""
 
 CONTRACT = InputContract((3, 8, 8), (0.1, 1 / 3, 0.7), (0.2, 0.25, 1e-3), ("cat", "dog", "ship"))
 
@@ -72,98 +76,178 @@ def test_a_save_that_fails_midway_leaves_the_old_file(
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def tampered(path: Path, suffix: str, change: dict[str, Any]) -> Path:
-    """A saved network with some of its plain values changed; ``None`` drops one."""
+def tampered(path: Path, suffix: str, change: dict[str, Any], saved: DFSNetwork | None = None) -> Path:
+    """A saved network with some of its values changed, or some of its description's; ``None`` drops one."""
     file = path / f"net{suffix}"
-    save_checkpoint(file, network(), CONTRACT)
+    save_checkpoint(file, saved or network(), CONTRACT)
     if suffix == ".pt":
         content = torch.load(file, weights_only=True)
-        values = {**content, **change}
-        torch.save({key: value for key, value in values.items() if value is not None}, file)
+        torch.save({**changed(content, change), "state_dict": content["state_dict"]}, file)
     else:
         with safe_open(file, "pt") as archive:
-            values = {**json.loads(archive.metadata()["dfs_deploy"]), **change}
-        kept = {key: value for key, value in values.items() if value is not None}
-        save_file(load_file(file), file, {"dfs_deploy": json.dumps(kept)})
+            values = json.loads(archive.metadata()["dfs_deploy"])
+        save_file(load_file(file), file, {"dfs_deploy": json.dumps(changed(values, change))})
     return file
 
 
-@pytest.mark.parametrize("version", [3, "1", 0, None])
+def changed(values: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    description = json.loads(values["network"])
+    inside = {key: value for key, value in change.items() if key in description}
+    kept = {key: value for key, value in {**description, **inside}.items() if value is not DROPPED}
+    outside = {key: value for key, value in change.items() if key not in description}
+    all_values = {**values, "network": json.dumps(kept), **outside}
+    return {key: value for key, value in all_values.items() if value is not DROPPED}
+
+
+@pytest.mark.parametrize("version", [4, "1", 0, DROPPED])
 def test_another_version_is_refused(tmp_path: Path, version: object) -> None:
     for suffix in SUFFIXES:
-        with refuses(CheckpointError, f"version {version!r}"):
+        with refuses(CheckpointError, f"version {None if version is DROPPED else version!r}"):
             load_checkpoint(tampered(tmp_path, suffix, {"version": version}))
 
 
-def test_a_file_of_version_1_loads(tmp_path: Path) -> None:
-    file = tampered(tmp_path, ".pt", {"version": 1, "policy": None})
-    assert "policy" not in torch.load(file, weights_only=True)
-    assert load_checkpoint(file).network.policy is None
+def description() -> dict[str, Any]:
+    """What a file of ``network()`` says of it."""
+    saved = network()
+    return {name: json.loads(msgspec.json.encode(getattr(saved, name))) for name in ("graphs", "architecture")}
 
 
-ARCHITECTURE = {"groups": [1, 1, 1], "widths": [4, 8, 16], "classes": 3, "image_shape": [3, 8, 8]}
+def edited(*path: str | int, value: Any) -> dict[str, Any]:
+    """A change of the description at one place, which is given by keys and indices."""
+    made = description()
+    inside = made
+    for key in path[:-1]:
+        inside = inside[key]  # type: ignore[index]
+    inside[path[-1]] = value  # type: ignore[index]
+    return {str(path[0]): made[str(path[0])]}
+
+
 INPUT = {"shape": [3, 8, 8], "mean": [0.5] * 3, "std": [0.2] * 3, "class_names": []}
+CONV = ("graphs", "blocks", 0, "branch", "nodes", 0)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"architecture": None},
-        {"architecture": [1, 1, 1]},
-        {"architecture": {**ARCHITECTURE, "depth": 20}},
-        {"architecture": {**ARCHITECTURE, "groups": [1.5, 1, 1]}},
-        {"architecture": {**ARCHITECTURE, "image_shape": [3, 8]}},
+        {"network": DROPPED},
+        {"network": 5},
+        {"network": {}},
+        {"network": "{"},
+        {"network": "[" * 100_000},
+        {"architecture": DROPPED},
+        {"graphs": []},
         {"options": 4},
         {"options": [0, 8, 8, 32]},
         {"options": [0, "8", 16, 32]},
-        {"policy": ["full"]},
         {"policy": ["full", "12"]},
         {"policy": ["full", 2]},
         {"policy": 2},
         {"input": "cifar"},
         {"input": {**INPUT, "std": [0.2, 0.0, 0.2]}},
         {"input": {**INPUT, "shape": [3, 16, 16]}},
+        {"input": {**INPUT, "resize": 4}},
+        {"input": {**INPUT, "resize": "8"}},
+        {"input": {**INPUT, "interpolation": "none"}},
+        {"input": {**INPUT, "extra": 1}},
+        {"tensors": 5},
+        {"buffers": [5]},
+        edited("architecture", "classes", value=0),
+        edited("architecture", "blocks", 1, "in_shape", value=[4, 8]),
+        edited("architecture", "blocks", 1, "macs", value=-1),
+        edited("architecture", "gate", "kind", value="tree"),
+        edited("architecture", "gate", "hidden", value=1 << 20),
+        edited("graphs", "quantizer", value="row"),
+        edited("graphs", "always", value=64),
+        edited(*CONV, "name", value="x" * 1000),
+        edited(*CONV, "attributes", "stride", value="2"),
+        edited(*CONV, "code", value="import os"),
     ],
 )
 def test_malformed_values_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    with refuses(CheckpointError, "malformed"):
-        load_checkpoint(tampered(tmp_path, ".safetensors", change))
+    for suffix in SUFFIXES:
+        with refuses(CheckpointError, "malformed"):
+            load_checkpoint(tampered(tmp_path, suffix, change))
 
 
 def test_unchanged_values_load(tmp_path: Path) -> None:
-    """So that the refusals above are for the change."""
+    """So that the refusals here are for the change."""
     for suffix in SUFFIXES:
-        load_checkpoint(tampered(tmp_path, suffix, {"architecture": ARCHITECTURE, "input": INPUT}))
+        load_checkpoint(tampered(tmp_path, suffix, {**description(), "input": INPUT}))
 
 
 @pytest.mark.parametrize(
-    ("architecture", "word"),
+    ("change", "words"),
     [
-        ({"gate_hidden": 12}, "gate.lstm.weight_ih"),
-        ({"groups": [1, 2, 1]}, "backbone.blocks.2.conv1.weight"),
-        ({"groups": [1, 2, 2]}, "backbone.blocks.2.conv1.weight"),
-        ({"widths": [4, 8, 12]}, "expected (12, 8, 3, 3)"),
+        (edited(*CONV, "operator", value="exec"), ["operator exec", "expected one of"]),
+        (edited(*CONV, "inputs", value=["nobody"]), ["reads nobody"]),
+        (edited(*CONV, "inputs", value=["input", "input"]), ["2 values"]),
+        (edited(*CONV, "tensors", value={"weight": "nowhere"}), ["nowhere"]),
+        (edited(*CONV, "tensors", value={"kernel": "stem_conv.weight"}), ["kernel"]),
+        (edited(*CONV, "tensors", "weight", value="stem_norm.weight"), ["does not fit"]),
+        (edited(*CONV, "attributes", value={}), ["attributes"]),
+        (edited(*CONV, "attributes", "stride", value=[0, 0]), ["stride"]),
+        (edited(*CONV, "attributes", "stride", value=[-1, 1]), ["stride"]),
+        (edited(*CONV, "attributes", "dilation", value=[0, 1]), ["dilation"]),
+        (edited(*CONV, "attributes", "padding", value=[-1, 0, 0, 0]), ["padding"]),
+        (edited(*CONV, "attributes", "groups", value=0), ["groups"]),
+        (edited(*CONV, "attributes", "padding", value=[1 << 26] * 4), ["padding"]),
+        (edited(*CONV, "name", value="stem_conv"), ["occurs twice"]),
+        (edited("graphs", "blocks", 0, "branch", "output", value="nobody"), ["nobody"]),
+        (edited("graphs", "blocks", value=[]), ["0 blocks"]),
+        (edited("graphs", "blocks", 0, "free", value=True), ["gives (4, 8, 8) if it is skipped"]),
+        (edited("graphs", "blocks", 0, "shortcut", value=None), ["no shortcut"]),
+        (edited("graphs", "blocks", 0, "shortcut", value={"nodes": [], "output": "input"}), ["does not fit"]),
+        (edited("graphs", "head", value={"nodes": [], "output": "input"}), ["head"]),
+        (edited("architecture", "classes", value=4) | {"input": INPUT}, ["head gives (3,)", "(4,)"]),
+        (edited("architecture", "gate", "hidden", value=12), ["gate.lstm.weight_ih"]),
+        ({"tensors": ["stem_conv.weight"]}, ["a tensor"]),
+        ({"tensors": [*network().net.state_dict(), "more.weight"]}, ["net.more.weight"]),
+        ({"policy": ["full"]}, ["1 option"]),
     ],
 )
-def test_tensors_of_another_network_are_refused(tmp_path: Path, architecture: dict[str, Any], word: str) -> None:
-    file = tampered(tmp_path, ".pt", {"architecture": {**ARCHITECTURE, **architecture}})
-    with refuses(CheckpointError, word):
-        load_checkpoint(file)
+def test_a_description_that_fits_no_network_is_refused(
+    tmp_path: Path, change: dict[str, Any], words: list[str]
+) -> None:
+    with refuses(CheckpointError, *words):
+        load_checkpoint(tampered(tmp_path, ".pt", change))
+
+
+def test_shapes_that_the_graphs_do_not_give_are_refused(tmp_path: Path) -> None:
+    made = description()
+    for block in made["architecture"]["blocks"][1:]:
+        block["in_shape"][1] *= 2
+        block["out_shape"][1] *= 2
+    made["architecture"]["blocks"][0]["out_shape"][1] *= 2
+    with refuses(CheckpointError, "block 0 gives (4, 8, 8)", "(4, 16, 8)"):
+        load_checkpoint(tampered(tmp_path, ".pt", made))
 
 
 def test_a_tensor_too_many_is_refused(tmp_path: Path) -> None:
-    file = tampered(tmp_path, ".pt", {})
+    for key in ("net.extra", "extra", "gate.extra"):
+        file = tampered(tmp_path, ".pt", {})
+        content = torch.load(file, weights_only=True)
+        content["state_dict"][key] = torch.ones(1)
+        torch.save(content, file)
+        with refuses(CheckpointError, key):
+            load_checkpoint(file)
+
+
+@pytest.mark.parametrize(
+    "names", [("forward.weight",), ("a", "a.b"), ("a.b", "a"), ("",), ("a..b",), (".".join("a" * 99),)]
+)
+def test_names_that_no_module_has_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    file = tampered(tmp_path, ".pt", {"tensors": [*network().net.state_dict(), *names]})
     content = torch.load(file, weights_only=True)
-    content["state_dict"]["backbone.extra"] = torch.ones(1)
+    content["state_dict"].update({f"net.{name}": torch.ones(1) for name in names})
     torch.save(content, file)
-    with refuses(CheckpointError, "extra"):
+    with refuses(CheckpointError, "save it again"):
         load_checkpoint(file)
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     broken = network()
     with torch.no_grad():
-        broken.backbone.head.weight[0, 0] = float("inf")
+        broken.net.head.weight[0, 0] = float("inf")
     save_checkpoint(tmp_path / "net.pt", broken, CONTRACT)
     with refuses(CheckpointError, "NaN or infinity"):
         load_checkpoint(tmp_path / "net.pt")
@@ -209,7 +293,9 @@ def test_a_policy_needs_ranges_where_it_quantises(tmp_path: Path) -> None:
 
 def without_ranges(network: DFSNetwork, *blocks: int) -> DFSNetwork:
     for block in blocks:
-        for key, value in network.blocks[block].named_buffers():
-            if key.endswith(("low", "high")):
-                value.zero_()
+        graph = network.graphs.stem if block == 0 else network.graphs.blocks[block - 1].whole
+        for node in graph.nodes:
+            if node.quantizable:
+                for end in network.ranges.of(node.name):
+                    end.zero_()
     return network

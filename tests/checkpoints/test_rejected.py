@@ -9,9 +9,6 @@ from torch import Tensor
 from dfs_deploy.checkpoints import load_checkpoint
 from dfs_deploy.errors import UnknownCheckpointError
 from tests.builders import (
-    EMBEDDING,
-    HIDDEN,
-    lstm_shapes,
     norm_shapes,
     plausible_values,
     release_state_dict,
@@ -34,25 +31,6 @@ def backbone_only() -> dict[str, Tensor]:
     return {k: v for k, v in release_state_dict().items() if "_gate" not in k and not k.startswith("control.")}
 
 
-def skipnet_imagenet(first_alias: bool = True) -> dict[str, Tensor]:
-    """Four groups of bottleneck blocks; the gate's projection is a convolution."""
-    shapes: dict[str, tuple[int, ...]] = {"conv1.weight": (4, 3, 7, 7)} | norm_shapes("bn1", 4)
-    inputs = 4
-    for group in (1, 2, 3, 4):
-        width = 4 * 2 ** (group - 1)
-        block = f"group{group}_layer0"
-        for index, shape in enumerate([(width, inputs, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)], start=1):
-            shapes |= {f"{block}.conv{index}.weight": shape} | norm_shapes(f"{block}.bn{index}", shape[0])
-        for name in (f"{block}.downsample", *([f"group{group}_ds0"] if first_alias or group > 1 else [])):
-            shapes |= {f"{name}.0.weight": (4 * width, inputs, 1, 1)} | norm_shapes(f"{name}.1", 4 * width)
-        gate = f"group{group}_gate0.1"
-        shapes |= {f"{gate}.weight": (EMBEDDING, 4 * width, 1, 1), f"{gate}.bias": (EMBEDDING,)}
-        inputs = 4 * width
-    shapes |= lstm_shapes("control.rnn")
-    shapes |= {"control.proj.weight": (1, HIDDEN, 1, 1), "control.proj.bias": (1,)}
-    return plausible_values({**shapes, "fc.weight": (1000, inputs), "fc.bias": (1000,)}, seed=0)
-
-
 def skipnet_feed_forward() -> dict[str, Tensor]:
     state = {
         key: value
@@ -67,10 +45,6 @@ def skipnet_feed_forward() -> dict[str, Tensor]:
     return state | plausible_values(shapes, seed=1)
 
 
-def without(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key: value for key, value in state.items() if not key.startswith(prefix)}
-
-
 @pytest.mark.parametrize(
     ("state", "kind", "remedy"),
     [
@@ -81,9 +55,6 @@ def without(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
             "train with dfs-deploy",
         ),
         (backbone_only(), "DFS backbone without a gate", "train the gate"),
-        (skipnet_imagenet(), "SkipNet for ImageNet", "CIFAR"),
-        (skipnet_imagenet(first_alias=False), "SkipNet for ImageNet", "CIFAR"),
-        (without(skipnet_imagenet(), "group4_"), "SkipNet for ImageNet", "CIFAR"),
         (skipnet_feed_forward(), "SkipNet with feed-forward gates", "recurrent-gate"),
     ],
 )

@@ -9,6 +9,7 @@ from torch import Tensor
 from dfs_deploy.checkpoints import load_checkpoint, save_checkpoint
 from dfs_deploy.checkpoints.tensors import fill, without_values
 from dfs_deploy.errors import CheckpointError
+from dfs_deploy.models import DFSNetwork, cifar_network
 from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract
@@ -34,7 +35,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("dtype", READ)
 def test_floating_point_becomes_float32(tmp_path: Path, state: dict[str, Tensor], dtype: torch.dtype) -> None:
     path = save_release(tmp_path / "net.pt", state | {"fc.weight": state["fc.weight"].to(dtype)})
-    weight = load_checkpoint(path).network.backbone.head.weight
+    weight = load_checkpoint(path).network.net.head.weight
     assert weight.dtype == torch.float32
     assert torch.equal(weight, state["fc.weight"].to(dtype).float())
 
@@ -48,7 +49,7 @@ def test_other_types_hold_no_weights(tmp_path: Path, state: dict[str, Tensor], d
 
 def test_our_own_format_is_held_to_the_same_rule(tmp_path: Path, ours: Path) -> None:
     content = torch.load(ours, weights_only=True)
-    key = "backbone.head.weight"
+    key = "net.head.weight"
     content["state_dict"][key] = content["state_dict"][key].to(torch.int8)
     torch.save(content, tmp_path / "net.pt")
     with refuses(CheckpointError, key, "int8"):
@@ -70,7 +71,7 @@ def test_only_dense_tensors_are_read(tmp_path: Path, state: dict[str, Tensor], m
     assert callable(make)
     path = save_release(tmp_path / "net.pt", state | {"fc.weight": make(state["fc.weight"])})
     if words is None:
-        assert torch.equal(load_checkpoint(path).network.backbone.head.weight, state["fc.weight"])
+        assert torch.equal(load_checkpoint(path).network.net.head.weight, state["fc.weight"])
     else:
         with refuses(CheckpointError, words, "dense"):
             load_checkpoint(path)
@@ -95,7 +96,7 @@ def test_a_negative_variance_is_refused(tmp_path: Path, make: object) -> None:
 @pytest.mark.parametrize("counter", [torch.tensor(3.5), torch.tensor([3]), torch.tensor(1j)])
 def test_a_counter_that_counts_nothing_is_refused(tmp_path: Path, ours: Path, counter: Tensor) -> None:
     content = torch.load(ours, weights_only=True)
-    key = "backbone.stem_norm.num_batches_tracked"
+    key = "net.stem_norm.num_batches_tracked"
     content["state_dict"][key] = counter
     torch.save(content, tmp_path / "net.pt")
     with refuses(CheckpointError, key):
@@ -103,16 +104,18 @@ def test_a_counter_that_counts_nothing_is_refused(tmp_path: Path, ours: Path, co
 
 
 def test_a_network_without_values_takes_no_memory_and_every_value_from_its_file() -> None:
-    network = without_values(cifar_resnet((1, 1, 1), (2**18,) * 3, image_shape=(3, 8, 8)), Options.parse("skip,full"))
+    wide, options = cifar_resnet((1, 1, 1), (2**16 - 1,) * 3, image_shape=(3, 8, 8)), Options.parse("skip,full")
+    network = without_values(lambda: cifar_network(wide, options))
     assert {tensor.device.type for tensor in network.state_dict().values()} == {"meta"}
     small = small_network("skip,full")
+
+    def empty() -> DFSNetwork:
+        return without_values(lambda: cifar_network(small.architecture, small.options))
+
     whole = {key: value for key, value in small.state_dict().items() if not key.endswith("num_batches_tracked")}
-    filled = fill(without_values(small.architecture, small.options), whole)
+    filled = fill(empty(), whole)
     assert all(torch.equal(value, filled.state_dict()[key]) for key, value in small.state_dict().items())
     assert not filled.training
     for key in whole:
         with pytest.raises(RuntimeError, match="Missing key"):
-            fill(
-                without_values(small.architecture, small.options),
-                {name: value for name, value in whole.items() if name != key},
-            )
+            fill(empty(), {name: value for name, value in whole.items() if name != key})

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.bundles import pixels
+from tests.settled import pixels
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,9 @@ from dfs_deploy.exporters import pipeline
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.system.cpu import WORDS, TargetCpu, cpu_limits
 from tests.builders import release_state_dict, save_release, skipnet_state_dict
-from tests.bundles import Made, pixels
+from tests.bundles import Made
 from tests.cli.program import run, run_apart
+from tests.settled import pixels
 
 
 def test_an_export_is_told_as_json(mixed: Made, tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ import pytest
 from numpy.typing import NDArray
 
 from dfs_deploy import data
+from dfs_deploy.geometry import Geometry
 from dfs_deploy.runtimes import Runtime
-from tests.bundles import Made, copied, manifest_of, pixels, write_manifest
+from tests.bundles import Made, copied, manifest_of, write_manifest
 from tests.cli.program import run
 from tests.data.pictures import save_clip
+from tests.settled import pixels
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +121,8 @@ def test_a_damaged_video_is_named_and_the_rest_goes_on(mixed: Made, clip: Path, 
 
 
 def test_a_camera_is_watched_until_the_user_stops(mixed: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    def camera(device: str, size: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
-        assert (device, size) == ("0", (8, 8))
+    def camera(device: str, size: Geometry) -> Iterator[NDArray[np.uint8]]:
+        assert (device, size) == ("0", Geometry((8, 8)))
         yield from pixels(5)
         raise KeyboardInterrupt
 

@@ -10,9 +10,10 @@ from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.data import Dataset, save_npz
 from dfs_deploy.io.files import sha256
-from tests.bundles import CONTRACT, Made, copied, manifest_of, rewritten, settled_network
+from tests.bundles import Made, copied, manifest_of, rewritten
 from tests.cli.program import run
 from tests.exporters.test_validation import perturbed
+from tests.settled import CONTRACT, settled_network
 
 KEYS = [
     "samples",

@@ -10,7 +10,10 @@ from PIL import Image
 
 from dfs_deploy.data import ImageFolder, list_images, load_dataset, open_dataset
 from dfs_deploy.errors import DataError
+from dfs_deploy.geometry import Geometry
+from dfs_deploy.preprocessing import InputContract
 from tests.checks import refuses
+from tests.data.decoded import Decoded
 from tests.data.pictures import class_folder, pixels, save_image
 
 
@@ -283,6 +286,81 @@ def test_labels_are_matched_and_refused_before_an_image_is_decoded(tmp_path: Pat
     assert opened.labelled_for(3, ("dog", "bird", "cat")).labels.tolist() == [2, 0]
     with refuses(DataError, "does not know: cat"):
         opened.labelled_for(2, ("dog", "bird"))
+
+
+# A batch at a time
+
+
+def test_batches_are_what_would_be_loaded(tmp_path: Path) -> None:
+    class_folder(tmp_path, 9)
+    for size in (None, (3, 5), Geometry((3, 3), 5, "bicubic")):
+        opened, whole = open_dataset(tmp_path, size=size), load_dataset(tmp_path, size=size)
+        for data in (opened, whole):
+            assert data.image_size == whole.images.shape[1:3]
+            parts = list(data.batches(4))
+            assert [len(labels) for _, labels in parts] == [4, 4, 4, 4, 2]
+            np.testing.assert_array_equal(np.concatenate([images for images, _ in parts]), whole.images)
+            np.testing.assert_array_equal(np.concatenate([labels for _, labels in parts]), whole.labels)
+            rows = [7, 2, 11]
+            ((images, labels),) = data.batches(10, rows)
+            np.testing.assert_array_equal(images, whole.images[rows])
+            np.testing.assert_array_equal(labels, whole.labels[rows])
+            chosen = data.select(np.array(rows)).load()
+            np.testing.assert_array_equal(chosen.images, whole.images[rows])
+            np.testing.assert_array_equal(data.select(slice(2, 5)).load().labels, whole.labels[2:5])
+
+
+def test_files_are_resized_and_cropped_as_the_network_wants(tmp_path: Path) -> None:
+    image = pixels(30, 40, 3)
+    for name in ("a", "b"):
+        save_image(tmp_path / name / "1.png", image)
+    contract = InputContract((3, 12, 10), resize=16, interpolation="bicubic")
+    read = load_dataset(tmp_path, size=contract.geometry)
+    np.testing.assert_array_equal(read.images, [contract.fit(image)] * 2)
+    assert not any("resized" in note for note in read.notes), "photographs are meant to be cropped"
+
+
+def test_images_each_in_a_frame_of_its_own(tmp_path: Path) -> None:
+    class_folder(tmp_path, 3, size=8)
+    whole = load_dataset(tmp_path)
+    frames = [None, Geometry((2, 3)), Geometry((4, 4), 6)]
+    wanted = [(index, frame) for index in range(6) for frame in frames]
+    for data in (open_dataset(tmp_path), whole):
+        for (index, frame), image in zip(wanted, data.framed(wanted, 4), strict=True):
+            expected = whole.images[index] if frame is None else frame(whole.images[index])
+            np.testing.assert_array_equal(image, expected)
+
+
+@pytest.mark.parametrize("count", [24, 96])
+def test_memory_does_not_grow_with_the_folder(tmp_path: Path, decoded: Decoded, count: int) -> None:
+    class_folder(tmp_path, count)
+    for batch, _ in open_dataset(tmp_path, size=(4, 4)).batches(4):
+        assert batch.shape == (4, 4, 4, 3)
+    assert decoded.count == 2 * count
+    assert decoded.most <= 4 + 2, "as many as in a batch wait, and one or two are on their way into one"
+
+
+def test_a_damaged_image_ends_the_batches_where_it_is(tmp_path: Path) -> None:
+    class_folder(tmp_path, 6)
+    opened = open_dataset(tmp_path)
+    assert isinstance(opened, ImageFolder)
+    (tmp_path / opened.files[9]).write_bytes(b"damaged")
+    batches = opened.batches(3)
+    assert [len(next(batches)[1]) for _ in range(3)] == [3, 3, 3]
+    with refuses(DataError, opened.files[9]):
+        next(batches)
+    assert len(list(opened.batches(3, range(9)))) == 3, "what is not read does not matter"
+
+
+def test_an_image_that_is_read_twice_is_counted_once(tmp_path: Path) -> None:
+    class_folder(tmp_path, 4, size=8)
+    opened = open_dataset(tmp_path, size=(4, 4))
+    assert opened.notes == ()
+    for _ in range(2):
+        list(opened.batches(3, range(5)))
+        assert opened.notes == ("5 of 5 images were resized to 4x4: they are of 8x8",)
+    assert opened.labelled_for(2, ("dog", "cat")).notes == opened.notes
+    assert opened.subset(2, 0).notes == ()
 
 
 # What does not belong to the data

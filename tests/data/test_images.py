@@ -18,6 +18,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from dfs_deploy.data import decode_image, image_headers, images, load_image
 from dfs_deploy.errors import DataError
+from dfs_deploy.geometry import Geometry
 from tests.checks import refuses
 from tests.data.pictures import pixels, save_image
 
@@ -193,7 +194,7 @@ def test_strips_are_put_together_as_the_whole(monkeypatch: pytest.MonkeyPatch, m
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(Image.fromarray(pixels(97, 53, 3)).convert(mode), "PNG", exif=exif)
-    for size in (None, (10, 12), (200, 30), (97, 53), (53, 10)):
+    for size in (None, (10, 12), (200, 30), (97, 53), (53, 10), Geometry((10, 12), 20), Geometry((7, 8), 9)):
         whole = decode_image(data, size)
         with monkeypatch.context() as patch:
             patch.setattr(images, "MAX_WHOLE_PIXELS", 100)
@@ -207,7 +208,14 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_that_leaves_twice_the_size(monkey
     smooth = Image.fromarray(pixels(6, 8, 3)).resize((640, 480), Image.Resampling.BICUBIC)
     exif = Image.Exif()
     exif[0x0112] = 6
-    for data, size in ((encoded(smooth, "JPEG"), (60, 80)), (encoded(smooth, "JPEG", exif=exif), (80, 60))):
+    upright, turned = encoded(smooth, "JPEG"), encoded(smooth, "JPEG", exif=exif)
+    sizes = [
+        (upright, (60, 80)),
+        (turned, (80, 60)),
+        (upright, Geometry((50, 40), 60)),
+        (turned, Geometry((40, 50), 60)),
+    ]
+    for data, size in sizes:
         whole = decode_image(data, size)
         monkeypatch.setattr(JpegImageFile, "draft", lambda *_: pytest.fail("an ordinary photo is decoded whole"))
         np.testing.assert_array_equal(decode_image(data, size), whole)
@@ -217,6 +225,19 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_that_leaves_twice_the_size(monkey
             scaled = decode_image(data, size)
         assert scaled.shape == whole.shape
         assert np.abs(whole.astype(int) - scaled).mean() < 2
+
+
+def test_a_size_is_read_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save_image(tmp_path / "1.jpg", pixels(20, 30, 3), exif=exif)
+    assert load_image(path).shape[:2] == (30, 20)
+    monkeypatch.setattr(images, "_opened", lambda *_: pytest.fail("only the header is wanted"))
+    assert images.read_size(path) == (30, 20)
+    (tmp_path / "2.jpg").write_bytes(b"damaged")
+    for name in ("2.jpg", "3.jpg"):
+        with refuses(DataError, name):
+            images.read_size(tmp_path / name)
 
 
 # Files as they are found

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dfs_deploy.data import read_camera, read_video, video
-from dfs_deploy.data.images import resize
 from dfs_deploy.errors import DataError, EnvironmentLacksError, MissingExtraError
+from dfs_deploy.geometry import resize
 from tests.checks import refuses
 from tests.data.pictures import pixels, save_clip
 

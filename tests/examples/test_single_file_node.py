@@ -13,7 +13,7 @@ import pytest
 from dfs_deploy import Dataset
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.exporters import export
-from tests.bundles import CONTRACT, pixels, settled_network
+from tests.settled import CONTRACT, pixels, settled_network
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "single_file_node"
 FILES = ("classify.mjs", "package.json", ".npmrc")

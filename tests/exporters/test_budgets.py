@@ -20,8 +20,9 @@ from dfs_deploy.exporters.budgets import TOLERANCE, calibrate_budgets, check_bud
 from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 from dfs_deploy.runtimes import Result, Runtime
-from tests.bundles import CONTRACT, Made, labelled, pixels, settled_network
+from tests.bundles import Made, labelled
 from tests.checks import refuses
+from tests.settled import CONTRACT, pixels, settled_network
 
 OPTIONS = Options.parse("skip,8,16,full")
 REACH = (0.0, 1.0)
@@ -64,9 +65,9 @@ def test_an_export_keeps_a_bias_for_each_budget(varied: Made) -> None:
 
 def test_the_reference_holds_the_budget_too(varied: Made) -> None:
     with Runtime(varied.path, budget=0.1) as runtime:
-        at_budget = compare(runtime, varied.network, varied.data.images, varied.data.labels)
+        at_budget = compare(runtime, varied.network, varied.data)
         runtime.set_budget(None)
-        as_trained = compare(runtime, varied.network, varied.data.images, varied.data.labels)
+        as_trained = compare(runtime, varied.network, varied.data)
     assert min(at_budget.route_agreement, as_trained.route_agreement) > 0.99
     assert at_budget.computation_percentage_reference == pytest.approx(10.0, abs=TOLERANCE)
     assert as_trained.computation_percentage_reference > 20.0, "the network was left as it was trained"

@@ -7,18 +7,19 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from dfs_deploy.exporters.engines import block_engine, gate_engine, head_engine, skip_engine, stem_engine
+from dfs_deploy.exporters.engines import float_engine, gate_engine
 from dfs_deploy.exporters.int8 import Grid
 from dfs_deploy.exporters.split import split_block, split_gate, split_head, split_skip, split_stem
-from dfs_deploy.models import BasicBlock, DFSNetwork, decide
+from dfs_deploy.models import DFSNetwork, NetworkBlock, decide
 from dfs_deploy.options import Option
-from tests.bundles import normal_images, relative, run_model, settled_network
+from tests.bundles import relative, run_model
+from tests.settled import normal_images, settled_network
 
 TOLERANCE = 1e-4
 GRID = Grid(0.03)
 
 
-def features_for(block: BasicBlock, layout: str, seed: int = 0) -> tuple[NDArray[np.generic], torch.Tensor]:
+def features_for(block: NetworkBlock, layout: str, seed: int = 0) -> tuple[NDArray[np.generic], torch.Tensor]:
     """What an engine is fed and what that means; float features partly negative, as after a skipped stride block."""
     shape = (6, *block.shape.in_shape)
     random = np.random.default_rng(seed)
@@ -27,6 +28,13 @@ def features_for(block: BasicBlock, layout: str, seed: int = 0) -> tuple[NDArray
         return fed, torch.from_numpy(fed.astype(np.float32) * np.float32(GRID.scale))
     floats = (2.0 * random.standard_normal(shape) + 1.0).astype(np.float32)
     return floats, torch.from_numpy(floats)
+
+
+def engine(
+    network: DFSNetwork, block: NetworkBlock, bits: int, layout: str, dtype: type[np.floating] = np.float32
+) -> bytes:
+    part = split_block(network, block.shape.index, Option(bits))
+    return float_engine("block", part, dtype, takes=GRID if layout == "uint8" else None)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +46,8 @@ def network() -> DFSNetwork:
 @pytest.mark.parametrize("bits", [8, 16, 32])
 def test_an_fp32_engine_is_the_block(network: DFSNetwork, bits: int, layout: str) -> None:
     clamped = 0
-    for block in network.blocks[1:]:
-        model = block_engine("block", split_block(block, Option(bits)), np.float32, GRID if layout == "uint8" else None)
+    for block in network.blocks:
+        model = engine(network, block, bits, layout, np.float32)
         fed, features = features_for(block, layout)
         with torch.no_grad():
             expected = block(features, bits, round_inputs=False).numpy()
@@ -52,13 +60,13 @@ def test_an_fp32_engine_is_the_block(network: DFSNetwork, bits: int, layout: str
 
 @pytest.mark.parametrize("layout", ["float32", "uint8"])
 def test_a_skip_engine_is_the_projection_alone(network: DFSNetwork, layout: str) -> None:
-    strided = [block for block in network.blocks if block.projection is not None]
+    strided = [block for block in network.blocks if block.shape.projects]
     assert len(strided) == 2
+    assert all(split_skip(network, block.shape.index) is None for block in network.blocks if not block.shape.projects)
     for block in strided:
-        projection = split_skip(block)
+        projection = split_skip(network, block.shape.index)
         assert projection is not None
-        grid = GRID if layout == "uint8" else None
-        model = skip_engine("skip", split_block(block, Option(32)), projection, grid)
+        model = float_engine("skip", projection, takes=GRID if layout == "uint8" else None)
         fed, features = features_for(block, layout)
         with torch.no_grad():
             expected = block.skip(features).numpy()
@@ -71,26 +79,26 @@ def test_a_skip_engine_is_the_projection_alone(network: DFSNetwork, layout: str)
 def test_stem_and_head_engines(network: DFSNetwork, count: int) -> None:
     images = normal_images(count)
     with torch.no_grad():
-        expected = network.blocks[0](network.backbone.stem(images)).numpy()
-        (got,) = run_model(stem_engine(*split_stem(network)), images=images.numpy())
+        expected = network.stem(images).numpy()
+        (got,) = run_model(float_engine("stem", split_stem(network), source="images"), images=images.numpy())
         assert relative(got, expected) < TOLERANCE
         for layout in ("float32", "uint8"):
             fed = np.random.default_rng(1).integers(0, 256, (count, 16, 2, 2), dtype=np.uint8)
             floats = fed.astype(np.float32) * np.float32(GRID.scale)
-            model = head_engine(split_head(network), (16, 2, 2), GRID if layout == "uint8" else None)
+            model = float_engine("head", split_head(network), takes=GRID if layout == "uint8" else None)
             (logits,) = run_model(model, features=fed if layout == "uint8" else floats)
-            assert relative(logits, network.backbone.classify(torch.from_numpy(floats)).numpy()) < TOLERANCE
+            assert relative(logits, network.head(torch.from_numpy(floats)).numpy()) < TOLERANCE
 
 
 @pytest.mark.parametrize("layout", ["float32", "uint8"])
 def test_an_fp16_engine_computes_in_float16(network: DFSNetwork, layout: str) -> None:
-    for block in network.blocks[1:]:
-        model = block_engine("block", split_block(block, Option(16)), np.float16, GRID if layout == "uint8" else None)
+    for block in network.blocks:
+        model = engine(network, block, 16, layout, np.float16)
         graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(model), strict_mode=True).graph
         types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
         constants = {tensor.name: tensor.data_type for tensor in graph.initializer}
         convs = [node for node in graph.node if node.op_type == "Conv"]
-        assert len(convs) == (2 if block.projection is None else 3)
+        assert len(convs) == (3 if block.shape.projects else 2)
         for conv in convs:
             assert types[conv.output[0]] == TensorProto.FLOAT16
             assert [constants[name] for name in conv.input[1:]] == [TensorProto.FLOAT16] * 2
@@ -104,8 +112,8 @@ def test_an_fp16_engine_computes_in_float16(network: DFSNetwork, layout: str) ->
 
 
 def test_a_batch_is_its_images(network: DFSNetwork) -> None:
-    block = network.blocks[2]
-    model = block_engine("block", split_block(block, Option(16)), np.float32, None)
+    block = network.block(2)
+    model = engine(network, block, 16, "float32")
     fed, _ = features_for(block, "float32")
     (together,) = run_model(model, features=fed)
     alone = [run_model(model, features=row[None])[0][0] for row in fed]
@@ -125,8 +133,8 @@ def test_the_gate_engine_steps_as_the_gate(network: DFSNetwork) -> None:
         np.testing.assert_allclose(got[0], scores.numpy(), rtol=1e-4, atol=1e-4)
         assert np.array_equal(got[1], decide(scores).numpy())
         hidden, cell = got[2], got[3]
-        np.testing.assert_allclose(hidden, state.hidden.numpy(), rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(cell, state.cell.numpy(), rtol=1e-4, atol=1e-5)
+        for ours, theirs in zip((hidden, cell), state, strict=True):
+            np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_gate_engine_gives_its_weights(network: DFSNetwork) -> None:
@@ -158,16 +166,16 @@ def test_of_equal_scores_the_gate_engine_takes_the_lowest_index() -> None:
 
 
 def test_engines_come_out_the_same_to_the_byte(network: DFSNetwork) -> None:
-    part = split_block(network.blocks[2], Option(16))
-    assert block_engine("block", part, np.float16, GRID) == block_engine("block", part, np.float16, GRID)
+    block = network.block(2)
+    assert engine(network, block, 16, "uint8", np.float16) == engine(network, block, 16, "uint8", np.float16)
     assert gate_engine(split_gate(network)) == gate_engine(split_gate(network))
 
 
 def test_normalisation_is_folded_and_weights_are_inside(network: DFSNetwork) -> None:
-    for block in network.blocks[1:]:
-        part = split_block(block, Option(32))
-        graph = onnx.load_from_string(block_engine("block", part, np.float32, None)).graph
+    for block in network.blocks:
+        part = split_block(network, block.shape.index, Option(32))
+        graph = onnx.load_from_string(float_engine("block", part)).graph
         assert {node.op_type for node in graph.node} == {"Conv", "Relu", "Add"}
         weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-        assert np.array_equal(weights["conv1_weight"], part.branch[0].weight)
+        assert np.array_equal(weights[f"{part.layers[0].name}_weight"], part.layers[0].weight)
         assert all(tensor.data_location == TensorProto.DEFAULT for tensor in graph.initializer)

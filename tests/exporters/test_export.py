@@ -19,13 +19,14 @@ from dfs_deploy.data import Dataset, ImageFolder, open_dataset, save_npz
 from dfs_deploy.errors import CheckpointError, DataError, UsageError
 from dfs_deploy.exporters import CALIBRATION_METHODS, export
 from dfs_deploy.exporters.pipeline import bundle_stem
-from dfs_deploy.models import DFSNetwork
+from dfs_deploy.models import cifar_network
 from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import PRECISIONS, Options, computation_percentage
 from dfs_deploy.runtimes import Runtime
 from tests.builders import release_state_dict, save_release, skipnet_state_dict
-from tests.bundles import CONTRACT, Made, labelled, pixels, settled_network
+from tests.bundles import Made, labelled
 from tests.checks import refuses
+from tests.settled import CONTRACT, pixels, settled_network
 
 
 def cifar_like(count: int = 24) -> Dataset:
@@ -120,7 +121,7 @@ def test_any_option_list(tmp_path: Path, options: str) -> None:
 
 
 def test_a_network_whose_only_block_is_never_gated(tmp_path: Path) -> None:
-    network = DFSNetwork(cifar_resnet((1,), (4,), 10, (3, 8, 8)), Options.parse("skip,8,full")).eval()
+    network = cifar_network(cifar_resnet((1,), (4,), 10, (3, 8, 8)), Options.parse("skip,8,full")).eval()
     save_checkpoint(tmp_path / "net.pt", network, CONTRACT)
     data = labelled(network, 10)
     exported = export(tmp_path / "net.pt", tmp_path / "net.dfs", calibration_data=data)
@@ -258,9 +259,8 @@ def test_without_data_the_ranges_are_the_checkpoints(tmp_path: Path) -> None:
     assert (record.method, record.data, record.samples) == ("checkpoint", None, 0)
     assert {r.source for r in record.ranges} == {"checkpoint", "statistics"}
     for r in record.ranges:
-        if r.tensor == "conv1":
-            conv = network.blocks[r.block].conv1
-            assert (r.low, r.high) == (float(conv.low), float(conv.high))
+        if r.tensor.endswith(".conv1.relu"):  # what the second convolution reads, and nobody else
+            assert (r.low, r.high) == tuple(map(float, network.ranges.of(f"blocks.{r.block}.conv2")))
     assert exported.comparison is None
     assert exported.bundle.manifest.accuracy is None
     samples = exported.bundle.samples()
@@ -366,7 +366,8 @@ def test_the_manifest_says_what_was_made_and_measured(mixed: Made) -> None:
     assert manifest.accuracy.top1_reference == 1.0
     assert manifest.accuracy.top1_bundle == np.mean(result.classes == mixed.data.labels)
     assert manifest.accuracy.route_agreement == np.mean(result.path == expected.path.numpy())
-    percentage = computation_percentage(expected.path.numpy(), bundle.options.costs).mean(dtype=np.float64)
+    weights = bundle.architecture.weights(bundle.options)
+    percentage = computation_percentage(expected.path.numpy(), bundle.options.costs, weights).mean(dtype=np.float64)
     assert manifest.accuracy.computation_percentage_reference == pytest.approx(percentage)
     assert set(manifest.accuracy.top1_static) == {"fp32", "fp16", "int8"}
     for block, share in enumerate(manifest.accuracy.option_share):
@@ -510,7 +511,7 @@ def test_features_that_overflow_are_named_while_calibrating(tmp_path: Path, meth
     network = settled_network()
     data = labelled(network)
     checkpoint = tmp_path / "net.pt"
-    network.backbone.stem_norm.weight.data *= 1e38
+    network.net.stem_norm.weight.data *= 1e38
     save_checkpoint(checkpoint, network, CONTRACT)
     with pytest.raises(CheckpointError) as caught:
         export(checkpoint, tmp_path / "net.dfs", calibration_data=data, calibration_method=method)

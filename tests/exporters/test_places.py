@@ -21,8 +21,9 @@ from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.cli import main
 from dfs_deploy.io import files
 from dfs_deploy.runtimes import Runtime
-from tests.bundles import CONTRACT, float_network, pixels
+from tests.bundles import float_network
 from tests.cli.program import run
+from tests.settled import CONTRACT, pixels
 
 FORK = multiprocessing.get_context("fork")
 

@@ -9,7 +9,7 @@ import torch
 from dfs_deploy.bundle import Samples
 from dfs_deploy.exporters.probes import CARRIED, make_probes, pack_samples, pick_samples
 from dfs_deploy.preprocessing import InputContract
-from tests.bundles import CONTRACT, Split, normal_images, pixels, rig_gate, settled_network
+from tests.settled import CONTRACT, Split, normal_images, pixels, rig_gate, settled_network
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 5, 7), (3, 1, 1)])

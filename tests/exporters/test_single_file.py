@@ -19,14 +19,15 @@ from dfs_deploy import Dataset, Runtime
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.errors import ExportMismatchError, UsageError
 from dfs_deploy.exporters import Exported, export, pipeline
+from dfs_deploy.exporters.int8_forms import Int8Forms
 from dfs_deploy.exporters.single_file import LOGIT_TOLERANCE, check_single_file, single_file
-from dfs_deploy.models import DFSNetwork
+from dfs_deploy.models import DFSNetwork, cifar_network
 from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract
 from tests.builders import small_network
-from tests.bundles import CONTRACT, pixels, settled_network
 from tests.checks import refuses
+from tests.settled import CONTRACT, pixels, settled_network
 
 SKIP, INT8, FLOAT16, FULL = range(4)
 
@@ -133,7 +134,7 @@ def test_an_odd_size_agrees_as_well(tmp_path: Path) -> None:
 
 
 def test_a_network_without_gated_blocks_has_an_empty_path(tmp_path: Path) -> None:
-    made = make(tmp_path, DFSNetwork(cifar_resnet((1,), (4,), 10, (3, 8, 8)), Options.parse("skip,8")).eval())
+    made = make(tmp_path, cifar_network(cifar_resnet((1,), (4,), 10, (3, 8, 8)), Options.parse("skip,8")).eval())
     assert made.agrees(inputs(4)).shape == (4, 0)
 
 
@@ -161,7 +162,11 @@ def test_it_is_plain_onnx(made: Made) -> None:
 def test_weights_of_options_lie_inside_their_branches(made: Made) -> None:
     top = made.model.graph
     convolutions = [node for node in top.node if node.op_type == "Conv"]
-    assert [node.input[1] for node in convolutions] == ["stem_weight", "block_0_conv1_weight", "block_0_conv2_weight"]
+    assert [node.input[1] for node in convolutions] == [
+        "stem_norm_weight",
+        "blocks.0.norm1_weight",
+        "blocks.0.norm2_weight",
+    ]
     maps = {tensor.name for tensor in top.initializer if len(tensor.dims) == 4}
     assert maps == {node.input[1] for node in convolutions}
     for graph in graphs(top):
@@ -207,11 +212,13 @@ def test_the_metadata_tells_how_to_normalise_and_label(made: Made) -> None:
         "mean": list(CONTRACT.mean),
         "std": list(CONTRACT.std),
         "input_shape": [3, 8, 8],
+        "resize": None,
+        "interpolation": "bilinear",
     }
 
 
 def test_without_int8_there_is_nothing_quantised_and_no_flag() -> None:
-    content = single_file(varied_network(), CONTRACT, {}, ("fp32",))
+    content = single_file(varied_network(), CONTRACT, Int8Forms({}), ("fp32",))
     model = onnx.load(io.BytesIO(content))
     operators = {node.op_type for graph in graphs(model.graph) for node in graph.node}
     assert not operators & {"QuantizeLinear", "DequantizeLinear"}
@@ -219,26 +226,26 @@ def test_without_int8_there_is_nothing_quantised_and_no_flag() -> None:
 
 
 def test_the_same_network_gives_the_same_bytes() -> None:
-    first, second = (single_file(varied_network(), CONTRACT, {}, ("fp32",)) for _ in range(2))
+    first, second = (single_file(varied_network(), CONTRACT, Int8Forms({}), ("fp32",)) for _ in range(2))
     assert first == second
 
 
 def test_another_networks_file_is_refused(made: Made) -> None:
-    other = single_file(settled_network(blocks=3, seed=1), CONTRACT, {}, ("fp32",))
+    other = single_file(settled_network(blocks=3, seed=1), CONTRACT, Int8Forms({}), ("fp32",))
     with refuses(ExportMismatchError, "single file", "of 8 images", "the runtime took"):
         check_single_file(other, made.exported.bundle, inputs(8))
 
 
 def test_logits_that_differ_are_refused(made: Made) -> None:
     model = made.model
-    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "head_bias")
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "head_head_bias")
     bias.raw_data = (onnx.numpy_helper.to_array(bias) + np.float32(0.5)).tobytes()
     with refuses(ExportMismatchError, "8 of 8 images", "logits differ by"):
         check_single_file(model.SerializeToString(), made.exported.bundle, inputs(8))
 
 
 def test_a_mismatch_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = single_file(settled_network(blocks=3, seed=1), CONTRACT, {}, ("fp32",))
+    other = single_file(settled_network(blocks=3, seed=1), CONTRACT, Int8Forms({}), ("fp32",))
     monkeypatch.setattr(pipeline, "write_single_file", lambda *values: other)
     with refuses(ExportMismatchError, "single file"):
         make(tmp_path)

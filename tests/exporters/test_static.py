@@ -12,12 +12,15 @@ from torch import Tensor
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.calibration import Ranges, calibrate, calibrate_static, from_checkpoint
 from dfs_deploy.errors import BundleError, RuntimeClosedError
-from dfs_deploy.exporters.split import split_block, split_conv, split_head
+from dfs_deploy.exporters.int8_forms import Int8Forms
+from dfs_deploy.exporters.split import split_block, split_head, split_stem
 from dfs_deploy.exporters.writing import EngineWriter, static_engine
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Option
 from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
-from tests.bundles import Made, normal_images, relative, run_as_written, run_model, settled_network
+from dfs_deploy.system.cpu import WeightBits
+from tests.bundles import Made, relative, run_as_written, run_model
+from tests.settled import normal_images, settled_network
 
 
 @pytest.fixture(scope="module")
@@ -26,18 +29,19 @@ def network() -> DFSNetwork:
 
 
 def float_engine(network: DFSNetwork, dtype: type[np.floating] = np.float32) -> bytes:
-    stem = split_conv(network.backbone.stem_conv, network.backbone.stem_norm)
-    blocks = [split_block(block, Option(32)) for block in network.blocks]
-    return static_engine("static", stem, blocks, split_head(network), dtype=dtype)
+    blocks = [split_block(network, block.shape.index, Option(32)) for block in network.blocks]
+    return static_engine("static", [split_stem(network), *blocks, split_head(network)], dtype=dtype)
 
 
-def static_engines(network: DFSNetwork, ranges: Ranges, runtime: str = "onnxruntime", bits: int = 8) -> list[bytes]:
-    writer = EngineWriter(network, ranges, ("int8", "fp32"), bits)
+def static_engines(
+    network: DFSNetwork, ranges: Ranges, runtime: str = "onnxruntime", bits: WeightBits = 8
+) -> list[bytes]:
+    writer = EngineWriter(network, Int8Forms(ranges, bits), ("int8", "fp32"))
     engines = writer.write(runtime)
     return [writer.files[file] for file in engines.static.values()]
 
 
-def static_int8(network: DFSNetwork, images: Tensor, runtime: str = "onnxruntime", bits: int = 8) -> bytes:
+def static_int8(network: DFSNetwork, images: Tensor, runtime: str = "onnxruntime", bits: WeightBits = 8) -> bytes:
     gated = calibrate(network, [1], lambda: iter([images]), "minmax")
     static = calibrate_static(network, lambda: iter([images]), "minmax")
     return static_engines(network, {**gated, **static}, runtime, bits)[0]
@@ -51,23 +55,23 @@ def test_a_float_engine_is_the_backbone(
     images = normal_images(count)
     (got,) = run_model(float_engine(network, dtype), images=images.numpy())
     assert got.dtype == np.float32
-    assert relative(got, network.backbone(images).numpy()) < tolerance
+    assert relative(got, network.static(images).numpy()) < tolerance
 
 
 @pytest.mark.parametrize(("runtime", "bits"), [("onnxruntime", 7), ("onnxruntime", 8), ("tensorrt", 8)])
 @torch.no_grad()
-def test_the_static_int8_engine_is_near_the_backbone(network: DFSNetwork, runtime: str, bits: int) -> None:
+def test_the_static_int8_engine_is_near_the_backbone(network: DFSNetwork, runtime: str, bits: WeightBits) -> None:
     images = normal_images(24)
     run = run_model if runtime == "onnxruntime" else run_as_written
     (got,) = run(static_int8(network, images, runtime, bits), images=images.numpy())
-    assert relative(got, network.backbone(images).numpy()) < {7: 0.1, 8: 0.06}[bits]
+    assert relative(got, network.static(images).numpy()) < {7: 0.1, 8: 0.06}[bits]
 
 
 def test_without_data_the_first_block_stays_in_float(network: DFSNetwork) -> None:
     model, _ = static_engines(network, from_checkpoint(network, [1]))
     constants = {tensor.name: tensor.data_type for tensor in onnx.load_from_string(model).graph.initializer}
-    assert constants["stem_weight"] == constants["block_0_conv1_weight"] == onnx.TensorProto.FLOAT
-    assert constants["block_1_conv1_weight"] == onnx.TensorProto.INT8
+    assert constants["stem_stem_norm_weight"] == constants["stem_blocks.0.norm1_weight"] == onnx.TensorProto.FLOAT
+    assert constants["block_1_blocks.1.norm1_weight"] == onnx.TensorProto.INT8
 
 
 def test_the_static_int8_engine_convolves_in_integers_throughout(network: DFSNetwork, tmp_path: Path) -> None:
@@ -77,7 +81,7 @@ def test_the_static_int8_engine_convolves_in_integers_throughout(network: DFSNet
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     onnxruntime.InferenceSession(static_int8(network, normal_images(8)), options, providers=["CPUExecutionProvider"])
     kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
-    assert kinds.count("QLinearConv") == 1 + 2 * len(network.blocks) + 2
+    assert kinds.count("QLinearConv") == 1 + 2 * len(network.architecture.blocks) + 2
     assert not {"Conv", "FusedConv"} & set(kinds)
 
 
@@ -89,7 +93,7 @@ def test_the_baselines_of_a_bundle_are_the_backbone(mixed: Made) -> None:
     assert set(bundle.manifest.runtimes["onnxruntime"].static) == {"fp32", "fp16", "int8"}
     images = bundle.input.normalize(mixed.data.images)
     with torch.no_grad():
-        expected = mixed.network.backbone(torch.from_numpy(images)).numpy()
+        expected = mixed.network.static(torch.from_numpy(images)).numpy()
     for precision, tolerance in (("fp32", 1e-4), ("fp16", 2e-2), ("int8", 0.1)):
         with StaticEngine(bundle, precision) as engine:  # type: ignore[arg-type]
             together = engine(images)

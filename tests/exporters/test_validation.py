@@ -9,16 +9,20 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from torch import Tensor
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.errors import ExportMismatchError
 from dfs_deploy.exporters import export, validation, writing
+from dfs_deploy.exporters.reference import Reference
 from dfs_deploy.exporters.validation import TOLERANCES, EngineDeviation, validate
 from dfs_deploy.runtimes import Result, Runtime
-from tests.bundles import CONTRACT, Made, copied, labelled, rewritten, settled_network
+from tests.bundles import Made, copied, labelled, rewritten
+from tests.settled import CONTRACT, settled_network
 
 Change = Callable[[NDArray[np.generic]], NDArray[np.generic]]
 
@@ -32,20 +36,29 @@ def perturbed(model: bytes, name: str, change: Change) -> bytes:
     return bytes(proto.SerializeToString())
 
 
-def images(made: Made) -> NDArray[np.float32]:
-    return Bundle(made.path).input.normalize(made.data.images[:32])
+def off(bundle: Path, file: str, name: str, change: Change) -> dict[str, bytes]:
+    """A file of a bundle with one constant changed, by its name there."""
+    return {file: perturbed(Bundle(bundle).model(file), name, change)}
+
+
+def images(made: Made) -> Tensor:
+    return torch.from_numpy(Bundle(made.path).input.normalize(made.data.images[:32]))
+
+
+def reference(made: Made) -> Reference:
+    return Reference.of(made.network, images(made))
 
 
 def mismatches(made: Made, bundle: Path) -> list[str]:
     with pytest.raises(ExportMismatchError) as caught:
-        validate(Bundle(bundle), made.network, images(made))
+        validate(Bundle(bundle), reference(made))
     assert str(len(caught.value.mismatches)) in str(caught.value)
     assert "\n" not in str(caught.value)
     return [line for line in caught.value.mismatches if not line.startswith("logits")]
 
 
 def test_a_sound_bundle_passes_with_an_entry_for_each_engine(mixed: Made) -> None:
-    result = validate(Bundle(mixed.path), mixed.network, images(mixed))
+    result = validate(Bundle(mixed.path), reference(mixed))
     assert all(engine.passed for engine in result.engines)
     files = [name for name in Bundle(mixed.path).manifest.files if name.endswith(".onnx")]
     engines = [name for name in files if "static" not in name and "gate" not in name]
@@ -57,15 +70,19 @@ def test_a_sound_bundle_passes_with_an_entry_for_each_engine(mixed: Made) -> Non
         assert worst < TOLERANCES[precision] / 2
 
 
+INT8_FILE = "onnxruntime/block-02-8-int8.onnx"
 CORRUPTIONS = {
-    "common/stem.onnx": ("stem_weight", ["stem"]),
+    "common/stem.onnx": ("stem_norm_weight", ["stem"]),
     "common/head-from-uint8.onnx": ("head_bias", ["head"]),
-    "common/block-02-skip.onnx": ("projection_weight", ["block 2", "skip", "float32"]),
-    "common/block-01-full-fp32.onnx": ("conv2_weight", ["block 1", "full", "fp32", "float32"]),
-    "common/block-03-16-fp16-from-uint8.onnx": ("conv1_weight", ["block 3", "16", "fp16", "uint8"]),
-    "common/block-03-16-fp32.onnx": ("conv1_high", ["block 3", "16", "fp32", "float32"]),
-    "onnxruntime/block-02-8-int8.onnx": ("projection_weight_scale", ["block 2", "8", "int8", "onnxruntime"]),
-    "tensorrt/block-01-8-int8.onnx": ("conv1_weight_scale", ["block 1", "8", "int8", "tensorrt"]),
+    "common/block-02-skip.onnx": ("blocks.2.projection.norm_weight", ["block 2", "skip", "float32"]),
+    "common/block-01-full-fp32.onnx": ("blocks.1.norm2_weight", ["block 1", "full", "fp32", "float32"]),
+    "common/block-03-16-fp16-from-uint8.onnx": ("blocks.3.norm1_weight", ["block 3", "16", "fp16", "uint8"]),
+    "common/block-03-16-fp32.onnx": ("blocks.3.norm1_high", ["block 3", "16", "fp32", "float32"]),
+    "onnxruntime/block-02-8-int8.onnx": (
+        "blocks.2.projection.norm_weight_scale",
+        ["block 2", "8", "int8", "onnxruntime"],
+    ),
+    "tensorrt/block-01-8-int8.onnx": ("blocks.1.norm1_weight_scale", ["block 1", "8", "int8", "tensorrt"]),
 }
 
 
@@ -73,7 +90,7 @@ CORRUPTIONS = {
 def test_the_engine_that_is_off_is_named_and_no_other(mixed: Made, tmp_path: Path, file: str) -> None:
     constant, words = CORRUPTIONS[file]
     bundle = copied(mixed, tmp_path)
-    rewritten(bundle, {file: perturbed(Bundle(bundle).model(file), constant, lambda value: value * 0.5)})
+    rewritten(bundle, off(bundle, file, constant, lambda value: value * 0.5))
     (line,) = mismatches(mixed, bundle)
     for word in words:
         assert word in line, line
@@ -98,7 +115,7 @@ def test_all_that_are_off_are_listed(mixed: Made, tmp_path: Path) -> None:
 def test_a_gate_that_is_off_is_named(mixed: Made, tmp_path: Path, constant: str) -> None:
     bundle = copied(mixed, tmp_path)
     file = "common/gate.onnx"
-    rewritten(bundle, {file: perturbed(Bundle(bundle).model(file), constant, lambda value: value * 1.05)})
+    rewritten(bundle, off(bundle, file, constant, lambda value: value * 1.05))
     lines = mismatches(mixed, bundle)
     assert lines
     assert all(line.startswith("gate after block") for line in lines)
@@ -107,7 +124,7 @@ def test_a_gate_that_is_off_is_named(mixed: Made, tmp_path: Path, constant: str)
 def test_an_engine_that_gives_nan_does_not_pass(mixed: Made, tmp_path: Path) -> None:
     bundle = copied(mixed, tmp_path)
     file = "common/block-01-full-fp32.onnx"
-    rewritten(bundle, {file: perturbed(Bundle(bundle).model(file), "conv1_bias", lambda value: value * np.nan)})
+    rewritten(bundle, off(bundle, file, "blocks.1.norm1_bias", lambda value: value * np.nan))
     (line,) = mismatches(mixed, bundle)
     assert "nan" in line
     assert not EngineDeviation(1, "full", "fp32", "float32", "onnxruntime", float("nan"), 0.0).passed
@@ -121,7 +138,7 @@ def test_the_whole_is_checked_too(mixed: Made, tmp_path: Path) -> None:
         {file: perturbed(Bundle(bundle).model(file), "head_weight", lambda value: -value) for file in files},
     )
     with pytest.raises(ExportMismatchError) as caught:
-        validate(Bundle(bundle), mixed.network, images(mixed))
+        validate(Bundle(bundle), reference(mixed))
     assert any(line.startswith("logits on") for line in caught.value.mismatches)
 
 
@@ -138,7 +155,7 @@ def test_of_paths_the_first_that_differs_is_named(mixed: Made, monkeypatch: pyte
 
     monkeypatch.setattr(validation, "Runtime", Straying)
     with pytest.raises(ExportMismatchError) as caught:
-        validate(Bundle(mixed.path), mixed.network, images(mixed))
+        validate(Bundle(mixed.path), reference(mixed))
     first, *rest = taken[-1]
     assert len(taken) > 1
     assert caught.value.mismatches == (f"path {[1 - first, *rest]}, the reference's is {taken[-1]}",)
@@ -148,26 +165,25 @@ def test_a_block_that_overflows_float16_is_named(mixed: Made, tmp_path: Path) ->
     network = mixed.network
     bundle = copied(mixed, tmp_path)
     loud = copy.deepcopy(network)
-    block = loud.blocks[1]
-    block.norm2.weight.data *= 1e5
+    loud.net.get_parameter("blocks.1.norm2.weight").data *= 1e5
     file = "common/block-01-16-fp16.onnx"
-    rewritten(bundle, {file: perturbed(Bundle(bundle).model(file), "conv2_weight", lambda value: value * np.inf)})
+    rewritten(bundle, off(bundle, file, "blocks.1.norm2_weight", lambda value: value * np.inf))
     with pytest.raises(ExportMismatchError) as caught:
-        validate(Bundle(bundle), loud, images(mixed))
+        validate(Bundle(bundle), Reference.of(loud, images(mixed)))
     assert any("block 1, option 16: fp16" in line and "overflows float16" in line for line in caught.value.mismatches)
 
 
 def test_a_mismatch_stops_an_export_and_leaves_nothing(
     mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = writing.block_engine
+    original = writing.float_engine
 
-    def off(name: str, *arguments: object) -> bytes:
-        model = original(name, *arguments)  # type: ignore[arg-type]
+    def off(name: str, *arguments: Any, **choices: Any) -> bytes:
+        model = original(name, *arguments, **choices)
         wrong = "block_2_option_full" in name
-        return perturbed(model, "conv1_weight", lambda value: value * 1.1) if wrong else model
+        return perturbed(model, "blocks.2.norm1_weight", lambda value: value * 1.1) if wrong else model
 
-    monkeypatch.setattr(writing, "block_engine", off)
+    monkeypatch.setattr(writing, "float_engine", off)
     with pytest.raises(ExportMismatchError) as caught:
         export(mixed.checkpoint, tmp_path / "out" / "net.dfs", calibration_data=mixed.data)
     engines = [line for line in caught.value.mismatches if not line.startswith("logits")]
@@ -196,7 +212,7 @@ def test_a_bundle_that_stood_there_outlives_a_failed_export(
 def test_a_static_baseline_that_is_off_is_named(mixed: Made, tmp_path: Path, precision: str) -> None:
     bundle = copied(mixed, tmp_path)
     file = f"onnxruntime/static-{precision}.onnx"
-    rewritten(bundle, {file: perturbed(Bundle(bundle).model(file), "head_weight", lambda value: value * 0.4)})
+    rewritten(bundle, off(bundle, file, "head_head_weight", lambda value: value * 0.4))
     (line,) = mismatches(mixed, bundle)
     assert f"static {precision}" in line
 
@@ -205,28 +221,27 @@ def test_validation_reads_through_the_digests(mixed: Made, tmp_path: Path) -> No
     opened = Bundle(copied(mixed, tmp_path))
     (opened.path / "common/stem.onnx").write_bytes(b"changed meanwhile")
     with pytest.raises(Exception, match=r"stem\.onnx was changed"):
-        validate(opened, mixed.network, images(mixed))
+        validate(opened, reference(mixed))
 
 
-INT8_FILE = "onnxruntime/block-02-8-int8.onnx"
 REMEDIES: dict[str, tuple[dict[str, str], bool, list[str]]] = {
     "INT8, calibrated on data": (
-        {INT8_FILE: "projection_weight_scale"},
+        {INT8_FILE: "blocks.2.projection.norm_weight_scale"},
         True,
         ["--calibration-method", "--calibration-samples", "--targets fp16,fp32"],
     ),
     "INT8, without data": (
-        {INT8_FILE: "projection_weight_scale"},
+        {INT8_FILE: "blocks.2.projection.norm_weight_scale"},
         False,
         ["--calibration-data", "--targets fp16,fp32"],
     ),
-    "FP16": ({"common/block-03-16-fp16.onnx": "conv1_weight"}, True, ["--targets int8,fp32"]),
+    "FP16": ({"common/block-03-16-fp16.onnx": "blocks.3.norm1_weight"}, True, ["--targets int8,fp32"]),
     "both": (
-        {INT8_FILE: "projection_weight_scale", "common/block-03-16-fp16.onnx": "conv1_weight"},
+        {INT8_FILE: "blocks.2.projection.norm_weight_scale", "common/block-03-16-fp16.onnx": "blocks.3.norm1_weight"},
         True,
         ["--calibration-method", "--targets fp32"],
     ),
-    "FP32": ({"common/block-01-full-fp32.onnx": "conv2_weight"}, True, ["report this"]),
+    "FP32": ({"common/block-01-full-fp32.onnx": "blocks.1.norm2_weight"}, True, ["report this"]),
     "the gate": ({"common/gate.onnx": "bias_value"}, True, ["report this"]),
 }
 
@@ -243,7 +258,7 @@ def test_what_to_do_is_said(mixed: Made, tmp_path: Path, what: str) -> None:
     changes = {f: perturbed(Bundle(bundle).model(f), name, lambda value: value * 0.5) for f, name in files.items()}
     rewritten(bundle, changes, edit)
     with pytest.raises(ExportMismatchError) as caught:
-        validate(Bundle(bundle), mixed.network, images(mixed))
+        validate(Bundle(bundle), reference(mixed))
     for word in words:
         assert word in str(caught.value)
     assert ("report" in str(caught.value)) == ("report this" in words)
@@ -252,7 +267,7 @@ def test_what_to_do_is_said(mixed: Made, tmp_path: Path, what: str) -> None:
 def test_without_data_a_deep_network_fails_with_the_remedy_and_passes_with_it(tmp_path: Path) -> None:
     """Batch statistics say little of a network that was hardly trained."""
     network = settled_network("skip,8,full", blocks=6, widths=(4, 8))
-    for block in network.blocks:
+    for block in network.net.blocks:
         block.norm2.weight.data *= 0.05
         block.norm2.weight.data[0] = 40.0  # makes one channel's statistics wide, and all others too coarse
         block.norm2.running_var[0] = 1e4

@@ -38,9 +38,9 @@ from dfs_deploy.checkpoints import load_checkpoint, save_checkpoint
 from dfs_deploy.runtimes.onnxruntime.prepared import load_prepared
 from dfs_deploy.training.job import load_job
 from dfs_deploy.training.state import load_state
-from tests.bundles import CONTRACT, pixels, settled_network
 from tests.fuzz.corpus import made_corpus
 from tests.fuzz.reader import fingerprint
+from tests.settled import CONTRACT, pixels, settled_network
 from tests.training.small import SIZE, colour_patches
 
 ROOT = Path(__file__).parents[2]

@@ -25,9 +25,10 @@ from dfs_deploy.errors import (
 from dfs_deploy.options import computation_percentage
 from dfs_deploy.runtimes import BACKENDS, Result, Runtime
 from dfs_deploy.runtimes.onnxruntime import OnnxRuntimeBackend
-from tests.bundles import Made, copied, pixels, write_manifest
+from tests.bundles import Made, copied, write_manifest
 from tests.bundles import manifest_of as values
 from tests.checks import refuses
+from tests.settled import pixels
 
 FLOATS, PIXELS = (3, 8, 8), (8, 8, 3)
 

@@ -19,8 +19,9 @@ from dfs_deploy.options import Options
 from dfs_deploy.runtimes import Result, Runtime
 from dfs_deploy.runtimes.budgets import GREATEST_BIAS, bias_for, score_offset
 from dfs_deploy.runtimes.gate import MASKED
-from tests.bundles import Made, copied, manifest_of, pixels, write_manifest
+from tests.bundles import Made, copied, manifest_of, write_manifest
 from tests.checks import refuses
+from tests.settled import pixels
 
 POINTS = ((0.05, 40.0), (0.2, 4.0), (0.5, -4.0), (0.9, -400.0))
 """Budgets and biases as calibration might leave them for the network of these tests."""

@@ -21,8 +21,9 @@ from dfs_deploy.runtimes.backend import running_engines
 from dfs_deploy.runtimes.onnxruntime.blocked import block_size, from_blocks, to_blocks
 from dfs_deploy.runtimes.onnxruntime.conversion import OTHER, Converters, conversion_model
 from dfs_deploy.runtimes.onnxruntime.static import StraightEngine, join_engines, join_path
-from tests.bundles import Made, copied, pixels, rewritten, wide_bundle
+from tests.bundles import Made, copied, rewritten, wide_bundle
 from tests.runtimes.gates import needs_native
+from tests.settled import pixels
 
 GATES = ["numpy", pytest.param("native", marks=needs_native)]
 LAYOUTS: tuple[Layout, ...] = ("float32", "uint8")

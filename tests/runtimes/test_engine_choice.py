@@ -12,7 +12,8 @@ from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.cache import Cache
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime import engine_choice
-from tests.bundles import copied, mixed_bundle, pixels
+from tests.bundles import copied, mixed_bundle
+from tests.settled import pixels
 
 _BLOCKS = (1, 2, 3)
 

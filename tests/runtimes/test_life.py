@@ -23,9 +23,10 @@ from dfs_deploy.errors import BundleError, RuntimeClosedError, UsageError
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime import OnnxRuntimeBackend
 from dfs_deploy.runtimes.tensorrt import TensorRTBackend
-from tests.bundles import Made, copied, manifest_of, pixels, write_manifest
+from tests.bundles import Made, copied, manifest_of, write_manifest
 from tests.checks import refuses
 from tests.runtimes.tensorrt.machine import building_here, machine
+from tests.settled import pixels
 
 PATIENCE_S = 120
 """How long a process may take here; one that hangs takes longer."""

@@ -20,8 +20,9 @@ from dfs_deploy.runtimes.backend import BackendOptions, running_engines
 from dfs_deploy.runtimes.onnxruntime import loading
 from dfs_deploy.runtimes.onnxruntime.loading import load_engines, reached_layouts
 from dfs_deploy.runtimes.onnxruntime.sessions import open_session, session_options
-from tests.bundles import Made, copied, pixels, rewritten
+from tests.bundles import Made, copied, rewritten
 from tests.checks import refuses
+from tests.settled import pixels
 
 PLAIN = BackendOptions(prepared=False)
 

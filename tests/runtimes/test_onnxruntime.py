@@ -27,19 +27,9 @@ from dfs_deploy.runtimes.gate import GATES, native_available
 from dfs_deploy.runtimes.onnxruntime import batch, engine_choice, sessions
 from dfs_deploy.runtimes.onnxruntime.sessions import Rebinding
 from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
-from tests.bundles import (
-    CONTRACT,
-    Made,
-    Split,
-    copied,
-    labelled,
-    normal_images,
-    pixels,
-    rewritten,
-    rig_gate,
-    settled_network,
-)
+from tests.bundles import Made, copied, labelled, rewritten
 from tests.checks import refuses
+from tests.settled import CONTRACT, Split, normal_images, pixels, rig_gate, settled_network
 
 IMAGES = 64
 

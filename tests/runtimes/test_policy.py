@@ -18,19 +18,9 @@ from dfs_deploy.models import DFSNetwork
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime import engine_choice
 from dfs_deploy.runtimes.onnxruntime.static import engine_files
-from tests.bundles import (
-    CONTRACT,
-    copied,
-    labelled,
-    pixels,
-    relative,
-    rewritten,
-    run_model,
-    settled_network,
-    static_bundle,
-    wide_network,
-)
+from tests.bundles import copied, labelled, relative, rewritten, run_model, static_bundle, wide_network
 from tests.checks import refuses
+from tests.settled import CONTRACT, pixels, settled_network
 
 NETWORKS = {
     "narrow": settled_network,  # no blocked layout has so few channels

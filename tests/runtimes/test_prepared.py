@@ -21,7 +21,8 @@ from dfs_deploy.errors import BundleError
 from dfs_deploy.io.files import sha256
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime import blocked, prepared
-from tests.bundles import copied, mixed_bundle, pixels, relative, rewritten, wide_bundle
+from tests.bundles import copied, mixed_bundle, relative, rewritten, wide_bundle
+from tests.settled import pixels
 
 _HAS_BLOCKS = blocked.block_size() > 1
 

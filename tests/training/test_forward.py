@@ -3,14 +3,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import msgspec
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from dfs_deploy.models import DFSNetwork, NetworkOutput, QuantizedConv2d
+from dfs_deploy.models import DFSNetwork, NetworkOutput
 from dfs_deploy.training.forward import joint_forward
 from tests.builders import random_images, small_network
+from tests.nets import KINDS, Kind, adapted, user_images
 
 
 def differentiated(
@@ -62,13 +64,11 @@ def test_in_training_mode_one_choice_for_all_trains_the_backbone_as_the_referenc
     network = small_network(blocks=2)
     with torch.no_grad():
         network.gate.projection.bias[choice] += 1000.0
-    for module in network.modules():  # ranges may differ: they move with every option there, and once here
-        if isinstance(module, nn.BatchNorm2d):
-            module.train()
+    network.net.train()  # ranges may differ: they move with every option there, and once here
     (naive, wanted), (fast, gradients) = both(network, random_images(24))
     assert bool((naive.path == choice).all())
     torch.testing.assert_close(fast.logits, naive.logits, rtol=1e-4, atol=1e-4)
-    assert_same_gradients(wanted, gradients, "backbone.")
+    assert_same_gradients(wanted, gradients, "net.")
 
 
 def test_running_statistics_follow_the_samples_that_run() -> None:
@@ -81,8 +81,8 @@ def test_running_statistics_follow_the_samples_that_run() -> None:
     joint_forward(network, random_images(16))
     after = network.state_dict()
     moved = {key for key in before if key.endswith("running_mean") and not torch.equal(before[key], after[key])}
-    assert "backbone.blocks.0.norm1.running_mean" in moved
-    assert not any(key.startswith("backbone.blocks.1.") for key in moved)
+    assert "net.blocks.0.norm1.running_mean" in moved
+    assert not any(key.startswith("net.blocks.1.") for key in moved)
     # A skipped block that changes shape still projects.
     assert any("projection.norm" in key for key in moved)
 
@@ -91,17 +91,14 @@ def test_every_range_is_recorded_though_nobody_chose_a_quantised_option() -> Non
     network = small_network(blocks=2)
     with torch.no_grad():
         network.gate.projection.bias[3] += 1000.0
-        for module in network.modules():
-            if isinstance(module, QuantizedConv2d):
-                module.low.zero_()
-                module.high.zero_()
+        network.ranges.low.zero_()
+        network.ranges.high.zero_()
     network.train()
     joint_forward(network, random_images(16))
-    for block in network.blocks[1:]:
-        assert all(module.has_range for module in block.modules() if isinstance(module, QuantizedConv2d))
+    assert not network.without_ranges()
 
 
-def test_ranges_stay_where_convolutions_are_in_evaluation_mode() -> None:
+def test_ranges_stay_in_evaluation_mode() -> None:
     network = small_network(blocks=2)
     before = copy.deepcopy(network.state_dict())
     joint_forward(network, random_images(16))
@@ -131,3 +128,59 @@ def test_channels_last_changes_nothing_but_speed() -> None:
         last, lambda images: joint_forward(last, images), x.contiguous(memory_format=torch.channels_last)
     )
     assert_same_gradients(wanted, gradients)
+
+
+@pytest.mark.parametrize("gate", ["lstm", "stateless"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_networks_of_every_kind_have_the_references_values_and_gradients(kind: Kind, gate: str) -> None:
+    network = adapted(kind, gate=gate)
+    (naive, wanted), (fast, gradients) = both(network, user_images(24))
+    assert len(torch.unique(naive.path)) > 1
+    torch.testing.assert_close(fast.logits, naive.logits, rtol=1e-4, atol=1e-4)
+    assert torch.equal(fast.path, naive.path)
+    torch.testing.assert_close(fast.expected_cost, naive.expected_cost)
+    assert_same_gradients(wanted, gradients)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_choice_for_all_trains_networks_of_every_kind_as_the_reference_does(kind: Kind) -> None:
+    network = adapted(kind, "skip,8,full", always=32)
+    with torch.no_grad():
+        network.gate.prefer([2, 1, 0])
+    network.net.train()
+    (naive, wanted), (fast, gradients) = both(without_dropout(network), user_images(24))
+    assert bool((naive.path == 2).all())
+    torch.testing.assert_close(fast.logits, naive.logits, rtol=1e-4, atol=1e-4)
+    assert_same_gradients(wanted, gradients, "net.")
+
+
+def without_dropout(network: DFSNetwork) -> DFSNetwork:
+    """The network with dropouts that drop nothing."""
+    nodes = tuple(
+        msgspec.structs.replace(node, attributes={"share": 0.0}) if node.operator == "dropout" else node
+        for node in network.graphs.head.nodes
+    )
+    graphs = msgspec.structs.replace(network.graphs, head=msgspec.structs.replace(network.graphs.head, nodes=nodes))
+    other = DFSNetwork(network.net, graphs, network.architecture, network.options)
+    other.gate.load_state_dict(network.gate.state_dict())
+    return other.train(network.training)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_runs_in_training_is_what_is_normalised(kind: Kind) -> None:
+    """A block that some skip moves its statistics by the share that runs; one that nobody runs keeps them."""
+    network = adapted(kind, "skip,full").train()
+    skippable = [block.shape.index for block in network.blocks if network.decided(block.shape.index)]
+    images = user_images(16)
+    path = torch.ones(16, 4, dtype=torch.int64)
+    path[:, skippable[0] - 1] = 0
+    path[:8, skippable[1] - 1] = 0
+    before = copy.deepcopy(network.state_dict())
+    with network.forced(path):
+        output = joint_forward(network, images)
+    assert torch.equal(output.path, path)
+    after = network.state_dict()
+    moved = {key for key in before if key.endswith("running_mean") and not torch.equal(before[key], after[key])}
+    nobody, some = (network.block(index).graphs.name for index in skippable[:2])
+    assert not any(f".{nobody}." in key for key in moved)
+    assert any(f".{some}." in key for key in moved)

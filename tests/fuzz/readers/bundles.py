@@ -9,7 +9,6 @@ from dfs_deploy import Runtime
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.weights import WEIGHTS
 from dfs_deploy.io.files import sha256
-from tests.bundles import pixels
 from tests.fuzz.corpus import Corpus
 from tests.fuzz.mutators.archives import mutate_npz
 from tests.fuzz.mutators.draw import Draw
@@ -17,6 +16,7 @@ from tests.fuzz.mutators.jsons import mutate_json
 from tests.fuzz.mutators.models import mutate_model
 from tests.fuzz.mutators.raw import mutate_bytes, odd_file
 from tests.fuzz.reader import Fate, Reader, command_line, fingerprint, link_tree, replace
+from tests.settled import pixels
 
 BUNDLE = "net.dfs"
 

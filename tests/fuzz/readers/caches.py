@@ -16,7 +16,6 @@ from dfs_deploy import Runtime
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.io.files import sha256
 from dfs_deploy.runtimes.onnxruntime.engine_choice import measure_choice, save_choice
-from tests.bundles import pixels
 from tests.fuzz.corpus import Corpus
 from tests.fuzz.mutators.draw import Draw
 from tests.fuzz.mutators.jsons import mutate_json
@@ -25,6 +24,7 @@ from tests.fuzz.mutators.raw import mutate_bytes, odd_file
 from tests.fuzz.reader import Fate, Reader, fingerprint, link_tree, replace
 from tests.fuzz.readers.bundles import BUNDLE, run
 from tests.runtimes.tensorrt.machine import building_here, machine
+from tests.settled import pixels
 
 CACHE = f"{BUNDLE}.cache"
 

@@ -30,9 +30,10 @@ from dfs_deploy.runtimes.tensorrt.engine_cache import (
     save_engine,
     written_by,
 )
-from tests.bundles import Made, copied, pixels
+from tests.bundles import Made, copied
 from tests.checks import refuses
 from tests.runtimes.tensorrt.machine import VERSIONS, building_here, machine, records
+from tests.settled import pixels
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import pytest
 
 from dfs_deploy.errors import DfsDeployError, EngineError, EnvironmentLacksError, RuntimeClosedError
 from dfs_deploy.runtimes import Result, Runtime
-from tests.bundles import pixels
 from tests.runtimes.tensorrt.conftest import BATCH
 from tests.runtimes.tensorrt.machine import left, machine
+from tests.settled import pixels
 
 FAULTS = 400
 LOADING = 60

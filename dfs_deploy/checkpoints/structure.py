@@ -1,0 +1,192 @@
+"""Description of a network in a file against its graphs and tensors: every shape is computed anew, and compared.
+
+Shapes are computed on PyTorch's meta device, so a file that claims impossible sizes takes no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+import torch
+from torch import Tensor
+
+from dfs_deploy.errors import CheckpointError, UsageError
+from dfs_deploy.models import BlockGraphs, Graph, NetworkGraphs
+from dfs_deploy.models.graph import multiply_adds, sizes_of
+from dfs_deploy.network import Architecture, Block, GateShape, Shape, cifar_resnet, cifar_values
+
+Sizes = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    """Shapes between the parts of a network, without the batch.
+
+    Attributes:
+        features: output of the stem, then of each block.
+        logits: output of the head.
+    """
+
+    features: tuple[Sizes, ...]
+    logits: Sizes
+
+
+def described(
+    name: str,
+    graphs: NetworkGraphs,
+    tensors: Mapping[str, Tensor],
+    image_shape: Shape,
+    groups: Sequence[int],
+    gate: GateShape,
+) -> Architecture:
+    """Description of a network that has only graphs and tensors.
+
+    Args:
+        name: name of the network.
+        graphs: its graphs.
+        tensors: its tensors by name.
+        image_shape: channels, height and width of an input.
+        groups: number of the quantisation grid of each block's output, the stem's first.
+        gate: kind and sizes of its gate.
+
+    Raises:
+        CheckpointError: a layer does not fit its input, or the head gives no vector.
+        UsageError: the network is larger than any may be.
+    """
+    computed = _shapes(graphs, tensors, image_shape)
+    if len(computed.logits) != 1:
+        raise CheckpointError(f"a checkpoint whose head gives {computed.logits}, expected (classes,); save it again")
+    stem = Block(0, "stem", image_shape, _map(computed.features[0]), groups[0], None)
+    blocks = [stem]
+    for graph, shape, group in zip(graphs.blocks, computed.features[1:], groups[1:], strict=True):
+        skip, before = graph.skip, blocks[-1].out_shape
+        kind: Literal["free", "projection"] | None = None if skip is None else "free" if skip.identity else "projection"
+        macs = _multiply_adds(graph.branch, tensors, before)
+        blocks.append(Block(len(blocks), graph.name, before, _map(shape), group, kind, macs=macs))
+    return Architecture(name=name, image_shape=image_shape, classes=computed.logits[0], gate=gate, blocks=tuple(blocks))
+
+
+def check_structure(architecture: Architecture, graphs: NetworkGraphs, tensors: Mapping[str, Tensor]) -> None:
+    """Checks that graphs and tensors give the shapes of a description, and skips what it says.
+
+    Args:
+        architecture: the description.
+        graphs: graphs that passed ``check_graphs``.
+        tensors: the network's tensors by name.
+
+    Raises:
+        CheckpointError: a shape or a skip differs, or a layer does not fit its input.
+    """
+    if len(graphs.blocks) != architecture.gated_blocks:
+        raise CheckpointError(
+            f"dfs-deploy checkpoint with graphs of {len(graphs.blocks)} blocks, expected {architecture.gated_blocks};"
+            " save it again"
+        )
+    computed = _shapes(graphs, tensors, architecture.image_shape)
+    described = [block.out_shape for block in architecture.blocks]
+    for block, seen, wanted in zip(architecture.blocks, computed.features, described, strict=True):
+        if seen != wanted:
+            raise CheckpointError(
+                f"dfs-deploy checkpoint whose block {block.index} gives {seen}, expected {wanted}; save it again"
+            )
+    if computed.logits != (architecture.classes,):
+        raise CheckpointError(
+            f"dfs-deploy checkpoint whose head gives {computed.logits}, expected ({architecture.classes},); save it"
+            " again"
+        )
+    for block, graph in zip(architecture.blocks[1:], graphs.blocks, strict=True):
+        if problem := _skip_problem(block, graph):
+            raise CheckpointError(f"dfs-deploy checkpoint whose block {block.index} {problem}; save it again")
+
+
+def resized(
+    architecture: Architecture, graphs: NetworkGraphs, tensors: Mapping[str, Tensor], image_shape: Shape
+) -> Architecture:
+    """Description of the same network for images of another shape.
+
+    Args:
+        architecture: a description that passed ``check_structure``.
+        graphs: the network's graphs.
+        tensors: its tensors by name.
+        image_shape: channels, height and width.
+
+    Raises:
+        CheckpointError: the network is bound to the size of its images.
+        UsageError: larger images than a network may have.
+    """
+    try:
+        computed = _shapes(graphs, tensors, image_shape)
+    except CheckpointError as error:
+        raise _bound(architecture, image_shape, str(error)) from error
+    if computed.logits != (architecture.classes,):
+        raise _bound(architecture, image_shape, f"its head gives {computed.logits}")
+    if (cifar := _as_cifar(architecture)) is not None:
+        return cifar_resnet(**{**cifar, "image_shape": image_shape})
+    ins = (image_shape, *computed.features)
+    blocks = []
+    for block, taken, given in zip(architecture.blocks, ins, computed.features, strict=False):
+        macs = block.macs if not block.index else _macs(graphs.blocks[block.index - 1], tensors, block, taken)
+        blocks.append(msgspec.structs.replace(block, in_shape=taken, out_shape=_map(given), macs=macs))
+    return msgspec.structs.replace(architecture, image_shape=image_shape, blocks=tuple(blocks))
+
+
+def _bound(architecture: Architecture, image_shape: Shape, seen: str) -> CheckpointError:
+    (_, *had), (_, *given) = architecture.image_shape, image_shape
+    sizes = [f"{height}x{width}" for height, width in (given, had)]
+    return CheckpointError(
+        f"{architecture.name} cannot take images of {sizes[0]} pixels ({seen}); leave --input-size at {sizes[1]}"
+    )
+
+
+def _as_cifar(architecture: Architecture) -> dict[str, Any] | None:
+    try:
+        return cifar_values(architecture)
+    except UsageError:
+        return None
+
+
+def _macs(graphs: BlockGraphs, tensors: Mapping[str, Tensor], block: Block, shape: Sizes) -> int:
+    """Multiply-adds for another shape of input; the file's own number if it is not the computed one."""
+    before = _multiply_adds(graphs.branch, tensors, block.in_shape)
+    return _multiply_adds(graphs.branch, tensors, shape) if before == block.macs else block.macs
+
+
+def _multiply_adds(graph: Graph, tensors: Mapping[str, Tensor], shape: Sizes) -> int:
+    meta = {name: tensors[name].to("meta") for name in graph.tensors}
+    return multiply_adds(graph, meta, torch.empty((1, *shape), device="meta"))
+
+
+def _map(shape: Sizes) -> Shape:
+    if len(shape) != 3:
+        raise CheckpointError(f"a block that gives {shape}, expected channels, height and width; save it again")
+    return shape[0], shape[1], shape[2]
+
+
+def _shapes(graphs: NetworkGraphs, tensors: Mapping[str, Tensor], image_shape: Sequence[int]) -> _Shapes:
+    features = [_output(graphs.stem, tensors, tuple(image_shape))]
+    for block in graphs.blocks:
+        taken = features[-1]
+        features.append(_output(block.whole, tensors, taken))
+        if block.skip is not None and (skipped := _output(block.skip, tensors, taken)) != features[-1]:
+            raise CheckpointError(
+                f"the block {block.name} gives {skipped} if it is skipped, expected {features[-1]}; save it again"
+            )
+    return _Shapes(tuple(features), _output(graphs.head, tensors, features[-1]))
+
+
+def _output(graph: Graph, tensors: Mapping[str, Tensor], shape: Sizes) -> Sizes:
+    return sizes_of(graph, tensors, shape)[graph.output]
+
+
+def _skip_problem(block: Block, graphs: BlockGraphs) -> str | None:
+    skip = graphs.skip
+    if block.skip is None:
+        return None
+    if skip is None:
+        return "can be skipped and has no shortcut"
+    if (block.skip == "free") != skip.identity:
+        return f"has the skip {block.skip} and {'no layers' if skip.identity else 'layers'} that compute it"
+    return None
