@@ -71,6 +71,12 @@ class Geometry:
                 f"interpolation {self.interpolation!r}, expected {' or '.join(get_args(Interpolation))}; choose one"
             )
 
+    def __str__(self) -> str:
+        size = f"{self.size[0]}x{self.size[1]}"
+        if self.resize is None:
+            return f"resized to {size}, {self.interpolation}"
+        return f"shorter side resized to {self.resize}, {self.interpolation}, and the centre of {size} cut out"
+
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Maps (H, W, C) uint8 pixels to (height, width, C); the image itself if nothing changes."""
         height, width = self.size

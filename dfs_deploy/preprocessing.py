@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,14 @@ class InputContract:
     def geometry(self) -> Geometry:
         """How an image of any size becomes one of the network's height and width."""
         return Geometry((self.shape[1], self.shape[2]), self.resize, self.interpolation)
+
+    def of_size(self, size: Sequence[int]) -> InputContract:
+        """The contract for images of another height and width; the same part of an image as before is cut out."""
+        resize = self.resize
+        if resize is not None:
+            resize = max(round(resize * min(size) / min(self.shape[1:])), *size)
+        height, width = size
+        return replace(self, shape=(self.shape[0], height, width), resize=resize)
 
     def fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Makes a decoded image the network's input: every verb, the runtime and training's evaluation do it so.

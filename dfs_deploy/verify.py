@@ -38,7 +38,7 @@ SCHEMA_VERSION: Final = 2
 """Version 2 added ``notes`` and ``assumptions``; a file of version 1 is read as if they were empty."""
 
 PER_BLOCK_SAMPLES: Final = 256
-"""Maximum number of images that the deviations of engines are measured on."""
+"""Maximum number of images that the deviations of engines are measured on; fewer if they are large."""
 
 _ROUNDING = 1e-9
 
@@ -225,8 +225,11 @@ def verify(
         DataError: the data cannot be read, or has a class that the network does not know.
     """
     with required():
+        import torch
+
         from dfs_deploy.checkpoints import CheckpointFacts, load_checkpoint
         from dfs_deploy.exporters import compare
+        from dfs_deploy.exporters.reference import Reference, images_at_once
         from dfs_deploy.exporters.validation import compare_engines
         from dfs_deploy.models.threads import torch_threads
     from dfs_deploy import __version__
@@ -249,8 +252,10 @@ def verify(
         deviations = None
         if per_block:
             progress("comparing engines", 0.0)
-            normalized = runtime.input.normalize(drawn.select(slice(PER_BLOCK_SAMPLES)).load().images)
-            deviations = compare_engines(runtime.bundle, loaded.network, normalized)
+            count = images_at_once(runtime.input.shape, PER_BLOCK_SAMPLES)
+            normalized = runtime.input.normalize(drawn.select(slice(count)).load().images)
+            reference = Reference.of(loaded.network, torch.from_numpy(normalized))
+            deviations = compare_engines(runtime.bundle, reference)
         return Verification(
             version=__version__,
             bundle=one_line(runtime.bundle.name, LONGEST_NAME),

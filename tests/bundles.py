@@ -135,6 +135,28 @@ def rewritten(bundle: Path, changes: dict[str, bytes], edit: Callable[[dict[str,
     return bundle
 
 
+Choices = dict[int, tuple[list[str], str | None]]
+"""By index of a block, the options that it may run, and its kind of skip."""
+
+FIXED: Choices = {2: (["8"], "projection")}
+MASKED: Choices = {1: (["skip", "16", "full"], "free"), 2: (["skip", "8", "16", "full"], None)}
+ALL_FIXED: Choices = {1: (["16"], "free"), 2: (["8"], None), 3: (["full"], "free")}
+"""Choices for the three gated blocks of ``mixed_bundle``."""
+
+
+def narrowed(bundle: Path, choices: Choices) -> Path:
+    """Lets some blocks of a bundle run some options only, and drops the engines of the others."""
+    manifest = manifest_of(bundle)
+    for index, (names, skip) in choices.items():
+        manifest["architecture"]["blocks"][index].update(options=names, skip=skip)
+        for engines in manifest["runtimes"].values():
+            block = engines["blocks"][index - 1]
+            block["options"] = {name: served for name, served in block["options"].items() if name in names}
+            block["skip"] = block["skip"] if skip and "skip" in names else None
+    write_manifest(bundle, manifest)
+    return bundle
+
+
 def run_model(model: bytes, **feeds: NDArray[Any]) -> list[NDArray[Any]]:
     """What ONNX Runtime makes of a model, its outputs in order; uint8 maps go in and come out channels first.
 

@@ -46,7 +46,14 @@ def test_results_are_equal_if_their_values_are() -> None:
     assert first == result()
     assert hash(first) == hash(result())
     assert len({first, result()}) == 1
-    for other in (result(2.0), result(option=1), dataclasses.replace(first, costs=(0.0, 2.0)), "result", None):
+    for other in (
+        result(2.0),
+        result(option=1),
+        dataclasses.replace(first, costs=(0.0, 2.0)),
+        dataclasses.replace(first, weights=(1.0,) * 4),
+        "result",
+        None,
+    ):
         assert first != other
     shorter = Result(first.logits[:1], first.path[:1], first.costs)
     assert first != shorter

@@ -49,6 +49,8 @@ def test_the_crop_is_part_of_the_bundle(bundle: Path, mixed: Made) -> None:
     contract = Bundle(bundle).input
     assert (contract.shape, contract.resize, contract.interpolation) == ((3, 8, 8), 10, "bicubic")
     assert (Bundle(mixed.path).input.resize, Bundle(mixed.path).input.interpolation) == (None, "bilinear")
+    assert "shorter side resized to 10, bicubic, and the centre of 8x8 cut out" in run("inspect", bundle).out
+    assert "resized to 8x8, bilinear" in run("inspect", mixed.path).out
     with refuses(InputError, "resize 7", "expected 8 to"):
         export(mixed.checkpoint, bundle.parent / "other.dfs", facts=CheckpointFacts(resize=7))
 

@@ -29,7 +29,7 @@ from dfs_deploy.bundle.onnx_messages import (
     parse_model,
 )
 from dfs_deploy.bundle.operators import BATCH, OPERATORS, Call, Shape, words
-from dfs_deploy.bundle.weights import LEAST_SHARED, Reference, WeightsSource, check_disjoint, reference_of
+from dfs_deploy.bundle.weights import LEAST_SHARED, Reference, WeightsSource, references_of
 from dfs_deploy.errors import BundleError
 from dfs_deploy.network import MAX_MAP, Architecture
 from dfs_deploy.options import Options
@@ -228,9 +228,8 @@ def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
 
 def _check_fields(model: Message, weights: WeightsSource | None) -> dict[str, Reference]:
     """Checks everything but shapes; returns the references of constants, by name."""
-    found = [(tensor.name, reference_of(tensor, weights)) for tensor in model.graph.initializer]
-    references = {name: reference for name, reference in found if reference is not None}
-    check_disjoint(references.values())
+    found = zip(model.graph.initializer, references_of(model.graph, weights), strict=True)
+    references = {tensor.name: reference for tensor, reference in found if reference is not None}
     if (total := sum(each.length for each in references.values())) > _MOST_CONSTANTS:
         raise UnfitError(f"refers to {total:,} bytes, expected at most {_MOST_CONSTANTS:,}")
     for node in model.graph.node:

@@ -12,7 +12,7 @@ import contextlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -269,11 +269,13 @@ def reference_of(tensor: Message, weights: WeightsSource | None) -> Reference | 
     return Reference(offset, length)
 
 
-def check_disjoint(references: Iterable[Reference]) -> None:
-    """Checks that any two references are the same or have no byte in common; raises UnfitError if they overlap."""
-    for before, after in pairwise(sorted(set(references))):
+def references_of(graph: Message, weights: WeightsSource | None) -> list[Reference | None]:
+    """Reference of each constant of a graph, checked as in ``reference_of``; raises UnfitError if two overlap."""
+    references = [reference_of(tensor, weights) for tensor in graph.initializer]
+    for before, after in pairwise(sorted(set(filter(None, references)))):
         if before.offset + before.length > after.offset:
             raise UnfitError(f"has constants that overlap in the file of weights, at {after.offset:,}")
+    return references
 
 
 def inlined(model: bytes, weights: WeightsSource | None, name: str) -> bytes:
@@ -291,8 +293,7 @@ def inlined(model: bytes, weights: WeightsSource | None, name: str) -> bytes:
         return model
     parsed = parse_model(model, name)
     try:
-        references = [reference_of(tensor, weights) for tensor in parsed.graph.initializer]
-        check_disjoint(filter(None, references))
+        references = references_of(parsed.graph, weights)
     except (UnfitError, UnicodeDecodeError) as error:
         raise BundleError(f"{name} {error}; export it again") from error
     if not any(references):

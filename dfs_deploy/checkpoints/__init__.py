@@ -9,11 +9,13 @@ from dfs_deploy.checkpoints import (  # registers the recognisers, in this order
 )
 from dfs_deploy.checkpoints.facts import CheckpointFacts
 from dfs_deploy.checkpoints.native import save_checkpoint
+from dfs_deploy.checkpoints.plain import build_network
 from dfs_deploy.checkpoints.registry import Checkpoint, load_checkpoint
 
 __all__ = [
     "Checkpoint",
     "CheckpointFacts",
+    "build_network",
     "load_checkpoint",
     "native",
     "older",

@@ -132,14 +132,13 @@ def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_facts(contract: InputContract, channels: int, facts: CheckpointFacts) -> InputContract:
-    keys = ("mean", "std", "class_names", "input_size", "resize", "interpolation")
+    keys = ("mean", "std", "class_names", "resize", "interpolation")
     given: dict[str, Any] = {key: getattr(facts, key) for key in keys if getattr(facts, key) is not None}
-    size = given.pop("input_size", contract.shape[1:])
+    if facts.input_size is not None:
+        contract = contract.of_size(parse_size("--input-size", facts.input_size))
     if "resize" in given:
         given["resize"] = given["resize"] or None
-    elif contract.resize is not None:  # the same part of an image as before is cut out
-        given["resize"] = max(round(contract.resize * min(size) / min(contract.shape[1:])), *size)
-    return replace(contract, shape=(channels, *size), **given)
+    return replace(contract, shape=(channels, *contract.shape[1:]), **given)
 
 
 def check_class_names(names: Sequence[object], classes: int) -> None:

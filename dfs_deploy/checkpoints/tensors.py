@@ -96,13 +96,13 @@ class TensorReader:
             )
         return tensor
 
-    def keep(self, key: str) -> Tensor:
-        """Copy of the tensor ``key`` as it is: one that no computation uses.
+    def keep(self, key: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """Copy of the tensor ``key`` as it is, with values of any kind.
 
         Raises:
-            CheckpointError: it is missing.
+            CheckpointError: it is missing, or has another shape.
         """
-        tensor = self._find(key, None)
+        tensor = self._find(key, shape)
         return tensor.detach().clone(memory_format=torch.contiguous_format)
 
     def take_counter(self, key: str) -> Tensor:

@@ -73,6 +73,16 @@ class _Weights:
         return not _AVERAGED.isdisjoint(re.split(r"[^a-z]+", self.label.lower()))
 
 
+def unwrapped(name: str) -> str:
+    """Name of a tensor without the additions of wrappers."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def names_in(file: FileContent) -> set[str]:
+    """Names of all tensors in a file, without the additions of wrappers."""
+    return {unwrapped(name) for _, tensors in _dicts(file.content) for name in tensors}
+
+
 def own_weights(file: FileContent, wanted: str | None = None) -> RawCheckpoint:
     """Weights of a file of our own format since version 3, under the names that they have there.
 
@@ -185,7 +195,7 @@ def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """Names in the file by the name without wrappers; several may map to the same one."""
     names: dict[str, list[str]] = {}
     for name in tensors:
-        names.setdefault(".".join(part for part in name.split(".") if part not in _WRAPPERS), []).append(name)
+        names.setdefault(unwrapped(name), []).append(name)
     return names
 
 

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand
 
 import dfs_deploy
-from dfs_deploy.cli import bench, demo, doctor, export, inspect, prepare, report, run, train, verify
+from dfs_deploy.cli import adapt, bench, blocks, demo, doctor, export, inspect, prepare, report, run, train, verify
 from dfs_deploy.cli.console import USAGE, exit_codes, log_shown
 from dfs_deploy.cli.process import INTERRUPTED
 from dfs_deploy.errors import UsageError
@@ -69,6 +69,8 @@ def options(
 app.command("export", cls=_Verb, short_help="Split a checkpoint into a gate and block engines, and validate.")(
     export.export
 )
+app.command("blocks", cls=_Verb, short_help="Find and prove the residual blocks of a network.")(blocks.blocks)
+app.command("adapt", cls=_Verb, short_help="Put a gate beside a network, without training.")(adapt.adapt)
 app.command("prepare", cls=_Verb, short_help="Make what a runtime needs once per machine.")(prepare.prepare)
 app.command("verify", cls=_Verb, short_help="Measure accuracy and routing against the reference.")(verify.verify)
 app.command("bench", cls=_Verb, short_help="Time the network against static engines.")(bench.bench)

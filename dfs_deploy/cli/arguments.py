@@ -138,6 +138,58 @@ InterpolationOption = Annotated[
         show_default="the file's, else bilinear",
     ),
 ]
+NetworkHelp = (
+    "Network by name: torchvision:NAME, timm:NAME, cifar-resnet:N, or package.module:function, which imports that"
+    " module, from the current directory too, and runs the function."
+)
+NetworkOption = Annotated[str | None, typer.Option("--network", metavar="NAME", help=NetworkHelp, show_default=False)]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        metavar="PATH",
+        help="State dict of the network, .pt, .pth or .safetensors; nothing in it is run.",
+        show_default="random weights",
+    ),
+]
+ClassesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--classes",
+        metavar="N",
+        min=1,
+        help="Number of classes; other than the weights' gives the network a new final layer.",
+        show_default="the weights', else the network's",
+    ),
+]
+ImageSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--image-size",
+        metavar="HxW",
+        help="Height and width of images, as in 224x224, or one number for both.",
+        show_default="what the network was made for",
+    ),
+]
+BlocksOption = Annotated[
+    str | None,
+    typer.Option(
+        "--blocks",
+        metavar="CLASS|REGEX|NAMES",
+        help="Modules that are blocks: names of classes or of modules, separated by commas, or a regular expression of"
+        " modules' names.",
+        show_default="found",
+    ),
+]
+BlockOptionsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--block",
+        metavar="GLOB=LIST",
+        help="Options of the blocks whose names match, as in 'layer1.*=full'; repeatable.",
+        show_default=False,
+    ),
+]
 DataHelp = "Data: an .npz with x and y, a folder of images by class, or a CIFAR archive's folder."
 
 

@@ -88,14 +88,13 @@ def _show_origin(bundle: Bundle, tensors: int) -> None:
         f" {producer.get('version', '?')} ({libraries})"
     )
     console.print(f"  input        {shape}, mean {manifest.input.mean}, std {manifest.input.std}")
+    console.print(f"  images       {bundle.input.geometry}")
     console.print(f"  options      {', '.join(f'{o.name} (cost {o.cost:g})' for o in manifest.options)}")
     if manifest.policy is not None:
         console.print(f"  policy       {', '.join(manifest.policy)}: static, by gated block; no gate")
     console.print(f"  targets      {', '.join(manifest.targets)}")
-    console.print(
-        f"  files        {len(manifest.files)}, {bundle.size / 1e6:.2f} MB for {tensors / 1e6:.2f} MB of distinct tensors,"
-        " every SHA-256 as recorded"
-    )
+    size = f"{bundle.size / 1e6:.2f} MB for {tensors / 1e6:.2f} MB of distinct tensors"
+    console.print(f"  files        {len(manifest.files)}, {size}, every SHA-256 as recorded")
     if bundle.foreign:
         console.print(f"  foreign      {', '.join(map(one_line, bundle.foreign))}: not in the manifest, never read")
     if manifest.calibration is not None:

@@ -15,9 +15,11 @@ from dfs_deploy.cli.arguments import (
     DataHelp,
     InterpolationOption,
     JsonOption,
+    NetworkOption,
     ResizeOption,
     SeedOption,
     WeightsKeyOption,
+    WeightsOption,
     refuse_given,
 )
 from dfs_deploy.cli.console import errors, output, percent, print_json, show_notes, show_table
@@ -53,9 +55,16 @@ def train(
         Path | None,
         typer.Option(metavar="DIR", help="Folder of a stopped run to continue; only --json may be given with it."),
     ] = None,
+    network: NetworkOption = None,
+    weights: WeightsOption = None,
     preset: Annotated[
-        str, typer.Option(metavar="NAME", help="Preset of the recipe: paper, or quick for a small machine.")
-    ] = "paper",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Preset of the recipe: paper, quick for a small machine, or adapt for a network that was trained.",
+            show_default="paper; adapt with --network",
+        ),
+    ] = None,
     options: Annotated[
         str | None,
         typer.Option(
@@ -267,7 +276,7 @@ def _describe_saved(folder: Path) -> str:
 def _report(result: TrainingResult, json: bool) -> None:
     if not result.first:
         return
-    from dfs_deploy.training.data import is_digits
+    from dfs_deploy.training.splits import is_digits
 
     evaluation, target, names = result.evaluation, result.job.target, result.job.recipe.options.names
     if json:

@@ -17,6 +17,7 @@ import numpy as np
 from dfs_deploy.bundle.manifest import BudgetRecord
 from dfs_deploy.data import AnyImages
 from dfs_deploy.errors import UsageError
+from dfs_deploy.exporters.reference import images_at_once
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.budgets import GREATEST_BIAS
@@ -172,7 +173,7 @@ class _Search:
         if bias not in self._known:
             self._runtime.set_cost_bias(bias)
             right, percentages = 0, []
-            for images, labels in self._data.batches(_BATCH):
+            for images, labels in self._data.batches(images_at_once(self._runtime.input.shape, _BATCH)):
                 result = self._runtime(images)
                 right += int((result.classes == labels).sum())
                 percentages.append(result.computation_percentage)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.data import AnyImages
+from dfs_deploy.exporters.reference import images_at_once
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Precision, computation_percentage
 from dfs_deploy.progress import Progress, silent
@@ -65,7 +66,7 @@ def compare(
     If the runtime holds a budget, the reference holds it by the same bias.
     """
     ours, theirs, errors, done = [], [], [], 0
-    for batch, _ in data.batches(BATCH):
+    for batch, _ in data.batches(images_at_once(runtime.input.shape, BATCH)):
         got = runtime(batch, finite=False)  # logits that are not finite fail the check
         with _charged(network, score_offset(runtime.cost_bias, runtime.bundle.architecture, runtime.options)):
             expected = network.route(torch.from_numpy(runtime.input.normalize(batch)))
@@ -155,7 +156,7 @@ def static_top1(bundle: Bundle, data: AnyImages, threads: int | None = None) -> 
         with StaticEngine(bundle, precision, threads) as engine:
             right = sum(
                 int(np.sum(engine(bundle.input.normalize(images)).argmax(1) == labels))
-                for images, labels in data.batches(BATCH)
+                for images, labels in data.batches(images_at_once(bundle.input.shape, BATCH))
             )
         shares[precision] = right / len(data)
     return shares

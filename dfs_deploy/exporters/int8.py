@@ -29,7 +29,8 @@ from dfs_deploy.models.graph import INPUT, OPERATORS
 
 UINT8_MAX = 255
 INT8_LIMIT = 127
-INT32_LIMIT = 2**31 - 1
+BIAS_LIMIT = 2**30
+"""Greatest integer of a bias: half of what 32 bits hold, so that the sum of a layer's products still fits beside it."""
 
 LEAST_SCALE = float(np.finfo(np.float32).tiny)
 """A GPU takes a smaller number for zero, and a scale must be positive."""
@@ -132,11 +133,11 @@ class Int8Weight:
     def for_onnxruntime(cls, layer: Layer, takes: Grid, bits: int) -> Int8Weight:
         """Weights of 8 or 7 bits and a bias in integers."""
         weight, bias = _float_weight(layer)
-        # The bias is counted in products of both scales and must fit 32 bits, also where a channel's weights or all
-        # that was seen of the input are next to nothing; a coarser weight then loses nothing that shows.
-        levels, scale = quantize_weight(weight, bits, np.abs(bias) / takes.scale / INT32_LIMIT)
+        # The bias is counted in products of both scales and must fit 32 bits with the sum, also where a channel's
+        # weights or all that was seen of the input are next to nothing; a coarser weight then loses nothing that shows.
+        levels, scale = quantize_weight(weight, bits, np.abs(bias) / takes.scale / BIAS_LIMIT)
         steps = np.rint(bias / _product_scale(scale, takes))
-        return cls(levels, scale, np.clip(steps, -INT32_LIMIT, INT32_LIMIT).astype(np.int32))
+        return cls(levels, scale, np.clip(steps, -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32))
 
     @classmethod
     def for_tensorrt(cls, layer: Layer) -> Int8Weight:

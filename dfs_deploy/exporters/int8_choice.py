@@ -1,14 +1,14 @@
 """Choice of the layers that a part in INT8 keeps in float, by measured error.
 
-Most parts lose little: a weight has one scale per output channel, and a clip or relu bounds what is rounded. Where one
-layer costs much more accuracy than others do, such as a depthwise convolution whose channels differ a hundredfold, it
-is computed in float, if that brings back a good part of what was lost.
+Most parts lose little: a weight has one scale per output channel, and a clip or relu bounds what is rounded. Where they
+lose much, a layer costs most of it, or a value between two layers whose channels differ a hundredfold. Then that layer,
+or the layers on both sides of that value, are computed in float, if that brings back a good part of what was lost.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ GOOD_ERROR = 0.1
 """Root-mean-square error over that of the output up to which nothing is kept in float."""
 
 LEAST_GAIN = 0.3
-"""Share of the error that a layer kept in float must take away: it costs two conversions and the speed of INT8."""
+"""Share of the error that layers kept in float must take away: they cost conversions and the speed of INT8."""
 
 _TINY = float(np.finfo(np.float32).tiny)
 
@@ -109,8 +109,7 @@ def _choose(
     tried: dict[tuple[str, ...], float] = {(): measured(everything)}
     kept: tuple[str, ...] = ()
     while tried[kept] > GOOD_ERROR:
-        layers = [step.layer.name for step in forms[kept].layers if step.weight is not None]
-        more = [(*kept, name) for name in layers]
+        more = [(*kept, *names) for names in _candidates(forms[kept])]
         for names in more:
             forms[names] = describe(_keeping(part, names))
             tried[names] = measured(forms[names])
@@ -119,6 +118,15 @@ def _choose(
             break
         kept = best
     return forms[kept], Chosen(part.name, kept, tried[kept], tried)
+
+
+def _candidates(form: Int8Part) -> Iterator[tuple[str, ...]]:
+    """Names of layers in INT8 that may be kept in float next: each alone, and each with those that read its result."""
+    integer = [step for step in form.layers if step.weight is not None]
+    for step in integer:
+        yield (step.layer.name,)
+        if readers := [other.layer.name for other in integer if step.name in other.layer.inputs]:
+            yield (step.layer.name, *readers)
 
 
 def _keeping(part: Part, names: tuple[str, ...]) -> Part:

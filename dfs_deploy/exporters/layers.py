@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 from dfs_deploy.errors import InternalError, UsageError
 from dfs_deploy.exporters.graph import GraphBuilder
 from dfs_deploy.exporters.split import Layer, Part
-from dfs_deploy.models.graph import INPUT
+from dfs_deploy.models.graph import INPUT, NetworkGraphs
 
 Float = type[np.floating[Any]]
+
+_FOLDED = frozenset({"batch_norm", "dropout"})
+"""Operators that no part has: folded into others, or left out."""
 
 _GELU_OPSET = 20
 """Opset that brought Gelu."""
@@ -103,19 +106,18 @@ def float_layer(
     return WRITERS[layer.operator](Writing(graph, layer, sizes, dtype, prefix), inputs)
 
 
-def check_operators(parts: Iterable[Part]) -> None:
-    """Refuses parts that no engine can be written of.
+def check_operators(graphs: NetworkGraphs) -> None:
+    """Refuses a network that no engines can be written of.
 
     Raises:
         UsageError: an operator outside the set.
     """
-    for part in parts:
-        for layer in part.layers:
-            if layer.operator not in WRITERS:
-                raise UsageError(
-                    f"{part.name}: layer {layer.name} is a {layer.operator}, which no engine can be written of; leave"
-                    f" its block out of the plan, or replace it by {', '.join(WRITERS)}"
-                )
+    for node in graphs.whole.nodes:
+        if node.operator not in WRITERS and node.operator not in _FOLDED:
+            raise UsageError(
+                f"layer {node.name} is a {node.operator}, which no engine can be written of; replace it by"
+                f" {', '.join(WRITERS)}"
+            )
 
 
 def conv_attributes(layer: Layer) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The verb ``export``: from a trained checkpoint to a bundle, validated and measured before it is put in its place."""
+"""The verb ``export``: from a trained network to a bundle, validated and measured before it is put in its place."""
 
 from __future__ import annotations
 
@@ -27,15 +27,19 @@ from dfs_deploy.bundle import (
     source_of,
 )
 from dfs_deploy.bundle import manifest as schema
-from dfs_deploy.calibration import METHODS, STATIC, Ranges, calibrate, calibrate_static, from_checkpoint
-from dfs_deploy.checkpoints import Checkpoint, CheckpointFacts, load_checkpoint
+from dfs_deploy.calibration import ALWAYS, METHODS, STATIC, Ranges, calibrate, calibrate_static, from_checkpoint
+from dfs_deploy.checkpoints import CheckpointFacts
 from dfs_deploy.data import AnyImages, open_dataset
 from dfs_deploy.errors import UsageError
 from dfs_deploy.exporters.budgets import calibrate_budgets, check_budgets
 from dfs_deploy.exporters.comparison import Comparison, compare, static_top1
-from dfs_deploy.exporters.probes import MOST_LOOKED_AT, make_probes, pack_samples, pick_samples
+from dfs_deploy.exporters.int8_forms import Int8Forms
+from dfs_deploy.exporters.layers import check_operators
+from dfs_deploy.exporters.probes import carried, make_probes, most_looked_at, pack_samples, pick_samples
+from dfs_deploy.exporters.reference import Reference, images_at_once
 from dfs_deploy.exporters.single_file import check_single_file
 from dfs_deploy.exporters.single_file import single_file as write_single_file
+from dfs_deploy.exporters.source import Source, digest_of, open_source
 from dfs_deploy.exporters.tensorrt_lint import check_graphs
 from dfs_deploy.exporters.validation import Validation, validate
 from dfs_deploy.exporters.writing import EngineWriter
@@ -46,6 +50,7 @@ from dfs_deploy.io.text import one_line
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.models.threads import torch_threads
 from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_precision, parse_targets
+from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.system.cpu import WEIGHT_BITS, WeightBits, target_named
@@ -74,6 +79,7 @@ class Exported:
         single_file: path of the whole network as one ONNX file; ``None`` if it was not asked for.
         notes: assumptions and remarks about the calibration data, one line each.
         replaced: name of another checkpoint, whose bundle stood in this one's place; ``None`` if there was none.
+        kept_in_float: layers that an INT8 engine computes in float, since measured errors say so, one line per engine.
     """
 
     bundle: Bundle
@@ -83,6 +89,7 @@ class Exported:
     single_file: Path | None
     notes: tuple[str, ...]
     replaced: str | None
+    kept_in_float: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Exported {describe_bundle(self.bundle)}: {len(self.validation.engines)} engines validated>"
@@ -109,18 +116,20 @@ class Exported:
             "single_file": None if self.single_file is None else str(self.single_file),
             "accuracy": accuracy,
             "replaced": self.replaced,
+            "kept_in_float": list(self.kept_in_float),
             "passed": True,
         }
 
 
 def export(
-    checkpoint: str | Path,
+    checkpoint: str | Path | DFSNetwork,
     out: str | Path | None = None,
     *,
     targets: str | Sequence[str] | None = None,
     runtimes: str | Sequence[str] | None = None,
     options: str | Options | None = None,
     facts: CheckpointFacts | None = None,
+    contract: InputContract | None = None,
     calibration_data: str | Path | AnyImages | None = None,
     calibration_method: str | None = None,
     calibration_samples: int | None = None,
@@ -132,18 +141,22 @@ def export(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Exported:
-    """Splits a checkpoint, writes an engine for every block and option, and proves that they compute the same.
+    """Splits a network, writes an engine for every block and option, and proves that they compute the same.
 
     Args:
-        checkpoint: a trained network of a known format.
+        checkpoint: a trained network: a checkpoint of a known format, or the network itself, as ``adapt`` gives it,
+            which is left as it is.
         out: directory to write; ``None`` for ``./<checkpoint stem>.dfs``, or ``./<run>.dfs`` for the checkpoint of a
-            training run. A bundle that was made from another checkpoint is replaced only if it is named here.
+            training run; a network itself needs one. A bundle that was made from another checkpoint is replaced only if
+            it is named here.
         targets: engine precisions to make, among ``int8``, ``fp16`` and ``fp32``; ``None`` for all three. This and the
             other lists can be text as well, as on the command line: ``fp32,int8``.
         runtimes: runtimes to make engines for, ``onnxruntime`` and ``tensorrt``; ``None`` for the first only.
         options: options that the gate chooses from, such as ``skip,8,16,full``, if the checkpoint does not say.
         facts: further knowledge of the checkpoint: which weights in it, its normalisation, class names and image
             size; ``None`` for nothing. What is neither in the file nor given is assumed, and said.
+        contract: how images become the input of a network that is given itself; ``None`` for its own contract, and if
+            it has none for ImageNet's normalisation.
         calibration_data: labelled images, or where to load them from (the training split; of a
             folder, only the images drawn are decoded); ``None`` uses the ranges that the checkpoint carries.
         calibration_method: ``checkpoint``, ``minmax``, ``percentile``, ``entropy`` or ``mse``; ``None`` for ``minmax``
@@ -170,8 +183,10 @@ def export(
         GraphRuleError: a graph for TensorRT breaks one of its rules.
     """
     progress = progress or silent
-    source, named = Path(checkpoint), out is not None
-    out = Path(f"{bundle_stem(source)}{SUFFIX}" if out is None else out)
+    named = out is not None
+    if out is None and isinstance(checkpoint, DFSNetwork):
+        raise UsageError("no name for the bundle of a network in memory; give out, as in net.dfs")
+    out = Path(f"{bundle_stem(Path(str(checkpoint)))}{SUFFIX}" if out is None else out)
     if weight_bits not in (None, 7, 8):
         raise UsageError(f"weight_bits {weight_bits!r}, expected 7 or 8")
     suited = WEIGHT_BITS[target_named(target_cpu)]
@@ -182,35 +197,38 @@ def export(
     made_for = _check_runtimes(RUNTIMES[:1] if runtimes is None else runtimes)
     single = None if single_file is None else _check_single_path(Path(single_file), out, made_for)
     check_writable(out)
-    replaced = _check_replaced(out, source, named)
+    replaced = _check_replaced(out, checkpoint, named)
 
     with torch_threads(threads):
-        loaded = load_checkpoint(source, options, facts)
-        network, contract = loaded.network, loaded.input
-        _log_line(f"{source}: {network.architecture.name} of format {loaded.format}, options {network.options}")
-        data = _load_data(calibration_data, loaded, calibration_samples, seed)
+        names = () if isinstance(calibration_data, str | Path | None) else calibration_data.class_names
+        source = open_source(checkpoint, options, facts, contract, names)
+        network, contract = source.network, source.input
+        check_operators(network.graphs)
+        _log_line(f"{source.name}: {network.architecture.name} of format {source.format}, options {network.options}")
+        data = _load_data(calibration_data, source, calibration_samples, seed)
         held = None if budgets is None else _check_budgets(budgets, network, data, made_for)
         used = {i: o for i, o in enumerate(network.options) if network.policy is None or i in network.policy}
         int8 = [i for i, option in used.items() if engine_precision(option, wanted) == "int8"]
         method = _check_method(calibration_method, data, needed=bool(int8))
-        ranges = _calibrate(loaded, int8, data, method, progress) if "int8" in wanted else {}
-
-        writer = EngineWriter(network, ranges, wanted, bits)
-        engines = {runtime: writer.write(runtime, progress) for runtime in made_for}
-        check_graphs({name: model for name, model in writer.files.items() if name.startswith("tensorrt/")})
-        some = None if data is None else data.select(slice(MOST_LOOKED_AT)).load()
+        ranges = _calibrate(source, int8, data, method, progress) if "int8" in wanted else {}
+        some = None if data is None else data.select(slice(most_looked_at(contract))).load()
         images = make_probes(contract, seed) if some is None else some.images
         samples = pick_samples(network, contract, images, None if some is None else some.labels)
-        probes = contract.normalize(samples.images)
+        reference = Reference.of(network, torch.from_numpy(contract.normalize(samples.images)))
+
+        forms = Int8Forms(ranges, bits, reference if data is not None else None)
+        writer = EngineWriter(network, forms, wanted)
+        engines = {runtime: writer.write(runtime, progress) for runtime in made_for}
+        check_graphs({name: model for name, model in writer.files.items() if name.startswith("tensorrt/")})
         manifest = schema.Manifest(
             schema_version=schema.SCHEMA_VERSION,
             producer=_producer(),
             source=schema.SourceRecord(
                 file=_name(source.name),
-                format=loaded.format,
-                sha256=sha256_file(source),
-                assumptions=[one_line(assumption) for assumption in loaded.assumptions],
-                weights_key=loaded.weights_key,
+                format=source.format,
+                sha256=source.sha256,
+                assumptions=[one_line(assumption) for assumption in source.assumptions],
+                weights_key=source.weights_key,
             ),
             architecture=network.architecture,
             options=[schema.OptionRecord(name=o.name, bits=o.bits, cost=o.cost) for o in network.options],
@@ -226,18 +244,18 @@ def export(
             weights=None,
             files={},
         )
-        files = {**writer.files, _SAMPLES: pack_samples(samples)}
+        files = {**writer.files, _SAMPLES: pack_samples(carried(samples))}
         with drafted_bundle(out, *sharing_weights(manifest, files)) as draft:
             progress("validating", 0.0)
-            validation = validate(draft.bundle, network, probes)
+            validation = validate(draft.bundle, reference)
             comparison = None
             if data is not None and "onnxruntime" in made_for:
                 comparison, draft.manifest = _measure(draft.bundle, network, data, held, threads, progress)
             model = b""
             if single is not None:
                 progress("writing the single file", 0.0)
-                model = write_single_file(network, contract, ranges, wanted, bits)
-                check_single_file(model, draft.bundle, probes)
+                model = write_single_file(network, contract, forms, wanted)
+                check_single_file(model, draft.bundle, reference.images.numpy())
     _log_line(
         f"{out}: {len(files)} files written" + ("" if replaced is None else f", replacing the bundle of {replaced}")
     )
@@ -245,7 +263,10 @@ def export(
         write_whole(single, model)
         _log_line(f"{single}: {len(model)} bytes written")
     notes = () if data is None else data.notes
-    return Exported(Bundle(out), validation, comparison, loaded.assumptions, single, notes, replaced)
+    kept = tuple(str(chosen) for chosen in forms.chosen.values() if chosen.kept)
+    for line in kept:
+        _log_line(line)
+    return Exported(Bundle(out), validation, comparison, source.assumptions, single, notes, replaced, kept)
 
 
 def bundle_stem(checkpoint: Path) -> str:
@@ -285,10 +306,12 @@ def _check_single_path(path: Path, out: Path, runtimes: Sequence[str]) -> Path:
     return path
 
 
-def _check_replaced(out: Path, source: Path, named: bool) -> str | None:
+def _check_replaced(out: Path, source: str | Path | DFSNetwork, named: bool) -> str | None:
     """Name of another checkpoint whose bundle stands at ``out`` and may be replaced; ``None`` if there is none."""
     before = source_of(out)
-    if before is None or not source.is_file() or before.sha256 == sha256_file(source):
+    if before is None or (not isinstance(source, DFSNetwork) and not Path(source).is_file()):
+        return None
+    if before.sha256 == (digest_of(source) if isinstance(source, DFSNetwork) else sha256_file(Path(source))):
         return None
     if not named:
         raise UsageError(
@@ -321,18 +344,18 @@ def _check_method(method: str | None, data: AnyImages | None, needed: bool) -> s
 
 
 def _load_data(
-    source: str | Path | AnyImages | None, loaded: Checkpoint, samples: int | None, seed: int
+    given: str | Path | AnyImages | None, source: Source, samples: int | None, seed: int
 ) -> AnyImages | None:
-    if source is None:
+    if given is None:
         return None
     samples = DEFAULT_SAMPLES if samples is None else samples
     if samples < 1:
         raise UsageError(f"{samples} calibration samples, expected at least 1")
-    channels, height, width = loaded.input.shape
+    channels, height, width = source.input.shape
     size = (height, width)
-    given = open_dataset(source, "train", loaded.input.geometry) if isinstance(source, str | Path) else source
-    names = loaded.input.class_names
-    drawn = given.labelled_for(loaded.network.architecture.classes, names).subset(samples, seed)
+    images = open_dataset(given, "train", source.input.geometry) if isinstance(given, str | Path) else given
+    names = source.input.class_names
+    drawn = images.labelled_for(source.network.architecture.classes, names).subset(samples, seed)
     if (*drawn.image_size, 3) != (*size, channels):
         raise UsageError(
             f"{drawn.name} has images of {(*drawn.image_size, 3)}, the network takes {(*size, channels)}; give data"
@@ -342,23 +365,24 @@ def _load_data(
 
 
 def _calibrate(
-    loaded: Checkpoint, options: Sequence[int], data: AnyImages | None, method: str, progress: Progress
+    source: Source, options: Sequence[int], data: AnyImages | None, method: str, progress: Progress
 ) -> Ranges:
     """The range of every tensor that an INT8 engine rounds, of options by index and of the static baseline.
 
     ``load_checkpoint`` has made sure that a checkpoint with quantised options carries ranges, so that the checkpoint's
     are always there to fall back to.
     """
-    network = loaded.network
+    network = source.network
     if data is None:
         return from_checkpoint(network, options)
-    total = (3 if method in ("checkpoint", "minmax") else 5) * -(-len(data) // _BATCH)
+    at_once = images_at_once(source.input.shape, _BATCH)
+    total = (3 if method in ("checkpoint", "minmax") else 5) * -(-len(data) // at_once)
     done = 0
 
     def batches() -> Iterator[Tensor]:
         nonlocal done
-        for images, _ in data.batches(_BATCH):
-            yield torch.from_numpy(loaded.input.normalize(images))
+        for images, _ in data.batches(at_once):
+            yield torch.from_numpy(source.input.normalize(images))
             done += 1
             progress(f"calibrating ({method})", min(done / total, 1.0))
 
@@ -419,7 +443,7 @@ def _substitutions(options: Iterable[Option], targets: Sequence[Precision]) -> l
 def _calibration_record(
     network: DFSNetwork, ranges: Ranges, data: AnyImages | None, method: str, seed: int, weight_bits: WeightBits
 ) -> schema.CalibrationRecord:
-    names = {STATIC: "static", **dict(enumerate(network.options.names))}
+    names = {STATIC: "static", ALWAYS: "always", **dict(enumerate(network.options.names))}
     return schema.CalibrationRecord(
         method=method,
         data=None if data is None else _name(data.name),

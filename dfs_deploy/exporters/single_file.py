@@ -25,15 +25,16 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.calibration import ALWAYS, Ranges, block_ranges
+from dfs_deploy.calibration import ALWAYS
 from dfs_deploy.errors import ExportMismatchError
 from dfs_deploy.exporters.engines import IMAGES, STATE, mean_over_map, step_gate
 from dfs_deploy.exporters.graph import GraphBuilder
-from dfs_deploy.exporters.int8 import LEAST_SCALE, Int8Part, ValueRanges
+from dfs_deploy.exporters.int8 import LEAST_SCALE
+from dfs_deploy.exporters.int8_forms import Int8Forms
 from dfs_deploy.exporters.int8_graphs import dequantize, onnxruntime_part, quantize
 from dfs_deploy.exporters.layers import float_part
 from dfs_deploy.exporters.split import GatePart, Part, split_block, split_gate, split_head, split_skip, split_stem
-from dfs_deploy.exporters.writing import feature_grids, gives_beyond_grid
+from dfs_deploy.exporters.writing import always_precision, feature_grids, gives_beyond_grid
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.models.network import MASKED
 from dfs_deploy.options import Option, Precision, engine_precision
@@ -53,20 +54,17 @@ metadata_props, each a JSON value: options (name, bits and cost of each, by inde
 """
 
 
-def single_file(
-    network: DFSNetwork, contract: InputContract, ranges: Ranges, targets: Sequence[Precision], weight_bits: int = 8
-) -> bytes:
+def single_file(network: DFSNetwork, contract: InputContract, forms: Int8Forms, targets: Sequence[Precision]) -> bytes:
     """Writes a network as one graph with ``If`` operators; ``DESCRIPTION`` says what goes in and out.
 
     Args:
         network: the reference, in evaluation mode.
         contract: preparation of its input; it goes into the metadata.
-        ranges: an interval for each tensor of each option that INT8 engines run.
+        forms: forms in INT8 of its parts.
         targets: precisions to use; the next more precise one stands in for one that is missing.
-        weight_bits: bits of INT8 weights, 8 or 7.
     """
     graph = GraphBuilder("single_file")
-    writer = _Writer(network, ranges, targets, weight_bits)
+    writer = _Writer(network, forms, targets)
     state = writer.stem(graph, graph.input(IMAGES, np.float32, (1, *contract.shape)))
     gate = split_gate(network)
     steps = None if gate is None else _GateSteps(graph, gate, network)
@@ -90,6 +88,8 @@ def single_file(
         "mean": list(contract.mean),
         "std": list(contract.std),
         "input_shape": list(contract.shape),
+        "resize": contract.resize,
+        "interpolation": contract.interpolation,
     }
     return graph.build(DESCRIPTION, {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()})
 
@@ -172,27 +172,33 @@ class _State:
 
 @dataclass(frozen=True)
 class _Engine:
-    """What an option of a block, or a part that always runs, computes: in INT8 if it has ranges, else in FP32."""
+    """What an option of a block, or a part that always runs, computes.
+
+    Attributes:
+        part: the part.
+        option: index of the option, or ``ALWAYS``.
+        int8: whether it computes in INT8; else in FP32.
+    """
 
     part: Part
-    ranges: ValueRanges
+    option: int
+    int8: bool
 
 
 class _Writer:
     """Adds parts of a network to a graph; the arguments are those of ``single_file``."""
 
-    def __init__(self, network: DFSNetwork, ranges: Ranges, targets: Sequence[Precision], weight_bits: int) -> None:
+    def __init__(self, network: DFSNetwork, forms: Int8Forms, targets: Sequence[Precision]) -> None:
         self._network = network
-        self._ranges = ranges
+        self._forms = forms
         self._targets = targets
-        self._bits = weight_bits
-        self._grids = feature_grids(network, ranges)
+        self._grids = feature_grids(network, forms.ranges)
         self._beyond = gives_beyond_grid(network)
 
     def stem(self, graph: GraphBuilder, images: str) -> _State:
         """Adds the stem."""
         engine = self._always(split_stem(self._network), 0)
-        return _State(self._run(graph, engine, 0, images, False), bool(engine.ranges))
+        return _State(self._run(graph, engine, 0, images, False), engine.int8)
 
     def head(self, graph: GraphBuilder, state: _State) -> str:
         """Adds the head; returns the logits."""
@@ -203,7 +209,7 @@ class _Writer:
         """Adds a block that does what a decision says, or, if that is ``None``, the only thing that it may."""
         network, options = self._network, self._network.options
         engines = {k: self._option(index, o) for k, o in enumerate(options) if o in network.options_of(index)}
-        in_uint8 = {k: state.in_uint8 if engine is None else bool(engine.ranges) for k, engine in engines.items()}
+        in_uint8 = {k: state.in_uint8 if engine is None else engine.int8 for k, engine in engines.items()}
         # Only where features may lie beyond their grid does it matter whether they are on it.
         varies = self._beyond and len(set(in_uint8.values())) > 1 and index + 1 < len(self._grids)
         shape = network.architecture.blocks[index].out_shape
@@ -237,19 +243,18 @@ class _Writer:
         if option.skips:
             part = split_skip(self._network, index)
             return None if part is None else self._always(part, index)
-        ranges: ValueRanges = {}
-        if engine_precision(option, self._targets) == "int8":
-            ranges = block_ranges(self._ranges, index, self._network.options.bits.index(option.bits))
-        return _Engine(split_block(self._network, index, option), ranges)
+        position = self._network.options.bits.index(option.bits)
+        int8 = engine_precision(option, self._targets) == "int8"
+        return _Engine(split_block(self._network, index, option), position, int8)
 
     def _always(self, part: Part, place: int) -> _Engine:
-        in_int8 = engine_precision(Option(self._network.graphs.always), self._targets) == "int8"
-        return _Engine(part, block_ranges(self._ranges, place, ALWAYS) if in_int8 else {})
+        int8 = always_precision(self._network, self._forms, place, self._targets) == "int8"
+        return _Engine(part, ALWAYS, int8)
 
     def _reading(self, branch: GraphBuilder, engine: _Engine, place: int, state: _State) -> str:
         """Adds what an engine makes of the features before a block, or before the head, in their layout."""
-        if not engine.ranges or not self._beyond:
-            return self._run(branch, engine, place, state.features, bool(engine.ranges))
+        if not engine.int8 or not self._beyond:
+            return self._run(branch, engine, place, state.features, engine.int8)
         if not isinstance(state.in_uint8, str):
             return self._run(branch, engine, place, state.features, state.in_uint8)
         then, otherwise = branch.branch("from_uint8"), branch.branch("from_float32")
@@ -263,11 +268,11 @@ class _Writer:
 
     def _run(self, branch: GraphBuilder, engine: _Engine, place: int, x: str, on_grid: bool) -> str:
         """Adds an engine from float32 to float32, which reads its input on the grid before its place, or as it is."""
-        if not engine.ranges:
+        if not engine.int8:
             return float_part(branch, x, engine.part)
         takes = self._grids[place - 1] if on_grid else None
         gives = self._grids[place] if place < len(self._grids) else None
-        made = Int8Part.for_onnxruntime(engine.part, engine.ranges, takes, gives, self._bits)
+        made = self._forms.of("onnxruntime", engine.part, place, engine.option, takes, gives)
         y = onnxruntime_part(branch, quantize(branch, "features", x, takes), made)
         return dequantize(branch, "block_output", y, gives)
 

@@ -22,7 +22,8 @@ from dfs_deploy.bundle.engines import PlacedEngine, engines_of, feature_grids
 from dfs_deploy.errors import ExportMismatchError
 from dfs_deploy.exporters.engines import STATE
 from dfs_deploy.exporters.int8 import Grid
-from dfs_deploy.models import DFSNetwork, NetworkBlock, NetworkOutput, run_option
+from dfs_deploy.exporters.reference import Reference
+from dfs_deploy.models import DFSNetwork, NetworkBlock, run_option
 from dfs_deploy.models.network import Decision
 from dfs_deploy.options import PRECISIONS, Precision
 from dfs_deploy.runtimes import Runtime
@@ -106,20 +107,18 @@ class Validation:
         return max((engine.judged for engine in self.engines if engine.precision == precision), default=None)
 
 
-def validate(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -> Validation:
+def validate(bundle: Bundle, reference: Reference) -> Validation:
     """Compares an export with its reference.
 
     Args:
         bundle: the bundle, in its place or still a draft.
-        network: the reference, in evaluation mode.
-        images: (N, C, H, W) float32, normalised; the more paths they take the better.
+        reference: what the reference computes for some images; the more paths they take the better.
 
     Raises:
         ExportMismatchError: an engine or a path differs from the reference by more than its tolerance; the error
                 lists all that do.
     """
     with torch.no_grad():
-        reference = _Reference.of(network, torch.from_numpy(images))
         engines = tuple(_compare_engines(bundle, reference))
         mismatches = [
             _Mismatch(
@@ -142,10 +141,10 @@ def validate(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -
     return Validation(engines, paths)
 
 
-def compare_engines(bundle: Bundle, network: DFSNetwork, images: NDArray[np.float32]) -> tuple[EngineDeviation, ...]:
+def compare_engines(bundle: Bundle, reference: Reference) -> tuple[EngineDeviation, ...]:
     """Distances of all engines from what their options mean; arguments as for ``validate``."""
     with torch.no_grad():
-        return tuple(_compare_engines(bundle, _Reference.of(network, torch.from_numpy(images))))
+        return tuple(_compare_engines(bundle, reference))
 
 
 class _Mismatch(NamedTuple):
@@ -155,47 +154,23 @@ class _Mismatch(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True, eq=False)
-class _Reference:
-    """The reference's tensors for images (N, C, H, W) float32, normalised.
+def _taken(reference: Reference, placed: PlacedEngine) -> Tensor:
+    """The input of an engine."""
+    if placed.block is None:
+        return reference.features[-1]
+    # Ranges are those of what the gate sends here, so that is what an engine is judged on, if anything is sent.
+    option = reference.network.options.names.index(placed.option) if placed.part == "block" else None
+    return reference.reaching(placed.block, option)
 
-    ``features`` are the output of each block for every image, each in the option that its path takes.
-    """
 
-    network: DFSNetwork
-    images: Tensor
-    routed: NetworkOutput
-    features: tuple[Tensor, ...]
-
-    @staticmethod
-    def of(network: DFSNetwork, images: Tensor) -> _Reference:
-        routed = network.route(images)
-        features = [network.stem(images)]
-        for index in range(1, len(network.architecture.blocks)):
-            features.append(network.run_block(index, features[-1], routed.path[:, index - 1]))
-        return _Reference(network, images, routed, tuple(features))
-
-    def taken(self, placed: PlacedEngine) -> Tensor:
-        """The input of an engine."""
-        if placed.part == "stem":
-            return self.images
-        features = self.features[-1 if placed.block is None else placed.block - 1]
-        if placed.part != "block" or placed.block is None:
-            return features
-        # Ranges are those of what the gate sends here, so that is what an engine is judged on, if anything is sent.
-        option = self.network.options.names.index(placed.option)
-        rows = torch.nonzero(self.routed.path[:, placed.block - 1] == option).flatten()
-        return features[rows] if len(rows) else features
-
-    def expected(self, placed: PlacedEngine, features: Tensor) -> Tensor:
-        """The output that an engine should give, for features that may have been rounded."""
-        network = self.network
-        if placed.part == "head" or placed.block is None:
-            return network.head(features, round_inputs=False)
-        if placed.part == "stem":
-            return network.stem(features, round_inputs=False)
-        option = network.options[network.options.names.index(placed.option)]
-        return run_option(network.block(placed.block), features, option, round_inputs=False)
+def _expected(network: DFSNetwork, placed: PlacedEngine, features: Tensor) -> Tensor:
+    """The output that an engine should give, for features that may have been rounded."""
+    if placed.block is None:
+        return network.head(features, round_inputs=False)
+    if placed.part == "stem":
+        return network.stem(features, round_inputs=False)
+    option = network.options[network.options.names.index(placed.option)]
+    return run_option(network.block(placed.block), features, option, round_inputs=False)
 
 
 def _remedy(bundle: Bundle, mismatches: Sequence[_Mismatch]) -> str:
@@ -219,7 +194,7 @@ def _remedy(bundle: Bundle, mismatches: Sequence[_Mismatch]) -> str:
     )
 
 
-def _compare_engines(bundle: Bundle, reference: _Reference) -> Iterator[EngineDeviation]:
+def _compare_engines(bundle: Bundle, reference: Reference) -> Iterator[EngineDeviation]:
     checked: set[str] = set()
     for runtime in bundle.manifest.runtimes:
         grids, options = [Grid(*grid) for grid in feature_grids(bundle, runtime)], _session_options(runtime)
@@ -228,7 +203,7 @@ def _compare_engines(bundle: Bundle, reference: _Reference) -> Iterator[EngineDe
                 if file in checked:
                     continue
                 checked.add(file)
-                features = reference.taken(placed)
+                features = _taken(reference, placed)
                 fed: NDArray[np.generic] = features.numpy()
                 if layout == "uint8":
                     # The reference is given what the grid can hold, so that only the engine itself is judged.
@@ -240,7 +215,7 @@ def _compare_engines(bundle: Bundle, reference: _Reference) -> Iterator[EngineDe
                 got, *pooled = session.run(None, {session.get_inputs()[0].name: fed})
                 if placed.engine.output == "uint8" and placed.block is not None:
                     got = grids[placed.block].dequantize(got.transpose(0, 3, 1, 2))
-                expected = reference.expected(placed, features).numpy()
+                expected = _expected(reference.network, placed, features).numpy()
                 remark = ""
                 if placed.engine.precision == "fp16" and np.abs(expected).max() >= FLOAT16_MAX:
                     remark = ", whose output overflows float16"
@@ -283,7 +258,7 @@ def _relative_errors(got: NDArray[np.floating], expected: NDArray[np.floating]) 
     return float(greatest), float(np.sqrt(np.mean(errors**2)) / max(np.sqrt(np.mean(values**2)), _TINY))
 
 
-def _compare_gate(bundle: Bundle, reference: _Reference) -> Iterator[_Mismatch]:
+def _compare_gate(bundle: Bundle, reference: Reference) -> Iterator[_Mismatch]:
     """Steps the exported gate on the reference's pooled features, and compares its scores."""
     network, images = reference.network, len(reference.images)
     zeros = np.zeros((images, network.architecture.gate.hidden), np.float32)
@@ -303,7 +278,7 @@ def _compare_gate(bundle: Bundle, reference: _Reference) -> Iterator[_Mismatch]:
                 yield _Mismatch("fp32", f"gate after block {block}: error {error:.3g}, tolerance {GATE_TOLERANCE:g}")
 
 
-def _compare_static(bundle: Bundle, reference: _Reference) -> Iterator[_Mismatch]:
+def _compare_static(bundle: Bundle, reference: Reference) -> Iterator[_Mismatch]:
     """Compares the static baselines with the static network, INT8 only if its ranges were measured on data."""
     expected = reference.network.static(reference.images).numpy()
     measured = bundle.manifest.calibration is not None and bundle.manifest.calibration.data is not None
@@ -317,7 +292,7 @@ def _compare_static(bundle: Bundle, reference: _Reference) -> Iterator[_Mismatch
                 yield _Mismatch(precision, seen)
 
 
-def _compare_whole(bundle: Bundle, reference: _Reference) -> tuple[int, list[_Mismatch]]:
+def _compare_whole(bundle: Bundle, reference: Reference) -> tuple[int, list[_Mismatch]]:
     """Runs images through the runtime along different paths, each forced; gives the number of paths too."""
     if "onnxruntime" not in bundle.manifest.runtimes:
         return 0, []

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from dfs_deploy.bundle.manifest import BlockEngines, Engine, Layout, RuntimeEngines
-from dfs_deploy.calibration import ALWAYS, STATIC, CalibratedRange, Range, TensorKey, block_ranges
+from dfs_deploy.calibration import ALWAYS, STATIC, Range, Ranges, TensorKey
 from dfs_deploy.exporters.engines import (
     BATCH,
     FEATURES,
@@ -22,6 +23,7 @@ from dfs_deploy.exporters.engines import (
 )
 from dfs_deploy.exporters.graph import GraphBuilder
 from dfs_deploy.exporters.int8 import Grid, Int8Part
+from dfs_deploy.exporters.int8_forms import Int8Forms
 from dfs_deploy.exporters.int8_graphs import (
     dequantize,
     onnxruntime_engine,
@@ -55,18 +57,16 @@ class EngineWriter:
 
     Args:
         network: the reference, in evaluation mode.
-        ranges: an interval for each value of each option that INT8 engines run.
+        forms: forms in INT8 of its parts.
         targets: precisions to make.
-        weight_bits: bits of INT8 weights for ONNX Runtime, 8 or 7.
 
     Attributes:
         files: content of the files made so far, by path in the bundle.
     """
 
     network: DFSNetwork
-    ranges: Mapping[TensorKey, CalibratedRange]
+    forms: Int8Forms
     targets: Sequence[Precision]
-    weight_bits: int
     files: dict[str, bytes] = field(default_factory=dict)
 
     def write(self, runtime: str, progress: Progress = silent) -> RuntimeEngines:
@@ -116,7 +116,7 @@ class EngineWriter:
         Without data, the gated blocks by the ranges of an option of up to 8 bits, or nothing if none covers them all.
         """
         options, last = [STATIC] * len(parts), len(parts) - 1
-        if TensorKey(0, STATIC, INPUT) not in self.ranges:
+        if TensorKey(0, STATIC, INPUT) not in self.forms.ranges:
             option = self._option_everywhere(range(1, last))
             if option is None:
                 return None
@@ -124,20 +124,19 @@ class EngineWriter:
         chosen: list[Part | Int8Part] = []
         grid: Grid | None = None
         for index, (part, option) in enumerate(zip(parts, options, strict=True)):
-            ranges = block_ranges(self.ranges, index, option)
+            ranges = self.forms.ranges_of(index, option)
             if not ranges:
                 chosen.append(part)
                 continue
-            gives = None if index == last else Grid.uint8(ranges[OUTPUT])
-            made = _int8_part(runtime, part, ranges, grid, gives, self.weight_bits)
-            chosen.append(made)
-            grid = made.gives
+            gives = None if index == last or runtime == "tensorrt" else Grid.uint8(ranges[OUTPUT])
+            chosen.append(self.forms.of(runtime, part, index, option, grid, gives))
+            grid = gives
         return chosen
 
     def _option_everywhere(self, blocks: Sequence[int]) -> int | None:
         """The most precise option that has ranges in all of some blocks, by index; ``None`` if no option has."""
-        covering = {key.option for key in self.ranges if key.option >= 0}
-        complete = [k for k in covering if all(TensorKey(block, k, OUTPUT) in self.ranges for block in blocks)]
+        covering = {key.option for key in self.forms.ranges if key.option >= 0}
+        complete = [k for k in covering if all(TensorKey(block, k, OUTPUT) in self.forms.ranges for block in blocks)]
         return max(complete, key=self.network.options.bits.__getitem__) if complete else None
 
 
@@ -158,9 +157,9 @@ class _RuntimeWriter:
         self._network = writer.network
         self._runtime = runtime
         self._dialect = _DIALECTS[runtime]
-        self._uint8 = runtime == "onnxruntime" and any(key.option != STATIC for key in writer.ranges)
+        self._uint8 = runtime == "onnxruntime" and any(key.option != STATIC for key in writer.forms.ranges)
         self._both = gives_beyond_grid(writer.network)
-        self.grids = feature_grids(writer.network, writer.ranges)
+        self.grids = feature_grids(writer.network, writer.forms.ranges)
 
     def stem(self) -> Engine:
         """The engine from images to the features of the first gated block."""
@@ -185,31 +184,21 @@ class _RuntimeWriter:
         part, name = split_block(self._network, index, option), f"block-{index:02d}-{option.name}"
         precision = engine_precision(option, self._writer.targets)
         precisions = [precision, "fp32"] if self._runtime == "onnxruntime" else [precision]
-        ranges = block_ranges(self._writer.ranges, index, self._network.options.bits.index(option.bits))
-        graph = f"block_{index}_option_{option.name}"
+        graph, position = f"block_{index}_option_{option.name}", self._network.options.bits.index(option.bits)
         return [
-            self._engine(f"{name}-{made}", f"{graph}_{made}", part, made, index, ranges)
+            self._engine(f"{name}-{made}", f"{graph}_{made}", part, made, index, position)
             for made in dict.fromkeys(precisions)
             if made is not None
         ]
 
     def _always(self, name: str, part: Part, place: int, source: str = FEATURES) -> Engine:
         """The engine of what always runs the same way: in INT8 if the network is trained for that, else in FP32."""
-        ranges = block_ranges(self._writer.ranges, place, ALWAYS)
-        option = Option(self._network.graphs.always)
-        if ranges and engine_precision(option, self._writer.targets) == "int8":
-            return self._engine(f"{name}-int8", part.name, part, "int8", place, ranges, source)
-        return self._engine(name, part.name, part, "fp32", place, {}, source)
+        if always_precision(self._network, self._writer.forms, place, self._writer.targets) == "int8":
+            return self._engine(f"{name}-int8", part.name, part, "int8", place, ALWAYS, source)
+        return self._engine(name, part.name, part, "fp32", place, ALWAYS, source)
 
     def _engine(
-        self,
-        name: str,
-        graph: str,
-        part: Part,
-        precision: Precision,
-        place: int,
-        ranges: Mapping[str, Range],
-        source: str = FEATURES,
+        self, name: str, graph: str, part: Part, precision: Precision, place: int, option: int, source: str = FEATURES
     ) -> Engine:
         """One engine, with a file for each layout that it takes.
 
@@ -219,7 +208,7 @@ class _RuntimeWriter:
             part: what it computes.
             precision: precision of its arithmetic.
             place: index of the block; that of the last and one for the head.
-            ranges: calibrated intervals of its values, for INT8.
+            option: index of the option, or ``ALWAYS``.
             source: name of its input.
         """
         inputs = _IMAGES if source == IMAGES else self._inputs(place, precision)
@@ -231,10 +220,12 @@ class _RuntimeWriter:
             }
             return self._add(f"{_FOLDERS[self._runtime]}/{name}", precision, content)
         gives = self.grids[place] if self._uint8 and place < len(self.grids) else None
-        bits = self._writer.weight_bits
-        parts = {layout: _int8_part(self._runtime, part, ranges, grid, gives, bits) for layout, grid in inputs.items()}
         write = tensorrt_engine if self._runtime == "tensorrt" else onnxruntime_engine
-        content = {layout: write(graph, made, source) for layout, made in parts.items()}
+        forms = self._writer.forms
+        content = {
+            layout: write(graph, forms.of(self._runtime, part, place, option, grid, gives), source)
+            for layout, grid in inputs.items()
+        }
         return self._add(f"{self._runtime}/{name}", precision, content, "float32" if gives is None else "uint8")
 
     def _inputs(self, place: int, precision: Precision) -> Inputs:
@@ -272,7 +263,7 @@ def gives_beyond_grid(network: DFSNetwork) -> bool:
     )
 
 
-def feature_grids(network: DFSNetwork, ranges: Mapping[TensorKey, CalibratedRange]) -> list[Grid]:
+def feature_grids(network: DFSNetwork, ranges: Ranges) -> list[Grid]:
     """The uint8 grid of each block's output, the stem's first: one for each group.
 
     It holds what INT8 engines give; and what reaches them from others, if it is converted on the way.
@@ -289,12 +280,19 @@ def feature_grids(network: DFSNetwork, ranges: Mapping[TensorKey, CalibratedRang
     return [Grid.uint8(widest.get(group, Range(0.0, 1.0))) for group in groups]
 
 
-def _int8_part(
-    runtime: str, part: Part, ranges: Mapping[str, Range], takes: Grid | None, gives: Grid | None, bits: int
-) -> Int8Part:
-    if runtime == "tensorrt":
-        return Int8Part.for_tensorrt(part, ranges)
-    return Int8Part.for_onnxruntime(part, ranges, takes, gives, bits)
+def always_precision(
+    network: DFSNetwork, forms: Int8Forms, place: int, targets: Sequence[Precision]
+) -> Literal["int8", "fp32"]:
+    """Precision of what always runs the same way: stem, head, and the skip of a block.
+
+    Args:
+        network: the reference.
+        forms: forms in INT8 of its parts.
+        place: index of the block; 0 for the stem, and that of the last block and one for the head.
+        targets: precisions to make.
+    """
+    wanted = engine_precision(Option(network.graphs.always), targets)
+    return "int8" if wanted == "int8" and forms.ranges_of(place, ALWAYS) else "fp32"
 
 
 def static_engine(

@@ -20,11 +20,11 @@ from dfs_deploy.errors import BlockError, InputError
 from dfs_deploy.io.text import first_line
 from dfs_deploy.models.chain import Chain, Link, RefusedError
 from dfs_deploy.models.graph import INPUT, BlockGraphs, Graph, named_tensors, nonnegative
-from dfs_deploy.models.plan import Kind, Piece, Plan, Row
+from dfs_deploy.models.plan import Kind, Piece, Plan, Row, operator_words, shortcut_words
 from dfs_deploy.models.proof import Prover
 from dfs_deploy.models.trace import OPAQUE, Call, Shape, as_before, check_example, trace
 
-Named = type[nn.Module] | str | re.Pattern[str] | Collection[type[nn.Module]] | Sequence[str]
+Named = type[nn.Module] | str | re.Pattern[str] | Collection[type[nn.Module]] | Sequence[type[nn.Module] | str]
 """Modules to take for blocks: classes, a regular expression of qualified names, or a list of qualified names."""
 
 
@@ -278,8 +278,8 @@ def _block_row(chain: Chain, link: Link, piece: Piece, steps: Sequence[int]) -> 
         steps,
         (piece.in_shape, piece.out_shape),
         class_name=type(link.call.module).__name__,
-        shortcut=_shortcut_words(graphs.shortcut),
-        after=_operators(graphs.after),
+        shortcut=shortcut_words(graphs.shortcut),
+        after=operator_words(graphs.after),
         skip=piece.skip,
         reason=f"starts after {shared}, which its shortcut reads too" if shared else None,
     )
@@ -293,18 +293,6 @@ def _refused_row(chain: Chain, call: Call, reason: str) -> Row:
         () if call.result is None else chain.shape(call.result),
     )
     return _row(chain, call.name, "refused", steps, shapes, class_name=type(call.module).__name__, reason=reason)
-
-
-def _shortcut_words(shortcut: Graph | None) -> str:
-    if shortcut is None:
-        return "none"
-    if shortcut.identity:
-        return "identity"
-    return "projection" if any(node.operator == "conv" for node in shortcut.nodes) else _operators(shortcut)
-
-
-def _operators(graph: Graph) -> str:
-    return "+".join(node.operator for node in graph.nodes) or "none"
 
 
 def _piece_name(chain: Chain, steps: Sequence[int], taken: Collection[str]) -> str:

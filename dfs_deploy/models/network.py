@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -143,8 +144,6 @@ class DFSNetwork(nn.Module):
         ranges: running ranges of the inputs of quantisable layers; they move in training mode.
         gate: the gate; ``None`` under a policy.
         contract: input contract of the network, if it is known; no part of the state dict.
-        block_costs: (gated blocks, options) float32, cost of each option by the share of the block in all multiply-adds
-            of decided blocks. Their mean over the blocks is 1 if every decided block runs in full precision.
 
     Raises:
         OptionError: a policy of another length, or with an option that the block may not run.
@@ -175,15 +174,8 @@ class DFSNetwork(nn.Module):
             NetworkBlock(self, shape, part) for shape, part in zip(architecture.blocks[1:], graphs.blocks, strict=True)
         ]
         self.contract: InputContract | None = None
-        # Constants follow the network to its device, and are no part of its state.
-        with torch.device("cpu"):  # they have values even in a network that is made without
-            masked = torch.tensor([[option not in choice for option in options] for choice in choices])
-            costs = _block_costs(architecture, options)
-        self._has_masks = [len(choice) < len(options) for choice in choices]
-        self._masked: Tensor
-        self.register_buffer("_masked", masked.bool().reshape(len(choices), len(options)), persistent=False)
-        self.block_costs: Tensor
-        self.register_buffer("block_costs", costs, persistent=False)
+        self._may = [[option in choice for option in options] for choice in choices]
+        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._found: tuple[dict[str, Tensor], frozenset[str]] | None = None
         self._observer: ValueObserver | None = None
         self._forced: Tensor | None = None
@@ -206,8 +198,8 @@ class DFSNetwork(nn.Module):
 
         Args:
             path: a name that ends in ``.safetensors`` selects that format; any other is written by ``torch.save``.
-            contract: input contract; ``None`` for the network's own, or, if it has none, ImageNet's normalisation, which
-                is then warned about.
+            contract: input contract; ``None`` for the network's own; if it has none, ImageNet's normalisation is
+                assumed, with a warning.
 
         Raises:
             UsageError: a contract for images of another shape, or none for images without three channels.
@@ -229,11 +221,24 @@ class DFSNetwork(nn.Module):
 
         The policy holds an index into ``options``, or into the network's own, for each gated block.
         """
-        static = DFSNetwork(copy.deepcopy(self.net), self.graphs, self.architecture, options or self.options, policy)
+        return self._copied(self.graphs, self.architecture, options or self.options, policy)
+
+    def _copied(
+        self, graphs: NetworkGraphs, architecture: Architecture, options: Options, policy: Sequence[int]
+    ) -> DFSNetwork:
+        static = DFSNetwork(copy.deepcopy(self.net), graphs, architecture, options, policy)
         static.to(self.device).train(self.training)
         static.ranges.load_state_dict(self.ranges.state_dict())
         static.contract = self.contract
         return static
+
+    def in_full_precision(self) -> DFSNetwork:
+        """A copy whose policy is to run every block, and all else, in full precision."""
+        graphs = msgspec.structs.replace(self.graphs, always=FULL_BITS)
+        blocks = tuple(msgspec.structs.replace(block, options=None) for block in self.architecture.blocks)
+        architecture = msgspec.structs.replace(self.architecture, blocks=blocks)
+        policy = [1] * architecture.gated_blocks
+        return self._copied(graphs, architecture, Options((0, FULL_BITS)), policy)
 
     def options_of(self, index: int) -> tuple[Option, ...]:
         """Options of the gated block ``index``, at least 1: those that the block may run, or the policy's only."""
@@ -244,6 +249,22 @@ class DFSNetwork(nn.Module):
     def decided(self, index: int) -> bool:
         """Whether the gate decides about block ``index``, at least 1: it may run more than one option."""
         return len(self.options_of(index)) > 1
+
+    @property
+    def block_costs(self) -> Tensor:
+        """(gated blocks, options) float32 cost: the option's, by the share of the block in all multiply-adds.
+
+        The multiply-adds are those of decided blocks. The mean over the blocks is 1 if each runs in full precision.
+        """
+        return self._on_device(self.device)[1]
+
+    def _on_device(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Constants on a device: the options that each block may not run, and their costs."""
+        if device not in self._constants:
+            shape = (len(self.blocks), len(self.options))
+            masked = ~torch.tensor(self._may, dtype=torch.bool, device=device).reshape(shape)
+            self._constants[device] = masked, block_costs(self.architecture, self.options).to(device)
+        return self._constants[device]
 
     def evaluation(self, bits: int = FULL_BITS, round_inputs: bool = True) -> Evaluation:
         """One way to compute this network's graphs; see ``Evaluation``."""
@@ -429,8 +450,8 @@ class DFSNetwork(nn.Module):
             score = x.new_zeros(n, options)
             if self.gate is not None and state is not None and self.decided(index):
                 score, state = self.gate(index - 1, features, state)
-            if self._has_masks[index - 1]:
-                score = score.masked_fill(self._masked[index - 1], MASKED)
+            if not all(self._may[index - 1]):
+                score = score.masked_fill(self._on_device(x.device)[0][index - 1], MASKED)
             steps.append(Decision(score, decide(score) if path is None else path[:, index - 1]))
             features = run(block, features, steps[-1])
         if steps:
@@ -469,7 +490,8 @@ class DFSNetwork(nn.Module):
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)[torch.argsort(torch.cat(order))]
 
 
-def _block_costs(architecture: Architecture, options: Options) -> Tensor:
+def block_costs(architecture: Architecture, options: Options) -> Tensor:
+    """(gated blocks, options) float32, cost of each option; see ``DFSNetwork.block_costs``."""
     weights = torch.tensor(architecture.weights(options), dtype=torch.float64)
     costs = torch.tensor(options.costs, dtype=torch.float64)
     if not weights.any():  # nothing is decided: all of it always runs
@@ -501,7 +523,7 @@ def run_option(block: NetworkBlock, features: Tensor, option: Option, round_inpu
 
     A quantised option rounds its layers' inputs, or only clamps them.
     """
-    return block.skip(features, round_inputs) if option.skips else block(features, option.bits, round_inputs)
+    return block.skip(features) if option.skips else block(features, option.bits, round_inputs)
 
 
 def _check_policy(policy: Sequence[int], architecture: Architecture, options: Options) -> tuple[int, ...]:

@@ -234,6 +234,20 @@ class Selection:
         self.plan._chosen.update(chosen)
 
 
+def shortcut_words(shortcut: Graph | None) -> str:
+    """A shortcut in a word or its operators, as in ``Row.shortcut``."""
+    if shortcut is None:
+        return "none"
+    if shortcut.identity:
+        return "identity"
+    return "projection" if any(node.operator == "conv" for node in shortcut.nodes) else operator_words(shortcut)
+
+
+def operator_words(graph: Graph) -> str:
+    """Operators of a graph, in order, or ``none``."""
+    return "+".join(node.operator for node in graph.nodes) or "none"
+
+
 _COLUMNS = ("name", "class", "shortcut", "after", "skip", "output", "MMACs", "share", "options")
 _NUMBERS = ("MMACs", "share")
 _SEPARATOR = "  "

@@ -19,6 +19,9 @@ from dfs_deploy.training.recipe import STAGES, Recipe, StageName
 SCHEMA = 2
 """Version 1, of dfs-deploy 0.1.0, had a stage that is gone."""
 
+GIVEN = "given"
+"""Name of a network that was handed over."""
+
 _MOST_SEED = 2**63 - 1
 _MOST_STEPS = 10**9
 _BOUNDS = {
@@ -48,6 +51,9 @@ class Job:
         held_out: number of training images to evaluate on instead of a split of its own; ``None`` for that split.
         evaluate_on: name of the split to evaluate on; ``None`` for ``test`` if the data have one, else ``val``, else
             images held out.
+        network: name of the network as ``build_network`` takes it, or ``given`` for one that was handed over; ``None``
+            for the CIFAR ResNet of the recipe.
+        weights: weights of a network by name, in place of stage 0; ``None`` for random ones.
         backbone: checkpoint whose backbone is taken, in place of stage 0.
         start: checkpoint whose backbone and gate are taken, in place of stages 0 and 1.
         weights_key: name of the weights to take from that checkpoint, if it holds several.
@@ -67,6 +73,8 @@ class Job:
     interpolation: Interpolation = "bilinear"
     held_out: int | None = None
     evaluate_on: str | None = None
+    network: str | None = None
+    weights: str | None = None
     backbone: str | None = None
     start: str | None = None
     weights_key: str | None = None
@@ -81,13 +89,21 @@ class Job:
             raise UsageError("a backbone and a start are given, expected at most one; a start has a backbone in it")
         if self.start is not None and self.recipe.policy is not None:
             raise UsageError("a start is given and a policy, which has no gate to start with; give its backbone")
-        if self.weights_key is not None and self.backbone is None and self.start is None:
-            raise UsageError("a weights key is given without a backbone or a start that it chooses from; leave it out")
+        if self.weights is not None and self.network in (None, GIVEN):
+            raise UsageError(
+                "weights are given without the network that they are of; name it, as in torchvision:resnet18"
+            )
+        if self.weights is not None and (self.backbone is not None or self.start is not None):
+            raise UsageError("weights are given and a backbone or a start, which has some; leave one out")
+        if self.weights_key is not None and self.backbone is None and self.start is None and self.weights is None:
+            raise UsageError("a weights key is given without a file that it chooses from; leave it out")
+        if self.network is None:
+            self.recipe.check_blocks(3 * self.recipe.blocks_per_group - 1)
         for name, (least, most) in _BOUNDS.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 raise UsageError(f"{name} is {value}, expected {least} to {most}")
-        for name in ("data", "backbone", "start", "weights_key", "evaluate_on", "device"):
+        for name in ("data", "network", "weights", "backbone", "start", "weights_key", "evaluate_on", "device"):
             _check_storable(name, getattr(self, name))
         _check_storable("cost", self.recipe.cost)
         if self.size is not None and not all(1 <= side <= _MOST_PIXELS for side in self.size):
@@ -111,9 +127,14 @@ class Job:
         return None if self.size is None else Geometry(self.size, self.resize, self.interpolation)
 
     @property
+    def trained(self) -> bool:
+        """Whether the run begins with a backbone that was trained."""
+        return self.network == GIVEN or any(file is not None for file in (self.weights, self.backbone, self.start))
+
+    @property
     def stages(self) -> tuple[StageName, ...]:
         """The stages that run."""
-        first = 2 if self.start is not None else 1 if self.backbone is not None else 0
+        first = 2 if self.start is not None else 1 if self.trained else 0
         stages = STAGES[first : STAGES.index(self.until) + 1]
         return tuple(stage for stage in stages if stage != "gate" or self.recipe.policy is None)
 
@@ -127,7 +148,8 @@ class Job:
     @property
     def used(self) -> frozenset[str]:
         """Names of the values of the recipe that this run reads; the others have no effect on it."""
-        return self.recipe.read_by(self.stages) | (set() if self.target is None else {"target"})
+        names = self.recipe.read_by(self.stages) | (set() if self.target is None else {"target"})
+        return names if self.network is None else names - {"blocks_per_group"}
 
     def as_json(self) -> dict[str, Any]:
         """The job as plain values."""

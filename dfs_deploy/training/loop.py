@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import logging
 import math
 import time
@@ -17,12 +18,12 @@ from torch import Tensor
 
 import dfs_deploy
 from dfs_deploy.checkpoints import save_checkpoint
-from dfs_deploy.errors import CheckFailedError, CheckpointError
-from dfs_deploy.models import DFSNetwork, cifar_network
-from dfs_deploy.options import FULL_BITS, Options
+from dfs_deploy.errors import CheckFailedError
+from dfs_deploy.models import DFSNetwork
+from dfs_deploy.models.network import block_costs
 from dfs_deploy.progress import Progress
 from dfs_deploy.suspicion import suspicions
-from dfs_deploy.training.data import Batches, Images, Splits
+from dfs_deploy.training.data import Batches, Images
 from dfs_deploy.training.job import Job
 from dfs_deploy.training.metrics import (
     SCHEMA,
@@ -36,6 +37,7 @@ from dfs_deploy.training.metrics import (
 )
 from dfs_deploy.training.processes import Processes
 from dfs_deploy.training.recipe import StageName
+from dfs_deploy.training.splits import Splits
 from dfs_deploy.training.stages import (
     gradients,
     joint_loss,
@@ -47,7 +49,7 @@ from dfs_deploy.training.stages import (
     standardize_gate,
     with_costs,
 )
-from dfs_deploy.training.state import State, begin_with, save_state, saving
+from dfs_deploy.training.state import State, save_state, saving
 
 CHECKPOINT_FILE = "checkpoint.pt"
 BACKBONE_FILE = "backbone.pt"
@@ -65,6 +67,7 @@ class Loop:
 
     Args:
         job: the job.
+        network: the network at the beginning of the run; it is trained in place.
         folder: folder of the run.
         splits: the job's data.
         device: device to compute on.
@@ -76,13 +79,14 @@ class Loop:
         notes: assumptions about the data and the checkpoints, and oddities that may be intended; one line each.
 
     Raises:
-        CheckpointError: the state is of another network, or a checkpoint to begin with is.
+        CheckpointError: the state is of another network.
         DataError: fewer images than a batch.
     """
 
     def __init__(
         self,
         job: Job,
+        network: DFSNetwork,
         folder: Path,
         splits: Splits,
         device: torch.device,
@@ -95,41 +99,22 @@ class Loop:
         self._processes = processes
         self._progress = progress
         self._splits = splits
-        self._contract = splits.contract()
+        self.notes: list[str] = []
+        # Channels last in memory, in which convolutions are fast.
+        self._network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if state is not None:
+            state.restore_network(self._network, folder)
+        self._contract = network.contract or splits.contract()
         train = Images(splits.train, self._contract, device)
         self._evaluation_images = Images(splits.evaluation, self._contract, device)
         self._batches = Batches(
             train, job.recipe.batch, job.recipe.augmentation, job.seed, processes, job.recipe.crop_area
         )
-        self.notes: list[str] = []
-        self._network = self._new_network().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         costs = job.recipe.costs
         self._costs = None if costs is None else torch.tensor(costs, device=device)
         self._pending: list[tuple[Tensor, StageName, int, list[float]]] = []
         self._metrics: MetricsLog | None = None
         self._last: Evaluation | None = None
-
-    def _new_network(self) -> DFSNetwork:
-        job, architecture = self._job, self._splits.architecture(self._recipe.blocks_per_group)
-        torch.manual_seed(job.seed)
-        network = cifar_network(architecture, self._recipe.options, self._recipe.policy_indices())
-        if self._state is not None:
-            self._state.restore_network(network, self._folder)
-            return network
-        given = job.start or job.backbone
-        if given is not None:
-            begun, assumptions = begin_with(given, architecture, job.weights_key)
-            self.notes += assumptions
-            if job.start is None:
-                network.net.load_state_dict(begun.net.state_dict())
-            elif begun.options == network.options:
-                network.load_state_dict(begun.state_dict())
-            else:
-                raise CheckpointError(
-                    f"{given} has the options {begun.options}, expected {network.options}; give --options"
-                    f" {begun.options}, or take only its backbone with --backbone"
-                )
-        return network
 
     def run(self) -> Evaluation:
         """Runs all stages that are left.
@@ -137,6 +122,11 @@ class Loop:
         Returns:
             The evaluation after the last stage.
         """
+        device = self._evaluation_images.device
+        with torch.random.fork_rng([] if device.type == "cpu" else [device]):
+            return self._run()
+
+    def _run(self) -> Evaluation:
         stages, state = self._job.stages, self._state
         first = 0
         if state is not None:
@@ -158,12 +148,13 @@ class Loop:
         job, recipe, network = self._job, self._recipe, self._network
         steps = recipe.steps(stage)
         settled_from = recipe.settled_from(stage)
+        full = 100.0 * network.architecture.computation_range(recipe.options)[1]
         optimizers = stage_optimizers(network, stage, recipe)
         begin = streak = 0
         if state is not None and state.optimizers:
             begin, streak = state.step, state.streak
             state.restore_optimizers(optimizers, self._folder)
-        elif stage == "gate" and recipe.standardize_gate:
+        elif stage == "gate" and recipe.standardize_gate and steps:
             standardize_gate(network, self._batches.take(stage, 0, plain=True)[0])
             self._processes.average(list(network.parameters()))
         done, seconds = begin, 0.0
@@ -176,7 +167,7 @@ class Loop:
                 seconds += time.perf_counter() - started
                 done = step + 1
                 if stage == "gate" and recipe.gate_patience:
-                    streak = streak + 1 if percentage.item() > recipe.full_percentage - _FULL_TOLERANCE else 0
+                    streak = streak + 1 if percentage.item() > full - _FULL_TOLERANCE else 0
                     if streak == recipe.gate_patience:
                         break
                 if done == steps:
@@ -194,6 +185,8 @@ class Loop:
     def _step(self, stage: StageName, step: int, optimizers: Sequence[torch.optim.Optimizer], plain: bool) -> Tensor:
         """Takes one step; gives the computation percentage of its batch."""
         recipe, steered = self._recipe, stage == "joint"
+        # What layers draw depends on the step alone, as everything else does.
+        torch.manual_seed(_seed(self._job.seed, stage, step, self._processes.rank))
         x, labels = self._batches.take(stage, step, plain)
         output = stage_forward(self._network, stage, x)
         if self._costs is not None and steered:
@@ -201,7 +194,7 @@ class Loop:
         loss = joint_loss(
             output,
             labels,
-            target=recipe.target if steered else recipe.full_percentage,
+            target=recipe.target if steered else math.inf,  # up to what there is
             alpha=0.0 if stage == "backbone" or self._network.gate is None else recipe.alpha,
             # Stage 1 goes up to full computation, whatever stage 2 is steered by.
             alpha_sign=recipe.alpha_sign if steered else "dynamic",
@@ -243,9 +236,7 @@ class Loop:
             if stage != "gate":
                 network, name = self._network, CHECKPOINT_FILE
                 if stage == "backbone":
-                    # The backbone as a network of its own: a policy that runs every block in full precision.
-                    policy = [1] * network.architecture.gated_blocks
-                    network, name = network.with_policy(policy, Options((0, FULL_BITS))), BACKBONE_FILE
+                    network, name = network.in_full_precision(), BACKBONE_FILE
                 with saving(self._folder):
                     save_checkpoint(self._folder / name, network, self._contract)
 
@@ -321,6 +312,11 @@ class Loop:
         )
 
 
+def _seed(*key: object) -> int:
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
 @torch.no_grad()
 def evaluate(
     network: DFSNetwork,
@@ -336,7 +332,7 @@ def evaluate(
         images: images to classify.
         processes: processes that share the work; ``None`` for this one only.
         gated: whether the gate or policy chooses; otherwise every block runs in full precision.
-        costs: cost of each option at each gated block; ``None`` for ``(bits / 32) ** 2`` (Section 4, Metrics).
+        costs: cost of each option at each gated block; ``None`` for the network's own, by multiply-adds.
     """
     processes = processes or Processes()
     modes = [(module, module.training) for module in network.modules()]
@@ -359,7 +355,7 @@ def evaluate(
             module.training = mode
     every = np.concatenate(processes.gather(np.concatenate(answers)))
     truth, predicted, path_of = every[:, 0], every[:, 1], every[:, 2:]
-    rows = np.asarray(costs or [network.options.costs] * blocks)
+    rows = block_costs(network.architecture, network.options).numpy() if costs is None else np.asarray(costs)
     counts = np.array([np.bincount(column, minlength=len(network.options)) for column in path_of.T])
     return Evaluation(
         images=len(images),

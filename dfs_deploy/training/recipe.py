@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeGuard, get_args, get_origin, get_type_hints
 
 from dfs_deploy.errors import OptionError, UsageError
+from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options, parse_policy
 
 AlphaSign = Literal["dynamic", "constant"]
@@ -62,7 +63,7 @@ class Recipe:
     Attributes:
         options: options that the gate chooses from.
         target: computation percentage that joint training aims for.
-        blocks_per_group: n of ResNet-(6n+2).
+        blocks_per_group: n of ResNet-(6n+2), the network of a job that names no other.
         batch: images in a step, over all processes.
         backbone_steps: steps of stage 0, only the backbone, in full precision.
         gate_steps: most steps of stage 1, only the gate, on the fixed backbone.
@@ -96,7 +97,7 @@ class Recipe:
             runs it.
         costs: cost of each option at each gated block, in full-precision blocks, as
             ``LatencyTable.costs`` measures it; ``None`` for ``(bits / 32) ** 2`` (Section 4,
-            Metrics).
+            Metrics), by the share of each block in all multiply-adds.
         cost: name of the costs: ``flops``, or the latency table's file.
     """
 
@@ -136,19 +137,45 @@ class Recipe:
             raise UsageError("nesterov without momentum, which it needs; set nesterov to false, or give a momentum")
         self._check_costs()
         if self.policy is not None:
-            self.policy_indices()
+            parse_policy(self._policy_names, self.options)
         if 0.0 < self.target < 1.0:
             raise UsageError(
                 f"target {self.target:g} is {self.target:g} % computation, expected at least 1 %; for that share of the"
                 f" work give {100.0 * self.target:g}"
             )
-        low, high = (100.0 * sum(map(edge, self.cost_rows)) / len(self.cost_rows) for edge in (min, max))
-        # A policy costs what it costs, and nothing is steered to the target; it must be a percentage all the same.
-        if self.policy is None and not low <= self.target <= high:
+        if self.policy is None:  # a policy costs what it costs, and nothing is steered to the target
+            self._check_reach(self.costs or (self.options.costs,))
+
+    def _check_reach(self, rows: Sequence[Sequence[float]]) -> None:
+        """Checks that blocks with some costs can reach the target."""
+        low, high = (100.0 * sum(map(edge, rows)) / len(rows) for edge in (min, max))
+        if not low <= self.target <= high:
             raise UsageError(
                 f"target {self.target} %, expected {low:.4g} to {high:.4g}, the reach of the options '{self.options}';"
                 " choose another target or other options"
             )
+
+    def check_blocks(self, gated_blocks: int) -> None:
+        """Checks that the recipe is for a network of so many gated blocks.
+
+        Raises:
+            UsageError: costs of another number of blocks.
+            OptionError: a policy of another number of blocks.
+        """
+        if self.costs is not None and len(self.costs) != gated_blocks:
+            raise UsageError(f"costs of {len(self.costs)} blocks, expected a cost for each option at {gated_blocks}")
+        self.policy_indices(gated_blocks)
+
+    def check_network(self, architecture: Architecture) -> None:
+        """Checks that the recipe suits a network, whose blocks may not run every option.
+
+        Raises:
+            UsageError: costs of another number of blocks, or a target that the blocks cannot reach.
+            OptionError: a policy of another number of blocks.
+        """
+        self.check_blocks(architecture.gated_blocks)
+        if self.policy is None and self.costs is None:
+            self._check_reach([architecture.computation_range(self.options)])
 
     def _check_costs(self) -> None:
         if (self.costs is None) != (self.cost == FLOPS):
@@ -158,29 +185,16 @@ class Recipe:
             )
         if self.costs is None:
             return
-        if [len(row) for row in self.costs] != [len(self.options)] * self.gated_blocks:
-            raise UsageError(
-                f"costs of {len(self.costs)} blocks, expected a cost for each option at each of {self.gated_blocks}"
-            )
+        if any(len(row) != len(self.options) for row in self.costs) or not self.costs:
+            raise UsageError(f"costs of {len(self.costs)} blocks, expected one for each of {len(self.options)} options")
         if not all(_is_number(cost) and cost >= 0.0 for row in self.costs for cost in row):
             raise UsageError("a cost is negative or no finite number, expected each to be at least 0; measure again")
 
     @property
-    def gated_blocks(self) -> int:
-        """Blocks after the first."""
-        return 3 * self.blocks_per_group - 1
+    def _policy_names(self) -> list[str]:
+        return [] if self.policy is None else [name.strip() for name in self.policy.split(",")]
 
-    @property
-    def cost_rows(self) -> tuple[tuple[float, ...], ...]:
-        """Cost of each option at each gated block, in full-precision blocks."""
-        return (self.options.costs,) * self.gated_blocks if self.costs is None else self.costs
-
-    @property
-    def full_percentage(self) -> float:
-        """Computation percentage if every block runs the dearest option, by bits: stage 1 aims for it."""
-        return 100.0 * max(self.options.costs)
-
-    def policy_indices(self) -> tuple[int, ...] | None:
+    def policy_indices(self, gated_blocks: int) -> tuple[int, ...] | None:
         """The policy as an option index per gated block, or ``None`` for a network with a gate.
 
         Raises:
@@ -188,11 +202,10 @@ class Recipe:
         """
         if self.policy is None:
             return None
-        names = [name.strip() for name in self.policy.split(",")]
-        names = names * self.gated_blocks if len(names) == 1 else names
-        if len(names) != self.gated_blocks:
+        names = self._policy_names * (gated_blocks if len(self._policy_names) == 1 else 1)
+        if len(names) != gated_blocks:
             raise OptionError(
-                f"a policy of {len(names)} options for {self.gated_blocks} gated blocks; give one, or one for each"
+                f"a policy of {len(names)} options for {gated_blocks} gated blocks; give one, or one for each"
             )
         return parse_policy(names, self.options)
 
@@ -282,22 +295,42 @@ PRESETS = {
         standardize_gate=True,
         alpha=3e-4,
     ),
+    "adapt": Recipe(
+        batch=32,
+        backbone_steps=3000,
+        gate_steps=200,
+        gate_patience=20,
+        joint_steps=1000,
+        settle_share=0.1,
+        backbone_lr=0.05,
+        gate_lr=1e-2,
+        joint_lr=5e-3,
+        joint_gate_lr=2e-3,
+        schedule="one-cycle",
+        gate_optimizer="adam",
+        nesterov=True,
+        clip=5.0,
+        standardize_gate=True,
+        alpha=1e-3,
+    ),
 }
-"""``paper``: Section 4's. ``quick``: a ResNet-20 in about an hour on two CPU cores."""
+"""``paper``: Section 4's. ``quick``: a ResNet-20 in about an hour on two CPU cores. ``adapt``: a trained network of the
+user's, which learns to decide."""
 
 
 def preset(name: str, **changes: object) -> Recipe:
     """A preset with some values changed.
 
     Args:
-        name: ``paper`` or ``quick``.
+        name: ``paper``, ``quick`` or ``adapt``.
         changes: values by attribute; ``None`` keeps the preset's.
 
     Raises:
         UsageError: no such preset, no such attribute, or a value that cannot be.
     """
     if name not in PRESETS:
-        raise UsageError(f"preset {name!r}, expected {' or '.join(PRESETS)}")
+        *most, last = PRESETS
+        raise UsageError(f"preset {name!r}, expected {', '.join(most)} or {last}")
     given = {key: value for key, value in changes.items() if value is not None}
     known = [each.name for each in dataclasses.fields(Recipe)]
     for key in given:

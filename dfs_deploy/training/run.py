@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -17,18 +17,26 @@ from dfs_deploy.errors import DataError, EnvironmentLacksError, UsageError
 from dfs_deploy.io.files import check_folder, remove_leftovers, sole_use
 from dfs_deploy.io.kinds import JOB_FILE
 from dfs_deploy.io.text import first_line, one_line
+from dfs_deploy.models import DFSNetwork
 from dfs_deploy.models.threads import torch_threads
+from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options
-from dfs_deploy.preprocessing import parse_size
+from dfs_deploy.preprocessing import InputContract, parse_size
 from dfs_deploy.progress import Progress, silent
+<<<<<<< HEAD
+from dfs_deploy.training.begin import NETWORK_FILE, begun, built, input_of, with_size
 from dfs_deploy.training.data import Splits, splits_for, usual_augmentation, usual_resize
+from dfs_deploy.training.job import GIVEN, Job, load_job, save_job
+=======
 from dfs_deploy.training.job import Job, load_job, save_job
+>>>>>>> i13-data
 from dfs_deploy.training.loop import BACKBONE_FILE, CHECKPOINT_FILE, Loop
 from dfs_deploy.training.metrics import Evaluation, Record, read_metrics
 from dfs_deploy.training.processes import is_first, joined, local_device
 from dfs_deploy.training.recipe import FLOPS, RESIZED_CROPS, Recipe, unknown_value
 from dfs_deploy.training.recipe import preset as recipe_of
 from dfs_deploy.training.sensitivity import search_policy
+from dfs_deploy.training.splits import Splits, splits_for, usual_augmentation, usual_resize
 from dfs_deploy.training.state import STATE_FILE, load_state, saving
 
 MIXED = "mixed"
@@ -37,7 +45,7 @@ MIXED = "mixed"
 TARGET_TOLERANCE = 2.0
 """Points of computation percentage by which a run may miss its target."""
 
-_JOB_VALUES = frozenset(each.name for each in dataclasses.fields(Job)) - {"data", "recipe"}
+_JOB_VALUES = frozenset(each.name for each in dataclasses.fields(Job)) - {"data", "recipe", "network"}
 _VALUES = _JOB_VALUES | {each.name for each in dataclasses.fields(Recipe)} - {"costs"}
 
 _BY_COSTS = ("options", "policy", "target")
@@ -86,30 +94,42 @@ class TrainingResult:
         return read_metrics(self.folder)
 
 
-def train(
-    data: str | Path,
-    out: str | Path = "run",
-    *,
-    preset: str = "paper",
-    options: str | Options | None = None,
-    policy: str | Sequence[str] | None = None,
-    cost: str | Path = FLOPS,
-    progress: Progress = silent,
-    **values: Any,
-) -> TrainingResult:
+@overload
+def train(data: str | Path, out: str | Path = "run", /, **values: Any) -> TrainingResult: ...
+
+
+@overload
+def train(network: DFSNetwork, data: str | Path, out: str | Path = "run", /, **values: Any) -> TrainingResult: ...
+
+
+@overload
+def train(**values: Any) -> TrainingResult: ...
+
+
+def train(*given: Any, progress: Progress = silent, **values: Any) -> TrainingResult:
     """Trains a network by the paper's two steps: its backbone, its gate, then both toward a computation percentage.
 
+    ``train(data, "run")`` makes a CIFAR ResNet of basic blocks, or the network that ``network=`` names.
+    ``train(network, data, "run")`` trains an adapted network in place; it was trained before, so stage 0 is left out.
+
     Args:
-        data: ``digits``, or the path of a data set (``dfs_deploy.load_dataset`` describes them).
-        out: folder for the run; it must not hold another run yet.
-        preset: ``paper``, or ``quick`` for a small machine.
-        options: options that the gate chooses from; ``None`` for ``skip,8,16,full``, or for the policy's own.
-        policy: static policy instead of a gate: one option for all gated blocks, one per block separated by commas, or
-            ``mixed`` for a search by sensitivity for the target; ``None`` for a gate.
-        cost: ``flops`` for ``(bits / 32) ** 2``, or the path of a latency table that ``bench`` saved.
+        given: an adapted network, if one is to be trained; then ``data``, and then ``out``.
         progress: called with the stage, the step and the batch's figures, and with the share of the stage that is done.
-        values: any other value of ``Job`` (``backbone=``, ``until=``, ``device=`` ...) or of ``Recipe``
-            (``target=``, ``joint_steps=`` ...); ``None`` for its default.
+        values: the following, and any other value of ``Job`` (``backbone=``, ``until=``, ``device=`` ...) or of
+            ``Recipe`` (``target=``, ``joint_steps=`` ...); ``None`` for its default:
+
+            - ``data``: ``digits``, or the path of a data set (``dfs_deploy.load_dataset`` describes them).
+            - ``out``: folder for the run, ``run`` if it is left out; it must not hold another run yet.
+            - ``preset``: ``paper``; ``quick`` for a small machine; or ``adapt``, the default for a network that was
+              handed over or named.
+            - ``network``: a network by name, such as ``torchvision:resnet18``, or an adapted network.
+            - ``weights``: its weights, a state dict.
+            - ``options``: options that the gate chooses from; ``None`` for those of the network, ``skip,8,16,full``, or
+              the policy's own.
+            - ``policy``: static policy instead of a gate: one option for all gated blocks, one per block separated by
+              commas, or ``mixed`` for a search by sensitivity for the target.
+            - ``cost``: ``flops`` for ``(bits / 32) ** 2`` of each block's multiply-adds, or the path of a latency table
+              that ``bench`` saved.
 
     Raises:
         UsageError: a run is there already, another process trains there, the folder cannot be created or written to,
@@ -119,26 +139,65 @@ def train(
         EnvironmentLacksError: there is no such device, the disk is full, or memory is too small; what was saved stays.
         CheckFailedError: the loss became NaN or infinite; what was saved stays.
     """
-    check_new(Path(out))
+    values = _placed(given, values)
+    network, out = values.pop("network", None), values.pop("out", None)
+    data, preset, policy = values.pop("data", None), values.pop("preset", None), values.get("policy")
+    out = Path("run" if out is None else out)
+    if data is None:
+        raise UsageError("no data to train on; give the path of a data set, or the word digits")
+    check_new(out)
     if policy is not None and not isinstance(policy, str):
-        policy = ",".join(policy)
-    given = {"options": options, "policy": policy, "cost": None if cost == FLOPS else cost, **values}
-    given = {name: value for name, value in given.items() if value is not None}
-    for name in given:
+        values["policy"] = ",".join(policy)
+    if values.get("cost") == FLOPS:
+        del values["cost"]
+    wanted = {name: value for name, value in values.items() if value is not None}
+    for name in wanted:
         if name not in _VALUES:
             raise UsageError(unknown_value(name, _VALUES))
-    if "size" in given:
-        given["size"] = parse_size("size", given["size"])
+    if "size" in wanted:
+        wanted["size"] = parse_size("size", wanted["size"])
+    model = None if network is None or isinstance(network, str) else _adapted(network, wanted)
     job_values = {
-        name: str(value) if isinstance(value, Path) else value for name, value in given.items() if name in _JOB_VALUES
+        name: str(value) if isinstance(value, Path) else value for name, value in wanted.items() if name in _JOB_VALUES
     }
-    recipe_values = {name: value for name, value in given.items() if name not in job_values}
-    job, splits = _make_job(str(data), preset, recipe_values, job_values)
-    used = job.used | ({"target"} if policy == MIXED else set())
-    unused = sorted(set(recipe_values) - used)
+    if network is not None:
+        job_values["network"] = network if model is None else GIVEN
+    recipe_values = {name: value for name, value in wanted.items() if name not in job_values}
+    preset = preset or ("paper" if network is None else "adapt")
+    job, splits, model = _make_job(str(data), preset, recipe_values, job_values, model)
+    used = job.used | ({"target"} if values.get("policy") == MIXED else set())
+    unused = sorted(set(recipe_values) - used - {"options"} if model else set(recipe_values) - used)
     note = f"no effect on this run: {', '.join(unused)} (a network with a {'policy' if job.recipe.policy else 'gate'};"
     notes = [f"{note} stages: {', '.join(job.stages)})"] if unused else []
-    return run_job(job, out, progress, splits=splits, notes=notes)
+    return run_job(job, out, progress, splits=splits, notes=notes, network=model)
+
+
+def _placed(given: tuple[Any, ...], values: dict[str, Any]) -> dict[str, Any]:
+    """All values by name; those without a name are network, data and folder, the network only if it is one."""
+    names = ("data", "out") if not given or isinstance(given[0], str | Path) else ("network", "data", "out")
+    if len(given) > len(names):
+        raise UsageError(f"{len(given)} values without a name, expected {', '.join(names)} at most; name the others")
+    if twice := [name for name in names[: len(given)] if values.get(name) is not None]:
+        raise UsageError(f"{twice[0]} is given twice, expected one value; leave one out")
+    return {**values, **dict(zip(names, given, strict=False))}
+
+
+def _adapted(network: object, values: dict[str, Any]) -> DFSNetwork:
+    """Checks a network that was handed over, and takes its options and policy as values."""
+    if not isinstance(network, DFSNetwork):
+        raise UsageError(
+            f"a network of type {type(network).__name__}, expected one that adapt() made; find its blocks and adapt it"
+        )
+    if "options" in values and Options.parse(values["options"]) != network.options:
+        raise UsageError(
+            f"options {values['options']} for a network with {network.options}; leave them out, or adapt anew"
+        )
+    if "policy" in values:
+        raise UsageError("a policy for a network that has a gate or a policy of its own; give network.with_policy(...)")
+    values["options"] = network.options
+    if network.policy is not None:
+        values["policy"] = ",".join(network.options[choice].name for choice in network.policy)
+    return network
 
 
 def resume(out: str | Path, progress: Progress = silent) -> TrainingResult:
@@ -155,11 +214,17 @@ def resume(out: str | Path, progress: Progress = silent) -> TrainingResult:
 
 
 def run_job(
-    job: Job, out: str | Path, progress: Progress = silent, *, splits: Splits | None = None, notes: Sequence[str] = ()
+    job: Job,
+    out: str | Path,
+    progress: Progress = silent,
+    *,
+    splits: Splits | None = None,
+    notes: Sequence[str] = (),
+    network: DFSNetwork | None = None,
 ) -> TrainingResult:
-    """Runs a job from its beginning, on its data if they are loaded already; see ``train``."""
+    """Runs a job from its beginning, on its data and with its network if they are there already; see ``train``."""
     check_new(Path(out))
-    return _run(job, Path(out), progress, splits, new=True, notes=notes)
+    return _run(job, Path(out), progress, splits, new=True, notes=notes, network=network)
 
 
 def check_new(folder: Path) -> None:
@@ -178,9 +243,9 @@ def check_new(folder: Path) -> None:
 
 
 def _make_job(
-    data: str, preset: str, values: dict[str, Any], job_values: Mapping[str, Any]
-) -> tuple[Job, Splits | None]:
-    """Makes the job; for a latency table or a policy to be found, its data are loaded for that already."""
+    data: str, preset: str, values: dict[str, Any], job_values: Mapping[str, Any], model: DFSNetwork | None
+) -> tuple[Job, Splits | None, DFSNetwork | None]:
+    """Makes the job; for a network, a latency table or a policy to be found, its data are loaded for that already."""
     policy, cost = values.get("policy"), values.get("cost")
     if cost == "":
         raise UsageError(f"cost '', expected {FLOPS} or the path of a latency table; name one")
@@ -191,30 +256,37 @@ def _make_job(
     early = wanted if table is None else {name: wanted[name] for name in wanted if name not in _BY_COSTS}
     resize = job_values.get("resize")  # 0 for no crop
     job = Job(data=data, recipe=recipe_of(preset, **early), **{**job_values, "resize": resize or None})
-    if policy == MIXED and job.backbone is None:
+    if policy == MIXED and not job.trained:
         raise UsageError(
             "policy mixed without a backbone, whose sensitivity it measures; train one, then --backbone it"
         )
+    if model is not None:
+        job = with_size(job, model.contract or InputContract(model.architecture.image_shape))
+    elif job.network is not None:
+        job = with_size(job, input_of(job.network))
     if "augmentation" not in values and (usual := usual_augmentation(data, job.geometry)) is not None:
         wanted["augmentation"] = usual
         job = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, augmentation=usual))
-    if job.recipe.augmentation == RESIZED_CROPS and job.size is not None and resize is None:
+    if job.recipe.augmentation == RESIZED_CROPS and job.size is not None and job.resize is None and resize is None:
         job = dataclasses.replace(job, resize=usual_resize(job.size))
     if table is None and policy != MIXED:
-        return job, None
+        return job, None, model
     splits = splits_for(job)
+    if job.network is not None and model is None:
+        model, _ = built(job, splits)
     if table is not None and cost is not None:
-        costs = _costs(table, job.recipe, splits, options)
+        architecture = splits.architecture(job.recipe.blocks_per_group) if model is None else model.architecture
+        costs = _costs(table, architecture, options, job.network is None)
         recipe = recipe_of(preset, **{**wanted, "costs": costs, "cost": Path(cost).name})
         job = dataclasses.replace(job, recipe=recipe)
     if policy == MIXED:
         with torch_threads(job.threads), _memory():
-            found = search_policy(job, splits)
+            found = search_policy(job, splits, model)
         names = ",".join(found.policy)
         if is_first():
             _LOG.info("policy %s: %.2f %% computation, by sensitivity on %s", names, found.percentage, found.images)
         job = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, policy=names))
-    return job, splits
+    return job, splits, model
 
 
 def _parse_options(given: str | Options | None, policy: str | None) -> Options:
@@ -229,20 +301,28 @@ def _parse_options(given: str | Options | None, policy: str | None) -> Options:
     return Options(sorted(Options.parse(",".join(words)).bits)) if len(words) > 1 else Options.parse("8,full")
 
 
-def _costs(table: LatencyTable, recipe: Recipe, splits: Splits, options: Options) -> tuple[tuple[float, ...], ...]:
-    """Costs that were measured on a target, for the network that is to be trained."""
-    architecture = splits.architecture(recipe.blocks_per_group)
+def _costs(
+    table: LatencyTable, architecture: Architecture, options: Options, is_cifar: bool
+) -> tuple[tuple[float, ...], ...]:
+    """Costs that were measured on a target, for the network that is to be trained; their mean is over all blocks."""
     blocks, expected = len(table.block_shapes), len(architecture.blocks)
-    if blocks != expected and blocks % 3 == 0:  # a network that train can make has three groups of equal length
+    if is_cifar and blocks != expected and blocks % 3 == 0:  # train makes networks of three groups of equal length
         raise DataError(
             f"latency table of a network of {blocks} blocks, expected {expected}; add --blocks {blocks // 3}, or"
             " measure such a network with bench --save-costs"
         )
-    return tuple(map(tuple, table.costs(architecture, options).tolist()))
+    share = architecture.gated_blocks / max(1, len(architecture.decided(options)))
+    return tuple(map(tuple, (share * table.costs(architecture, options)).tolist()))
 
 
 def _run(
-    job: Job, folder: Path, progress: Progress, splits: Splits | None, new: bool, notes: Sequence[str] = ()
+    job: Job,
+    folder: Path,
+    progress: Progress,
+    splits: Splits | None,
+    new: bool,
+    notes: Sequence[str] = (),
+    network: DFSNetwork | None = None,
 ) -> TrainingResult:
     device = local_device(job.device)
     with contextlib.ExitStack() as stack:
@@ -261,8 +341,10 @@ def _run(
         splits = splits or splits_for(job)
         if state is not None:
             state.check(folder, job, splits.identity)
-        loop = Loop(job, folder, splits, device, processes, progress, state)
-        loop.notes += notes
+        begun_with, assumed = begun(job, splits, network, None if new else folder)
+        home = begun_with.device
+        loop = Loop(job, begun_with, folder, splits, device, processes, progress, state)
+        loop.notes += [*assumed, *notes] if new else notes
         # Only now, that everything given has proved sound, is something written.
         if new and processes.first:
             with saving(folder):
@@ -270,9 +352,12 @@ def _run(
             stack.enter_context(_only_one(folder))
             check_new(folder)  # another process may have begun one meanwhile
             with saving(folder):
+                if job.network is not None:
+                    begun_with.save(folder / NETWORK_FILE)
                 save_job(folder, job)
         processes.wait()
         evaluation = loop.run()
+        begun_with.to(home).eval()
         return TrainingResult(
             folder=folder,
             checkpoint=folder / (BACKBONE_FILE if job.stages[-1] == "backbone" else CHECKPOINT_FILE),
@@ -295,7 +380,7 @@ def _only_one(folder: Path) -> Iterator[None]:
             raise UsageError(
                 f"another process trains in {folder}; wait until it ends, or choose another folder with --out"
             ) from error
-        for name in (JOB_FILE, STATE_FILE, BACKBONE_FILE, CHECKPOINT_FILE):
+        for name in (JOB_FILE, STATE_FILE, NETWORK_FILE, BACKBONE_FILE, CHECKPOINT_FILE):
             remove_leftovers(folder / name)
         yield
 

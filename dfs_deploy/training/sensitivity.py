@@ -19,12 +19,21 @@ from torch.nn import functional
 
 from dfs_deploy.errors import UsageError
 from dfs_deploy.models import DFSNetwork, run_option
+from dfs_deploy.models.network import block_costs
 from dfs_deploy.network import Block
 from dfs_deploy.options import FULL_BITS, Options
+<<<<<<< HEAD
+from dfs_deploy.training.begin import begun, contract_of
 from dfs_deploy.training.data import HELD_OUT, Images, Splits, splits_for
 from dfs_deploy.training.job import Job
 from dfs_deploy.training.processes import local_device
+=======
+from dfs_deploy.training.data import Images
+from dfs_deploy.training.job import Job
+from dfs_deploy.training.processes import local_device
+from dfs_deploy.training.splits import HELD_OUT, Splits, splits_for
 from dfs_deploy.training.state import begin_with
+>>>>>>> i13-data
 
 SEARCH_IMAGES = 1024
 """Training images that sensitivity is measured on, if none are held out."""
@@ -41,7 +50,8 @@ class Sensitivity:
         options: options that were tried.
         images: number of images it was measured on.
         full_loss: mean cross entropy with every block in full precision.
-        losses: (gated blocks, options) mean cross entropy with only that block at that option.
+        losses: (gated blocks, options) mean cross entropy with only that block at that option; infinite if the block
+            may not run it.
     """
 
     options: Options
@@ -139,19 +149,20 @@ def choose_policy(sensitivity: Sensitivity, costs: NDArray[np.floating], target:
     from scipy import optimize, sparse
 
     blocks, options = sensitivity.losses.shape
-    least = 100.0 * float(costs.min(1).mean())
+    possible = np.isfinite(sensitivity.losses)
+    least = 100.0 * float(np.where(possible, costs, np.inf).min(1).mean())
     if least > target + _TOLERANCE:
         raise UsageError(
             f"target {target:g} %, expected at least {least:.4g}, the cost of the cheapest of the options"
             f" '{sensitivity.options}'; choose another target or other options"
         )
-    added = sensitivity.losses - sensitivity.full_loss
+    added = np.where(possible, sensitivity.losses - sensitivity.full_loss, 0.0)
     one_each = sparse.kron(sparse.eye(blocks), np.ones((1, options)))
     found = optimize.milp(
         # Of policies that add the same loss, the cheaper one.
         added.ravel() + _TOLERANCE * costs.ravel(),
         integrality=np.ones(blocks * options),
-        bounds=optimize.Bounds(0, 1),
+        bounds=optimize.Bounds(0, possible.ravel().astype(float)),
         constraints=[
             optimize.LinearConstraint(one_each, 1, 1),
             optimize.LinearConstraint(costs.reshape(1, -1), ub=blocks * (target / 100.0 + _TOLERANCE)),
@@ -179,7 +190,7 @@ class PolicySearch:
     sensitivity: Sensitivity
 
 
-def search_policy(job: Job, splits: Splits | None = None) -> PolicySearch:
+def search_policy(job: Job, splits: Splits | None = None, network: DFSNetwork | None = None) -> PolicySearch:
     """Chooses a policy for a job: the best for its target, by the sensitivity of its backbone.
 
     Measured on images held out of the training split if the job holds some out, which a backbone trained with the same
@@ -188,31 +199,32 @@ def search_policy(job: Job, splits: Splits | None = None) -> PolicySearch:
     Args:
         job: job with a backbone; its recipe gives the options, the costs and the target.
         splits: its data if they are loaded already; ``None`` loads them.
+        network: the network that it begins with; ``None`` for the one that it names.
 
     Raises:
         UsageError: no backbone, or a target that the options do not reach.
         CheckpointError: the backbone cannot be read, or is of another architecture.
         DataError: the data cannot be read.
     """
-    if job.backbone is None:
+    if not job.trained:
         raise UsageError(
             "policy mixed without a backbone, whose sensitivity it measures; train one, then --backbone it"
         )
-    recipe = job.recipe
-    device = local_device(job.device)
     splits = splits or splits_for(job)
+    recipe, device = job.recipe, local_device(job.device)
+    network = begun(job, splits, network, None)[0]
     held_out = splits.evaluation_name == HELD_OUT
     measured = splits.evaluation if held_out else splits.train.subset(SEARCH_IMAGES, job.seed)
-    architecture = splits.architecture(recipe.blocks_per_group)
-    network = begin_with(job.backbone, architecture, job.weights_key)[0].to(device)
-    images = Images(measured, splits.contract(), device)
+    images = Images(measured, contract_of(network, splits), device)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for pixels, labels in images.batches(_BATCH):
             yield images.normalize(pixels), labels
 
-    sensitivity = measure_sensitivity(network, recipe.options, batches())
-    costs = np.array(recipe.cost_rows)
+    sensitivity = measure_sensitivity(network.to(device), recipe.options, batches())
+    costs = (
+        block_costs(network.architecture, recipe.options).numpy() if recipe.costs is None else np.array(recipe.costs)
+    )
     policy = choose_policy(sensitivity, costs, recipe.target)
     return PolicySearch(
         policy=tuple(recipe.options[choice].name for choice in policy),

@@ -1,4 +1,4 @@
-"""The state of a run: a checkpoint to begin with, and on disk enough to go on as if it had never stopped."""
+"""The state of a run on disk: enough to go on as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfs_deploy.checkpoints import CheckpointFacts, load_checkpoint
 from dfs_deploy.checkpoints.archives import check_archive
 from dfs_deploy.checkpoints.reading import MAX_CHECKPOINT
 from dfs_deploy.errors import CheckpointError, DataError, EnvironmentLacksError
@@ -21,7 +20,6 @@ from dfs_deploy.io.files import check_file, write_whole
 from dfs_deploy.io.kinds import JOB_FILE
 from dfs_deploy.io.text import first_line
 from dfs_deploy.models import DFSNetwork
-from dfs_deploy.network import Architecture
 from dfs_deploy.training.job import Job
 from dfs_deploy.training.recipe import STAGES, StageName
 
@@ -122,21 +120,6 @@ class State:
             raise CheckpointError(
                 f"the state in {folder} does not fit the stage {self.stage} ({first_line(error, 120)}); start again"
             ) from error
-
-
-def begin_with(path: str, architecture: Architecture, weights_key: str | None) -> tuple[DFSNetwork, list[str]]:
-    """Reads the checkpoint of a trained network to begin with, and what was assumed about it, one line each.
-
-    Raises:
-        CheckpointError: it cannot be read, or is of another architecture.
-    """
-    checkpoint = load_checkpoint(path, facts=CheckpointFacts(weights_key=weights_key), deployable=False)
-    if checkpoint.network.architecture != architecture:
-        raise CheckpointError(
-            f"{path} is another network than this job's: {checkpoint.network.architecture.beside(architecture)}; give a"
-            " checkpoint of the same blocks, classes and image size"
-        )
-    return checkpoint.network, [f"assumed of {path}: {line}" for line in checkpoint.assumptions]
 
 
 @contextlib.contextmanager

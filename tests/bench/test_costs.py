@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
 from dfs_deploy.bench.costs import hardly_known, measure_costs
 from dfs_deploy.bundle import Bundle
-from tests.bundles import Made
+from tests.bundles import ALL_FIXED, FIXED, MASKED, Choices, Made, copied, narrowed
 
 
 def test_every_option_of_every_block_is_timed(mixed: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,6 +27,26 @@ def test_every_option_of_every_block_is_timed(mixed: Made, monkeypatch: pytest.M
     costs = table.costs(bundle.architecture, bundle.options)
     assert costs.shape == (3, 4)
     assert costs.min() > 0.0
+
+
+@pytest.mark.parametrize("choices", [FIXED, MASKED, ALL_FIXED], ids=["fixed", "masked", "all fixed"])
+def test_a_block_is_timed_for_the_options_that_it_may_run(
+    mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choices: Choices
+) -> None:
+    monkeypatch.setattr("dfs_deploy.bench.costs.MAX_UNCERTAINTY", math.inf)
+    bundle = Bundle(narrowed(copied(mixed, tmp_path), choices))
+    table = measure_costs(bundle, plan=False)
+    blocks, options = bundle.architecture.blocks, bundle.options
+    assert [(e.block, e.option) for e in table.entries] == [
+        (block.index, option.name) for block in blocks[1:] for option in block.choices(options)
+    ]
+    for entry in table.entries:
+        assert (entry.engine_us > 0.0) == (entry.option != "skip" or blocks[entry.block].projects)
+    costs, decided = table.costs(bundle.architecture, options), bundle.architecture.decided(options)
+    allowed = bundle.architecture.allowed(options)
+    assert (costs[~allowed] == 0.0).all()
+    for block in range(1, 4):
+        assert (costs[block - 1][allowed[block - 1]] > 0.0).all() == (block in decided)
 
 
 def test_a_machine_that_slows_down_for_a_round_changes_no_cost() -> None:

@@ -29,7 +29,20 @@ from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 from dfs_deploy.runtimes import Result, Runtime
 from dfs_deploy.system.cpu import CpuLimits
-from tests.bundles import CONTRACT, Made, copied, labelled, manifest_of, settled_network, write_manifest
+from tests.bundles import (
+    ALL_FIXED,
+    CONTRACT,
+    FIXED,
+    MASKED,
+    Choices,
+    Made,
+    copied,
+    labelled,
+    manifest_of,
+    narrowed,
+    settled_network,
+    write_manifest,
+)
 from tests.checks import refuses
 from tests.runtimes.tensorrt.machine import building_here
 from tests.runtimes.tensorrt.machine import machine as gpu_machine
@@ -225,6 +238,24 @@ def test_a_network_with_nothing_to_decide(tmp_path_factory: pytest.TempPathFacto
     json.dumps(result.as_json(), allow_nan=False)
     assert result.cases[0].computation_percentage == 100.0
     assert result.option_share == ()
+
+
+@pytest.mark.parametrize(
+    ("choices", "skippable"), [(FIXED, 2), (MASKED, 2), (ALL_FIXED, 0)], ids=["fixed", "masked", "all fixed"]
+)
+def test_blocks_with_choices_of_their_own(mixed: Made, tmp_path: Path, choices: Choices, skippable: int) -> None:
+    bundle = Bundle(narrowed(copied(mixed, tmp_path), choices))
+    result = bench(bundle, mixed.data, forced=True, **QUICK)
+    json.dumps(result.as_json(), allow_nan=False)
+    assert [path.blocks for path in result.forced] == [share * skippable // 100 for share in (0, 25, 50, 75, 100)] * 2
+    by_name = {case.name: case for case in result.cases}
+    weights, decided = bundle.architecture.weights(bundle.options), bundle.architecture.decided(bundle.options)
+    whole = by_name["dfs-forced-100-fp32"].computation_percentage
+    nothing = by_name["dfs-forced-0-fp32"].computation_percentage
+    assert whole == pytest.approx(100.0)
+    never = sum(weights[i - 1] for i in decided if i not in bundle.architecture.skippable(bundle.options))
+    assert nothing == pytest.approx(100.0 * never / len(decided) if decided else 100.0)
+    assert (result.dynamic.gate_us == 0.0) == (not decided)
 
 
 def test_a_budget_is_held_by_the_dynamic_network_alone(mixed: Made, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from dfs_deploy.calibration import Range
 from dfs_deploy.errors import UsageError
 from dfs_deploy.exporters.engines import ONNXRUNTIME, TENSORRT, Dialect, float_engine
 from dfs_deploy.exporters.layers import WRITERS, check_operators
-from dfs_deploy.exporters.split import Layer, Part, fold
+from dfs_deploy.exporters.split import Part, fold
 from dfs_deploy.models import DFSNetwork, Graph, NetworkGraphs, Node
 from dfs_deploy.models.graph import OPERATORS, Attribute, tensor_tree
 from dfs_deploy.network import Architecture, Block, GateShape
@@ -130,9 +130,9 @@ def test_every_operator_is_written_and_tested() -> None:
 
 
 def test_an_unknown_operator_is_refused_by_name() -> None:
-    layer = Layer("odd", "fourier", ("input",))
-    with pytest.raises(UsageError, match="block_1: layer odd is a fourier, which no engine"):
-        check_operators([Part("block_1", (layer,), "odd", {"input": SHAPE, "odd": SHAPE})])
+    graphs = NetworkGraphs(chain(one("relu"), Node("odd", "fourier", ("y",))), (), Graph(), "channel", 32)
+    with pytest.raises(UsageError, match="layer odd is a fourier, which no engine"):
+        check_operators(graphs)
 
 
 def squeeze_excite() -> Graph:

@@ -9,6 +9,7 @@ import pytest
 from torch import Tensor
 
 from dfs_deploy.calibration import STATIC, CalibratedRange, TensorKey, calibrate, calibrate_static, from_checkpoint
+from dfs_deploy.exporters.int8_forms import Int8Forms
 from dfs_deploy.exporters.single_file import single_file
 from dfs_deploy.exporters.split import split_gate
 from dfs_deploy.exporters.writing import EngineWriter
@@ -45,7 +46,7 @@ def test_only_what_the_policy_runs_in_int8_is_calibrated() -> None:
 def test_engines_are_those_of_the_policy_alone(names: str) -> None:
     network = static_network(names)
     assert split_gate(network) is None
-    writer = EngineWriter(network, measured(network), TARGETS, 8)
+    writer = EngineWriter(network, Int8Forms(measured(network)), TARGETS)
     engines = writer.write("onnxruntime")
     assert engines.gate is None
     assert not any("gate" in file for file in writer.files)
@@ -57,7 +58,7 @@ def test_engines_are_those_of_the_policy_alone(names: str) -> None:
 @pytest.mark.parametrize("names", ["full,full,full", "skip,8,skip", "8,skip,16"])
 def test_the_single_file_is_a_straight_line(names: str) -> None:
     network = static_network(names)
-    model = single_file(network, CONTRACT, measured(network), TARGETS)
+    model = single_file(network, CONTRACT, Int8Forms(measured(network)), TARGETS)
     operators = {node.op_type for node in onnx.load_model_from_string(model).graph.node}
     assert not operators & {"If", "ArgMax", "Sigmoid"}
     assert ("QuantizeLinear" in operators) == ("8" in names.split(","))
@@ -72,7 +73,7 @@ def test_without_data_a_mixed_policy_has_no_static_int8_baseline() -> None:
     """Its ranges do not cover every block; those of a uniform one do."""
     for names, expected in (("8,full,8", {"fp32", "fp16"}), ("8,8,8", {"fp32", "fp16", "int8"})):
         network = static_network(names)
-        writer = EngineWriter(network, from_checkpoint(network, [1]), TARGETS, 8)
+        writer = EngineWriter(network, Int8Forms(from_checkpoint(network, [1])), TARGETS)
         assert set(writer.write("onnxruntime").static) == expected
 
 
@@ -80,7 +81,7 @@ def test_two_exports_are_the_same_to_the_byte() -> None:
     network = static_network("8,16,8")
     made = []
     for _ in range(2):
-        writer = EngineWriter(network, measured(network), TARGETS, 8)
+        writer = EngineWriter(network, Int8Forms(measured(network)), TARGETS)
         writer.write("onnxruntime")
         made.append(writer.files)
     assert made[0] == made[1]

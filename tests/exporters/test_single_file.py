@@ -19,6 +19,7 @@ from dfs_deploy import Dataset, Runtime
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.errors import ExportMismatchError, UsageError
 from dfs_deploy.exporters import Exported, export, pipeline
+from dfs_deploy.exporters.int8_forms import Int8Forms
 from dfs_deploy.exporters.single_file import LOGIT_TOLERANCE, check_single_file, single_file
 from dfs_deploy.models import DFSNetwork, cifar_network
 from dfs_deploy.network import cifar_resnet
@@ -211,11 +212,13 @@ def test_the_metadata_tells_how_to_normalise_and_label(made: Made) -> None:
         "mean": list(CONTRACT.mean),
         "std": list(CONTRACT.std),
         "input_shape": [3, 8, 8],
+        "resize": None,
+        "interpolation": "bilinear",
     }
 
 
 def test_without_int8_there_is_nothing_quantised_and_no_flag() -> None:
-    content = single_file(varied_network(), CONTRACT, {}, ("fp32",))
+    content = single_file(varied_network(), CONTRACT, Int8Forms({}), ("fp32",))
     model = onnx.load(io.BytesIO(content))
     operators = {node.op_type for graph in graphs(model.graph) for node in graph.node}
     assert not operators & {"QuantizeLinear", "DequantizeLinear"}
@@ -223,12 +226,12 @@ def test_without_int8_there_is_nothing_quantised_and_no_flag() -> None:
 
 
 def test_the_same_network_gives_the_same_bytes() -> None:
-    first, second = (single_file(varied_network(), CONTRACT, {}, ("fp32",)) for _ in range(2))
+    first, second = (single_file(varied_network(), CONTRACT, Int8Forms({}), ("fp32",)) for _ in range(2))
     assert first == second
 
 
 def test_another_networks_file_is_refused(made: Made) -> None:
-    other = single_file(settled_network(blocks=3, seed=1), CONTRACT, {}, ("fp32",))
+    other = single_file(settled_network(blocks=3, seed=1), CONTRACT, Int8Forms({}), ("fp32",))
     with refuses(ExportMismatchError, "single file", "of 8 images", "the runtime took"):
         check_single_file(other, made.exported.bundle, inputs(8))
 
@@ -242,7 +245,7 @@ def test_logits_that_differ_are_refused(made: Made) -> None:
 
 
 def test_a_mismatch_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = single_file(settled_network(blocks=3, seed=1), CONTRACT, {}, ("fp32",))
+    other = single_file(settled_network(blocks=3, seed=1), CONTRACT, Int8Forms({}), ("fp32",))
     monkeypatch.setattr(pipeline, "write_single_file", lambda *values: other)
     with refuses(ExportMismatchError, "single file"):
         make(tmp_path)

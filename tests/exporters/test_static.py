@@ -12,11 +12,13 @@ from torch import Tensor
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.calibration import Ranges, calibrate, calibrate_static, from_checkpoint
 from dfs_deploy.errors import BundleError, RuntimeClosedError
+from dfs_deploy.exporters.int8_forms import Int8Forms
 from dfs_deploy.exporters.split import split_block, split_head, split_stem
 from dfs_deploy.exporters.writing import EngineWriter, static_engine
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Option
 from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
+from dfs_deploy.system.cpu import WeightBits
 from tests.bundles import Made, normal_images, relative, run_as_written, run_model, settled_network
 
 
@@ -30,13 +32,15 @@ def float_engine(network: DFSNetwork, dtype: type[np.floating] = np.float32) -> 
     return static_engine("static", [split_stem(network), *blocks, split_head(network)], dtype=dtype)
 
 
-def static_engines(network: DFSNetwork, ranges: Ranges, runtime: str = "onnxruntime", bits: int = 8) -> list[bytes]:
-    writer = EngineWriter(network, ranges, ("int8", "fp32"), bits)
+def static_engines(
+    network: DFSNetwork, ranges: Ranges, runtime: str = "onnxruntime", bits: WeightBits = 8
+) -> list[bytes]:
+    writer = EngineWriter(network, Int8Forms(ranges, bits), ("int8", "fp32"))
     engines = writer.write(runtime)
     return [writer.files[file] for file in engines.static.values()]
 
 
-def static_int8(network: DFSNetwork, images: Tensor, runtime: str = "onnxruntime", bits: int = 8) -> bytes:
+def static_int8(network: DFSNetwork, images: Tensor, runtime: str = "onnxruntime", bits: WeightBits = 8) -> bytes:
     gated = calibrate(network, [1], lambda: iter([images]), "minmax")
     static = calibrate_static(network, lambda: iter([images]), "minmax")
     return static_engines(network, {**gated, **static}, runtime, bits)[0]
@@ -55,7 +59,7 @@ def test_a_float_engine_is_the_backbone(
 
 @pytest.mark.parametrize(("runtime", "bits"), [("onnxruntime", 7), ("onnxruntime", 8), ("tensorrt", 8)])
 @torch.no_grad()
-def test_the_static_int8_engine_is_near_the_backbone(network: DFSNetwork, runtime: str, bits: int) -> None:
+def test_the_static_int8_engine_is_near_the_backbone(network: DFSNetwork, runtime: str, bits: WeightBits) -> None:
     images = normal_images(24)
     run = run_model if runtime == "onnxruntime" else run_as_written
     (got,) = run(static_int8(network, images, runtime, bits), images=images.numpy())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +17,23 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
 from dfs_deploy.bundle import Bundle
-from dfs_deploy.calibration import Range, from_checkpoint
+from dfs_deploy.calibration import from_checkpoint
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.errors import CheckFailedError, GraphRuleError
 from dfs_deploy.exporters import export, writing
-from dfs_deploy.exporters.engines import TENSORRT, block_engine
-from dfs_deploy.exporters.int8 import Int8Block
+from dfs_deploy.exporters.engines import TENSORRT, float_engine
+from dfs_deploy.exporters.int8 import Int8Part
+from dfs_deploy.exporters.int8_forms import Int8Forms
 from dfs_deploy.exporters.int8_graphs import tensorrt_engine
-from dfs_deploy.exporters.split import split_block
+from dfs_deploy.exporters.split import Part, split_block
 from dfs_deploy.exporters.tensorrt_lint import check_graphs, lint
 from dfs_deploy.exporters.writing import EngineWriter
 from dfs_deploy.models import DFSNetwork
+from dfs_deploy.models.graph import INPUT
 from dfs_deploy.options import Option, parse_targets
-from tests.bundles import CONTRACT, Made, labelled, settled_network
-
-RANGES = {
-    "conv1": Range(0.0, 3.0),
-    "conv2": Range(0.0, 2.0),
-    "conv2_out": Range(-2.0, 2.0),
-    "output": Range(0.0, 4.0),
-    "projection": Range(0.0, 3.0),
-    "projection_out": Range(-1.0, 2.0),
-    "shortcut": Range(-0.5, 3.0),
-}
+from tests.bundles import Made, labelled
+from tests.exporters.parts import Making, measured
+from tests.settled import CONTRACT, settled_network
 
 Edit = Callable[[onnx.ModelProto], None]
 
@@ -51,13 +46,42 @@ def rules(model: onnx.ModelProto | bytes) -> set[str]:
 
 @pytest.fixture(scope="module")
 def graphs() -> dict[str, bytes]:
-    """A block with a free shortcut and one with a projection, each in INT8 and FP16."""
+    """A block with a free shortcut and one with a projection, each in INT8 and FP16, and an inverted one with SE."""
     network = settled_network("skip,8,16,full", blocks=2, widths=(6, 8))
     made = {}
-    for name, block in (("plain", network.blocks[1]), ("stride", network.blocks[2])):
-        made[f"{name}-int8"] = tensorrt_engine("block", Int8Block.for_tensorrt(split_block(block, Option(8)), RANGES))
-        made[f"{name}-fp16"] = block_engine("block", split_block(block, Option(16)), np.float16, None, TENSORRT)
-    return made
+    for name, index in (("plain", 1), ("stride", 2)):
+        # TensorRT's arithmetic, with names as short as those of the edits below.
+        part = short_names(split_block(network, index, Option(8)))
+        made[f"{name}-int8"] = int8(part)
+        made[f"{name}-fp16"] = float_engine("block", part, np.float16, TENSORRT)
+    return {**made, "excited-int8": int8(excited())}
+
+
+def int8(part: Part) -> bytes:
+    x = np.random.default_rng(0).uniform(-0.5, 3.0, (4, *part.in_shape))
+    return tensorrt_engine("block", Int8Part.for_tensorrt(part, measured(part, x)))
+
+
+def excited() -> Part:
+    """An inverted residual block with depthwise convolution, hard swish and squeeze-and-excitation."""
+    make = Making((6, 8, 8))
+    y = make.add("hard_swish", make.conv(INPUT, 12))
+    y = make.excitation(make.add("hard_swish", make.conv(y, 12, 3, groups=12)))
+    return make.part(make.add("add", make.conv(y, 6), INPUT))
+
+
+def short_names(part: Part) -> Part:
+    """A part of a CIFAR block whose convolutions are named conv1, conv2 and projection."""
+    convs = [layer.name for layer in part.layers if layer.weight is not None]
+    names = {**dict(zip(convs, ("conv1", "conv2", "projection"), strict=False)), INPUT: INPUT}
+    layers = tuple(
+        replace_fields(
+            layer, name=names.get(layer.name, layer.name), inputs=tuple(names.get(n, n) for n in layer.inputs)
+        )
+        for layer in part.layers
+    )
+    sizes = {names.get(name, name): size for name, size in part.sizes.items()}
+    return Part(part.name, layers, part.output, sizes)
 
 
 def node(model: onnx.ModelProto, operator: str, place: int = 0) -> onnx.NodeProto:
@@ -78,7 +102,7 @@ def insert(model: onnx.ModelProto, before: onnx.NodeProto, new: onnx.NodeProto) 
 
 
 def non_zero_zero_point(model: onnx.ModelProto) -> None:
-    replace(model, "conv1_input_zero_point", np.array(-128, np.int8))
+    replace(model, node(model, "QuantizeLinear").input[2], np.array(-128, np.int8))
 
 
 def uint8_activations(model: onnx.ModelProto) -> None:
@@ -157,7 +181,7 @@ def empty_scale(model: onnx.ModelProto) -> None:
 
 def float16_scale_in_an_old_opset(model: onnx.ModelProto) -> None:
     model.opset_import[0].version = 17
-    replace(model, "shortcut_scale", np.array(0.1, np.float16))
+    replace(model, "conv2_input_scale", np.array(0.1, np.float16))
 
 
 def another_scale_after_it(model: onnx.ModelProto) -> None:
@@ -247,6 +271,60 @@ def test_an_illegal_graph_breaks_its_rule(graphs: dict[str, bytes], rule: str, e
         assert rule in rules(model)
 
 
+def rounding_before_the_product(model: onnx.ModelProto) -> None:
+    product = node(model, "Mul")
+    constants = node(model, "QuantizeLinear").input[1:]
+    insert(model, product, helper.make_node("QuantizeLinear", [product.input[1], *constants], ["q"], name="q"))
+    insert(model, product, helper.make_node("DequantizeLinear", ["q", *constants], ["dq"], name="dq"))
+    product.input[1] = "dq"
+
+
+def gaps_in_a_pool(model: onnx.ModelProto) -> None:
+    pool = node(model, "GlobalAveragePool")
+    pool.op_type = "MaxPool"
+    pool.attribute.extend(
+        helper.make_attribute(name, value) for name, value in (("kernel_shape", [2, 2]), ("dilations", [7, 7]))
+    )
+
+
+def one_scale_for_a_depthwise_weight(model: onnx.ModelProto) -> None:
+    depthwise = next(n for n in model.graph.node if any(a.name == "group" and a.i > 1 for a in n.attribute))
+    weight = next(n for n in model.graph.node if n.output[0] == depthwise.input[1])
+    for name, value in zip(weight.input[1:], (np.float32(0.01), np.int8(0)), strict=True):
+        replace(model, name, np.array(value))
+
+
+def rounded_excitation(model: onnx.ModelProto) -> None:
+    """One of the small layers gets an input in int8, its weight stays as it is."""
+    squeeze = next(n for n in model.graph.node if n.op_type == "Conv" and n.input[1] in constants_of(model))
+    constants = node(model, "QuantizeLinear").input[1:]
+    insert(model, squeeze, helper.make_node("QuantizeLinear", [squeeze.input[0], *constants], ["q"], name="q"))
+    insert(model, squeeze, helper.make_node("DequantizeLinear", ["q", *constants], ["dq"], name="dq"))
+    squeeze.input[0] = "dq"
+
+
+def constants_of(model: onnx.ModelProto) -> set[str]:
+    return {tensor.name for tensor in model.graph.initializer}
+
+
+@pytest.mark.parametrize(
+    ("rule", "edit"),
+    [
+        ("float", rounding_before_the_product),
+        ("dilation", gaps_in_a_pool),
+        ("granularity", one_scale_for_a_depthwise_weight),
+        ("weights", rounded_excitation),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_an_illegal_block_with_excitation_breaks_its_rule(graphs: dict[str, bytes], rule: str, edit: Edit) -> None:
+    sound = graphs["excited-int8"]
+    assert rules(sound) == set()
+    model = onnx.load_from_string(sound)
+    edit(model)
+    assert rule in rules(model)
+
+
 @pytest.mark.parametrize("edit", [unsupported_operator, infinite_weight, mixed_types])
 def test_a_float16_graph_is_held_to_the_rules_too(graphs: dict[str, bytes], edit: Edit) -> None:
     assert rules(graphs["plain-fp16"]) == set()
@@ -272,9 +350,9 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def quantized_by_onnxruntime(tmp_path: Path, **choices: Any) -> bytes:
-    block = settled_network("skip,8,16,full", blocks=2, widths=(6, 8)).blocks[2]
+    part = split_block(settled_network("skip,8,16,full", blocks=2, widths=(6, 8)), 2, Option(32))
     source, target = tmp_path / "float.onnx", tmp_path / "quantized.onnx"
-    source.write_bytes(block_engine("block", split_block(block, Option(32)), np.float32, None, TENSORRT))
+    source.write_bytes(float_engine("block", part, dialect=TENSORRT))
     quantize_static(source, target, Reader((2, 6, 8, 8)), **choices)
     return target.read_bytes()
 
@@ -316,9 +394,13 @@ def test_all_findings_of_all_graphs_are_listed(graphs: dict[str, bytes]) -> None
         assert any(f"[{rule}]" in line for line in caught.value.mismatches)
 
 
+def graph_files(bundle: Bundle) -> list[str]:
+    return [name for name in bundle.manifest.files if name.startswith("tensorrt/")]
+
+
 def test_every_graph_of_a_bundle_is_legal(mixed: Made) -> None:
     bundle = Bundle(mixed.path)
-    files = [name for name in bundle.manifest.files if name.startswith("tensorrt/")]
+    files = graph_files(bundle)
     assert len(files) > 10
     check_graphs({name: bundle.model(name) for name in files})
 
@@ -344,7 +426,7 @@ def test_an_illegal_graph_stops_an_export_and_leaves_nothing(
 def test_weights_beyond_float16_are_found_before_a_device_sees_them(tmp_path: Path) -> None:
     network = settled_network("skip,16,full")
     with torch.no_grad():
-        network.blocks[1].norm1.weight.fill_(1e7)
+        network.net.blocks[1].norm1.weight.fill_(1e7)
     save_checkpoint(tmp_path / "loud.pt", network, CONTRACT)
     with pytest.raises(GraphRuleError) as caught:
         export(tmp_path / "loud.pt", tmp_path / "loud.dfs", runtimes=["tensorrt"], calibration_data=labelled(network))
@@ -385,9 +467,7 @@ def test_random_networks_export_for_tensorrt(network: DFSNetwork, targets: str) 
             calibration_data=labelled(network, 48),
         )
         assert exported.validation.engines
-        assert_legal(
-            {name: exported.bundle.model(name) for name in exported.bundle.manifest.files if name.endswith(".onnx")}
-        )
+        assert_legal({name: exported.bundle.model(name) for name in graph_files(exported.bundle)})
 
 
 @settings(max_examples=25)
@@ -396,7 +476,7 @@ def test_random_networks_export_for_tensorrt(network: DFSNetwork, targets: str) 
 def test_every_graph_is_legal_also_without_data(network: DFSNetwork, targets: str) -> None:
     int8 = [place for place, option in enumerate(network.options) if not option.skips and option.bits <= 8]
     ranges = from_checkpoint(network, int8) if int8 else {}
-    writer = EngineWriter(network, ranges, parse_targets(targets), 8)
+    writer = EngineWriter(network, Int8Forms(ranges), parse_targets(targets))
     writer.write("tensorrt")
     assert_legal(writer.files)
 

@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from torch import Tensor
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.errors import ExportMismatchError
 from dfs_deploy.exporters import export, validation, writing
+from dfs_deploy.exporters.reference import Reference
 from dfs_deploy.exporters.validation import TOLERANCES, EngineDeviation, validate
 from dfs_deploy.runtimes import Result, Runtime
 from tests.bundles import CONTRACT, Made, copied, labelled, rewritten, settled_network
@@ -37,20 +40,24 @@ def off(bundle: Path, file: str, name: str, change: Change) -> dict[str, bytes]:
     return {file: perturbed(Bundle(bundle).model(file), name, change)}
 
 
-def images(made: Made) -> NDArray[np.float32]:
-    return Bundle(made.path).input.normalize(made.data.images[:32])
+def images(made: Made) -> Tensor:
+    return torch.from_numpy(Bundle(made.path).input.normalize(made.data.images[:32]))
+
+
+def reference(made: Made) -> Reference:
+    return Reference.of(made.network, images(made))
 
 
 def mismatches(made: Made, bundle: Path) -> list[str]:
     with pytest.raises(ExportMismatchError) as caught:
-        validate(Bundle(bundle), made.network, images(made))
+        validate(Bundle(bundle), reference(made))
     assert str(len(caught.value.mismatches)) in str(caught.value)
     assert "\n" not in str(caught.value)
     return [line for line in caught.value.mismatches if not line.startswith("logits")]
 
 
 def test_a_sound_bundle_passes_with_an_entry_for_each_engine(mixed: Made) -> None:
-    result = validate(Bundle(mixed.path), mixed.network, images(mixed))
+    result = validate(Bundle(mixed.path), reference(mixed))
     assert all(engine.passed for engine in result.engines)
     files = [name for name in Bundle(mixed.path).manifest.files if name.endswith(".onnx")]
     engines = [name for name in files if "static" not in name and "gate" not in name]
@@ -130,7 +137,7 @@ def test_the_whole_is_checked_too(mixed: Made, tmp_path: Path) -> None:
         {file: perturbed(Bundle(bundle).model(file), "head_weight", lambda value: -value) for file in files},
     )
     with pytest.raises(ExportMismatchError) as caught:
-        validate(Bundle(bundle), mixed.network, images(mixed))
+        validate(Bundle(bundle), reference(mixed))
     assert any(line.startswith("logits on") for line in caught.value.mismatches)
 
 
@@ -147,7 +154,7 @@ def test_of_paths_the_first_that_differs_is_named(mixed: Made, monkeypatch: pyte
 
     monkeypatch.setattr(validation, "Runtime", Straying)
     with pytest.raises(ExportMismatchError) as caught:
-        validate(Bundle(mixed.path), mixed.network, images(mixed))
+        validate(Bundle(mixed.path), reference(mixed))
     first, *rest = taken[-1]
     assert len(taken) > 1
     assert caught.value.mismatches == (f"path {[1 - first, *rest]}, the reference's is {taken[-1]}",)
@@ -161,7 +168,7 @@ def test_a_block_that_overflows_float16_is_named(mixed: Made, tmp_path: Path) ->
     file = "common/block-01-16-fp16.onnx"
     rewritten(bundle, off(bundle, file, "blocks.1.norm2_weight", lambda value: value * np.inf))
     with pytest.raises(ExportMismatchError) as caught:
-        validate(Bundle(bundle), loud, images(mixed))
+        validate(Bundle(bundle), Reference.of(loud, images(mixed)))
     assert any("block 1, option 16: fp16" in line and "overflows float16" in line for line in caught.value.mismatches)
 
 
@@ -213,7 +220,7 @@ def test_validation_reads_through_the_digests(mixed: Made, tmp_path: Path) -> No
     opened = Bundle(copied(mixed, tmp_path))
     (opened.path / "common/stem.onnx").write_bytes(b"changed meanwhile")
     with pytest.raises(Exception, match=r"stem\.onnx was changed"):
-        validate(opened, mixed.network, images(mixed))
+        validate(opened, reference(mixed))
 
 
 REMEDIES: dict[str, tuple[dict[str, str], bool, list[str]]] = {
@@ -250,7 +257,7 @@ def test_what_to_do_is_said(mixed: Made, tmp_path: Path, what: str) -> None:
     changes = {f: perturbed(Bundle(bundle).model(f), name, lambda value: value * 0.5) for f, name in files.items()}
     rewritten(bundle, changes, edit)
     with pytest.raises(ExportMismatchError) as caught:
-        validate(Bundle(bundle), mixed.network, images(mixed))
+        validate(Bundle(bundle), reference(mixed))
     for word in words:
         assert word in str(caught.value)
     assert ("report" in str(caught.value)) == ("report this" in words)

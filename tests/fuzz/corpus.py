@@ -18,11 +18,23 @@ from PIL import Image
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.data import save_npz
 from dfs_deploy.models import DFSNetwork
+from dfs_deploy.preprocessing import InputContract
 from tests import bundles
-from tests.builders import release_state_dict, save_release, skipnet_state_dict, small_network
+from tests.builders import (
+    older_content,
+    release_state_dict,
+    save_older,
+    save_release,
+    skipnet_imagenet_state_dict,
+    skipnet_state_dict,
+    small_network,
+)
 from tests.bundles import CONTRACT, Made
 from tests.data import cifar_archives
 from tests.data.pictures import dataset, pixels
+from tests.nets import SIZE, adapted
+
+ADAPTED_CONTRACT = InputContract((3, *SIZE), resize=16)
 
 
 class Corpus:
@@ -58,7 +70,10 @@ class Corpus:
         folder = self.mktemp("checkpoints")
         network = small_network()
         release, skipnet = release_state_dict(), skipnet_state_dict()
-        made = {name: folder / name for name in ("native.pt", "native.safetensors", "policy.pt")}
+        made = {
+            name: folder / name
+            for name in ("native.pt", "native.safetensors", "policy.pt", "adapted.pt", "adapted.safetensors")
+        }
         save_checkpoint(made["native.pt"], network, CONTRACT)
         save_checkpoint(made["native.safetensors"], network, CONTRACT)
         save_checkpoint(made["policy.pt"], small_network().with_policy([1, 0]), CONTRACT)
@@ -69,6 +84,11 @@ class Corpus:
         for name, state in (("release-old.pt", release), ("skipnet-old.pt", skipnet)):
             made[name] = folder / name
             torch.save({"iter": 1, "state_dict": state}, made[name], _use_new_zipfile_serialization=False)
+        save_checkpoint(made["adapted.pt"], adapted("mobile"), ADAPTED_CONTRACT)
+        save_checkpoint(made["adapted.safetensors"], adapted("basic", gate="stateless"), ADAPTED_CONTRACT)
+        made["imagenet.pth.tar"] = save_release(folder / "imagenet.pth.tar", skipnet_imagenet_state_dict())
+        for name in ("older.pt", "older.safetensors"):
+            made[name] = save_older(folder / name, older_content(network, CONTRACT))
         made["native-old.pt"] = folder / "native-old.pt"
         content = torch.load(made["native.pt"], weights_only=True)
         torch.save(content, made["native-old.pt"], _use_new_zipfile_serialization=False)

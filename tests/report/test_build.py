@@ -25,7 +25,18 @@ from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.report import BundleReport, Report, report
 from dfs_deploy.report.build import match_benches
 from dfs_deploy.runtimes import Runtime
-from tests.bundles import Made, copied, manifest_of, static_bundle, write_manifest
+from tests.bundles import (
+    ALL_FIXED,
+    FIXED,
+    MASKED,
+    Choices,
+    Made,
+    copied,
+    manifest_of,
+    narrowed,
+    static_bundle,
+    write_manifest,
+)
 from tests.checks import refuses
 
 ONE, TWO = "1" * 64, "2" * 64
@@ -46,6 +57,22 @@ def test_the_outcome_is_the_runtimes(mixed: Made, one: BundleReport) -> None:
     np.testing.assert_allclose(one.outcome.computation_percentage, result.computation_percentage.mean(), rtol=1e-5)
     assert one.paths_share <= 1.0
     assert one.paths_listed == len(one.paths)
+
+
+@pytest.mark.parametrize("choices", [FIXED, MASKED, ALL_FIXED], ids=["fixed", "masked", "all fixed"])
+def test_blocks_with_choices_of_their_own(mixed: Made, tmp_path: Path, choices: Choices) -> None:
+    bundle = narrowed(copied(mixed, tmp_path), choices)
+    with Runtime(bundle) as runtime:
+        result, blocks, options = runtime(mixed.data.images), runtime.bundle.architecture.blocks, runtime.options
+    made = made_of(bundle, mixed.data, min_seconds=0.0, min_iterations=3)
+    assert made.facts.gated_blocks == len(Bundle(bundle).architecture.decided(options))
+    assert [(each.block, each.option) for each in made.decisions] == [
+        (block.index, option.name) for block in blocks[1:] for option in block.choices(options)
+    ]
+    assert made.outcome.computation_percentage == pytest.approx(float(result.computation_percentage.mean()), rel=1e-5)
+    allowed = {(block.index, option.name) for block in blocks[1:] for option in block.choices(options)}
+    assert {(figures.block, figures.option) for figures in made.engines} <= allowed
+    assert {(branch.block, branch.option) for branch in made.tree} <= allowed
 
 
 def test_the_frontier_has_the_network_first_and_each_static_engine(one: BundleReport) -> None:

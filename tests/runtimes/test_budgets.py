@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,8 +14,11 @@ from hypothesis import strategies as st
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import UsageError
+from dfs_deploy.network import cifar_resnet
+from dfs_deploy.options import Options
 from dfs_deploy.runtimes import Result, Runtime
 from dfs_deploy.runtimes.budgets import GREATEST_BIAS, bias_for, score_offset
+from dfs_deploy.runtimes.gate import MASKED
 from tests.bundles import Made, copied, manifest_of, pixels, write_manifest
 from tests.checks import refuses
 
@@ -51,10 +55,16 @@ def same(first: Result, second: Result) -> bool:
 # The bias
 
 
-def test_an_offset_is_the_bias_times_the_cost() -> None:
-    offset = score_offset(2.0, (0.0, 0.0625, 0.25, 1.0))
+def test_an_offset_is_the_bias_times_the_cost_and_the_weight_of_the_block() -> None:
+    options, network = Options.parse("skip,8,16,full"), cifar_resnet((3,), (4,))
+    offset = score_offset(2.0, network, options)
     assert offset.dtype == np.float32
-    np.testing.assert_array_equal(offset, [0.0, -0.125, -0.5, -2.0])
+    np.testing.assert_array_equal(offset, [[0.0, -0.125, -0.5, -2.0]] * 2)
+    blocks = list(network.blocks)
+    blocks[1] = msgspec.structs.replace(blocks[1], macs=3, options=("skip", "full"))
+    blocks[2] = msgspec.structs.replace(blocks[2], macs=1, skip=None)
+    offset = score_offset(-2.0, msgspec.structs.replace(network, blocks=tuple(blocks)), options)
+    np.testing.assert_array_equal(offset, [[0.0, MASKED, MASKED, 3.0], [MASKED, 0.0625, 0.25, 1.0]])
 
 
 @pytest.mark.parametrize("bias", [float("nan"), 2 * GREATEST_BIAS])

@@ -22,38 +22,29 @@ from dfs_deploy.models import DFSNetwork
 from dfs_deploy.runtimes import Runtime, native
 from dfs_deploy.runtimes.dispatch import BlockStep, Call, loop_for
 from dfs_deploy.runtimes.gate import GateWeights, NativeGate, NumpyGate, read_gate_weights
-from tests.bundles import Made, copied, manifest_of, normal_images, pixels, rewritten, write_manifest
+from tests.bundles import (
+    ALL_FIXED,
+    FIXED,
+    MASKED,
+    Made,
+    copied,
+    manifest_of,
+    narrowed,
+    normal_images,
+    pixels,
+    rewritten,
+    write_manifest,
+)
 from tests.checks import refuses
 from tests.runtimes.gates import needs_native, random_features, random_weights
 
 GATES = ["numpy", pytest.param("native", marks=needs_native)]
 COUNTS = [1, 5, 40]
 
-Choices = dict[int, tuple[list[str], str | None]]
-"""By index of a block, the options that it may run, and its kind of skip."""
-
-
-def narrowed(bundle: Path, choices: Choices) -> Path:
-    """Lets some blocks of a bundle run some options only, and drops the engines of the others."""
-    manifest = manifest_of(bundle)
-    for index, (names, skip) in choices.items():
-        manifest["architecture"]["blocks"][index].update(options=names, skip=skip)
-        for engines in manifest["runtimes"].values():
-            block = engines["blocks"][index - 1]
-            block["options"] = {name: served for name, served in block["options"].items() if name in names}
-            block["skip"] = block["skip"] if skip and "skip" in names else None
-    write_manifest(bundle, manifest)
-    return bundle
-
-
-FIXED: Choices = {2: (["8"], "projection")}
-MASKED: Choices = {1: (["skip", "16", "full"], "free"), 2: (["skip", "8", "16", "full"], None)}
-ALL_FIXED: Choices = {1: (["16"], "free"), 2: (["8"], None), 3: (["full"], "free")}
-
 
 def with_other_gate(bundle: Path, gate: int) -> Path:
     """Gives one of the gates other weights of its own."""
-    model = onnx.load(bundle / "common/gate.onnx")
+    model = onnx.load_from_string(Bundle(bundle).model("common/gate.onnx"))
     for tensor in model.graph.initializer:
         if tensor.name in ("input_weight_value", "bias_value"):
             values = numpy_helper.to_array(tensor).copy()

@@ -89,7 +89,7 @@ def directly(bundle: Bundle, runtime: Runtime, image: NDArray[np.uint8], path: N
         if layout not in placed.engine.files:
             features = converted(features, OTHER[layout], grids[placed.before])
             layout = OTHER[layout]
-        features = run(bundle.read(placed.engine.files[layout]), features)
+        features = run(bundle.model(placed.engine.files[layout]), features)
         layout = placed.engine.output
     return features
 
@@ -193,8 +193,8 @@ def test_a_stem_that_leaves_signed_uint8_and_a_head_that_takes_nothing_else(
     grid = FeatureGrid(feature_grids(whole, "onnxruntime")[0].scale * 1.5, 37)
     stem = whole.manifest.runtimes["onnxruntime"].stem.files["float32"]
     channels = whole.architecture.blocks[0].out_channels
-    ends = conversion_model("uint8", grid, channels, opset=opset_of(whole.read(stem)))
-    model = join_engines([("stem", whole.read(stem)), ("its end", ends)])
+    ends = conversion_model("uint8", grid, channels, opset=opset_of(whole.model(stem)))
+    model = join_engines([("stem", whole.model(stem)), ("its end", ends)])
 
     def edit(manifest: dict[str, Any]) -> None:
         engines = manifest["runtimes"]["onnxruntime"]

@@ -6,6 +6,7 @@ import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.engines import engines_of
+from dfs_deploy.bundle.weights import WeightsInMemory, inlined
 from dfs_deploy.errors import BundleError
 from dfs_deploy.io.files import sha256
 from dfs_deploy.runtimes import Runtime
@@ -95,7 +97,7 @@ def store(file: Path, engines: prepared.StoredEngines) -> None:
 
 
 @needs_blocks
-@pytest.mark.parametrize("harm", ["a byte changed", "empty", "no map", "a loop", "a function"])
+@pytest.mark.parametrize("harm", ["a byte changed", "empty", "no map", "a loop", "a function", "weights outside"])
 def test_a_damaged_file_is_made_anew(bundle: Bundle, harm: str) -> None:
     images = pixels(6)
     with Runtime(bundle) as runtime:
@@ -108,7 +110,10 @@ def test_a_damaged_file_is_made_anew(bundle: Bundle, harm: str) -> None:
         model.graph.node.add(op_type="Loop", output=["never"], name="loop")
     elif harm == "a function":
         model.functions.add(name="Conv", domain=blocked.DOMAIN)
-    if harm in ("a loop", "a function"):
+    elif harm == "weights outside":
+        (entry,) = (e for t in model.graph.initializer for e in t.external_data if e.key == "offset")
+        entry.value = str(1 << 30)
+    if harm in ("a loop", "a function", "weights outside"):
         store(file, msgspec.structs.replace(engines, models={**engines.models, name: model.SerializeToString()}))
     else:
         file.write_bytes(
@@ -265,6 +270,52 @@ def test_what_was_made_for_a_bundle_that_was_replaced_goes(bundle: Bundle) -> No
     again = Bundle(bundle.path)
     prepared.prepare_engines(again)
     assert [each.name for each in old.parent.iterdir()] == [prepared_file(again).name] != [old.name]
+
+
+@needs_blocks
+def test_their_weights_are_kept_once(bundle: Bundle) -> None:
+    """An engine in FP32 has a variant for each layout of its input, with the same weights."""
+    prepared.prepare_engines(bundle)
+    engines = stored(prepared_file(bundle))
+    weights = WeightsInMemory("weights.bin", engines.weights)
+    whole = sum(len(inlined(model, weights, name)) for name, model in engines.models.items())
+    assert sum(map(len, engines.models.values())) + len(engines.weights) < 0.7 * whole
+    assert all(
+        len(tensor.raw_data) < 256
+        for model in engines.models.values()
+        for tensor in onnx.load_from_string(model).graph.initializer
+    )
+
+
+@needs_blocks
+def test_they_are_the_same_in_any_number_of_threads(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, content = prepared.in_threads, set()
+    for threads in (1, 4):
+        monkeypatch.setattr(prepared, "in_threads", lambda tasks, threads=threads: original(tasks, threads))
+        prepared.prepare_engines(bundle)
+        engines = stored(prepared_file(bundle))
+        content.add((*engines.models, bytes(engines.weights)))  # ONNX Runtime names nodes now so, now so
+        prepared_file(bundle).unlink()
+    assert len(content) == 1
+
+
+@needs_blocks
+def test_large_bundles_are_not_kept_twice(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepared, "MOST_BYTES", bundle.size - 1)
+    made = prepared.prepare_engines(bundle)
+    assert (made.channel_block, made.made, made.failed) == (1, False, False)
+    assert "kept twice" in made.reason
+
+
+@needs_blocks
+def test_without_an_engine_between_float32_features_nothing_is_prepared(bundle: Bundle) -> None:
+    def int8_only(manifest: dict[str, Any]) -> None:
+        for block in manifest["runtimes"]["onnxruntime"]["blocks"]:
+            block["options"] = dict.fromkeys(block["options"], block["options"]["8"])
+
+    made = prepared.prepare_engines(Bundle(rewritten(bundle.path, {}, int8_only)))
+    assert made.channel_block == 1
+    assert "no option passes float32 features" in made.reason
 
 
 def test_narrow_networks_run_as_they_are(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -16,8 +16,8 @@ from dfs_deploy.runtimes import Runtime
 from dfs_deploy.training import read_metrics, run_job
 from dfs_deploy.training.metrics import RunRecord, StepRecord
 from dfs_deploy.training.stages import with_costs
-from tests.bundles import normal_images, settled_network
 from tests.checks import refuses
+from tests.settled import normal_images, settled_network
 from tests.training.small import RECIPE, colour_patches, job
 
 BITS = Options.parse("8,16,full")

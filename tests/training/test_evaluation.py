@@ -13,7 +13,7 @@ from tests.training.small import SIZE, colour_patches
 def test_the_mode_of_every_module_is_restored_also_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     network = small_network()
     network.train()
-    network.backbone.stem_norm.eval()
+    network.net.get_submodule("stem_norm").eval()
     modes = {name: module.training for name, module in network.named_modules()}
     contract = InputContract((3, SIZE, SIZE), (0.5,) * 3, (0.25,) * 3)
     images = Images(colour_patches(12), contract, torch.device("cpu"))

@@ -26,9 +26,9 @@ from dfs_deploy.training import Job, read_metrics, resume, run_job
 from dfs_deploy.training.job import load_job
 from dfs_deploy.training.loop import evaluate
 from dfs_deploy.training.recipe import StageName
-from tests.builders import small_network
-from tests.bundles import CONTRACT
+from tests.builders import release_state_dict, save_release, small_network
 from tests.checks import refuses
+from tests.settled import CONTRACT
 from tests.training.small import colour_patches, small_job, small_recipe
 
 FORK = multiprocessing.get_context("fork")
@@ -96,7 +96,7 @@ def test_stage_0_leaves_the_gate_alone_and_stage_1_the_backbone(folder: Path, wh
     run_job(small_job(folder, until="gate"), folder / "gate")
     state = torch.load(folder / "gate" / "state.pt", weights_only=True)["network"]
     backbone = load_checkpoint(whole / "backbone.pt").network.state_dict()
-    fixed = [key for key in backbone if not key.endswith((".low", ".high"))]
+    fixed = [key for key in backbone if not key.startswith("ranges.")]
     assert all(torch.equal(state[key], backbone[key]) for key in fixed)
     assert any(not torch.equal(state[key], backbone[key]) for key in backbone)
 
@@ -355,8 +355,8 @@ def put(content: dict[str, Any], optimizer: int, key: str, value: Any) -> None:
         (lambda content: put(content, 1, "exp_avg", torch.zeros(3)), "exp_avg"),
         (lambda content: put(content, 1, "step", torch.tensor(float("nan"))), "step"),
         (lambda content: content["optimizers"].pop(), "stage joint"),
-        (lambda content: content["network"]["backbone.stem_conv.weight"].fill_(torch.nan), "NaN"),
-        (lambda content: content["network"].pop("backbone.stem_conv.weight"), "another network"),
+        (lambda content: content["network"]["net.stem_conv.weight"].fill_(torch.nan), "NaN"),
+        (lambda content: content["network"].pop("net.stem_conv.weight"), "another network"),
         (lambda content: content.update(stage="lunch"), "malformed"),
     ],
 )
@@ -468,14 +468,16 @@ def test_a_checkpoint_of_another_architecture_is_refused(folder: Path, whole: Pa
         run_job(small_job(folder, recipe, start=str(whole / "checkpoint.pt")), tmp_path / "run")
 
 
-def test_what_is_assumed_of_a_checkpoint_to_begin_with_is_noted(folder: Path, whole: Path, tmp_path: Path) -> None:
-    content = torch.load(whole / "backbone.pt", weights_only=True)
-    content["state_dict"]["n_averaged"] = torch.tensor(3)
-    torch.save(content, tmp_path / "averaged.pt")
-    result = run_job(small_job(folder, backbone=str(tmp_path / "averaged.pt"), until="gate"), tmp_path / "run")
-    (note,) = result.notes
-    assert "averaged.pt" in note
-    assert "n_averaged" in note
+def test_what_is_assumed_of_a_checkpoint_to_begin_with_is_noted(folder: Path, tmp_path: Path) -> None:
+    state = release_state_dict(groups=(1, 1, 1), classes=3, width=16)
+    path = save_release(tmp_path / "release.pt", state)
+    recipe = small_recipe(gate_steps=1)
+    result = run_job(small_job(folder, recipe, backbone=str(path), until="gate", size=(32, 32)), tmp_path / "run")
+    assumed = [note for note in result.notes if note.startswith(f"assumed of {path}: ")]
+    assert any("skip,8,16,full" in note for note in assumed)
+    assert any("32x32" in note for note in assumed)
+    taken = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["network"]
+    assert torch.equal(taken["net.head.weight"], state["fc.weight"])
 
 
 def test_a_run_is_not_written_over(folder: Path, whole: Path) -> None:

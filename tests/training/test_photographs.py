@@ -16,12 +16,13 @@ from dfs_deploy.errors import DataError, InputError, UsageError
 from dfs_deploy.geometry import Geometry
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.training import Job, read_metrics, resume, run_job, train
-from dfs_deploy.training import data as training_data
+from dfs_deploy.training import splits as training_splits
 from dfs_deploy.training.crops import RandomCrop
-from dfs_deploy.training.data import Batches, Images, load_splits, usual_augmentation
+from dfs_deploy.training.data import Batches, Images
 from dfs_deploy.training.job import load_job
 from dfs_deploy.training.metrics import StepRecord
 from dfs_deploy.training.processes import Processes
+from dfs_deploy.training.splits import load_splits, usual_augmentation
 from tests.checks import refuses
 from tests.data.decoded import Decoded
 from tests.data.pictures import class_folder, pixels, save_image
@@ -55,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets no folder be small enough for memory."""
-    monkeypatch.setattr(training_data, "MAX_IN_MEMORY", 0)
+    monkeypatch.setattr(training_splits, "MAX_IN_MEMORY", 0)
 
 
 def batches(folder: Path, augmentation: str = CROPS, size: int = 12, seed: int = 0, **other: Any) -> Batches:
@@ -147,7 +148,7 @@ def test_a_folder_on_disk_gives_the_batches_of_one_in_memory(
 ) -> None:
     memory = batches(folder, augmentation)
     contract = load_splits(str(folder), GEOMETRY).contract()
-    monkeypatch.setattr(training_data, "MAX_IN_MEMORY", 0)
+    monkeypatch.setattr(training_splits, "MAX_IN_MEMORY", 0)
     assert isinstance(load_splits(str(folder), GEOMETRY).train, ImageFolder)
     assert load_splits(str(folder), GEOMETRY).contract() == contract
     disk = batches(folder, augmentation)
@@ -170,7 +171,7 @@ def test_the_contract_knows_the_crop(folder: Path, monkeypatch: pytest.MonkeyPat
 def test_the_mean_of_a_large_folder_is_measured_on_some(
     folder: Path, monkeypatch: pytest.MonkeyPatch, on_disk: None, decoded: Decoded
 ) -> None:
-    monkeypatch.setattr(training_data, "MEASURED", 7)
+    monkeypatch.setattr(training_splits, "MEASURED", 7)
     load_splits(str(folder), GEOMETRY).contract()
     assert decoded.count == 7
 

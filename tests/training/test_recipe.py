@@ -60,7 +60,7 @@ def test_what_cannot_be_is_refused(changes: dict[str, object], words: str) -> No
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(DfsDeployError, match="paper or quick"):
+    with pytest.raises(DfsDeployError, match="paper, quick or adapt"):
         preset("slow")
 
 

@@ -21,8 +21,8 @@ from dfs_deploy.training.sensitivity import (
     policy_percentage,
     search_policy,
 )
-from tests.bundles import normal_images, settled_network
 from tests.checks import refuses
+from tests.settled import normal_images, settled_network
 from tests.training.small import job
 
 OPTIONS = Options.parse("skip,8,full")
@@ -38,13 +38,12 @@ def test_it_is_the_loss_with_one_block_alone_changed() -> None:
     before = {key: value.clone() for key, value in network.state_dict().items()}
     found = measure_sensitivity(network, OPTIONS, [(x[:5], labels[:5]), (x[5:], labels[5:])])
     assert (found.images, found.losses.shape) == (12, (3, 3))
-    first, *gated = network.blocks
     with torch.no_grad():
         for changed, option in itertools.product(range(3), range(3)):
-            features = first(network.backbone.stem(x))
-            for index, block in enumerate(gated):
+            features = network.stem(x)
+            for index, block in enumerate(network.blocks):
                 features = run_option(block, features, OPTIONS[option if index == changed else 2])
-            expected = functional.cross_entropy(network.backbone.classify(features), labels).item()
+            expected = functional.cross_entropy(network.head(features), labels).item()
             assert found.losses[changed, option] == pytest.approx(expected, rel=1e-4)
     assert np.allclose(found.losses[:, 2], found.full_loss)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())

@@ -179,8 +179,10 @@ TARGET static void NAME(pool)(const GateFeatures *features, float *pooled) {
         const uint8_t *x = features->data;
         const double zero = features->zero, factor = features->factor;
         if (NAME(sum_whole)(x, area, channels, zero, factor, pooled)) return;
-        for (ptrdiff_t first = 0; first < channels; first += GATE_COLUMNS) {
-            const ptrdiff_t columns = channels - first < GATE_COLUMNS ? channels - first : GATE_COLUMNS;
+        for (ptrdiff_t done = 0; done < channels; done += GATE_COLUMNS) {
+            const ptrdiff_t columns = channels < GATE_COLUMNS ? channels : GATE_COLUMNS;
+            /* The last columns overlap those before, which is faster than to add up a few one by one. */
+            const ptrdiff_t first = done + columns <= channels ? done : channels - columns;
             uint32_t sums[GATE_COLUMNS];
             NAME(sum_columns)(x + first, area, channels, columns, sums);
             for (ptrdiff_t c = 0; c < columns; c++) pooled[first + c] = (float)((sums[c] - zero) * factor);

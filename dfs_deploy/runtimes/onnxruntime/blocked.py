@@ -43,7 +43,7 @@ _OPSET = 13
 _PROBED = 64
 _ELEMENTWISE = ("Clip", "Relu")
 _ALLOWED = {("", name) for name in OPERATORS} | {
-    (DOMAIN, name) for name in ("Conv", "GlobalAveragePool", "ReorderInput", "ReorderOutput")
+    (DOMAIN, name) for name in ("AveragePool", "Conv", "GlobalAveragePool", "MaxPool", "ReorderInput", "ReorderOutput")
 }
 
 
@@ -95,8 +95,10 @@ def from_blocks(features: NDArray[Any], channel_block: int) -> NDArray[np.float3
 
 def blocked_layouts(placed: PlacedEngine) -> tuple[Layout, ...]:
     """Layouts of the features for which an engine needs another model; one from uint8 to uint8 runs as it is."""
-    if placed.part in ("stem", "head") or placed.engine.output == "uint8":
-        return ("float32",)
+    if placed.part == "stem":
+        return ("float32",) if placed.engine.output == "float32" else ()
+    if placed.part == "head" or placed.engine.output == "uint8":
+        return tuple(layout for layout in placed.engine.files if layout == "float32")
     return tuple(placed.engine.files)
 
 
@@ -114,17 +116,37 @@ def blocked_models(placed: PlacedEngine, models: Mapping[Layout, bytes], name: s
     Raises:
         UnfitModelError: ONNX Runtime optimises it in an unexpected way.
     """
-    plain = parse_model(models["float32"], name)
+    return {layout: _blocked_model(placed, models, layout, name) for layout in blocked_layouts(placed)}
+
+
+def _blocked_model(placed: PlacedEngine, models: Mapping[Layout, bytes], layout: Layout, name: str) -> bytes:
+    try:
+        return _serialised(_blocked(placed, models, layout, name), name)
+    except UnfitModelError:  # as fast as in the plain layout, and the other engines need not wait for it
+        return _serialised(_reordered(placed, parse_model(models[layout], name), layout), name)
+
+
+def _blocked(placed: PlacedEngine, models: Mapping[Layout, bytes], layout: Layout, name: str) -> Message:
+    """An engine that computes in the blocked layout; raises UnfitModelError if ONNX Runtime has another way."""
     if placed.engine.output == "uint8":
-        _unblock_input(plain.graph)
-        return {"float32": _serialised(plain, name)}
-    model = _optimised(plain) if placed.part == "stem" else _from_blocked(plain, name)
+        return _reordered(placed, parse_model(models[layout], name), layout)
+    plain = parse_model(models["float32" if "float32" in models else layout], name)
+    enters_plain = placed.part == "stem" or "float32" not in models
+    model = _optimised(plain) if enters_plain else _from_blocked(plain, name)
     if placed.part != "head":
         _leave_blocked(model.graph)
-    made: dict[Layout, bytes] = {"float32": _serialised(model, name)}
-    if "uint8" in blocked_layouts(placed):
-        made["uint8"] = _serialised(_from_uint8(model, parse_model(models["uint8"], name), name), name)
-    return made
+    if layout == "uint8" and "float32" in models:
+        return _from_uint8(model, parse_model(models["uint8"], name), name)
+    return model
+
+
+def _reordered(placed: PlacedEngine, model: Message, layout: Layout) -> Message:
+    """An engine as it is between reorderings of its float32 features: what it computes in between does not matter."""
+    if placed.part != "stem" and layout == "float32":
+        _unblock_input(model.graph, channels_last=placed.engine.output == "uint8")
+    if placed.part != "head" and placed.engine.output == "float32":
+        _append_reordering(model.graph)
+    return model
 
 
 def check_operators(model: Message, name: str) -> None:
@@ -188,6 +210,11 @@ def _leave_blocked(graph: Message) -> None:
         graph.output[0].name = last.input[0]
         set_nodes(graph, [node for node in graph.node if node.output[0] != output])
         return
+    _append_reordering(graph)
+
+
+def _append_reordering(graph: Message) -> None:
+    output = graph.output[0].name
     graph.node.append(make_node("ReorderInput", [output], "blocked_output", DOMAIN, channels_last=0))
     graph.output[0].name = "blocked_output"
 
@@ -215,11 +242,15 @@ def _from_uint8(model: Message, plain: Message, name: str) -> Message:
     return made
 
 
-def _unblock_input(graph: Message) -> None:
-    """Puts a reordering of the blocked input in front of an engine that computes channels last."""
+def _unblock_input(graph: Message, channels_last: bool) -> None:
+    """Puts a reordering of the blocked input in front of an engine, for one that computes channels last or first."""
     entry = graph.input[0]
     taken, channels = entry.name, sizes(entry)[0]
     entry.name = "blocked"
+    if not channels_last:
+        plain = make_node("ReorderOutput", ["blocked"], taken, DOMAIN, channels_last=0, channels=channels)
+        set_nodes(graph, [plain, *graph.node])
+        return
     last = make_node("ReorderOutput", ["blocked"], "channels_last", DOMAIN, channels_last=1, channels=channels)
     first = make_node("Transpose", ["channels_last"], taken, perm=[0, 3, 1, 2])
     set_nodes(graph, [last, first, *graph.node])

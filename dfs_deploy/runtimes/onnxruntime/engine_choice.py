@@ -208,7 +208,7 @@ def time_engines(
             source = sources[takes] = _buffer(placed.takes, takes)
             values = np.abs(np.random.default_rng(placed.block).normal(size=source.shape))
             source[...] = values if takes == "float32" else 40.0 * values
-        session = open_session(prepared.models.get(file) or bundle.model(file), f"{bundle.path}: {file}", options)
+        session = open_session(prepared.model(file) or bundle.model(file), f"{bundle.path}: {file}", options)
         calls.append(bind(session, sources[takes], _buffer(placed.gives, placed.engine.output)))
     times: list[list[int]] = [[] for _ in calls]
     for repeat in range(_REPEATS):

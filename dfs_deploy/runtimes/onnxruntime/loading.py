@@ -8,9 +8,12 @@ number of threads per engine is bounded by what all pools together may take.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
 import mmap
 import threading
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +27,13 @@ from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options
 from dfs_deploy.runtimes.backend import BackendOptions, Substitution, running_engines
 from dfs_deploy.runtimes.gate import GateWeights, read_gate_weights
-from dfs_deploy.runtimes.onnxruntime.conversion import Converters
+from dfs_deploy.runtimes.onnxruntime.conversion import OTHER, Converters
 from dfs_deploy.runtimes.onnxruntime.engine_choice import decide_substitutions, load_choice
 from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, PreparedEngines, load_prepared, prepare_engines
 from dfs_deploy.runtimes.onnxruntime.sessions import has_global_pool, open_session, session_options
+from dfs_deploy.system.memory import return_freed_memory
 from dfs_deploy.system.ort import onnxruntime as ort
+from dfs_deploy.system.threads import in_threads
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,6 +44,7 @@ _SPARE_THREADS = 16
 """Threads that must be startable besides those of the pools: ONNX Runtime may hang if a pool cannot be filled."""
 
 _LEAST_MEMORY = 2 << 20
+_FLOAT32: Layout = "float32"
 
 
 @dataclass(frozen=True)
@@ -116,11 +122,12 @@ def load_engines(bundle: Bundle, options: BackendOptions) -> LoadedEngines:
     for each in substitutions:
         _LOG.info("%s: option %s runs in %s: %s", bundle.path, each.option, each.served_by, each.reason)
     running = list(running_engines(bundle, "onnxruntime", substitutions))
-    files = {file for placed in running for file in placed.engine.files.values()}
-    sessions = len({prepared.models.get(file) or bundle.manifest.files[file].sha256 for file in files})
+    reached = list(reached_layouts(bundle, running))
+    content = {content_of(bundle, placed.engine.files[each], prepared) for placed, some in reached for each in some}
+    sessions = len(content)
     threads, pools = affordable_threads(bundle, wanted, sessions)
     loader = EngineLoader(bundle, threads, prepared)
-    (_, stem), *gated, (_, head) = [(placed, loader.load(placed)) for placed in running]
+    (_, stem), *gated, (_, head) = zip(running, loader.load_all(reached), strict=True)
     index = {name: i for i, name in enumerate(bundle.options.names)}
     blocks: list[list[LoadedEngine | None]] = [[None] * len(index) for _ in range(bundle.architecture.gated_blocks)]
     for placed, engine in gated:
@@ -162,20 +169,65 @@ class EngineLoader:
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._options = session_options(threads)
 
-    def load(self, placed: PlacedEngine) -> LoadedEngine:
-        """Loads an engine for every layout that it takes."""
+    def load_all(self, placed: Sequence[tuple[PlacedEngine, Collection[Layout]]]) -> list[LoadedEngine]:
+        """Loads engines, each for some of the layouts that it takes, in several threads.
+
+        ONNX Runtime works on one model in one thread, without Python's lock. What it freed goes back to the system.
+        """
+        files: dict[str, str] = {}
+        for each, layouts in placed:
+            for layout in layouts:
+                file = each.engine.files[layout]
+                files.setdefault(content_of(self._bundle, file, self._prepared), file)
+        missing = {content: file for content, file in files.items() if content not in self._sessions}
+        made = in_threads([functools.partial(self._open, file) for file in missing.values()])
+        self._sessions.update(zip(missing, made, strict=True))
+        return_freed_memory()
+        return [self.load(each, layouts) for each, layouts in placed]
+
+    def load(self, placed: PlacedEngine, layouts: Collection[Layout] | None = None) -> LoadedEngine:
+        """Loads an engine for some of the layouts that it takes; ``None`` for all of them."""
         engine, label = placed.engine, placed.label
-        sessions = {layout: self._session(file) for layout, file in engine.files.items()}
+        wanted = engine.files if layouts is None else [layout for layout in engine.files if layout in layouts]
+        sessions = {layout: self._session(engine.files[layout]) for layout in wanted}
         for layout, session in sessions.items():
             check_ends(self._bundle, label, session, (layout, placed.takes), (engine.output, placed.gives))
         return LoadedEngine(label, engine.output, sessions)
 
     def _session(self, file: str) -> ort.InferenceSession:
-        data = self._prepared.models.get(file) or self._bundle.model(file)
-        digest = sha256(data)
-        if digest not in self._sessions:
-            self._sessions[digest] = open_session(data, f"{self._bundle.path}: {file}", self._options)
-        return self._sessions[digest]
+        content = content_of(self._bundle, file, self._prepared)
+        if content not in self._sessions:
+            self._sessions[content] = self._open(file)
+        return self._sessions[content]
+
+    def _open(self, file: str) -> ort.InferenceSession:
+        data = self._prepared.model(file) or self._bundle.model(file)
+        return open_session(data, f"{self._bundle.path}: {file}", self._options)
+
+
+def reached_layouts(
+    bundle: Bundle, running: Iterable[PlacedEngine]
+) -> Iterator[tuple[PlacedEngine, tuple[Layout, ...]]]:
+    """Yields each engine with those of its layouts in which features can reach it, if need be after a conversion.
+
+    Args:
+        bundle: bundle of the engines.
+        running: engines in the order in which they run, all that an option of a block may run.
+    """
+    blocks, arriving = bundle.architecture.blocks, {_FLOAT32}
+    for index, found in itertools.groupby(running, key=lambda placed: placed.block):
+        engines = list(found)
+        for placed in engines:
+            files = placed.engine.files
+            yield placed, tuple(sorted({layout if layout in files else OTHER[layout] for layout in arriving}))
+        passes = index and blocks[index].skip == "free" and any(o.skips for o in blocks[index].choices(bundle.options))
+        arriving = {placed.engine.output for placed in engines} | (arriving if passes else set())
+
+
+def content_of(bundle: Bundle, file: str, prepared: PreparedEngines) -> str:
+    """Digest of the engine that runs for a file; files of the same content share a session."""
+    model = prepared.models.get(file)
+    return bundle.manifest.files[file].sha256 if model is None else sha256(model)
 
 
 def check_ends(

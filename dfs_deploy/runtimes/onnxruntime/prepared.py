@@ -8,7 +8,10 @@ processes that start at once, one prepares and the others wait for it.
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import logging
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +25,8 @@ from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.cache import MAX_FILE, PREPARED, Cache, UnkeptError, cache_key, mark_used
 from dfs_deploy.bundle.engines import PlacedEngine, engines_of, laid_out
 from dfs_deploy.bundle.manifest import Layout
-from dfs_deploy.bundle.onnx_messages import parse_model
+from dfs_deploy.bundle.onnx_messages import UnfitError, parse_model
+from dfs_deploy.bundle.weights import WEIGHTS, SharedWeights, WeightsInMemory, inlined, references_of
 from dfs_deploy.errors import BundleError, DfsDeployError
 from dfs_deploy.io.files import read_file, sha256, write_whole
 from dfs_deploy.io.json_files import UNREADABLE
@@ -40,6 +44,7 @@ from dfs_deploy.runtimes.onnxruntime.blocked import (
 from dfs_deploy.runtimes.onnxruntime.sessions import open_session, run_once, session_options
 from dfs_deploy.system.cpu import describe_cpu
 from dfs_deploy.system.ort import onnxruntime as ort
+from dfs_deploy.system.threads import in_threads
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,6 +52,9 @@ TOLERANCE = 1e-4
 """Greatest difference from the plain engine, relative to its greatest output: sums are added in another order."""
 
 ONE_ENGINE = "a static policy runs as one engine, within which ONNX Runtime lays features out itself"
+
+MOST_BYTES = 512 << 20
+"""Size of a bundle up to which engines are prepared: their weights lie in the cache a second time."""
 
 _DIGEST = 64
 """Length of the SHA-256 at the beginning of the file, of what comes after it."""
@@ -58,13 +66,15 @@ class StoredEngines(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         key: key of everything that they depend on; see ``prepared_key``.
         channel_block: channels that lie together in their float32 features.
-        models: ONNX model that runs instead of each file of the bundle.
+        models: ONNX model that runs instead of each file of the bundle, with references into the weights.
+        weights: their large constants, each once; see ``dfs_deploy.bundle.weights``.
         failure: reason why none can be made, if that will not change; else empty.
     """
 
     key: dict[str, str]
     channel_block: int
     models: dict[str, bytes]
+    weights: memoryview
     failure: str = ""
 
 
@@ -78,7 +88,9 @@ class PreparedEngines:
         failed: whether the bundle's own engines run because preparing failed.
         folder: folder of the file; ``None`` if they are not kept.
         made: whether they were made now, rather than found.
-        models: ONNX model that runs instead of each file of the bundle; other files run themselves.
+        models: ONNX model that runs instead of each file of the bundle, with references into the weights; other files
+            run themselves.
+        weights: large constants of these models.
     """
 
     channel_block: int = 1
@@ -87,6 +99,12 @@ class PreparedEngines:
     folder: Path | None = None
     made: bool = False
     models: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    weights: WeightsInMemory | None = field(default=None, repr=False)
+
+    def model(self, file: str) -> bytes | None:
+        """ONNX model that runs instead of a file of the bundle; ``None`` if the file runs itself."""
+        model = self.models.get(file)
+        return None if model is None else inlined(model, self.weights, f"{file}, prepared")
 
     @property
     def description(self) -> str:
@@ -130,7 +148,8 @@ def load_prepared(bundle: Bundle, cache: Cache | None = None) -> PreparedEngines
         expected = {placed.engine.files[layout] for placed in _engines(bundle) for layout in blocked_layouts(placed)}
         if stored.models.keys() == expected and stored.channel_block == channel_block:
             mark_used(path)
-            return PreparedEngines(channel_block, folder=path.parent, models=stored.models)
+            weights = WeightsInMemory(WEIGHTS, stored.weights)
+            return PreparedEngines(channel_block, folder=path.parent, models=stored.models, weights=weights)
     return None
 
 
@@ -167,7 +186,11 @@ def prepare_engines(bundle: Bundle, progress: Progress = silent, cache: Cache | 
             if made.failed and not lasting:
                 return made
             stored = StoredEngines(
-                prepared_key(bundle), made.channel_block, dict(made.models), made.reason if made.failed else ""
+                prepared_key(bundle),
+                made.channel_block,
+                dict(made.models),
+                memoryview(b"" if made.weights is None else made.weights.content),
+                made.reason if made.failed else "",
             )
             content = msgspec.msgpack.encode(stored)
             write_whole(folder / prepared_name(bundle), sha256(content).encode() + content)
@@ -187,9 +210,12 @@ def _read(path: Path) -> StoredEngines | None:
         if content[:_DIGEST] != sha256(content[_DIGEST:]).encode():
             return None
         stored = msgspec.msgpack.decode(memoryview(content)[_DIGEST:], type=StoredEngines)
+        weights = WeightsInMemory(WEIGHTS, stored.weights)
         for name, model in stored.models.items():  # a digest tells nothing of who wrote the file
-            check_operators(parse_model(model, name), name)
-    except (OSError, BundleError, *UNREADABLE):
+            parsed = parse_model(model, name)
+            check_operators(parsed, name)
+            references_of(parsed.graph, weights)
+    except (OSError, BundleError, UnfitError, *UNREADABLE):
         return None
     return stored
 
@@ -197,16 +223,22 @@ def _read(path: Path) -> StoredEngines | None:
 def _make(bundle: Bundle, engines: list[PlacedEngine], progress: Progress) -> tuple[PreparedEngines, bool]:
     """Makes the engines; or returns the bundle's own with the reason, and whether that would happen again."""
     channel_block = block_size()
-    models: dict[str, bytes] = {}
+    lock, done = threading.Lock(), itertools.count(1)
+
+    def prepare(placed: PlacedEngine) -> dict[str, bytes]:
+        files = placed.engine.files
+        name = f"{bundle.path}: {next(iter(files.values()))}"
+        made = blocked_models(placed, {layout: bundle.model(file) for layout, file in files.items()}, name)
+        for layout, data in made.items():
+            _compare(bundle, placed, layout, data, channel_block)
+        with lock:
+            progress("preparing engines", next(done) / len(engines))
+        return {files[layout]: data for layout, data in made.items()}
+
+    weights, models = SharedWeights(), dict[str, bytes]()
     try:
-        for done, placed in enumerate(engines, 1):
-            files = placed.engine.files
-            name = f"{bundle.path}: {files['float32']}"
-            made = blocked_models(placed, {layout: bundle.model(file) for layout, file in files.items()}, name)
-            for layout, data in made.items():
-                _compare(bundle, placed, layout, data, channel_block)
-                models[files[layout]] = data
-            progress("preparing engines", done / len(engines))
+        for made in in_threads([functools.partial(prepare, placed) for placed in engines]):
+            models |= {file: weights.take(data, file) for file, data in made.items()}
     except (DfsDeployError, LookupError, ValueError, OSError, MemoryError, ProtobufError) as error:
         # The plain engines run, and the reason is shown. An engine of an unexpected layout will not change; a resource
         # that is missing now may be there at the next start.
@@ -215,7 +247,8 @@ def _make(bundle: Bundle, engines: list[PlacedEngine], progress: Progress) -> tu
         return PreparedEngines(reason=reason, failed=True), isinstance(
             error, UnfitModelError | LookupError | ValueError
         )
-    return PreparedEngines(channel_block, made=True, models=models), False
+    kept = WeightsInMemory(weights.name, weights.content)
+    return PreparedEngines(channel_block, made=True, models=models, weights=kept), False
 
 
 def _why_plain(bundle: Bundle, channel_block: int) -> str:
@@ -226,12 +259,22 @@ def _why_plain(bundle: Bundle, channel_block: int) -> str:
         return "ONNX Runtime has no blocked layout for this CPU"
     if any(shape.out_channels % channel_block for shape in bundle.architecture.blocks):
         return f"not every block's channels are a multiple of {channel_block}"
+    if bundle.size > MOST_BYTES:
+        return f"the bundle has {bundle.size >> 20:,} MiB, and weights of up to {MOST_BYTES >> 20} are kept twice"
+    floats = [
+        placed
+        for placed in engines_of(bundle, "onnxruntime")
+        if placed.part == "block" and placed.engine.output == "float32" and "float32" in placed.engine.files
+    ]
+    if not any(placed.rank == 0 for placed in floats):
+        return "no option passes float32 features from block to block, and other layouts gain nothing"
     return ""
 
 
 def _engines(bundle: Bundle) -> list[PlacedEngine]:
-    """Every engine once, also if it runs for several options."""
-    return list({p.engine.files["float32"]: p for p in engines_of(bundle, "onnxruntime")}.values())
+    """Every engine that needs another model, once, also if it runs for several options."""
+    placed = {tuple(p.engine.files.values()): p for p in engines_of(bundle, "onnxruntime")}
+    return [each for each in placed.values() if blocked_layouts(each)]
 
 
 def _compare(bundle: Bundle, placed: PlacedEngine, layout: Layout, data: bytes, channel_block: int) -> None:

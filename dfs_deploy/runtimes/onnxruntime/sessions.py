@@ -82,13 +82,17 @@ def open_session(data: bytes, name: str, options: ort.SessionOptions) -> ort.Inf
     if _EXTERNAL_DATA in data:
         raise BundleError(f"{name} keeps weights in a file of its own, which no exported engine does; do not use it")
     try:
-        return _open(data, options)
+        session = _open(data, options)
     except Exception as error:  # ONNX Runtime's exceptions share no other base
         if is_memory_error(error):
             raise OutOfMemoryError(f"memory ran out while {name} was loaded; free some, or raise its limit") from error
         raise BundleError(
             f"ONNX Runtime {ort.__version__} does not take {name} ({first_line(error)}); export it again"
         ) from error
+    # It would keep the model, as much memory as its weights again, to open it anew with another execution provider.
+    if "_model_bytes" in vars(session):
+        vars(session)["_model_bytes"] = None
+    return session
 
 
 def _open(data: bytes, options: ort.SessionOptions) -> ort.InferenceSession:

@@ -7,6 +7,7 @@ a moment in a slot of that layout.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -160,14 +161,18 @@ class SingleDispatch:
 
 
 def _buffers(architecture: Architecture) -> list[list[NDArray[Any]]]:
-    """Output buffers of each block, one per slot; blocks with outputs of the same size share them."""
-    by_size: dict[tuple[int, ...], list[NDArray[Any]]] = {}
-    for shape in architecture.blocks:
-        if shape.out_shape not in by_size:
-            by_size[shape.out_shape] = [
-                aligned_buffer((1, *laid_out(shape.out_shape, layout)), np.dtype(layout)) for layout, _ in _SLOTS
-            ]
-    return [by_size[shape.out_shape] for shape in architecture.blocks]
+    """Output buffers of each block, one per slot; blocks with outputs of the same size share them.
+
+    All sizes share the memory of a slot, because the features of one block at a time are needed.
+    """
+    shapes = [block.out_shape for block in architecture.blocks]
+    largest = max(map(math.prod, shapes))
+    memory = [(layout, aligned_buffer((largest,), np.dtype(layout))) for layout, _ in _SLOTS]
+    by_size = {
+        shape: [slot[: math.prod(shape)].reshape(1, *laid_out(shape, layout)) for layout, slot in memory]
+        for shape in shapes
+    }
+    return [by_size[shape] for shape in shapes]
 
 
 def _in_turn(first: Call, then: Call) -> Call:

@@ -18,6 +18,7 @@ from dfs_deploy.bundle.cache import Cache
 from dfs_deploy.bundle.engines import PlacedEngine, feature_grids
 from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.bundle.onnx_messages import Message, parse_model
+from dfs_deploy.bundle.weights import inlined
 from dfs_deploy.errors import BundleError, RuntimeClosedError
 from dfs_deploy.options import Precision
 from dfs_deploy.runtimes.backend import Backend, BackendOptions, Substitution, running_engines
@@ -28,6 +29,7 @@ from dfs_deploy.runtimes.onnxruntime.engine_choice import decide_substitutions, 
 from dfs_deploy.runtimes.onnxruntime.loading import affordable_threads, check_ends, check_memory, describe
 from dfs_deploy.runtimes.onnxruntime.prepared import ONE_ENGINE, PreparedEngines
 from dfs_deploy.runtimes.onnxruntime.sessions import bind, engine_failed, open_session, run_once, session_options
+from dfs_deploy.system.memory import return_freed_memory
 from dfs_deploy.system.ort import onnxruntime as ort
 
 
@@ -52,6 +54,7 @@ class StraightEngine:
         if joined:  # else it would merge the two grids of a tensor that is quantised twice in a row, into a third one
             options.add_session_config_entry("session.disable_double_qdq_remover", "1")
         session = open_session(model, f"{bundle.path}: {label}", options)
+        return_freed_memory()
         classes = (bundle.architecture.classes,)
         check_ends(bundle, label, session, ("float32", bundle.input.shape), ("float32", classes))
         self._set_up(session, label, bundle)
@@ -196,14 +199,14 @@ def join_path(bundle: Bundle, path: NDArray[np.uint8], substitutions: Sequence[S
     opset = 0
     for placed, arrives, takes in _placed_on(bundle, path, substitutions):
         file = placed.engine.files[takes]
-        data = bundle.model(file)
+        data = bundle.read(file)  # graphs are joined, and then the weights are read
         if not parts:
             opset = next((o.version for o in parse_model(data, file).opset_import if not o.domain), 0)
         if takes != arrives:
             converter = conversion_model(takes, grids[placed.before], placed.takes[0], opset=opset)
             parts.append((f"{bundle.path}: the conversion for {file}", converter))
         parts.append((f"{bundle.path}: {file}", data))
-    return join_engines(parts)
+    return inlined(join_engines(parts), bundle.weights, f"{bundle.path}: a path's engines")
 
 
 def engine_files(bundle: Bundle, path: NDArray[np.uint8], substitutions: Sequence[Substitution] = ()) -> list[str]:
@@ -230,10 +233,11 @@ def _placed_on(
 
 
 def join_engines(engines: Sequence[tuple[str, bytes]]) -> bytes:
-    """Joins engines of one input and one output each into one that runs them in order.
+    """Joins engines of one input each into one that runs them in order.
 
     Args:
-        engines: name for messages and ONNX model of each, at least one; each takes the output of the one before it.
+        engines: name for messages and ONNX model of each, at least one; each takes the first output of the one before
+            it. References to weights stay what they are.
 
     Raises:
         BundleError: one is no model, or their operators are of several versions.
@@ -243,6 +247,7 @@ def join_engines(engines: Sequence[tuple[str, bytes]]) -> bytes:
     for position, (name, data) in enumerate(engines):
         part = parse_model(data, name)
         output = _rename(part.graph, f"{position}.", output)
+        del part.graph.output[1:]  # nobody asks for them
         if joined is None:
             joined = part
             continue
@@ -261,6 +266,8 @@ def _rename(graph: Message, prefix: str, taken: str) -> str:
     source = graph.input[0].name
 
     def named(name: str) -> str:
+        if not name:  # an optional input that is left out
+            return name
         return taken if taken and name == source else prefix + name
 
     for node in graph.node:

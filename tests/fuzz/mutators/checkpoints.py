@@ -59,7 +59,9 @@ def mutate_content(draw: Draw, content: dict[Any, Any]) -> Any:
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         inner = next((key for key in ("state_dict", "network") if isinstance(content.get(key), dict)), None)
         plain = {key: value for key, value in content.items() if isinstance(key, str) and _is_plain(value)}
-        if plain and draw.chance(0.5):
+        if isinstance(content.get("network"), str) and draw.chance(0.5):
+            content = {**content, "network": _mutate_description(draw, content["network"])}
+        elif plain and draw.chance(0.5):
             content = {**content, **mutate_value(draw, plain)}
             for key in set(plain) - set(content):
                 del content[key]
@@ -74,6 +76,14 @@ def mutate_content(draw: Draw, content: dict[Any, Any]) -> Any:
                 ({}, content.get("state_dict", {}), 5, None, "x", [1], {"a": {"b": {}}})
             )
     return content
+
+
+def _mutate_description(draw: Draw, text: str) -> str:
+    """Changes the JSON that describes a network, in a file of our own, unless an earlier change left none."""
+    try:
+        return mutate_json(draw, text.encode()).decode("utf-8", "replace")
+    except (ValueError, RecursionError):
+        return text[: draw.randrange(len(text) + 1)]
 
 
 def _with_bomb(draw: Draw, content: dict[Any, Any]) -> dict[Any, Any]:
@@ -208,8 +218,12 @@ def mutate_safetensors(draw: Draw, content: bytes) -> bytes:
     elif kind == "values":
         values = json.loads(header)
         metadata = values.setdefault("__metadata__", {})
-        mutated = mutate_json(draw, metadata.get("dfs_deploy", '{"format": "x"}').encode())
-        metadata["dfs_deploy"] = mutated.decode("utf-8", "replace")
+        ours = metadata.get("dfs_deploy", '{"format": "x"}')
+        inside = json.loads(ours)
+        if isinstance(inside.get("network"), str) and draw.chance(0.7):
+            metadata["dfs_deploy"] = json.dumps({**inside, "network": _mutate_description(draw, inside["network"])})
+        else:
+            metadata["dfs_deploy"] = mutate_json(draw, ours.encode()).decode("utf-8", "replace")
         header = json.dumps(values).encode()
     elif kind == "bytes":
         return mutate_bytes(draw, content)

@@ -23,11 +23,21 @@ from dfs_deploy.errors import (
 from dfs_deploy.runtimes import Result, Runtime
 from dfs_deploy.runtimes.tensorrt.device import Stream
 from dfs_deploy.runtimes.tensorrt.engine_cache import BuildSettings, prepare
-from tests.bundles import Made, copied, pixels, rewritten, static_bundle
+from tests.bundles import (
+    ALL_FIXED,
+    FIXED,
+    MASKED,
+    Choices,
+    Made,
+    copied,
+    narrowed,
+    pixels,
+    rewritten,
+    static_bundle,
+)
 from tests.runtimes.tensorrt.conftest import BATCH
 from tests.runtimes.tensorrt.direct import direct
 from tests.runtimes.tensorrt.machine import VERSIONS, building_here, in_thread, left, machine
-from tests.runtimes.test_choices import ALL_FIXED, FIXED, MASKED, Choices, narrowed
 
 IMAGES = 24
 

@@ -1,0 +1,161 @@
+"""The network that a run begins with: a CIFAR ResNet, one by name, one that was handed over, or a checkpoint's."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from dfs_deploy.checkpoints import CheckpointFacts, load_checkpoint
+from dfs_deploy.errors import CheckpointError, DataError
+from dfs_deploy.models import DFSNetwork, adapt, cifar_network, find_blocks
+from dfs_deploy.preprocessing import InputContract
+from dfs_deploy.training.job import Job
+
+if TYPE_CHECKING:
+    from dfs_deploy.training.data import Splits
+
+NETWORK_FILE = "network.pt"
+"""A network that is no CIFAR ResNet, as the run began with it: whoever resumes the run needs no code of the user's."""
+
+
+def with_size(job: Job, contract: InputContract | None) -> Job:
+    """The job with the size of images that a network takes, if it names none."""
+    if job.size is not None or contract is None:
+        return job
+    _, height, width = contract.shape
+    resize = contract.resize if job.resize is None else job.resize
+    return dataclasses.replace(job, size=(height, width), resize=resize, interpolation=contract.interpolation)
+
+
+def input_of(network: str) -> InputContract:
+    """Input contract of a network by name, as it was made."""
+    from dfs_deploy.models.named import named_network
+
+    return named_network(network).contract
+
+
+def built(job: Job, splits: Splits) -> tuple[DFSNetwork, tuple[str, ...]]:
+    """Makes the network that a job names, with the blocks that were found in it, and notes on what was assumed.
+
+    Raises:
+        UsageError: a network that does not exist or has no block that can be proved.
+        DependencyError: it is another package's, which is not installed.
+        CheckpointError: weights that cannot be read, or that are another network's.
+    """
+    from dfs_deploy.checkpoints.plain import build_network
+
+    assert job.network is not None  # noqa: S101 (whoever calls has looked)
+    torch.manual_seed(job.seed)
+    made = build_network(job.network, job.weights, splits.classes, job.size, job.weights_key)
+    network = adapt(made.net, find_blocks(made.net, made.example), job.recipe.options)
+    network.contract = splits.contract(made.contract.mean, made.contract.std)
+    return network, made.notes
+
+
+def begun(job: Job, splits: Splits, network: DFSNetwork | None, folder: Path | None) -> tuple[DFSNetwork, list[str]]:
+    """The network of a run at its beginning, and what was assumed about it, one line each.
+
+    Args:
+        job: the job.
+        splits: its data.
+        network: the network that was handed over or built; ``None`` for a CIFAR ResNet, or to read it.
+        folder: folder of a run that goes on, which holds the network; ``None`` for a new run.
+
+    Raises:
+        CheckpointError: a checkpoint to begin with cannot be read, or is of another architecture.
+        DataError: the data have another number of classes or another size than the network's.
+        DfsDeployError: as for ``built``.
+    """
+    recipe, notes = job.recipe, list[str]()
+    if job.network is None:
+        architecture = splits.architecture(recipe.blocks_per_group)
+        torch.manual_seed(job.seed)
+        network = cifar_network(architecture, recipe.options, recipe.policy_indices(architecture.gated_blocks))
+    elif folder is not None:
+        network = load_checkpoint(folder / NETWORK_FILE, deployable=False).network
+    elif network is None:
+        network, assumed = built(job, splits)
+        notes += assumed
+    _check_data(network, splits)
+    recipe.check_network(network.architecture)
+    policy = recipe.policy_indices(network.architecture.gated_blocks)
+    if policy is not None and network.policy is None:
+        network = network.with_policy(policy)
+    network.contract = contract_of(network, splits)
+    if folder is None:
+        notes += _taken(job, network)
+    return network, notes
+
+
+def contract_of(network: DFSNetwork, splits: Splits) -> InputContract:
+    """The input contract of a network: its own normalisation, if it has one, and the names of the data's classes."""
+    own = network.contract
+    return splits.contract() if own is None else splits.contract(own.mean, own.std)
+
+
+def _check_data(network: DFSNetwork, splits: Splits) -> None:
+    architecture, (height, width) = network.architecture, splits.train.image_size
+    if architecture.classes != splits.classes:
+        raise DataError(
+            f"{splits.train.name} has {splits.classes} classes, and {architecture.name} {architecture.classes}; give a"
+            " network with a final layer for the classes of the data"
+        )
+    if architecture.image_shape != (3, height, width):
+        _, wanted, across = architecture.image_shape
+        raise DataError(
+            f"images of {height}x{width} pixels for {architecture.name}, which takes {architecture.image_shape}; resize"
+            f" them to {wanted}x{across}"
+        )
+
+
+def _taken(job: Job, network: DFSNetwork) -> list[str]:
+    """Takes the weights of the job's checkpoint, if it names one."""
+    given = job.start or job.backbone
+    if given is None:
+        return []
+    other, assumptions = begin_with(given, network, job.weights_key, gate=job.start is not None)
+    if job.start is None:
+        network.net.load_state_dict(other.net.state_dict())
+        network.ranges.load_state_dict(other.ranges.state_dict())
+    elif other.options == network.options:
+        network.load_state_dict(other.state_dict())
+    else:
+        raise CheckpointError(
+            f"{given} has the options {other.options}, expected {network.options}; give --options {other.options}, or"
+            " take only its backbone with --backbone"
+        )
+    return assumptions
+
+
+def begin_with(path: str, network: DFSNetwork, weights_key: str | None, gate: bool) -> tuple[DFSNetwork, list[str]]:
+    """Reads the checkpoint of a trained network to begin with, and what was assumed about it, one line each.
+
+    Args:
+        path: the checkpoint.
+        network: the network that it must be of.
+        weights_key: name of the weights to take, if it holds several.
+        gate: whether its gate is wanted too, and so the same choices at each block; or only its backbone.
+
+    Raises:
+        CheckpointError: it cannot be read, or is of another architecture.
+    """
+    checkpoint = load_checkpoint(path, facts=CheckpointFacts(weights_key=weights_key), deployable=False)
+    ours, theirs = network.architecture, checkpoint.network.architecture
+    same = ours.without_macs() == theirs.without_macs()
+    if not gate:
+        same = _backbone(network) == _backbone(checkpoint.network)
+    if not same:
+        raise CheckpointError(
+            f"{path} is another network than this job's: {theirs.beside(ours)}; give a checkpoint of the same blocks,"
+            " classes and image size"
+        )
+    return checkpoint.network, [f"assumed of {path}: {line}" for line in checkpoint.assumptions]
+
+
+def _backbone(network: DFSNetwork) -> tuple[object, ...]:
+    """Facts that tell a network's static part from another's."""
+    shapes = {name: tuple(value.shape) for name, value in network.net.state_dict().items()}
+    return network.architecture.image_shape, shapes, network.graphs.whole

@@ -1,0 +1,182 @@
+"""Training of networks that users hand over."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import dfs_deploy
+from dfs_deploy.checkpoints import load_checkpoint
+from dfs_deploy.data import save_npz
+from dfs_deploy.errors import CheckpointError, DataError, UsageError
+from dfs_deploy.geometry import Geometry
+from dfs_deploy.models import DFSNetwork, adapt, find_blocks
+from dfs_deploy.preprocessing import InputContract
+from dfs_deploy.training import read_metrics, resume, train
+from dfs_deploy.training.metrics import EvaluationRecord, RunRecord, StepRecord
+from tests.checks import refuses
+from tests.nets import SIZE, Kind, user_images, user_net
+from tests.training.small import colour_patches
+
+SHORT: dict[str, Any] = {
+    "batch": 16,
+    "gate_steps": 3,
+    "joint_steps": 6,
+    "threads": 1,
+    "device": "cpu",
+    "seed": 1,
+    "save_every": 2,
+    "held_out": 24,
+}
+
+
+def network(kind: Kind = "mobile", options: str = "skip,8,full", classes: int = 3, **choices: Any) -> DFSNetwork:
+    net = user_net(kind, classes)
+    return adapt(net, find_blocks(net, user_images(2)), options, **choices)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Colour patches of the size that the networks take."""
+    path = tmp_path_factory.mktemp("adapted") / "patches.npz"
+    small = colour_patches()
+    save_npz(path, dataclasses.replace(small, images=np.stack([Geometry(SIZE)(image) for image in small.images])))
+    return path
+
+
+def metrics_of(run: Path) -> list[Any]:
+    """All but the times."""
+    return [record for record in read_metrics(run) if isinstance(record, StepRecord | EvaluationRecord)]
+
+
+@pytest.mark.parametrize("gate", ["lstm", "stateless"])
+def test_a_network_that_was_handed_over_is_trained_in_place(data: Path, tmp_path: Path, gate: str) -> None:
+    model = network(gate=gate)
+    before = copy.deepcopy(model.state_dict())
+    result = train(model, data, tmp_path / "run", target=40.0, **SHORT)
+    assert not model.training
+    assert result.job.stages == ("gate", "joint")
+    assert result.job.target == 40.0
+    after = model.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert "ranges.high" in moved
+    assert any(name.startswith("net.") and name.endswith("weight") for name in moved)
+    assert any(name.startswith("gate.") for name in moved)
+    loaded = load_checkpoint(result.checkpoint)
+    images = user_images(8)
+    assert torch.equal(loaded.network.route(images).logits, model.route(images).logits)
+    assert loaded.input == model.contract
+    assert loaded.input.class_names == ("red", "green", "blue")
+    header = read_metrics(tmp_path / "run")[0]
+    assert isinstance(header, RunRecord)
+    assert header.network == model.architecture
+    assert header.options == ["skip", "8", "full"]
+
+
+def test_it_learns_and_comes_near_its_target(data: Path, tmp_path: Path) -> None:
+    model = network("basic", "skip,full")
+    values = {**SHORT, "joint_steps": 150, "save_every": 1000, "joint_lr": 0.02, "alpha": 1e-2}
+    result = train(model, data, tmp_path / "run", target=50.0, **values)
+    assert result.evaluation.top1 > 0.8
+    assert abs(result.evaluation.percentage - 50.0) < 20.0
+
+
+def test_the_first_step_is_at_full_computation(data: Path, tmp_path: Path) -> None:
+    train(network("mobile", "skip,8,full"), data, tmp_path / "run", target=40.0, **SHORT)
+    first = next(record for record in read_metrics(tmp_path / "run") if isinstance(record, StepRecord))
+    assert first.percentage == pytest.approx(100.0)
+
+
+def test_a_stopped_run_goes_on_without_the_users_code_to_the_bit(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    whole = train(network(), data, tmp_path / "whole", target=40.0, **SHORT)
+
+    def stop(text: str, share: float) -> None:
+        if text.startswith("joint step 4"):
+            raise KeyboardInterrupt
+
+    torch.manual_seed(0)
+    with pytest.raises(KeyboardInterrupt):
+        train(network(), data, tmp_path / "cut", target=40.0, progress=stop, **{**SHORT, "evaluate_every": 4})
+    shutil.move(tmp_path / "cut", tmp_path / "moved")
+    monkeypatch.setattr("dfs_deploy.models.blocks.find_blocks", lambda *given: pytest.fail("nothing is found again"))
+    gone_on = resume(tmp_path / "moved")
+    ours, theirs = load_checkpoint(gone_on.checkpoint).network, load_checkpoint(whole.checkpoint).network
+    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
+    steps = [record for record in metrics_of(gone_on.folder) if isinstance(record, StepRecord)]
+    assert steps == [record for record in metrics_of(whole.folder) if isinstance(record, StepRecord)]
+
+
+def test_a_run_whose_network_is_gone_is_named(data: Path, tmp_path: Path) -> None:
+    train(network(), data, tmp_path / "run", target=40.0, **SHORT)
+    (tmp_path / "run" / "network.pt").unlink()
+    with refuses(CheckpointError, "network.pt"):
+        resume(tmp_path / "run")
+
+
+def test_its_own_normalisation_is_kept_and_images_are_resized(data: Path, tmp_path: Path) -> None:
+    model = network("basic")
+    model.contract = InputContract((3, *SIZE), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    small = tmp_path / "small.npz"
+    save_npz(small, colour_patches())
+    result = train(model, small, tmp_path / "run", **SHORT)
+    assert result.job.size == SIZE
+    assert load_checkpoint(result.checkpoint).input.mean == (0.1, 0.2, 0.3)
+
+
+def test_a_policy_is_trained_too(data: Path, tmp_path: Path) -> None:
+    model = network("mobile", "skip,8,full").with_policy([1, 2, 1, 0])
+    result = train(model, data, tmp_path / "run", **SHORT)
+    assert result.job.stages == ("joint",)
+    assert result.evaluation.paths == 1
+    assert load_checkpoint(result.checkpoint).network.policy == (1, 2, 1, 0)
+
+
+def test_only_joint_training_is_left_if_the_gate_stage_has_no_steps(data: Path, tmp_path: Path) -> None:
+    model = network("basic")
+    gate = {name: value.clone() for name, value in model.gate.state_dict().items()}
+    train(model, data, tmp_path / "run", **{**SHORT, "gate_steps": 0, "joint_steps": 0})
+    assert all(torch.equal(value, gate[name]) for name, value in model.gate.state_dict().items())
+
+
+def test_what_does_not_fit_is_refused(data: Path, tmp_path: Path) -> None:
+    with refuses(DataError, "3 classes", "5"):
+        train(network(classes=5), data, tmp_path / "run", **SHORT)
+    with refuses(UsageError, "adapt()"):
+        train(user_net("basic"), data, tmp_path / "run")
+    with refuses(UsageError, "skip,full", "skip,8,full"):
+        train(network(), data, tmp_path / "run", options="skip,full")
+    with refuses(UsageError, "policy", "with_policy"):
+        train(network(), data, tmp_path / "run", policy="8")
+    with refuses(UsageError, "data is given twice"):
+        train(network(), data, tmp_path / "run", data=data)
+    with refuses(UsageError, "4 values"):
+        train(network(), data, tmp_path / "run", "more")
+    with refuses(UsageError, "no data"):
+        train(network=network())
+    with refuses(UsageError, "weights", "network"):
+        train(data, tmp_path / "run", weights="net.pt")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_target_out_of_reach_is_refused_with_the_reach(data: Path, tmp_path: Path) -> None:
+    """A block of it cannot be skipped, so it costs something at least."""
+    model = network("mobile", "skip,8,full")
+    low = 100.0 * model.architecture.computation_range(model.options)[0]
+    assert low > 0.5
+    with refuses(UsageError, f"{low:.4g} to 100"):
+        train(model, data, tmp_path / "run", **{**SHORT, "target": 0.0})
+    assert not (tmp_path / "run").exists()
+
+
+def test_it_is_public(data: Path) -> None:
+    assert dfs_deploy.train is train
