@@ -238,9 +238,9 @@ def standardize_gate(network: DFSNetwork, images: Tensor) -> None:
     """
     network.eval()
     features = network.stem(images)
-    for block, network_block in enumerate(network.blocks):
-        network.gate.standardize(block, features)
-        features = network_block(features)
+    for block in network.blocks:
+        network.gate.standardize(block.shape.index - 1, features)
+        features = block(features)
 
 
 def train_jointly(
@@ -340,7 +340,8 @@ def evaluate(network: DFSNetwork, data: Dataset, contract: InputContract) -> Eva
     """Routes every image of a data set on its own, as the deployed network would."""
     network.eval()
     output = network.route(torch.from_numpy(contract.prepare(data.images)))
-    path, weights = output.path.numpy(), network.architecture.weights(network.options)
+    path = output.path.numpy()
+    weights = network.architecture.weights(network.options)
     return Evaluation(
         accuracy=float((output.logits.argmax(1).numpy() == data.labels).mean()),
         computation_percentage=float(computation_percentage(path, network.options.costs, weights).mean()),
