@@ -301,6 +301,23 @@ def test_an_activation_folded_into_a_layer_equals_one_after_it(form: str, operat
         assert np.abs(ran(folded, x, form) - expected)[inside].max() <= 0.5 * gives.scale + 0.0051
 
 
+@pytest.mark.parametrize("form", ["uint8", "signed"])
+@pytest.mark.parametrize("operator", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("gives", [Grid(0.02), Grid(0.02, 120)], ids=["positive", "signed"])
+def test_an_activation_before_a_grid_that_holds_more_is_the_activation(form: str, operator: str, gives: Grid) -> None:
+    """The grid of a group's features is as wide as its widest block's."""
+    make = Making((4, 5, 5))
+    part = make.part(make.add(operator, make.conv(INPUT, 4, 3), **ACTIVATIONS[operator]))
+    conv, activation = part.layers
+    assert conv.weight is not None
+    part = replace(part, layers=(replace(conv, weight=conv.weight * 6), activation))  # beyond every activation's ends
+    x = features(part)
+    described_part = Int8Part.for_onnxruntime(part, measured(part, meant(x, form)), grid_of(form), gives, 8)
+    expected = in_floats(part, meant(x, form))[part.output].clip(gives.ends.low, gives.ends.high)
+    for as_written in (False, True):
+        assert np.abs(ran(described_part, x, form, as_written) - expected).max() < 0.2
+
+
 def test_squeeze_and_excitation_is_computed_in_float_and_multiplied_in_integers() -> None:
     part = BLOCKS["excited"]
     described_part = describe(part, features(part), "uint8")
