@@ -115,6 +115,12 @@ def inverted(activation: str = "clip", excited: bool = False) -> Part:
     return make.part(make.add("add", make.conv(y, 6), INPUT))
 
 
+def excited_by_linear_layers() -> Part:
+    make = Making((6, 7, 7))
+    y = make.linear_excitation(make.conv(make.add("relu", make.conv(INPUT, 8)), 6, 3))
+    return make.part(make.add("relu", make.add("add", y, INPUT)))
+
+
 def head() -> Part:
     make = Making((6, 4, 4))
     y = make.add("clip", make.conv(INPUT, 12), low=0.0, high=1.5)
@@ -127,6 +133,7 @@ BLOCKS = {
     "projection": basic(projects=True),
     "inverted": inverted(),
     "excited": inverted("relu", excited=True),
+    "linear": excited_by_linear_layers(),
     "swish": inverted("hard_swish", excited=True),
     "silu": inverted("silu"),
 }
