@@ -149,6 +149,8 @@ def _show(exported: Exported, target_cpu: str) -> None:
         if manifest.calibration is None:
             made = "nothing is INT8 (a static baseline needs --calibration-data)"
         console.print(f"int8: {made}, because no option of this network is of 8 bits or fewer")
+    for line in exported.kept_in_float:
+        console.print(f"int8: {line}")
     if measured is not None:
         console.print(
             f"on {measured.samples} calibration images: top-1 {percent(measured.top1_bundle)}"
@@ -183,4 +185,5 @@ def _calibration(manifest: Manifest, target_cpu: str) -> Iterator[str]:
         yield f"INT8 weights of {record.weight_bits} bits, {why}"
     for block, option in sorted({(r.block, r.option) for r in record.ranges if r.source == "reached"}):
         if option != "static":
-            yield f"  block {block}, option {option}: the gate sent nothing, so all that reached it was measured"
+            what = "skip" if option == "always" else f"option {option}"
+            yield f"  block {block}, {what}: the gate sent nothing, so all that reached it was measured"

@@ -263,7 +263,7 @@ def export(
         write_whole(single, model)
         _log_line(f"{single}: {len(model)} bytes written")
     notes = () if data is None else data.notes
-    kept = tuple(str(chosen) for chosen in forms.chosen.values() if chosen.kept)
+    kept = tuple(f"{runtime}, {chosen}" for (runtime, *_), chosen in forms.chosen.items() if chosen.kept)
     for line in kept:
         _log_line(line)
     return Exported(Bundle(out), validation, comparison, source.assumptions, single, notes, replaced, kept)

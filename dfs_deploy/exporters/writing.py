@@ -312,12 +312,13 @@ def static_engine(
     if dtype is not np.float32:
         x = cast(graph, x, dtype)
     for part in parts:
+        prefix = f"{part.part.name if isinstance(part, Int8Part) else part.name}_"
         if isinstance(part, Part):
-            x, grid = float_part(graph, dequantize(graph, f"{part.name}_input", x, grid), part, dtype), None
+            x, grid = float_part(graph, dequantize(graph, f"{prefix}features", x, grid), part, dtype, prefix), None
         elif dialect == TENSORRT:
-            x = tensorrt_part(graph, x, part)
+            x = tensorrt_part(graph, x, part, prefix)
         else:
-            x, grid = onnxruntime_part(graph, x, part), part.gives
+            x, grid = onnxruntime_part(graph, x, part, prefix), part.gives
     x = x if dtype is np.float32 else cast(graph, x, np.float32)
     graph.output(x, "output", np.float32, (BATCH, *last.out_shape))
     return graph.build()

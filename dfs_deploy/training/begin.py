@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from dfs_deploy.checkpoints import CheckpointFacts, load_checkpoint
+from dfs_deploy.checkpoints.plain import build_network
 from dfs_deploy.errors import CheckpointError, DataError
 from dfs_deploy.models import DFSNetwork, adapt, cifar_network, find_blocks
+from dfs_deploy.models.named import named_network
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.training.job import Job
-
-if TYPE_CHECKING:
-    from dfs_deploy.training.splits import Splits
+from dfs_deploy.training.splits import Splits
 
 NETWORK_FILE = "network.pt"
 """A network that is no CIFAR ResNet, as the run began with it: whoever resumes the run needs no code of the user's."""
@@ -32,8 +31,6 @@ def with_size(job: Job, contract: InputContract | None) -> Job:
 
 def input_of(network: str) -> InputContract:
     """Input contract of a network by name, as it was made."""
-    from dfs_deploy.models.named import named_network
-
     return named_network(network).contract
 
 
@@ -45,8 +42,6 @@ def built(job: Job, splits: Splits) -> tuple[DFSNetwork, tuple[str, ...]]:
         DependencyError: it is another package's, which is not installed.
         CheckpointError: weights that cannot be read, or that are another network's.
     """
-    from dfs_deploy.checkpoints.plain import build_network
-
     assert job.network is not None  # noqa: S101 (whoever calls has looked)
     torch.manual_seed(job.seed)
     made = build_network(job.network, job.weights, splits.classes, job.size, job.weights_key)

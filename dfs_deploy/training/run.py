@@ -12,6 +12,7 @@ from typing import Any, overload
 
 import torch
 
+from dfs_deploy.checkpoints import load_checkpoint
 from dfs_deploy.costs import LatencyTable, load_costs
 from dfs_deploy.errors import DataError, EnvironmentLacksError, UsageError
 from dfs_deploy.io.files import check_folder, remove_leftovers, sole_use
@@ -117,7 +118,7 @@ def train(*given: Any, progress: Progress = silent, **values: Any) -> TrainingRe
             - ``out``: folder for the run, ``run`` if it is left out; it must not hold another run yet.
             - ``preset``: ``paper``; ``quick`` for a small machine; or ``adapt``, the default for a network that was
               handed over or named.
-            - ``network``: a network by name, such as ``torchvision:resnet18``, or an adapted network.
+            - ``network``: a network by name, such as ``torchvision:resnet18``; or an adapted one, or its checkpoint.
             - ``weights``: its weights, a state dict.
             - ``options``: options that the gate chooses from; ``None`` for those of the network, ``skip,8,16,full``, or
               the policy's own.
@@ -151,6 +152,8 @@ def train(*given: Any, progress: Progress = silent, **values: Any) -> TrainingRe
             raise UsageError(unknown_value(name, _VALUES))
     if "size" in wanted:
         wanted["size"] = parse_size("size", wanted["size"])
+    if isinstance(network, str | Path) and Path(network).is_file():
+        network = load_checkpoint(network, deployable=False).network
     model = None if network is None or isinstance(network, str) else _adapted(network, wanted)
     job_values = {
         name: str(value) if isinstance(value, Path) else value for name, value in wanted.items() if name in _JOB_VALUES

@@ -135,27 +135,54 @@ BLOCKS = {
 # Weights and grids
 
 
+WEIGHTS = stn.arrays(np.float32, (3, 2, 3, 3), elements=st.floats(-100, 100, width=32))
+
+
+def back(levels: NDArray[np.int8], scale: NDArray[np.float32]) -> NDArray[np.float64]:
+    return levels * scale[:, None, None, None].astype(np.float64)
+
+
 @settings(max_examples=40)
-@given(
-    stn.arrays(np.float32, (3, 2, 3, 3), elements=st.floats(-100, 100, width=32)),
-    st.sampled_from([7, 8]),
-)
-def test_a_weight_is_rounded_to_the_nearest_level_of_its_channel(weight: NDArray[np.float32], bits: int) -> None:
-    levels, scale = quantize_weight(weight, bits)
-    limit = {7: 63, 8: 127}[bits]
+@given(WEIGHTS)
+def test_a_weight_is_rounded_to_the_nearest_level_of_its_channel(weight: NDArray[np.float32]) -> None:
+    levels, scale = quantize_weight(weight, 8)
     assert levels.dtype == np.int8
     assert scale.dtype == np.float32
     assert (scale > 0).all()
-    assert np.abs(levels.astype(int)).max(initial=0) <= limit
-    back = levels * scale[:, None, None, None].astype(np.float64)
+    assert np.abs(levels.astype(int)).max(initial=0) <= 127
     largest = np.abs(weight).max(axis=(1, 2, 3), keepdims=True)
     # A scale below float32's smallest normal number has fewer digits.
-    assert (np.abs(back - weight) <= largest / limit * 0.5001 + 1e-37).all()
+    assert (np.abs(back(levels, scale) - weight) <= largest / 127 * 0.5001 + 1e-37).all()
     for channel in range(3):
         if largest[channel] > 1e-30:
-            assert np.abs(levels[channel].astype(int)).max() == limit, "the whole range of integers is used"
+            assert np.abs(levels[channel].astype(int)).max() == 127, "the whole range of integers is used"
         if not largest[channel]:
             assert not levels[channel].any()
+
+
+@settings(max_examples=40)
+@given(WEIGHTS)
+def test_a_weight_of_7_bits_moves_no_further_than_on_the_scale_of_its_greatest(weight: NDArray[np.float32]) -> None:
+    levels, scale = quantize_weight(weight, 7)
+    assert np.abs(levels.astype(int)).max(initial=0) <= 63
+    largest = np.abs(weight).max(axis=(1, 2, 3)).astype(np.float64)
+    plain = np.maximum(largest / 63, 1e-30)[:, None, None, None]
+    on_largest = np.square(np.rint(weight / plain) * plain - weight).sum((1, 2, 3))
+    error = np.square(back(levels, scale) - weight).sum((1, 2, 3))
+    assert (error <= on_largest * 1.001 + (largest * 1e-6) ** 2 + 1e-36).all()
+    assert (scale <= np.maximum(largest / 63, 1.0 / 63) * 1.0001 + 1e-37).all()
+
+
+def test_a_scale_of_7_bits_is_chosen_for_the_many() -> None:
+    """One great weight among many small ones costs them their levels."""
+    weight = np.random.default_rng(0).normal(0.0, 0.1, (1, 64, 3, 3)).astype(np.float32)
+    levels, scale = quantize_weight(weight, 7)
+    plain = np.abs(weight).max() / 63
+    assert scale[0] < 0.99 * plain
+    error, on_largest = (
+        np.mean(np.square(value - weight)) for value in (back(levels, scale), np.rint(weight / plain) * plain)
+    )
+    assert error < 0.97 * on_largest
 
 
 @given(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3))
@@ -336,7 +363,8 @@ def test_activations_are_uint8_weights_int8_a_channel_and_biases_int32(block: st
         assert levels.dtype == zero.dtype == np.int8
         assert not zero.any()
         assert scale.shape == zero.shape == levels.shape[:1], "depthwise too"
-        assert np.abs(levels.astype(int)).max() == {7: 63, 8: 127}[bits]
+        depthwise = levels.shape[1] == 1
+        assert np.abs(levels.astype(int)).max() == (127 if depthwise else {7: 63, 8: 127}[bits])
         assert known[bias.input[0]].dtype == np.int32
         assert np.allclose(known[bias.input[1]], scale * known[activation.input[1]])
         (reader,) = (node for node in graph.node if conv.output[0] in node.input)

@@ -70,8 +70,8 @@ def test_the_static_int8_engine_is_near_the_backbone(network: DFSNetwork, runtim
 def test_without_data_the_first_block_stays_in_float(network: DFSNetwork) -> None:
     model, _ = static_engines(network, from_checkpoint(network, [1]))
     constants = {tensor.name: tensor.data_type for tensor in onnx.load_from_string(model).graph.initializer}
-    assert constants["stem_norm_weight"] == constants["blocks.0.norm1_weight"] == onnx.TensorProto.FLOAT
-    assert constants["blocks.1.norm1_weight"] == onnx.TensorProto.INT8
+    assert constants["stem_stem_norm_weight"] == constants["stem_blocks.0.norm1_weight"] == onnx.TensorProto.FLOAT
+    assert constants["block_1_blocks.1.norm1_weight"] == onnx.TensorProto.INT8
 
 
 def test_the_static_int8_engine_convolves_in_integers_throughout(network: DFSNetwork, tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def test_a_bundle_that_stood_there_outlives_a_failed_export(
 def test_a_static_baseline_that_is_off_is_named(mixed: Made, tmp_path: Path, precision: str) -> None:
     bundle = copied(mixed, tmp_path)
     file = f"onnxruntime/static-{precision}.onnx"
-    rewritten(bundle, off(bundle, file, "head_weight", lambda value: value * 0.4))
+    rewritten(bundle, off(bundle, file, "head_head_weight", lambda value: value * 0.4))
     (line,) = mismatches(mixed, bundle)
     assert f"static {precision}" in line
 
