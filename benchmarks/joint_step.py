@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dfs_deploy.models import DFSNetwork
+from dfs_deploy.models import DFSNetwork, cifar_network
 from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 from dfs_deploy.training.forward import joint_forward
@@ -48,7 +48,7 @@ def main() -> None:
 def spread_network(options: Options, blocks: int) -> DFSNetwork:
     """A network of random weights whose gate sends the images of a batch to all options."""
     torch.manual_seed(0)
-    network = DFSNetwork(cifar_resnet((blocks,) * 3), options)
+    network = cifar_network(cifar_resnet((blocks,) * 3), options)
     with torch.no_grad():
         for name, weight in network.named_parameters():
             if name.startswith("gate.embeddings.") and name.endswith(".weight"):
@@ -64,7 +64,7 @@ def measure(network: DFSNetwork, batch: int, rounds: int) -> tuple[list[float], 
     x = x.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, network.architecture.classes, (batch,))
     cases: dict[str, Callable[[Tensor], Tensor]] = {
-        "backbone": network.backbone,
+        "backbone": network.static,
         "plain": lambda images: network(images).logits,
         "joint": lambda images: joint_forward(network, images).logits,
     }

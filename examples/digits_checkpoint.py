@@ -49,7 +49,7 @@ from torch.nn import functional
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.data import Dataset
 from dfs_deploy.data.digits import DIGITS_SIZE, load_digits
-from dfs_deploy.models import DFSNetwork, NetworkOutput, QuantizedConv2d
+from dfs_deploy.models import DFSNetwork, NetworkOutput, cifar_network
 from dfs_deploy.network import cifar_resnet, cifar_values
 from dfs_deploy.options import Options, computation_percentage
 from dfs_deploy.preprocessing import InputContract
@@ -124,7 +124,7 @@ def new_network() -> DFSNetwork:
     architecture = cifar_resnet(
         groups=(2, 2, 2), widths=(16, 32, 64), classes=10, image_shape=(3, DIGITS_SIZE, DIGITS_SIZE)
     )
-    return DFSNetwork(architecture, Options.parse("skip,8,16,full"))
+    return cifar_network(architecture, Options.parse("skip,8,16,full"))
 
 
 def make_contract(train: Dataset) -> InputContract:
@@ -195,11 +195,11 @@ class Batches:
 def train_backbone(network: DFSNetwork, batches: Batches, recipe: Recipe, steps: int) -> list[float]:
     """Stage 0: the backbone alone, in full precision. Returns the loss of each step."""
     network.train()
-    optimizer = torch.optim.AdamW(network.backbone.parameters(), weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(network.net.parameters(), weight_decay=1e-3)
     schedule = one_cycle(optimizer, [recipe.backbone_rate], steps)
     losses = []
     for images, labels in batches.take(steps):
-        loss = functional.cross_entropy(network.backbone(images), labels)
+        loss = functional.cross_entropy(network.static(images), labels)
         losses.append(descend(loss, optimizer))
         schedule.step()
     return losses
@@ -214,9 +214,7 @@ def train_gate(network: DFSNetwork, batches: Batches, recipe: Recipe, steps: int
     for images, _ in batches.take(1):
         standardize_gate(network, images)
     network.eval()
-    for module in network.modules():
-        if isinstance(module, QuantizedConv2d):
-            module.train()
+    network.ranges.train()
     optimizer = torch.optim.Adam(network.gate.parameters(), recipe.gate_rate)
     losses: list[float] = []
     in_full = 0
@@ -228,7 +226,7 @@ def train_gate(network: DFSNetwork, batches: Batches, recipe: Recipe, steps: int
         in_full = in_full + 1 if cost.item() > 0.999 else 0
         if in_full == len(batches):
             break
-    network.backbone.zero_grad()
+    network.net.zero_grad()
     return losses
 
 
@@ -239,13 +237,10 @@ def standardize_gate(network: DFSNetwork, images: Tensor) -> None:
     Pooled features differ little from input to input; unscaled, so would the first choices.
     """
     network.eval()
-    features = network.backbone.stem(images)
-    for block, embedding in zip(network.blocks, network.gate.embeddings, strict=False):
+    features = network.stem(images)
+    for block in network.blocks:
+        network.gate.standardize(block.shape.index - 1, features)
         features = block(features)
-        embedded = embedding(features.mean((2, 3)))
-        mean, deviation = embedded.mean(0), embedded.std(0).clamp_min(1e-6)
-        embedding.weight.div_(deviation[:, None])
-        embedding.bias.sub_(mean).div_(deviation)
 
 
 def train_jointly(
@@ -261,7 +256,7 @@ def train_jointly(
         settle: whether to hold normalisation and ranges, on undistorted scans, as when deployed.
     """
     network.train(not settle)
-    parts = [{"params": part.parameters()} for part in (network.backbone, network.gate)]
+    parts = [{"params": part.parameters()} for part in (network.net, network.gate)]
     optimizer = torch.optim.AdamW(parts, weight_decay=1e-4)
     rates = [recipe.settle_rate] * 2 if settle else [recipe.joint_rate, recipe.joint_gate_rate]
     schedule = one_cycle(optimizer, rates, steps)
@@ -346,9 +341,10 @@ def evaluate(network: DFSNetwork, data: Dataset, contract: InputContract) -> Eva
     network.eval()
     output = network.route(torch.from_numpy(contract.prepare(data.images)))
     path = output.path.numpy()
+    weights = network.architecture.weights(network.options)
     return Evaluation(
         accuracy=float((output.logits.argmax(1).numpy() == data.labels).mean()),
-        computation_percentage=float(computation_percentage(path, network.options.costs).mean()),
+        computation_percentage=float(computation_percentage(path, network.options.costs, weights).mean()),
         option_counts=[np.bincount(column, minlength=len(network.options)).tolist() for column in path.T],
         distinct_paths=len(np.unique(path, axis=0)),
         margins=score_margins(output.scores).numpy(),
@@ -359,7 +355,7 @@ def evaluate(network: DFSNetwork, data: Dataset, contract: InputContract) -> Eva
 def backbone_accuracy(network: DFSNetwork, data: Dataset, contract: InputContract) -> float:
     """Share of a data set that the backbone classifies correctly with every block in full precision."""
     network.eval()
-    logits = network.backbone(torch.from_numpy(contract.prepare(data.images)))
+    logits = network.static(torch.from_numpy(contract.prepare(data.images)))
     return float((logits.argmax(1).numpy() == data.labels).mean())
 
 

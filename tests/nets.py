@@ -125,3 +125,8 @@ def spread_gate(network: DFSNetwork, seed: int = 0) -> None:
     for name, weight in network.gate.named_parameters():
         if "projection" in name or "score" in name:
             weight.copy_((0.3 if name.endswith("bias") else 2.0) * torch.randn(weight.shape, generator=generator))
+
+
+def three_classes() -> nn.Module:
+    """A network by name: ``tests.nets:three_classes``."""
+    return user_net("mobile", 3)

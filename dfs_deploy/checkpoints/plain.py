@@ -168,6 +168,6 @@ def _check_names(made: NamedNetwork, file: FileContent, tensors: Mapping[str, Te
         lacks = f"lacks {len(missing)} of its {len(own)} tensors, such as {min(missing)}" if missing else ""
         has = f"has {len(others)} that it does not have, such as {min(others)}" if others else ""
         raise CheckpointError(
-            f"{file.path} does not fit {made.name}: it {' and '.join(filter(None, (lacks, has)))}; give weights of this"
-            " network"
+            f"{file.path} does not fit {made.name}: it {', and '.join(filter(None, (lacks, has)))}; give weights of"
+            " this network"
         )

@@ -131,8 +131,14 @@ class Int8Weight:
 
     @classmethod
     def for_onnxruntime(cls, layer: Layer, takes: Grid, bits: int) -> Int8Weight:
-        """Weights of 8 or 7 bits and a bias in integers."""
+        """Weights of 8 or 7 bits and a bias in integers; a depthwise convolution has 8 in any case.
+
+        The kernels of depthwise convolutions add up every product in 32 bits, so none saturates on any CPU, and with
+        nine or 25 weights per channel each level counts.
+        """
         weight, bias = _float_weight(layer)
+        if layer.operator == "conv" and weight.shape[1] == 1 and len(weight) == layer.number("groups"):
+            bits = 8
         # The bias is counted in products of both scales and must fit 32 bits with the sum, also where a channel's
         # weights or all that was seen of the input are next to nothing; a coarser weight then loses nothing that shows.
         levels, scale = quantize_weight(weight, bits, np.abs(bias) / takes.scale / BIAS_LIMIT)
@@ -210,7 +216,7 @@ class Int8Part:
             ranges: calibrated interval of every value in it.
             takes: grid on which the features arrive; ``None`` for float32.
             gives: grid on which the output leaves; ``None`` for float32.
-            bits: bits of the weights, 8 or 7.
+            bits: bits of the weights, 8 or 7; see ``Int8Weight``.
         """
         plan = _Uint8Plan(part, ranges, takes, gives, bits)
         for layer in part.layers:
@@ -364,9 +370,10 @@ class _Uint8Plan(_Plan):
 
     def _result(self, layer: Layer) -> _Result:
         """Name, grid and limits of what a layer gives, an activation after it included."""
+        own = _UNIT if layer.operator == "hard_sigmoid" else None  # which is computed without its ends
         after = self.read_only_by(layer.name)
-        if after is None or after.operator not in ("relu", "clip"):
-            return {"name": layer.name, "gives": self._grid(layer.name), "limits": None}
+        if own is not None or after is None or after.operator not in ("relu", "clip"):
+            return {"name": layer.name, "gives": self._grid(layer.name), "limits": own}
         return {"name": after.name, "gives": self._grid(after.name), "limits": _limits(after)}
 
     def _grid(self, name: str) -> Grid:
@@ -414,6 +421,9 @@ def quantize_weight(
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Rounds a weight to symmetric integers, with one scale per output channel.
 
+    A channel of 8 bits spans its greatest weight. One of 7 bits has half the levels; there the scale is the one, of a
+    few that span less, that moves the weights least in the square.
+
     Args:
         weight: (out, ...) float32.
         bits: 8, or 7 for CPUs whose 8-bit products saturate in 16 bits (x86 without VNNI).
@@ -422,12 +432,46 @@ def quantize_weight(
     Returns:
         int8 in the shape of the weight and (out,) float32 scales.
     """
-    limit = (1 << (bits - 1)) - 1
     rest = tuple(range(1, weight.ndim))
     largest = np.abs(weight).max(axis=rest).astype(np.float64)
-    scale = np.maximum(np.where(largest > 0, largest, 1.0) / limit, least).astype(np.float32)
-    levels = np.rint(weight / np.expand_dims(scale, rest).astype(np.float64))
+    largest = np.where(largest > 0, largest, 1.0)
+    levels, scale = _rounded(weight, largest, bits, least)
+    if bits >= 8:
+        return levels, scale
+    error = _squared_error(weight, levels, scale)
+    for share in _SHARES:
+        others = _rounded(weight, largest * share, bits, least)
+        moved = _squared_error(weight, *others)
+        better = moved < error
+        levels[better], scale[better] = (values[better] for values in others)
+        error = np.minimum(error, moved)
+    return levels, scale
+
+
+_SHARES = np.linspace(0.975, 0.6, 16)
+"""Shares of a channel's greatest weight that a scale of 7 bits may span."""
+
+
+def _rounded(
+    weight: NDArray[np.float32], spans: NDArray[np.float64], bits: int, least: NDArray[np.floating] | float
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Levels of a weight and the scale of each channel, whose greatest level spans (out,) values."""
+    limit = (1 << (bits - 1)) - 1
+    scale = np.maximum(spans / limit, least).astype(np.float32)
+    levels = np.rint(weight / _broadcast(scale, weight))
     return np.clip(levels, -limit, limit).astype(np.int8), scale
+
+
+def _squared_error(
+    weight: NDArray[np.float32], levels: NDArray[np.int8], scale: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """(out,) what rounding moves each channel by, in the square."""
+    moved = np.square(weight - levels * _broadcast(scale, weight))
+    return np.asarray(moved.sum(axis=tuple(range(1, weight.ndim))))
+
+
+def _broadcast(scale: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float64]:
+    return np.expand_dims(scale.astype(np.float64), tuple(range(1, weight.ndim)))
 
 
 def _product_scale(weight_scale: NDArray[np.float32], takes: Grid) -> NDArray[np.float64]:

@@ -231,7 +231,7 @@ class Chain:
         joints = sorted(((read | set(parts)) & names) | (read & {source}))  # where other steps enter the shared ones
         weighty = [self.steps[index].node.name for index in sorted(shared) if self.macs([index])]
         if len(joints) != 1 or weighty:
-            both = weighty or joints
+            both = (weighty or joints)[:2]
             raise RefusedError(f"has an addition whose operands share {' and '.join(both)}, expected its input alone")
         self.map(joints[0])
         return joints[0]

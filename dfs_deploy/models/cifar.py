@@ -23,10 +23,14 @@ def _stride(shape: Block) -> int:
     return max(-(-size // left) for size, left in zip(before, after, strict=True))
 
 
-def _conv(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Conv2d:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return conv
+class HeConv2d(nn.Conv2d):
+    """A convolution without bias, padded to keep the size at stride 1, with random weights after He et al. 2015."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int) -> None:
+        super().__init__(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
 
 class Projection(nn.Module):
@@ -34,7 +38,7 @@ class Projection(nn.Module):
 
     def __init__(self, shape: Block) -> None:
         super().__init__()
-        self.conv = _conv(shape.in_channels, shape.out_channels, 1, _stride(shape))
+        self.conv = HeConv2d(shape.in_channels, shape.out_channels, 1, _stride(shape))
         self.norm = nn.BatchNorm2d(shape.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,9 +52,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, shape: Block) -> None:
         super().__init__()
-        self.conv1 = _conv(shape.in_channels, shape.out_channels, 3, _stride(shape))
+        self.conv1 = HeConv2d(shape.in_channels, shape.out_channels, 3, _stride(shape))
         self.norm1 = nn.BatchNorm2d(shape.out_channels)
-        self.conv2 = _conv(shape.out_channels, shape.out_channels, 3, 1)
+        self.conv2 = HeConv2d(shape.out_channels, shape.out_channels, 3, 1)
         self.norm2 = nn.BatchNorm2d(shape.out_channels)
         self.projection = Projection(shape) if shape.projects else None
 
@@ -75,7 +79,7 @@ class CifarResNet(nn.Module):
         super().__init__()
         cifar_values(architecture)
         first, last = architecture.blocks[0].in_channels, architecture.blocks[-1].out_channels
-        self.stem_conv = _conv(architecture.image_shape[0], first, 3, 1)
+        self.stem_conv = HeConv2d(architecture.image_shape[0], first, 3, 1)
         self.stem_norm = nn.BatchNorm2d(first)
         self.blocks = nn.ModuleList(BasicBlock(block) for block in architecture.blocks)
         self.head = nn.Linear(last, architecture.classes)

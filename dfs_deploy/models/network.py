@@ -12,6 +12,7 @@ policy's option only.
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -350,7 +351,7 @@ class DFSNetwork(nn.Module):
 
         See Section 3.
         """
-        self._last = self.unroll(x, self._mix_options, self._forced_for(x))
+        self._last = self.unroll(x, self._mix_options)
         return self._last
 
     def cost_loss(self, target: float) -> Tensor:
@@ -392,11 +393,6 @@ class DFSNetwork(nn.Module):
             raise OptionError(f"a path with option {choice!r}, expected one of {self.options}")
         return int(choice)
 
-    def _forced_for(self, x: Tensor) -> Tensor | None:
-        if self._forced is None:
-            return None
-        return self._forced.to(x.device).expand(len(x), -1)
-
     @torch.no_grad()
     def route(self, x: Tensor, observer: BlockObserver | None = None) -> NetworkOutput:
         """Runs for each sample only the option that its gate chose.
@@ -421,7 +417,7 @@ class DFSNetwork(nn.Module):
                 )
             return self.run_block(index, features, decision.choice, observer)
 
-        return self.unroll(x, run, self._forced_for(x))
+        return self.unroll(x, run)
 
     def unroll(self, x: Tensor, run: RunBlock, path: Tensor | None = None) -> NetworkOutput:
         """Runs the network block by block: THE loop over gate and blocks.
@@ -429,7 +425,8 @@ class DFSNetwork(nn.Module):
         Args:
             x: (N, C, H, W) float32, normalised.
             run: runs each gated block by what was decided for it.
-            path: (N, gated blocks) int64, the choices to take; ``None`` for the gate's own, or the policy's.
+            path: (N, gated blocks) int64, the choices to take; ``None`` for those that are forced, the policy's, or the
+                gate's own.
 
         Returns:
             The output; ``path`` holds the choices taken.
@@ -439,7 +436,9 @@ class DFSNetwork(nn.Module):
 
     def _unroll(self, x: Tensor, run: RunBlock, path: Tensor | None) -> NetworkOutput:
         n, options = len(x), len(self.options)
-        if path is None and self.policy is not None:
+        if path is None and self._forced is not None:
+            path = self._forced.to(x.device).expand(n, -1)
+        elif path is None and self.policy is not None:
             path = torch.tensor(self.policy, dtype=torch.int64, device=x.device).repeat(n, 1)
         features = self.stem(x)
         state = None if self.gate is None else self.gate.initial_state(features)
@@ -465,12 +464,15 @@ class DFSNetwork(nn.Module):
         soft = functional.softmax(decision.scores, 1)
         # The difference first: it is exactly zero, so the weights are exactly one-hot.
         weight = functional.one_hot(decision.choice, len(self.options)).to(soft.dtype) + (soft - soft.detach())
-        outputs = [
-            weight[:, k, None, None, None] * run_option(block, features, option)
-            for k, option in enumerate(self.options)
-            if option in possible
-        ]
-        return torch.stack(outputs).sum(0)
+        # One after the other: the outputs of all options at once would take as much memory again.
+        return functools.reduce(
+            torch.add,
+            (
+                weight[:, k, None, None, None] * run_option(block, features, option)
+                for k, option in enumerate(self.options)
+                if option in possible
+            ),
+        )
 
     @torch.no_grad()
     def run_block(self, index: int, features: Tensor, choice: Tensor, observer: BlockObserver | None = None) -> Tensor:

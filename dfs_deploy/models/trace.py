@@ -251,11 +251,11 @@ class _Recorder(TorchFunctionMode):
     def watching(self, net: nn.Module) -> Iterator[None]:
         """Records until the end of the ``with`` block."""
         handles = []
-        for name, module in net.named_modules():
-            enter, leave = self._hooks(name)
-            handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
-            handles.append(module.register_forward_hook(leave, always_call=True))
         try:
+            for name, module in net.named_modules():
+                enter, leave = self._hooks(name)
+                handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
+                handles.append(module.register_forward_hook(leave, always_call=True))
             with self:
                 yield
         finally:
@@ -319,7 +319,7 @@ class _Recorder(TorchFunctionMode):
         if problem is not None:
             made = [_Value(self._opaque(traced, problem, tensor)) for tensor in results]
         if len(results) == 1 and result is target and made[0].name != before:
-            if name.endswith("dropout"):  # without a change in evaluation mode
+            if "dropout" in name:  # without a change in evaluation mode
                 result = result.detach()
                 self._values[result] = made[0]
             else:
@@ -370,7 +370,7 @@ class _Recorder(TorchFunctionMode):
 
     def _opaque(self, traced: Sequence[Tensor], problem: str, result: Tensor) -> str:
         inputs = tuple(dict.fromkeys(self._values[tensor].name for tensor in traced if tensor in self._values))
-        return self.emit(OPAQUE, inputs[:64], tuple(result.shape[1:]), problem=problem)
+        return self.emit(OPAQUE, inputs, tuple(result.shape[1:]), problem=problem)
 
     # What translations use
 
@@ -446,8 +446,8 @@ _READS = frozenset(
 )
 """Functions that give a tensor's values to Python, or a tensor whose shape depends on them."""
 
-_UNLIKE = frozenset(("batch_norm", "special.softmax"))
-"""Functions that share the last part of their name with a translated one, and not their arguments."""
+_UNLIKE = frozenset(("batch_norm",))
+"""Functions that share the last part of their name with a translated one, and not its arguments."""
 
 _DUNDER = re.compile(r"__[ir]?(add|sub|mul|truediv)__")
 
@@ -700,6 +700,11 @@ def _div(run: _Recorder, result: Tensor, input: Any, other: Any, *, rounding_mod
 @_translates("neg", "negative")
 def _neg(run: _Recorder, result: Tensor, input: Tensor) -> _Made:
     return _affine(run, run.value(input), _shape(result), -1.0, 0.0)
+
+
+@_translates("zeros_like")
+def _zeros_like(run: _Recorder, result: Tensor, input: Tensor) -> _Made:
+    return _affine(run, run.value(input), _shape(result), 0.0, 0.0)
 
 
 @_translates("max_pool2d")

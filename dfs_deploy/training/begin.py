@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from dfs_deploy.checkpoints import CheckpointFacts, load_checkpoint
+from dfs_deploy.checkpoints.plain import build_network
 from dfs_deploy.errors import CheckpointError, DataError
 from dfs_deploy.models import DFSNetwork, adapt, cifar_network, find_blocks
+from dfs_deploy.models.named import named_network
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.training.job import Job
-
-if TYPE_CHECKING:
-    from dfs_deploy.training.splits import Splits
+from dfs_deploy.training.splits import Splits
 
 NETWORK_FILE = "network.pt"
 """A network that is no CIFAR ResNet, as the run began with it: whoever resumes the run needs no code of the user's."""
@@ -32,24 +31,19 @@ def with_size(job: Job, contract: InputContract | None) -> Job:
 
 def input_of(network: str) -> InputContract:
     """Input contract of a network by name, as it was made."""
-    from dfs_deploy.models.named import named_network
-
     return named_network(network).contract
 
 
-def built(job: Job, splits: Splits) -> tuple[DFSNetwork, tuple[str, ...]]:
-    """Makes the network that a job names, with the blocks that were found in it, and notes on what was assumed.
+def built(name: str, job: Job, splits: Splits) -> tuple[DFSNetwork, tuple[str, ...]]:
+    """Makes a network by name for a job, with the blocks that were found in it, and notes on what was assumed.
 
     Raises:
         UsageError: a network that does not exist or has no block that can be proved.
         DependencyError: it is another package's, which is not installed.
         CheckpointError: weights that cannot be read, or that are another network's.
     """
-    from dfs_deploy.checkpoints.plain import build_network
-
-    assert job.network is not None  # noqa: S101 (whoever calls has looked)
     torch.manual_seed(job.seed)
-    made = build_network(job.network, job.weights, splits.classes, job.size, job.weights_key)
+    made = build_network(name, job.weights, splits.classes, job.size, job.weights_key)
     network = adapt(made.net, find_blocks(made.net, made.example), job.recipe.options)
     network.contract = splits.contract(made.contract.mean, made.contract.std)
     return network, made.notes
@@ -77,7 +71,7 @@ def begun(job: Job, splits: Splits, network: DFSNetwork | None, folder: Path | N
     elif folder is not None:
         network = load_checkpoint(folder / NETWORK_FILE, deployable=False).network
     elif network is None:
-        network, assumed = built(job, splits)
+        network, assumed = built(job.network, job, splits)
         notes += assumed
     _check_data(network, splits)
     recipe.check_network(network.architecture)
@@ -85,6 +79,8 @@ def begun(job: Job, splits: Splits, network: DFSNetwork | None, folder: Path | N
     if policy is not None and network.policy is None:
         network = network.with_policy(policy)
     network.contract = contract_of(network, splits)
+    for name in job.frozen:
+        network.net.get_parameter(name).requires_grad_(False)
     if folder is None:
         notes += _taken(job, network)
     return network, notes

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dfs_deploy.calibration import (
+    ALWAYS,
     METHODS,
     STATIC,
     CalibratedRange,
@@ -22,6 +23,7 @@ from dfs_deploy.calibration import (
 from dfs_deploy.errors import CheckpointError
 from dfs_deploy.models import DFSNetwork, fake_quantize, fake_quantize_weight, run_option
 from tests.checks import refuses
+from tests.nets import KINDS, Kind, adapted, user_images
 from tests.settled import Split, normal_images, rig_gate, settled_network
 
 Ranges = dict[TensorKey, CalibratedRange]
@@ -328,3 +330,102 @@ def test_features_that_are_not_finite_are_named_and_do_not_become_a_range(method
         network.net.get_parameter("blocks.1.norm2.bias")[0] = float("nan")
     with refuses(CheckpointError, "block 1", "nan", "finite"):
         calibrate_static(network, lambda: iter([normal_images(4)]), method)
+
+
+def user_batches(count: int = 24, size: int = 7) -> Callable[[], Iterator[Tensor]]:
+    return lambda: iter(user_images(count).split(size))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_always_runs_in_integers_is_measured_too(kind: Kind) -> None:
+    network = adapted(kind, "skip,8,full")
+    ranges = calibrate(network, [EIGHT], user_batches(), "minmax")
+    with torch.no_grad():
+        features = network.stem(user_images(24))
+    last = len(network.blocks) + 1
+    stem = ranges[TensorKey(0, ALWAYS, network.graphs.stem.output)]
+    assert (stem.low, stem.high) == pytest.approx((float(features.min()), float(features.max())), abs=1e-5)
+    assert (stem.source, stem.samples) == ("routed", 24)
+    assert {key.tensor for key in ranges if key.block == last} >= {"input", "fc", "output"}
+    assert {(key.block, key.option) for key in ranges if key.option == ALWAYS} == {
+        (0, ALWAYS),
+        (last, ALWAYS),
+        *((block.shape.index, ALWAYS) for block in network.blocks if block.shape.projects),
+    }
+    for block in network.blocks:
+        if block.shape.projects:
+            names = {key.tensor for key in ranges if (key.block, key.option) == (block.shape.index, ALWAYS)}
+            assert names >= {"input", "output"}
+    assert all(key.option in (EIGHT, ALWAYS) for key in ranges)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_value_that_an_engine_may_round_has_a_range(kind: Kind) -> None:
+    network = adapted(kind, "skip,8,full")
+    ranges = calibrate(network, [EIGHT], user_batches(), "minmax")
+    for block in network.blocks:
+        whole = block.whole
+        norms = {node.inputs[0] for node in whole.nodes if node.operator == "batch_norm"}
+        convs = {node.name for node in whole.nodes if node.operator == "conv"}
+        values = {"input", "output", *(node.name for node in whole.nodes)} - (norms & convs)
+        found = {key.tensor for key in ranges if (key.block, key.option) == (block.shape.index, EIGHT)}
+        assert found == values
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_of_a_group_share_a_range_whoever_gives_them(kind: Kind) -> None:
+    network = adapted(kind, "skip,8,full")
+    ranges = calibrate(network, [EIGHT], user_batches(), "minmax")
+    blocks = network.architecture.blocks
+    for group in {block.group for block in blocks}:
+        members = [key for key in ranges if key.tensor == "output" and key.block < len(blocks)]
+        members = [key for key in members if blocks[key.block].group == group]
+        shared = {(ranges[key].low, ranges[key].high) for key in members}
+        assert len(shared) == 1
+        low, high = shared.pop()
+        own = [ranges[TensorKey(key.block, key.option, output_of(network, key))] for key in members]
+        assert low == pytest.approx(min(0.0, *(value.low for value in own)))
+        assert high == pytest.approx(max(value.high for value in own))
+    signed = any(ranges[TensorKey(index, EIGHT, "output")].low < 0.0 for index in range(1, len(blocks)))
+    assert signed == (kind in ("mobile", "preact"))
+
+
+def output_of(network: DFSNetwork, key: TensorKey) -> str:
+    """Name of the value that a block gives at an option."""
+    if key.block == 0:
+        return network.graphs.stem.output
+    graphs = network.graphs.blocks[key.block - 1]
+    skip = graphs.skip
+    return skip.output if key.option == ALWAYS and skip is not None else graphs.whole.output
+
+
+def test_a_block_that_is_never_asked_about_is_measured_at_its_own_option() -> None:
+    network = adapted("mobile", "skip,8")
+    assert not network.decided(3)
+    ranges = calibrate(network, [EIGHT], user_batches(), "minmax")
+    own = {value for key, value in ranges.items() if (key.block, key.option) == (3, EIGHT)}
+    assert own
+    assert all((value.source, value.samples) == ("routed", 24) for value in own)
+
+
+def test_a_value_that_something_else_reads_as_well_is_not_clamped() -> None:
+    """A shortcut passes what the branch's first layer clamps."""
+    network = adapted("preact", "skip,8,full")
+    for name in network.ranges.names:
+        low, high = network.ranges.of(name)
+        low.fill_(-0.1)
+        high.fill_(0.1)
+    ranges = calibrate(network, [EIGHT], user_batches(), "minmax")
+    for block in network.blocks:
+        conv2 = [node for node in block.whole.nodes if node.name.endswith(".conv2")]
+        clamped = ranges[TensorKey(block.shape.index, EIGHT, conv2[0].inputs[0])]
+        assert clamped.high <= 0.1 + 1e-6
+    assert ranges[TensorKey(1, EIGHT, "input")].high > 0.2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_data_other_networks_are_refused(kind: Kind) -> None:
+    network = adapted(kind, "skip,8,full")
+    with refuses(CheckpointError, "--calibration-data"):
+        from_checkpoint(network, [EIGHT])
+    assert from_checkpoint(network, []) == {}

@@ -14,7 +14,10 @@ from unittest import mock
 
 from dfs_deploy.cli import main
 
-VERBS = ("export", "prepare", "verify", "bench", "report", "run", "inspect", "doctor", "train", "demo")
+VERBS = (
+    *("export", "blocks", "adapt", "prepare", "verify", "bench"),
+    *("report", "run", "inspect", "doctor", "train", "demo"),
+)
 
 
 @dataclass(frozen=True)

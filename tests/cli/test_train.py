@@ -25,6 +25,7 @@ from dfs_deploy.costs import save_costs
 from dfs_deploy.data import Dataset, save_npz
 from dfs_deploy.training import Recipe
 from dfs_deploy.training.state import load_state
+from tests.builders import release_state_dict, save_release
 from tests.cli.program import Ran, run
 from tests.cli.test_train_baselines import header, latency_table
 from tests.training.small import colour_patches
@@ -151,7 +152,7 @@ def test_costs_and_a_policy_can_be_set_by_name(data: Path, finished: Path, tmp_p
         (["--set", "joint_steps=-1"], ["joint_steps"]),
         (["--set", f"joint_steps={10**30}"], ["joint_steps", "1,000,000,000"]),
         (["--cost", ""], ["cost ''", "flops or the path of a latency table"]),
-        (["--weights-key", "state_dict_ema"], ["a weights key is given without a backbone"]),
+        (["--weights-key", "state_dict_ema"], ["a weights key is given without a file"]),
         (["--set", "options=skip"], ["option"]),
         (["--options", "8,8"], ["8"]),
         (["--seed", "9" * 30], ["seed"]),
@@ -160,7 +161,7 @@ def test_costs_and_a_policy_can_be_set_by_name(data: Path, finished: Path, tmp_p
         (["--size", "0x8"], ["size 0x8"]),
         (["--size", "9" * 5000 + "x8"], ["size"]),
         (["--device", "toaster"], ["toaster"]),
-        (["--preset", "slow"], ["paper or quick"]),
+        (["--preset", "slow"], ["paper, quick or adapt"]),
         (["--policy", "mixed"], ["--backbone"]),
         (["--evaluate-on", "test"], ["no split 'test'", "--held-out"]),
         (["--save-every", "9" * 12], ["save_every"]),
@@ -210,18 +211,16 @@ def test_a_value_that_no_stage_reads_is_named(data: Path, finished: Path, tmp_pa
     assert "no effect on this run: gate_lr, gate_steps, joint_steps" in ran.err
 
 
-def test_weights_of_a_checkpoint_can_be_chosen(data: Path, finished: Path, tmp_path: Path) -> None:
-    content = torch.load(finished / "backbone.pt", weights_only=True)
-    weights = content["state_dict"]
-    content["state_dict_ema"] = {k: v * 0.5 if v.is_floating_point() else v for k, v in weights.items()}
-    torch.save(content, tmp_path / "two.pt")
-    arguments = ["--backbone", tmp_path / "two.pt", "--until", "gate", "--json", "--out"]
+def test_weights_of_a_checkpoint_can_be_chosen(data: Path, tmp_path: Path) -> None:
+    weights = release_state_dict(groups=(1, 1, 1), classes=3, width=16)
+    averaged = {k: v * 0.5 if v.is_floating_point() else v for k, v in weights.items()}
+    save_release(tmp_path / "two.pt", weights, state_dict_ema=averaged)
+    arguments = ["--backbone", tmp_path / "two.pt", "--size", "32x32", "--until", "gate", "--json", "--out"]
     chosen = train(data, *arguments, tmp_path / "ema", "--weights-key", "state_dict_ema")
     assert chosen.code == 0, chosen.err
-    key = "backbone.blocks.1.conv1.weight"
     state = load_state(tmp_path / "ema")
     assert state is not None
-    assert torch.equal(state.network[key], weights[key] * 0.5)
+    assert torch.equal(state.network["net.blocks.1.conv1.weight"], averaged["group2_layer0.conv1.weight"])
     train(data, *arguments, tmp_path / "no", "--weights-key", "nonsense").failed(4, "nonsense")
     assert not (tmp_path / "no").exists()
 

@@ -115,6 +115,12 @@ def inverted(activation: str = "clip", excited: bool = False) -> Part:
     return make.part(make.add("add", make.conv(y, 6), INPUT))
 
 
+def excited_by_linear_layers() -> Part:
+    make = Making((6, 7, 7))
+    y = make.linear_excitation(make.conv(make.add("relu", make.conv(INPUT, 8)), 6, 3))
+    return make.part(make.add("relu", make.add("add", y, INPUT)))
+
+
 def head() -> Part:
     make = Making((6, 4, 4))
     y = make.add("clip", make.conv(INPUT, 12), low=0.0, high=1.5)
@@ -127,6 +133,7 @@ BLOCKS = {
     "projection": basic(projects=True),
     "inverted": inverted(),
     "excited": inverted("relu", excited=True),
+    "linear": excited_by_linear_layers(),
     "swish": inverted("hard_swish", excited=True),
     "silu": inverted("silu"),
 }
@@ -135,27 +142,54 @@ BLOCKS = {
 # Weights and grids
 
 
+WEIGHTS = stn.arrays(np.float32, (3, 2, 3, 3), elements=st.floats(-100, 100, width=32))
+
+
+def back(levels: NDArray[np.int8], scale: NDArray[np.float32]) -> NDArray[np.float64]:
+    return levels * scale[:, None, None, None].astype(np.float64)
+
+
 @settings(max_examples=40)
-@given(
-    stn.arrays(np.float32, (3, 2, 3, 3), elements=st.floats(-100, 100, width=32)),
-    st.sampled_from([7, 8]),
-)
-def test_a_weight_is_rounded_to_the_nearest_level_of_its_channel(weight: NDArray[np.float32], bits: int) -> None:
-    levels, scale = quantize_weight(weight, bits)
-    limit = {7: 63, 8: 127}[bits]
+@given(WEIGHTS)
+def test_a_weight_is_rounded_to_the_nearest_level_of_its_channel(weight: NDArray[np.float32]) -> None:
+    levels, scale = quantize_weight(weight, 8)
     assert levels.dtype == np.int8
     assert scale.dtype == np.float32
     assert (scale > 0).all()
-    assert np.abs(levels.astype(int)).max(initial=0) <= limit
-    back = levels * scale[:, None, None, None].astype(np.float64)
+    assert np.abs(levels.astype(int)).max(initial=0) <= 127
     largest = np.abs(weight).max(axis=(1, 2, 3), keepdims=True)
     # A scale below float32's smallest normal number has fewer digits.
-    assert (np.abs(back - weight) <= largest / limit * 0.5001 + 1e-37).all()
+    assert (np.abs(back(levels, scale) - weight) <= largest / 127 * 0.5001 + 1e-37).all()
     for channel in range(3):
         if largest[channel] > 1e-30:
-            assert np.abs(levels[channel].astype(int)).max() == limit, "the whole range of integers is used"
+            assert np.abs(levels[channel].astype(int)).max() == 127, "the whole range of integers is used"
         if not largest[channel]:
             assert not levels[channel].any()
+
+
+@settings(max_examples=40)
+@given(WEIGHTS)
+def test_a_weight_of_7_bits_moves_no_further_than_on_the_scale_of_its_greatest(weight: NDArray[np.float32]) -> None:
+    levels, scale = quantize_weight(weight, 7)
+    assert np.abs(levels.astype(int)).max(initial=0) <= 63
+    largest = np.abs(weight).max(axis=(1, 2, 3)).astype(np.float64)
+    plain = np.maximum(largest / 63, 1e-30)[:, None, None, None]
+    on_largest = np.square(np.rint(weight / plain) * plain - weight).sum((1, 2, 3))
+    error = np.square(back(levels, scale) - weight).sum((1, 2, 3))
+    assert (error <= on_largest * 1.001 + (largest * 1e-6) ** 2 + 1e-36).all()
+    assert (scale <= np.maximum(largest / 63, 1.0 / 63) * 1.0001 + 1e-37).all()
+
+
+def test_a_scale_of_7_bits_is_chosen_for_the_many() -> None:
+    """One great weight among many small ones costs them their levels."""
+    weight = np.random.default_rng(0).normal(0.0, 0.1, (1, 64, 3, 3)).astype(np.float32)
+    levels, scale = quantize_weight(weight, 7)
+    plain = np.abs(weight).max() / 63
+    assert scale[0] < 0.99 * plain
+    error, on_largest = (
+        np.mean(np.square(value - weight)) for value in (back(levels, scale), np.rint(weight / plain) * plain)
+    )
+    assert error < 0.97 * on_largest
 
 
 @given(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3))
@@ -274,6 +308,23 @@ def test_an_activation_folded_into_a_layer_equals_one_after_it(form: str, operat
         assert np.abs(ran(folded, x, form) - expected)[inside].max() <= 0.5 * gives.scale + 0.0051
 
 
+@pytest.mark.parametrize("form", ["uint8", "signed"])
+@pytest.mark.parametrize("operator", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("gives", [Grid(0.02), Grid(0.02, 120)], ids=["positive", "signed"])
+def test_an_activation_before_a_grid_that_holds_more_is_the_activation(form: str, operator: str, gives: Grid) -> None:
+    """The grid of a group's features is as wide as its widest block's."""
+    make = Making((4, 5, 5))
+    part = make.part(make.add(operator, make.conv(INPUT, 4, 3), **ACTIVATIONS[operator]))
+    conv, activation = part.layers
+    assert conv.weight is not None
+    part = replace(part, layers=(replace(conv, weight=conv.weight * 6), activation))  # beyond every activation's ends
+    x = features(part)
+    described_part = Int8Part.for_onnxruntime(part, measured(part, meant(x, form)), grid_of(form), gives, 8)
+    expected = in_floats(part, meant(x, form))[part.output].clip(gives.ends.low, gives.ends.high)
+    for as_written in (False, True):
+        assert np.abs(ran(described_part, x, form, as_written) - expected).max() < 0.2
+
+
 def test_squeeze_and_excitation_is_computed_in_float_and_multiplied_in_integers() -> None:
     part = BLOCKS["excited"]
     described_part = describe(part, features(part), "uint8")
@@ -336,7 +387,8 @@ def test_activations_are_uint8_weights_int8_a_channel_and_biases_int32(block: st
         assert levels.dtype == zero.dtype == np.int8
         assert not zero.any()
         assert scale.shape == zero.shape == levels.shape[:1], "depthwise too"
-        assert np.abs(levels.astype(int)).max() == {7: 63, 8: 127}[bits]
+        depthwise = levels.shape[1] == 1
+        assert np.abs(levels.astype(int)).max() == (127 if depthwise else {7: 63, 8: 127}[bits])
         assert known[bias.input[0]].dtype == np.int32
         assert np.allclose(known[bias.input[1]], scale * known[activation.input[1]])
         (reader,) = (node for node in graph.node if conv.output[0] in node.input)

@@ -122,6 +122,8 @@ TRANSLATED: dict[str, tuple[Callable[[Calls, Tensor], Tensor], list[str]]] = {
         ["slice", "pad"],
     ),
     "slices": (lambda net, x: x[..., 1:-1, 3:][:, :2], ["slice", "slice"]),
+    "zeros beside": (lambda net, x: torch.cat([x, torch.zeros_like(x), x.mul(0)], 1), ["affine", "affine", "concat"]),
+    "dropout beside": (lambda net, x: functional.dropout2d(x, 0.3, False) + x, ["dropout", "add"]),
     "halves": (halves, ["slice", "slice", "concat"]),
     "narrow": (lambda net, x: torch.narrow(x, 1, 1, 2), ["slice"]),
     "nothing": (
@@ -201,6 +203,12 @@ def test_changes_of_a_part_are_not_lost(function: Callable[[Calls, Tensor], Tens
     traced = trace(Calls(function), images())
     last = next(step for step in traced.steps if step.node.name == traced.output)
     assert last.problem is not None
+
+
+def test_dropout_does_not_change_what_else_reads_its_input() -> None:
+    for function in (functional.dropout, functional.dropout2d):
+        traced = trace(Calls(lambda net, x, drop=function: drop(x, 0.3, False) + x), images())
+        assert traced.steps[-1].node.inputs == (traced.steps[0].node.name, INPUT)
 
 
 def test_cumulative_batch_norm_is_refused_by_name() -> None:

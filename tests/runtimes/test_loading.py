@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.errors import BundleError
@@ -16,6 +19,7 @@ from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.backend import BackendOptions, running_engines
 from dfs_deploy.runtimes.onnxruntime import loading
 from dfs_deploy.runtimes.onnxruntime.loading import load_engines, reached_layouts
+from dfs_deploy.runtimes.onnxruntime.sessions import open_session, session_options
 from tests.bundles import Made, copied, rewritten
 from tests.checks import refuses
 from tests.settled import pixels
@@ -80,6 +84,46 @@ def test_of_several_bad_engines_the_first_is_named(
     for _ in range(5):
         with refuses(BundleError, files[0]):
             Runtime(bundle, prepared=False)
+
+
+def named(name: str) -> onnx.ModelProto:
+    """A model that adds a constant of a name to its input."""
+    values = [helper.make_tensor_value_info(each, TensorProto.FLOAT, ["N", 4]) for each in "xy"]
+    add = helper.make_node("Add", ["x", name], ["y"])
+    constant = numpy_helper.from_array(np.ones(4, np.float32), name)
+    graph = helper.make_graph([add], "g", values[:1], values[1:], [constant])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def outside(model: onnx.ModelProto) -> onnx.ModelProto:
+    (tensor,) = model.graph.initializer
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="secret.bin")
+    return model
+
+
+def outside_within_a_node(model: onnx.ModelProto) -> onnx.ModelProto:
+    (tensor,) = outside(model).graph.initializer
+    model.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
+    del model.graph.initializer[:]
+    return model
+
+
+@pytest.mark.parametrize("name", ["location", "location.weight", "encoder.allocation"])
+def test_a_users_layer_may_have_any_name(name: str) -> None:
+    session = open_session(named(name).SerializeToString(), "x.onnx", session_options(1))
+    assert session.run(None, {"x": np.zeros((1, 4), np.float32)})[0].tolist() == [[1.0] * 4]
+
+
+@pytest.mark.parametrize("change", [outside, outside_within_a_node])
+def test_no_session_reads_weights_from_elsewhere(
+    change: Callable[[onnx.ModelProto], onnx.ModelProto], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.ones(4, np.float32).tofile("secret.bin")
+    with refuses(BundleError, "x.onnx", "keeps weights in a file of its own"):
+        open_session(change(named("weight")).SerializeToString(), "x.onnx", session_options(1))
 
 
 HELD = """

@@ -73,7 +73,7 @@ def test_costs_replace_the_papers_and_keep_its_gradient() -> None:
     network = settled_network()
     costs = torch.rand(3, 4)
     output = network(normal_images(6))
-    again = with_costs(output, torch.tensor([network.options.costs] * 3))
+    again = with_costs(output, network.block_costs)
     torch.testing.assert_close(again.expected_cost, output.expected_cost)
     for cost in (output.expected_cost, again.expected_cost):
         network.zero_grad()
@@ -111,4 +111,4 @@ def test_a_target_out_of_the_measured_reach_is_refused(folder: Path) -> None:
     with refuses(UsageError, "expected 15 to 100"):
         dataclasses.replace(RECIPE, costs=costs, cost="latency.json", target=10.0)
     with refuses(UsageError, "costs of 1 blocks"):
-        dataclasses.replace(RECIPE, costs=costs[:1], cost="latency.json")
+        job(folder, costs=costs[:1], cost="latency.json")

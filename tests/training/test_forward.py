@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.nn import functional
 from dfs_deploy.models import DFSNetwork, NetworkOutput
 from dfs_deploy.training.forward import joint_forward
 from tests.builders import random_images, small_network
+from tests.nets import KINDS, Kind, adapted, user_images
 
 
 def differentiated(
@@ -126,3 +128,59 @@ def test_channels_last_changes_nothing_but_speed() -> None:
         last, lambda images: joint_forward(last, images), x.contiguous(memory_format=torch.channels_last)
     )
     assert_same_gradients(wanted, gradients)
+
+
+@pytest.mark.parametrize("gate", ["lstm", "stateless"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_networks_of_every_kind_have_the_references_values_and_gradients(kind: Kind, gate: str) -> None:
+    network = adapted(kind, gate=gate)
+    (naive, wanted), (fast, gradients) = both(network, user_images(24))
+    assert len(torch.unique(naive.path)) > 1
+    torch.testing.assert_close(fast.logits, naive.logits, rtol=1e-4, atol=1e-4)
+    assert torch.equal(fast.path, naive.path)
+    torch.testing.assert_close(fast.expected_cost, naive.expected_cost)
+    assert_same_gradients(wanted, gradients)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_choice_for_all_trains_networks_of_every_kind_as_the_reference_does(kind: Kind) -> None:
+    network = adapted(kind, "skip,8,full", always=32)
+    with torch.no_grad():
+        network.gate.prefer([2, 1, 0])
+    network.net.train()
+    (naive, wanted), (fast, gradients) = both(without_dropout(network), user_images(24))
+    assert bool((naive.path == 2).all())
+    torch.testing.assert_close(fast.logits, naive.logits, rtol=1e-4, atol=1e-4)
+    assert_same_gradients(wanted, gradients, "net.")
+
+
+def without_dropout(network: DFSNetwork) -> DFSNetwork:
+    """The network with dropouts that drop nothing."""
+    nodes = tuple(
+        msgspec.structs.replace(node, attributes={"share": 0.0}) if node.operator == "dropout" else node
+        for node in network.graphs.head.nodes
+    )
+    graphs = msgspec.structs.replace(network.graphs, head=msgspec.structs.replace(network.graphs.head, nodes=nodes))
+    other = DFSNetwork(network.net, graphs, network.architecture, network.options)
+    other.gate.load_state_dict(network.gate.state_dict())
+    return other.train(network.training)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_runs_in_training_is_what_is_normalised(kind: Kind) -> None:
+    """A block that some skip moves its statistics by the share that runs; one that nobody runs keeps them."""
+    network = adapted(kind, "skip,full").train()
+    skippable = [block.shape.index for block in network.blocks if network.decided(block.shape.index)]
+    images = user_images(16)
+    path = torch.ones(16, 4, dtype=torch.int64)
+    path[:, skippable[0] - 1] = 0
+    path[:8, skippable[1] - 1] = 0
+    before = copy.deepcopy(network.state_dict())
+    with network.forced(path):
+        output = joint_forward(network, images)
+    assert torch.equal(output.path, path)
+    after = network.state_dict()
+    moved = {key for key in before if key.endswith("running_mean") and not torch.equal(before[key], after[key])}
+    nobody, some = (network.block(index).graphs.name for index in skippable[:2])
+    assert not any(f".{nobody}." in key for key in moved)
+    assert any(f".{some}." in key for key in moved)

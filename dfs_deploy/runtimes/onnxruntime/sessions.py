@@ -9,6 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from dfs_deploy.bundle.onnx_messages import parse_model
 from dfs_deploy.errors import BundleError, EngineError, OutOfMemoryError
 from dfs_deploy.io.text import first_line
 from dfs_deploy.runtimes.dispatch import Call
@@ -22,7 +23,7 @@ _QUANTISERS = ["WeightBiasQuantization"]
 """Optimisers that are switched off: this one makes a float convolution between uint8 tensors an INT8 one."""
 
 _EXTERNAL_DATA = b"location"
-"""Key of the file of a tensor (onnx.proto, TensorProto.external_data); no exported engine holds these bytes."""
+"""Key of the file of a tensor (onnx.proto, TensorProto.external_data); otherwise only names can hold these bytes."""
 
 
 def session_options(threads: int) -> ort.SessionOptions:
@@ -79,7 +80,7 @@ def open_session(data: bytes, name: str, options: ort.SessionOptions) -> ort.Inf
         BundleError: the model keeps weights outside itself, or ONNX Runtime refuses it.
         OutOfMemoryError: there is not enough memory for it.
     """
-    if _EXTERNAL_DATA in data:
+    if _EXTERNAL_DATA in data and _keeps_weights_outside(data, name):
         raise BundleError(f"{name} keeps weights in a file of its own, which no exported engine does; do not use it")
     try:
         session = _open(data, options)
@@ -93,6 +94,14 @@ def open_session(data: bytes, name: str, options: ort.SessionOptions) -> ort.Inf
     if "_model_bytes" in vars(session):
         vars(session)["_model_bytes"] = None
     return session
+
+
+def _keeps_weights_outside(data: bytes, name: str) -> bool:
+    """Whether a model has a constant in another file, or parts that may have one and that no exported engine has."""
+    graph = parse_model(data, name).graph
+    size = graph.ByteSize()
+    graph.DiscardUnknownFields()
+    return graph.ByteSize() != size or any(tensor.external_data or tensor.data_location for tensor in graph.initializer)
 
 
 def _open(data: bytes, options: ort.SessionOptions) -> ort.InferenceSession:

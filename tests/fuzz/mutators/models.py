@@ -79,7 +79,7 @@ def mutate_model(draw: Draw, content: bytes) -> tuple[bytes, bool]:
         kind = draw.choice(tuple(_CHANGES))
         draw.note(f"onnx {kind}")
         _CHANGES[kind](draw, model)
-    forbidden = any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer) or any(
+    forbidden = any(map(_leads_elsewhere, model.graph.initializer)) or any(
         node.op_type in _BOMBS and (not node.output or node.output[0] == "bomb") for node in model.graph.node
     )
     try:
@@ -87,6 +87,12 @@ def mutate_model(draw: Draw, content: bytes) -> tuple[bytes, bool]:
     except (DecodeError, ValueError):  # a string that no message can hold
         return mutate_bytes(draw, content), False
     return (mutate_bytes(draw, changed), False) if draw.chance(0.05) else (changed, forbidden)
+
+
+def _leads_elsewhere(tensor: onnx.TensorProto) -> bool:
+    """Whether a constant is somewhere else than in the graph or in the bundle's weights."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    return tensor.data_location == TensorProto.EXTERNAL and entries.get("location") != "weights.bin"
 
 
 def _node(draw: Draw, model: onnx.ModelProto) -> Any:
@@ -139,7 +145,7 @@ def _initializer(draw: Draw, model: onnx.ModelProto) -> None:
     if not model.graph.initializer:
         return
     tensor = draw.choice(model.graph.initializer)
-    kind = draw.choice(("dims", "dims", "type", "data", "values", "outside", "outside", "name", "drop"))
+    kind = draw.choice(("dims", "dims", "type", "data", "values", "outside", "outside", "place", "name", "drop"))
     draw.note(f"initializer {kind}")
     if kind == "dims":
         if not tensor.dims or draw.chance(0.2):
@@ -160,6 +166,10 @@ def _initializer(draw: Draw, model: onnx.ModelProto) -> None:
         elif array.size and array.dtype.kind in "iu":
             array.flat[draw.randrange(array.size)] = draw.choice((0, 1, 127))
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    elif kind == "place" and tensor.external_data:
+        entry = draw.choice([each for each in tensor.external_data if each.key != "location"] or tensor.external_data)
+        entry.value = str(draw.choice((0, 64, 256, 1, -64, 2**20, 2**62, 10**400, "x", int(entry.value or 0) + 64)))
+        draw.note(f"{entry.key} {entry.value[:30]}")
     elif kind == "outside":
         tensor.ClearField("raw_data")
         tensor.data_location = TensorProto.EXTERNAL

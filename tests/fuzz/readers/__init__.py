@@ -13,6 +13,7 @@ from tests.fuzz.readers.bundles import (
     ManifestReader,
     PrepareReader,
     SamplesReader,
+    WeightsReader,
 )
 from tests.fuzz.readers.caches import PlanReader, PreparedReader, TensorRTReader
 from tests.fuzz.readers.checkpoints import CheckpointReader
@@ -28,6 +29,7 @@ READERS: dict[str, Callable[[Corpus], Reader]] = {
         InspectReader,
         EngineReader,
         GateReader,
+        WeightsReader,
         SamplesReader,
         PrepareReader,
         PreparedReader,

@@ -12,10 +12,12 @@ from unittest import mock
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.cache import Cache
+from dfs_deploy.bundle.weights import WEIGHTS
 from dfs_deploy.errors import BundleError, DfsDeployError, EngineError, EnvironmentLacksError, UsageError
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.tensorrt import engine_cache
@@ -198,16 +200,31 @@ def test_a_stale_engine_is_built_anew(bundle: Path, mixed: Made, tmp_path: Path,
     version = "11.4.0.106" if change == "version" else "10.13.3.9"
     settings = {"batch": BuildSettings(batch=3), "workspace": BuildSettings(batch=2, workspace_mib=8)}.get(change)
     if change == "graph":
-        import onnx
-
         from tests.bundles import rewritten
 
-        model = onnx.load_from_string((bundle / "tensorrt/stem.onnx").read_bytes())
+        model = onnx.load_from_string(Bundle(bundle).model("tensorrt/stem.onnx"))
         model.doc_string = "another"
         rewritten(bundle, {"tensorrt/stem.onnx": model.SerializeToString()})
     with machine(version), building_here():
         after = prepare(Bundle(bundle), settings)
     assert after.built == (("the stem",) if change == "graph" else before.built)
+
+
+def test_engines_of_other_weights_are_built_again(mixed: Made, tmp_path: Path) -> None:
+    """Only the file of weights differs, as after a further training."""
+    from tests.bundles import rewritten
+
+    bundle = copied(mixed, tmp_path)
+    with machine(), building_here():
+        before = prepare(Bundle(bundle))
+        weights = bytearray((bundle / WEIGHTS).read_bytes())
+        tensor = onnx.load_from_string(Bundle(bundle).read("tensorrt/stem.onnx")).graph.initializer[0]
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        weights[int(place["offset"])] ^= 1
+        rewritten(bundle, {WEIGHTS: bytes(weights)})
+        after = prepare(Bundle(bundle))
+    assert "the stem" in after.built
+    assert 0 < len(after.built) < len(before.built)
 
 
 @pytest.mark.parametrize(

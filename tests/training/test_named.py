@@ -1,0 +1,121 @@
+"""Training of networks by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dfs_deploy.checkpoints import load_checkpoint
+from dfs_deploy.data import save_npz
+from dfs_deploy.errors import OptionError, UsageError
+from dfs_deploy.models import DFSNetwork
+from dfs_deploy.options import Options
+from dfs_deploy.training import Job, preset, read_metrics, resume, train
+from dfs_deploy.training.metrics import RunRecord
+from tests.checks import refuses
+from tests.nets import user_net
+from tests.training.small import colour_patches
+
+MOBILE = "tests.nets:three_classes"
+
+SHORT: dict[str, Any] = {
+    "batch": 16,
+    "backbone_steps": 4,
+    "gate_steps": 3,
+    "joint_steps": 4,
+    "threads": 1,
+    "device": "cpu",
+    "held_out": 24,
+    "size": "12x12",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("named") / "patches.npz"
+    save_npz(path, colour_patches())
+    return path
+
+
+def test_without_weights_the_network_is_trained_from_the_start(data: Path, tmp_path: Path) -> None:
+    result = train(data, tmp_path / "run", network=MOBILE, options="skip,8,full", **SHORT)
+    assert result.job.stages == ("backbone", "gate", "joint")
+    header = read_metrics(tmp_path / "run")[0]
+    assert isinstance(header, RunRecord)
+    assert header.job["network"] == MOBILE
+    assert len(header.network.blocks) == 5
+    found = load_checkpoint(result.checkpoint).network
+    assert found.options == Options.parse("skip,8,full")
+    assert any("ImageNet" in note for note in result.notes), "what was assumed about its images is said"
+    backbone = load_checkpoint(tmp_path / "run" / "backbone.pt").network
+    assert backbone.graphs.always == 32
+    assert backbone.policy == (1, 1, 1, 1)
+    assert resume(tmp_path / "run").finished_before
+
+
+def test_with_weights_only_gate_and_joint_training_are_left(data: Path, tmp_path: Path) -> None:
+    state = user_net("mobile", 3, seed=5).state_dict()
+    torch.save(state, tmp_path / "weights.pt")
+    values = {**SHORT, "joint_steps": 0}
+    result = train(data, tmp_path / "run", network=MOBILE, weights=tmp_path / "weights.pt", **values)
+    assert result.job.stages == ("gate", "joint")
+    found = load_checkpoint(result.checkpoint).network
+    assert torch.equal(found.get_parameter("net.fc.weight"), state["fc.weight"])
+
+
+def test_the_final_layer_is_made_for_the_classes_of_the_data(data: Path, tmp_path: Path) -> None:
+    """Weights of another number of classes have the rest of the network all the same."""
+    state = user_net("mobile", 3, seed=5).state_dict()
+    torch.save(state, tmp_path / "weights.pt")
+    two = colour_patches()
+    rows = np.flatnonzero(two.labels < 2)
+    small = type(two)(two.images[rows], two.labels[rows], two.class_names[:2], "two")
+    save_npz(tmp_path / "two.npz", small)
+    values = {**SHORT, "joint_steps": 0, "held_out": 16}
+    result = train(tmp_path / "two.npz", tmp_path / "run", network=MOBILE, weights=tmp_path / "weights.pt", **values)
+    found = load_checkpoint(result.checkpoint).network
+    assert found.architecture.classes == 2
+    assert torch.equal(found.get_parameter("net.stem.0.weight"), state["stem.0.weight"])
+    assert any("3 classes" in note for note in result.notes)
+
+
+def test_a_backbone_of_another_run_is_taken_whatever_its_gate(data: Path, tmp_path: Path) -> None:
+    first = train(data, tmp_path / "first", network=MOBILE, until="backbone", **SHORT)
+    values = {**SHORT, "options": "skip,full", "joint_steps": 0}
+    second = train(data, tmp_path / "second", network=MOBILE, backbone=first.checkpoint, **values)
+    assert second.job.stages == ("gate", "joint")
+    ours, theirs = (load_checkpoint(each.checkpoint).network for each in (first, second))
+    assert torch.equal(ours.get_parameter("net.fc.weight"), theirs.get_parameter("net.fc.weight"))
+
+
+def test_a_policy_of_a_named_network_is_searched_and_trained(data: Path, tmp_path: Path) -> None:
+    first = train(data, tmp_path / "first", network=MOBILE, until="backbone", **SHORT)
+    values = {**SHORT, "options": "skip,8,full", "policy": "mixed", "target": 40.0}
+    result = train(data, tmp_path / "run", network=MOBILE, backbone=first.checkpoint, **values)
+    network = load_checkpoint(result.checkpoint).network
+    assert network.policy is not None
+    assert network.options[network.policy[2]].name != "skip", "a block without a shortcut"
+    assert result.evaluation.percentage <= 40.0 + 1e-3
+
+
+def test_a_checkpoint_of_an_adapted_network_may_be_named(data: Path, tmp_path: Path) -> None:
+    from tests.nets import adapted
+
+    adapted("mobile", "skip,full", classes=3).save(tmp_path / "net.pt")
+    result = train(data, tmp_path / "run", network=tmp_path / "net.pt", **SHORT)
+    assert result.job.stages == ("gate", "joint")
+    assert isinstance(load_checkpoint(result.checkpoint).network, DFSNetwork)
+
+
+def test_what_cannot_be_is_refused(data: Path, tmp_path: Path) -> None:
+    with refuses(UsageError, "network 'resnet'", "torchvision:NAME"):
+        train(data, tmp_path / "run", network="resnet", **SHORT)
+    with refuses(OptionError, "policy of 3 options for 4"):
+        train(data, tmp_path / "run", network=MOBILE, policy="8,8,8", **SHORT)
+    with refuses(UsageError, "weights"):
+        Job("digits", preset("quick"), weights="net.pt")
+    assert not (tmp_path / "run").exists()
