@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from dfs_deploy.bundle import Bundle
+from dfs_deploy.bundle.engines import FeatureGrid, feature_grids
+from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.data import Dataset, save_npz
 from dfs_deploy.exporters import export
 from dfs_deploy.io.files import sha256
 from dfs_deploy.models import DFSNetwork
+from dfs_deploy.runtimes import Substitution
+from dfs_deploy.runtimes.backend import running_engines
+from dfs_deploy.runtimes.onnxruntime.conversion import OTHER
 from tests.settled import CONTRACT, Split, normal_images, pixels, rig_gate, settled_network
 
 
@@ -170,13 +176,19 @@ def run_as_written(model: bytes, **feeds: NDArray[Any]) -> list[NDArray[Any]]:
     return _run(model, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL, feeds)
 
 
-def _run(model: bytes, level: onnxruntime.GraphOptimizationLevel, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+def _open(model: bytes, level: onnxruntime.GraphOptimizationLevel) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.x64quantprecision", "1")  # exact without VNNI as well
     options.intra_op_num_threads = 1
     options.graph_optimization_level = level
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        model, options, providers=["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
+    )
+
+
+def _run(model: bytes, level: onnxruntime.GraphOptimizationLevel, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    session = _open(model, level)
     for declared in session.get_inputs():
         given = feeds.get(declared.name)
         if given is not None and given.dtype == np.uint8 and list(given.shape[1:]) != declared.shape[1:]:
@@ -191,3 +203,32 @@ def _run(model: bytes, level: onnxruntime.GraphOptimizationLevel, feeds: dict[st
 def relative(got: NDArray[Any], expected: NDArray[Any]) -> float:
     """Greatest error over the greatest value expected."""
     return float(np.abs(got.astype(np.float64) - expected).max() / np.abs(expected).max())
+
+
+def converted(features: NDArray[Any], to: Layout, grid: FeatureGrid) -> NDArray[Any]:
+    """Features of one layout in the other one, by definition."""
+    scale = np.float32(grid.scale)
+    if to == "float32":
+        return ((features.astype(np.int32) - grid.zero_point) * scale).transpose(0, 3, 1, 2).astype(np.float32)
+    steps = np.round(features / scale) + grid.zero_point
+    return np.ascontiguousarray(np.clip(steps, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1))
+
+
+def run_path(
+    bundle: Bundle, substitutions: Sequence[Substitution], images: NDArray[np.uint8], path: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """Logits of images along one path: engine by engine in sessions of their own, with conversions by definition."""
+    names, grids = bundle.options.names, feature_grids(bundle, "onnxruntime")
+    features: NDArray[Any] = bundle.input.prepare(images)
+    layout: Layout = "float32"
+    for placed in running_engines(bundle, "onnxruntime", substitutions):
+        if placed.block and placed.option != names[int(path[placed.block - 1])]:
+            continue
+        if layout not in placed.engine.files:
+            layout = OTHER[layout]
+            features = converted(features, layout, grids[placed.before])
+        model = bundle.model(placed.engine.files[layout])
+        session = _open(model, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL)
+        (features,) = session.run(None, {session.get_inputs()[0].name: features})
+        layout = placed.engine.output
+    return features

@@ -370,9 +370,10 @@ class _Uint8Plan(_Plan):
 
     def _result(self, layer: Layer) -> _Result:
         """Name, grid and limits of what a layer gives, an activation after it included."""
+        own = _UNIT if layer.operator == "hard_sigmoid" else None  # which is computed without its ends
         after = self.read_only_by(layer.name)
-        if after is None or after.operator not in ("relu", "clip"):
-            return {"name": layer.name, "gives": self._grid(layer.name), "limits": None}
+        if own is not None or after is None or after.operator not in ("relu", "clip"):
+            return {"name": layer.name, "gives": self._grid(layer.name), "limits": own}
         return {"name": after.name, "gives": self._grid(after.name), "limits": _limits(after)}
 
     def _grid(self, name: str) -> Grid:

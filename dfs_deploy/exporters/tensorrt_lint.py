@@ -24,7 +24,7 @@ OPSETS = range(13, 21)
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 POOLS = ("AveragePool", "GlobalAveragePool", "MaxPool")
 ACTIVATIONS = ("Clip", "Erf", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
-SHAPES = ("Cast", "Concat", "Flatten", "Pad", "Slice", "Unsqueeze")
+SHAPES = ("Cast", "Concat", "Flatten", "Pad", "Reshape", "Slice")
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 OPERATORS = frozenset({*PRODUCTS, "Add", "Mul", *ACTIVATIONS, *POOLS, *SHAPES, *QDQ})
 """Operators of blocks, stem and head; TensorRT reads more, and none of them belongs in these graphs."""

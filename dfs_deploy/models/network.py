@@ -12,6 +12,7 @@ policy's option only.
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -463,12 +464,15 @@ class DFSNetwork(nn.Module):
         soft = functional.softmax(decision.scores, 1)
         # The difference first: it is exactly zero, so the weights are exactly one-hot.
         weight = functional.one_hot(decision.choice, len(self.options)).to(soft.dtype) + (soft - soft.detach())
-        outputs = [
-            weight[:, k, None, None, None] * run_option(block, features, option)
-            for k, option in enumerate(self.options)
-            if option in possible
-        ]
-        return torch.stack(outputs).sum(0)
+        # One after the other: the outputs of all options at once would take as much memory again.
+        return functools.reduce(
+            torch.add,
+            (
+                weight[:, k, None, None, None] * run_option(block, features, option)
+                for k, option in enumerate(self.options)
+                if option in possible
+            ),
+        )
 
     @torch.no_grad()
     def run_block(self, index: int, features: Tensor, choice: Tensor, observer: BlockObserver | None = None) -> Tensor:

@@ -34,17 +34,16 @@ def input_of(network: str) -> InputContract:
     return named_network(network).contract
 
 
-def built(job: Job, splits: Splits) -> tuple[DFSNetwork, tuple[str, ...]]:
-    """Makes the network that a job names, with the blocks that were found in it, and notes on what was assumed.
+def built(name: str, job: Job, splits: Splits) -> tuple[DFSNetwork, tuple[str, ...]]:
+    """Makes a network by name for a job, with the blocks that were found in it, and notes on what was assumed.
 
     Raises:
         UsageError: a network that does not exist or has no block that can be proved.
         DependencyError: it is another package's, which is not installed.
         CheckpointError: weights that cannot be read, or that are another network's.
     """
-    assert job.network is not None  # noqa: S101 (whoever calls has looked)
     torch.manual_seed(job.seed)
-    made = build_network(job.network, job.weights, splits.classes, job.size, job.weights_key)
+    made = build_network(name, job.weights, splits.classes, job.size, job.weights_key)
     network = adapt(made.net, find_blocks(made.net, made.example), job.recipe.options)
     network.contract = splits.contract(made.contract.mean, made.contract.std)
     return network, made.notes
@@ -72,7 +71,7 @@ def begun(job: Job, splits: Splits, network: DFSNetwork | None, folder: Path | N
     elif folder is not None:
         network = load_checkpoint(folder / NETWORK_FILE, deployable=False).network
     elif network is None:
-        network, assumed = built(job, splits)
+        network, assumed = built(job.network, job, splits)
         notes += assumed
     _check_data(network, splits)
     recipe.check_network(network.architecture)
@@ -80,6 +79,8 @@ def begun(job: Job, splits: Splits, network: DFSNetwork | None, folder: Path | N
     if policy is not None and network.policy is None:
         network = network.with_policy(policy)
     network.contract = contract_of(network, splits)
+    for name in job.frozen:
+        network.net.get_parameter(name).requires_grad_(False)
     if folder is None:
         notes += _taken(job, network)
     return network, notes

@@ -53,6 +53,7 @@ class Job:
             images held out.
         network: name of the network as ``build_network`` takes it, or ``given`` for one that was handed over; ``None``
             for the CIFAR ResNet of the recipe.
+        frozen: parameters of a network that was handed over which stay as they are.
         weights: weights of a network by name, in place of stage 0; ``None`` for random ones.
         backbone: checkpoint whose backbone is taken, in place of stage 0.
         start: checkpoint whose backbone and gate are taken, in place of stages 0 and 1.
@@ -74,6 +75,7 @@ class Job:
     held_out: int | None = None
     evaluate_on: str | None = None
     network: str | None = None
+    frozen: tuple[str, ...] = ()
     weights: str | None = None
     backbone: str | None = None
     start: str | None = None

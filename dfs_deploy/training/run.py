@@ -41,7 +41,7 @@ MIXED = "mixed"
 TARGET_TOLERANCE = 2.0
 """Points of computation percentage by which a run may miss its target."""
 
-_JOB_VALUES = frozenset(each.name for each in dataclasses.fields(Job)) - {"data", "recipe", "network"}
+_JOB_VALUES = frozenset(each.name for each in dataclasses.fields(Job)) - {"data", "recipe", "network", "frozen"}
 _VALUES = _JOB_VALUES | {each.name for each in dataclasses.fields(Recipe)} - {"costs"}
 
 _BY_COSTS = ("options", "policy", "target")
@@ -160,13 +160,15 @@ def train(*given: Any, progress: Progress = silent, **values: Any) -> TrainingRe
     }
     if network is not None:
         job_values["network"] = network if model is None else GIVEN
-    recipe_values = {name: value for name, value in wanted.items() if name not in job_values}
+    if model is not None:
+        job_values["frozen"] = tuple(name for name, each in model.net.named_parameters() if not each.requires_grad)
+    recipe_values = {name: value for name, value in wanted.items() if name not in _JOB_VALUES}
     preset = preset or ("paper" if network is None else "adapt")
-    job, splits, model = _make_job(str(data), preset, recipe_values, job_values, model)
+    job, splits, model, assumed = _make_job(str(data), preset, recipe_values, job_values, model)
     used = job.used | ({"target"} if values.get("policy") == MIXED else set())
     unused = sorted(set(recipe_values) - used - {"options"} if model else set(recipe_values) - used)
     note = f"no effect on this run: {', '.join(unused)} (a network with a {'policy' if job.recipe.policy else 'gate'};"
-    notes = [f"{note} stages: {', '.join(job.stages)})"] if unused else []
+    notes = [*assumed, f"{note} stages: {', '.join(job.stages)})"] if unused else [*assumed]
     return run_job(job, out, progress, splits=splits, notes=notes, network=model)
 
 
@@ -242,8 +244,11 @@ def check_new(folder: Path) -> None:
 
 def _make_job(
     data: str, preset: str, values: dict[str, Any], job_values: Mapping[str, Any], model: DFSNetwork | None
-) -> tuple[Job, Splits | None, DFSNetwork | None]:
-    """Makes the job; for a network, a latency table or a policy to be found, its data are loaded for that already."""
+) -> tuple[Job, Splits | None, DFSNetwork | None, tuple[str, ...]]:
+    """Makes the job; for a latency table or a policy to be found, its data are loaded and its network made already.
+
+    The last of the results is what was assumed of the network, one line each.
+    """
     policy, cost = values.get("policy"), values.get("cost")
     if cost == "":
         raise UsageError(f"cost '', expected {FLOPS} or the path of a latency table; name one")
@@ -268,10 +273,10 @@ def _make_job(
     if job.recipe.augmentation == RESIZED_CROPS and job.size is not None and job.resize is None and resize is None:
         job = dataclasses.replace(job, resize=usual_resize(job.size))
     if table is None and policy != MIXED:
-        return job, None, model
-    splits = splits_for(job)
+        return job, None, model, ()
+    splits, assumed = splits_for(job), tuple[str, ...]()
     if job.network is not None and model is None:
-        model, _ = built(job, splits)
+        model, assumed = built(job.network, job, splits)
     if table is not None and cost is not None:
         architecture = splits.architecture(job.recipe.blocks_per_group) if model is None else model.architecture
         costs = _costs(table, architecture, options, job.network is None)
@@ -284,7 +289,7 @@ def _make_job(
         if is_first():
             _LOG.info("policy %s: %.2f %% computation, by sensitivity on %s", names, found.percentage, found.images)
         job = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, policy=names))
-    return job, splits, model
+    return job, splits, model, assumed
 
 
 def _parse_options(given: str | Options | None, policy: str | None) -> Options:

@@ -28,7 +28,7 @@ def stage_optimizers(network: DFSNetwork, stage: StageName, recipe: Recipe) -> l
         rate = recipe.gate_lr if stage == "gate" else recipe.joint_gate_lr
         adam = recipe.gate_optimizer == "adam"
         gate = network.gate
-        optimizers.append(torch.optim.Adam(gate.parameters(), rate) if adam else _sgd(gate, rate, recipe))
+        optimizers.append(torch.optim.Adam(_learning(gate), rate) if adam else _sgd(gate, rate, recipe))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
@@ -37,7 +37,11 @@ def stage_optimizers(network: DFSNetwork, stage: StageName, recipe: Recipe) -> l
 
 def _sgd(module: nn.Module, rate: float, recipe: Recipe) -> torch.optim.Optimizer:
     momentum, decay, nesterov = recipe.momentum, recipe.weight_decay, recipe.nesterov
-    return torch.optim.SGD(module.parameters(), rate, momentum=momentum, weight_decay=decay, nesterov=nesterov)
+    return torch.optim.SGD(_learning(module), rate, momentum=momentum, weight_decay=decay, nesterov=nesterov)
+
+
+def _learning(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def set_modes(network: DFSNetwork, stage: StageName, settled: bool) -> None:
@@ -57,12 +61,14 @@ def set_modes(network: DFSNetwork, stage: StageName, settled: bool) -> None:
 def learning(network: DFSNetwork, stage: StageName) -> Iterator[None]:
     """Keeps gradients away from the part that a stage leaves as it is."""
     fixed = {"backbone": network.gate, "gate": network.net}.get(stage)
-    if fixed is not None:
-        fixed.requires_grad_(False)
+    parameters = [] if fixed is None else _learning(fixed)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
     try:
         yield
     finally:
-        network.requires_grad_(True)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def stage_forward(network: DFSNetwork, stage: StageName, x: Tensor) -> NetworkOutput:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 from numpy.typing import NDArray
 
-from dfs_deploy.calibration import METHODS
+from dfs_deploy.calibration import METHODS, methods
 from dfs_deploy.calibration.methods import BINS, PERCENTILE, Histogram, MinMax
 
 Values = NDArray[np.float32]
@@ -179,3 +179,17 @@ def test_the_interval_scales_with_the_values(method: str, low: float) -> None:
     seen = heavy_tail(low)
     scaled = Histogram(4 * seen.low, 4 * seen.high, seen.counts)
     assert METHODS[method](scaled) == pytest.approx(tuple(4 * end for end in METHODS[method](seen)), rel=1e-6)
+
+
+def test_of_a_large_batch_an_even_sample_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.rand(64, 8, 16, 16, generator=torch.Generator().manual_seed(0)) ** 2
+    values[:, 0] += 1.0  # a channel unlike the others: no stride may leave it out
+    whole, part = Histogram(0.0, 2.0), Histogram(0.0, 2.0)
+    whole.add(values)
+    assert whole.counts.sum() == values.numel()
+    monkeypatch.setattr(methods, "MOST_COUNTED", 10_000)
+    part.add(values)
+    assert 5_000 < part.counts.sum() <= 10_000
+    for share in (0.1, 0.5, 0.9, 0.99):
+        at = [np.searchsorted(np.cumsum(each.counts) / each.counts.sum(), share) for each in (whole, part)]
+        assert abs(at[0] - at[1]) < 0.03 * BINS

@@ -69,6 +69,7 @@ SIMPLE: dict[str, Any] = {
     ),
     "global_avg_pool": lambda layer, x: x[0].mean((2, 3), keepdim=True),
     "flatten": lambda layer, x: x[0].flatten(1),
+    "unflatten": lambda layer, x: x[0][:, :, None, None],
     "pad": lambda layer, x: _padded(layer, x[0]),
     "slice": lambda layer, x: _sliced(layer, x[0]),
     "concat": lambda layer, x: torch.cat(list(x), 1),
@@ -179,6 +180,14 @@ class Making:
         y = self.add("global_avg_pool", x)
         y = self.add("relu", self.conv(y, max(channels // 4, 1), exact=True))
         return self.add("mul", self.add(scale, self.conv(y, channels, exact=True)), x)
+
+    def linear_excitation(self, x: str) -> str:
+        """The same with linear layers (Hu et al. 2018)."""
+        channels = self.sizes[x][0]
+        y = self.add("flatten", self.add("global_avg_pool", x))
+        y = self.add("relu", self.linear(y, max(channels // 4, 1), exact=True))
+        y = self.add("sigmoid", self.linear(y, channels, exact=True))
+        return self.add("mul", x, self.add("unflatten", y))
 
     def part(self, output: str, name: str = "part") -> Part:
         return Part(name, tuple(self.layers), output, self.sizes)

@@ -115,6 +115,12 @@ def inverted(activation: str = "clip", excited: bool = False) -> Part:
     return make.part(make.add("add", make.conv(y, 6), INPUT))
 
 
+def excited_by_linear_layers() -> Part:
+    make = Making((6, 7, 7))
+    y = make.linear_excitation(make.conv(make.add("relu", make.conv(INPUT, 8)), 6, 3))
+    return make.part(make.add("relu", make.add("add", y, INPUT)))
+
+
 def head() -> Part:
     make = Making((6, 4, 4))
     y = make.add("clip", make.conv(INPUT, 12), low=0.0, high=1.5)
@@ -127,6 +133,7 @@ BLOCKS = {
     "projection": basic(projects=True),
     "inverted": inverted(),
     "excited": inverted("relu", excited=True),
+    "linear": excited_by_linear_layers(),
     "swish": inverted("hard_swish", excited=True),
     "silu": inverted("silu"),
 }
@@ -299,6 +306,23 @@ def test_an_activation_folded_into_a_layer_equals_one_after_it(form: str, operat
         inside = (before > -1.2) & (before < 1.35)  # where the grid of the plain convolution does not clamp
         # Rounded once here, and twice there.
         assert np.abs(ran(folded, x, form) - expected)[inside].max() <= 0.5 * gives.scale + 0.0051
+
+
+@pytest.mark.parametrize("form", ["uint8", "signed"])
+@pytest.mark.parametrize("operator", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("gives", [Grid(0.02), Grid(0.02, 120)], ids=["positive", "signed"])
+def test_an_activation_before_a_grid_that_holds_more_is_the_activation(form: str, operator: str, gives: Grid) -> None:
+    """The grid of a group's features is as wide as its widest block's."""
+    make = Making((4, 5, 5))
+    part = make.part(make.add(operator, make.conv(INPUT, 4, 3), **ACTIVATIONS[operator]))
+    conv, activation = part.layers
+    assert conv.weight is not None
+    part = replace(part, layers=(replace(conv, weight=conv.weight * 6), activation))  # beyond every activation's ends
+    x = features(part)
+    described_part = Int8Part.for_onnxruntime(part, measured(part, meant(x, form)), grid_of(form), gives, 8)
+    expected = in_floats(part, meant(x, form))[part.output].clip(gives.ends.low, gives.ends.high)
+    for as_written in (False, True):
+        assert np.abs(ran(described_part, x, form, as_written) - expected).max() < 0.2
 
 
 def test_squeeze_and_excitation_is_computed_in_float_and_multiplied_in_integers() -> None:

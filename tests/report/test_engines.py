@@ -118,7 +118,10 @@ def _with_engine(
     bundle = copied(made, folder)
     (blocks,) = [b for b in manifest_of(bundle)["runtimes"]["onnxruntime"]["blocks"] if b["index"] == block]
     (engine,) = [e for e in blocks["options"][option] if e["precision"] == precision]
-    changes = {name: perturbed(Bundle(bundle).model(name), "conv2_bias", change) for name in engine["files"].values()}
+    changes = {
+        name: perturbed(Bundle(bundle).model(name), f"blocks.{block}.norm2_bias", change)
+        for name in engine["files"].values()
+    }
     return rewritten(bundle, changes)
 
 

@@ -94,7 +94,6 @@ BAD: dict[str, tuple[Any, str]] = {
     "one image without a batch": (np.zeros(FLOATS, np.float32), "(3, 8, 8)"),
     "pixels without a batch": (np.zeros(PIXELS, np.uint8), "(8, 8, 3)"),
     "another size": (np.zeros((1, 3, 9, 8), np.float32), "(1, 3, 9, 8)"),
-    "another size of pixels": (np.zeros((1, 8, 9, 3), np.uint8), "(1, 8, 9, 3)"),
     "channels last in floats": (np.zeros((1, *PIXELS), np.float32), "(1, 8, 8, 3)"),
     "channels first in pixels": (np.zeros((1, *FLOATS), np.uint8), "(1, 3, 8, 8)"),
     "one channel": (np.zeros((1, 1, 8, 8), np.float32), "(1, 1, 8, 8)"),
@@ -387,7 +386,19 @@ def test_parts_are_of_bounded_size_whatever_the_batch(runtime: Runtime, monkeypa
     assert max(seen) <= 32 << 20
 
 
-@pytest.mark.parametrize("what", ["an empty batch", "another size of pixels", "double precision", "NaN"])
+@pytest.mark.parametrize("count", [1, 5])
+def test_pixels_of_another_size_are_fitted_to_the_network(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    images = pixels(count, size=(20, 13))
+    fitted = np.stack([runtime.input.fit(image) for image in images])
+    expected = runtime(fitted)
+    assert runtime(images) == expected
+    monkeypatch.setattr(runtime, "_most", 2)
+    np.testing.assert_allclose(runtime(images).logits, expected.logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("what", ["an empty batch", "another size", "double precision", "NaN"])
 def test_a_long_batch_is_refused_as_a_short_one(runtime: Runtime, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     images, word = BAD[what]
     many = np.concatenate([images, images[:1], images]) if images.ndim and len(images) else images

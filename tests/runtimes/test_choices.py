@@ -72,7 +72,7 @@ def scores_of(network: DFSNetwork, images: NDArray[np.uint8], block: int) -> NDA
     """Scores of the reference's gate at the first gated block."""
     assert network.gate is not None
     with torch.no_grad():
-        features = network.blocks[0](network.backbone.stem(normal_images(len(images), seed=3)))
+        features = network.stem(normal_images(len(images), seed=3))
         scores, _ = network.gate(block, features, network.gate.initial_state(features))
     return np.asarray(scores.numpy())
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,25 +16,15 @@ from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.engines import FeatureGrid, feature_grids
 from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.runtimes import Runtime
-from dfs_deploy.runtimes.backend import running_engines
 from dfs_deploy.runtimes.onnxruntime.blocked import block_size, from_blocks, to_blocks
-from dfs_deploy.runtimes.onnxruntime.conversion import OTHER, Converters, conversion_model
+from dfs_deploy.runtimes.onnxruntime.conversion import Converters, conversion_model
 from dfs_deploy.runtimes.onnxruntime.static import StraightEngine, join_engines, join_path
-from tests.bundles import Made, copied, rewritten, wide_bundle
+from tests.bundles import Made, converted, copied, rewritten, run_path, wide_bundle
 from tests.runtimes.gates import needs_native
 from tests.settled import pixels
 
 GATES = ["numpy", pytest.param("native", marks=needs_native)]
 LAYOUTS: tuple[Layout, ...] = ("float32", "uint8")
-
-
-def converted(features: NDArray[Any], to: Layout, grid: FeatureGrid) -> NDArray[Any]:
-    """Features of one layout in the other one, by definition."""
-    scale = np.float32(grid.scale)
-    if to == "float32":
-        return ((features.astype(np.int32) - grid.zero_point) * scale).transpose(0, 3, 1, 2).astype(np.float32)
-    steps = np.round(features / scale) + grid.zero_point
-    return np.ascontiguousarray(np.clip(steps, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1))
 
 
 @settings(max_examples=25, deadline=None)
@@ -70,29 +59,6 @@ def test_conversions_of_one_grid_share_a_session() -> None:
     assert converters.session(0, 4, "uint8") is converters.session(1, 4, "uint8")
     assert converters.session(0, 4, "uint8") is not converters.session(2, 4, "uint8")
     assert converters.session(0, 4, "uint8") is not converters.session(0, 4, "float32")
-
-
-def run(model: bytes, features: NDArray[Any]) -> NDArray[Any]:
-    options = ort.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    result: NDArray[Any] = session.run(None, {session.get_inputs()[0].name: features})[0]
-    return result
-
-
-def directly(bundle: Bundle, runtime: Runtime, image: NDArray[np.uint8], path: NDArray[np.uint8]) -> NDArray[Any]:
-    """Logits of an image along a path, engine by engine, with conversions by definition."""
-    names, grids, layout = bundle.options.names, feature_grids(bundle, "onnxruntime"), "float32"
-    features: NDArray[Any] = bundle.input.normalize(image[None])
-    for placed in running_engines(bundle, "onnxruntime", runtime.substitutions):
-        if placed.block and placed.option != names[int(path[placed.block - 1])]:
-            continue
-        if layout not in placed.engine.files:
-            features = converted(features, OTHER[layout], grids[placed.before])
-            layout = OTHER[layout]
-        features = run(bundle.model(placed.engine.files[layout]), features)
-        layout = placed.engine.output
-    return features
 
 
 def dropped(manifest: dict[str, Any], drops: Callable[[dict[str, Any]], str | None]) -> None:
@@ -137,7 +103,9 @@ def test_every_path_gives_what_its_engines_and_conversions_give(edited: Path, ga
         together = runtime(images, path=paths)
         for row, path in enumerate(paths):
             alone = runtime(images[row : row + 1], path=path[None])
-            np.testing.assert_allclose(alone.logits, directly(bundle, runtime, images[row], path), rtol=0, atol=1e-5)
+            np.testing.assert_allclose(
+                alone.logits, run_path(bundle, runtime.substitutions, images[row : row + 1], path), rtol=0, atol=1e-5
+            )
             np.testing.assert_allclose(together.logits[row], alone.logits[0], rtol=0, atol=1e-4)
 
 
@@ -215,7 +183,10 @@ def test_a_stem_that_leaves_signed_uint8_and_a_head_that_takes_nothing_else(
             alone = runtime(images[row : row + 1])
             np.testing.assert_array_equal(alone.path, together.path[row : row + 1])
             np.testing.assert_allclose(
-                alone.logits, directly(bundle, runtime, images[row], alone.path[0]), rtol=0, atol=1e-5
+                alone.logits,
+                run_path(bundle, runtime.substitutions, images[row : row + 1], alone.path[0]),
+                rtol=0,
+                atol=1e-5,
             )
         # The grid is fine enough for nearly all decisions of the rigged gate to stay.
         assert np.mean(together.path[:, 0] == floats(images).path[:, 0]) > 0.9

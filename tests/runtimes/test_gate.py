@@ -232,7 +232,7 @@ def test_numpy_native_and_onnx_agree_on_10000_random_states(offset: tuple[float,
         near += int((~clear).sum())
         assert len(np.unique(decision)) > 1
         for make in makes:
-            gate = make(GateWeights(*values, np.repeat(part.projection_bias[None], blocks, 0)))
+            gate = make(GateWeights(*values, part.projection_bias))
             gate.set_score_offset(np.repeat(added[None], blocks, 0))
             gate.reset(rows)
             gate.state = (hidden, cell)

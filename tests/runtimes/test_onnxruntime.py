@@ -19,14 +19,12 @@ from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.errors import BundleError, DfsDeployError, EngineError
 from dfs_deploy.exporters import export
 from dfs_deploy.exporters.graph import GraphBuilder
-from dfs_deploy.models import DFSNetwork
-from dfs_deploy.network import cifar_resnet
-from dfs_deploy.options import Options
 from dfs_deploy.runtimes import Result, Runtime, native
 from dfs_deploy.runtimes.gate import GATES, native_available
 from dfs_deploy.runtimes.onnxruntime import batch, engine_choice, sessions
 from dfs_deploy.runtimes.onnxruntime.sessions import Rebinding
 from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
+from tests.builders import small_network
 from tests.bundles import Made, copied, labelled, rewritten
 from tests.checks import refuses
 from tests.settled import CONTRACT, Split, normal_images, pixels, rig_gate, settled_network
@@ -367,7 +365,7 @@ def test_an_fp32_bundle_needs_no_substitution(floats: Made) -> None:
 
 
 def test_one_block_has_nothing_to_decide(tmp_path: Path) -> None:
-    network = DFSNetwork(cifar_resnet((1,), (4,), 10, (3, 8, 8)), Options.parse("skip,full")).eval()
+    network = small_network("skip,full", blocks=1, widths=(4,))
     save_checkpoint(tmp_path / "net.pt", network, CONTRACT)
     export(tmp_path / "net.pt", tmp_path / "net.dfs", targets=["fp32"])
     with Runtime(tmp_path / "net.dfs") as runtime:

@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import save_checkpoint
@@ -18,7 +17,7 @@ from dfs_deploy.models import DFSNetwork
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime import engine_choice
 from dfs_deploy.runtimes.onnxruntime.static import engine_files
-from tests.bundles import copied, labelled, relative, rewritten, run_model, static_bundle, wide_network
+from tests.bundles import copied, labelled, relative, rewritten, run_path, static_bundle, wide_network
 from tests.checks import refuses
 from tests.settled import CONTRACT, pixels, settled_network
 
@@ -52,16 +51,6 @@ def static(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle(copied(static_bundle(tmp_path_factory), tmp_path))
 
 
-def one_by_one(runtime: Runtime, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Logits by the engines of the policy's path in sessions of their own."""
-    bundle, features = runtime.bundle, runtime.input.normalize(images)
-    assert bundle.policy is not None
-    for file in engine_files(bundle, bundle.policy, runtime.substitutions):
-        model = bundle.model(file)
-        (features,) = run_model(model, **{onnx.load_from_string(model).graph.input[0].name: features})
-    return features
-
-
 def test_a_policy_runs_as_one_engine(exported: tuple[Bundle, DFSNetwork]) -> None:
     bundle, network = exported
     images = pixels(12)
@@ -74,7 +63,7 @@ def test_a_policy_runs_as_one_engine(exported: tuple[Bundle, DFSNetwork]) -> Non
         assert "one engine" in runtime.description["layout"]
         result = runtime(images)
         assert (result.path == bundle.policy).all()
-        assert relative(result.logits, one_by_one(runtime, images)) < 1e-5
+        assert relative(result.logits, run_path(bundle, runtime.substitutions, images, bundle.policy)) < 1e-5
     reference = network.route(torch.from_numpy(CONTRACT.normalize(images))).logits.numpy()
     assert relative(result.logits, reference) < (INT8_BOUND if 1 in bundle.policy else EXACT_BOUND)
 
@@ -113,7 +102,9 @@ def test_a_plan_decides_what_is_joined(static: Bundle) -> None:
         assert planned.description["plan"] == "measured here"
         assert ("8", "fp32", (1,)) in {(s.option, s.served_by, s.blocks) for s in planned.substitutions}
         by_fp32, by_int8 = planned(pixels(6)).logits, plain(pixels(6)).logits
-        assert relative(by_fp32, one_by_one(planned, pixels(6))) < 1e-5
+        assert static.policy is not None
+        expected = run_path(static, planned.substitutions, pixels(6), static.policy)
+        assert relative(by_fp32, expected) < 1e-5
     assert 0.0 < relative(by_fp32, by_int8) < INT8_BOUND
 
 

@@ -116,6 +116,25 @@ def test_a_stopped_run_goes_on_without_the_users_code_to_the_bit(
     assert steps == [record for record in metrics_of(whole.folder) if isinstance(record, StepRecord)]
 
 
+def test_what_the_user_froze_stays_as_it_is(data: Path, tmp_path: Path) -> None:
+    model = network("basic")
+    frozen = [name for name, _ in model.net.named_parameters() if name.startswith(("stem", "layer1"))]
+    for name in frozen:
+        model.net.get_parameter(name).requires_grad_(False)
+    before = {name: value.clone() for name, value in model.net.named_parameters()}
+
+    def stop(text: str, share: float) -> None:
+        if text.startswith("joint step 4"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(model, data, tmp_path / "run", progress=stop, **{**SHORT, "evaluate_every": 4})
+    assert [name for name, value in model.net.named_parameters() if not value.requires_grad] == frozen
+    after = load_checkpoint(resume(tmp_path / "run").checkpoint).network.net
+    for name, value in before.items():
+        assert torch.equal(after.get_parameter(name), value) == (name in frozen), name
+
+
 def test_a_run_whose_network_is_gone_is_named(data: Path, tmp_path: Path) -> None:
     train(network(), data, tmp_path / "run", target=40.0, **SHORT)
     (tmp_path / "run" / "network.pt").unlink()
