@@ -44,7 +44,7 @@ def steps() -> Iterator[tuple[str, str]]:
     for name, program, commands in re.findall(r'```python title="(\S+)"\n(.*?)```|```sh\n(.*?)```', PAGE, re.DOTALL):
         if name:
             yield name, program
-        yield from (("sh", line) for line in commands.splitlines())
+        yield from (("sh", line) for line in commands.replace("\\\n", "").splitlines())
 
 
 def shortened(words: list[str]) -> list[str]:
