@@ -96,13 +96,14 @@ def test_the_code_of_a_training_loop_runs(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     made = build_network("cifar-resnet:8")
     values: dict[str, Any] = {
-        **{
-            "net": made.net,
-            "example": made.example,
-            "images": made.example,
-            "labels": torch.zeros(1, dtype=torch.int64),
-        },
-        **{"criterion": torch.nn.functional.cross_entropy, "shape": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.2,) * 3},
+        "net": made.net,
+        "example": made.example,
+        "images": made.example,
+        "labels": torch.zeros(1, dtype=torch.int64),
+        "criterion": torch.nn.functional.cross_entropy,
+        "shape": (3, 32, 32),
+        "mean": (0.5,) * 3,
+        "std": (0.2,) * 3,
     }
     exec(compile(blocks("python")[0], "README.md", "exec"), values)  # noqa: S102 (the README's own code)
     values["loss"].backward()
