@@ -234,7 +234,7 @@ Observer = Callable[[str, Tensor], None]
 """Called as ``observer(name, value)`` with the input of a graph and every value that its nodes give."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Evaluation:
     """One way to compute graphs in PyTorch; subclasses compute some operators in another way.
 
