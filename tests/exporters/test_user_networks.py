@@ -250,6 +250,29 @@ def test_a_saved_network_gives_the_same_engines_and_verifies(tmp_path: Path) -> 
     assert all(record.passed for record in found.per_block)
 
 
+@pytest.mark.parametrize(
+    ("options", "always", "targets", "stem"),
+    [
+        ("skip,8,full", 8, "fp32", "fp32"),
+        ("skip,8,full", 32, "fp32,int8", "fp32"),
+        ("skip,full", 8, "fp32,int8", "int8"),
+        ("skip,4,16,full", 4, "fp32,fp16,int8", "int8"),
+        ("skip,16,full", 16, "fp32,fp16", "fp32"),
+    ],
+)
+def test_what_always_runs_has_its_own_bits(tmp_path: Path, options: str, always: int, targets: str, stem: str) -> None:
+    network = adapted("basic", options, always=always)
+    network.contract = CONTRACT
+    single = tmp_path / "net.onnx"
+    exported = export(
+        network, tmp_path / "net.dfs", targets=targets, calibration_data=data_for(network), single_file=single
+    )
+    engines = exported.bundle.manifest.runtimes["onnxruntime"]
+    assert {engines.stem.precision, engines.head.precision} == {stem}
+    assert {block.skip.precision for block in engines.blocks if block.skip is not None} == {stem}
+    assert exported.validation.paths >= LEAST_PATHS
+
+
 # A network in memory
 
 
