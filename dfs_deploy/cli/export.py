@@ -186,4 +186,4 @@ def _calibration(manifest: Manifest, target_cpu: str) -> Iterator[str]:
     for block, option in sorted({(r.block, r.option) for r in record.ranges if r.source == "reached"}):
         if option != "static":
             what = "skip" if option == "always" else f"option {option}"
-            yield f"  block {block}, {what}: the gate sent nothing, so all that reached it was measured"
+            yield f"  block {block}, {what}: no image was sent there, so ranges were measured on all that reached it"

@@ -209,7 +209,8 @@ def export(
         held = None if budgets is None else _check_budgets(budgets, network, data, made_for)
         used = {i: o for i, o in enumerate(network.options) if network.policy is None or i in network.policy}
         int8 = [i for i, option in used.items() if engine_precision(option, wanted) == "int8"]
-        method = _check_method(calibration_method, data, needed=bool(int8))
+        always = engine_precision(Option(network.graphs.always), wanted) == "int8"
+        method = _check_method(calibration_method, data, needed=bool(int8) or always)
         ranges = _calibrate(source, int8, data, method, progress) if "int8" in wanted else {}
         some = None if data is None else data.select(slice(most_looked_at(contract))).load()
         images = make_probes(contract, seed) if some is None else some.images
@@ -386,7 +387,8 @@ def _calibrate(
             done += 1
             progress(f"calibrating ({method})", min(done / total, 1.0))
 
-    routed = calibrate(network, options, batches, method) if options else {}
+    always = engine_precision(Option(network.graphs.always), PRECISIONS) == "int8"
+    routed = calibrate(network, options, batches, method) if options or always else {}
     return {**routed, **calibrate_static(network, batches, method)}
 
 

@@ -135,7 +135,8 @@ def test_a_broken_engine_is_named_by_its_block(mixed: Made, tmp_path: Path) -> N
     (block,) = [b for b in Bundle(bundle).manifest.runtimes["onnxruntime"].blocks if b.index == 2]
     files = [name for engine in block.options["16"] if engine.precision == "fp16" for name in engine.files.values()]
     rewritten(
-        bundle, {name: perturbed(Bundle(bundle).model(name), "conv2_bias", lambda x: x * np.inf) for name in files}
+        bundle,
+        {name: perturbed(Bundle(bundle).model(name), "blocks.2.norm2_bias", lambda x: x * np.inf) for name in files},
     )
     arguments = ["verify", bundle, "--checkpoint", mixed.checkpoint, "--data", mixed.data_file, "--per-block"]
     ran = run(*arguments, "--json")

@@ -19,8 +19,8 @@ from dfs_deploy.bundle.manifest import BlockEngines, Engine
 from dfs_deploy.calibration import ALWAYS, STATIC, CalibratedRange, TensorKey
 from dfs_deploy.checkpoints import CheckpointFacts
 from dfs_deploy.data import Dataset
-from dfs_deploy.errors import UsageError
-from dfs_deploy.exporters import Exported, export
+from dfs_deploy.errors import ExportMismatchError, UsageError
+from dfs_deploy.exporters import Exported, export, validation
 from dfs_deploy.exporters.reference import images_at_once
 from dfs_deploy.exporters.single_file import LOGIT_TOLERANCE
 from dfs_deploy.exporters.validation import LEAST_PATHS, LOGIT_TOLERANCES, different_paths
@@ -250,6 +250,29 @@ def test_a_saved_network_gives_the_same_engines_and_verifies(tmp_path: Path) -> 
     assert all(record.passed for record in found.per_block)
 
 
+@pytest.mark.parametrize(
+    ("options", "always", "targets", "stem"),
+    [
+        ("skip,8,full", 8, "fp32", "fp32"),
+        ("skip,8,full", 32, "fp32,int8", "fp32"),
+        ("skip,full", 8, "fp32,int8", "int8"),
+        ("skip,4,16,full", 4, "fp32,fp16,int8", "int8"),
+        ("skip,16,full", 16, "fp32,fp16", "fp32"),
+    ],
+)
+def test_what_always_runs_has_its_own_bits(tmp_path: Path, options: str, always: int, targets: str, stem: str) -> None:
+    network = adapted("basic", options, always=always)
+    network.contract = CONTRACT
+    single = tmp_path / "net.onnx"
+    exported = export(
+        network, tmp_path / "net.dfs", targets=targets, calibration_data=data_for(network), single_file=single
+    )
+    engines = exported.bundle.manifest.runtimes["onnxruntime"]
+    assert {engines.stem.precision, engines.head.precision} == {stem}
+    assert {block.skip.precision for block in engines.blocks if block.skip is not None} == {stem}
+    assert exported.validation.paths >= LEAST_PATHS
+
+
 # A network in memory
 
 
@@ -369,3 +392,19 @@ def test_large_images_are_computed_a_few_at_once() -> None:
     assert images_at_once((3, 224, 224), 128) == 20
     assert images_at_once((3, 1024, 1024), 128) == 8
     assert images_at_once((3, 1024, 1024), 4) == 4
+
+
+def test_a_gate_that_magnifies_rounding_is_judged_by_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gate that was scaled to images that hardly differ: its scores hang on the last digits of what it sees."""
+    network = adapted("basic", "skip,16,full", always=32)
+    network.contract = CONTRACT
+    images = pixels(1, 4, SIZE) + np.random.default_rng(0).integers(0, 2, (32, *SIZE, 3), dtype=np.uint8)
+    data = Dataset(images, np.zeros(32, np.int64), CONTRACT.class_names, "alike")
+    assert network.gate is not None
+    with torch.no_grad():
+        network.net.get_parameter("stem.1.bias").add_(1000.0)  # far from zero, and nearly the same everywhere
+        network.gate.standardize(0, network.stem(torch.from_numpy(CONTRACT.normalize(images))))
+    export(network, tmp_path / "net.dfs", targets="fp32", calibration_data=data)
+    monkeypatch.setattr(validation, "_GATE_SHARE", 0.0)
+    with pytest.raises(ExportMismatchError, match="gate after block"):
+        export(network, tmp_path / "net.dfs", targets="fp32", calibration_data=data)
