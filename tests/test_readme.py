@@ -95,16 +95,9 @@ def test_every_command_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_code_of_a_training_loop_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     made = build_network("cifar-resnet:8")
-    values: dict[str, Any] = {
-        "net": made.net,
-        "example": made.example,
-        "images": made.example,
-        "labels": torch.zeros(1, dtype=torch.int64),
-        "criterion": torch.nn.functional.cross_entropy,
-        "shape": (3, 32, 32),
-        "mean": (0.5,) * 3,
-        "std": (0.2,) * 3,
-    }
+    values: dict[str, Any] = {"net": made.net, "example": made.example, "images": made.example}
+    values |= {"labels": torch.zeros(1, dtype=torch.int64), "criterion": torch.nn.functional.cross_entropy}
+    values |= {"shape": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.2,) * 3}
     exec(compile(blocks("python")[0], "README.md", "exec"), values)  # noqa: S102 (the README's own code)
     values["loss"].backward()
     assert all(parameter.grad is not None for parameter in made.net.parameters())
