@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from dfs_deploy import Bundle, Runtime, adapt, bench, export, find_blocks
+from dfs_deploy.checkpoints.plain import build_network
 from dfs_deploy.data import Dataset
 from dfs_deploy.exporters.probes import make_probes
-from dfs_deploy.models.named import build_network
 from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
 
 LIMITS = {"100": 1.03, "trace": 1.02, "saving": 0.95, "size": 1.1, "memory": 1.2, "load": 3.0}

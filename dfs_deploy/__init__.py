@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dfs_deploy.exporters import Exported, export
     from dfs_deploy.models import DFSNetwork, Plan, adapt, find_blocks
     from dfs_deploy.options import Option, Options
+    from dfs_deploy.preprocessing import InputContract
     from dfs_deploy.report import Report, report
     from dfs_deploy.runtimes import Result, Runtime, Substitution
     from dfs_deploy.runtimes.preparation import Prepared, prepare
@@ -41,6 +42,7 @@ __all__ = [
     "DFSNetwork",
     "Dataset",
     "Exported",
+    "InputContract",
     "Option",
     "Options",
     "Plan",
@@ -72,6 +74,7 @@ _HOMES = {
     "DFSNetwork": "models",
     "Dataset": "data",
     "Exported": "exporters",
+    "InputContract": "preprocessing",
     "Option": "options",
     "Options": "options",
     "Plan": "models",

@@ -193,8 +193,7 @@ def parse_targets(given: str | Iterable[str]) -> tuple[Precision, ...]:
         raise OptionError(f"unknown target {unknown[0]!r}, expected some of fp32, fp16, int8, separated by commas")
     if "fp32" not in words:
         raise OptionError(
-            f"targets {','.join(sorted(words))!r} lack fp32, in which stem, first block and classifier always run; add"
-            " fp32"
+            f"targets {','.join(sorted(words))!r} lack fp32, to which every other precision falls back; add fp32"
         )
     return tuple(precision for precision in PRECISIONS if precision in words)
 

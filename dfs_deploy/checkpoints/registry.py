@@ -150,14 +150,7 @@ def check_ranges(network: DFSNetwork) -> None:
 
     Networks whose weights are rounded per channel need none: their ranges come from calibration data.
     """
-    if network.graphs.quantizer != "tensor":
-        return
-    missing = [
-        block.shape.index
-        for block in network.blocks
-        if any(option.quantized for option in network.options_of(block.shape.index))
-        and any(node.quantizable and not network.ranges.known(node.name) for node in block.graphs.whole.nodes)
-    ]
+    missing = network.without_ranges() if network.graphs.quantizer == "tensor" else {}
     if not missing:
         return
     if network.gate is not None and len(missing) == len(network.blocks):

@@ -1,6 +1,6 @@
 """Description of a network in a file against its graphs and tensors: every shape is computed anew, and compared.
 
-Shapes are computed on PyTorch's meta device, so a file that claims impossible sizes takes no memory.
+No tensor is made for that, so a file that claims impossible sizes takes no memory.
 """
 
 from __future__ import annotations
@@ -10,15 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
-import torch
 from torch import Tensor
 
 from dfs_deploy.errors import CheckpointError, UsageError
 from dfs_deploy.models import BlockGraphs, Graph, NetworkGraphs
-from dfs_deploy.models.graph import multiply_adds, sizes_of
+from dfs_deploy.models.sizes import Size, multiply_adds, sizes_of
 from dfs_deploy.network import Architecture, Block, GateShape, Shape, cifar_resnet, cifar_values
-
-Sizes = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -30,8 +27,8 @@ class _Shapes:
         logits: output of the head.
     """
 
-    features: tuple[Sizes, ...]
-    logits: Sizes
+    features: tuple[Size, ...]
+    logits: Size
 
 
 def described(
@@ -64,7 +61,7 @@ def described(
     for graph, shape, group in zip(graphs.blocks, computed.features[1:], groups[1:], strict=True):
         skip, before = graph.skip, blocks[-1].out_shape
         kind: Literal["free", "projection"] | None = None if skip is None else "free" if skip.identity else "projection"
-        macs = _multiply_adds(graph.branch, tensors, before)
+        macs = multiply_adds(graph.branch, tensors, before)
         blocks.append(Block(len(blocks), graph.name, before, _map(shape), group, kind, macs=macs))
     return Architecture(name=name, image_shape=image_shape, classes=computed.logits[0], gate=gate, blocks=tuple(blocks))
 
@@ -148,18 +145,13 @@ def _as_cifar(architecture: Architecture) -> dict[str, Any] | None:
         return None
 
 
-def _macs(graphs: BlockGraphs, tensors: Mapping[str, Tensor], block: Block, shape: Sizes) -> int:
+def _macs(graphs: BlockGraphs, tensors: Mapping[str, Tensor], block: Block, shape: Size) -> int:
     """Multiply-adds for another shape of input; the file's own number if it is not the computed one."""
-    before = _multiply_adds(graphs.branch, tensors, block.in_shape)
-    return _multiply_adds(graphs.branch, tensors, shape) if before == block.macs else block.macs
+    before = multiply_adds(graphs.branch, tensors, block.in_shape)
+    return multiply_adds(graphs.branch, tensors, shape) if before == block.macs else block.macs
 
 
-def _multiply_adds(graph: Graph, tensors: Mapping[str, Tensor], shape: Sizes) -> int:
-    meta = {name: tensors[name].to("meta") for name in graph.tensors}
-    return multiply_adds(graph, meta, torch.empty((1, *shape), device="meta"))
-
-
-def _map(shape: Sizes) -> Shape:
+def _map(shape: Size) -> Shape:
     if len(shape) != 3:
         raise CheckpointError(f"a block that gives {shape}, expected channels, height and width; save it again")
     return shape[0], shape[1], shape[2]
@@ -177,7 +169,7 @@ def _shapes(graphs: NetworkGraphs, tensors: Mapping[str, Tensor], image_shape: S
     return _Shapes(tuple(features), _output(graphs.head, tensors, features[-1]))
 
 
-def _output(graph: Graph, tensors: Mapping[str, Tensor], shape: Sizes) -> Sizes:
+def _output(graph: Graph, tensors: Mapping[str, Tensor], shape: Size) -> Size:
     return sizes_of(graph, tensors, shape)[graph.output]
 
 

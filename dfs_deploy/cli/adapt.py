@@ -29,7 +29,7 @@ from dfs_deploy.cli.named import planned, show_plan
 from dfs_deploy.cli.process import command
 from dfs_deploy.errors import UsageError
 from dfs_deploy.io.text import first_line
-from dfs_deploy.options import FULL_BITS
+from dfs_deploy.options import FULL_BITS, PRECISIONS, engine_precision
 from dfs_deploy.system.libraries import required
 
 
@@ -98,8 +98,8 @@ def adapt(
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({first_line(error)}); choose another with --out") from error
     decided = len(model.architecture.decided(model.options))
-    targets = {"int8": range(1, 9), "fp16": range(9, 17), "fp32": range(17, FULL_BITS + 1)}
-    wanted = ",".join(name for name, bits in targets.items() if any(option in bits for option in model.options.bits))
+    targets = {engine_precision(option, PRECISIONS) for option in model.options} | {"fp32"}
+    wanted = ",".join(name for name in reversed(PRECISIONS) if name in targets)
     next_step = command("export", path, "--targets", wanted, "--calibration-data", "DATA")
     if json:
         print_json(

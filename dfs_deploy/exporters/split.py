@@ -21,7 +21,8 @@ from dfs_deploy.calibration import Range
 from dfs_deploy.errors import InternalError
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.models.gate import LSTMGate, StatelessGate, StatelessStep
-from dfs_deploy.models.graph import INPUT, Attribute, Evaluation, Graph, Node, named_tensors, sizes_of
+from dfs_deploy.models.graph import INPUT, Attribute, Evaluation, Graph, Node, named_tensors
+from dfs_deploy.models.sizes import sizes_of
 from dfs_deploy.options import FULL_BITS, Option
 
 Array = NDArray[np.float32]

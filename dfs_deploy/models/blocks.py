@@ -157,8 +157,10 @@ def _named(blocks: Named, modules: Mapping[str, nn.Module], network: str) -> Ite
         found = [name for name in names if pattern.fullmatch(name)]
         if not found:
             near = difflib.get_close_matches(pattern.pattern, names, 1) or names[:1]
+            classes = ", ".join(sorted({type(modules[name]).__name__ for name in names})[:8])
             raise BlockError(
-                f"no module of {network} has a name that matches all of {pattern.pattern!r}; it has such as {near[0]}"
+                f"no module of {network} has a name that matches all of {pattern.pattern!r}, or a class of that name;"
+                f" it has names such as {near[0]}, and classes {classes}"
             )
         yield from found
         return

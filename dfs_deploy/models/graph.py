@@ -234,7 +234,7 @@ Observer = Callable[[str, Tensor], None]
 """Called as ``observer(name, value)`` with the input of a graph and every value that its nodes give."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Evaluation:
     """One way to compute graphs in PyTorch; subclasses compute some operators in another way.
 
@@ -444,29 +444,6 @@ def nonnegative(graph: Graph, given: bool = False) -> bool:
     return known[graph.output]
 
 
-def multiply_adds(graph: Graph, tensors: Mapping[str, Tensor], x: Tensor) -> int:
-    """Multiply-adds of a graph's convolutions and linear layers for one image; ``x`` (1, C, H, W) has no values.
-
-    Args:
-        graph: the graph.
-        tensors: tensors by name, on the meta device or any other.
-        x: input, on the same device.
-    """
-    total = 0
-    names = {node.name: node for node in graph.nodes}
-
-    def count(name: str, value: Tensor) -> None:
-        nonlocal total
-        node = names.get(name)
-        if node is not None and node.operator in ("conv", "linear"):
-            weight = tensors[node.tensors["weight"]]
-            total += math.prod(value.shape[2:]) * weight.numel()
-
-    with torch.no_grad():
-        Evaluation(tensors, observer=count).run(graph, x)
-    return total
-
-
 def check_graphs(graphs: NetworkGraphs, tensors: Mapping[str, Tensor]) -> None:
     """Checks graphs from a file: operators, attributes, names and sizes.
 
@@ -549,36 +526,6 @@ def _is_attribute(name: str, value: Attribute, kind: type[int] | type[float] | i
     else:
         return False
     return all(_LEAST.get(name, -most) <= v <= most for v in values)
-
-
-def sizes_of(graph: Graph, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Shapes, without the batch, of every value of a graph, by name; nothing is computed.
-
-    Args:
-        graph: the graph.
-        tensors: tensors by name; only their shapes matter.
-        shape: shape of the input, without the batch.
-
-    Raises:
-        CheckpointError: a node does not fit its input, or a value is larger than any map of a supported network.
-    """
-    meta = {name: tensors[name].detach().to("meta") for name in graph.tensors}
-    sizes: dict[str, tuple[int, ...]] = {}
-
-    def note(name: str, value: Tensor) -> None:
-        sizes[name] = tuple(value.shape[1:])
-        if value.numel() > MAX_MAP:
-            raise CheckpointError(f"{name} has {value.numel():,} values, expected at most {MAX_MAP:,}")
-
-    try:
-        with torch.no_grad():
-            Evaluation(meta, observer=note).run(graph, torch.empty((1, *shape), device="meta"))
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        done = next(itertools.islice(reversed(sizes), 1), INPUT)
-        raise CheckpointError(
-            f"the layer after {done} does not fit its input of {sizes.get(done, shape)} ({str(error).splitlines()[0]})"
-        ) from error
-    return sizes
 
 
 def named_tensors(module: nn.Module) -> dict[str, Any]:

@@ -257,7 +257,8 @@ def _called(name: str, make: Any) -> Any:
         return make()
     except Exception as error:  # code of the user's can raise anything
         raise UsageError(
-            f"{name} failed: {type(error).__name__}: {first_line(error)}; call it without arguments"
+            f"{name} failed: {type(error).__name__}: {first_line(error)}, when it was called without arguments;"
+            " correct it"
         ) from error
 
 

@@ -177,7 +177,8 @@ class Plan:
         found = self.blocks
         free, computing = (sum(row.skip == kind for row in found) for kind in ("free", "projection"))
         lines = [
-            f"{self.network}: {len(found)} blocks, {free} free to skip, {computing} more with a skip that computes;"
+            f"{self.network}: {len(found)} block{'s' * (len(found) != 1)}, {free} free to skip"
+            f"{f', {computing} more with a skip that computes' if computing else ''};"
             f" {self.multiply_adds / 1e6:,.1f} million multiply-adds per image",
             *_table(self.rows),
         ]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
-from dfs_deploy.models.graph import BlockGraphs, Graph, multiply_adds, named_tensors
+from dfs_deploy.models.graph import BlockGraphs, Graph, named_tensors
 from dfs_deploy.models.network import DFSNetwork
 from dfs_deploy.models.plan import Piece, Plan, Row, Shape, operator_words, shortcut_words
+from dfs_deploy.models.sizes import multiply_adds
 from dfs_deploy.network import Block
 
 
@@ -21,10 +20,10 @@ def plan_of(network: DFSNetwork) -> Plan:
         network: the network, on any device.
     """
     graphs, architecture = network.graphs, network.architecture
-    meta = {name: tensor.detach().to("meta") for name, tensor in named_tensors(network.net).items()}
+    tensors = named_tensors(network.net)
 
     def macs(graph: Graph, shape: Shape) -> int:
-        return multiply_adds(graph, meta, torch.empty((1, *shape), device="meta"))
+        return multiply_adds(graph, tensors, shape)
 
     pieces = tuple(
         Piece(part, _is_block(network, shape, part), shape.in_shape, shape.out_shape, macs(part.branch, shape.in_shape))
@@ -48,7 +47,7 @@ def plan_of(network: DFSNetwork) -> Plan:
         stem=graphs.stem,
         pieces=pieces,
         head=graphs.head,
-        tensors={name: tuple(meta[name].shape) for part in graphs.parts for name in part.tensors},
+        tensors={name: tuple(tensors[name].shape) for part in graphs.parts for name in part.tensors},
         problem=None,
         _rows=tuple(replace(row, share=share) for row, share in zip(rows, shares, strict=True)),
         _chosen={

@@ -161,7 +161,7 @@ class _Chosen:
         return _Constant(**base, folded=_folded(graph), step=self._step).run(graph, x)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Step:
     """What happened in a block in one step.
 
@@ -180,7 +180,7 @@ class _Step:
             self.moved.add(node.name)
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Mixed(Evaluation):
     """Groups of consecutive samples, each in its own bitwidth; normalisations see them as one batch.
 
@@ -220,7 +220,7 @@ class _Mixed(Evaluation):
         return result
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Constant(Evaluation):
     """One option without a gradient, normalised by constants: those of the chosen options, if there are any.
 

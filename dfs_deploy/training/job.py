@@ -155,7 +155,7 @@ class Job:
 
     def as_json(self) -> dict[str, Any]:
         """The job as plain values."""
-        plain: dict[str, Any] = msgspec.to_builtins(self, enc_hook=str)
+        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self, enc_hook=str))
         return plain
 
 

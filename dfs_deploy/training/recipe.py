@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -174,8 +175,13 @@ class Recipe:
             OptionError: a policy of another number of blocks.
         """
         self.check_blocks(architecture.gated_blocks)
-        if self.policy is None and self.costs is None:
+        if self.policy is not None:
+            return
+        if self.costs is None:
             self._check_reach([architecture.computation_range(self.options)])
+        else:
+            allowed = architecture.allowed(self.options)
+            self._check_reach([list(itertools.compress(*row)) for row in zip(self.costs, allowed, strict=True)])
 
     def _check_costs(self) -> None:
         if (self.costs is None) != (self.cost == FLOPS):

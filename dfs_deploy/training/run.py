@@ -140,7 +140,7 @@ def train(*given: Any, progress: Progress = silent, **values: Any) -> TrainingRe
     data, preset, policy = values.pop("data", None), values.pop("preset", None), values.get("policy")
     out = Path("run" if out is None else out)
     if data is None:
-        raise UsageError("no data to train on; give the path of a data set, or the word digits")
+        raise TypeError("train() missing 1 required argument: 'data', the path of a data set or the word digits")
     check_new(out)
     if policy is not None and not isinstance(policy, str):
         values["policy"] = ",".join(policy)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from dfs_deploy.checkpoints import load_checkpoint
+from dfs_deploy.data import Dataset, save_npz
+from dfs_deploy.runtimes import Runtime
 from tests.cli.program import run
 from tests.nets import user_images, user_net
+from tests.settled import pixels
 
 NETWORK = "tests.cli.test_adapt:mobile"
 NET = ("--network", NETWORK, "--image-size", "12")
@@ -46,7 +50,7 @@ def test_a_network_becomes_a_checkpoint_that_computes_the_same(
 
 
 def test_the_next_step_is_shown_as_it_can_be_run(tmp_path: Path) -> None:
-    for options, targets in (("skip,8", "int8"), ("skip,8,16,full", "int8,fp16,fp32"), ("skip,full", "fp32")):
+    for options, targets in (("skip,8", "fp32,int8"), ("skip,8,16,full", "fp32,fp16,int8"), ("skip,full", "fp32")):
         out = tmp_path / f"{options}.pt"
         ran = run("adapt", *NET, "--options", options, "--out", out)
         assert f"--targets {targets} --calibration-data DATA" in ran.out
@@ -109,3 +113,18 @@ def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
     (tmp_path / "net.pt").write_text("mine")
     run("adapt", *NET, "--out", tmp_path / "net.pt").failed(2, "exists", "--out")
     assert (tmp_path / "net.pt").read_text() == "mine"
+
+
+def test_what_it_wrote_exports_and_runs(tmp_path: Path, weights: Path) -> None:
+    out, bundle, data = tmp_path / "net.pt", tmp_path / "net.dfs", tmp_path / "x.npz"
+    images = pixels(48, size=(12, 12))
+    save_npz(data, Dataset(images, np.arange(48) % 5, tuple("abcde"), "pixels"))
+    # Stem and head in full precision too, so that nothing is rounded on the path of an untrained gate.
+    run("adapt", *NET, "--weights", weights, "--options", "skip,8,full", "--always", "32", "--out", out)
+    ran = run("export", out, "--targets", "fp32,int8", "--calibration-data", data, "--out", bundle, "--json")
+    assert ran.code == 0, ran
+    with Runtime(bundle) as net:
+        result = net(images)
+    expected = user_net("mobile", seed=4)(torch.from_numpy(load_checkpoint(out).input.prepare(images))).detach()
+    assert (result.path == 2).all()
+    np.testing.assert_allclose(result.logits, expected.numpy(), rtol=1e-3, atol=1e-3 * float(expected.abs().max()))

@@ -178,6 +178,16 @@ def test_it_learns_in_any_training_loop(kind: Kind, gate: str) -> None:
     torch.testing.assert_close(mixed.logits, routed.logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("options", ["skip,8", "skip,8,16,full"])
+def test_a_cost_is_judged_against_the_dearest_path(options: str) -> None:
+    network = adapted("basic", options).eval()
+    _, dearest = network.architecture.computation_range(network.options)
+    with network.forced([network.options.names[-1]] * network.architecture.gated_blocks):
+        network(user_images(2))
+    assert float(network.cost_loss(100.0 * dearest).detach()) == pytest.approx(0.0, abs=1e-9)
+    assert float(network.cost_loss(0.0).detach()) == pytest.approx(1.0)
+
+
 def test_a_cost_needs_a_forward() -> None:
     network = adapted("basic")
     with refuses(UsageError, "forward"):

@@ -14,6 +14,7 @@ import torch
 
 import dfs_deploy
 from dfs_deploy.checkpoints import load_checkpoint
+from dfs_deploy.costs import LatencyTable, OptionCost, save_costs
 from dfs_deploy.data import save_npz
 from dfs_deploy.errors import CheckpointError, DataError, UsageError
 from dfs_deploy.geometry import Geometry
@@ -180,7 +181,7 @@ def test_what_does_not_fit_is_refused(data: Path, tmp_path: Path) -> None:
         train(network(), data, tmp_path / "run", data=data)
     with refuses(UsageError, "4 values"):
         train(network(), data, tmp_path / "run", "more")
-    with refuses(UsageError, "no data"):
+    with pytest.raises(TypeError, match="data"):
         train(network=network())
     with refuses(UsageError, "weights", "network"):
         train(data, tmp_path / "run", weights="net.pt")
@@ -195,6 +196,33 @@ def test_a_target_out_of_reach_is_refused_with_the_reach(data: Path, tmp_path: P
     with refuses(UsageError, f"{low:.4g} to 100"):
         train(model, data, tmp_path / "run", **{**SHORT, "target": 0.0})
     assert not (tmp_path / "run").exists()
+
+
+def test_measured_costs_are_over_the_blocks_that_are_decided(data: Path, tmp_path: Path) -> None:
+    """A block of it always runs, so the table says nothing about it; what may not be chosen costs nothing."""
+    model = network("mobile", "skip,full")
+    times = {"skip": 0.0, "full": 30.0}
+    entries = [
+        OptionCost(block=block, option=option, engine_us=time, precision=None)
+        for block in (1, 2, 4)
+        for option, time in times.items()
+    ]
+    table = LatencyTable(
+        bundle="0" * 64,
+        machine="a machine",
+        runtime="onnxruntime",
+        threads=1,
+        image_shape=model.architecture.image_shape,
+        block_shapes=tuple(block.out_shape for block in model.architecture.blocks),
+        gate_us=10.0,
+        entries=entries,
+    )
+    save_costs(tmp_path / "latency.json", table)
+    values = {**SHORT, "cost": tmp_path / "latency.json"}
+    result = train(model, data, tmp_path / "run", target=60.0, **{**values, "joint_steps": 1, "joint_gate_lr": 0.0})
+    assert result.evaluation.percentage == pytest.approx(100.0)
+    with refuses(UsageError, "expected 25 to 100"):
+        train(network("mobile", "skip,full"), data, tmp_path / "other", target=20.0, **values)
 
 
 def test_it_is_public(data: Path) -> None:
