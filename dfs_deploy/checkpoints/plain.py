@@ -57,7 +57,7 @@ def build_network(
     if classes is None or classes == made.classes:
         return made
     _with_classes(made, classes)
-    return replace(made, notes=(*made.notes, f"the network has {classes} classes by a new final layer"))
+    return replace(made, changes=(*made.changes, f"the network has {classes} classes by a new final layer"))
 
 
 def _size(given: int | str | Sequence[int] | None) -> tuple[int, int] | None:
@@ -109,7 +109,7 @@ def _with_classes(made: NamedNetwork, classes: int) -> None:
 
 def _filled(made: NamedNetwork, file: FileContent, classes: int | None, weights_key: str | None) -> NamedNetwork:
     raw = _raw(made, file, weights_key)
-    notes, contract, found = [*made.notes, *raw.notes], made.contract, _final_linear(made)
+    changes, contract, found = [*made.changes, *raw.notes], made.contract, _final_linear(made)
     head = set() if found is None else {f"{found[0]}.weight", f"{found[0]}.bias"}
     theirs = made.classes
     if found is not None and (weight := raw.tensors.get(unwrapped(f"{found[0]}.weight"))) is not None:
@@ -123,7 +123,7 @@ def _filled(made: NamedNetwork, file: FileContent, classes: int | None, weights_
     new_head = theirs != wanted
     if new_head:
         tensors = {name: value for name, value in tensors.items() if name not in set(map(unwrapped, head))}
-        notes.append(
+        changes.append(
             f"the weights have {theirs} classes, so the final layer is a new one for {wanted}; train it before use"
         )
     if new_head or len(contract.class_names) != wanted:
@@ -142,7 +142,7 @@ def _filled(made: NamedNetwork, file: FileContent, classes: int | None, weights_
         else:
             state[key] = reader.keep(name, tuple(value.shape))
     made.net.load_state_dict(state, strict=False)
-    return replace(made, contract=contract, notes=tuple(notes))
+    return replace(made, contract=contract, changes=tuple(changes))
 
 
 def _raw(made: NamedNetwork, file: FileContent, weights_key: str | None) -> RawCheckpoint:

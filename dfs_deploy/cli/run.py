@@ -58,6 +58,7 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Classify images, and show what each block did for each of them."""
+    from dfs_deploy.bundle import SUFFIX
     from dfs_deploy.cli.live import watch
     from dfs_deploy.data import read_camera, read_video
     from dfs_deploy.runtimes import Runtime
@@ -65,6 +66,8 @@ def run(
     given = inputs or []
     named = bool(given) and _is_meant_as_bundle(given[0])
     bundle, wanted = bundle_path(given[0] if named else None), given[1:] if named else given
+    if late := next((path for path in wanted if path.suffix == SUFFIX and path.is_dir()), None):
+        raise UsageError(f"{late} is a bundle, expected one at most, before the images; name it first")
     if not wanted and camera is None:
         raise UsageError("no input given; name images, folders or videos after the bundle, or a --camera")
     files, videos, unlisted = _listed(wanted)

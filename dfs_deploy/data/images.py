@@ -94,7 +94,8 @@ def read_image(path: str | Path, frame: Frame | None = None) -> Decoded:
     """Same as ``load_image``, in any frame, but returns the note instead of logging it."""
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path} is no image file; give a {_KINDS} file")
+        seen = f"{path} is no image file" if path.exists() else f"there is no image at {path}"
+        raise DataError(f"{seen}; give a {_KINDS} file")
     try:
         return _decode(read_file(path, MAX_IMAGE_BYTES), str(path), frame)
     except MemoryError as error:

@@ -41,14 +41,22 @@ class NamedNetwork:
         net: the network, in evaluation mode.
         contract: how images become its input.
         example: (1, C, H, W) float32, random values of the input's shape.
-        notes: what was assumed or changed, one line each.
+        assumed: of what network that contract is, as in ``as for ImageNet``; ``None`` if it is its own.
+        changes: what was changed, one line each.
     """
 
     name: str
     net: nn.Module
     contract: InputContract
     example: Tensor
-    notes: tuple[str, ...] = ()
+    assumed: str | None = None
+    changes: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was assumed or changed, one line each."""
+        said = (f"{_describe(self.contract)}, {self.assumed}",) if self.assumed else ()
+        return (*said, *self.changes)
 
     @property
     def classes(self) -> int:
@@ -101,8 +109,7 @@ def named_network(
     net, contract, like = _ORIGINS.get(origin, _from_module)(name, rest, keys, file)
     if image_size is not None:
         contract = contract.of_size(image_size)
-    notes = (f"{_describe(contract)}, {like}",) if like else ()
-    return NamedNetwork(name, net.eval(), contract, _example(contract), notes)
+    return NamedNetwork(name, net.eval(), contract, _example(contract), like)
 
 
 _Made = tuple[nn.Module, InputContract, str | None]

@@ -45,8 +45,8 @@ def built(name: str, job: Job, splits: Splits) -> tuple[DFSNetwork, tuple[str, .
     torch.manual_seed(job.seed)
     made = build_network(name, job.weights, splits.classes, job.size, job.weights_key)
     network = adapt(made.net, find_blocks(made.net, made.example), job.recipe.options)
-    network.contract = splits.contract(made.contract.mean, made.contract.std)
-    return network, made.notes
+    network.contract = contract = splits.contract(made.contract.mean, made.contract.std)
+    return network, dataclasses.replace(made, contract=contract).notes
 
 
 def begun(job: Job, splits: Splits, network: DFSNetwork | None, folder: Path | None) -> tuple[DFSNetwork, list[str]]:

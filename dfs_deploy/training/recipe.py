@@ -147,6 +147,12 @@ class Recipe:
         if self.policy is None:  # a policy costs what it costs, and nothing is steered to the target
             self._check_reach(self.costs or (self.options.costs,))
 
+    @property
+    def dearest(self) -> float:
+        """Greatest cost of a path, as a share of full computation: 1 if ``full`` is an option, less if not."""
+        rows = self.costs or (self.options.costs,)
+        return sum(map(max, rows)) / len(rows)
+
     def _check_reach(self, rows: Sequence[Sequence[float]]) -> None:
         """Checks that blocks with some costs can reach the target."""
         low, high = (100.0 * sum(map(edge, rows)) / len(rows) for edge in (min, max))
@@ -321,11 +327,14 @@ PRESETS = {
     ),
 }
 """``paper``: Section 4's. ``quick``: a ResNet-20 in about an hour on two CPU cores. ``adapt``: a trained network of the
-user's, which learns to decide."""
+user's, which learns to decide; its alpha is for a dearest path that costs 1."""
 
 
 def preset(name: str, **changes: object) -> Recipe:
     """A preset with some values changed.
+
+    The alpha of ``adapt`` is divided by the cost of the dearest path, so that the cost weighs as much if no option is
+    in full precision.
 
     Args:
         name: ``paper``, ``quick`` or ``adapt``.
@@ -342,4 +351,7 @@ def preset(name: str, **changes: object) -> Recipe:
     for key in given:
         if key not in known:
             raise UsageError(unknown_value(key, known))
-    return dataclasses.replace(PRESETS[name], **given)  # type: ignore[arg-type]
+    recipe = dataclasses.replace(PRESETS[name], **given)  # type: ignore[arg-type]
+    if name == "adapt" and "alpha" not in given and recipe.dearest:
+        recipe = dataclasses.replace(recipe, alpha=recipe.alpha / recipe.dearest)
+    return recipe

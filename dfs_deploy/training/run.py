@@ -39,7 +39,7 @@ MIXED = "mixed"
 """Policy that is to be searched: by measured sensitivity, for the target."""
 
 TARGET_TOLERANCE = 2.0
-"""Points of computation percentage by which a run may miss its target."""
+"""Percent of the dearest path's cost by which a run may miss its target: points, if full precision is an option."""
 
 _JOB_VALUES = frozenset(each.name for each in dataclasses.fields(Job)) - {"data", "recipe", "network", "frozen"}
 _VALUES = _JOB_VALUES | {each.name for each in dataclasses.fields(Recipe)} - {"costs"}
@@ -81,8 +81,8 @@ class TrainingResult:
     @property
     def target_missed(self) -> bool:
         """Whether the computation ended more than ``TARGET_TOLERANCE`` away from the target."""
-        target = self.job.target
-        return target is not None and abs(self.evaluation.percentage - target) > TARGET_TOLERANCE
+        target, tolerance = self.job.target, TARGET_TOLERANCE * self.job.recipe.dearest
+        return target is not None and abs(self.evaluation.percentage - target) > tolerance
 
     @property
     def metrics(self) -> list[Record]:

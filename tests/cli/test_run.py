@@ -188,6 +188,12 @@ def test_inputs_that_are_not_there(mixed: Made, pictures: Path, tmp_path: Path) 
 # Inputs that cannot be read
 
 
+def test_a_bundle_comes_before_the_images(mixed: Made, pictures: Path) -> None:
+    run("run", mixed.path, pictures / "a.png", mixed.path).failed(
+        2, "is a bundle, expected one at most, before the images"
+    )
+
+
 def test_a_folder_goes_on_past_what_cannot_be_listed(mixed: Made, pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mixed"
     (folder / "within").mkdir(parents=True)

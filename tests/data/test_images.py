@@ -385,8 +385,8 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     for name, word in {"text": "no image of a known format", "other": "PNG, JPEG", "deep": "8 bits"}.items():
         with refuses(DataError, name, word):
             load_image(tmp_path / f"{name}.png")
-    for path in (tmp_path, tmp_path / "none.png"):
-        with refuses(DataError, str(path), "no image file"):
+    for path, words in ((tmp_path, "is no image file"), (tmp_path / "none.png", "there is no image at")):
+        with refuses(DataError, str(path), words):
             load_image(path)
 
 

@@ -50,7 +50,8 @@ def test_without_weights_the_network_is_trained_from_the_start(data: Path, tmp_p
     assert len(header.network.blocks) == 5
     found = load_checkpoint(result.checkpoint).network
     assert found.options == Options.parse("skip,8,full")
-    assert any("ImageNet" in note for note in result.notes), "what was assumed about its images is said"
+    [assumed] = [note for note in result.notes if "ImageNet" in note]
+    assert assumed.startswith("images are 12x12 pixels, bilinear"), "as the run resizes them, without a crop"
     backbone = load_checkpoint(tmp_path / "run" / "backbone.pt").network
     assert backbone.graphs.always == 32
     assert backbone.policy == (1, 1, 1, 1)

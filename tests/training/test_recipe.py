@@ -30,6 +30,20 @@ def test_rates_lie_between_nothing_and_the_peak(name: str) -> None:
         assert rates[-1] < 0.05
 
 
+@pytest.mark.parametrize(("options", "dearest"), [("skip,8,full", 1.0), ("skip,8", 1 / 16), ("skip,16", 1 / 4)])
+def test_the_cost_weighs_as_much_without_full_precision(options: str, dearest: float) -> None:
+    recipe = preset("adapt", options=Options.parse(options), target=4.0)
+    assert recipe.dearest == dearest
+    assert recipe.alpha * recipe.dearest == pytest.approx(preset("adapt").alpha)
+    assert preset("adapt", options=Options.parse(options), target=4.0, alpha=0.5).alpha == 0.5
+    assert preset("quick", options=Options.parse(options), target=4.0).alpha == preset("quick").alpha
+
+
+def test_the_dearest_path_of_measured_costs() -> None:
+    recipe = Recipe(options=Options.parse("skip,8"), target=30.0, costs=((0.1, 0.7), (0.1, 0.5)), cost="x.json")
+    assert recipe.dearest == pytest.approx(0.6)
+
+
 def test_changes_that_are_none_keep_the_preset() -> None:
     assert preset("quick", target=None, batch=32) == dataclasses.replace(PRESETS["quick"], batch=32)
 
