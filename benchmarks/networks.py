@@ -12,7 +12,7 @@ from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.data import Dataset
 from dfs_deploy.exporters import export
 from dfs_deploy.exporters.probes import make_probes
-from dfs_deploy.models import DFSNetwork
+from dfs_deploy.models import DFSNetwork, cifar_network
 from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract
@@ -21,10 +21,11 @@ from dfs_deploy.preprocessing import InputContract
 def random_network(blocks_per_group: int, options: str = "skip,8,16,full", seed: int = 0) -> DFSNetwork:
     """A CIFAR ResNet-(6n+2) with random weights, and with statistics and ranges that fit its activations."""
     torch.manual_seed(seed)
-    network = DFSNetwork(cifar_resnet((blocks_per_group,) * 3), Options.parse(options))
+    network = cifar_network(cifar_resnet((blocks_per_group,) * 3), Options.parse(options))
     with torch.no_grad():
-        for block in network.blocks:
-            block.norm2.weight.fill_(0.3)  # keeps the residual sum from growing with depth
+        for name, weight in network.net.named_parameters():
+            if name.endswith(".norm2.weight"):
+                weight.fill_(0.3)  # keeps the residual sum from growing with depth
         network.train()
         for _ in range(10):
             network(torch.randn(32, *network.architecture.image_shape))

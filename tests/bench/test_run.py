@@ -24,7 +24,7 @@ from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.data import Dataset
 from dfs_deploy.errors import SavedResultError, UsageError
 from dfs_deploy.exporters import export
-from dfs_deploy.models import DFSNetwork
+from dfs_deploy.models import cifar_network
 from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 from dfs_deploy.runtimes import Result, Runtime
@@ -229,7 +229,7 @@ def test_progress_is_told(mixed: Made) -> None:
 @pytest.mark.parametrize("forced", [False, True])
 def test_a_network_with_nothing_to_decide(tmp_path_factory: pytest.TempPathFactory, forced: bool) -> None:
     folder = tmp_path_factory.mktemp("one")
-    network = DFSNetwork(cifar_resnet((1,), (4,), 10, (3, 8, 8)), Options.parse("skip,full")).eval()
+    network = cifar_network(cifar_resnet((1,), (4,), 10, (3, 8, 8)), Options.parse("skip,full")).eval()
     save_checkpoint(folder / "net.pt", network, CONTRACT)
     data = labelled(network, 4)
     bundle = export(folder / "net.pt", folder / "net.dfs", targets=["fp32"], calibration_data=data).bundle

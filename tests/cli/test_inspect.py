@@ -92,7 +92,7 @@ def test_another_version_is_named(mixed: Made, tmp_path: Path) -> None:
 
 EMPTY: dict[str, tuple[list[str | int], object, str]] = {
     "runtimes": (["runtimes"], {}, "engines for no runtime"),
-    "blocks": (["runtimes", "onnxruntime", "blocks"], [], "0 gated blocks"),
+    "blocks": (["runtimes", "onnxruntime", "blocks"], [], "0 blocks after the first"),
     "engines of an option": (["runtimes", "onnxruntime", "blocks", 0, "options", "8"], [], "every option of block 1"),
     "files of the stem": (["runtimes", "onnxruntime", "stem", "files"], {}, "the stem"),
     "options": (["options"], [], "option"),

@@ -18,7 +18,7 @@ from dfs_deploy.data import Dataset
 from dfs_deploy.data.digits import DIGITS_CLASSES
 from dfs_deploy.errors import BundleError, DataError, SavedResultError, UsageError
 from dfs_deploy.exporters import export
-from dfs_deploy.models import DFSNetwork
+from dfs_deploy.models import cifar_network
 from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract
@@ -123,7 +123,7 @@ def test_without_data_the_carried_images_are_run_and_no_accuracy_is_told(unlabel
 
 def test_without_data_a_bundle_for_the_digits_runs_them_with_labels(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("digits")
-    network = DFSNetwork(cifar_resnet((1, 1), (4, 8), 10, (3, 16, 16)), Options.parse("skip,full")).eval()
+    network = cifar_network(cifar_resnet((1, 1), (4, 8), 10, (3, 16, 16)), Options.parse("skip,full")).eval()
     save_checkpoint(folder / "net.pt", network, InputContract((3, 16, 16), (0.5,) * 3, (0.25,) * 3, DIGITS_CLASSES))
     bundle = export(folder / "net.pt", folder / "net.dfs", targets=["fp32"]).bundle
     made = made_of(bundle.path, samples=40, examples=0, **QUICK)
