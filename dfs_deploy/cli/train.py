@@ -35,9 +35,20 @@ if TYPE_CHECKING:
 _BOOLEANS = {"true": True, "false": False}
 _KINDS = {bool: "true or false", int: "an integer", float: "a number"}
 _BY_PRESET = "by preset"
+_MOST_DIGITS = 9
 _NOT_OF_THE_RUN = ("resume", "json", "changes")
 _RENAMED = {"blocks": "blocks_per_group", "augment": "augmentation"}
 """Flags that are spelled otherwise than the recipe's value."""
+
+
+def _blocks_per_group(text: str) -> int:
+    """Reads a number of blocks; whoever names modules here means the flag of another verb."""
+    if not text.isascii() or not text.strip().isdigit() or len(text) > _MOST_DIGITS:
+        raise typer.BadParameter(
+            f"{text!r}, expected N of ResNet-(6N+2); blocks of another network are chosen by adapt --blocks, whose file"
+            " train --network takes"
+        )
+    return int(text)
 
 
 def train(
@@ -94,7 +105,13 @@ def train(
         ),
     ] = None,
     blocks: Annotated[
-        int | None, typer.Option(metavar="N", help="Blocks per group: N of ResNet-(6N+2).", show_default=_BY_PRESET)
+        int | None,
+        typer.Option(
+            metavar="N",
+            parser=_blocks_per_group,
+            help="Blocks per group: N of ResNet-(6N+2); without --network.",
+            show_default=_BY_PRESET,
+        ),
     ] = None,
     backbone: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Checkpoint whose backbone is taken instead of training one.")

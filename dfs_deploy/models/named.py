@@ -75,7 +75,7 @@ class NamedNetwork:
             except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
                 raise UsageError(
                     f"{self.name} fails on an image of shape {self.contract.shape} ({first_line(error)}); give the size"
-                    " that it takes: --image-size"
+                    " that it takes: --image-size, or --size of train"
                 ) from error
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
