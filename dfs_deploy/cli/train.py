@@ -94,7 +94,10 @@ def train(
         ),
     ] = None,
     blocks: Annotated[
-        int | None, typer.Option(metavar="N", help="Blocks per group: N of ResNet-(6N+2).", show_default=_BY_PRESET)
+        int | None,
+        typer.Option(
+            metavar="N", help="Blocks per group: N of ResNet-(6N+2); not with --network.", show_default=_BY_PRESET
+        ),
     ] = None,
     backbone: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Checkpoint whose backbone is taken instead of training one.")
@@ -200,6 +203,11 @@ def train(
             errors().print(f"nothing left to do: the run in {resume} is finished")
     elif data is None:
         raise UsageError("neither --data nor --resume, expected one of them; --data digits needs no download")
+    elif network is not None and blocks is not None:
+        raise UsageError(
+            f"--blocks {blocks} with --network {network}, whose blocks are found; leave it out, or name blocks with"
+            " dfs-deploy adapt --blocks and give the checkpoint to --network"
+        )
     else:
         given = {
             _RENAMED.get(name, name): value for name, value in context.params.items() if name not in _NOT_OF_THE_RUN

@@ -67,6 +67,7 @@ def test_what_cannot_be_is_one_line_before_the_run_begins(tmp_path: Path, data: 
     out = tmp_path / "run"
     train(data, out, "--network", "tests.cli.test_train_named:none").failed(2, "cannot be imported")
     train(data, out, "--network", "resnet18").failed(2, "torchvision:NAME")
+    train(data, out, "--network", NETWORK, "--blocks", "2").failed(2, "--blocks 2", "leave it out", "dfs-deploy adapt")
     ran = train(data, out, "--network", "cifar-resnet:14", "--weights", weights)
     assert ran.code == 4
     error = ran.err.splitlines()[-1]
