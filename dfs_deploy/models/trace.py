@@ -787,7 +787,7 @@ def _detached(run: _Recorder, result: Tensor, input: Tensor) -> _Made:
 
 @_translates("dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 def _other_dropout(run: _Recorder, result: Tensor, input: Tensor, *args: object, **kwargs: object) -> _Made:
-    raise _OutsideError("drops other than single values in training; take nn.Dropout in its place")
+    raise _OutsideError("drops whole channels or shifts values in training; take nn.Dropout in its place")
 
 
 @_translates("dropout")
