@@ -3,7 +3,7 @@
     python examples/06_your_network.py photos
 
 The docs' tutorial makes ``photos``: train/CLASS/*.png and test/CLASS/*.png. Put your network in the place of
-``my_network.py``. About two minutes on two CPU cores. Needs: pip install ".[train]"
+``my_network.py``. About a minute on two CPU cores. Needs: pip install ".[train]"
 """
 
 import sys

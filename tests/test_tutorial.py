@@ -26,8 +26,8 @@ _SHORT = {
 
 _LESS = {
     "data = load_digits(split)": 'data = load_digits(split).subset({"train": 192, "test": 96}[split], 0)',
-    "fit(net, 150,": "fit(net, 12,",
-    "fit(model, 200,": "fit(model, 6,",
+    "fit(net, 200,": "fit(net, 12,",
+    "fit(model, 300,": "fit(model, 6,",
     "min_seconds=1": "min_seconds=0.05, max_seconds=0.05, min_iterations=4",
 }
 """What makes a program of the page short."""

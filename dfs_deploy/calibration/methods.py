@@ -49,16 +49,19 @@ class Histogram:
         self.counts = np.zeros(BINS, np.int64) if counts is None else counts
 
     def add(self, x: Tensor) -> None:
-        """Takes in a batch, (N, ...); of more than ``MOST_COUNTED`` values, an even sample."""
+        """Takes in a batch, (N, ...); of more than ``MOST_COUNTED`` values an even sample.
+
+        Each value of the sample stands for those beside it, so it does not matter how data are split into batches.
+        """
         if self.low == self.high:
             self.counts[0] += x.numel()
             return
         flat = x.reshape(-1)
         # An odd stride does not fall into step with rows, columns and channels, whose numbers are even as a rule.
-        flat = flat[:: -(-len(flat) // MOST_COUNTED) | 1]
+        stride = -(-len(flat) // MOST_COUNTED) | 1
         # In double precision, or the bins between two neighbouring float32 values would have no width.
-        values = flat.cpu().numpy().astype(np.float64)
-        self.counts += np.histogram(values, len(self.counts), (self.low, self.high))[0]
+        values = flat[::stride].cpu().numpy().astype(np.float64)
+        self.counts += stride * np.histogram(values, len(self.counts), (self.low, self.high))[0]
 
     @property
     def edges(self) -> NDArray[np.float64]:

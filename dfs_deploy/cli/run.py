@@ -65,9 +65,10 @@ def run(
 
     given = inputs or []
     named = bool(given) and _is_meant_as_bundle(given[0])
-    bundle, wanted = bundle_path(given[0] if named else None), given[1:] if named else given
+    wanted = given[1:] if named else given
     if late := next((path for path in wanted if path.suffix == SUFFIX and path.is_dir()), None):
         raise UsageError(f"{late} is a bundle, expected one at most, before the images; name it first")
+    bundle = bundle_path(given[0] if named else None)
     if not wanted and camera is None:
         raise UsageError("no input given; name images, folders or videos after the bundle, or a --camera")
     files, videos, unlisted = _listed(wanted)

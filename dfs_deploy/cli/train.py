@@ -35,9 +35,20 @@ if TYPE_CHECKING:
 _BOOLEANS = {"true": True, "false": False}
 _KINDS = {bool: "true or false", int: "an integer", float: "a number"}
 _BY_PRESET = "by preset"
+_MOST_DIGITS = 9
 _NOT_OF_THE_RUN = ("resume", "json", "changes")
 _RENAMED = {"blocks": "blocks_per_group", "augment": "augmentation"}
 """Flags that are spelled otherwise than the recipe's value."""
+
+
+def _blocks_per_group(text: str) -> int:
+    """Reads a number of blocks; whoever names modules here means the flag of another verb."""
+    if not text.isascii() or not text.strip().isdigit() or len(text) > _MOST_DIGITS:
+        raise typer.BadParameter(
+            f"{text!r}, expected N of ResNet-(6N+2); blocks of another network are chosen by adapt --blocks, whose file"
+            " train --network takes"
+        )
+    return int(text)
 
 
 def train(
@@ -96,7 +107,10 @@ def train(
     blocks: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Blocks per group: N of ResNet-(6N+2); not with --network.", show_default=_BY_PRESET
+            metavar="N",
+            parser=_blocks_per_group,
+            help="Blocks per group: N of ResNet-(6N+2); without --network.",
+            show_default=_BY_PRESET,
         ),
     ] = None,
     backbone: Annotated[
@@ -203,11 +217,6 @@ def train(
             errors().print(f"nothing left to do: the run in {resume} is finished")
     elif data is None:
         raise UsageError("neither --data nor --resume, expected one of them; --data digits needs no download")
-    elif network is not None and blocks is not None:
-        raise UsageError(
-            f"--blocks {blocks} with --network {network}, whose blocks are found; leave it out, or name blocks with"
-            " dfs-deploy adapt --blocks and give the checkpoint to --network"
-        )
     else:
         given = {
             _RENAMED.get(name, name): value for name, value in context.params.items() if name not in _NOT_OF_THE_RUN

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
 
 from dfs_deploy.checkpoints import CheckpointFacts, load_checkpoint
@@ -20,18 +24,38 @@ NETWORK_FILE = "network.pt"
 """A network that is no CIFAR ResNet, as the run began with it: whoever resumes the run needs no code of the user's."""
 
 
-def with_size(job: Job, contract: InputContract | None) -> Job:
-    """The job with the size of images that a network takes, if it names none."""
-    if job.size is not None or contract is None:
-        return job
-    _, height, width = contract.shape
-    resize = contract.resize if job.resize is None else job.resize
-    return dataclasses.replace(job, size=(height, width), resize=resize, interpolation=contract.interpolation)
+def fitted(job: Job, contract: InputContract | None, given: Mapping[str, Any]) -> Job:
+    """The job with images that are made the input of its network.
+
+    Args:
+        job: the job.
+        contract: input contract of the network; ``None`` for a CIFAR ResNet, which takes images as they are.
+        given: ``size``, ``resize`` (0 for no crop) and ``interpolation``, those that were asked for; they stand above
+            the contract.
+    """
+    geometry = dict(given)
+    if contract is not None:
+        contract = contract.of_size(given.get("size", contract.shape[1:]))
+        own = {"size": contract.shape[1:], "resize": contract.resize, "interpolation": contract.interpolation}
+        geometry = {**own, **given}
+    return dataclasses.replace(job, **{**geometry, "resize": geometry.get("resize") or None})
 
 
-def input_of(network: str) -> InputContract:
-    """Input contract of a network by name, as it was made."""
-    return named_network(network).contract
+def input_of(network: str, weights: str | None, size: tuple[int, int] | None) -> InputContract:
+    """Input contract of a network by name.
+
+    A contract that was assumed, such as ImageNet's for code of the user's, says nothing about images of another size:
+    these are not cropped, unless that is usual for the data.
+
+    Args:
+        network: its name.
+        weights: file of its weights, whose name tells torchvision's apart; ``None`` for random ones.
+        size: height and width that images are going to have; ``None`` for the network's.
+    """
+    made = named_network(network, file="" if weights is None else Path(weights).name)
+    if made.assumed is None or size in (None, made.contract.shape[1:]):
+        return made.contract
+    return dataclasses.replace(made.contract, resize=None)
 
 
 def built(name: str, job: Job, splits: Splits) -> tuple[DFSNetwork, tuple[str, ...]]:
@@ -140,19 +164,34 @@ def begin_with(path: str, network: DFSNetwork, weights_key: str | None, gate: bo
         CheckpointError: it cannot be read, or is of another architecture.
     """
     checkpoint = load_checkpoint(path, facts=CheckpointFacts(weights_key=weights_key), deployable=False)
-    ours, theirs = network.architecture, checkpoint.network.architecture
-    same = ours.without_macs() == theirs.without_macs()
-    if not gate:
-        same = _backbone(network) == _backbone(checkpoint.network)
-    if not same:
+    if (difference := _difference(network, checkpoint.network, gate)) is not None:
         raise CheckpointError(
-            f"{path} is another network than this job's: {theirs.beside(ours)}; give a checkpoint of the same blocks,"
+            f"{path} is another network than this job's: {difference}; give a checkpoint of the same blocks, layers,"
             " classes and image size"
         )
     return checkpoint.network, [f"assumed of {path}: {line}" for line in checkpoint.assumptions]
 
 
-def _backbone(network: DFSNetwork) -> tuple[object, ...]:
-    """Facts that tell a network's static part from another's."""
-    shapes = {name: tuple(value.shape) for name, value in network.net.state_dict().items()}
-    return network.architecture.image_shape, shapes, network.graphs.whole
+def _difference(ours: DFSNetwork, theirs: DFSNetwork, gate: bool) -> str | None:
+    """What another network has in place of ours, in words; ``None`` if its weights, and its gate if wanted, fit."""
+    wanted, seen = ours.architecture.without_macs(), theirs.architecture.without_macs()
+    if not gate:
+        seen = msgspec.structs.replace(seen, gate=wanted.gate)
+    pairs = itertools.zip_longest(_facts(theirs), _facts(ours), fillvalue=("nothing", None))
+    unlike = next(((one, other) for one, other in pairs if one != other), None)
+    if seen != wanted and (gate or unlike is not None):
+        return seen.beside(wanted)
+    if unlike is None:
+        return None
+    (one, _), (other, _) = unlike
+    return f"{one}, expected {other}" if one != other else f"{one} with other settings"
+
+
+def _facts(network: DFSNetwork) -> list[tuple[str, object]]:
+    """All that tells a network's static part from another's, each with its words: images, layers and tensors."""
+    image_shape, state = network.architecture.image_shape, network.net.state_dict()
+    return [
+        (f"images of shape {image_shape}", image_shape),
+        *((f"{node.operator} {node.name}", node) for node in network.graphs.whole.nodes),
+        *((f"{name} of shape {tuple(state[name].shape)}", None) for name in sorted(state)),
+    ]

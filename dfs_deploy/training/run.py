@@ -24,7 +24,7 @@ from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract, parse_size
 from dfs_deploy.progress import Progress, silent
-from dfs_deploy.training.begin import NETWORK_FILE, begun, built, input_of, with_size
+from dfs_deploy.training.begin import NETWORK_FILE, begun, built, fitted, input_of
 from dfs_deploy.training.job import GIVEN, Job, load_job, save_job
 from dfs_deploy.training.loop import BACKBONE_FILE, CHECKPOINT_FILE, Loop
 from dfs_deploy.training.metrics import Evaluation, Record, read_metrics
@@ -49,6 +49,9 @@ _JOB_VALUES = frozenset(each.name for each in dataclasses.fields(Job)) - {
     "frozen_modules",
 }
 _VALUES = _JOB_VALUES | {each.name for each in dataclasses.fields(Recipe)} - {"costs"}
+
+_GEOMETRY = ("size", "resize", "interpolation")
+"""Values that say how images become the network's input; what is not given is the network's."""
 
 _BY_COSTS = ("options", "policy", "target")
 """Values that are held against the options' costs."""
@@ -170,6 +173,11 @@ def train(*given: Any, progress: Progress = silent, **values: Any) -> TrainingRe
         job_values["frozen"] = tuple(name for name, each in model.net.named_parameters() if not each.requires_grad)
         job_values["frozen_modules"] = tuple(sorted(model.frozen_modules))
     recipe_values = {name: value for name, value in wanted.items() if name not in _JOB_VALUES}
+    if network is not None and "blocks_per_group" in recipe_values:
+        raise UsageError(
+            "blocks per group are given for a network that is no CIFAR ResNet of train's own; leave them out: its"
+            " blocks are found, or chosen by dfs-deploy adapt --blocks, whose file train --network takes"
+        )
     preset = preset or ("paper" if network is None else "adapt")
     job, splits, model, assumed = _make_job(str(data), preset, recipe_values, job_values, model)
     used = job.used | ({"target"} if values.get("policy") == MIXED else set())
@@ -264,20 +272,24 @@ def _make_job(
     wanted = {**values, "options": options, "policy": None if policy == MIXED else policy, "cost": None}
     # With a table, the options' reach is known once the data are; the other values are checked before.
     early = wanted if table is None else {name: wanted[name] for name in wanted if name not in _BY_COSTS}
-    resize = job_values.get("resize")  # 0 for no crop
-    job = Job(data=data, recipe=recipe_of(preset, **early), **{**job_values, "resize": resize or None})
+    geometry = {name: value for name, value in job_values.items() if name in _GEOMETRY}
+    others = {name: value for name, value in job_values.items() if name not in _GEOMETRY}
+    job = Job(data=data, recipe=recipe_of(preset, **early), **others)
     if policy == MIXED and not job.trained:
         raise UsageError(
             "policy mixed without a backbone, whose sensitivity it measures; train one, then --backbone it"
         )
+    contract = None
     if model is not None:
-        job = with_size(job, model.contract or InputContract(model.architecture.image_shape))
+        contract = model.contract or InputContract(model.architecture.image_shape)
     elif job.network is not None:
-        job = with_size(job, input_of(job.network))
+        contract = input_of(job.network, job.weights, geometry.get("size"))
+    job = fitted(job, contract, geometry)
     if "augmentation" not in values and (usual := usual_augmentation(data, job.geometry)) is not None:
         wanted["augmentation"] = usual
         job = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, augmentation=usual))
-    if job.recipe.augmentation == RESIZED_CROPS and job.size is not None and job.resize is None and resize is None:
+    may_crop = job.resize is None and "resize" not in geometry
+    if job.recipe.augmentation == RESIZED_CROPS and job.size is not None and may_crop:
         job = dataclasses.replace(job, resize=usual_resize(job.size))
     if table is None and policy != MIXED:
         return job, None, model, ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import math
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dfs_deploy.data import AnyImages, Dataset, ImageFolder, open_dataset, splits_of
 from dfs_deploy.data.digits import load_digits
@@ -207,7 +209,7 @@ def usual_augmentation(data: str, size: tuple[int, int] | Geometry | None) -> Au
     """The variation that suits some data; ``None`` for the recipe's own.
 
     Digits are not mirrored. A folder of images that are larger than the network's input gets random resized crops, if
-    that holds for most of up to 64 of its training images.
+    that holds for most of up to 64 of its training images; those that are damaged have no say.
 
     Args:
         data: ``digits``, or the path of a data set.
@@ -224,10 +226,18 @@ def usual_augmentation(data: str, size: tuple[int, int] | Geometry | None) -> Au
     opened = _open(data, "train", geometry)
     if not isinstance(opened, ImageFolder):
         return None
-    some = opened.subset(_LOOKED_AT, 0)
-    sizes = np.array([some.file_size(index) for index in range(len(some))])
+    sizes = _file_sizes(opened.subset(_LOOKED_AT, 0))
     larger = (sizes >= geometry.size).all(1) & (sizes > geometry.size).any(1)
-    return RESIZED_CROPS if 2 * int(larger.sum()) > len(some) else None
+    return RESIZED_CROPS if 2 * int(larger.sum()) > len(sizes) else None
+
+
+def _file_sizes(images: ImageFolder) -> NDArray[np.int64]:
+    """(N, 2) heights and widths of the images whose headers can be read; who needs another one's pixels names it."""
+    sizes = []
+    for index in range(len(images)):
+        with contextlib.suppress(DataError):
+            sizes.append(images.file_size(index))
+    return np.array(sizes, np.int64).reshape(-1, 2)
 
 
 def usual_resize(size: tuple[int, int]) -> int:

@@ -189,7 +189,34 @@ def test_of_a_large_batch_an_even_sample_is_counted(monkeypatch: pytest.MonkeyPa
     assert whole.counts.sum() == values.numel()
     monkeypatch.setattr(methods, "MOST_COUNTED", 10_000)
     part.add(values)
-    assert 5_000 < part.counts.sum() <= 10_000
+    assert not np.any(part.counts % 15), "one of 15 is counted, and stands for all of them"
+    assert part.counts.sum() == pytest.approx(values.numel(), abs=15)
     for share in (0.1, 0.5, 0.9, 0.99):
         at = [np.searchsorted(np.cumsum(each.counts) / each.counts.sum(), share) for each in (whole, part)]
         assert abs(at[0] - at[1]) < 0.03 * BINS
+
+
+def test_a_value_weighs_the_same_in_a_small_batch_and_in_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranges must not depend on how the data are split into batches."""
+    monkeypatch.setattr(methods, "MOST_COUNTED", 1000)
+    seen = Histogram(0.0, 1.0)
+    for batch in (torch.zeros(1, 1000), torch.ones(4, 900)):
+        seen.add(batch)
+    assert (seen.counts[0], seen.counts[-1]) == (1000, 3600)
+
+
+@pytest.mark.parametrize("method", ["percentile", "mse", "entropy"])
+def test_ranges_do_not_depend_on_the_size_of_a_batch(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Batches of another size are of other values: as when a gate sends the bright images somewhere else."""
+    monkeypatch.setattr(methods, "MOST_COUNTED", 20_000)
+    generator = torch.Generator().manual_seed(0)
+    few, many = torch.rand(4, 4096, generator=generator), 0.25 * torch.rand(64, 4096, generator=generator)
+    one, other = Histogram(0.0, 1.0), Histogram(0.0, 1.0)
+    for batch in (few, many):
+        one.add(batch)
+    for batch in (*few.split(4), *many.split(4)):
+        other.add(batch)
+    shares = [np.cumsum(each.counts) / each.counts.sum() for each in (one, other)]
+    assert np.abs(shares[0] - shares[1]).max() < 0.02
+    step = 0.01  # between two intervals that a searching method tries
+    assert METHODS[method](one) == pytest.approx(METHODS[method](other), abs=1.01 * step)

@@ -192,6 +192,8 @@ def test_a_bundle_comes_before_the_images(mixed: Made, pictures: Path) -> None:
     run("run", mixed.path, pictures / "a.png", mixed.path).failed(
         2, "is a bundle, expected one at most, before the images"
     )
+    last = run("run", pictures / "a.png", mixed.path)  # no bundle in the current directory
+    last.failed(2, f"{mixed.path} is a bundle", "name it first")
 
 
 def test_a_folder_goes_on_past_what_cannot_be_listed(mixed: Made, pictures: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dfs_deploy.checkpoints import load_checkpoint
 from dfs_deploy.data import save_npz
@@ -23,6 +23,15 @@ SHORT = ("--batch", "16", "--gate-steps", "2", "--joint-steps", "3", "--threads"
 
 def mobile() -> nn.Module:
     return user_net("mobile", classes=5)
+
+
+class Choosy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise ValueError(f"images of {x.shape[-1]} pixels, expected 16")
+
+
+def choosy() -> nn.Module:
+    return Choosy()
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +76,11 @@ def test_what_cannot_be_is_one_line_before_the_run_begins(tmp_path: Path, data: 
     out = tmp_path / "run"
     train(data, out, "--network", "tests.cli.test_train_named:none").failed(2, "cannot be imported")
     train(data, out, "--network", "resnet18").failed(2, "torchvision:NAME")
-    train(data, out, "--network", NETWORK, "--blocks", "2").failed(2, "--blocks 2", "leave it out", "dfs-deploy adapt")
+    train(data, out, "--network", NETWORK, "--blocks", "3").failed(2, "blocks per group", "adapt --blocks")
+    train(data, out, "--network", NETWORK, "--blocks", "InvertedResidual").failed(2, "--blocks", "adapt --blocks")
+    ran = train(data, out, "--network", "tests.cli.test_train_named:choosy")
+    assert ran.code == 2
+    assert all(word in ran.err.splitlines()[-1] for word in ("(3, 12, 12)", "--size of train")), ran.err
     ran = train(data, out, "--network", "cifar-resnet:14", "--weights", weights)
     assert ran.code == 4
     error = ran.err.splitlines()[-1]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import dataclasses
 import shutil
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import dfs_deploy
 from dfs_deploy.checkpoints import load_checkpoint
@@ -180,6 +183,30 @@ def test_its_own_normalisation_is_kept_and_images_are_resized(data: Path, tmp_pa
     assert load_checkpoint(result.checkpoint).input.mean == (0.1, 0.2, 0.3)
 
 
+@pytest.mark.parametrize(
+    ("given", "size", "resize", "interpolation"),
+    [
+        ({}, SIZE, 15, "bicubic"),
+        ({"resize": 0}, SIZE, None, "bicubic"),
+        ({"resize": 20}, SIZE, 20, "bicubic"),
+        ({"interpolation": "bilinear"}, SIZE, 15, "bilinear"),
+        ({"size": "12x12"}, SIZE, 15, "bicubic"),
+        ({"size": "12x12", "resize": 0, "interpolation": "bilinear"}, SIZE, None, "bilinear"),
+        ({"size": "24x24"}, (24, 24), 30, "bicubic"),
+    ],
+)
+def test_images_are_resized_as_the_network_says_and_as_asked_for(
+    given: dict[str, Any], size: tuple[int, int], resize: int | None, interpolation: str, data: Path, tmp_path: Path
+) -> None:
+    net = user_net("basic", 3)
+    model = adapt(net, find_blocks(net, torch.zeros(2, 3, *size)), "skip,full")
+    model.contract = InputContract((3, *SIZE), resize=15, interpolation="bicubic")
+    result = train(model, data, tmp_path / "run", **{**SHORT, "gate_steps": 0, "joint_steps": 0, **given})
+    found = load_checkpoint(result.checkpoint).input
+    assert (result.job.size, result.job.resize, result.job.interpolation) == (size, resize, interpolation)
+    assert (found.shape, found.resize, found.interpolation) == ((3, *size), resize, interpolation)
+
+
 def test_a_policy_is_trained_too(data: Path, tmp_path: Path) -> None:
     model = network("mobile", "skip,8,full").with_policy([1, 2, 1, 0])
     result = train(model, data, tmp_path / "run", **SHORT)
@@ -193,6 +220,55 @@ def test_only_joint_training_is_left_if_the_gate_stage_has_no_steps(data: Path, 
     gate = {name: value.clone() for name, value in model.gate.state_dict().items()}
     train(model, data, tmp_path / "run", **{**SHORT, "gate_steps": 0, "joint_steps": 0})
     assert all(torch.equal(value, gate[name]) for name, value in model.gate.state_dict().items())
+
+
+def changed(kind: Kind = "basic", change: Callable[[nn.Module], object] = id) -> DFSNetwork:
+    """A network whose module was changed before its blocks were found."""
+    net = user_net(kind, 3)
+    change(net)
+    return adapt(net, find_blocks(net, user_images(2)), "skip,full")
+
+
+def bounded(net: nn.Module) -> None:
+    net.get_submodule("stem")[2] = nn.ReLU6()
+
+
+def other_names(net: nn.Module) -> None:
+    net.stem = nn.Sequential(OrderedDict(zip(("conv", "norm", "act", "pool"), net.stem, strict=True)))
+
+
+def wider(net: nn.Module) -> None:
+    first, second = (net.get_submodule(f"layer2.1.conv{number}") for number in (1, 2))
+    block = net.get_submodule("layer2.1")
+    block.conv1 = nn.Conv2d(first.in_channels, 40, 3, 1, 1, bias=False)
+    block.bn1 = nn.BatchNorm2d(40)
+    block.conv2 = nn.Conv2d(40, second.out_channels, 3, 1, 1, bias=False)
+
+
+def dilated(net: nn.Module) -> None:
+    net.get_submodule("layer1.0.conv1").dilation = (2, 2)
+    net.get_submodule("layer1.0.conv1").padding = (2, 2)
+
+
+@pytest.mark.parametrize("which", ["start", "backbone"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (bounded, ["relu stem.2", "expected clip stem.2"]),
+        (other_names, ["conv stem.0", "expected conv stem.conv"]),
+        (wider, ["layer2.1.bn1.bias of shape (16,)", "expected layer2.1.bn1.bias of shape (40,)"]),
+        (dilated, ["conv layer1.0.conv1", "other settings"]),
+    ],
+)
+def test_a_run_begins_with_the_weights_of_the_same_layers_only(
+    change: Callable[[nn.Module], object], words: list[str], which: str, data: Path, tmp_path: Path
+) -> None:
+    changed().save(tmp_path / "other.pt", InputContract((3, *SIZE)))
+    values = {**SHORT, which: str(tmp_path / "other.pt"), "joint_steps": 0, "gate_steps": 0}
+    with refuses(CheckpointError, "another network than this job's", *words):
+        train(changed(change=change), data, tmp_path / "run", **values)
+    assert not (tmp_path / "run").exists()
+    assert train(changed(), data, tmp_path / "same", **values).checkpoint.exists()
 
 
 def test_what_does_not_fit_is_refused(data: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from dfs_deploy.errors import OptionError, UsageError
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Options
 from dfs_deploy.training import Job, preset, read_metrics, resume, train
+from dfs_deploy.training.begin import fitted, input_of
 from dfs_deploy.training.metrics import RunRecord
 from tests.checks import refuses
 from tests.nets import user_net
@@ -56,6 +57,23 @@ def test_without_weights_the_network_is_trained_from_the_start(data: Path, tmp_p
     assert backbone.graphs.always == 32
     assert backbone.policy == (1, 1, 1, 1)
     assert resume(tmp_path / "run").finished_before
+
+
+@pytest.mark.parametrize(
+    ("size", "resize"), [(None, 256), ((224, 224), 256), ((224, 112), None)], ids=["none", "its own", "another"]
+)
+def test_an_assumed_crop_is_of_images_of_that_size(size: tuple[int, int] | None, resize: int | None) -> None:
+    job = fitted(
+        Job("digits", preset("quick"), network=MOBILE), input_of(MOBILE, None, size), {"size": size or (224, 224)}
+    )
+    assert (job.size, job.resize, job.interpolation) == (size or (224, 224), resize, "bilinear")
+
+
+def test_the_file_of_weights_says_how_torchvisions_images_are_resized() -> None:
+    pytest.importorskip("torchvision")
+    file = "a/folder/resnet50-0676ba61.pth"
+    assert input_of("torchvision:resnet50", file, None).resize == 256
+    assert input_of("torchvision:resnet50", None, None).resize == 232
 
 
 def test_with_weights_only_gate_and_joint_training_are_left(data: Path, tmp_path: Path) -> None:
@@ -117,6 +135,8 @@ def test_what_cannot_be_is_refused(data: Path, tmp_path: Path) -> None:
         train(data, tmp_path / "run", network="resnet", **SHORT)
     with refuses(OptionError, "policy of 3 options for 4"):
         train(data, tmp_path / "run", network=MOBILE, policy="8,8,8", **SHORT)
+    with refuses(UsageError, "blocks per group", "adapt --blocks"):
+        train(data, tmp_path / "run", network=MOBILE, blocks_per_group=3, **SHORT)
     with refuses(UsageError, "weights"):
         Job("digits", preset("quick"), weights="net.pt")
     assert not (tmp_path / "run").exists()

@@ -253,6 +253,20 @@ def test_crops_are_chosen_for_images_that_are_larger_than_the_network_s(folder: 
     assert usual_augmentation("digits", None) == "crop"
 
 
+def test_a_damaged_image_has_no_say_in_it(tmp_path: Path) -> None:
+    """One that no step draws stops no run."""
+    root = photographs(tmp_path / "photographs", 8)
+    files = sorted(root.rglob("*.png"))
+    files[0].write_bytes(b"no image")
+    files[1].unlink()
+    files[1].symlink_to(tmp_path / "nowhere.png")
+    assert usual_augmentation(str(root), (SIZE, SIZE)) == CROPS
+    assert usual_augmentation(str(root), (32, 32)) is None
+    for file in files[2:]:
+        file.write_bytes(b"")
+    assert usual_augmentation(str(root), (SIZE, SIZE)) is None
+
+
 QUICK: dict[str, Any] = {
     "preset": "quick",
     "blocks_per_group": 1,

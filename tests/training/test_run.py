@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from dfs_deploy.checkpoints import load_checkpoint
 from dfs_deploy.data import save_npz
 from dfs_deploy.errors import UsageError
 from dfs_deploy.options import Options
-from dfs_deploy.training import TrainingResult, resume, train
+from dfs_deploy.training import TrainingResult, preset, resume, train
 from dfs_deploy.training.metrics import EvaluationRecord, RunRecord
 from tests.checks import refuses
 from tests.training.small import colour_patches
@@ -87,3 +89,13 @@ def test_progress_is_called_and_the_log_says_the_rest(
         "no effect on this run: gate_steps, joint_steps (a network with a gate; stages: backbone)",
     )
     assert levels[trained.notes[0]] == logging.WARNING
+
+
+@pytest.mark.parametrize(("options", "missed"), [("skip,8,full", False), ("skip,8", True)])
+def test_a_target_is_missed_by_a_share_of_what_the_dearest_path_costs(
+    result: TrainingResult, options: str, missed: bool
+) -> None:
+    """Half a point away: nothing if paths reach 100 %, and much if they reach 6.25 %."""
+    job = dataclasses.replace(result.job, recipe=preset("quick", options=options, target=4.0, blocks_per_group=1))
+    evaluation = msgspec.structs.replace(result.evaluation, percentage=4.5)
+    assert dataclasses.replace(result, job=job, evaluation=evaluation).target_missed == missed
