@@ -124,7 +124,7 @@ def _filled(made: NamedNetwork, file: FileContent, classes: int | None, weights_
     if new_head:
         tensors = {name: value for name, value in tensors.items() if name not in set(map(unwrapped, head))}
         changes.append(
-            f"the weights have {theirs} classes, so the final layer is a new one for {wanted}; train it before use"
+            f"the weights have {theirs} classes, so the final layer is a new one for {wanted}, still untrained"
         )
     if new_head or len(contract.class_names) != wanted:
         contract = replace(contract, class_names=())
@@ -142,7 +142,7 @@ def _filled(made: NamedNetwork, file: FileContent, classes: int | None, weights_
         else:
             state[key] = reader.keep(name, tuple(value.shape))
     made.net.load_state_dict(state, strict=False)
-    return replace(made, contract=contract, changes=tuple(changes))
+    return replace(made, contract=contract, changes=tuple(changes), new_head=new_head)
 
 
 def _raw(made: NamedNetwork, file: FileContent, weights_key: str | None) -> RawCheckpoint:

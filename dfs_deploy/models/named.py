@@ -44,6 +44,7 @@ class NamedNetwork:
         example: (1, C, H, W) float32, random values of the input's shape.
         assumed: of what network that contract is, as in ``as for ImageNet``; ``None`` if it is its own.
         changes: what was changed, one line each.
+        new_head: whether its final layer is an untrained one, before weights of other classes.
     """
 
     name: str
@@ -52,6 +53,7 @@ class NamedNetwork:
     example: Tensor
     assumed: str | None = None
     changes: tuple[str, ...] = ()
+    new_head: bool = False
 
     @property
     def notes(self) -> tuple[str, ...]:

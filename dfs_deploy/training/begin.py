@@ -58,8 +58,11 @@ def input_of(network: str, weights: str | None, size: tuple[int, int] | None) ->
     return dataclasses.replace(made.contract, resize=None)
 
 
-def built(name: str, job: Job, splits: Splits) -> tuple[DFSNetwork, tuple[str, ...]]:
-    """Makes a network by name for a job, with the blocks that were found in it, and notes on what was assumed.
+def built(name: str, job: Job, splits: Splits) -> tuple[DFSNetwork, tuple[str, ...], bool]:
+    """Makes a network by name for a job, with the blocks that were found in it.
+
+    Returns:
+        The network, notes on what was assumed, and whether its final layer is a new one before trained weights.
 
     Raises:
         UsageError: a network that does not exist or has no block that can be proved.
@@ -70,7 +73,7 @@ def built(name: str, job: Job, splits: Splits) -> tuple[DFSNetwork, tuple[str, .
     made = build_network(name, job.weights, splits.classes, job.size, job.weights_key)
     network = adapt(made.net, find_blocks(made.net, made.example), job.recipe.options)
     network.contract = contract = splits.contract(made.contract.mean, made.contract.std)
-    return network, dataclasses.replace(made, contract=contract).notes
+    return network, dataclasses.replace(made, contract=contract).notes, made.new_head
 
 
 def begun(job: Job, splits: Splits, network: DFSNetwork | None, folder: Path | None) -> tuple[DFSNetwork, list[str]]:
@@ -95,7 +98,7 @@ def begun(job: Job, splits: Splits, network: DFSNetwork | None, folder: Path | N
     elif folder is not None:
         network = load_checkpoint(folder / NETWORK_FILE, deployable=False).network
     elif network is None:
-        network, assumed = built(job.network, job, splits)
+        network, assumed, _ = built(job.network, job, splits)
         notes += assumed
     _check_data(network, splits)
     recipe.check_network(network.architecture)

@@ -58,6 +58,8 @@ class Job:
         weights: weights of a network by name, in place of stage 0; ``None`` for random ones.
         backbone: checkpoint whose backbone is taken, in place of stage 0.
         start: checkpoint whose backbone and gate are taken, in place of stages 0 and 1.
+        new_head: whether those weights are of other classes than the data, so that the final layer is a new one and
+            stage 0 must train it.
         weights_key: name of the weights to take from that checkpoint, if it holds several.
         until: the last stage that runs.
         evaluate_every: steps between evaluations; 0 for the end of each stage only.
@@ -81,6 +83,7 @@ class Job:
     weights: str | None = None
     backbone: str | None = None
     start: str | None = None
+    new_head: bool = False
     weights_key: str | None = None
     until: StageName = "joint"
     evaluate_every: int = 0
@@ -132,7 +135,9 @@ class Job:
 
     @property
     def trained(self) -> bool:
-        """Whether the run begins with a backbone that was trained."""
+        """Whether the run begins with a backbone that was trained, its final layer included."""
+        if self.new_head:
+            return False
         return self.network == GIVEN or any(file is not None for file in (self.weights, self.backbone, self.start))
 
     @property

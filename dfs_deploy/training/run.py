@@ -260,7 +260,7 @@ def check_new(folder: Path) -> None:
 def _make_job(
     data: str, preset: str, values: dict[str, Any], job_values: Mapping[str, Any], model: DFSNetwork | None
 ) -> tuple[Job, Splits | None, DFSNetwork | None, tuple[str, ...]]:
-    """Makes the job; for a latency table or a policy to be found, its data are loaded and its network made already.
+    """Makes the job; for weights, a latency table or a policy to be found, data and network are loaded already.
 
     The last of the results is what was assumed of the network, one line each.
     """
@@ -291,11 +291,12 @@ def _make_job(
     may_crop = job.resize is None and "resize" not in geometry
     if job.recipe.augmentation == RESIZED_CROPS and job.size is not None and may_crop:
         job = dataclasses.replace(job, resize=usual_resize(job.size))
-    if table is None and policy != MIXED:
+    if table is None and policy != MIXED and job.weights is None:
         return job, None, model, ()
     splits, assumed = splits_for(job), tuple[str, ...]()
     if job.network is not None and model is None:
-        model, assumed = built(job.network, job, splits)
+        model, assumed, new_head = built(job.network, job, splits)
+        job = dataclasses.replace(job, new_head=new_head)
     if table is not None and cost is not None:
         architecture = splits.architecture(job.recipe.blocks_per_group) if model is None else model.architecture
         costs = _costs(table, architecture, options, job.network is None)

@@ -115,7 +115,7 @@ def test_another_number_of_classes_has_a_new_layer_and_says_so(tmp_path: Path, t
     path = written(tmp_path / "net.pt", trained.state_dict())
     made = build_network(MINE, path, 3, 12)
     assert made.classes == 3
-    assert any("5 classes" in note and "new one for 3" in note and "train" in note for note in made.notes)
+    assert any("5 classes" in note and "new one for 3" in note and "untrained" in note for note in made.notes)
     for key, value in trained.state_dict().items():
         if not key.startswith("fc."):
             assert torch.equal(made.net.state_dict()[key], value), key

@@ -87,7 +87,7 @@ def test_with_weights_only_gate_and_joint_training_are_left(data: Path, tmp_path
 
 
 def test_the_final_layer_is_made_for_the_classes_of_the_data(data: Path, tmp_path: Path) -> None:
-    """Weights of another number of classes have the rest of the network all the same."""
+    """Weights of other classes have the rest of the network all the same; the new layer is trained first."""
     state = user_net("mobile", 3, seed=5).state_dict()
     torch.save(state, tmp_path / "weights.pt")
     two = colour_patches()
@@ -96,9 +96,11 @@ def test_the_final_layer_is_made_for_the_classes_of_the_data(data: Path, tmp_pat
     save_npz(tmp_path / "two.npz", small)
     values = {**SHORT, "joint_steps": 0, "held_out": 16}
     result = train(tmp_path / "two.npz", tmp_path / "run", network=MOBILE, weights=tmp_path / "weights.pt", **values)
-    found = load_checkpoint(result.checkpoint).network
-    assert found.architecture.classes == 2
-    assert torch.equal(found.get_parameter("net.stem.0.weight"), state["stem.0.weight"])
+    assert result.job.stages == ("backbone", "gate", "joint")
+    begun = load_checkpoint(tmp_path / "run" / "network.pt", deployable=False).network
+    assert begun.architecture.classes == 2
+    assert torch.equal(begun.get_parameter("net.stem.0.weight"), state["stem.0.weight"])
+    assert resume(tmp_path / "run").finished_before
     assert any("3 classes" in note for note in result.notes)
 
 
