@@ -74,8 +74,8 @@ def adapt(
 ) -> None:
     """Make a checkpoint of a network and an untrained gate, which chooses the most precise option of every block.
 
-    It can be exported at once, calibrated, and trained later with train --start. What training would change is the
-    gate's choice; the network computes what it did before.
+    It can be exported at once, calibrated, and trained later with train --start. With full among the options and
+    --always 32 it computes what the network did before; else it rounds what runs in fewer bits, such as stem and head.
     """
     with required():
         import torch

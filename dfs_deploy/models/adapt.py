@@ -32,7 +32,8 @@ def adapt(
 
     The network shares the user's tensors: training one trains the other, and the names in the state dict are the
     user's, with ``net.`` before them. A gate stands beside them. It begins by choosing the most precise option of every
-    block, so the network computes what it did before; its scores are so close together that training soon spreads them.
+    block; its scores are so close together that training soon spreads them. If that option is ``full`` and ``always``
+    is 32, the network computes what it did before; else the weights of stem and head, or of all layers, are rounded.
 
     Args:
         net: the user's network. Its mode, evaluation or training, becomes that of the result.

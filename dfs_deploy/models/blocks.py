@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from dfs_deploy.errors import BlockError, InputError
 from dfs_deploy.io.text import first_line
 from dfs_deploy.models.chain import Chain, Link, RefusedError
-from dfs_deploy.models.graph import INPUT, BlockGraphs, Graph, named_tensors, nonnegative
+from dfs_deploy.models.graph import INPUT, BlockGraphs, Graph, chained, nonnegative
 from dfs_deploy.models.plan import Kind, Piece, Plan, Row, operator_words, shortcut_words
 from dfs_deploy.models.proof import Prover
-from dfs_deploy.models.trace import OPAQUE, Call, Shape, as_before, check_example, trace
+from dfs_deploy.models.running import as_before
+from dfs_deploy.models.trace import OPAQUE, Call, Shape, check_example, trace
 
 Named = type[nn.Module] | str | re.Pattern[str] | Collection[type[nn.Module]] | Sequence[type[nn.Module] | str]
 """Modules to take for blocks: classes, a regular expression of qualified names, or a list of qualified names."""
@@ -61,8 +62,7 @@ def find_blocks(net: nn.Module, example: Tensor, blocks: Named | None = None) ->
     chain = Chain(traced, net)
     named = blocks is not None
     wanted = _chosen(chain, blocks) if blocks is not None else _automatic(chain)
-    devices = sorted({tensor.device.index or 0 for tensor in named_tensors(net).values() if tensor.is_cuda})
-    with torch.random.fork_rng(devices), torch.no_grad(), as_before(net):
+    with torch.no_grad(), as_before(net):
         prover = Prover(net, example)
         links: list[Link] = []
         refused: list[tuple[Call, str]] = []
@@ -237,10 +237,7 @@ def _plan(chain: Chain, prover: Prover, links: Sequence[Link], refused: Sequence
     rows.append((len(chain.steps), _row(chain, "head", "head", steps, (chain.shape(value), chain.shape(chain.output)))))
     problem = _problem(chain, links)
     if problem is None:
-        whole = stem
-        for piece in pieces:
-            whole = whole.then(piece.graphs.whole)
-        problem = prover.whole(whole.then(head))
+        problem = prover.whole(chained([stem, *(piece.graphs.whole for piece in pieces), head]))
     if problem is not None:
         stem, head, pieces = Graph(), Graph(), []
     read = {name for graph in (stem, *(piece.graphs.whole for piece in pieces), head) for name in graph.tensors}

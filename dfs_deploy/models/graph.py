@@ -7,6 +7,7 @@ computes it in PyTorch; ``dfs_deploy.exporters`` writes it as ONNX.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -119,6 +120,11 @@ def _reading(nodes: Iterable[Node], source: str) -> Iterator[Node]:
         yield msgspec.structs.replace(node, inputs=inputs)
 
 
+def chained(graphs: Iterable[Graph]) -> Graph:
+    """Graphs one after the other, as one."""
+    return functools.reduce(Graph.then, graphs, Graph())
+
+
 class BlockGraphs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One block: ``after(branch(x) + shortcut(x))``.
 
@@ -184,10 +190,7 @@ class NetworkGraphs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def whole(self) -> Graph:
         """The static network as one graph, from images to logits."""
-        whole = self.stem
-        for block in self.blocks:
-            whole = whole.then(block.whole)
-        return whole.then(self.head)
+        return chained([self.stem, *(block.whole for block in self.blocks), self.head])
 
 
 class Ranges(nn.Module):
@@ -245,7 +248,7 @@ class Evaluation:
         bits: bitwidth of quantisable layers, 2 to 32.
         round_inputs: whether inputs of quantised layers are rounded; if not, they are still clamped to their range.
         training: whether normalisations use the batch, and dropout drops.
-        frozen: names of modules whose normalisations use their running statistics all the same.
+        frozen: names of modules that are in evaluation mode all the same.
         observer: sees every value; ``None`` for nobody.
     """
 
@@ -314,9 +317,13 @@ class Evaluation:
         stride, dilation = node.numbers("stride"), node.numbers("dilation")
         return functional.conv2d(x, weight, bias, stride, (top, left), dilation, int(node.number("groups")))
 
+    def trains(self, member: str) -> bool:
+        """Whether the module of a tensor or node, by the qualified name of that, is in training mode."""
+        return self.training and member.rpartition(".")[0] not in self.frozen
+
     def uses_batch(self, node: Node) -> bool:
         """Whether a normalisation takes the statistics of the batch."""
-        return self.training and node.tensors["mean"].rpartition(".")[0] not in self.frozen
+        return self.trains(node.tensors["mean"])
 
     def batch_norm(self, node: Node, x: Tensor) -> Tensor:
         """Batch normalisation; if it takes the batch's statistics, its running ones follow."""
@@ -420,7 +427,7 @@ OPERATORS: dict[str, Operator] = {
     # along the channels
     "concat": Operator(lambda run, node, x: torch.cat(list(x), 1), None, sign="same"),
     "dropout": Operator(
-        lambda run, node, x: functional.dropout(x[0], node.number("share"), run.training),
+        lambda run, node, x: functional.dropout(x[0], node.number("share"), run.trains(node.name)),
         attributes={"share": float},
         sign="same",
     ),
@@ -534,6 +541,15 @@ def named_tensors(module: nn.Module) -> dict[str, Any]:
     return {**dict(parameters), **dict(module.named_buffers(remove_duplicate=False))}
 
 
+def module_at(root: nn.Module, path: str) -> nn.Module:
+    """The module of a qualified name inside another; empty modules are added if it is missing."""
+    for part in path.split(".") if path else ():
+        if root._modules.get(part) is None:
+            root.add_module(part, nn.Module())
+        root = root.get_submodule(part)
+    return root
+
+
 def tensor_tree(tensors: Mapping[str, Tensor], trained: Iterable[str]) -> nn.Module:
     """A module that holds tensors under dotted names, and computes nothing.
 
@@ -543,12 +559,8 @@ def tensor_tree(tensors: Mapping[str, Tensor], trained: Iterable[str]) -> nn.Mod
     """
     root, parameters = nn.Module(), set(trained)
     for name, tensor in tensors.items():
-        *path, last = name.split(".")
-        owner = root
-        for part in path:
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner.get_submodule(part)
+        path, _, last = name.rpartition(".")
+        owner = module_at(root, path)
         if name in parameters:
             owner.register_parameter(last, nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
         else:

@@ -23,6 +23,7 @@ from dfs_deploy.geometry import Interpolation
 from dfs_deploy.io.text import first_line, one_line
 from dfs_deploy.models.cifar import CifarResNet
 from dfs_deploy.models.option_a import OptionAResNet
+from dfs_deploy.models.running import as_before, user_code
 from dfs_deploy.network import MAX_BLOCKS, cifar_resnet
 from dfs_deploy.preprocessing import IMAGENET_INPUT, InputContract
 
@@ -71,14 +72,10 @@ class NamedNetwork:
         Raises:
             UsageError: the network fails on its example, or gives something else.
         """
-        with torch.no_grad():
-            try:
-                logits = self.net(self.example)
-            except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-                raise UsageError(
-                    f"{self.name} fails on an image of shape {self.contract.shape} ({first_line(error)}); give the size"
-                    " that it takes: --image-size, or --size of train"
-                ) from error
+        failure = f"{self.name} fails on an image of shape {self.contract.shape}"
+        remedy = "; give the size that it takes: --image-size, or --size of train"
+        with torch.no_grad(), as_before(self.net), user_code(UsageError, failure, remedy):
+            logits = self.net(self.example)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UsageError(f"{self.name} gives {shape}, expected logits (N, classes); give a classifier")
@@ -233,42 +230,35 @@ def _from_module(name: str, path: str, keys: Collection[str], file: str) -> _Mad
 
 
 def _imported(name: str, module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{module}.".startswith(f"{error.name}."):
-            raise UsageError(
-                f"{name} cannot be imported: there is no module {error.name}; expected {_FORMS}, and a module is looked"
-                " for in the current directory too"
-            ) from error
-        raise UsageError(f"{name} cannot be imported: {first_line(error)}; install what it needs") from error
-    except Exception as error:  # code of the user's can raise anything
-        raise UsageError(
-            f"{name} cannot be imported: {type(error).__name__}: {first_line(error)}; correct the module"
-        ) from error
+    with user_code(UsageError, f"{name} cannot be imported", "; correct the module"):
+        try:
+            return importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+                raise UsageError(
+                    f"{name} cannot be imported: there is no module {error.name}; expected {_FORMS}, and a module is"
+                    " looked for in the current directory too"
+                ) from error
+            raise UsageError(f"{name} cannot be imported: {first_line(error)}; install what it needs") from error
 
 
 def _attribute(name: str, module: Any, path: str) -> Any:
     found = module
-    for part in path.split("."):
-        if not hasattr(found, part):
-            near = difflib.get_close_matches(part, dir(found), 1)
-            hint = f"; did you mean {near[0]}?" if near else "; name a function that gives the network"
-            raise UsageError(f"{name} cannot be imported: {getattr(found, '__name__', path)} has no {part}{hint}")
-        found = getattr(found, part)
+    with user_code(UsageError, f"{name} cannot be read", "; correct the module"):
+        for part in path.split("."):
+            if not hasattr(found, part):
+                near = difflib.get_close_matches(part, dir(found), 1)
+                hint = f"; did you mean {near[0]}?" if near else "; name a function that gives the network"
+                raise UsageError(f"{name} cannot be imported: {getattr(found, '__name__', path)} has no {part}{hint}")
+            found = getattr(found, part)
     return found
 
 
 def _called(name: str, make: Any) -> Any:
     if not callable(make):
         raise UsageError(f"{name} is a {type(make).__name__}, expected a function that gives the network")
-    try:
+    with user_code(UsageError, f"{name} failed", " when it was called without arguments; correct it"):
         return make()
-    except Exception as error:  # code of the user's can raise anything
-        raise UsageError(
-            f"{name} failed: {type(error).__name__}: {first_line(error)}, when it was called without arguments;"
-            " correct it"
-        ) from error
 
 
 @contextmanager

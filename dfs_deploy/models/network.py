@@ -14,9 +14,10 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,16 @@ from torch.nn import functional
 
 from dfs_deploy.errors import CheckpointError, OptionError, UsageError
 from dfs_deploy.models.gate import GATES, decide
-from dfs_deploy.models.graph import OUTPUT, BlockGraphs, Evaluation, Graph, NetworkGraphs, Ranges, named_tensors
+from dfs_deploy.models.graph import (
+    OUTPUT,
+    BlockGraphs,
+    Evaluation,
+    Graph,
+    NetworkGraphs,
+    Ranges,
+    module_at,
+    named_tensors,
+)
 from dfs_deploy.network import Architecture, Block
 from dfs_deploy.options import FULL_BITS, Option, Options
 from dfs_deploy.preprocessing import IMAGENET_INPUT, InputContract
@@ -178,6 +188,7 @@ class DFSNetwork(nn.Module):
         self._may = [[option in choice for option in options] for choice in choices]
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._found: tuple[dict[str, Tensor], frozenset[str]] | None = None
+        self._frozen: frozenset[str] = frozenset()
         self._observer: ValueObserver | None = None
         self._forced: Tensor | None = None
         self._last: NetworkOutput | None = None
@@ -189,6 +200,32 @@ class DFSNetwork(nn.Module):
     def device(self) -> torch.device:
         """Device of the network's tensors."""
         return self.ranges.low.device
+
+    @property
+    def frozen_modules(self) -> frozenset[str]:
+        """Names of the modules of ``net`` that stay in evaluation mode if the network is in training mode.
+
+        They are those that were in evaluation mode when ``net`` was last seen in training mode.
+        """
+        if not self.net.training:
+            return self._frozen
+        return frozenset(name for name, module in self.net.named_modules() if not module.training)
+
+    def freeze(self, modules: Iterable[str]) -> None:
+        """Keeps modules of ``net``, by qualified name, in evaluation mode whatever the network's mode is.
+
+        A network that was loaded lacks modules without tensors, such as dropout; they are added, empty.
+        """
+        self._frozen = frozenset(modules)
+        for name in self._frozen:
+            module_at(self.net, name).training = False
+
+    def train(self, mode: bool = True) -> DFSNetwork:
+        """Sets the mode of all modules, except for those that were frozen: see ``frozen_modules``."""
+        frozen = self.frozen_modules
+        super().train(mode)
+        self.freeze(frozen)
+        return self
 
     def block(self, index: int) -> NetworkBlock:
         """The gated block ``index``, at least 1."""
@@ -228,6 +265,7 @@ class DFSNetwork(nn.Module):
         self, graphs: NetworkGraphs, architecture: Architecture, options: Options, policy: Sequence[int]
     ) -> DFSNetwork:
         static = DFSNetwork(copy.deepcopy(self.net), graphs, architecture, options, policy)
+        static.freeze(self.frozen_modules)
         static.to(self.device).train(self.training)
         static.ranges.load_state_dict(self.ranges.state_dict())
         static.contract = self.contract
@@ -274,8 +312,7 @@ class DFSNetwork(nn.Module):
 
     def _look_up(self) -> tuple[dict[str, Tensor], frozenset[str]]:
         """Tensors by name, and the modules that stay in evaluation mode."""
-        frozen = (name for name, module in self.net.named_modules() if self.net.training and not module.training)
-        return named_tensors(self.net), frozenset(frozen)
+        return named_tensors(self.net), self.frozen_modules
 
     @contextmanager
     def _looked_up(self) -> Iterator[None]:
@@ -376,12 +413,14 @@ class DFSNetwork(nn.Module):
         """Makes forwards take a path instead of the gate's choices; the gate still steps.
 
         Args:
-            path: option of each gated block, by index or name; or an index for each sample too, (N, gated blocks).
+            path: option of each gated block, by index or name; or an index for each sample too, an integer tensor
+                (N, gated blocks).
 
         Raises:
-            OptionError: a path of another length, or with an option that the block may not run.
+            OptionError: a path of another length or type, or with an option that the block may not run. In a forward: a
+                path for another number of samples.
         """
-        given = path if isinstance(path, Tensor) else torch.tensor([self._option_index(choice) for choice in path])
+        given = self._path_of(path)
         for row in {tuple(row) for row in given.reshape(-1, given.shape[-1]).tolist()}:
             _check_policy(row, self.architecture, self.options)
         before, self._forced = self._forced, given.to(torch.int64)
@@ -390,11 +429,25 @@ class DFSNetwork(nn.Module):
         finally:
             self._forced = before
 
-    def _option_index(self, choice: int | str) -> int:
+    def _path_of(self, path: object) -> Tensor:
+        """A path as a tensor of option indices, (gated blocks,) or (N, gated blocks)."""
+        if isinstance(path, Tensor):
+            integers = not (path.is_floating_point() or path.is_complex() or path.dtype == torch.bool)
+            if not integers or path.ndim not in (1, 2) or not path.numel():
+                raise OptionError(
+                    f"a path {tuple(path.shape)} {path.dtype}, expected option indices (gated blocks,) or (N, gated"
+                    " blocks) int64"
+                )
+            return path
+        if isinstance(path, str) or not isinstance(path, Iterable):
+            raise OptionError(f"a path {path!r}, expected a list with one option per gated block")
+        return torch.tensor([self._option_index(choice) for choice in path], dtype=torch.int64)
+
+    def _option_index(self, choice: object) -> int:
         if isinstance(choice, str) and choice in self.options.names:
             return self.options.names.index(choice)
-        if isinstance(choice, str):
-            raise OptionError(f"a path with option {choice!r}, expected one of {self.options}")
+        if isinstance(choice, bool) or not isinstance(choice, Integral):
+            raise OptionError(f"a path with option {choice!r}, expected one of {self.options}, or an index")
         return int(choice)
 
     @torch.no_grad()
@@ -441,6 +494,8 @@ class DFSNetwork(nn.Module):
     def _unroll(self, x: Tensor, run: RunBlock, path: Tensor | None) -> NetworkOutput:
         n, options = len(x), len(self.options)
         if path is None and self._forced is not None:
+            if self._forced.ndim == 2 and len(self._forced) not in (1, n):
+                raise OptionError(f"paths of {len(self._forced)} samples are forced on {n}; give one path per sample")
             path = self._forced.to(x.device).expand(n, -1)
         elif path is None and self.policy is not None:
             path = torch.tensor(self.policy, dtype=torch.int64, device=x.device).repeat(n, 1)
@@ -537,9 +592,9 @@ def _check_policy(policy: Sequence[int], architecture: Architecture, options: Op
         raise OptionError(
             f"a policy of {len(policy)} option(s) for {architecture.gated_blocks} gated blocks; give one for each"
         )
-    unknown = [choice for choice in policy if not 0 <= choice < len(options)]
+    unknown = [choice for choice in policy if not hasattr(choice, "__index__") or not 0 <= choice < len(options)]
     if unknown:
-        raise OptionError(f"a policy with option index {unknown[0]}, expected 0 to {len(options) - 1}")
+        raise OptionError(f"a policy with option index {unknown[0]!r}, expected 0 to {len(options) - 1}")
     for block, choice in zip(architecture.blocks[1:], policy, strict=True):
         if options[choice] not in block.choices(options):
             raise OptionError(

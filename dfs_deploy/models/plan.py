@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from dfs_deploy.errors import BlockError, OptionError
-from dfs_deploy.models.graph import BlockGraphs, Graph, NetworkGraphs, named_tensors
+from dfs_deploy.models.graph import BlockGraphs, Graph, NetworkGraphs, chained, named_tensors
+from dfs_deploy.models.proof import Prover
 from dfs_deploy.models.quantize import Quantizer
+from dfs_deploy.models.running import as_before
 from dfs_deploy.network import Architecture, Block, GateShape
 from dfs_deploy.options import Option, Options, option_names
 
@@ -148,10 +151,10 @@ class Plan:
         return Selection(self, names)
 
     def check(self, net: nn.Module) -> None:
-        """Checks that a network has the tensors that the plan is about.
+        """Checks that the plan is of a network: its graphs give what the network gives for a random image.
 
         Raises:
-            BlockError: a tensor is missing, or has another shape.
+            BlockError: a tensor is missing or has another shape, or the network computes something else.
         """
         theirs = named_tensors(net)
         for name, shape in self.tensors.items():
@@ -161,6 +164,15 @@ class Plan:
                     f"a plan of another network: {name} should have shape {shape}, and {type(net).__name__} has {seen};"
                     " find its blocks again"
                 )
+        if self.problem is not None:
+            return
+        graph = chained([self.stem, *(piece.graphs.whole for piece in self.pieces), self.head])
+        image = torch.randn((1, *self.image_shape), generator=torch.Generator().manual_seed(0))
+        image = image.to(next((tensor for tensor in theirs.values() if tensor.is_floating_point()), image))
+        with torch.no_grad(), as_before(net):
+            problem = Prover(net, image).same(graph, image)
+        if problem is not None:
+            raise BlockError(f"a plan of another network: {type(net).__name__} {problem}; find its blocks again")
 
     def as_json(self) -> dict[str, Any]:
         """Plain values: the network and its rows."""
@@ -426,9 +438,7 @@ def _merged(runs: Iterable[_Run]) -> Iterator[_Run]:
 
 
 def _joined(runs: Sequence[_Run]) -> _Run:
-    whole = Graph()
-    for run in runs:
-        whole = whole.then(run.piece.graphs.whole)
+    whole = chained(run.piece.graphs.whole for run in runs)
     first, last = runs[0].piece, runs[-1].piece
     graphs = BlockGraphs(f"{first.graphs.name}-{last.graphs.name}", whole, None)
     macs = sum(run.piece.macs for run in runs)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from dfs_deploy.io.text import first_line
 from dfs_deploy.models.chain import Link, RefusedError
 from dfs_deploy.models.graph import Evaluation, Graph, named_tensors
+from dfs_deploy.models.running import user_code
 from dfs_deploy.models.trace import Place, Shape
 
 TOLERANCE = 1e-5
 """Largest difference between a block and its graphs, relative to the largest value of the block's output."""
+
+_AUDIBLE = 1e-2
+"""Least magnitude of a tensor's largest value, below which a proof gives it others."""
 
 
 class Prover:
@@ -54,23 +58,56 @@ class Prover:
         """
         call = link.call
         graph = link.prefix.then(link.graphs.whole)
-        for x in self.draws(shape):
-            arguments = [x.clone() if isinstance(part, Place) else part for part in call.arguments]
-            keywords = {key: x.clone() if isinstance(part, Place) else part for key, part in call.keywords.items()}
-            try:
-                expected = call.module(*arguments, **keywords)
-            except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-                raise RefusedError(f"fails on a batch of {len(x)} random tensors ({first_line(error)})") from error
-            if problem := _difference(expected, self.evaluation.run(graph, x)):
-                raise RefusedError(f"{problem} on a batch of {len(x)} random tensors")
+        with self._audible(graph):
+            for x in self.draws(shape):
+                arguments = [x.clone() if isinstance(part, Place) else part for part in call.arguments]
+                keywords = {key: x.clone() if isinstance(part, Place) else part for key, part in call.keywords.items()}
+                with user_code(RefusedError, f"fails on a batch of {len(x)} random tensors"):
+                    expected = call.module(*arguments, **keywords)
+                if problem := _difference(expected, self.evaluation.run(graph, x)):
+                    raise RefusedError(f"{problem} on a batch of {len(x)} random tensors")
 
     def whole(self, graph: Graph) -> str | None:
         """Reason why a graph is not the network; ``None`` if it is."""
         images = self.example[:1]
         for x in (images, *self.draws(tuple(images.shape[1:]))):
-            if problem := _difference(self.net(x.clone()), self.evaluation.run(graph, x)):
+            if problem := self.same(graph, x):
                 return f"put together again, it {problem}"
         return None
+
+    def same(self, graph: Graph, x: Tensor) -> str | None:
+        """Reason why a graph is not the network on images (N, C, H, W); ``None`` if it is."""
+        with self._audible(graph):
+            try:
+                with user_code(RefusedError, f"fails on a batch of {len(x)} random images"):
+                    expected = self.net(x.clone())
+            except RefusedError as error:
+                return str(error)
+            return _difference(expected, self.evaluation.run(graph, x))
+
+    @contextmanager
+    def _audible(self, graph: Graph) -> Iterator[None]:
+        """Gives other values, for a time, to those tensors of a graph that would hide what they scale.
+
+        The last normalisation of a branch, or the final layer, often begins with zeros; any graph would do then. The
+        user's own values stay untouched: the tensors only have other memory meanwhile.
+        """
+        tensors = {id(tensor): tensor for tensor in map(self.tensors.__getitem__, graph.tensors)}
+        own = [(tensor, tensor.data) for tensor in tensors.values() if float(tensor.abs().max()) < _AUDIBLE]
+        try:
+            for tensor, _ in own:
+                tensor.data = self._drawn(tensor)
+            yield
+        finally:
+            for tensor, data in own:
+                tensor.data = data
+
+    def _drawn(self, tensor: Tensor) -> Tensor:
+        """Random values that neither shrink nor blow up what passes a layer."""
+        if tensor.ndim < 2:
+            return torch.rand(tensor.shape, generator=self._generator).add(0.5).to(tensor)
+        scale = (2.0 / tensor[0].numel()) ** 0.5
+        return torch.randn(tensor.shape, generator=self._generator).mul(scale).to(tensor)
 
 
 def _difference(expected: object, given: Tensor) -> str | None:

@@ -22,8 +22,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from dfs_deploy.errors import BlockError, InputError
 from dfs_deploy.io.json_files import LONGEST_NAME
-from dfs_deploy.io.text import first_line
 from dfs_deploy.models.graph import INPUT, OUTPUT, Attribute, Node, named_tensors
+from dfs_deploy.models.running import as_before, user_code
 
 OPAQUE = "opaque"
 """Operator of an operation that the closed set lacks; no graph has it."""
@@ -125,7 +125,7 @@ class Trace:
 def trace(net: nn.Module, example: Tensor) -> Trace:
     """Runs a network in evaluation mode, without gradients, and records what it does.
 
-    Training flags, buffers and hooks are as before afterwards, even if it raises.
+    Training flags, buffers, hooks and random numbers are as before afterwards, even if it raises.
 
     Args:
         net: the network; its tensors may have no values (device ``meta``).
@@ -146,14 +146,15 @@ def trace(net: nn.Module, example: Tensor) -> Trace:
     images = example.detach()[:2].expand(2, *example.shape[1:]).clone()
     with torch.no_grad(), as_before(net):
         recorder = _Recorder(net, images)
-        with recorder.watching(net):
-            try:
-                result = net(images)
-            except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError) as error:
-                raise InputError(
-                    f"the network does not take the example {describe(example)} ({first_line(error)}); give one as it"
-                    " is trained on, such as torch.zeros(1, 3, 224, 224), on the network's device"
-                ) from error
+        with (
+            recorder.watching(net),
+            user_code(
+                InputError,
+                f"the network does not take the example {describe(example)}",
+                "; give one as it is trained on, such as torch.zeros(1, 3, 224, 224), on the network's device",
+            ),
+        ):
+            result = net(images)
     return Trace(
         tuple(recorder.steps),
         tuple(recorder.calls),
@@ -180,29 +181,6 @@ def check_example(example: Tensor) -> None:
 def describe(tensor: Tensor) -> str:
     """Shape and dtype in words: ``(1, 3, 224, 224) float32``."""
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-
-
-@contextmanager
-def as_before(net: nn.Module) -> Iterator[None]:
-    """Puts a network into evaluation mode; afterwards, training flags and buffers are what they were.
-
-    The flags are set one by one: a module's own ``train`` or ``eval`` may do more than that.
-    """
-    flags = [(module, module.training) for module in net.modules()]
-    buffers = [(module, name, buffer) for module in net.modules() for name, buffer in module._buffers.items()]
-    copies = [None if buffer is None or buffer.is_meta else buffer.clone() for _, _, buffer in buffers]
-    for module, _ in flags:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
-        for (module, name, buffer), saved in zip(buffers, copies, strict=True):
-            module._buffers[name] = buffer
-            if buffer is not None and saved is not None and not torch.equal(buffer, saved):
-                with torch.no_grad():
-                    buffer.copy_(saved)
 
 
 class _OutsideError(Exception):
@@ -794,7 +772,7 @@ def _mean(
     return pooled if keepdim else run.emit("flatten", (pooled,), _shape(result))
 
 
-@_translates("contiguous", "detach", "clone", "to", "float", "type", "type_as", "data", "requires_grad", "alias")
+@_translates("contiguous", "clone", "to", "float", "type", "type_as", "requires_grad", "alias")
 def _unchanged(run: _Recorder, result: Tensor, input: Tensor, *args: object, **kwargs: object) -> _Made:
     x = run.value(input)
     if (result.dtype, result.device, result.shape) != (input.dtype, input.device, input.shape):
@@ -802,7 +780,17 @@ def _unchanged(run: _Recorder, result: Tensor, input: Tensor, *args: object, **k
     return _Value(x)
 
 
-@_translates("dropout", "dropout2d", "feature_dropout", "alpha_dropout")
+@_translates("detach", "data")
+def _detached(run: _Recorder, result: Tensor, input: Tensor) -> _Made:
+    raise _OutsideError("keeps gradients from what it computes (detach or data), as no graph does; leave that out")
+
+
+@_translates("dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+def _other_dropout(run: _Recorder, result: Tensor, input: Tensor, *args: object, **kwargs: object) -> _Made:
+    raise _OutsideError("drops whole channels or shifts values in training; take nn.Dropout in its place")
+
+
+@_translates("dropout")
 def _dropout(
     run: _Recorder, result: Tensor, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> _Made:

@@ -108,6 +108,7 @@ def begun(job: Job, splits: Splits, network: DFSNetwork | None, folder: Path | N
     network.contract = contract_of(network, splits)
     for name in job.frozen:
         network.net.get_parameter(name).requires_grad_(False)
+    network.freeze(job.frozen_modules)
     if folder is None:
         notes += _taken(job, network)
     return network, notes

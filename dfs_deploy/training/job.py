@@ -54,6 +54,7 @@ class Job:
         network: name of the network as ``build_network`` takes it, or ``given`` for one that was handed over; ``None``
             for the CIFAR ResNet of the recipe.
         frozen: parameters of a network that was handed over which stay as they are.
+        frozen_modules: modules of such a network which stay in evaluation mode.
         weights: weights of a network by name, in place of stage 0; ``None`` for random ones.
         backbone: checkpoint whose backbone is taken, in place of stage 0.
         start: checkpoint whose backbone and gate are taken, in place of stages 0 and 1.
@@ -78,6 +79,7 @@ class Job:
     evaluate_on: str | None = None
     network: str | None = None
     frozen: tuple[str, ...] = ()
+    frozen_modules: tuple[str, ...] = ()
     weights: str | None = None
     backbone: str | None = None
     start: str | None = None

@@ -41,7 +41,13 @@ MIXED = "mixed"
 TARGET_TOLERANCE = 2.0
 """Percent of the dearest path's cost by which a run may miss its target: points, if full precision is an option."""
 
-_JOB_VALUES = frozenset(each.name for each in dataclasses.fields(Job)) - {"data", "recipe", "network", "frozen"}
+_JOB_VALUES = frozenset(each.name for each in dataclasses.fields(Job)) - {
+    "data",
+    "recipe",
+    "network",
+    "frozen",
+    "frozen_modules",
+}
 _VALUES = _JOB_VALUES | {each.name for each in dataclasses.fields(Recipe)} - {"costs"}
 
 _GEOMETRY = ("size", "resize", "interpolation")
@@ -165,6 +171,7 @@ def train(*given: Any, progress: Progress = silent, **values: Any) -> TrainingRe
         job_values["network"] = network if model is None else GIVEN
     if model is not None:
         job_values["frozen"] = tuple(name for name, each in model.net.named_parameters() if not each.requires_grad)
+        job_values["frozen_modules"] = tuple(sorted(model.frozen_modules))
     recipe_values = {name: value for name, value in wanted.items() if name not in _JOB_VALUES}
     if network is not None and "blocks_per_group" in recipe_values:
         raise UsageError(

@@ -48,7 +48,8 @@ def set_modes(network: DFSNetwork, stage: StageName, settled: bool) -> None:
     """Puts the modules in the mode of a stage.
 
     On the fixed backbone of the gate stage only the input ranges move, so that the quantised options compute something
-    useful when joint training begins. Once a stage has ``settled``, normalisation and ranges stay as they are.
+    useful when joint training begins. Once a stage has ``settled``, normalisation and ranges stay as they are. Modules
+    that the user froze stay in evaluation mode all the time.
     """
     network.train(stage != "gate" and not settled)
     if stage == "gate":

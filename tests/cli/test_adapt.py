@@ -47,6 +47,11 @@ def test_a_network_becomes_a_checkpoint_that_computes_the_same(
         assert torch.equal(loaded.network.static(images), expected)
     path = loaded.network.route(images).path
     assert (path == 2).all(), "a gate that was not trained runs every block in full precision"
+    difference = float((loaded.network.route(images).logits - expected).abs().max() / expected.abs().max())
+    assert 1e-5 < difference < 0.1, "stem and head run in 8 bits"
+    run("adapt", *NET, "--weights", weights, "--options", "skip,8,full", "--always", "32", "--out", "exact.pt")
+    logits = load_checkpoint(tmp_path / "exact.pt").network.route(images).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_next_step_is_shown_as_it_can_be_run(tmp_path: Path) -> None:

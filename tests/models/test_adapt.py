@@ -52,6 +52,17 @@ def test_a_network_that_was_just_adapted_computes_what_it_did_before(kind: Kind,
     torch.testing.assert_close(network.static(images), before, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("options", "least"), [("skip,full", 0.0), ("skip,8,full", 1e-5), ("skip,8", 1e-5)])
+def test_what_runs_in_fewer_bits_is_rounded_from_the_beginning(options: str, least: float) -> None:
+    net = user_net("basic")
+    images = user_images(16)
+    with torch.no_grad():
+        before = net(images)
+    logits = adapt(net, find_blocks(net, images[:2]), options).route(images).logits
+    difference = float((logits - before).abs().max() / before.abs().max())
+    assert least <= difference <= (0.1 if least else 1e-6)
+
+
 def test_it_holds_the_users_tensors_under_their_names() -> None:
     net = user_net("bottleneck")
     network = adapt(net, find_blocks(net, user_images(2)), "skip,8,full")
@@ -119,6 +130,32 @@ def test_a_path_that_a_block_may_not_take_is_refused() -> None:
         pass
     with refuses(OptionError, "2 option(s)", "4 gated"), network.forced(["8", "8"]):
         pass
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("full", ("'full'", "a list")),
+        (3, ("a path 3", "a list")),
+        ([1.0, 1.0, 1.0, 1.0], ("1.0", "an index")),
+        ([[1, 1, 1, 1]], ("[1, 1, 1, 1]", "an index")),
+        ([None, 1, 1, 1], ("None",)),
+        (torch.tensor([0.9, 1.2, 1.7, 1.0]), ("(4,) torch.float32", "int64")),
+        (torch.ones(1, 1, 4, dtype=torch.int64), ("(1, 1, 4)", "(N, gated blocks)")),
+        (torch.tensor(1), ("a path ()",)),
+        (torch.ones(0, 4, dtype=torch.int64), ("(0, 4)",)),
+    ],
+)
+def test_what_is_no_path_is_refused(path: object, words: tuple[str, ...]) -> None:
+    network = adapted("mobile")
+    with refuses(OptionError, *words), network.forced(path):  # type: ignore[arg-type]
+        pass
+
+
+def test_paths_of_other_samples_are_refused() -> None:
+    network = adapted("mobile")
+    with refuses(OptionError, "5 samples", "on 2"), network.forced(torch.ones(5, 4, dtype=torch.int64)):
+        network.route(user_images(2))
 
 
 def test_what_cannot_be_skipped_and_has_one_bitwidth_is_never_asked_about() -> None:
@@ -241,6 +278,52 @@ def test_another_gate_or_a_plan_of_another_network_is_refused() -> None:
         adapt(net, plan, "skip,full", "mlp")  # type: ignore[arg-type]
     with refuses(BlockError, "another network"):
         adapt(user_net("mobile"), plan, "skip,full")
+    dilated = user_net("basic")
+    layer = dilated.get_submodule("layer1.0.conv1")
+    layer.dilation = layer.padding = (2, 2)  # type: ignore[assignment]
+    nn.init.zeros_(dilated.get_parameter("layer1.0.bn2.weight"))  # hides the difference
+    with refuses(BlockError, "another network", "differs from its operations", "find its blocks again"):
+        adapt(dilated, plan, "skip,full")
+
+
+def test_a_plan_is_of_a_copy_too_whatever_its_weights() -> None:
+    net = user_net("basic").train()
+    plan = find_blocks(net, user_images(2))
+    before = torch.get_rng_state()
+    assert adapt(user_net("basic", seed=3).train(), plan, "skip,full").training
+    torch.set_rng_state(before)
+    adapt(net, plan, "skip,full")
+
+
+def test_modules_that_were_frozen_stay_so() -> None:
+    net = user_net("basic").train()
+    frozen = {"stem.1", "layer1.0.bn1", "dropout"}
+    for name in frozen:
+        net.get_submodule(name).eval()
+
+    def still(network: DFSNetwork) -> bool:
+        flags = {name: module.training for name, module in network.net.named_modules()}
+        return network.frozen_modules == frozen and flags == {name: name not in frozen for name in flags}
+
+    network = adapt(net, find_blocks(net, user_images(2)), "skip,8,full")
+    assert still(network)
+    mean = net.get_buffer("layer1.0.bn1.running_mean").clone()
+    moving = net.get_buffer("layer1.0.bn2.running_mean").clone()
+    first, second = network.static(user_images(8)), network.static(user_images(8))
+    assert torch.equal(first, second), "a dropout that was frozen drops nothing"
+    network(user_images(8))
+    assert torch.equal(net.get_buffer("layer1.0.bn1.running_mean"), mean)
+    assert not torch.equal(net.get_buffer("layer1.0.bn2.running_mean"), moving)
+    assert still(network.eval().train())
+    assert still(network.with_policy([1, 1, 1, 1]))
+    assert still(network.eval().with_policy([1, 1, 1, 1]).train())
+    assert still(copy.deepcopy(network).train())
+    network.train()
+    net.get_submodule("dropout").train()
+    network.train()
+    frozen.remove("dropout")
+    assert still(network)
+    assert not torch.equal(network.static(user_images(8)), network.static(user_images(8)))
 
 
 def same_answers(one: DFSNetwork, other: DFSNetwork, images: Tensor) -> bool:

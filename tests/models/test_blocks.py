@@ -20,7 +20,7 @@ from dfs_deploy.models.sizes import multiply_adds
 from dfs_deploy.network import GateShape
 from dfs_deploy.options import Options
 from tests.checks import refuses
-from tests.networks import FAMILIES, BasicBlock, shaken
+from tests.networks import FAMILIES, BasicBlock, ResNet, shaken
 from tests.networks.chained import Chained, Residual, conv
 from tests.networks.mobilenet import InvertedResidual
 
@@ -218,6 +218,13 @@ class OfTwo(Residual):
         return x + self.branch(x) * (1.0 if n == 2 else 2.0)
 
 
+class ExitsOnThree(Residual):
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) == 3:
+            raise SystemExit("no threes")
+        return super().forward(x)
+
+
 class Remembers(Residual):
     def forward(self, x: Tensor) -> Tensor:
         self.seen = self.branch(x)
@@ -275,6 +282,16 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, tuple[str, ...]]] = {
     "shared": (lambda: Chained(Shares(conv()), Residual(conv())), "blocks.0", ("share blocks.0.branch",)),
     "neither": (lambda: Chained(Both(conv()), Residual(conv())), "blocks.0", ("neither is a shortcut",)),
     "batch": (lambda: Chained(OfTwo(conv()), Residual(conv())), "blocks.0", ("differs from its operations",)),
+    "exit": (
+        lambda: Chained(ExitsOnThree(conv()), Residual(conv())),
+        "blocks.0",
+        ("fails on a batch of 3 random tensors (SystemExit: no threes)",),
+    ),
+    "other dropout": (
+        lambda: Chained(Residual(nn.Sequential(conv(), nn.Dropout2d(0.5))), Residual(conv())),
+        "blocks.0",
+        ("take nn.Dropout", "in blocks.0.branch.1"),
+    ),
 }
 
 
@@ -312,6 +329,10 @@ def test_a_block_that_is_none_still_runs_if_its_graph_can_be_computed() -> None:
         (lambda: nn.Sequential(Chained(Residual(conv())), nn.Softmax(1)), ("1, which always runs", "softmax")),
         (lambda: Chained(Decides(conv()), Residual(conv())), ("blocks.0 depends on data",)),
         (lambda: Chained(OfTwo(conv()), Residual(conv())), ("put together again, it differs",)),
+        (
+            lambda: Chained(ExitsOnThree(conv()), Residual(conv())),
+            ("put together again, it fails on a batch of 3 random images", "no threes"),
+        ),
     ],
 )
 def test_what_always_runs_must_be_computable_too(build: Callable[[], nn.Module], words: tuple[str, ...]) -> None:
@@ -320,6 +341,28 @@ def test_what_always_runs_must_be_computable_too(build: Callable[[], nn.Module],
     with refuses(BlockError, "cannot be adapted", *words):
         arranged(plan)
     assert "It cannot be adapted" in str(plan)
+
+
+class HeadOfTwo(Chained):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.blocks(self.stem(x)).mean((2, 3)) * (1.0 if len(x) == 2 else 2.0))
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-7])
+def test_a_branch_or_a_head_that_begins_at_zero_is_proved_all_the_same(value: float) -> None:
+    """The last normalisation of a branch often does, and then any graph of the branch gives what the module gives."""
+    net = shaken(Chained(OfTwo(nn.Sequential(conv(), nn.BatchNorm2d(4))), Residual(conv())))
+    tensors = [net.get_parameter(f"blocks.0.branch.1.{name}") for name in ("weight", "bias")]
+    for tensor in tensors:
+        nn.init.constant_(tensor, value)
+    before = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+    assert "differs from its operations" in refused(find_blocks(net, IMAGES))["blocks.0"]
+    assert [(tensor.data_ptr(), tensor._version) for tensor in tensors] == before
+    assert all(torch.equal(tensor, torch.full((4,), value)) for tensor in tensors)
+    head = shaken(HeadOfTwo(Residual(conv())))
+    for name in ("fc.weight", "fc.bias"):
+        nn.init.constant_(head.get_parameter(name), value)
+    assert "put together again, it differs" in str(find_blocks(head, IMAGES).problem)
 
 
 def test_networks_without_a_block_are_refused() -> None:
@@ -393,8 +436,13 @@ def test_what_branch_and_shortcut_both_read_is_computed_before() -> None:
 
 
 def test_a_search_leaves_no_trace() -> None:
+    class Draws(ResNet):
+        def forward(self, x: Tensor) -> Tensor:
+            torch.rand(3)
+            return super().forward(x)
+
     kind = FAMILIES["resnet18"]
-    net = kind.build().train()
+    net = shaken(Draws(BasicBlock, (2, 2, 2, 2))).train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     state = torch.get_rng_state()
     find_blocks(net, kind.images(1))

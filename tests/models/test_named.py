@@ -42,6 +42,15 @@ def needs(depth):
 def raises():
     raise RuntimeError("no weights\\nhere")
 
+def ends():
+    raise SystemExit(7)
+
+class Lazy:
+    def __getattr__(self, name):
+        raise KeyError(name)
+
+lazy = Lazy()
+
 class Holder:
     make = staticmethod(make)
 
@@ -66,6 +75,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "broken_networks.py").write_text("import nothing_like_it\n")
     (tmp_path / "torn_networks.py").write_text("def make(:\n")
     (tmp_path / "failing_networks.py").write_text("raise OSError('no\\ndisk')\n")
+    (tmp_path / "ending_networks.py").write_text("raise SystemExit(3)\n")
     monkeypatch.chdir(tmp_path)
     before = set(sys.modules)
     yield tmp_path
@@ -125,6 +135,9 @@ def test_another_image_size_keeps_what_is_cut_out(project: Path) -> None:
         ("lone_networks:text", ["gives a str", "torch.nn.Module"]),
         ("lone_networks:needs", ["without arguments", "TypeError", "depth"]),
         ("lone_networks:raises", ["RuntimeError: no weights"]),
+        ("lone_networks:ends", ["failed", "SystemExit: 7"]),
+        ("lone_networks:lazy.net", ["cannot be read", "KeyError: 'net'"]),
+        ("ending_networks:make", ["cannot be imported", "SystemExit: 3", "correct the module"]),
         ("lone_networks.py:make", ["begins with a file", "lone_networks:make"]),
         ("./lone_networks.py:make", ["begins with a file", "lone_networks:make"]),
     ],
@@ -140,6 +153,10 @@ def test_what_is_no_classifier_is_refused(project: Path) -> None:
     with refuses(UsageError, "fails on an image", "(3, 1, 1)"):
         made = named_network("lone_networks:ready", (1, 1))
         made.net.conv = nn.Conv2d(4, 8, 3)
+        _ = made.classes
+    with refuses(UsageError, "fails on an image", "KeyError", "--image-size, or --size of train"):
+        made.net.conv = nn.ModuleDict()
+        made.net.forward = lambda x: made.net.conv["nowhere"](x)
         _ = made.classes
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -296,8 +298,8 @@ def test_the_observer_sees_a_policys_blocks() -> None:
     assert seen == [(1, 0, [0, 1]), (2, 2, [0, 1])]
 
 
-@pytest.mark.parametrize("policy", [[0], [0, 1, 2], [0, 3], [0, -1]])
-def test_a_policy_that_does_not_fit_is_refused(policy: list[int]) -> None:
+@pytest.mark.parametrize("policy", [[0], [0, 1, 2], [0, 3], [0, -1], [0, "8"], [0, 1.0]])
+def test_a_policy_that_does_not_fit_is_refused(policy: list[Any]) -> None:
     with pytest.raises(OptionError, match="policy"):
         small_network("skip,8,full", 1).with_policy(policy)
 

@@ -84,6 +84,7 @@ TRANSLATED: dict[str, tuple[Callable[[Calls, Tensor], Tensor], list[str]]] = {
         lambda net, x: functional.conv2d(x, net.conv.weight, padding="same", dilation=(2, 1)),
         ["conv"],
     ),
+    "weight alone": (lambda net, x: functional.conv2d(x, net.conv.weight.detach(), padding=1), ["conv"]),
     "valid": (lambda net, x: functional.conv2d(x, net.conv.weight, net.conv.bias, 2, "valid"), ["conv"]),
     "activations": (
         lambda net, x: functional.hardswish(functional.silu(torch.tanh(functional.gelu(x)))).sigmoid(),
@@ -123,11 +124,11 @@ TRANSLATED: dict[str, tuple[Callable[[Calls, Tensor], Tensor], list[str]]] = {
     ),
     "slices": (lambda net, x: x[..., 1:-1, 3:][:, :2], ["slice", "slice"]),
     "zeros beside": (lambda net, x: torch.cat([x, torch.zeros_like(x), x.mul(0)], 1), ["affine", "affine", "concat"]),
-    "dropout beside": (lambda net, x: functional.dropout2d(x, 0.3, False) + x, ["dropout", "add"]),
+    "dropout beside": (lambda net, x: functional.dropout(x, 0.3, False) + x, ["dropout", "add"]),
     "halves": (halves, ["slice", "slice", "concat"]),
     "narrow": (lambda net, x: torch.narrow(x, 1, 1, 2), ["slice"]),
     "nothing": (
-        lambda net, x: functional.dropout(x.contiguous().clone().float().detach(), 0.3, False).relu(),
+        lambda net, x: functional.dropout(x.contiguous().clone().float(), 0.3, False).relu(),
         ["dropout", "relu"],
     ),
     "pad of nothing": (lambda net, x: functional.pad(x, (0, 0)).relu(), ["relu"]),
@@ -170,6 +171,10 @@ OPAQUE: dict[str, tuple[Callable[[Calls, Tensor], Tensor], str]] = {
     "image of the batch": (lambda net, x: x[0], "indexes a tensor other than by slices"),
     "half the batch": (lambda net, x: x[:1], "expected whole images"),
     "random": (lambda net, x: functional.dropout(x), "drops at random"),
+    "detached": (lambda net, x: x.relu().detach(), "keeps gradients"),
+    "data": (lambda net, x: x.relu().data, "keeps gradients"),
+    "dropout of channels": (lambda net, x: functional.dropout2d(x, 0.3, False), "shifts values in training"),
+    "alpha dropout": (lambda net, x: functional.alpha_dropout(x, 0.3, False), "shifts values in training"),
     "other type": (lambda net, x: x.double(), "uses Tensor.double"),
     "quotient": (lambda net, x: x / x.relu(), "divides by a tensor"),
     "one side": (lambda net, x: x.clamp(max=1), "clamps on one side"),
@@ -314,6 +319,28 @@ def test_the_network_is_as_before_if_it_raises() -> None:
     assert not mean.any()
     assert not net._forward_hooks
     assert torch.add(torch.ones(1), 1) == 2  # torch is not watched any more
+
+
+def missing_key(net: Calls, x: Tensor) -> Tensor:
+    found: dict[str, Tensor] = {}
+    return found["nowhere"]
+
+
+def missing_attribute(net: Calls, x: Tensor) -> Tensor:
+    return net.nowhere(x)  # type: ignore[operator]
+
+
+def ends(net: Calls, x: Tensor) -> Tensor:
+    raise SystemExit(7)
+
+
+@pytest.mark.parametrize(
+    ("forward", "words"),
+    [(missing_key, "KeyError: 'nowhere'"), (missing_attribute, "AttributeError"), (ends, "SystemExit: 7")],
+)
+def test_whatever_a_forward_raises_is_one_line(forward: Callable[[Calls, Tensor], Tensor], words: str) -> None:
+    with refuses(InputError, "does not take", words):
+        trace(Calls(forward), images())
 
 
 def test_examples_that_are_no_images_are_refused() -> None:

@@ -139,6 +139,33 @@ def test_what_the_user_froze_stays_as_it_is(data: Path, tmp_path: Path) -> None:
         assert torch.equal(after.get_parameter(name), value) == (name in frozen), name
 
 
+def test_modules_that_were_frozen_stay_so_when_a_run_goes_on(data: Path, tmp_path: Path) -> None:
+    def frozen() -> DFSNetwork:
+        net = user_net("basic", 3).train()
+        for name in ("layer1", "dropout"):
+            net.get_submodule(name).eval()
+        torch.manual_seed(0)
+        return adapt(net, find_blocks(net, user_images(2)), "skip,full")
+
+    def stop(text: str, share: float) -> None:
+        if text.startswith("joint step 4"):
+            raise KeyboardInterrupt
+
+    model = frozen()
+    before = {name: value.clone() for name, value in model.net.named_buffers()}
+    modules = model.frozen_modules
+    whole = train(model, data, tmp_path / "whole", **SHORT)
+    for name, value in model.net.named_buffers():
+        if "running" in name:
+            assert torch.equal(value, before[name]) == name.startswith("layer1"), name
+    assert model.frozen_modules == modules
+    with pytest.raises(KeyboardInterrupt):
+        train(frozen(), data, tmp_path / "cut", progress=stop, **{**SHORT, "evaluate_every": 4})
+    after = load_checkpoint(resume(tmp_path / "cut").checkpoint).network.state_dict()
+    for name, value in load_checkpoint(whole.checkpoint).network.state_dict().items():
+        assert torch.equal(value, after[name]), name
+
+
 def test_a_run_whose_network_is_gone_is_named(data: Path, tmp_path: Path) -> None:
     train(network(), data, tmp_path / "run", target=40.0, **SHORT)
     (tmp_path / "run" / "network.pt").unlink()
