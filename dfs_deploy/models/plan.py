@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import nn
 
 from dfs_deploy.errors import BlockError, OptionError
+from dfs_deploy.io.json_files import LONGEST_NAME
 from dfs_deploy.models.graph import BlockGraphs, Graph, NetworkGraphs, named_tensors
 from dfs_deploy.models.quantize import Quantizer
 from dfs_deploy.network import Architecture, Block, GateShape
@@ -430,6 +431,7 @@ def _joined(runs: Sequence[_Run]) -> _Run:
     for run in runs:
         whole = whole.then(run.piece.graphs.whole)
     first, last = runs[0].piece, runs[-1].piece
-    graphs = BlockGraphs(f"{first.graphs.name}-{last.graphs.name}", whole, None)
+    name = f"{first.graphs.name}-{last.graphs.name}"
+    graphs = BlockGraphs(name if len(name) <= LONGEST_NAME else first.graphs.name, whole, None)
     macs = sum(run.piece.macs for run in runs)
     return _Run(Piece(graphs, False, first.in_shape, last.out_shape, macs), runs[0].choices, asked=False)
