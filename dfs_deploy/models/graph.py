@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from dfs_deploy.errors import CheckpointError
 from dfs_deploy.io.json_files import Name
+from dfs_deploy.io.text import one_line
 from dfs_deploy.models.quantize import Quantizer, batch_range, fake_quantize, fake_quantize_weight
 from dfs_deploy.network import MAX_BLOCKS, MAX_MAP
 from dfs_deploy.options import FULL_BITS
@@ -512,7 +513,8 @@ def _node_problem(node: Node, inside: set[str], seen: set[str], tensors: Mapping
     for name, kind in operator.attributes.items():
         if not _is_attribute(node.attributes[name], kind, bounds := _BOUNDS[name]):
             wanted = "whole number" if kind is int else "number" if kind is float else f"{kind} whole numbers"
-            return f"has {name} {node.attributes[name]}, expected {wanted} from {bounds[0]} to {bounds[1]}"
+            seen = one_line(node.attributes[name], 80)
+            return f"has {name} {seen}, expected {wanted} from {bounds[0]} to {bounds[1]}"
     if node.operator == "clip" and node.number("low") > node.number("high"):
         return f"clips to {node.number('low')} at least and {node.number('high')} at most, expected an interval"
     return None

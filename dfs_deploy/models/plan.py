@@ -432,6 +432,8 @@ def _joined(runs: Sequence[_Run]) -> _Run:
         whole = whole.then(run.piece.graphs.whole)
     first, last = runs[0].piece, runs[-1].piece
     name = f"{first.graphs.name}-{last.graphs.name}"
-    graphs = BlockGraphs(name if len(name) <= LONGEST_NAME else first.graphs.name, whole, None)
+    if len(name) > LONGEST_NAME:
+        name = f"{first.graphs.name}-..."
+    graphs = BlockGraphs(name, whole, None)
     macs = sum(run.piece.macs for run in runs)
     return _Run(Piece(graphs, False, first.in_shape, last.out_shape, macs), runs[0].choices, asked=False)

@@ -247,6 +247,7 @@ def test_names_of_merged_blocks_are_bounded() -> None:
         net.blocks.add_module(f"{long}{number}", Residual(conv()))
     plan = find_blocks(shaken(net), torch.zeros(1, 3, 8, 8))
     plan["*[12]"].options = "full"
-    architecture = arranged(plan, "skip,full").architecture
-    names = [block.name for block in architecture.blocks]
-    assert names == ["stem", *(f"blocks.{long}{number}" for number in (0, 1, 3))]
+    arrangement = arranged(plan, "skip,full")
+    names = [block.name for block in arrangement.architecture.blocks]
+    assert names == ["stem", f"blocks.{long}0", f"blocks.{long}1-...", f"blocks.{long}3"]
+    check_graphs(arrangement.graphs, named_tensors(net))
