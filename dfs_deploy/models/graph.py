@@ -513,8 +513,8 @@ def _node_problem(node: Node, inside: set[str], seen: set[str], tensors: Mapping
     for name, kind in operator.attributes.items():
         if not _is_attribute(node.attributes[name], kind, bounds := _BOUNDS[name]):
             wanted = "whole number" if kind is int else "number" if kind is float else f"{kind} whole numbers"
-            seen = one_line(node.attributes[name], 80)
-            return f"has {name} {seen}, expected {wanted} from {bounds[0]} to {bounds[1]}"
+            given = one_line(node.attributes[name], 80)
+            return f"has {name} {given}, expected {wanted} from {bounds[0]} to {bounds[1]}"
     if node.operator == "clip" and node.number("low") > node.number("high"):
         return f"clips to {node.number('low')} at least and {node.number('high')} at most, expected an interval"
     return None
