@@ -34,10 +34,11 @@ MAX_MAP = MAX_INPUT_VALUES
 MAX_MACS = 1 << 53
 """Most multiply-adds of a block."""
 
-_MAX_NUMBER = 1 << 20
+_MAX_NUMBER = 1 << 16
+_MAX_GATE = 1 << 12
 
-Number = Annotated[int, Meta(ge=1, le=1 << 16)]
-GateSize = Annotated[int, Meta(ge=1, le=1 << 12)]
+Number = Annotated[int, Meta(ge=1, le=_MAX_NUMBER)]
+GateSize = Annotated[int, Meta(ge=1, le=_MAX_GATE)]
 
 Shape = tuple[Number, Number, Number]
 """Channels, height and width."""
@@ -141,6 +142,8 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
                 f"impossible architecture {self.name}: every size must be a whole number from 1 to {_MAX_NUMBER:,}, and"
                 " every shape have three"
             )
+        if (widest := max(self.gate.embedding, self.gate.hidden)) > _MAX_GATE:
+            raise UsageError(f"a gate of {widest:,} features, expected at most {_MAX_GATE:,}; make it narrower")
         if max(self.image_shape[1:]) > MAX_SIDE:
             height, width = self.image_shape[1:]
             raise UsageError(

@@ -204,6 +204,9 @@ def test_impossible_networks_are_refused(values: dict[str, tuple[int, ...]]) -> 
         ({"groups": (1, 1, 1), "image_shape": (3, 1025, 8)}, "1025x8 pixels"),
         ({"groups": (1, 1, 1), "image_shape": (3, 1024, 1024), "widths": (16, 32, 1025)}, "67,174,400 values"),
         ({"groups": (1, 1, 1), "image_shape": (65, 1024, 1024)}, "68,157,440 values"),
+        ({"groups": (1, 1, 1), "classes": 70_000}, "from 1 to 65,536"),
+        ({"groups": (1, 1, 1), "gate_hidden": 5000}, "gate of 5,000 features, expected at most 4,096"),
+        ({"groups": (1, 1, 1), "gate_embedding": 5000}, "gate of 5,000 features"),
     ],
 )
 def test_networks_without_bounds_are_refused(values: dict[str, tuple[int, ...]], word: str) -> None:

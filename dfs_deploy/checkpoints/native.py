@@ -22,7 +22,7 @@ from dfs_deploy.checkpoints.facts import CheckpointFacts, check_class_names, cor
 from dfs_deploy.checkpoints.pickled import MAX_TENSORS
 from dfs_deploy.checkpoints.reading import FORMAT, METADATA_KEY, OLDER_VERSIONS
 from dfs_deploy.checkpoints.registry import Checkpoint, recognizer
-from dfs_deploy.checkpoints.structure import check_structure, resized
+from dfs_deploy.checkpoints.structure import check_structure, fixed_layers, resized
 from dfs_deploy.checkpoints.tensors import COUNTER, TensorReader, fill, without_values
 from dfs_deploy.checkpoints.weights import RawCheckpoint
 from dfs_deploy.errors import CheckpointError, OptionError, UsageError
@@ -59,6 +59,8 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         input: fields of its ``InputContract``.
         tensors: names of the user's tensors, in their order.
         buffers: those that are no parameters.
+        unsaved: those of the buffers that the user's state dict leaves out, and graphs read.
+        aliases: names of tensors that stand in the file under another name, and that name: one tensor of several names.
     """
 
     architecture: Architecture
@@ -68,6 +70,8 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     input: dict[str, Any]
     tensors: Annotated[tuple[Name, ...], Meta(max_length=MAX_TENSORS)]
     buffers: Annotated[tuple[Name, ...], Meta(max_length=MAX_TENSORS)]
+    unsaved: Annotated[tuple[Name, ...], Meta(max_length=MAX_TENSORS)] = ()
+    aliases: Annotated[dict[Name, Name], Meta(max_length=MAX_TENSORS)] = {}
 
 
 def save_checkpoint(path: str | Path, network: DFSNetwork, contract: InputContract) -> None:
@@ -82,8 +86,9 @@ def save_checkpoint(path: str | Path, network: DFSNetwork, contract: InputContra
 
     Raises:
         OSError: the file cannot be written.
-        UsageError: the contract is for images of another shape than the network's.
-        CheckpointError: the network's graphs have what no file may hold, such as a constant that is infinite.
+        UsageError: the contract is for images of another shape than the network's, or for other classes.
+        CheckpointError: the network has what no file may hold, such as a constant that is infinite, or a name without
+            end. Nothing is written that could not be loaded.
     """
     path = Path(path)
     if contract.shape != network.architecture.image_shape:
@@ -91,28 +96,75 @@ def save_checkpoint(path: str | Path, network: DFSNetwork, contract: InputContra
             f"an input contract for images of shape {contract.shape}, expected the network's"
             f" {network.architecture.image_shape}; change the contract's shape"
         )
-    check_graphs(network.graphs, named_tensors(network.net))
+    check_class_names(contract.class_names, network.architecture.classes)
+    description, tensors = _content(network, contract)
+    values = {"format": FORMAT, "version": VERSION, "network": msgspec.json.encode(description).decode()}
+    if path.suffix == ".safetensors":
+        write_whole(path, _safetensors(tensors, {METADATA_KEY: json.dumps(values)}))
+    else:
+        buffer = io.BytesIO()
+        torch.save({**values, "state_dict": tensors}, buffer)
+        write_whole(path, buffer.getvalue())
+
+
+def _content(network: DFSNetwork, contract: InputContract) -> tuple[Description, dict[str, Tensor]]:
+    """A network's description and tensors, as a file holds them.
+
+    Raises:
+        CheckpointError: no file could hold them.
+    """
+    own: dict[str, Any] = network.net.state_dict(keep_vars=True)  # the tensors themselves: one of two names is found
+    every, read = named_tensors(network.net), [name for part in network.graphs.parts for name in part.tensors]
+    unsaved = tuple(dict.fromkeys(name for name in read if name in every and name not in own))
+    own |= {name: every[name] for name in unsaved}
+    for name, value in own.items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            raise CheckpointError(
+                f"{name} of the network is a {type(value).__name__}, expected a dense tensor; leave it out of its state"
+            )
+    check_graphs(network.graphs, own)
+    first: dict[int, str] = {}
+    aliases = {name: first[id(value)] for name, value in own.items() if first.setdefault(id(value), name) != name}
     parameters = {name for name, _ in network.net.named_parameters(remove_duplicate=False)}
-    tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    own = tuple(key.removeprefix(_OWN) for key in tensors if key.startswith(_OWN))
     description = Description(
         network.architecture,
         network.graphs,
         network.options.bits,
         None if network.policy is None else tuple(network.options[choice].name for choice in network.policy),
         dataclasses.asdict(contract),
-        own,
+        tuple(own),
         tuple(name for name in own if name not in parameters),
+        unsaved,
+        aliases,
     )
-    values = {"format": FORMAT, "version": VERSION, "network": msgspec.json.encode(description).decode()}
-    if path.suffix == ".safetensors":
-        from safetensors.torch import save
+    try:
+        decode_json(msgspec.json.encode(description), Description)
+    except MalformedError as error:
+        raise CheckpointError(f"a network that no checkpoint can hold ({first_line(error)}); correct it") from error
+    _tree(own, description)
+    check_structure(network.architecture, network.options, network.graphs, own)
+    rest = {key: value for key, value in network.state_dict().items() if not key.startswith(_OWN)}
+    held = {**{f"{_OWN}{name}": value for name, value in own.items() if name not in aliases}, **rest}
+    # Copies: what shares memory with other tensors would be written whole for each, or refused by safetensors.
+    return description, {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in held.items()
+    }
 
-        write_whole(path, save(tensors, metadata={METADATA_KEY: json.dumps(values)}))
-    else:
-        buffer = io.BytesIO()
-        torch.save({**values, "state_dict": tensors}, buffer)
-        write_whole(path, buffer.getvalue())
+
+def _safetensors(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Content of a ``.safetensors`` file.
+
+    Raises:
+        CheckpointError: a tensor is of a type that the format lacks.
+    """
+    import safetensors.torch
+
+    try:
+        return safetensors.torch.save(dict(tensors), metadata=metadata)
+    except (KeyError, ValueError, RuntimeError, TypeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(
+            f"a tensor that .safetensors cannot hold ({first_line(error)}); give a name that ends in .pt"
+        ) from error
 
 
 @recognizer(
@@ -138,29 +190,49 @@ def load_native(raw: RawCheckpoint, options: Options | None, facts: CheckpointFa
         if recorded.shape != architecture.image_shape:
             raise ValueError(f"input of shape {recorded.shape} for a network of {architecture.image_shape}")
     except (MalformedError, AttributeError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"dfs-deploy checkpoint with malformed values ({first_line(error)}); save it again"
-        ) from error
+        raise _malformed(error) from error
     if options is not None and options != saved:
         raise CheckpointError(f"the checkpoint's options are {saved}, not {options}; leave --options out")
     contract, corrections = corrected_input(recorded, facts)
     reader = TensorReader(raw.tensors, "dfs-deploy")
     own = _own_tensors(reader, description)
-    check_structure(architecture, description.graphs, own)
+    check_structure(architecture, saved, description.graphs, own)
     if contract.shape != recorded.shape:
+        corrections += fixed_layers(architecture, description.graphs, own, contract.shape)
         architecture = resized(architecture, description.graphs, own, contract.shape)
-    net = _tree(own, description.buffers)
+    net = _tree(own, description)
     try:
         network = without_values(lambda: DFSNetwork(net, description.graphs, architecture, saved, policy))
     except OptionError as error:
         raise CheckpointError(f"dfs-deploy checkpoint of {error}; save it again") from error
-    state = {f"{_OWN}{name}": tensor for name, tensor in own.items()}
+    state = {f"{_OWN}{name}": tensor for name, tensor in named_tensors(net).items() if name not in description.unsaved}
     for key, tensor in network.state_dict().items():
         if key not in state:
             shape = tuple(tensor.shape)
             state[key] = reader.take_counter(key) if key.endswith(COUNTER) else reader.take(key, shape)
     reader.finish()
     return Checkpoint(fill(network, state), contract, FORMAT, corrections)
+
+
+def users_state(raw: RawCheckpoint) -> dict[str, Tensor]:
+    """The state dict of the user's network in a file that ``save_checkpoint`` wrote; tensors are not checked.
+
+    Raises:
+        CheckpointError: the file has malformed values, or lacks a tensor.
+    """
+    try:
+        description = _described(raw.values)
+    except MalformedError as error:
+        raise _malformed(error) from error
+    unsaved = set(description.unsaved)
+    held = {name: _OWN + description.aliases.get(name, name) for name in description.tensors if name not in unsaved}
+    if lacking := next((key for key in held.values() if key not in raw.tensors), None):
+        raise CheckpointError(f"dfs-deploy checkpoint lacks {lacking}; it is incomplete: save it again")
+    return {name: raw.tensors[key] for name, key in held.items()}
+
+
+def _malformed(error: Exception) -> CheckpointError:
+    return CheckpointError(f"dfs-deploy checkpoint with malformed values ({first_line(error)}); save it again")
 
 
 def _described(values: Mapping[str, Any]) -> Description:
@@ -172,28 +244,38 @@ def _described(values: Mapping[str, Any]) -> Description:
 
 def _own_tensors(reader: TensorReader, description: Description) -> dict[str, Tensor]:
     """The user's tensors by their names: checked if a graph computes with them, else as they are."""
-    deepest = max(description.tensors, key=lambda name: name.count("."), default="")
-    if deepest.count(".") >= _MOST_PARTS:
-        raise CheckpointError(
-            f"dfs-deploy checkpoint with a tensor {deepest} of more than {_MOST_PARTS} parts; save it again"
-        )
     check_graphs(description.graphs, dict.fromkeys(description.tensors, torch.empty(0)))
-    used = {name for part in description.graphs.parts for name in part.tensors}
+    aliases, names = description.aliases, set(description.tensors)
+    if stray := set(description.unsaved) - set(description.buffers):
+        raise CheckpointError(f"dfs-deploy checkpoint without {min(stray)}, which is no buffer; save it again")
+    for name, other in aliases.items():
+        if not {name, other} <= names or other in aliases:
+            raise CheckpointError(f"dfs-deploy checkpoint with {name} under the name {other}; save it again")
+    used = {aliases.get(name, name) for part in description.graphs.parts for name in part.tensors}
     own = {}
     for name in description.tensors:
         key = _OWN + name
+        if name in aliases:
+            continue
         if name in used:
             own[name] = reader.take(key, None)
         elif name.endswith(COUNTER):
             own[name] = reader.take_counter(key)
         else:
             own[name] = reader.keep(key)
-    return own
+    return {name: own[aliases.get(name, name)] for name in description.tensors}
 
 
-def _tree(tensors: Mapping[str, Tensor], buffers: tuple[str, ...]) -> nn.Module:
+def _tree(tensors: Mapping[str, Tensor], description: Description) -> nn.Module:
+    """A module with the user's tensors under their names."""
+    deepest = max(tensors, key=lambda name: name.count("."), default="")
+    if deepest.count(".") >= _MOST_PARTS:
+        raise CheckpointError(
+            f"dfs-deploy checkpoint with a tensor {deepest} of more than {_MOST_PARTS} parts; save it again"
+        )
+    trained = tensors.keys() - set(description.buffers)
     try:
-        return tensor_tree(tensors, tensors.keys() - set(buffers))
+        return tensor_tree(tensors, trained, set(description.unsaved))
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"dfs-deploy checkpoint with names of tensors that no network has ({first_line(error)}); save it again"

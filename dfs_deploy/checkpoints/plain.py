@@ -9,14 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dfs_deploy.checkpoints.native import users_state
 from dfs_deploy.checkpoints.reading import FORMAT, OLDER_VERSIONS, FileContent, read_checkpoint_file
-from dfs_deploy.checkpoints.tensors import COUNTER, TensorReader
+from dfs_deploy.checkpoints.tensors import COUNTER, STATISTICS, TensorReader
 from dfs_deploy.checkpoints.weights import RawCheckpoint, choose_weights, names_in, own_weights, unwrapped
 from dfs_deploy.errors import CheckpointError, UsageError
 from dfs_deploy.models.named import NamedNetwork, named_network
 from dfs_deploy.preprocessing import MAX_CLASSES, parse_size
-
-_OWN = "net."
 
 
 def build_network(
@@ -117,8 +116,6 @@ def _filled(made: NamedNetwork, file: FileContent, classes: int | None, weights_
     wanted = theirs if classes is None else classes
     if not 1 <= wanted <= MAX_CLASSES:
         raise CheckpointError(f"{file.path} has weights for {wanted:,} classes, expected 1 to {MAX_CLASSES:,}")
-    if wanted != made.classes:
-        _with_classes(made, wanted)
     tensors = dict(raw.tensors)
     new_head = theirs != wanted
     if new_head:
@@ -128,17 +125,24 @@ def _filled(made: NamedNetwork, file: FileContent, classes: int | None, weights_
         )
     if new_head or len(contract.class_names) != wanted:
         contract = replace(contract, class_names=())
-    own = {
-        unwrapped(key): (key, value) for key, value in made.net.state_dict().items() if not new_head or key not in head
-    }
+    own = {unwrapped(key): key for key in made.net.state_dict() if not new_head or key not in head}
     _check_names(made, file, tensors, own.keys())
     reader = TensorReader(tensors, file.path.name)
+    if wanted != made.classes:
+        if found is not None and not new_head:  # before so large a layer is made
+            reader.shape(unwrapped(f"{found[0]}.weight"), (wanted, found[1].in_features))
+        _with_classes(made, wanted)
+    learned = {name for name, _ in made.net.named_parameters(remove_duplicate=False)}
     state: dict[str, Tensor] = {}
-    for name, (key, value) in own.items():
+    unfilled = made.net.state_dict()
+    for name, key in own.items():
+        value = unfilled[key]
         if key.endswith(COUNTER):
             state[key] = reader.take_counter(name)
         elif value.is_floating_point():
-            state[key] = reader.take(name, tuple(value.shape))
+            # Other buffers may be anything, such as a mask of infinities.
+            finite = key in learned or key.endswith(STATISTICS)
+            state[key] = reader.take(name, tuple(value.shape), finite)
         else:
             state[key] = reader.keep(name, tuple(value.shape))
     made.net.load_state_dict(state, strict=False)
@@ -149,7 +153,7 @@ def _raw(made: NamedNetwork, file: FileContent, weights_key: str | None) -> RawC
     """The weights of the network in a file."""
     if file.values.get("format") == FORMAT and file.values.get("version") not in OLDER_VERSIONS:
         raw = own_weights(file, weights_key)
-        tensors = {unwrapped(key.removeprefix(_OWN)): v for key, v in raw.tensors.items() if key.startswith(_OWN)}
+        tensors = {unwrapped(name): value for name, value in users_state(raw).items()}
         return replace(raw, tensors=tensors, notes=("the weights are those of an adapted network, without its gate",))
     return choose_weights(file, _markers(made.net), weights_key)
 

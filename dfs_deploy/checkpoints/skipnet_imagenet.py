@@ -16,7 +16,7 @@ from dfs_deploy.checkpoints.groups import GATE_WEIGHT, aliases, block_counts, ga
 from dfs_deploy.checkpoints.registry import Checkpoint, recognizer
 from dfs_deploy.checkpoints.skipnet import FORMAT, OPTIONS, check_skipnet_options
 from dfs_deploy.checkpoints.structure import described
-from dfs_deploy.checkpoints.tensors import TensorReader, fill, without_values
+from dfs_deploy.checkpoints.tensors import STATISTICS, TensorReader, fill, without_values
 from dfs_deploy.checkpoints.weights import RawCheckpoint
 from dfs_deploy.errors import CheckpointError, UsageError
 from dfs_deploy.models import BlockGraphs, DFSNetwork, Graph, NetworkGraphs, Node
@@ -62,7 +62,7 @@ def load_skipnet_imagenet(raw: RawCheckpoint, options: Options | None, facts: Ch
         raise CheckpointError(f"a checkpoint of an {error}") from error
     state = {**gate_state(reader, architecture, "control.rnn"), **two_scores(reader, gate.hidden)}
     reader.finish()
-    statistics = {name for name in backbone.tensors if name.endswith(("running_mean", "running_var"))}
+    statistics = {name for name in backbone.tensors if name.endswith(STATISTICS)}
     net = tensor_tree(backbone.tensors, backbone.tensors.keys() - statistics)
     network = without_values(lambda: DFSNetwork(net, backbone.graphs, architecture, OPTIONS))
     count = len(network.ranges.names)

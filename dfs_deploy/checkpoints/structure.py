@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 from torch import Tensor
 
-from dfs_deploy.errors import CheckpointError, UsageError
-from dfs_deploy.models import BlockGraphs, Graph, NetworkGraphs
+from dfs_deploy.errors import CheckpointError
+from dfs_deploy.models import BlockGraphs, Graph, NetworkGraphs, Node
+from dfs_deploy.models.cifar import is_cifar
+from dfs_deploy.models.graph import nonnegative, skip_is_free
 from dfs_deploy.models.sizes import Size, multiply_adds, sizes_of
 from dfs_deploy.network import Architecture, Block, GateShape, Shape, cifar_resnet, cifar_values
+from dfs_deploy.options import Options
 
 
 @dataclass(frozen=True)
@@ -66,16 +69,19 @@ def described(
     return Architecture(name=name, image_shape=image_shape, classes=computed.logits[0], gate=gate, blocks=tuple(blocks))
 
 
-def check_structure(architecture: Architecture, graphs: NetworkGraphs, tensors: Mapping[str, Tensor]) -> None:
-    """Checks that graphs and tensors give the shapes of a description, and skips what it says.
+def check_structure(
+    architecture: Architecture, options: Options, graphs: NetworkGraphs, tensors: Mapping[str, Tensor]
+) -> None:
+    """Checks that graphs and tensors give the shapes and multiply-adds of a description, and skips what it says.
 
     Args:
         architecture: the description.
+        options: options of a block.
         graphs: graphs that passed ``check_graphs``.
         tensors: the network's tensors by name.
 
     Raises:
-        CheckpointError: a shape or a skip differs, or a layer does not fit its input.
+        CheckpointError: a shape, a number or a skip differs, or a layer does not fit its input.
     """
     if len(graphs.blocks) != architecture.gated_blocks:
         raise CheckpointError(
@@ -94,9 +100,20 @@ def check_structure(architecture: Architecture, graphs: NetworkGraphs, tensors: 
             f"dfs-deploy checkpoint whose head gives {computed.logits}, expected ({architecture.classes},); save it"
             " again"
         )
+    positive = nonnegative(graphs.stem)
     for block, graph in zip(architecture.blocks[1:], graphs.blocks, strict=True):
-        if problem := _skip_problem(block, graph):
+        if problem := _skip_problem(block, graph, positive):
             raise CheckpointError(f"dfs-deploy checkpoint whose block {block.index} {problem}; save it again")
+        positive = nonnegative(graph.whole, positive) and (graph.skip is None or nonnegative(graph.skip, positive))
+    decided = architecture.decided(options)
+    for block in architecture.blocks:
+        macs = _macs(block, graphs, tensors, _input(block, architecture))
+        # A block that is not decided may leave out the shortcuts that were merged into it.
+        if block.macs > macs or (block.index in decided and block.macs != macs):
+            raise CheckpointError(
+                f"dfs-deploy checkpoint whose block {block.index} has {block.macs:,} multiply-adds, expected {macs:,};"
+                " save it again"
+            )
 
 
 def resized(
@@ -120,14 +137,61 @@ def resized(
         raise _bound(architecture, image_shape, str(error)) from error
     if computed.logits != (architecture.classes,):
         raise _bound(architecture, image_shape, f"its head gives {computed.logits}")
-    if (cifar := _as_cifar(architecture)) is not None:
-        return cifar_resnet(**{**cifar, "image_shape": image_shape})
+    if is_cifar(graphs, architecture):
+        return cifar_resnet(**{**cifar_values(architecture), "image_shape": image_shape})
     ins = (image_shape, *computed.features)
     blocks = []
     for block, taken, given in zip(architecture.blocks, ins, computed.features, strict=False):
-        macs = block.macs if not block.index else _macs(graphs.blocks[block.index - 1], tensors, block, taken)
+        before, now = (_macs(block, graphs, tensors, shape) for shape in (_input(block, architecture), taken))
+        macs = now if block.macs == before else min(block.macs, now)
         blocks.append(msgspec.structs.replace(block, in_shape=taken, out_shape=_map(given), macs=macs))
     return msgspec.structs.replace(architecture, image_shape=image_shape, blocks=tuple(blocks))
+
+
+def fixed_layers(
+    architecture: Architecture, graphs: NetworkGraphs, tensors: Mapping[str, Tensor], image_shape: Shape
+) -> tuple[str, ...]:
+    """Assumption about a network that shall take images of another shape than those for which it was traced.
+
+    Graphs hold paddings, windows and slices as numbers. A module may have computed them from the size of its input, and
+    would compute others now.
+
+    Args:
+        architecture: a description that passed ``check_structure``.
+        graphs: the network's graphs.
+        tensors: its tensors by name.
+        image_shape: channels, height and width.
+
+    Raises:
+        CheckpointError: a layer pads or cuts one side of its map more than the other, as only the size could tell it,
+            or the network is bound to its size in another way.
+    """
+    if is_cifar(graphs, architecture):
+        return ()
+    whole = graphs.whole
+    try:
+        sizes = [sizes_of(whole, tensors, shape) for shape in (architecture.image_shape, image_shape)]
+    except CheckpointError as error:
+        raise _bound(architecture, image_shape, str(error)) from error
+    for node in whole.nodes:
+        if any(_lopsided(node, size[node.inputs[0]]) for size in sizes):
+            raise _bound(architecture, image_shape, f"{node.name} pads or cuts one side more than the other")
+    _, height, width = architecture.image_shape
+    return (f"paddings and windows of layers do not depend on the size of images, and stay as for {height}x{width}",)
+
+
+def _lopsided(node: Node, size: Size) -> bool:
+    """Whether a node pads or cuts rows or columns of its input of a size unequally on both sides."""
+    if node.operator == "conv":
+        top, left, bottom, right = node.numbers("padding")
+        return (top, left) != (bottom, right)
+    if node.operator == "pad":
+        pads = node.numbers("pads")
+        return pads[1:3] != pads[4:]
+    if node.operator == "slice":
+        starts, ends = node.numbers("starts")[1:], node.numbers("ends")[1:]
+        return any(starts) or any(end < side for end, side in zip(ends, size[1:], strict=True))
+    return False
 
 
 def _bound(architecture: Architecture, image_shape: Shape, seen: str) -> CheckpointError:
@@ -138,17 +202,14 @@ def _bound(architecture: Architecture, image_shape: Shape, seen: str) -> Checkpo
     )
 
 
-def _as_cifar(architecture: Architecture) -> dict[str, Any] | None:
-    try:
-        return cifar_values(architecture)
-    except UsageError:
-        return None
+def _input(block: Block, architecture: Architecture) -> Shape:
+    """Shape of what a block reads; the stem, as block 0, reads images."""
+    return block.in_shape if block.index else architecture.image_shape
 
 
-def _macs(graphs: BlockGraphs, tensors: Mapping[str, Tensor], block: Block, shape: Size) -> int:
-    """Multiply-adds for another shape of input; the file's own number if it is not the computed one."""
-    before = multiply_adds(graphs.branch, tensors, block.in_shape)
-    return multiply_adds(graphs.branch, tensors, shape) if before == block.macs else block.macs
+def _macs(block: Block, graphs: NetworkGraphs, tensors: Mapping[str, Tensor], shape: Size) -> int:
+    """Multiply-adds of a block's branch, or of the stem, for an input of a shape."""
+    return multiply_adds(graphs.blocks[block.index - 1].branch if block.index else graphs.stem, tensors, shape)
 
 
 def _map(shape: Size) -> Shape:
@@ -173,7 +234,10 @@ def _output(graph: Graph, tensors: Mapping[str, Tensor], shape: Size) -> Size:
     return sizes_of(graph, tensors, shape)[graph.output]
 
 
-def _skip_problem(block: Block, graphs: BlockGraphs) -> str | None:
+def _skip_problem(block: Block, graphs: BlockGraphs, positive: bool) -> str | None:
+    """What is wrong with how a block is skipped; ``positive`` says that its input cannot be negative."""
+    if graphs.free and not skip_is_free(graphs, positive):
+        return "passes its input on if it is skipped, and has layers that change it"
     skip = graphs.skip
     if block.skip is None:
         return None

@@ -20,6 +20,10 @@ COUNTER = "num_batches_tracked"
 """Last part of the name of a normalisation's count of batches, which no computation uses."""
 
 
+STATISTICS = ("running_mean", "running_var")
+"""Last parts of the names of a normalisation's running statistics."""
+
+
 def same_values(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors have the same type and shape, and are equal bit by bit."""
     if one is other:
@@ -67,12 +71,13 @@ class TensorReader:
         """Shape of the tensor ``key``, checked as in ``take``."""
         return tuple(self._find(key, shape).shape)
 
-    def take(self, key: str, shape: tuple[int | None, ...] | None) -> Tensor:
+    def take(self, key: str, shape: tuple[int | None, ...] | None, finite: bool = True) -> Tensor:
         """Copy of the tensor ``key`` in float32.
 
         Args:
             key: name of the tensor.
             shape: expected shape, with ``None`` for any size of an axis; ``None`` for any shape.
+            finite: whether NaN and infinity are refused.
 
         Raises:
             CheckpointError: the tensor is missing, has another shape or no floating-point type, or is not finite.
@@ -86,7 +91,7 @@ class TensorReader:
             )
         # float32 is copied too: two tensors of a file can be views of the same storage.
         tensor = tensor.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        if not bool(torch.isfinite(tensor).all()):
+        if finite and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
                 f"{self._kind} checkpoint has NaN or infinity in {key}; training diverged: use an earlier checkpoint"
             )

@@ -277,7 +277,7 @@ class _Plan:
     def nonnegative(self, name: str) -> bool:
         """Whether a value of the part cannot be negative, whatever its input is."""
         maker = self.makers.get(name)
-        if maker is None:
+        if maker is None or (maker.operator == "clip" and maker.number("high") < 0.0):
             return False
         sign = OPERATORS[maker.operator].sign
         clipped = maker.operator == "clip" and maker.number("low") >= 0.0

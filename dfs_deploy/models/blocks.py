@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dfs_deploy.errors import BlockError, InputError
 from dfs_deploy.io.text import first_line
 from dfs_deploy.models.chain import Chain, Link, RefusedError
-from dfs_deploy.models.graph import INPUT, BlockGraphs, Graph, chained, nonnegative
+from dfs_deploy.models.graph import INPUT, BlockGraphs, Graph, chained, nonnegative, skip_is_free
 from dfs_deploy.models.plan import Kind, Piece, Plan, Row, operator_words, shortcut_words
 from dfs_deploy.models.proof import Prover
 from dfs_deploy.models.running import as_before
@@ -224,7 +224,7 @@ def _plan(chain: Chain, prover: Prover, links: Sequence[Link], refused: Sequence
             pieces.append(Piece(BlockGraphs(name, graph, None), False, *shapes, chain.macs(steps)))
             rows.append((stop, _row(chain, name, "between", steps, shapes)))
         positive = _positive(graph, positive)
-        graphs = msgspec.structs.replace(link.graphs, free=_idle(link.graphs, positive))
+        graphs = msgspec.structs.replace(link.graphs, free=skip_is_free(link.graphs, positive))
         inner = [chain.place[node.name] for node in graphs.branch.nodes]
         shapes = (shapes[1], chain.map(link.output))
         piece = Piece(graphs, True, *shapes, chain.macs(inner))
@@ -258,13 +258,6 @@ def _plan(chain: Chain, prover: Prover, links: Sequence[Link], refused: Sequence
 def _positive(graph: Graph, given: bool) -> bool:
     """Whether no value that a graph gives can be below zero; not if it has an operation that the closed set lacks."""
     return all(node.operator != OPAQUE for node in graph.nodes) and nonnegative(graph, given)
-
-
-def _idle(graphs: BlockGraphs, positive: bool) -> bool:
-    """Whether a skip of a block passes its input on untouched; ``positive`` if that is never below zero."""
-    if graphs.shortcut is None or not graphs.shortcut.identity:
-        return False
-    return graphs.after.identity or (positive and [node.operator for node in graphs.after.nodes] == ["relu"])
 
 
 def _block_row(chain: Chain, link: Link, piece: Piece, steps: Sequence[int]) -> Row:

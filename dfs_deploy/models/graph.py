@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -22,6 +21,7 @@ from torch.nn import functional
 
 from dfs_deploy.errors import CheckpointError
 from dfs_deploy.io.json_files import Name
+from dfs_deploy.io.text import one_line
 from dfs_deploy.models.quantize import Quantizer, batch_range, fake_quantize, fake_quantize_weight
 from dfs_deploy.network import MAX_BLOCKS, MAX_MAP
 from dfs_deploy.options import FULL_BITS
@@ -445,10 +445,25 @@ def nonnegative(graph: Graph, given: bool = False) -> bool:
     known = {INPUT: given}
     for node in graph.nodes:
         sign = OPERATORS[node.operator].sign
-        inputs = [known[name] for name in node.inputs]
-        at_least_zero = node.operator == "clip" and node.number("low") >= 0.0
-        known[node.name] = sign == "nonnegative" or at_least_zero or (sign == "same" and all(inputs))
+        same = sign == "same" and all(known[name] for name in node.inputs)
+        if node.operator == "clip":
+            known[node.name] = node.number("low") >= 0.0 or (same and node.number("high") >= 0.0)
+        else:
+            known[node.name] = sign == "nonnegative" or same
     return known[graph.output]
+
+
+def skip_is_free(block: BlockGraphs, given: bool) -> bool:
+    """Whether a skip may pass a block's input on untouched: the shortcut does, and nothing after it changes it.
+
+    Args:
+        block: the block.
+        given: whether its input cannot be negative.
+    """
+    if block.shortcut is None or not block.shortcut.identity:
+        return False
+    relu = [node.operator for node in block.after.nodes] == ["relu"]
+    return block.after.identity or not block.skip_after or (given and relu)
 
 
 def check_graphs(graphs: NetworkGraphs, tensors: Mapping[str, Tensor]) -> None:
@@ -503,36 +518,44 @@ def _node_problem(node: Node, inside: set[str], seen: set[str], tensors: Mapping
     if set(node.attributes) != set(operator.attributes):
         return f"has attributes {', '.join(node.attributes) or 'none'}, expected {', '.join(operator.attributes)}"
     for name, kind in operator.attributes.items():
-        if not _is_attribute(name, node.attributes[name], kind):
-            wanted = "a number" if kind in (int, float) else f"{kind} whole numbers"
-            least = f", at least {_LEAST[name]}" if name in _LEAST else ""
-            return f"has {name} {node.attributes[name]}, expected {wanted}{least}"
+        if not _is_attribute(node.attributes[name], kind, bounds := _BOUNDS[name]):
+            wanted = "whole number" if kind is int else "number" if kind is float else f"{kind} whole numbers"
+            given = one_line(node.attributes[name], 80)
+            return f"has {name} {given}, expected {wanted} from {bounds[0]} to {bounds[1]}"
+    if node.operator == "clip" and node.number("low") > node.number("high"):
+        return f"clips to {node.number('low')} at least and {node.number('high')} at most, expected an interval"
     return None
 
-
-_LEAST = {
-    **dict.fromkeys(("kernel", "stride", "dilation", "groups", "steps"), 1),
-    **dict.fromkeys(("padding", "pads", "starts", "ceil", "count_padding"), 0),
-}
-"""Least value of the attributes that have one."""
 
 _MOST_PADDING = 1 << 12
 """Most rows, columns or channels that a layer adds to its input on one side."""
 
+_MOST_FLOAT = 3.4e38
+"""About the greatest number of float32."""
 
-def _is_attribute(name: str, value: Attribute, kind: type[int] | type[float] | int) -> bool:
-    most = _MOST_PADDING if name in ("padding", "pads") else MAX_MAP
-    if kind is float:
-        return isinstance(value, int | float) and math.isfinite(value)
-    if isinstance(kind, int):
-        if not isinstance(value, tuple) or len(value) != kind:
-            return False
-        values = value
-    elif type(value) is int:
-        values = (value,)
-    else:
-        return False
-    return all(_LEAST.get(name, -most) <= v <= most for v in values)
+_BOUNDS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("kernel", "stride", "dilation", "groups", "steps"), (1, MAX_MAP)),
+    **dict.fromkeys(("padding", "pads"), (0, _MOST_PADDING)),
+    **dict.fromkeys(("ceil", "count_padding"), (0, 1)),
+    "starts": (0, MAX_MAP),
+    "ends": (-MAX_MAP, MAX_MAP),
+    **dict.fromkeys(("momentum", "share"), (0.0, 1.0)),
+    "epsilon": (0.0, _MOST_FLOAT),
+    **dict.fromkeys(("low", "high", "slope", "scale", "shift"), (-_MOST_FLOAT, _MOST_FLOAT)),
+}
+"""Least and greatest value of each attribute."""
+
+
+def _is_attribute(value: Attribute, kind: type[int] | type[float] | int, bounds: tuple[float, float]) -> bool:
+    values = value if isinstance(value, tuple) else (value,)
+    wanted = kind if isinstance(kind, int) else 1
+    whole = kind is not float
+    return (
+        isinstance(value, tuple) == isinstance(kind, int)
+        and len(values) == wanted
+        and all(isinstance(v, int) or not whole for v in values)
+        and all(bounds[0] <= v <= bounds[1] for v in values)  # nor is NaN within bounds
+    )
 
 
 def named_tensors(module: nn.Module) -> dict[str, Any]:
@@ -550,19 +573,22 @@ def module_at(root: nn.Module, path: str) -> nn.Module:
     return root
 
 
-def tensor_tree(tensors: Mapping[str, Tensor], trained: Iterable[str]) -> nn.Module:
+def tensor_tree(tensors: Mapping[str, Tensor], trained: Collection[str], unsaved: Collection[str] = ()) -> nn.Module:
     """A module that holds tensors under dotted names, and computes nothing.
 
     Args:
-        tensors: tensors by name.
+        tensors: tensors by name; one that stands under several names becomes one parameter under all of them.
         trained: names of those that are parameters; the others become buffers.
+        unsaved: names of the buffers that are no part of the state dict.
     """
-    root, parameters = nn.Module(), set(trained)
+    root = nn.Module()
+    parameters: dict[int, nn.Parameter] = {}
     for name, tensor in tensors.items():
         path, _, last = name.rpartition(".")
         owner = module_at(root, path)
-        if name in parameters:
-            owner.register_parameter(last, nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
+        if name in trained:
+            made = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+            owner.register_parameter(last, parameters.setdefault(id(tensor), made))
         else:
-            owner.register_buffer(last, tensor)
+            owner.register_buffer(last, tensor, persistent=name not in unsaved)
     return root

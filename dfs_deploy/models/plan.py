@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dfs_deploy.errors import BlockError, OptionError
+from dfs_deploy.io.json_files import LONGEST_NAME
 from dfs_deploy.models.graph import BlockGraphs, Graph, NetworkGraphs, chained, named_tensors
 from dfs_deploy.models.proof import Prover
 from dfs_deploy.models.quantize import Quantizer
@@ -440,6 +441,9 @@ def _merged(runs: Iterable[_Run]) -> Iterator[_Run]:
 def _joined(runs: Sequence[_Run]) -> _Run:
     whole = chained(run.piece.graphs.whole for run in runs)
     first, last = runs[0].piece, runs[-1].piece
-    graphs = BlockGraphs(f"{first.graphs.name}-{last.graphs.name}", whole, None)
+    name = f"{first.graphs.name}-{last.graphs.name}"
+    if len(name) > LONGEST_NAME:
+        name = f"{first.graphs.name}-..."
+    graphs = BlockGraphs(name, whole, None)
     macs = sum(run.piece.macs for run in runs)
     return _Run(Piece(graphs, False, first.in_shape, last.out_shape, macs), runs[0].choices, asked=False)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
-from dfs_deploy.checkpoints import CheckpointFacts, load_checkpoint, save_checkpoint
+from dfs_deploy.checkpoints import CheckpointFacts, build_network, load_checkpoint, save_checkpoint
 from dfs_deploy.errors import CheckpointError, UsageError
 from dfs_deploy.models import adapt, find_blocks
+from dfs_deploy.models.graph import named_tensors
 from dfs_deploy.preprocessing import IMAGENET_INPUT, InputContract
 from tests.checks import refuses
 from tests.nets import KINDS, SIZE, Kind, adapted, spread_gate, user_images, user_net
@@ -132,6 +135,108 @@ def test_tensors_that_no_graph_reads_stay_as_they_are(tmp_path: Path) -> None:
         assert loaded.net.state_dict()[key].dtype == value.dtype
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_tied_weights_stay_tied(tmp_path: Path, suffix: str) -> None:
+    net, path = user_net("basic"), tmp_path / f"net{suffix}"
+    net.layer1[1].conv1.weight = net.layer1[0].conv1.weight
+    net.layer1[1].bn1 = net.layer1[0].bn1
+    saved = adapt(net, find_blocks(net, user_images(2)), "skip,full")
+    save_checkpoint(path, saved, CONTRACT)
+    loaded = load_checkpoint(path).network
+    assert list(loaded.state_dict()) == list(saved.state_dict())
+    tensors = named_tensors(loaded.net)
+    for name in ("conv1.weight", "bn1.weight", "bn1.running_mean", "bn1.num_batches_tracked"):
+        assert tensors[f"layer1.0.{name}"] is tensors[f"layer1.1.{name}"], name
+    assert len(list(loaded.parameters())) == len(list(saved.parameters()))
+    assert torch.equal(loaded.static(user_images(2)), saved.static(user_images(2)))
+    save_checkpoint(path, loaded, CONTRACT)
+    made = build_network("tests.checkpoints.test_any_network:basic", path, image_size=12)
+    assert all(torch.equal(value, made.net.state_dict()[key]) for key, value in net.state_dict().items())
+
+
+def basic() -> nn.Module:
+    """What a user's own function gives."""
+    return user_net("basic", seed=3)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_tensors_that_share_memory_are_written_apart(tmp_path: Path, suffix: str) -> None:
+    net, path = user_net("basic"), tmp_path / f"net{suffix}"
+    every = torch.rand(100_000)
+    net.stem[1].weight = nn.Parameter(every[:8])
+    net.stem[1].bias = nn.Parameter(every[4:12])
+    saved = adapt(net, find_blocks(net, user_images(2)), "skip,full")
+    save_checkpoint(path, saved, CONTRACT)
+    assert path.stat().st_size < 200_000, "only what is in the tensors"
+    loaded = load_checkpoint(path).network
+    assert torch.equal(loaded.static(user_images(2)), saved.static(user_images(2)))
+
+
+class Blurred(nn.Module):
+    """A network with a kernel that its state dict leaves out, as timm's BlurPool has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = user_net("basic")
+        self.register_buffer("kernel", torch.rand(3, 1, 3, 3), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.inner(nn.functional.conv2d(x, self.kernel, None, 1, 1, 1, 3))
+        return logits
+
+
+def test_a_weight_that_no_state_dict_has_comes_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Blurred().eval()
+    saved = adapt(net, find_blocks(net, user_images(2)), "skip,full")
+    for _ in range(2):
+        save_checkpoint(tmp_path / "net.pt", saved, CONTRACT)
+        loaded = load_checkpoint(tmp_path / "net.pt").network
+        assert torch.equal(loaded.static(user_images(2)), saved.static(user_images(2)))
+        assert list(loaded.state_dict()) == list(saved.state_dict())
+        saved = loaded
+    net.load_state_dict(loaded.net.state_dict())
+    made = build_network("tests.checkpoints.test_any_network:Blurred", tmp_path / "net.pt", image_size=12)
+    assert torch.equal(made.net.inner.fc.weight, net.inner.fc.weight)
+
+
+def test_a_type_that_safetensors_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*_: object, **__: object) -> bytes:
+        raise KeyError(torch.complex32)
+
+    monkeypatch.setattr(safetensors.torch, "save", lacking)
+    with refuses(CheckpointError, "complex32", "ends in .pt"):
+        save_checkpoint(tmp_path / "net.safetensors", adapted("basic"), CONTRACT)
+
+
+def test_a_state_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
+    class Counting(nn.ReLU):
+        def get_extra_state(self) -> object:
+            return {"calls": 3}
+
+        def set_extra_state(self, state: object) -> None: ...
+
+    net = user_net("basic")
+    net.stem[2] = Counting()
+    saved = adapt(net, find_blocks(net, user_images(2)), "skip,full")
+    with refuses(CheckpointError, "stem.2._extra_state", "dict", "dense tensor"):
+        save_checkpoint(tmp_path / "net.pt", saved, CONTRACT)
+
+
+@pytest.mark.parametrize("operator", ["sigmoid", "hard_swish"])
+def test_a_skip_is_free_only_if_nothing_changes_the_input(tmp_path: Path, operator: str) -> None:
+    path = tmp_path / "net.pt"
+    save_checkpoint(path, adapted("basic"), CONTRACT)
+    content = torch.load(path, weights_only=True)
+    description = json.loads(content["network"])
+    block = next(block for block in description["graphs"]["blocks"] if block.get("free"))
+    assert [node["operator"] for node in block["after"]["nodes"]] == ["relu"]
+    block["after"]["nodes"][0]["operator"] = operator
+    torch.save({**content, "network": json.dumps(description)}, path)
+    with refuses(CheckpointError, "passes its input on if it is skipped", "layers that change it"):
+        load_checkpoint(path)
+
+
 def test_names_that_wrappers_use_are_the_users_own(tmp_path: Path) -> None:
     """``module`` in a name is no addition of a wrapper, nor ``step`` a counter, in a file of ours."""
 
@@ -174,6 +279,7 @@ def test_another_image_size_is_taken(tmp_path: Path, kind: Kind) -> None:
     assert loaded.input.shape == (3, 24, 36)
     assert loaded.input.resize == 36, "12 of 16 pixels are cut out, so 24 of 32; and no side may be longer than that"
     assert any("24x36" in line for line in loaded.assumptions)
+    assert any("paddings" in line and "12x12" in line for line in loaded.assumptions)
     blocks = loaded.network.architecture.blocks
     images = torch.randn(2, 3, 24, 36)
     features = loaded.network.stem(images)
@@ -183,6 +289,23 @@ def test_another_image_size_is_taken(tmp_path: Path, kind: Kind) -> None:
         assert block.shape.out_shape == features.shape[1:]
         assert block.shape.macs > saved.architecture.blocks[block.shape.index].macs
     assert loaded.network.route(images).logits.shape == (2, 5)
+
+
+@pytest.mark.parametrize("size", [(24, 36), (8, 9)])
+def test_a_network_of_another_image_size_is_saved_too(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Blocks that are merged, with a projection among them, count other multiply-adds than their graph has."""
+    net = user_net("basic")
+    plan = find_blocks(net, user_images(2))
+    plan["layer1.1"].options = plan["layer2.0"].options = "full"
+    saved = adapt(net, plan, "skip,full")
+    assert [block.name for block in saved.architecture.blocks[1:]] == ["layer1.0", "layer1.1-layer2.0", "layer2.1"]
+    save_checkpoint(tmp_path / "net.pt", saved, CONTRACT)
+    loaded = load_checkpoint(tmp_path / "net.pt", facts=CheckpointFacts(input_size=size))
+    save_checkpoint(tmp_path / "other.pt", loaded.network, loaded.input)
+    again = load_checkpoint(tmp_path / "other.pt")
+    assert again.network.architecture == loaded.network.architecture
+    images = torch.randn(2, 3, *size)
+    assert torch.equal(again.network.static(images), loaded.network.static(images))
 
 
 def test_a_network_that_is_bound_to_its_size_says_so(tmp_path: Path) -> None:
@@ -202,6 +325,33 @@ def test_a_network_that_is_bound_to_its_size_says_so(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "net.pt", saved, CONTRACT)
     with refuses(CheckpointError, "cannot take images of 24x24 pixels", "--input-size at 12x12"):
         load_checkpoint(tmp_path / "net.pt", facts=CheckpointFacts(input_size=(24, 24)))
+
+
+class Same(nn.Conv2d):
+    """A convolution that pads by the size of its input, as TensorFlow's does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pads = []
+        for side in (x.shape[3], x.shape[2]):
+            total = max((-(-side // 2) - 1) * 2 + 3 - side, 0)
+            pads += [total // 2, total - total // 2]
+        return nn.functional.conv2d(nn.functional.pad(x, pads), self.weight, self.bias, 2)
+
+
+class Cropped(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :, :10, :10]
+
+
+@pytest.mark.parametrize("first", [Same(3, 3, 3), Cropped()], ids=["same", "cropped"])
+def test_a_network_that_pads_or_cuts_by_its_size_keeps_it(tmp_path: Path, first: nn.Module) -> None:
+    net = user_net("basic")
+    net.stem.insert(0, first)
+    saved = adapt(net.eval(), find_blocks(net, user_images(2)), "skip,full")
+    save_checkpoint(tmp_path / "net.pt", saved, CONTRACT)
+    load_checkpoint(tmp_path / "net.pt")
+    with refuses(CheckpointError, "cannot take images of 13x13 pixels", "one side more", "--input-size at 12x12"):
+        load_checkpoint(tmp_path / "net.pt", facts=CheckpointFacts(input_size=(13, 13)))
 
 
 def test_a_contract_of_other_images_is_refused(tmp_path: Path) -> None:

@@ -178,6 +178,18 @@ MADE: dict[str, Callable[[Path], None]] = {
     ),
     "a graph whose padding has no end": ours(lambda made: first_conv(made).update(padding=[4096] * 4)),
     "a graph whose padding is larger than any": ours(lambda made: first_conv(made).update(padding=[1 << 40] * 4)),
+    "a graph with a number without end": ours(
+        lambda made: made["graphs"]["stem"]["nodes"][1]["attributes"].update(epsilon=10**400)
+    ),
+    "a graph with a shift without end": ours(
+        lambda made: made["graphs"]["stem"]["nodes"][2].update(
+            operator="affine", attributes={"scale": 1.0, "shift": -(10**400)}
+        )
+    ),
+    "a graph with multiply-adds without end": ours(lambda made: made["architecture"]["blocks"][1].update(macs=1 << 53)),
+    "a graph with aliases in a circle": ours(
+        lambda made: made.update(aliases=dict(itertools.pairwise([*made["tensors"], made["tensors"][0]])))
+    ),
     "a graph of many nodes": ours(lambda made: relus(made, 10_000)),
     "a graph of more nodes than any": ours(lambda made: relus(made, 70_000)),
     "a graph whose maps grow": ours(lambda made: pads(made, 1000)),

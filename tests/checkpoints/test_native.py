@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dfs_deploy.checkpoints import load_checkpoint, native, save_checkpoint
-from dfs_deploy.errors import CheckpointError
+from dfs_deploy.errors import CheckpointError, UsageError
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract
@@ -124,6 +124,15 @@ def edited(*path: str | int, value: Any) -> dict[str, Any]:
 
 INPUT = {"shape": [3, 8, 8], "mean": [0.5] * 3, "std": [0.2] * 3, "class_names": []}
 CONV = ("graphs", "blocks", 0, "branch", "nodes", 0)
+NORM = ("graphs", "blocks", 0, "branch", "nodes", 1)
+RELU = ("graphs", "blocks", 0, "branch", "nodes", 2)
+
+
+def operation(operator: str, **attributes: float) -> dict[str, Any]:
+    """A change of a relu inside a block to another operation."""
+    made = edited(*RELU, "operator", value=operator)
+    made["graphs"]["blocks"][0]["branch"]["nodes"][2]["attributes"] = attributes
+    return made
 
 
 @pytest.mark.parametrize(
@@ -191,11 +200,22 @@ def test_unchanged_values_load(tmp_path: Path) -> None:
         (edited(*CONV, "attributes", "padding", value=[-1, 0, 0, 0]), ["padding"]),
         (edited(*CONV, "attributes", "groups", value=0), ["groups"]),
         (edited(*CONV, "attributes", "padding", value=[1 << 26] * 4), ["padding"]),
+        *(
+            (edited(*NORM, "attributes", name, value=value), [name, "expected number from 0.0 to"])
+            for name, value in (("epsilon", -5), ("epsilon", 10**400), ("momentum", 1.5), ("momentum", -(10**400)))
+        ),
+        (operation("dropout", share=5.0), ["share 5.0", "from 0.0 to 1.0"]),
+        (operation("affine", scale=1e39, shift=0.0), ["scale"]),
+        (operation("leaky_relu", slope=-(10**400)), ["slope"]),
+        (operation("clip", low=5.0, high=1.0), ["clips to 5.0", "expected an interval"]),
         (edited(*CONV, "name", value="stem_conv"), ["occurs twice"]),
         (edited("graphs", "blocks", 0, "branch", "output", value="nobody"), ["nobody"]),
         (edited("graphs", "blocks", value=[]), ["0 blocks"]),
         (edited("graphs", "blocks", 0, "free", value=True), ["gives (4, 8, 8) if it is skipped"]),
         (edited("graphs", "blocks", 0, "shortcut", value=None), ["no shortcut"]),
+        (edited("architecture", "blocks", 1, "macs", value=1 << 50), ["block 1 has", "multiply-adds, expected"]),
+        (edited("architecture", "blocks", 1, "macs", value=0), ["block 1 has 0 multiply-adds"]),
+        (edited("architecture", "blocks", 0, "macs", value=1 << 50), ["block 0 has", "multiply-adds, expected"]),
         (edited("graphs", "blocks", 0, "shortcut", value={"nodes": [], "output": "input"}), ["does not fit"]),
         (edited("graphs", "head", value={"nodes": [], "output": "input"}), ["head"]),
         (edited("architecture", "classes", value=4) | {"input": INPUT}, ["head gives (3,)", "(4,)"]),
@@ -220,6 +240,45 @@ def test_shapes_that_the_graphs_do_not_give_are_refused(tmp_path: Path) -> None:
     made["architecture"]["blocks"][0]["out_shape"][1] *= 2
     with refuses(CheckpointError, "block 0 gives (4, 8, 8)", "(4, 16, 8)"):
         load_checkpoint(tampered(tmp_path, ".pt", made))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"aliases": {"head.bias": "nowhere"}}, ["head.bias under the name nowhere"]),
+        ({"aliases": {"nowhere": "head.bias"}}, ["nowhere under the name head.bias"]),
+        ({"aliases": {"head.bias": "head.bias"}}, ["head.bias under the name head.bias"]),
+        (
+            {"aliases": {"stem_norm.bias": "head.bias", "head.bias": "stem_norm.bias"}},
+            ["stem_norm.bias under the name"],
+        ),
+        ({"aliases": {"stem_norm.bias": "stem_norm.weight"}}, ["net.stem_norm.bias", "does not have"]),
+        ({"unsaved": ["head.bias"]}, ["head.bias", "no buffer"]),
+    ],
+)
+def test_impossible_names_of_tensors_are_refused(tmp_path: Path, values: dict[str, Any], words: list[str]) -> None:
+    with refuses(CheckpointError, *words):
+        load_checkpoint(tampered(tmp_path, ".pt", values))
+
+
+def test_what_could_not_be_loaded_is_not_written(tmp_path: Path) -> None:
+    with refuses(UsageError, "3 class names for a network of 10 classes"):
+        save_checkpoint(tmp_path / "net.pt", network(classes=10), CONTRACT)
+    for broken, words in (
+        (with_graphs(network(), name="x" * 257), ["no checkpoint can hold", "256"]),
+        (with_graphs(network(), free=True), ["gives (4, 8, 8) if it is skipped"]),
+    ):
+        with refuses(CheckpointError, *words):
+            save_checkpoint(tmp_path / "net.pt", broken, CONTRACT)
+    assert not list(tmp_path.iterdir())
+
+
+def with_graphs(network: DFSNetwork, **values: Any) -> DFSNetwork:
+    """A network with values of its first block changed."""
+    first, *others = network.graphs.blocks
+    changed = msgspec.structs.replace(first, **values)
+    network.graphs = msgspec.structs.replace(network.graphs, blocks=(changed, *others))
+    return network
 
 
 def test_a_tensor_too_many_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dfs_deploy.checkpoints import build_network, load_checkpoint, save_checkpoint
+from dfs_deploy.checkpoints import build_network, load_checkpoint, plain, save_checkpoint
 from dfs_deploy.errors import CheckpointError, UnsafeCheckpointError, UsageError
 from dfs_deploy.models import adapt, find_blocks
 from dfs_deploy.preprocessing import IMAGENET_INPUT, InputContract
@@ -160,6 +160,41 @@ def test_a_tensor_of_another_shape_or_without_numbers_is_refused(tmp_path: Path,
     for value, word in ((state[key][:1], "expected ("), (state[key] * torch.nan, "NaN"), (state[key].long(), "int64")):
         with refuses(CheckpointError, key, word):
             build_network(MINE, written(tmp_path / "net.pt", {**state, key: value}), image_size=12)
+
+
+class Masked(nn.Module):
+    """A network with a mask of infinities, which it does not read on images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = user_net("mobile")
+        self.register_buffer("mask", torch.full((2, 2), float("-inf")))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.inner(x)
+        return logits
+
+
+def test_a_mask_of_infinities_is_no_weight(tmp_path: Path) -> None:
+    name, state = "tests.checkpoints.test_plain:Masked", Masked().state_dict()
+    made = build_network(name, written(tmp_path / "net.pt", state), image_size=12)
+    assert torch.equal(made.net.state_dict()["mask"], state["mask"])
+    for key in ("inner.fc.bias", "inner.stem.1.running_mean"):
+        with refuses(CheckpointError, key, "NaN"):
+            broken = {**state, key: state[key] * torch.nan}
+            build_network(name, written(tmp_path / "net.pt", broken), image_size=12)
+
+
+def test_no_layer_is_made_for_weights_that_do_not_fit(
+    tmp_path: Path, trained: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of little more than a name could ask for a layer of gigabytes."""
+    monkeypatch.delattr(plain, "_with_classes")
+    state = {**trained.state_dict(), "fc.weight": torch.zeros(65_000, 1), "fc.bias": torch.zeros(65_000)}
+    with refuses(CheckpointError, "fc.weight", "(65000, 1)", "expected (65000, "):
+        build_network(MINE, written(tmp_path / "net.pt", state), image_size=12)
+    with refuses(CheckpointError, "other.weight"):
+        build_network(MINE, written(tmp_path / "net.pt", {**state, "other.weight": torch.zeros(1)}), image_size=12)
 
 
 def test_nothing_in_weights_is_run(tmp_path: Path, trained: nn.Module) -> None:

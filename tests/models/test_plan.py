@@ -239,3 +239,15 @@ def test_any_choice_of_options_gives_the_network_or_says_why(wanted: list[str | 
 
 _NET = FAMILIES["cifar_resnet"].build()
 _PLAN = find_blocks(_NET, FAMILIES["cifar_resnet"].images(1))
+
+
+def test_names_of_merged_blocks_are_bounded() -> None:
+    net, long = Chained(), "a" * 200
+    for number in range(4):
+        net.blocks.add_module(f"{long}{number}", Residual(conv()))
+    plan = find_blocks(shaken(net), torch.zeros(1, 3, 8, 8))
+    plan["*[12]"].options = "full"
+    arrangement = arranged(plan, "skip,full")
+    names = [block.name for block in arrangement.architecture.blocks]
+    assert names == ["stem", f"blocks.{long}0", f"blocks.{long}1-...", f"blocks.{long}3"]
+    check_graphs(arrangement.graphs, named_tensors(net))
