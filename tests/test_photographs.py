@@ -88,8 +88,9 @@ def test_verify_reads_a_folder_of_any_size_in_batches(
 def test_export_reads_what_it_calibrates_on_in_batches(
     mixed: Made, folder: Path, tmp_path: Path, decoded: Decoded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("comparison.BATCH", "pipeline._BATCH", "pipeline.MOST_LOOKED_AT"):
+    for module in ("comparison.BATCH", "pipeline._BATCH"):
         monkeypatch.setattr(f"dfs_deploy.exporters.{module}", 8)
+    monkeypatch.setattr("dfs_deploy.exporters.pipeline.most_looked_at", lambda contract: 8)
     made = export(mixed.checkpoint, tmp_path / "net.dfs", facts=FACTS, targets="fp32", calibration_data=folder)
     assert made.comparison is not None
     assert made.comparison.samples == 40
