@@ -79,7 +79,7 @@ class Exported:
         single_file: path of the whole network as one ONNX file; ``None`` if it was not asked for.
         notes: assumptions and remarks about the calibration data, one line each.
         replaced: name of another checkpoint, whose bundle stood in this one's place; ``None`` if there was none.
-        kept_in_float: layers that an INT8 engine computes in float, since measured errors say so, one line per engine.
+        kept_in_float: layers that an INT8 engine computes in float, since measured errors say so, one line per file.
     """
 
     bundle: Bundle
@@ -264,7 +264,12 @@ def export(
         write_whole(single, model)
         _log_line(f"{single}: {len(model)} bytes written")
     notes = () if data is None else data.notes
-    kept = tuple(f"{runtime}, {chosen}" for (runtime, *_), chosen in forms.chosen.items() if chosen.kept)
+    names = _option_names(network)
+    kept = tuple(
+        f"{key.runtime}, {chosen} (option {names[key.option]}, from {'float32' if key.takes is None else 'uint8'})"
+        for key, chosen in forms.chosen.items()
+        if chosen.kept
+    )
     for line in kept:
         _log_line(line)
     return Exported(Bundle(out), validation, comparison, source.assumptions, single, notes, replaced, kept)
@@ -442,10 +447,15 @@ def _substitutions(options: Iterable[Option], targets: Sequence[Precision]) -> l
     return records
 
 
+def _option_names(network: DFSNetwork) -> dict[int, str]:
+    """Names of the options that calibration knows, by index."""
+    return {STATIC: "static", ALWAYS: "always", **dict(enumerate(network.options.names))}
+
+
 def _calibration_record(
     network: DFSNetwork, ranges: Ranges, data: AnyImages | None, method: str, seed: int, weight_bits: WeightBits
 ) -> schema.CalibrationRecord:
-    names = {STATIC: "static", ALWAYS: "always", **dict(enumerate(network.options.names))}
+    names = _option_names(network)
     return schema.CalibrationRecord(
         method=method,
         data=None if data is None else _name(data.name),

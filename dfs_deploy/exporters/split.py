@@ -75,12 +75,14 @@ class Part:
         layers: the operations, each after those whose values it reads.
         output: name of the value that it gives; ``input`` if it passes its input on.
         sizes: shape without the batch of every value, by name, the input included.
+        bits: bitwidth of the option whose weights it has.
     """
 
     name: str
     layers: tuple[Layer, ...]
     output: str
     sizes: Mapping[str, tuple[int, ...]]
+    bits: int = FULL_BITS
 
     @property
     def in_shape(self) -> tuple[int, ...]:
@@ -189,7 +191,7 @@ def fold(name: str, graph: Graph, network: DFSNetwork, bits: int, shape: Sequenc
             folding.add(node)
     folding.merge_padding()
     layers = tuple(folding.layers.values())
-    return Part(name, layers, graph.output, {value: sizes[value] for value in (INPUT, *folding.layers)})
+    return Part(name, layers, graph.output, {value: sizes[value] for value in (INPUT, *folding.layers)}, bits)
 
 
 def _without_dropout(graph: Graph) -> Graph:
