@@ -270,6 +270,8 @@ def _check_graph(graph: Message, use: EngineUse, references: Mapping[str, Refere
         if not call.attributes.keys() <= operator.attributes:
             raise UnfitError(f"has a node {node.op_type} with other attributes than in an export")
         made = operator.rule(call)
+        if BATCH in made[1:]:
+            raise UnfitError(f"has a node {node.op_type} that gives {words([made])}, expected images first")
         if _elements(made) > largest:
             raise UnfitError(f"has a tensor of {_elements(made):,} values, expected at most {largest:,} for an image")
         shapes[node.output[0]] = made

@@ -48,6 +48,7 @@ from dfs_deploy.io.json_files import LONGEST_NAME
 from dfs_deploy.io.kinds import JOB_FILE
 from dfs_deploy.io.text import one_line
 from dfs_deploy.models import DFSNetwork
+from dfs_deploy.models.graph import named_tensors
 from dfs_deploy.models.threads import torch_threads
 from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_precision, parse_targets
 from dfs_deploy.preprocessing import InputContract
@@ -203,7 +204,7 @@ def export(
         names = () if isinstance(calibration_data, str | Path | None) else calibration_data.class_names
         source = open_source(checkpoint, options, facts, contract, names)
         network, contract = source.network, source.input
-        check_operators(network.graphs)
+        check_operators(network.graphs, named_tensors(network.net))
         _log_line(f"{source.name}: {network.architecture.name} of format {source.format}, options {network.options}")
         data = _load_data(calibration_data, source, calibration_samples, seed)
         held = None if budgets is None else _check_budgets(budgets, network, data, made_for)

@@ -210,6 +210,25 @@ HOSTILE: dict[str, tuple[Build, str]] = {
         ),
         "Mul",
     ),
+    "images as columns": (
+        lambda: model(
+            [
+                node("Flatten", "features", output="flat"),
+                node("Add", "flat", "one", output="columns"),
+                node("MaxPool", "columns", kernel_shape=[3, 1], pads=[2, 0, 2, 0], output="mixed"),
+                node("Add", "features", "mixed"),
+            ],
+            {"one": np.zeros((1, 1, 1, 1), np.float32)},
+        ),
+        "(1, 1, N, 256)",
+    ),
+    "one image for all": (
+        lambda: model(
+            [node("Gather", "features", "first", output="image"), node("Add", "features", "image")],
+            {"first": np.int64(0)},
+        ),
+        "Gather",
+    ),
     "a sequence that is joined": (lambda: model([node("Concat", *["features"] * 65, axis=1)]), "Concat"),
     "images that are joined": (lambda: model([node("Concat", "features", "features", axis=0)]), "Concat"),
     "a joined sequence that grows": (
@@ -344,6 +363,8 @@ NODES: dict[str, tuple[onnx.NodeProto, dict[str, Any]]] = {
                 ((2, 4, 3, 2), {"dilations": [2, 3], "pads": [2, 0, 1, 2]}),
                 ((5, 4, 1, 1), {"pads": [1, 0, 0, 1]}),
                 ((5, 4, 8, 9), {}),
+                ((5, 4, 13, 13), {"pads": [6] * 4}),
+                ((5, 4, 32, 32), {"pads": [12, 12, 12, 13], "strides": [8, 8]}),
             ]
         ],
         "Pool": [
@@ -356,6 +377,7 @@ NODES: dict[str, tuple[onnx.NodeProto, dict[str, Any]]] = {
                 ([3, 2], {"strides": [3, 4], "pads": [0, 1, 1, 0]}),
                 ([2, 2], {"strides": [3, 5], "pads": [1, 1, 1, 1]}),
                 ([8, 9], {}),
+                ([17, 17], {"pads": [8] * 4, "strides": [17, 17]}),
             ]
         ],
         "Sum": [
