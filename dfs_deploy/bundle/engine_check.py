@@ -62,9 +62,6 @@ _LARGEST_PART = 4096
 _MEAN_PART = 512
 """Most bytes of all parts together, for each part that an engine may have."""
 
-_MOST_CONSTANTS = (1 << 31) - 1
-"""Most bytes of an engine's constants: the limit of an ONNX file."""
-
 _SHORT = 16
 """Most values of a constant whose values a rule may ask for."""
 
@@ -230,8 +227,6 @@ def _check_fields(model: Message, weights: WeightsSource | None) -> dict[str, Re
     """Checks everything but shapes; returns the references of constants, by name."""
     found = zip(model.graph.initializer, references_of(model.graph, weights), strict=True)
     references = {tensor.name: reference for tensor, reference in found if reference is not None}
-    if (total := sum(each.length for each in references.values())) > _MOST_CONSTANTS:
-        raise UnfitError(f"refers to {total:,} bytes, expected at most {_MOST_CONSTANTS:,}")
     for node in model.graph.node:
         if node.domain or node.op_type not in OPERATORS:
             name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type

@@ -33,7 +33,7 @@ Layout = Literal["float32", "uint8"]
 RuntimeName = Annotated[str, Meta(pattern=r"^(onnxruntime|tensorrt)\Z")]
 
 MAX_FILE = 1 << 30
-"""Most bytes of a file of a bundle."""
+"""Most bytes of a file of a bundle, except that of the weights, which are read one by one."""
 
 MAX_BUNDLE = 16 << 30
 """Most bytes of all files of a bundle."""
@@ -62,7 +62,7 @@ class FileRecord(_Record, frozen=True, kw_only=True):
     """SHA-256 and size in bytes of a file of the bundle."""
 
     sha256: Digest
-    size: Annotated[int, Meta(ge=0, le=MAX_FILE)]
+    size: Annotated[int, Meta(ge=0, le=MAX_BUNDLE)]
 
 
 class Engine(_Record, frozen=True, kw_only=True):
