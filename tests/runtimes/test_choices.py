@@ -267,3 +267,30 @@ def test_the_compiled_loop_refuses_what_it_cannot_run() -> None:
     for start in (-1, 1):
         with pytest.raises(ValueError, match="start"):
             CompiledLoop(gate.compiled, [[BlockStep(None, False, choices, 0)]], start)
+
+
+@needs_native
+def test_an_engine_cannot_touch_the_gate_that_decided_to_call_it() -> None:
+    """The loop holds on to the gate's states while engines run."""
+    gate, features = NativeGate(random_weights((4,) * 3, options=1)), random_features(1, (4, 3, 3))
+    seen: list[UsageError] = []
+
+    def engine() -> None:
+        for touch in (lambda: gate.reset(1000), lambda: gate.state, lambda: loop.run(None)):
+            with pytest.raises(UsageError, match="the gate is stepping") as error:
+                touch()
+            seen.append(error.value)
+
+    def failing() -> None:
+        raise ZeroDivisionError
+
+    def loop_of(call: Call) -> Any:
+        return loop_for(gate, [[BlockStep(gate.bind(block, features, 1.0), False, ((call, 0),))] for block in range(3)])
+
+    loop = loop_of(engine)
+    gate.reset(1)
+    assert loop.run(None) == bytes(3)
+    assert len(seen) == 9
+    with pytest.raises(ZeroDivisionError):
+        loop_of(failing).run(None)
+    gate.reset(1000)
