@@ -281,6 +281,8 @@ def _input_shapes(graph: Message, use: EngineUse) -> dict[str, Shape]:
     wanted = {name: (kind, shape) for name, kind, shape in use.takes}
     for value in graph.input:
         kind, shape = wanted.get("" if "" in wanted else value.name, (0, ()))
+        if not kind:
+            raise UnfitError(f"has an input {value.name!r}, expected {', '.join(wanted)}")
         tensor = value.type.tensor_type
         named = [dim.dim_param or not dim.dim_value for dim in tensor.shape.dim]
         sizes = tuple(BATCH if unknown else dim.dim_value for unknown, dim in zip(named, tensor.shape.dim, strict=True))
@@ -290,7 +292,8 @@ def _input_shapes(graph: Message, use: EngineUse) -> dict[str, Shape]:
             raise UnfitError(f"takes {words([sizes])} of type {tensor.elem_type}, expected {words([shape])} of {kind}")
         found[value.name] = shape
     if len(found) != len(wanted) or len(graph.input) != len(wanted):
-        raise UnfitError(f"has {len(graph.input)} inputs, expected {len(wanted)}")
+        names = f" ({', '.join(wanted)})" if len(wanted) > 1 else ""
+        raise UnfitError(f"has {len(graph.input)} inputs, expected {len(wanted)}{names}")
     return found
 
 

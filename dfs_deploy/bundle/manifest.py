@@ -140,7 +140,8 @@ class RangeRecord(_Record, frozen=True, kw_only=True):
 
     Attributes:
         block: index of the block.
-        option: name of the option, or ``static`` for the static INT8 baseline.
+        option: name of the option; ``always`` for what runs the same way whatever the gate decides (stem, head and
+            skips), or ``static`` for the static INT8 baseline.
         tensor: name of a value in the block's graphs: the name of the node that makes it, ``input`` or ``output``.
         low: least value.
         high: greatest value.
@@ -183,7 +184,7 @@ class AccuracyRecord(_Record, frozen=True, kw_only=True):
         computation_percentage_reference: mean over the samples, in the reference.
         computation_percentage_bundle: mean over the samples, in the bundle.
         max_abs_logit_error: largest absolute difference of a logit.
-        option_share: share of samples that took each option in the bundle, per gated block.
+        option_share: share of samples that took each option in the bundle, for each block after the first.
     """
 
     data: Name
@@ -202,7 +203,7 @@ class BudgetRecord(_Record, frozen=True, kw_only=True):
     """Operating point of the gate, measured on calibration data with the bundle's runtime.
 
     Attributes:
-        budget: requested computation, as a share of running every gated block in full precision.
+        budget: requested computation, as a share of running every decided block in full precision.
         bias: bias that reaches the budget: ``bias`` times the cost of an option is subtracted from its score; negative
             if the network is to compute more than it was trained for.
         computation_percentage: measured computation, mean over the samples.

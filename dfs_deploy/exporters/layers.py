@@ -135,7 +135,7 @@ def check_operators(graphs: NetworkGraphs, tensors: Mapping[str, Tensor]) -> Non
 
 
 def _window_of(node: Node, tensors: Mapping[str, Tensor]) -> tuple[Sequence[int], ...] | None:
-    """Kernel, strides, dilations and padding (before, then after) of a convolution or pool; ``None`` of anything else."""
+    """Kernel, strides, dilations and padding (before, then after) of a convolution or pool; ``None`` of other nodes."""
     if node.operator == "conv":
         kernel = tensors[node.tensors["weight"]].shape[2:]
         return kernel, node.numbers("stride"), node.numbers("dilation"), node.numbers("padding")

@@ -168,7 +168,7 @@ def export(
             for the kind of this machine's CPU.
         weight_bits: 8 or 7, whatever the CPU; ``None`` for those that suit ``target_cpu``.
         seed: seed of the draw.
-        budgets: shares of running every gated block in full precision that the bundle shall be able to hold at run
+        budgets: shares of running every decided block in full precision that the bundle shall be able to hold at run
             time, calibrated on the data; ``None`` for none.
         single_file: path at which to write, besides the bundle, the whole network as one ONNX file with ``If``
             operators; ``None`` for nowhere.

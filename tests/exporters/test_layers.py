@@ -145,7 +145,10 @@ WINDOWS_BEYOND = {
         one("conv", {"weight": "c.weight"}, **{**CONV, "stride": (1, 40)}),
         r"strides \(1, 40\)",
     ),
-    "a pool of a huge window": (one("avg_pool", **{**POOL, "kernel": (40, 2)}, count_padding=0), r"window of \(40, 2\)"),
+    "a pool of a huge window": (
+        one("avg_pool", **{**POOL, "kernel": (40, 2)}, count_padding=0),
+        r"window of \(40, 2\)",
+    ),
     "a pool that reaches far": (one("max_pool", **POOL, dilation=(1, 64)), r"dilations \(1, 64\)"),
 }
 

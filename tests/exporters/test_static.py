@@ -80,7 +80,7 @@ def test_without_data_the_blocks_borrow_ranges_and_no_weights(runtime: str) -> N
     network = settled_network("skip,4,full", blocks=2, widths=(4, 8, 16))
     model, *_ = static_engines(network, from_checkpoint(network, [1]), runtime)
     for tensor in onnx.load_from_string(model).graph.initializer:
-        if tensor.name.startswith("block_") and tensor.name.endswith("_weight"):
+        if tensor.name.startswith("block_") and tensor.name.endswith("norm1_weight"):
             weight = onnx.numpy_helper.to_array(tensor)
             assert weight.dtype == np.int8
             assert max(len(np.unique(channel)) for channel in weight) > 16, tensor.name

@@ -198,8 +198,10 @@ def test_weights_of_another_kind_of_gate_are_refused(mixed: Made, tmp_path: Path
     bundle = rewritten(copied(mixed, tmp_path), {"common/gate.onnx": gate_model(wrong)}, edit)
     with refuses(BundleError, "gate", "other shapes"):
         Runtime(bundle)
-    with refuses(BundleError, "gate"):
+    with refuses(BundleError, "gate", "has 2 inputs, expected 4 (pooled, block, hidden, cell)"):
         Runtime(rewritten(copied(mixed, tmp_path / "lstm"), {"common/gate.onnx": gate_model(weights)}))
+    with refuses(BundleError, "gate", "has an input 'hidden', expected pooled, block;"):
+        Runtime(rewritten(copied(mixed, tmp_path / "stateless"), {}, edit))
 
 
 # The loops
