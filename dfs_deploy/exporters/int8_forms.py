@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.calibration import ALWAYS, STATIC, CalibratedRange, Ranges, block_ranges
 from dfs_deploy.exporters.int8 import Grid, Int8Part
 from dfs_deploy.exporters.int8_choice import Chosen, choose, choose_for_tensorrt
@@ -37,6 +38,11 @@ class FormKey:
     option: int
     takes: Grid | None
     gives: Grid | None
+
+    @property
+    def layout(self) -> Layout:
+        """Layout in which the features arrive."""
+        return "float32" if self.takes is None else "uint8"
 
 
 @dataclass

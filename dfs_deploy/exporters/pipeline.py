@@ -265,9 +265,9 @@ def export(
         write_whole(single, model)
         _log_line(f"{single}: {len(model)} bytes written")
     notes = () if data is None else data.notes
-    names = _option_names(network)
+    option_names = _option_names(network)
     kept = tuple(
-        f"{key.runtime}, {chosen} (option {names[key.option]}, from {'float32' if key.takes is None else 'uint8'})"
+        f"{key.runtime}, {chosen} (option {option_names[key.option]}, from {key.layout})"
         for key, chosen in forms.chosen.items()
         if chosen.kept
     )
