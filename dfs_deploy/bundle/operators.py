@@ -22,11 +22,11 @@ LARGEST_WINDOW = 32
 pixels, and no weights in the file bound the work of a pool."""
 
 LARGEST_REACH = 128
-"""Most rows or columns from the first to the last value of a dilated window."""
+"""Most rows or columns from the first to the last value of a dilated window, and of padding on a side."""
 
 WINDOWS = (
     f"windows and strides of up to {LARGEST_WINDOW} rows and columns, that reach over up to {LARGEST_REACH} if they are"
-    " dilated, with no more padding on a side than they reach over"
+    " dilated, and as much padding on a side"
 )
 """Windows that ``fits_window`` allows, in a message."""
 
@@ -97,7 +97,7 @@ def fits_window(kernel: Sequence[int], strides: Sequence[int], dilations: Sequen
     if not all(1 <= each <= LARGEST_WINDOW for each in (*kernel, *strides)) or min(dilations) < 1:
         return False
     reach = [(size - 1) * apart + 1 for size, apart in zip(kernel, dilations, strict=True)]
-    return max(reach) <= LARGEST_REACH and all(0 <= pad <= most for pad, most in zip(pads, reach * 2, strict=True))
+    return max(reach) <= LARGEST_REACH and all(0 <= pad <= LARGEST_REACH for pad in pads)
 
 
 def words(shapes: Sequence[Shape | None]) -> str:
@@ -157,7 +157,7 @@ def _windows(call: Call, size: Sequence[int], kernel: Sequence[int]) -> list[int
     for i, length in enumerate(size):
         before, after, reach = pads[i], pads[i + 2], (kernel[i] - 1) * dilations[i] + 1
         left = length + before + after - reach
-        call.require(left >= 0)
+        call.require(left >= 0 and (call.operator == "Conv" or max(before, after) <= reach))
         steps = -(-left // strides[i]) if ceil else left // strides[i]
         if ceil and steps * strides[i] >= length + before:  # the last window would lie in the padding
             steps -= 1

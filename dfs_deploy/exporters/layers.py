@@ -129,8 +129,7 @@ def check_operators(graphs: NetworkGraphs, tensors: Mapping[str, Tensor]) -> Non
             kernel, strides, dilations, pads = map(tuple, window)
             raise UsageError(
                 f"layer {node.name} is a {node.operator} with a window of {kernel}, strides {strides}, dilations"
-                f" {dilations} and padding {pads}; engines have {WINDOWS}; change the layer, or pad in a layer of its"
-                " own before it"
+                f" {dilations} and padding {pads}; engines have {WINDOWS}; change the layer"
             )
 
 

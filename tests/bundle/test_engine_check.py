@@ -290,7 +290,15 @@ HOSTILE: dict[str, tuple[Build, str]] = {
     "a convolution that pads itself": (lambda: convolution(auto_pad="SAME_UPPER"), "Conv"),
     "a convolution with a padded point": (
         lambda: convolution(np.zeros((4, 4, 1, 1), np.float32), kernel_shape=[1, 1], pads=[3] * 4),
+        "784 values",
+    ),
+    "a convolution with more padding than any": (
+        lambda: convolution(np.zeros((4, 4, 1, 1), np.float32), kernel_shape=[1, 1], pads=[0, 0, 0, 129]),
         "Conv",
+    ),
+    "a pool that sees padding only": (
+        lambda: model([node("MaxPool", "features", kernel_shape=[1, 1], pads=[0, 2, 0, 0])]),
+        "MaxPool",
     ),
     "a convolution with another bias": (
         lambda: changed(lambda m: m.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.zeros(8, "f4"), "bias"))),
@@ -367,6 +375,7 @@ NODES: dict[str, tuple[onnx.NodeProto, dict[str, Any]]] = {
                 ((5, 4, 1, 1), {"pads": [1, 0, 0, 1]}),
                 ((5, 4, 8, 9), {}),
                 ((5, 4, 13, 13), {"pads": [6] * 4}),
+                ((5, 4, 1, 3), {"pads": [2, 4, 3, 7]}),
                 ((5, 4, 32, 32), {"pads": [12, 12, 12, 13], "strides": [8, 8]}),
             ]
         ],

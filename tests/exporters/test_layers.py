@@ -78,6 +78,9 @@ CASES = {
     "conv of groups, strided, dilated, padded unevenly": one(
         "conv", {"weight": "g.weight"}, stride=(2, 1), padding=(0, 2, 3, 1), dilation=(2, 1), groups=3
     ),
+    "conv padded beyond its window": one(
+        "conv", {"weight": "g.weight"}, stride=(2, 1), padding=(5, 0, 0, 9), dilation=(1, 1), groups=3
+    ),
     "depthwise conv": one(
         "conv", {"weight": "d.weight"}, stride=(2, 2), padding=(1, 2, 2, 2), dilation=(1, 1), groups=6
     ),
@@ -136,9 +139,9 @@ def test_an_unknown_operator_is_refused_by_name() -> None:
 
 
 WINDOWS_BEYOND = {
-    "a convolution with more padding than its window": (
-        one("conv", {"weight": "c.weight"}, **{**CONV, "padding": (4, 4, 4, 4)}),
-        r"window of \(3, 3\).*padding \(4, 4, 4, 4\)",
+    "a convolution with more padding than any": (
+        one("conv", {"weight": "c.weight"}, **{**CONV, "padding": (4, 4, 129, 4)}),
+        r"window of \(3, 3\).*padding \(4, 4, 129, 4\)",
     ),
     "a convolution of a huge kernel": (one("conv", {"weight": "huge"}, **CONV), r"window of \(33, 3\)"),
     "a convolution of a huge stride": (
@@ -162,7 +165,7 @@ def test_a_window_that_no_bundle_may_hold_is_refused_by_name(what: str) -> None:
 
 
 def test_the_largest_windows_pass() -> None:
-    patches = one("conv", {"weight": "huge"}, **{**CONV, "stride": (32, 32), "padding": (0, 32, 5, 0)})
+    patches = one("conv", {"weight": "huge"}, **{**CONV, "stride": (32, 32), "padding": (0, 128, 5, 0)})
     pool = one("max_pool", **{**POOL, "kernel": (32, 17)}, dilation=(4, 1))
     for node in (patches, pool, *CASES.values()):
         graphs = NetworkGraphs(chain(node), (), Graph(), "channel", 32)
@@ -222,19 +225,19 @@ def test_a_normalisation_of_features_without_a_map_is_a_linear_layer() -> None:
 
 @pytest.mark.parametrize("bits", [8, 32])
 def test_zeros_before_a_convolution_become_its_padding(bits: int) -> None:
-    pad = Node("pad", "pad", ("input",), {}, {"pads": (0, 1, 0, 0, 2, 2)})
+    pad = Node("pad", "pad", ("input",), {}, {"pads": (0, 1, 0, 0, 2, 3)})
     conv = Node("conv", "conv", ("pad",), {"weight": "c.weight"}, CONV)
     network = of(chain(pad, conv))
     network.ranges.low[0], network.ranges.high[0] = -2.0, 1.5
     part = fold("part", network.graphs.stem, network, bits, SHAPE)
     (layer,) = part.layers
-    assert layer.inputs == ("input",) and layer.numbers("padding") == (2, 1, 3, 3)
+    assert layer.inputs == ("input",) and layer.numbers("padding") == (2, 1, 3, 4)
     expected = network.compute(network.graphs.stem, images(), bits, round_inputs=False).numpy()
     np.testing.assert_allclose(run(part, images()), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_zeros_beyond_the_reach_of_a_convolution_stay() -> None:
-    pad = Node("pad", "pad", ("input",), {}, {"pads": (0, 2, 2, 0, 2, 3)})
+def test_more_zeros_than_a_convolution_may_pad_with_stay() -> None:
+    pad = Node("pad", "pad", ("input",), {}, {"pads": (0, 2, 2, 0, 2, 128)})
     conv = Node("conv", "conv", ("pad",), {"weight": "c.weight"}, CONV)
     network = of(chain(pad, conv))
     part = fold("part", network.graphs.stem, network, 32, SHAPE)
