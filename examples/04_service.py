@@ -57,7 +57,7 @@ class Metrics:
         self.decisions = Counter("dfs_block_decisions", "Blocks by option.", ["option"], registry=self.registry)
         self.computation = Histogram(
             "dfs_computation_percentage",
-            "Of every gated block in full precision, an image.",
+            "Of every decided block in full precision, an image.",
             buckets=range(0, 101, 10),
             registry=self.registry,
         )

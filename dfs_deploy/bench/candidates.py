@@ -325,8 +325,14 @@ def _forced(
     beat it, so what dispatch takes beyond it is the cost of control flow (Zhang et al., Cocktailer, OSDI 2023).
     """
     patterns = forced_patterns(bundle.options)
-    if bundle.policy is not None or not patterns:
-        why = f"options {bundle.options}, none of which skips" if bundle.policy is None else "a static policy"
+    why = ""
+    if bundle.policy is not None:
+        why = "a static policy"
+    elif not patterns:
+        why = f"options {bundle.options}, none of which skips"
+    elif not bundle.architecture.skippable(bundle.options):
+        why = "no block that the gate may skip"
+    if why:
         raise UsageError(f"{bundle.path} has {why}, expected a gate that may skip; leave --forced out")
     for pattern in patterns:
         row = spread_path(pattern.share, pattern.option, bundle.architecture, bundle.options)

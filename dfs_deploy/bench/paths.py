@@ -98,8 +98,8 @@ def forced_paths(
 ) -> tuple[ForcedPath, ...]:
     """Compares forced paths with their traces and with the static engine of their precision.
 
-    The protocol is that of Cocktailer (Zhang et al., OSDI 2023): none to all of the gated blocks run, evenly spread.
-    The cost of control flow is what the dispatched path takes beyond the same path as one engine.
+    The protocol is that of Cocktailer (Zhang et al., OSDI 2023): none to all of the blocks that may be skipped run,
+    evenly spread. The cost of control flow is what the dispatched path takes beyond the same path as one engine.
 
     Args:
         options: options of the bundle.

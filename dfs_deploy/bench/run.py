@@ -83,7 +83,8 @@ def bench(
         prepared: whether to run engines prepared for this machine.
         budget: computation that the dynamic network is to hold, 0 to 1; ``None`` for the gate as trained.
         all_budgets: whether to time the network at every budget that was calibrated, too, in the same rounds.
-        forced: whether to time forced paths and their traces as well, with none to all of the gated blocks run.
+        forced: whether to time forced paths and their traces as well, in which none to all of the blocks run
+            that may be skipped.
         seed: seed of the order of inputs.
         min_seconds: measured seconds per case, on average.
         max_seconds: the same, at most, if the run has to be extended; ``None`` for four times ``min_seconds``.

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from dfs_deploy.bundle.engines import walk
-from dfs_deploy.bundle.manifest import MAX_BUNDLE, Manifest, RuntimeEngines, RuntimeName
+from dfs_deploy.bundle.manifest import MAX_BUNDLE, MAX_FILE, Manifest, RuntimeEngines, RuntimeName
 from dfs_deploy.options import Option, Options
 
 
@@ -22,6 +22,9 @@ def contradictions(manifest: Manifest, options: Options) -> Iterator[str]:
     size = sum(record.size for record in manifest.files.values())
     if size > MAX_BUNDLE:
         yield f"files of {size:,} bytes together, at most {MAX_BUNDLE:,} are read"
+    for name, record in manifest.files.items():
+        if record.size > MAX_FILE and name != manifest.weights:
+            yield f"{name} has {record.size:,} bytes, at most {MAX_FILE:,} are read"
     for named in (manifest.samples, manifest.weights):
         if named is not None and named not in manifest.files:
             yield f"{named} is not among its files"

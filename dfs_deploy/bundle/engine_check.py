@@ -62,9 +62,6 @@ _LARGEST_PART = 4096
 _MEAN_PART = 512
 """Most bytes of all parts together, for each part that an engine may have."""
 
-_MOST_CONSTANTS = (1 << 31) - 1
-"""Most bytes of an engine's constants: the limit of an ONNX file."""
-
 _SHORT = 16
 """Most values of a constant whose values a rule may ask for."""
 
@@ -230,8 +227,6 @@ def _check_fields(model: Message, weights: WeightsSource | None) -> dict[str, Re
     """Checks everything but shapes; returns the references of constants, by name."""
     found = zip(model.graph.initializer, references_of(model.graph, weights), strict=True)
     references = {tensor.name: reference for tensor, reference in found if reference is not None}
-    if (total := sum(each.length for each in references.values())) > _MOST_CONSTANTS:
-        raise UnfitError(f"refers to {total:,} bytes, expected at most {_MOST_CONSTANTS:,}")
     for node in model.graph.node:
         if node.domain or node.op_type not in OPERATORS:
             name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
@@ -270,6 +265,8 @@ def _check_graph(graph: Message, use: EngineUse, references: Mapping[str, Refere
         if not call.attributes.keys() <= operator.attributes:
             raise UnfitError(f"has a node {node.op_type} with other attributes than in an export")
         made = operator.rule(call)
+        if BATCH in made[1:]:
+            raise UnfitError(f"has a node {node.op_type} that gives {words([made])}, expected images first")
         if _elements(made) > largest:
             raise UnfitError(f"has a tensor of {_elements(made):,} values, expected at most {largest:,} for an image")
         shapes[node.output[0]] = made
@@ -284,6 +281,8 @@ def _input_shapes(graph: Message, use: EngineUse) -> dict[str, Shape]:
     wanted = {name: (kind, shape) for name, kind, shape in use.takes}
     for value in graph.input:
         kind, shape = wanted.get("" if "" in wanted else value.name, (0, ()))
+        if not kind:
+            raise UnfitError(f"has an input {value.name!r}, expected {', '.join(wanted)}")
         tensor = value.type.tensor_type
         named = [dim.dim_param or not dim.dim_value for dim in tensor.shape.dim]
         sizes = tuple(BATCH if unknown else dim.dim_value for unknown, dim in zip(named, tensor.shape.dim, strict=True))
@@ -293,7 +292,8 @@ def _input_shapes(graph: Message, use: EngineUse) -> dict[str, Shape]:
             raise UnfitError(f"takes {words([sizes])} of type {tensor.elem_type}, expected {words([shape])} of {kind}")
         found[value.name] = shape
     if len(found) != len(wanted) or len(graph.input) != len(wanted):
-        raise UnfitError(f"has {len(graph.input)} inputs, expected {len(wanted)}")
+        names = f" ({', '.join(wanted)})" if len(wanted) > 1 else ""
+        raise UnfitError(f"has {len(graph.input)} inputs, expected {len(wanted)}{names}")
     return found
 
 

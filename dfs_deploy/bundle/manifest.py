@@ -33,7 +33,7 @@ Layout = Literal["float32", "uint8"]
 RuntimeName = Annotated[str, Meta(pattern=r"^(onnxruntime|tensorrt)\Z")]
 
 MAX_FILE = 1 << 30
-"""Most bytes of a file of a bundle."""
+"""Most bytes of a file of a bundle, except that of the weights, which are read one by one."""
 
 MAX_BUNDLE = 16 << 30
 """Most bytes of all files of a bundle."""
@@ -62,7 +62,7 @@ class FileRecord(_Record, frozen=True, kw_only=True):
     """SHA-256 and size in bytes of a file of the bundle."""
 
     sha256: Digest
-    size: Annotated[int, Meta(ge=0, le=MAX_FILE)]
+    size: Annotated[int, Meta(ge=0, le=MAX_BUNDLE)]
 
 
 class Engine(_Record, frozen=True, kw_only=True):
@@ -140,7 +140,8 @@ class RangeRecord(_Record, frozen=True, kw_only=True):
 
     Attributes:
         block: index of the block.
-        option: name of the option, or ``static`` for the static INT8 baseline.
+        option: name of the option; ``always`` for what runs the same way whatever the gate decides (stem, head and
+            skips), or ``static`` for the static INT8 baseline.
         tensor: name of a value in the block's graphs: the name of the node that makes it, ``input`` or ``output``.
         low: least value.
         high: greatest value.
@@ -183,7 +184,7 @@ class AccuracyRecord(_Record, frozen=True, kw_only=True):
         computation_percentage_reference: mean over the samples, in the reference.
         computation_percentage_bundle: mean over the samples, in the bundle.
         max_abs_logit_error: largest absolute difference of a logit.
-        option_share: share of samples that took each option in the bundle, per gated block.
+        option_share: share of samples that took each option in the bundle, for each block after the first.
     """
 
     data: Name
@@ -202,7 +203,7 @@ class BudgetRecord(_Record, frozen=True, kw_only=True):
     """Operating point of the gate, measured on calibration data with the bundle's runtime.
 
     Attributes:
-        budget: requested computation, as a share of running every gated block in full precision.
+        budget: requested computation, as a share of running every decided block in full precision.
         bias: bias that reaches the budget: ``bias`` times the cost of an option is subtracted from its score; negative
             if the network is to compute more than it was trained for.
         computation_percentage: measured computation, mean over the samples.

@@ -17,17 +17,18 @@ BATCH = -1
 
 Shape = tuple[int, ...]
 
-LARGEST_KERNEL = 11
-"""Most rows or columns of a convolution's kernel."""
-
-LARGEST_STRIDE = 4
-"""Largest stride of a convolution."""
-
-LARGEST_POOL = 16
-"""Most rows or columns of a pool's window, and its largest stride: no weights in the file bound its work."""
+LARGEST_WINDOW = 32
+"""Most rows or columns of the window of a convolution or pool, and its largest stride: a stem may read patches of 32
+pixels, and no weights in the file bound the work of a pool."""
 
 LARGEST_REACH = 128
-"""Most rows or columns between the first and the last value of a dilated window."""
+"""Most rows or columns from the first to the last value of a dilated window, and of padding on a side."""
+
+WINDOWS = (
+    f"windows and strides of up to {LARGEST_WINDOW} rows and columns, that reach over up to {LARGEST_REACH} if they are"
+    " dilated, and as much padding on a side"
+)
+"""Windows that ``fits_window`` allows, in a message."""
 
 MOST_JOINED = 64
 """Most inputs of a concatenation."""
@@ -59,10 +60,10 @@ class Call:
         seen = ", ".join(f"{name} {value!r}" for name, value in self.attributes.items())
         return UnfitError(f"has a node {self.operator} of {words(self.shapes)} ({seen or 'no attributes'})")
 
-    def numbers(self, name: str, default: Sequence[int] | None, allowed: range) -> list[int]:
-        """An attribute that holds several integers, each within a range."""
+    def numbers(self, name: str, default: Sequence[int] | None = None) -> list[int]:
+        """An attribute that holds several integers."""
         value = self.attributes.get(name, default)
-        if not isinstance(value, Sequence) or isinstance(value, bytes) or not all(each in allowed for each in value):
+        if not isinstance(value, Sequence) or isinstance(value, bytes):
             raise self.unfit()
         return list(value)
 
@@ -80,6 +81,23 @@ class Operator:
     inputs: range
     rule: Callable[[Call], Shape]
     attributes: frozenset[str] = frozenset()
+
+
+def fits_window(kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], pads: Sequence[int]) -> bool:
+    """Whether an engine may have such a convolution or pool.
+
+    Args:
+        kernel: rows and columns of its window.
+        strides: rows and columns from one window to the next.
+        dilations: rows and columns from one value of a window to the next; 1 without gaps.
+        pads: rows and columns of padding, before (top, left) and then after (bottom, right).
+    """
+    if [len(each) for each in (kernel, strides, dilations, pads)] != [2, 2, 2, 4]:
+        return False
+    if not all(1 <= each <= LARGEST_WINDOW for each in (*kernel, *strides)) or min(dilations) < 1:
+        return False
+    reach = [(size - 1) * apart + 1 for size, apart in zip(kernel, dilations, strict=True)]
+    return max(reach) <= LARGEST_REACH and all(0 <= pad <= LARGEST_REACH for pad in pads)
 
 
 def words(shapes: Sequence[Shape | None]) -> str:
@@ -118,30 +136,28 @@ def _convolution(call: Call) -> Shape:
     if not isinstance(groups, int) or groups < 1 or x[1] != taken * groups or channels % groups:
         raise call.unfit()
     call.require(call.attributes.get("kernel_shape", kernel) == kernel and bias in ([], [(channels,)]))
-    return (x[0], channels, *_windows(call, x[2:], kernel, LARGEST_KERNEL, LARGEST_STRIDE))
+    return (x[0], channels, *_windows(call, x[2:], kernel))
 
 
 def _pool(call: Call) -> Shape:
     x = call.shapes[0]
-    kernel = call.numbers("kernel_shape", None, range(1, LARGEST_POOL + 1))
-    call.require(len(x) == 4 and len(kernel) == 2)
+    kernel = call.numbers("kernel_shape")
+    call.require(len(x) == 4)
     call.flag("count_include_pad")
-    return (*x[:2], *_windows(call, x[2:], kernel, LARGEST_POOL, LARGEST_POOL))
+    return (*x[:2], *_windows(call, x[2:], kernel))
 
 
-def _windows(call: Call, size: Sequence[int], kernel: Sequence[int], largest: int, stride: int) -> list[int]:
+def _windows(call: Call, size: Sequence[int], kernel: Sequence[int]) -> list[int]:
     """Rows and columns of what a window gives that moves over a map."""
     call.require(call.attributes.get("auto_pad", b"NOTSET") == b"NOTSET")
-    call.require(all(1 <= each <= largest for each in kernel))
-    strides = call.numbers("strides", (1, 1), range(1, stride + 1))
-    dilations = call.numbers("dilations", (1, 1), range(1, LARGEST_REACH))
-    pads = call.numbers("pads", (0,) * 4, range(LARGEST_REACH + 1))
-    call.require(len(strides) == 2 and len(dilations) == 2 and len(pads) == 4)
+    strides, dilations = (call.numbers(name, (1, 1)) for name in ("strides", "dilations"))
+    pads = call.numbers("pads", (0,) * 4)
+    call.require(fits_window(kernel, strides, dilations, pads))
     ceil, given = call.flag("ceil_mode"), []
     for i, length in enumerate(size):
         before, after, reach = pads[i], pads[i + 2], (kernel[i] - 1) * dilations[i] + 1
         left = length + before + after - reach
-        call.require(left >= 0 and reach <= LARGEST_REACH and max(before, after) <= reach)
+        call.require(left >= 0 and (call.operator == "Conv" or max(before, after) <= reach))
         steps = -(-left // strides[i]) if ceil else left // strides[i]
         if ceil and steps * strides[i] >= length + before:  # the last window would lie in the padding
             steps -= 1
@@ -195,7 +211,7 @@ def _transposed(call: Call) -> Shape:
 
 def _element(call: Call) -> Shape:
     data, index = call.shapes
-    call.require(index == () and len(data) >= 1 and call.attributes.get("axis", 0) == 0)
+    call.require(index == () and len(data) >= 1 and BATCH not in data and call.attributes.get("axis", 0) == 0)
     return data[1:]
 
 

@@ -33,6 +33,9 @@ LEAST_SHARED = 256
 ALIGNMENT = 64
 """Every tensor begins at a multiple of this number of bytes."""
 
+MOST_CONSTANTS = (1 << 31) - 1
+"""Most bytes that one model may refer to: the limit of an ONNX file."""
+
 _HEAD = 1024
 """First bytes of a file that show what it is instead."""
 
@@ -270,8 +273,15 @@ def reference_of(tensor: Message, weights: WeightsSource | None) -> Reference | 
 
 
 def references_of(graph: Message, weights: WeightsSource | None) -> list[Reference | None]:
-    """Reference of each constant of a graph, checked as in ``reference_of``; raises UnfitError if two overlap."""
+    """Reference of each constant of a graph, checked as in ``reference_of``.
+
+    Raises:
+        UnfitError: one is not as it should be, two overlap, or they are of more bytes than a model can hold, each
+            counted as often as it is named.
+    """
     references = [reference_of(tensor, weights) for tensor in graph.initializer]
+    if (total := sum(each.length for each in references if each is not None)) > MOST_CONSTANTS:
+        raise UnfitError(f"refers to {total:,} bytes, expected at most {MOST_CONSTANTS:,}")
     for before, after in pairwise(sorted(set(filter(None, references)))):
         if before.offset + before.length > after.offset:
             raise UnfitError(f"has constants that overlap in the file of weights, at {after.offset:,}")
@@ -287,7 +297,7 @@ def inlined(model: bytes, weights: WeightsSource | None, name: str) -> bytes:
         name: name of the model in messages.
 
     Raises:
-        BundleError: it is no model, or a reference leads elsewhere.
+        BundleError: it is no model, a reference leads elsewhere, or they are of more bytes than a model can hold.
     """
     if weights is None:
         return model

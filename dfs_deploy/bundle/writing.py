@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from dfs_deploy.bundle.artefact import Bundle, foreign_entries, is_litter_entry, read_head
-from dfs_deploy.bundle.manifest import FORMAT, MANIFEST, FileRecord, Manifest
+from dfs_deploy.bundle.manifest import FORMAT, MANIFEST, MAX_BUNDLE, FileRecord, Manifest
 from dfs_deploy.bundle.weights import WEIGHTS, share_weights
 from dfs_deploy.errors import BundleError, UsageError
 from dfs_deploy.io.files import (
@@ -34,8 +34,14 @@ def sharing_weights(manifest: Manifest, files: Mapping[str, bytes]) -> tuple[Man
 
     Raises:
         BundleError: a file ends in ``.onnx`` and is no model.
+        UsageError: they are of more bytes than a bundle may have.
     """
     shared, weights = share_weights(files)
+    if len(weights) > MAX_BUNDLE:
+        raise UsageError(
+            f"the engines have {len(weights):,} bytes of different weights together, expected at most {MAX_BUNDLE:,};"
+            " leave out options, targets or runtimes"
+        )
     if not weights:
         return manifest, dict(files)
     return msgspec.structs.replace(manifest, weights=WEIGHTS), {**shared, WEIGHTS: weights}

@@ -207,7 +207,7 @@ def _notes(result: BenchResult) -> Iterator[str]:
     yield from (f"note: {note}" for note in result.notes)
     dfs = result.dynamic
     if dfs.computation_percentage is not None:
-        yield f"computation: {dfs.computation_percentage:.1f} % of running every gated block in full precision"
+        yield f"computation: {dfs.computation_percentage:.1f} % of running every decided block in full precision"
     if dfs.engine_ms is not None and dfs.gate_us is not None and dfs.gate_share is not None:
         interval = dfs.dispatch_efficiency_interval
         within = "" if interval is None else f" ({interval.low:.2f} to {interval.high:.2f})"

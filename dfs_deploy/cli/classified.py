@@ -28,7 +28,7 @@ class Classified:
         name: name of that class; ``None`` if the bundle has no class names.
         probability: softmax probability of that class.
         path: option that each gated block ran.
-        computation_percentage: computation of the path, in percent of every gated block in full precision.
+        computation_percentage: computation of the path, in percent of every decided block in full precision.
     """
 
     index: int

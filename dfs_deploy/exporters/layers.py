@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from dfs_deploy.bundle.operators import WINDOWS, fits_window
 from dfs_deploy.errors import InternalError, UsageError
 from dfs_deploy.exporters.graph import GraphBuilder
 from dfs_deploy.exporters.split import Layer, Part
-from dfs_deploy.models.graph import INPUT, NetworkGraphs
+from dfs_deploy.models.graph import INPUT, NetworkGraphs, Node
 
 Float = type[np.floating[Any]]
 
@@ -106,11 +108,15 @@ def float_layer(
     return WRITERS[layer.operator](Writing(graph, layer, sizes, dtype, prefix), inputs)
 
 
-def check_operators(graphs: NetworkGraphs) -> None:
-    """Refuses a network that no engines can be written of.
+def check_operators(graphs: NetworkGraphs, tensors: Mapping[str, Tensor]) -> None:
+    """Refuses a network that no engines can be written of, or none that a bundle may hold.
+
+    Args:
+        graphs: graphs of the network.
+        tensors: its tensors, by name.
 
     Raises:
-        UsageError: an operator outside the set.
+        UsageError: an operator outside the set, or a window beyond the limits of an engine.
     """
     for node in graphs.whole.nodes:
         if node.operator not in WRITERS and node.operator not in _FOLDED:
@@ -118,6 +124,24 @@ def check_operators(graphs: NetworkGraphs) -> None:
                 f"layer {node.name} is a {node.operator}, which no engine can be written of; replace it by"
                 f" {', '.join(WRITERS)}"
             )
+        window = _window_of(node, tensors)
+        if window is not None and not fits_window(*window):
+            kernel, strides, dilations, pads = map(tuple, window)
+            raise UsageError(
+                f"layer {node.name} is a {node.operator} with a window of {kernel}, strides {strides}, dilations"
+                f" {dilations} and padding {pads}; engines have {WINDOWS}; change the layer"
+            )
+
+
+def _window_of(node: Node, tensors: Mapping[str, Tensor]) -> tuple[Sequence[int], ...] | None:
+    """Kernel, strides, dilations and padding (before, then after) of a convolution or pool; ``None`` of other nodes."""
+    if node.operator == "conv":
+        kernel = tensors[node.tensors["weight"]].shape[2:]
+        return kernel, node.numbers("stride"), node.numbers("dilation"), node.numbers("padding")
+    if node.operator in ("max_pool", "avg_pool"):
+        dilation = node.numbers("dilation") if "dilation" in node.attributes else (1, 1)
+        return node.numbers("kernel"), node.numbers("stride"), dilation, node.numbers("padding") * 2
+    return None
 
 
 def conv_attributes(layer: Layer) -> dict[str, Any]:

@@ -48,6 +48,7 @@ from dfs_deploy.io.json_files import LONGEST_NAME
 from dfs_deploy.io.kinds import JOB_FILE
 from dfs_deploy.io.text import one_line
 from dfs_deploy.models import DFSNetwork
+from dfs_deploy.models.graph import named_tensors
 from dfs_deploy.models.threads import torch_threads
 from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_precision, parse_targets
 from dfs_deploy.preprocessing import InputContract
@@ -79,7 +80,7 @@ class Exported:
         single_file: path of the whole network as one ONNX file; ``None`` if it was not asked for.
         notes: assumptions and remarks about the calibration data, one line each.
         replaced: name of another checkpoint, whose bundle stood in this one's place; ``None`` if there was none.
-        kept_in_float: layers that an INT8 engine computes in float, since measured errors say so, one line per engine.
+        kept_in_float: layers that an INT8 engine computes in float, since measured errors say so, one line per file.
     """
 
     bundle: Bundle
@@ -167,7 +168,7 @@ def export(
             for the kind of this machine's CPU.
         weight_bits: 8 or 7, whatever the CPU; ``None`` for those that suit ``target_cpu``.
         seed: seed of the draw.
-        budgets: shares of running every gated block in full precision that the bundle shall be able to hold at run
+        budgets: shares of running every decided block in full precision that the bundle shall be able to hold at run
             time, calibrated on the data; ``None`` for none.
         single_file: path at which to write, besides the bundle, the whole network as one ONNX file with ``If``
             operators; ``None`` for nowhere.
@@ -203,7 +204,7 @@ def export(
         names = () if isinstance(calibration_data, str | Path | None) else calibration_data.class_names
         source = open_source(checkpoint, options, facts, contract, names)
         network, contract = source.network, source.input
-        check_operators(network.graphs)
+        check_operators(network.graphs, named_tensors(network.net))
         _log_line(f"{source.name}: {network.architecture.name} of format {source.format}, options {network.options}")
         data = _load_data(calibration_data, source, calibration_samples, seed)
         held = None if budgets is None else _check_budgets(budgets, network, data, made_for)
@@ -264,7 +265,12 @@ def export(
         write_whole(single, model)
         _log_line(f"{single}: {len(model)} bytes written")
     notes = () if data is None else data.notes
-    kept = tuple(f"{runtime}, {chosen}" for (runtime, *_), chosen in forms.chosen.items() if chosen.kept)
+    option_names = _option_names(network)
+    kept = tuple(
+        f"{key.runtime}, {chosen} (option {option_names[key.option]}, from {key.layout})"
+        for key, chosen in forms.chosen.items()
+        if chosen.kept
+    )
     for line in kept:
         _log_line(line)
     return Exported(Bundle(out), validation, comparison, source.assumptions, single, notes, replaced, kept)
@@ -442,10 +448,15 @@ def _substitutions(options: Iterable[Option], targets: Sequence[Precision]) -> l
     return records
 
 
+def _option_names(network: DFSNetwork) -> dict[int, str]:
+    """Names of the options that calibration knows, by index."""
+    return {STATIC: "static", ALWAYS: "always", **dict(enumerate(network.options.names))}
+
+
 def _calibration_record(
     network: DFSNetwork, ranges: Ranges, data: AnyImages | None, method: str, seed: int, weight_bits: WeightBits
 ) -> schema.CalibrationRecord:
-    names = {STATIC: "static", ALWAYS: "always", **dict(enumerate(network.options.names))}
+    names = _option_names(network)
     return schema.CalibrationRecord(
         method=method,
         data=None if data is None else _name(data.name),

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dfs_deploy.bundle.operators import fits_window
 from dfs_deploy.calibration import Range
 from dfs_deploy.errors import InternalError
 from dfs_deploy.models import DFSNetwork
@@ -75,12 +76,14 @@ class Part:
         layers: the operations, each after those whose values it reads.
         output: name of the value that it gives; ``input`` if it passes its input on.
         sizes: shape without the batch of every value, by name, the input included.
+        bits: bitwidth of the option whose weights it has.
     """
 
     name: str
     layers: tuple[Layer, ...]
     output: str
     sizes: Mapping[str, tuple[int, ...]]
+    bits: int = FULL_BITS
 
     @property
     def in_shape(self) -> tuple[int, ...]:
@@ -189,7 +192,7 @@ def fold(name: str, graph: Graph, network: DFSNetwork, bits: int, shape: Sequenc
             folding.add(node)
     folding.merge_padding()
     layers = tuple(folding.layers.values())
-    return Part(name, layers, graph.output, {value: sizes[value] for value in (INPUT, *folding.layers)})
+    return Part(name, layers, graph.output, {value: sizes[value] for value in (INPUT, *folding.layers)}, bits)
 
 
 def _without_dropout(graph: Graph) -> Graph:
@@ -271,19 +274,26 @@ class _Folding:
             readers = [layer for layer in self.layers.values() if pad.name in layer.inputs]
             others = self.readers[pad.name] - len(readers)  # it is the part's output
             negative = min(top, left, bottom, right) < 0
-            if before_c or after_c or negative or others or not all(map(_takes_padding, readers)):
+            padded = [_padded(layer, (top, left, bottom, right)) for layer in readers]
+            if before_c or after_c or negative or others or None in padded:
                 continue
             del self.layers[pad.name]
-            for conv in readers:
-                sides = zip(conv.numbers("padding"), (top, left, bottom, right), strict=True)
-                attributes = {**conv.attributes, "padding": tuple(own + more for own, more in sides)}
-                self.layers[conv.name] = replace(conv, inputs=pad.inputs, attributes=attributes)
+            for conv in filter(None, padded):
+                self.layers[conv.name] = replace(conv, inputs=pad.inputs)
 
 
-def _takes_padding(layer: Layer) -> bool:
-    """Whether zeros around a layer's input may become its padding: it would clamp them, but not its own padding."""
-    kept = layer.saturates is None or layer.saturates.low <= 0.0 <= layer.saturates.high
-    return layer.operator == "conv" and kept
+def _padded(layer: Layer, sides: Sequence[int]) -> Layer | None:
+    """A layer with more padding on its sides (top, left, bottom, right) in place of zeros around its input.
+
+    ``None`` if it is no convolution, clamps those zeros, or had more padding than the windows of an engine may have.
+    """
+    interval = layer.saturates
+    if layer.weight is None or layer.operator != "conv" or (interval and not interval.low <= 0.0 <= interval.high):
+        return None
+    padding = tuple(own + more for own, more in zip(layer.numbers("padding"), sides, strict=True))
+    if not fits_window(layer.weight.shape[2:], layer.numbers("stride"), layer.numbers("dilation"), padding):
+        return None
+    return replace(layer, attributes={**layer.attributes, "padding": padding})
 
 
 class _Values(TypedDict):

@@ -25,7 +25,7 @@ QDQ = ("QuantizeLinear", "DequantizeLinear")
 POOLS = ("AveragePool", "GlobalAveragePool", "MaxPool")
 ACTIVATIONS = ("Clip", "Erf", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
 SHAPES = ("Cast", "Concat", "Flatten", "Pad", "Reshape", "Slice")
-PRODUCTS = ("Conv", "Gemm", "MatMul")
+PRODUCTS = ("Conv", "Gemm")
 OPERATORS = frozenset({*PRODUCTS, "Add", "Mul", *ACTIVATIONS, *POOLS, *SHAPES, *QDQ})
 """Operators of blocks, stem and head; TensorRT reads more, and none of them belongs in these graphs."""
 

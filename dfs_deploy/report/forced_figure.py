@@ -76,7 +76,7 @@ def _panel(precision: str, paths: Sequence[ForcedPath]) -> dict[str, Any]:
             "x": {
                 "field": "share",
                 "type": "quantitative",
-                "title": "gated blocks run (%)",
+                "title": "blocks run, of those that may be skipped (%)",
                 "axis": {"values": shares},
             },
             "y": {"field": "ms", "type": "quantitative", "title": "median latency (ms)", "scale": {"zero": True}},

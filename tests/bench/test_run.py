@@ -46,6 +46,9 @@ from tests.runtimes.tensorrt.machine import building_here
 from tests.runtimes.tensorrt.machine import machine as gpu_machine
 from tests.settled import CONTRACT, settled_network
 
+NEVER_SKIPPED: Choices = {1: (["8", "16"], "free"), 2: (["8", "full"], None), 3: (["full"], "free")}
+"""Choices with which the gate decides, and never skips."""
+
 NOTHING_ELSE: dict[str, Any] = {"warm_up_seconds": 0.0, "start_ups": 0, "energy_seconds": 0.0}
 QUICK: dict[str, Any] = {"min_seconds": 0.0, "min_iterations": 3, **NOTHING_ELSE}
 
@@ -226,35 +229,44 @@ def test_progress_is_told(mixed: Made) -> None:
     assert all(0.0 <= share <= 1.0 for _, share in told)
 
 
-@pytest.mark.parametrize("forced", [False, True])
-def test_a_network_with_nothing_to_decide(tmp_path_factory: pytest.TempPathFactory, forced: bool) -> None:
+def test_a_network_with_nothing_to_decide(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("one")
     network = cifar_network(cifar_resnet((1,), (4,), 10, (3, 8, 8)), Options.parse("skip,full")).eval()
     save_checkpoint(folder / "net.pt", network, CONTRACT)
     data = labelled(network, 4)
     bundle = export(folder / "net.pt", folder / "net.dfs", targets=["fp32"], calibration_data=data).bundle
-    result = bench(bundle, data, forced=forced, **QUICK)
+    result = bench(bundle, data, **QUICK)
     json.dumps(result.as_json(), allow_nan=False)
     assert result.cases[0].computation_percentage == 100.0
     assert result.option_share == ()
+    with refuses(UsageError, "no block that the gate may skip", "--forced"):
+        bench(bundle, data, forced=True, **QUICK)
 
 
-@pytest.mark.parametrize(
-    ("choices", "skippable"), [(FIXED, 2), (MASKED, 2), (ALL_FIXED, 0)], ids=["fixed", "masked", "all fixed"]
-)
-def test_blocks_with_choices_of_their_own(mixed: Made, tmp_path: Path, choices: Choices, skippable: int) -> None:
+@pytest.mark.parametrize("choices", [FIXED, MASKED], ids=["fixed", "masked"])
+def test_blocks_with_choices_of_their_own(mixed: Made, tmp_path: Path, choices: Choices) -> None:
     bundle = Bundle(narrowed(copied(mixed, tmp_path), choices))
     result = bench(bundle, mixed.data, forced=True, **QUICK)
     json.dumps(result.as_json(), allow_nan=False)
-    assert [path.blocks for path in result.forced] == [share * skippable // 100 for share in (0, 25, 50, 75, 100)] * 2
+    assert [path.blocks for path in result.forced] == [share * 2 // 100 for share in (0, 25, 50, 75, 100)] * 2
     by_name = {case.name: case for case in result.cases}
     weights, decided = bundle.architecture.weights(bundle.options), bundle.architecture.decided(bundle.options)
     whole = by_name["dfs-forced-100-fp32"].computation_percentage
     nothing = by_name["dfs-forced-0-fp32"].computation_percentage
     assert whole == pytest.approx(100.0)
     never = sum(weights[i - 1] for i in decided if i not in bundle.architecture.skippable(bundle.options))
-    assert nothing == pytest.approx(100.0 * never / len(decided) if decided else 100.0)
-    assert (result.dynamic.gate_us == 0.0) == (not decided)
+    assert nothing == pytest.approx(100.0 * never / len(decided))
+    assert result.dynamic.gate_us
+
+
+@pytest.mark.parametrize("choices", [ALL_FIXED, NEVER_SKIPPED], ids=["all fixed", "never skipped"])
+def test_without_a_block_that_may_be_skipped_no_path_is_forced(mixed: Made, tmp_path: Path, choices: Choices) -> None:
+    """All of the paths would be the same one, under several names."""
+    bundle = Bundle(narrowed(copied(mixed, tmp_path), choices))
+    with refuses(UsageError, "no block that the gate may skip", "--forced"):
+        bench(bundle, mixed.data, forced=True, **QUICK)
+    result = bench(bundle, mixed.data, **QUICK)
+    assert (result.dynamic.gate_us == 0.0) == (choices is ALL_FIXED)
 
 
 def test_a_budget_is_held_by_the_dynamic_network_alone(mixed: Made, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import onnx
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from dfs_deploy.bundle import Bundle
+from dfs_deploy.bundle import Bundle, sharing_weights
 from dfs_deploy.bundle.weights import (
     ALIGNMENT,
     LEAST_SHARED,
@@ -24,7 +24,7 @@ from dfs_deploy.bundle.weights import (
     inlined,
     share_weights,
 )
-from dfs_deploy.errors import BundleError, DigestError
+from dfs_deploy.errors import BundleError, DigestError, UsageError
 from dfs_deploy.io.files import sha256_stream
 from dfs_deploy.runtimes import Runtime
 from tests.bundles import Made, copied, made, rewritten
@@ -232,6 +232,57 @@ def test_a_manifest_that_names_weights_it_does_not_list(mixed: Made, tmp_path: P
     path = rewritten(copied(mixed, tmp_path), {}, lambda manifest: manifest.update(weights="other.bin"))
     with refuses(BundleError, "other.bin is not among its files"):
         Bundle(path)
+
+
+def test_weights_may_be_larger_than_other_files(mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = copied(mixed, tmp_path)
+    weights = (path / WEIGHTS).stat().st_size
+    largest = max(file.stat().st_size for file in path.rglob("*.onnx"))
+    assert largest < weights
+    monkeypatch.setattr("dfs_deploy.bundle.consistency.MAX_FILE", largest)
+    Bundle(path)
+    monkeypatch.setattr("dfs_deploy.bundle.consistency.MAX_FILE", largest - 1)
+    with refuses(BundleError, f"has {largest:,} bytes, at most {largest - 1:,} are read"):
+        Bundle(path)
+
+
+def test_a_manifest_may_say_that_weights_have_two_gigabytes(mixed: Made, tmp_path: Path) -> None:
+    def enlarge(manifest: dict[str, Any]) -> None:
+        manifest["files"][WEIGHTS]["size"] = 2 << 30
+
+    path = rewritten(copied(mixed, tmp_path), {}, enlarge)
+    with refuses(DigestError, WEIGHTS, "was changed"):
+        Bundle(path)
+
+
+def test_more_weights_than_a_bundle_may_have_are_refused_with_the_cause(
+    mixed: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle(mixed.path)
+    files = {name: bundle.model(name) for name in bundle.manifest.files if name.endswith(".onnx")}
+    monkeypatch.setattr("dfs_deploy.bundle.writing.MAX_BUNDLE", 1000)
+    with refuses(UsageError, "bytes of different weights together", "leave out options"):
+        sharing_weights(bundle.manifest, files)
+
+
+class Unread:
+    """Weights of which nothing is read."""
+
+    name, size = WEIGHTS, 1 << 31
+
+    def opened(self) -> NoReturn:
+        raise AssertionError("the weights were opened")
+
+
+def test_a_model_that_names_one_tensor_too_often_is_refused_before_it_is_read() -> None:
+    """A joined path may name the same engine at every block, each within the limit."""
+    made = onnx.ModelProto()
+    for index in range(3):
+        tensor = made.graph.initializer.add(name=f"{index}", data_location=TensorProto.EXTERNAL)
+        for key, value in {"location": WEIGHTS, "offset": "0", "length": str(1 << 30)}.items():
+            tensor.external_data.add(key=key, value=value)
+    with refuses(BundleError, "net.dfs: a path", f"refers to {3 << 30:,} bytes"):
+        inlined(made.SerializeToString(), Unread(), "net.dfs: a path")
 
 
 def test_references_to_more_than_a_bundle_may_hold_are_refused(mixed: Made, monkeypatch: pytest.MonkeyPatch) -> None:

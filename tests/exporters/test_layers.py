@@ -78,6 +78,9 @@ CASES = {
     "conv of groups, strided, dilated, padded unevenly": one(
         "conv", {"weight": "g.weight"}, stride=(2, 1), padding=(0, 2, 3, 1), dilation=(2, 1), groups=3
     ),
+    "conv padded beyond its window": one(
+        "conv", {"weight": "g.weight"}, stride=(2, 1), padding=(5, 0, 0, 9), dilation=(1, 1), groups=3
+    ),
     "depthwise conv": one(
         "conv", {"weight": "d.weight"}, stride=(2, 2), padding=(1, 2, 2, 2), dilation=(1, 1), groups=6
     ),
@@ -132,7 +135,41 @@ def test_every_operator_is_written_and_tested() -> None:
 def test_an_unknown_operator_is_refused_by_name() -> None:
     graphs = NetworkGraphs(chain(one("relu"), Node("odd", "fourier", ("y",))), (), Graph(), "channel", 32)
     with pytest.raises(UsageError, match="layer odd is a fourier, which no engine"):
-        check_operators(graphs)
+        check_operators(graphs, {})
+
+
+WINDOWS_BEYOND = {
+    "a convolution with more padding than any": (
+        one("conv", {"weight": "c.weight"}, **{**CONV, "padding": (4, 4, 129, 4)}),
+        r"window of \(3, 3\).*padding \(4, 4, 129, 4\)",
+    ),
+    "a convolution of a huge kernel": (one("conv", {"weight": "huge"}, **CONV), r"window of \(33, 3\)"),
+    "a convolution of a huge stride": (
+        one("conv", {"weight": "c.weight"}, **{**CONV, "stride": (1, 40)}),
+        r"strides \(1, 40\)",
+    ),
+    "a pool of a huge window": (
+        one("avg_pool", **{**POOL, "kernel": (40, 2)}, count_padding=0),
+        r"window of \(40, 2\)",
+    ),
+    "a pool that reaches far": (one("max_pool", **POOL, dilation=(1, 64)), r"dilations \(1, 64\)"),
+}
+
+
+@pytest.mark.parametrize("what", WINDOWS_BEYOND)
+def test_a_window_that_no_bundle_may_hold_is_refused_by_name(what: str) -> None:
+    node, words = WINDOWS_BEYOND[what]
+    graphs = NetworkGraphs(chain(node), (), Graph(), "channel", 32)
+    with pytest.raises(UsageError, match=f"layer y is a {node.operator} with a .*{words}"):
+        check_operators(graphs, {**tensors(), "huge": torch.zeros(6, 6, 33, 3)})
+
+
+def test_the_largest_windows_pass() -> None:
+    patches = one("conv", {"weight": "huge"}, **{**CONV, "stride": (32, 32), "padding": (0, 128, 5, 0)})
+    pool = one("max_pool", **{**POOL, "kernel": (32, 17)}, dilation=(4, 1))
+    for node in (patches, pool, *CASES.values()):
+        graphs = NetworkGraphs(chain(node), (), Graph(), "channel", 32)
+        check_operators(graphs, {**tensors(), "huge": torch.zeros(6, 6, 32, 32)})
 
 
 def squeeze_excite() -> Graph:
@@ -196,6 +233,16 @@ def test_zeros_before_a_convolution_become_its_padding(bits: int) -> None:
     (layer,) = part.layers
     assert layer.inputs == ("input",) and layer.numbers("padding") == (2, 1, 3, 4)
     expected = network.compute(network.graphs.stem, images(), bits, round_inputs=False).numpy()
+    np.testing.assert_allclose(run(part, images()), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_more_zeros_than_a_convolution_may_pad_with_stay() -> None:
+    pad = Node("pad", "pad", ("input",), {}, {"pads": (0, 2, 2, 0, 2, 128)})
+    conv = Node("conv", "conv", ("pad",), {"weight": "c.weight"}, CONV)
+    network = of(chain(pad, conv))
+    part = fold("part", network.graphs.stem, network, 32, SHAPE)
+    assert [layer.operator for layer in part.layers] == ["pad", "conv"]
+    expected = network.compute(network.graphs.stem, images()).numpy()
     np.testing.assert_allclose(run(part, images()), expected, rtol=1e-4, atol=1e-5)
 
 

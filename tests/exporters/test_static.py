@@ -74,6 +74,18 @@ def test_without_data_the_first_block_stays_in_float(network: DFSNetwork) -> Non
     assert constants["block_1_blocks.1.norm1_weight"] == onnx.TensorProto.INT8
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])
+def test_without_data_the_blocks_borrow_ranges_and_no_weights(runtime: str) -> None:
+    """The option whose ranges they borrow has weights of 16 levels, and its engines are written first."""
+    network = settled_network("skip,4,full", blocks=2, widths=(4, 8, 16))
+    model, *_ = static_engines(network, from_checkpoint(network, [1]), runtime)
+    for tensor in onnx.load_from_string(model).graph.initializer:
+        if tensor.name.startswith("block_") and tensor.name.endswith("norm1_weight"):
+            weight = onnx.numpy_helper.to_array(tensor)
+            assert weight.dtype == np.int8
+            assert max(len(np.unique(channel)) for channel in weight) > 16, tensor.name
+
+
 def test_the_static_int8_engine_convolves_in_integers_throughout(network: DFSNetwork, tmp_path: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

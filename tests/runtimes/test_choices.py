@@ -198,8 +198,10 @@ def test_weights_of_another_kind_of_gate_are_refused(mixed: Made, tmp_path: Path
     bundle = rewritten(copied(mixed, tmp_path), {"common/gate.onnx": gate_model(wrong)}, edit)
     with refuses(BundleError, "gate", "other shapes"):
         Runtime(bundle)
-    with refuses(BundleError, "gate"):
+    with refuses(BundleError, "gate", "has 2 inputs, expected 4 (pooled, block, hidden, cell)"):
         Runtime(rewritten(copied(mixed, tmp_path / "lstm"), {"common/gate.onnx": gate_model(weights)}))
+    with refuses(BundleError, "gate", "has an input 'hidden', expected pooled, block;"):
+        Runtime(rewritten(copied(mixed, tmp_path / "stateless"), {}, edit))
 
 
 # The loops
@@ -267,3 +269,30 @@ def test_the_compiled_loop_refuses_what_it_cannot_run() -> None:
     for start in (-1, 1):
         with pytest.raises(ValueError, match="start"):
             CompiledLoop(gate.compiled, [[BlockStep(None, False, choices, 0)]], start)
+
+
+@needs_native
+def test_an_engine_cannot_touch_the_gate_that_decided_to_call_it() -> None:
+    """The loop holds on to the gate's states while engines run."""
+    gate, features = NativeGate(random_weights((4,) * 3, options=1)), random_features(1, (4, 3, 3))
+    seen: list[UsageError] = []
+
+    def engine() -> None:
+        for touch in (lambda: gate.reset(1000), lambda: gate.state, lambda: loop.run(None)):
+            with pytest.raises(UsageError, match="the gate is stepping") as error:
+                touch()
+            seen.append(error.value)
+
+    def failing() -> None:
+        raise ZeroDivisionError
+
+    def loop_of(call: Call) -> Any:
+        return loop_for(gate, [[BlockStep(gate.bind(block, features, 1.0), False, ((call, 0),))] for block in range(3)])
+
+    loop = loop_of(engine)
+    gate.reset(1)
+    assert loop.run(None) == bytes(3)
+    assert len(seen) == 9
+    with pytest.raises(ZeroDivisionError):
+        loop_of(failing).run(None)
+    gate.reset(1000)

@@ -139,6 +139,7 @@ def test_the_extension_itself_refuses_what_it_cannot_read() -> None:
         (0, zeros(2, 8, 2, 2)),
         (0, zeros(8, 2, 2)),
         (0, zeros(1, 8, 2, 2).astype(np.int8)),
+        (0, np.zeros((1, 1, (1 << 24) + 1, 1), np.uint8)),
         (0, zeros(1, 8, 2, 4)[..., ::2]),
         (0, None),
         (2, zeros(1, 8, 2, 2)),

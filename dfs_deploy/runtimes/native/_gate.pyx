@@ -25,6 +25,7 @@ cdef extern from "Python.h":
 
 cdef extern from "kernel.h":
     const Py_ssize_t GATE_LANES
+    const Py_ssize_t GATE_PIXELS
 
     ctypedef struct GateWeights:
         Py_ssize_t gates, widest, hidden, padded, options, scores
@@ -284,6 +285,8 @@ cdef class CompiledGate:
         cdef Py_ssize_t channels = view.buffer.shape[3 if in_uint8 else 1]
         cdef Py_ssize_t area = view.buffer.shape[2] * view.buffer.shape[1 if in_uint8 else 3]
         self._check_channels(block, channels)
+        if in_uint8 and area > GATE_PIXELS:
+            raise ValueError(f"features of {area} pixels in uint8, expected at most {GATE_PIXELS}, whose sum fits 32 bits")
         if area < 1 or channels % self.channel_block:
             raise ValueError(f"features of shape {view.shape()}, expected maps of a multiple of {self.channel_block} channels")
         features.data = view.buffer.buf
@@ -297,7 +300,7 @@ cdef class CompiledGate:
 
     cdef int _check_idle(self) except -1:
         if self.busy:
-            raise UsageError("the gate is stepping in another thread")
+            raise UsageError("the gate is stepping, in another thread or further up the stack of this one; wait until it is done")
         return 0
 
     cdef int _check_single(self) except -1:
@@ -435,28 +438,32 @@ cdef class CompiledLoop:
         cdef float *hidden = gate.state
         cdef float *cell = hidden + gate.weights.padded
         self.path = path
-        for block in range(self.blocks):
-            step = &self.steps[block * self.slots + slot]
-            if step.features == NULL:
-                option = step.index
-            else:
-                if not (pooled and step.reuses):
-                    gate.kernel.pool(step.features, gate.pooled)
-                option = gate.kernel.step(
-                    &gate.weights, step.index, gate.pooled, step.features.channels, hidden, cell, gate.scratch
-                )
-                if instead != NULL:
-                    option = instead[block]
-                    if option >= self.options:
-                        raise ValueError(f"option {option}, expected 0 to {self.options - 1}")
-            taken[block] = option
-            choice = &self.choices[(block * self.slots + slot) * self.options + option]
-            slot = choice.slot
-            # Before a fixed block nothing is pooled, so what was pooled last may be of another place.
-            pooled = choice.call == NULL and step.features != NULL
-            if choice.call != NULL:
-                self.block = block
-                PyObject_CallNoArgs(<object> choice.call)
+        gate.busy = True  # engines are called, and what they call must not free the states
+        try:
+            for block in range(self.blocks):
+                step = &self.steps[block * self.slots + slot]
+                if step.features == NULL:
+                    option = step.index
+                else:
+                    if not (pooled and step.reuses):
+                        gate.kernel.pool(step.features, gate.pooled)
+                    option = gate.kernel.step(
+                        &gate.weights, step.index, gate.pooled, step.features.channels, hidden, cell, gate.scratch
+                    )
+                    if instead != NULL:
+                        option = instead[block]
+                        if option >= self.options:
+                            raise ValueError(f"option {option}, expected 0 to {self.options - 1}")
+                taken[block] = option
+                choice = &self.choices[(block * self.slots + slot) * self.options + option]
+                slot = choice.slot
+                # Before a fixed block nothing is pooled, so what was pooled last may be of another place.
+                pooled = choice.call == NULL and step.features != NULL
+                if choice.call != NULL:
+                    self.block = block
+                    PyObject_CallNoArgs(<object> choice.call)
+        finally:
+            gate.busy = False
         self.slot = slot
         return path
 

@@ -15,6 +15,9 @@
 /* Channels of uint8 features that are added up together. */
 #define GATE_COLUMNS 16
 
+/* Most pixels of a map of uint8 features: their sum fits 32 bits. */
+#define GATE_PIXELS (1 << 24)
+
 /* Bias of an option that a block may not run: the argmax passes over it. */
 #define GATE_MASKED -3e38f
 
