@@ -1,32 +1,30 @@
 """Dispatch at 224 pixels: networks by name, made adaptive, exported and timed on forced paths.
 
-    python -m benchmarks.any_network torchvision:resnet18 torchvision:resnet50 lite0.py:network
+    python -m benchmarks.any_network torchvision:resnet18 torchvision:resnet50 my_module:function
 
 Weights need not be trained: times do not depend on them. For each network it prints the time of dispatch and of the
 straight-line trace of the same path over that of the static INT8 engine, the share of the trace's saving that dispatch
-keeps, and size, memory and load time of the bundle. Run it on a quiet machine.
+keeps, and the bundle's size; ``benchmarks.loading`` measures how one that is kept loads. Run it on a quiet machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from dfs_deploy import Bundle, Runtime, adapt, bench, export, find_blocks
-from dfs_deploy.checkpoints.plain import build_network
+from dfs_deploy import Bundle, adapt, bench, export, find_blocks
+from dfs_deploy.checkpoints import build_network
 from dfs_deploy.data import Dataset
 from dfs_deploy.exporters.probes import make_probes
-from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
 
-LIMITS = {"100": 1.03, "trace": 1.02, "saving": 0.95, "size": 1.1, "memory": 1.2, "load": 3.0}
-"""What each figure should reach; only ``saving`` is a least value."""
+
+def bundle_path(name: str, options: str, folder: Path) -> Path:
+    """Place of the bundle of a network by name."""
+    return folder / f"{name.replace(':', '-').replace('/', '-')}-{options.replace(',', '-')}.dfs"
 
 
 def random_network_bundle(name: str, options: str, folder: Path) -> Bundle:
@@ -36,7 +34,7 @@ def random_network_bundle(name: str, options: str, folder: Path) -> Bundle:
     model.contract = named.contract
     images = make_probes(named.contract, 0)[:16]
     data = Dataset(images, np.arange(len(images)) % model.architecture.classes, (), "synthetic images")
-    out = folder / f"{name.replace(':', '-').replace('/', '-')}-{options.replace(',', '-')}.dfs"
+    out = bundle_path(name, options, folder)
     return export(model, out, targets=("fp32", "int8"), calibration_data=data).bundle
 
 
@@ -54,45 +52,6 @@ def forced_figures(bundle: Bundle, seconds: float) -> dict[str, float]:
     return figures
 
 
-def _held(kind: str, path: str, queue: multiprocessing.Queue[tuple[float, float]]) -> None:
-    """Memory in MiB that belongs to this process alone after loading, and the seconds that loading took."""
-    bundle = Bundle(path)
-    before, begin = _private(), time.perf_counter()
-    held: list[Any] = []
-    if kind == "dynamic":
-        held.append(Runtime(bundle))
-    else:
-        held += [StaticEngine(bundle, "fp32"), StaticEngine(bundle, "int8")]
-    taken = time.perf_counter() - begin
-    images = np.zeros((1, *bundle.input.shape), np.float32)
-    for each in held:
-        each(images)
-    queue.put((_private() - before, taken))
-
-
-def _private() -> float:
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean", "Private_Dirty"))) / 1024
-
-
-def load_figures(bundle: Bundle) -> dict[str, float]:
-    """Memory and time of loading, over those of static FP32 and static INT8 together."""
-    Runtime(bundle).close()  # what is made once for a machine is made now
-    context = multiprocessing.get_context("spawn")
-    medians = {}
-    for kind in ("dynamic", "static"):
-        found = []
-        for _ in range(5):
-            queue = context.Queue()
-            process = context.Process(target=_held, args=(kind, str(bundle.path), queue))
-            process.start()
-            found.append(queue.get())
-            process.join()
-        medians[kind] = np.median(np.array(found), 0)
-    memory, load = medians["dynamic"] / medians["static"]
-    return {"memory MiB": float(medians["dynamic"][0]), "memory": float(memory), "load": float(load)}
-
-
 def main() -> None:
     """Prints the figures of each network, and writes them as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -100,7 +59,6 @@ def main() -> None:
     parser.add_argument("--options", default="skip,8")
     parser.add_argument("--seconds", type=float, default=3.0, help="measured seconds per case")
     parser.add_argument("--keep", type=Path, help="folder for the bundles; those that are there are used again")
-    parser.add_argument("--no-times", action="store_true", help="only size, memory and load time")
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
     found = {}
@@ -108,10 +66,9 @@ def main() -> None:
         folder = args.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         for name in args.networks:
-            place = folder / f"{name.replace(':', '-').replace('/', '-')}-{args.options.replace(',', '-')}.dfs"
+            place = bundle_path(name, args.options, folder)
             bundle = Bundle(place) if place.exists() else random_network_bundle(name, args.options, folder)
-            figures = {} if args.no_times else forced_figures(bundle, args.seconds)
-            figures |= {"size MB": bundle.size / 1e6, **load_figures(bundle)}
+            figures = forced_figures(bundle, args.seconds) | {"size MB": bundle.size / 1e6}
             found[name] = figures
             print(f"{name}, options {args.options}")
             for key, value in figures.items():
