@@ -61,13 +61,13 @@ class MobileNetV2(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    def __init__(self, channels: int, squeezed: int) -> None:
+    def __init__(self, channels: int, squeezed: int, scale: type[nn.Module] = nn.Hardsigmoid) -> None:
         super().__init__()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc1 = nn.Conv2d(channels, squeezed, 1)
         self.fc2 = nn.Conv2d(squeezed, channels, 1)
         self.activation = nn.ReLU()
-        self.scale_activation = nn.Hardsigmoid()
+        self.scale_activation = scale()
 
     def forward(self, x: Tensor) -> Tensor:
         scale = self.activation(self.fc1(self.avgpool(x)))

@@ -6,6 +6,8 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from tests.networks.mobilenet import SqueezeExcitation
+
 
 def conv_bn(channels: int, width: int, kernel: int, stride: int, groups: int, relu: bool = True) -> nn.Sequential:
     layers: list[nn.Module] = [
@@ -13,19 +15,6 @@ def conv_bn(channels: int, width: int, kernel: int, stride: int, groups: int, re
         nn.BatchNorm2d(width),
     ]
     return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if relu else []))
-
-
-class SqueezeExcitation(nn.Module):
-    def __init__(self, channels: int, squeezed: int) -> None:
-        super().__init__()
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc1 = nn.Conv2d(channels, squeezed, 1)
-        self.fc2 = nn.Conv2d(squeezed, channels, 1)
-        self.activation = nn.ReLU()
-        self.scale_activation = nn.Sigmoid()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale_activation(self.fc2(self.activation(self.fc1(self.avgpool(x)))))
 
 
 class ResBottleneckBlock(nn.Module):
@@ -37,7 +26,7 @@ class ResBottleneckBlock(nn.Module):
             OrderedDict(
                 a=conv_bn(channels, width, 1, 1, 1),
                 b=conv_bn(width, width, 3, stride, width // group_width),
-                se=SqueezeExcitation(width, max(channels // 4, 1)),
+                se=SqueezeExcitation(width, max(channels // 4, 1), nn.Sigmoid),
                 c=conv_bn(width, width, 1, 1, 1, relu=False),
             )
         )
