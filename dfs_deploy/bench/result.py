@@ -324,8 +324,8 @@ class ForcedPath(msgspec.Struct, frozen=True):
         over_static: dispatch over static; ``None`` without it, and for fewer than six rounds.
         over_trace: dispatch over trace, in the same way.
         gate_us: time of the gate's step per decided block; ``None`` with batches and if nothing is decided.
-        dispatch_us: what engines and gate steps leave of ``dispatch_ms``, per decided block. Below zero if engines are
-            faster one after another than each by itself.
+        dispatch_us: rest of ``dispatch_ms`` without engines and gate steps, per decided block. Below zero if engines
+            are faster one after another than each by itself.
     """
 
     share: int

@@ -234,7 +234,7 @@ class SourceRecord(_Record, frozen=True, kw_only=True):
 
     Attributes:
         assumptions: facts that the checkpoint does not contain and that were assumed, one line each.
-        weights_key: which of several weights in it were taken; ``None`` if there is only one.
+        weights_key: name of the weights that were taken; ``None`` if there is only one set.
     """
 
     file: Name

@@ -23,7 +23,7 @@ class CheckpointFacts:
     """What the caller knows about a checkpoint; overrides the file and every assumption.
 
     Attributes:
-        weights_key: which of several weights in the file to take, by the name in messages, such as ``state_dict_ema``.
+        weights_key: name in messages of the weights to take, if the file has several, such as ``state_dict_ema``.
         mean: mean per channel for normalisation, of pixels scaled to 0..1; text such as ``0.49,0.48,0.45`` will do.
         std: standard deviation per channel, of the same pixels.
         class_names: a name per class, in the order of the network's outputs; empty for none. Text is a list separated
@@ -66,7 +66,7 @@ def assumed_input(
         channels: channels of an image.
         facts: facts that the caller knows.
         scripts: owner of the training scripts whose values are assumed, such as ``SkipNet's``.
-        usual: what is assumed; ``None`` for CIFAR-10's.
+        usual: contract that is assumed; ``None`` for CIFAR-10's.
         data: name of the data that it belongs to.
 
     Returns:

@@ -53,7 +53,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         architecture: its blocks, their shapes and choices; its gate.
-        graphs: what it computes.
+        graphs: graphs of its stem, blocks and head.
         options: bitwidths of the gate's options, in order.
         policy: option of each gated block, by name; ``None`` for a network with a gate.
         input: fields of its ``InputContract``.

@@ -36,7 +36,7 @@ def build_network(
         classes: number of classes; ``None`` for the weights', or else the network's. If the weights have another
             number, the final linear layer is a new one, which is untrained.
         image_size: height and width of images, or one number for both; ``None`` for what the network was made for.
-        weights_key: which of several weights in the file to take, by the name in messages.
+        weights_key: name in messages of the weights to take, if the file has several.
 
     Returns:
         The network in evaluation mode, with the input contract that belongs to it, and notes on what was assumed.

@@ -87,7 +87,7 @@ class _Backbone:
     Attributes:
         bottleneck: whether blocks have three convolutions.
         tensors: tensors under SkipNet's names.
-        graphs: what they compute.
+        graphs: graphs of stem, blocks and head.
     """
 
     def __init__(self, reader: TensorReader, counts: Iterable[int]) -> None:

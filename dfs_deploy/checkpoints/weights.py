@@ -115,7 +115,7 @@ def choose_weights(file: FileContent, markers: Collection[str], wanted: str | No
     Args:
         file: content of the file.
         markers: names of the tensors that identify a network, one per known format.
-        wanted: which of several weights to take, by the name in messages; ``None`` for the first not averaged.
+        wanted: name in messages of the weights to take; ``None`` for the first that are not averaged.
 
     Raises:
         CheckpointError: the requested weights are missing, two different tensors have the same name, or there are

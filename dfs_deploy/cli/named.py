@@ -29,7 +29,7 @@ def planned(
     Args:
         network: the name.
         weights: a state dict; ``None`` for random weights.
-        weights_key: which of several weights in it to take.
+        weights_key: name of the weights to take, if it has several.
         classes: number of classes; ``None`` for the network's.
         image_size: height and width, as text; ``None`` for the network's.
         blocks: which modules are blocks, as text; ``None`` for those that are found.

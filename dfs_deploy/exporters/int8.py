@@ -163,7 +163,7 @@ class Int8Layer:
     """One step of a part in INT8.
 
     Attributes:
-        layer: what it computes, in floats.
+        layer: layer that it computes, in floats.
         name: name of the value that it gives: the layer's, or that of an activation folded into it.
         takes: grid to which each input is rounded; ``None`` for one that is read in float.
         clamp: interval to which the input is clamped; ``None`` if it is not, or the grid's ends do that.
@@ -191,7 +191,7 @@ class Int8Part:
     """A part of a network in INT8.
 
     Attributes:
-        part: what it computes, in floats.
+        part: layers that it computes, in floats.
         layers: its steps, in order; activations that are folded into the layer before them have none.
         takes: grid on which the features arrive; ``None`` if they arrive in float32.
         gives: grid on which the output leaves; ``None`` if it leaves in float32.
@@ -212,7 +212,7 @@ class Int8Part:
         which the grid of a block's output need not hold.
 
         Args:
-            part: what it computes.
+            part: layers that it computes.
             ranges: calibrated interval of every value in it.
             takes: grid on which the features arrive; ``None`` for float32.
             gives: grid on which the output leaves; ``None`` for float32.

@@ -67,7 +67,7 @@ def choose(
     """Describes a part for ONNX Runtime, with layers in float that cost too much accuracy in INT8.
 
     Args:
-        part: what it computes.
+        part: folded layers that it computes.
         ranges: calibrated interval of every value in it.
         takes: grid on which the features arrive; ``None`` for float32.
         gives: grid on which the output leaves; ``None`` for float32.

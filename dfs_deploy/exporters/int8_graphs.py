@@ -75,7 +75,7 @@ class _Uint8Writer:
 
     Attributes:
         graph: the graph.
-        part: what is added to it.
+        part: part that is added to it.
         prefix: beginning of the names of constants.
         values: values so far, by name.
         rounded: names of float32 values on grids, so that one value is rounded once for all that read it alike.

@@ -28,7 +28,7 @@ class Reference:
     Attributes:
         network: the reference, in evaluation mode.
         images: (N, C, H, W) float32, normalised.
-        routed: what it gives for them.
+        routed: its output for them, routed.
         features: output of the stem and of each gated block for every image, each in the option that its path takes.
     """
 

@@ -31,7 +31,7 @@ class Source:
         format: format of its file; ``memory`` without one.
         sha256: digest of the file; without one, of graphs and tensors.
         assumptions: what was assumed, one line each.
-        weights_key: which of several weights in the file were taken; ``None`` if there is only one.
+        weights_key: name of the weights that were taken from the file; ``None`` if there is only one set.
     """
 
     network: DFSNetwork

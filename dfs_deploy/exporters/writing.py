@@ -144,7 +144,7 @@ class _RuntimeWriter:
     """Makes the engines for one runtime.
 
     Args:
-        writer: what is common to all runtimes, and receives the files.
+        writer: writer of all runtimes, which receives the files.
         runtime: name of the runtime.
 
     Attributes:
@@ -205,7 +205,7 @@ class _RuntimeWriter:
         Args:
             name: beginning of the names of its files.
             graph: name of its graph.
-            part: what it computes.
+            part: folded layers that it computes.
             precision: precision of its arithmetic.
             place: index of the block; that of the last and one for the head.
             option: index of the option, or ``ALWAYS``.

@@ -30,7 +30,7 @@ class Link:
 
     Attributes:
         call: the module's call.
-        graphs: what it computes, after ``prefix``.
+        graphs: graphs of the block, which follows ``prefix``.
         prefix: what branch and shortcut both read, computed before the block.
         prefix_steps: positions of those of the prefix.
         source: value that the module reads.

@@ -130,9 +130,9 @@ class BlockGraphs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
 
     Attributes:
         name: name of the block; a qualified name of the user's module, as a rule.
-        branch: what a skip leaves out.
-        shortcut: what is added to the branch's output; ``None`` for a block without an addition.
-        after: what follows the addition.
+        branch: graph that a skip leaves out.
+        shortcut: graph whose output is added to the branch's; ``None`` for a block without an addition.
+        after: graph that follows the addition.
         skip_after: whether a skip computes ``after`` too. The releases of DFS and SkipNet leave out the relu.
         free: whether a skip passes the block's input on untouched, since ``after`` does not change it.
     """

@@ -94,7 +94,7 @@ class NetworkBlock:
     Args:
         network: the network that it belongs to.
         shape: its place, sizes and choices.
-        graphs: what it computes.
+        graphs: graphs of the block.
 
     Attributes:
         whole: the block as one graph.
@@ -145,7 +145,7 @@ class DFSNetwork(nn.Module):
 
     Args:
         net: module that holds the network's tensors under the names that the graphs use; its own forward is not used.
-        graphs: what it computes.
+        graphs: graphs of stem, blocks and head.
         architecture: its description.
         options: options of a gated block, in the order of the gate's scores.
         policy: option index of each gated block, for a network without a gate; ``None`` for one with a gate.

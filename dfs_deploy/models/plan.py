@@ -75,7 +75,7 @@ class Piece:
     """A link of the chain between stem and head: a proved block, or what always runs between two of them.
 
     Attributes:
-        graphs: what it computes; without a shortcut for what always runs.
+        graphs: its graphs; without a shortcut for what always runs.
         is_block: whether it is a proved block.
         in_shape: channels, height and width of its input.
         out_shape: likewise of its output.

@@ -48,7 +48,7 @@ def fake_quantize_weight(weight: Tensor, bits: int, quantizer: Quantizer = "tens
     Args:
         weight: float tensor; its first axis counts output channels.
         bits: 2 to 31, or 32 for the weight as it is.
-        quantizer: which of the grids.
+        quantizer: kind of the grid.
 
     Returns:
         Tensor of the shape of ``weight``.

@@ -71,7 +71,7 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         label: name of the first engine of the bundle that it was built for.
-        key: what it depends on.
+        key: key of everything that it depends on.
         sha256: digest of the engine.
         typing: ``strong``, or ``weak`` if this TensorRT did not take the strongly typed network.
         seconds: duration of the build.
