@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -371,16 +371,21 @@ class DFSNetwork(nn.Module):
         place = len(self.architecture.blocks)
         return self.compute(self.graphs.head, features, bits or self.graphs.always, round_inputs, place)
 
-    def static(self, x: Tensor, bits: int = FULL_BITS) -> Tensor:
+    def static(self, x: Tensor, bits: int = FULL_BITS, skipped: Collection[int] = ()) -> Tensor:
         """The static network: images (N, C, H, W) to logits (N, classes), every gated block in one bitwidth.
 
         Stem and head run in that bitwidth too, or in full precision if they always do.
+
+        Args:
+            x: (N, C, H, W) float32.
+            bits: 2 to 32.
+            skipped: indices, at least 1, of gated blocks that are skipped.
         """
         ends = FULL_BITS if self.graphs.always == FULL_BITS else bits
         with self._looked_up():
             features = self.stem(x, ends)
-            for block in self.blocks:
-                features = block(features, bits)
+            for index, block in enumerate(self.blocks, start=1):
+                features = block.skip(features) if index in skipped else block(features, bits)
             return self.head(features, ends)
 
     def forward(self, x: Tensor) -> NetworkOutput:

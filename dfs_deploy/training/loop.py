@@ -188,7 +188,11 @@ class Loop:
         # What layers draw depends on the step alone, as everything else does.
         torch.manual_seed(_seed(self._job.seed, stage, step, self._processes.rank))
         x, labels = self._batches.take(stage, step, plain)
-        output = stage_forward(self._network, stage, x)
+        half = recipe.autocast == "bfloat16"
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            output = stage_forward(self._network, stage, x, 0.0 if plain else recipe.drop)
+        if half:
+            output = dataclasses.replace(output, logits=output.logits.float())
         if self._costs is not None and steered:
             output = with_costs(output, self._costs)
         loss = joint_loss(

@@ -17,6 +17,7 @@ from dfs_deploy.options import Options, parse_policy
 AlphaSign = Literal["dynamic", "constant"]
 Schedule = Literal["steps", "one-cycle"]
 GateOptimizer = Literal["sgd", "adam"]
+Autocast = Literal["none", "bfloat16"]
 Augmentation = Literal["crop-flip", "crop", "none", "resized-crop-flip"]
 StageName = Literal["backbone", "gate", "joint"]
 
@@ -37,16 +38,17 @@ _BOUNDS = {
     "blocks_per_group": (1, 333),  # a thousand blocks, the most of a network
     "batch": (1, 10**6),
     "settle_share": (0.0, 1.0),
+    "drop": (0.0, 1.0),
     "crop_area": (0.001, 1.0),
     "momentum": (0.0, _BELOW_1),
 }
 """Least and greatest number of a value, if these are not 0, and infinity or the most steps."""
 
-_ALWAYS_READ = {"blocks_per_group", "batch", "schedule", "augmentation", "clip"}
+_ALWAYS_READ = {"blocks_per_group", "batch", "schedule", "augmentation", "clip", "autocast"}
 _SGD = {"momentum", "nesterov", "weight_decay"}
 _OF_THE_GATE = {"gate_optimizer", "alpha"}
 _READ_BY: dict[StageName, set[str]] = {
-    "backbone": {"backbone_lr", *_SGD},
+    "backbone": {"backbone_lr", "drop", *_SGD},
     "gate": {"options", "gate_lr", "gate_patience", "standardize_gate", *_OF_THE_GATE},
     "joint": {
         *("options", "settle_share", "joint_lr", "joint_gate_lr", "alpha_sign", "policy", "costs", "cost"),
@@ -93,6 +95,11 @@ class Recipe:
         augmentation: ``crop-flip`` moves each image by up to 4 pixels and mirrors half of them; ``crop`` only moves;
             ``resized-crop-flip`` cuts a part out of each image as it is in its file, resizes it, and mirrors half.
         crop_area: least share of an image's area that such a part has; it has at most all of it.
+        drop: probability with which a step of stage 0 skips the last block, 0 to 1; it falls linearly to 0 before the
+            first (stochastic depth, Huang et al. 2016). Blocks are not scaled: one that is skipped later adds nothing,
+            and one that runs adds all of its output. Steps are cheaper, and the network bears skips.
+        autocast: ``bfloat16`` computes layers in that format, with weights and sums in float32 (PyTorch's autocast);
+            ``none`` computes everything in float32.
         policy: the option that each gated block always runs, for a network without a gate: one name for all blocks, or
             one per block, separated by commas. There is no stage 1 then, and stage 2 trains the backbone as the policy
             runs it.
@@ -126,6 +133,8 @@ class Recipe:
     alpha_sign: AlphaSign = "dynamic"
     augmentation: Augmentation = "crop-flip"
     crop_area: float = 0.08
+    drop: float = 0.0
+    autocast: Autocast = "none"
     policy: str | None = None
     costs: tuple[tuple[float, ...], ...] | None = None
     cost: str = FLOPS

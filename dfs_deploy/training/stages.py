@@ -72,17 +72,37 @@ def learning(network: DFSNetwork, stage: StageName) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def stage_forward(network: DFSNetwork, stage: StageName, x: Tensor) -> NetworkOutput:
-    """Computes a stage's forward: the backbone in full precision in stage 0, else the gate's hard choice."""
+def stage_forward(network: DFSNetwork, stage: StageName, x: Tensor, drop: float = 0.0) -> NetworkOutput:
+    """Computes a stage's forward: the backbone in full precision in stage 0, else the gate's hard choice.
+
+    Args:
+        network: the network.
+        stage: the stage.
+        x: (N, C, H, W) float32, normalised.
+        drop: probability with which stage 0 skips the last block; see ``Recipe.drop``.
+    """
     if stage != "backbone":
         return joint_forward(network, x)
     n, gated = len(x), network.architecture.gated_blocks
     return NetworkOutput(
-        logits=network.static(x),
+        logits=network.static(x, skipped=_dropped(network, drop)),
         path=torch.zeros((n, gated), dtype=torch.int64, device=x.device),
         scores=x.new_zeros((n, gated, len(network.options))),
         expected_cost=x.new_ones(n),
     )
+
+
+def _dropped(network: DFSNetwork, drop: float) -> set[int]:
+    """Draws the blocks that a step skips: the later a block, the more often (Huang et al. 2016, Equation 4)."""
+    if not drop:
+        return set()
+    count = len(network.blocks)
+    draws = torch.rand(count).tolist()
+    return {
+        index
+        for index, (block, draw) in enumerate(zip(network.blocks, draws, strict=True), start=1)
+        if block.skipped is not None and draw < drop * index / count
+    }
 
 
 @torch.no_grad()
