@@ -75,7 +75,7 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     gate_us: _Microseconds
     entries: list[OptionCost]
 
-    def costs(self, architecture: Architecture, options: Options) -> NDArray[np.float64]:
+    def costs(self, architecture: Architecture, options: Options, *, gated: bool = True) -> NDArray[np.float64]:
         """Cost of each option at each block, in full-precision blocks, the gate's step included.
 
         ``cost[i, k] = (engine[i, k] + gate) / mean over decided blocks of (engine[i, full] + gate)``. So the mean over
@@ -86,6 +86,8 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         Args:
             architecture: architecture of the network to train.
             options: options that its gate chooses from; the table may hold more.
+            gated: whether a gate steps before each block. A static policy has none, and its blocks cost their engines'
+                time alone, as a share of the same whole.
 
         Returns:
             (blocks after the first, options) float64; zero for a fixed block, and for an option that a block may not
@@ -115,7 +117,7 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
                     " measure a bundle with it"
                 )
             for name in choices:
-                costs[index - 1, options.names.index(name)] = times[index, name] + self.gate_us
+                costs[index - 1, options.names.index(name)] = times[index, name] + (self.gate_us if gated else 0.0)
             wholes.append(times[index, most] + self.gate_us)
         if not wholes:
             return costs
