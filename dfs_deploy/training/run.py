@@ -113,6 +113,7 @@ def train(*given: Any, progress: Progress = silent, **values: Any) -> TrainingRe
 
     ``train(data, "run")`` makes a CIFAR ResNet of basic blocks, or the network that ``network=`` names.
     ``train(network, data, "run")`` trains an adapted network in place; it was trained before, so stage 0 is left out.
+    With ``policy=`` it is left as it is, and a copy that follows the policy is trained.
 
     Args:
         given: an adapted network, if one is to be trained; then ``data``, and then ``out``.
@@ -207,10 +208,10 @@ def _adapted(network: object, values: dict[str, Any]) -> DFSNetwork:
         raise UsageError(
             f"options {values['options']} for a network with {network.options}; leave them out, or adapt anew"
         )
-    if "policy" in values:
-        raise UsageError("a policy for a network that has a gate or a policy of its own; give network.with_policy(...)")
     values["options"] = network.options
     if network.policy is not None:
+        if "policy" in values:
+            raise UsageError("a policy for a network that has one of its own; leave it out, or adapt anew")
         values["policy"] = ",".join(network.options[choice].name for choice in network.policy)
     return network
 
