@@ -75,7 +75,7 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     gate_us: _Microseconds
     entries: list[OptionCost]
 
-    def costs(self, architecture: Architecture, options: Options) -> NDArray[np.float64]:
+    def costs(self, architecture: Architecture, options: Options, *, gated: bool = True) -> NDArray[np.float64]:
         """Cost of each option at each block, as a share of the dearest path that the options allow, gates included.
 
         ``cost[i, k] = (engine[i, k] + gate) / mean over decided blocks of max over k of (engine[i, k] + gate)``. So the
@@ -86,6 +86,8 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         Args:
             architecture: architecture of the network to train.
             options: options that its gate chooses from; the table may hold more.
+            gated: whether a gate steps before each block. A static policy has none, and its blocks cost their engines'
+                time alone, as a share of the same whole.
 
         Returns:
             (blocks after the first, options) float64; zero for a fixed block, and for an option that a block may not
@@ -111,11 +113,14 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
                         f"latency table without option {option.name} at every block that may run it (it has {known});"
                         " measure a bundle with it"
                     )
-                costs[index - 1, options.names.index(option.name)] = times[index, option.name] + self.gate_us
+                costs[index - 1, options.names.index(option.name)] = times[index, option.name]
         decided = len(architecture.decided(options))
         if not decided:
             return costs
-        whole = costs.max(1).sum() / decided
+        whole = costs.max(1).sum() / decided + self.gate_us
+        if gated:
+            costs[architecture.allowed(options)] += self.gate_us
+            costs[[block.fixed(options) for block in architecture.blocks[1:]]] = 0.0
         if not whole > 0.0:
             raise DataError("latency table whose blocks take no time; measure again")
         shares: NDArray[np.float64] = costs / whole

@@ -55,6 +55,11 @@ def test_the_gate_is_paid_at_every_block_whatever_it_decides() -> None:
     np.testing.assert_allclose(table(gate_us=10.0).costs(ARCHITECTURE, OPTIONS), expected)
 
 
+def test_a_static_policy_pays_no_gate_and_is_a_share_of_the_same_whole() -> None:
+    costs = table(gate_us=10.0).costs(ARCHITECTURE, OPTIONS, gated=False)
+    np.testing.assert_allclose(costs, np.array([[0.0, 10.0, 30.0], [5.0, 20.0, 50.0]]) / 50.0)
+
+
 @given(st.lists(st.floats(0.1, 1e6), min_size=6, max_size=6), st.floats(0.0, 1e6))
 def test_the_dearest_path_is_one_hundred_percent(times: list[float], gate_us: float) -> None:
     costs = table(dict(zip(TIMES, times, strict=True)), gate_us).costs(ARCHITECTURE, OPTIONS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfs_deploy.bench.candidates import even_path
-from dfs_deploy.bench.clock import median_alone, median_interval
+from dfs_deploy.bench.clock import median_interval
 from dfs_deploy.bench.devices import RUNTIME_OF
 from dfs_deploy.bench.machine import describe_machine
 from dfs_deploy.bundle import Bundle
@@ -24,6 +25,7 @@ from dfs_deploy.thresholds import MAX_UNCERTAINTY
 _ROUNDS = 7
 _MOST_ROUNDS = 4 * _ROUNDS
 _REPEATS = 31
+_UNMEASURED = 5
 
 Key = tuple[int, str]
 """Index of a block and name of an option."""
@@ -41,9 +43,10 @@ def measure_costs(
 ) -> LatencyTable:
     """Times the engine that runs for each option of each block on a device, and the gate.
 
-    An engine is timed by itself at batch 1, on the path that takes its option at every block that may, so that its
-    features arrive in the layout in which that option leaves them. All engines are timed in several rounds, and an
-    entry is the median of its rounds: a change of the machine meets them all. There are more rounds, up to four times
+    An engine is timed at batch 1 as it runs in a network: in turn with the others on the path that takes its option at
+    every block that may, so that its features arrive in the layout in which that option leaves them, and its weights
+    from the cache that they would be in. All paths are timed in several rounds, and an entry is the median of its
+    rounds: a change of the machine meets them all. There are more rounds, up to four times
     as many, while what an option costs is not known to ±5 % of the dearest one.
 
     Args:
@@ -109,29 +112,41 @@ def _rounds(runtime: Runtime, name: str, progress: Progress) -> tuple[dict[Key, 
     A function of its own, so that no call outlives its runtime: on a device an engine has to be freed first.
     """
     bundle = runtime.bundle
-    calls: dict[Key, Callable[[], object]] = {}
+    chains: list[tuple[Sequence[Callable[[], object]], dict[Key, int]]] = []
     made = bundle.manifest.runtimes[name].blocks
     for position, option in enumerate(bundle.options):
         path = even_path(bundle.architecture, bundle.options, position)
         chosen = [bundle.options[index] for index in path]
         runs = [(b, o) for b, o in zip(made, chosen, strict=True) if not o.skips or b.skip is not None]
-        _, *engines, _ = runtime.engine_calls(path)
-        calls.update(
-            ((block.index, taken.name), call)
-            for (block, taken), call in zip(runs, engines, strict=True)
-            if taken == option
-        )
+        # The stem comes before the blocks in a chain, and the head after them.
+        places = {(block.index, taken.name): i for i, (block, taken) in enumerate(runs, start=1) if taken == option}
+        chains.append((runtime.engine_calls(path), places))
     gates = runtime.gate_calls()
-    rounds: dict[Key, list[float]] = {key: [] for key in calls}
+    rounds: dict[Key, list[float]] = {key: [] for _, places in chains for key in places}
     steps: list[float] = []
     for done in range(_MOST_ROUNDS):
         if done >= _ROUNDS and hardly_known(rounds) is None:
             break
-        for key, call in calls.items():
-            rounds[key].append(1e3 * median_alone(call, _REPEATS))
-        steps += [1e3 * median_alone(step, _REPEATS) for step in gates]
+        for calls, places in chains:
+            medians = _medians_us(calls)
+            for key, place in places.items():
+                rounds[key].append(medians[place])
+        steps += _medians_us(gates)
         progress("measuring costs", min(1.0, (done + 1) / _ROUNDS))
     return rounds, steps
+
+
+def _medians_us(calls: Sequence[Callable[[], object]]) -> list[float]:
+    """Median time of each call of a chain, in microseconds: run in order, as an image does, so that caches are real."""
+    clock = time.perf_counter_ns
+    taken = np.zeros((_UNMEASURED + _REPEATS, len(calls)))
+    for row in taken:
+        for place, call in enumerate(calls):
+            begin = clock()
+            call()
+            row[place] = clock() - begin
+    medians: list[float] = (np.median(taken[_UNMEASURED:], axis=0) / 1e3).tolist() if calls else []
+    return medians
 
 
 def hardly_known(rounds: Mapping[Key, Sequence[float]], tolerance: float | None = None) -> str | None:
