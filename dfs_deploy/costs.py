@@ -126,7 +126,7 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         shares: NDArray[np.float64] = costs / whole
         return shares
 
-    def predict_us(self, path: NDArray[np.integer], options: Options) -> NDArray[np.float64]:
+    def predict_us(self, path: NDArray[np.integer], options: Options, *, gated: bool = True) -> NDArray[np.float64]:
         """Predicts how long the decided blocks and their gate steps take, from the engines' own times.
 
         Stem, first block, fixed blocks, head and dispatch are not in it.
@@ -134,6 +134,7 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         Args:
             path: (N, blocks after the first) option indices; those of fixed blocks are not looked at.
             options: options that they are indices of; the table may hold more.
+            gated: whether a gate steps before each block, as it does not under a static policy.
 
         Returns:
             (N,) float64 microseconds.
@@ -144,7 +145,7 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         import numpy as np
 
         path = np.asarray(path)
-        times = self._times(options)
+        times = self._times(options, gated)
         if path.ndim != 2 or path.shape[1] != len(times):
             raise DataError(
                 f"paths of shape {path.shape}, expected (N, {len(times)}), the blocks of the latency table; measure a"
@@ -155,12 +156,13 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         total: NDArray[np.float64] = taken.sum(1)
         return total
 
-    def predict_mean_us(self, shares: ArrayLike, options: Options) -> float:
+    def predict_mean_us(self, shares: ArrayLike, options: Options, *, gated: bool = True) -> float:
         """Predicts the mean time of the decided blocks and their gate steps; see ``predict_us``.
 
         Args:
             shares: (blocks after the first, options) share of the images that took each option.
             options: the options.
+            gated: as for ``predict_us``.
 
         Returns:
             Microseconds.
@@ -170,7 +172,7 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         """
         import numpy as np
 
-        times, weights = self._times(options), np.asarray(shares, np.float64)
+        times, weights = self._times(options, gated), np.asarray(shares, np.float64)
         if weights.shape != times.shape:
             raise DataError(
                 f"shares of shape {weights.shape}, expected {times.shape}, blocks and options of the latency table;"
@@ -180,11 +182,18 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         self._check_known(taken)
         return float((weights * taken).sum())
 
+    def dearest_us(self, options: Options) -> float:
+        """Predicted time of the dearest path with its gate steps, in microseconds: the 100 % of ``costs``."""
+        import numpy as np
+
+        times = self._times(options)
+        return float(np.where(np.isnan(times), 0.0, times).max(1, initial=0.0).sum())
+
     @property
     def _engine_us(self) -> dict[tuple[int, str], float]:
         return {(entry.block, entry.option): entry.engine_us for entry in self.entries}
 
-    def _times(self, options: Options) -> NDArray[np.float64]:
+    def _times(self, options: Options, gated: bool = True) -> NDArray[np.float64]:
         """(blocks after the first, options) microseconds with the gate; 0 for a fixed block, NaN if none is known."""
         import numpy as np
 
@@ -193,7 +202,7 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             [[known.get((index, name), np.nan) for name in options.names] for index in range(1, len(self.block_shapes))]
         ).reshape(-1, len(options))
         fixed = np.isfinite(rows).sum(1, keepdims=True) == 1
-        return np.where(fixed, 0.0, rows + self.gate_us)
+        return np.where(fixed, 0.0, rows + (self.gate_us if gated else 0.0))
 
     def _check_known(self, taken: NDArray[np.float64]) -> None:
         import numpy as np

@@ -128,10 +128,14 @@ def test_predicted_time_and_costs_say_the_same(times: list[float], gate_us: floa
     measured, path = table(dict(zip(TIMES, times, strict=True)), gate_us), np.array(rows)
     costs = measured.costs(ARCHITECTURE, OPTIONS)
     predicted = measured.predict_us(path, OPTIONS)
-    whole = measured.predict_us(costs.argmax(1)[None], OPTIONS)[0]
+    whole = measured.dearest_us(OPTIONS)
+    assert measured.predict_us(costs.argmax(1)[None], OPTIONS) == pytest.approx([whole])
     np.testing.assert_allclose(predicted / whole, costs[[0, 1], path].mean(1), rtol=1e-9)
     shares = [np.bincount(column, minlength=3) / len(path) for column in path.T]
     assert measured.predict_mean_us(shares, OPTIONS) == pytest.approx(predicted.mean())
+    alone = measured.costs(ARCHITECTURE, OPTIONS, gated=False)[[0, 1], path].mean(1)
+    np.testing.assert_allclose(measured.predict_us(path, OPTIONS, gated=False) / whole, alone, rtol=1e-9)
+    assert measured.predict_mean_us(shares, OPTIONS, gated=False) == pytest.approx(alone.mean() * whole)
 
 
 def test_a_fixed_block_adds_no_predicted_time() -> None:
