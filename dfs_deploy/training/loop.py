@@ -8,7 +8,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,7 +19,7 @@ from torch import Tensor
 import dfs_deploy
 from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.errors import CheckFailedError
-from dfs_deploy.models import DFSNetwork
+from dfs_deploy.models import DFSNetwork, NetworkOutput
 from dfs_deploy.models.network import block_costs
 from dfs_deploy.progress import Progress
 from dfs_deploy.suspicion import suspicions
@@ -39,6 +39,8 @@ from dfs_deploy.training.processes import Processes
 from dfs_deploy.training.recipe import StageName
 from dfs_deploy.training.splits import Splits
 from dfs_deploy.training.stages import (
+    Loss,
+    accuracy_loss,
     gradients,
     joint_loss,
     learning,
@@ -47,9 +49,11 @@ from dfs_deploy.training.stages import (
     stage_forward,
     stage_optimizers,
     standardize_gate,
+    summed_cost,
     with_costs,
 )
 from dfs_deploy.training.state import State, save_state, saving
+from dfs_deploy.training.steering import Steering
 
 CHECKPOINT_FILE = "checkpoint.pt"
 BACKBONE_FILE = "backbone.pt"
@@ -74,6 +78,8 @@ class Loop:
         processes: processes that share the work.
         progress: as in ``train``.
         state: state to go on from; ``None`` for the beginning.
+        teacher: maps images (N, C, H, W) float32, normalised, to logits (N, classes) float32 that stage 2 learns from;
+            it is in evaluation mode. ``None`` for no teacher.
 
     Attributes:
         notes: assumptions about the data and the checkpoints, and oddities that may be intended; one line each.
@@ -93,12 +99,14 @@ class Loop:
         processes: Processes,
         progress: Progress,
         state: State | None,
+        teacher: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._job, self._recipe, self._state = job, job.recipe, state
         self._folder = folder
         self._processes = processes
         self._progress = progress
         self._splits = splits
+        self._teacher = teacher if job.recipe.distill else None
         self.notes: list[str] = []
         # Channels last in memory, in which convolutions are fast.
         self._network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -111,7 +119,9 @@ class Loop:
             train, job.recipe.batch, job.recipe.augmentation, job.seed, processes, job.recipe.crop_area
         )
         costs = job.recipe.costs
-        self._costs = None if costs is None else torch.tensor(costs, device=device)
+        self._costs = self._network.block_costs if costs is None else torch.tensor(costs, device=device)
+        dearest = job.recipe.reach(network.architecture)[1]
+        self._steering = Steering(job.recipe, dearest, state.steering if state is not None else None)
         self._pending: list[tuple[Tensor, StageName, int, list[float]]] = []
         self._metrics: MetricsLog | None = None
         self._last: Evaluation | None = None
@@ -189,21 +199,18 @@ class Loop:
         torch.manual_seed(_seed(self._job.seed, stage, step, self._processes.rank))
         x, labels = self._batches.take(stage, step, plain)
         half = recipe.autocast == "bfloat16"
+        taught = None
         with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
             output = stage_forward(self._network, stage, x, 0.0 if plain else recipe.drop)
+            if self._teacher is not None and steered:
+                with torch.no_grad():
+                    taught = self._teacher(x).float()
         if half:
             output = dataclasses.replace(output, logits=output.logits.float())
-        if self._costs is not None and steered:
+        if recipe.costs is not None and steered:
             output = with_costs(output, self._costs)
-        loss = joint_loss(
-            output,
-            labels,
-            target=recipe.target if steered else math.inf,  # up to what there is
-            alpha=0.0 if stage == "backbone" or self._network.gate is None else recipe.alpha,
-            # Stage 1 goes up to full computation, whatever stage 2 is steered by.
-            alpha_sign=recipe.alpha_sign if steered else "dynamic",
-            processes=self._processes,
-        )
+        accuracy_of = accuracy_loss(output.logits, labels, taught, recipe)
+        loss = self._loss(stage, step, output, accuracy_of)
         rates = []
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -218,10 +225,25 @@ class Loop:
             torch.nn.utils.clip_grad_norm_(optimized(optimizers), recipe.clip)
         for optimizer in optimizers:
             optimizer.step()
-        total = loss.accuracy_loss + loss.alpha * loss.cost
-        values = torch.stack([total, accuracy, loss.cost, loss.percentage, loss.alpha])
+        values = torch.stack([loss.value, accuracy, loss.cost, loss.percentage, loss.alpha, loss.target])
         self._pending.append((values, stage, step + 1, rates))
         return loss.percentage
+
+    def _loss(self, stage: StageName, step: int, output: NetworkOutput, accuracy: Tensor) -> Loss:
+        """The loss of a step, by what steers its stage."""
+        recipe, processes = self._recipe, self._processes
+        cost = summed_cost(output, processes)
+        if stage == "joint" and self._network.gate is not None:
+            if recipe.alpha_sign == "controlled":
+                cost = self._steering.cost(output, self._costs)
+            return joint_loss(output, accuracy, cost, lambda seen: self._steering.weigh(step, seen), processes)
+        # Stage 1 goes up to full computation, up to what there is; without a gate nothing is steered.
+        alpha = -recipe.alpha if stage == "gate" else 0.0
+
+        def weigh(percentage: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.full_like(percentage, math.inf), torch.full_like(percentage, alpha)
+
+        return joint_loss(output, accuracy, cost, weigh, processes)
 
     def _evaluation(self, stage: StageName) -> Evaluation:
         # Stage 1 goes up to full bitwidth, whatever that costs on a device.
@@ -250,14 +272,16 @@ class Loop:
             return
         rows = torch.stack([values for values, *_ in self._pending]).tolist()
         records = []
-        for (loss, accuracy, cost, percentage, alpha), (_, stage, step, rates) in zip(rows, self._pending, strict=True):
+        for row, (_, stage, step, rates) in zip(rows, self._pending, strict=True):
+            loss, accuracy, cost, percentage, alpha, target = row
             if not math.isfinite(loss):
                 raise CheckFailedError(
                     f"the loss is {loss} at step {step} of stage {stage}, expected a number; lower the learning rate;"
                     f" the states saved in {self._folder} before it are whole"
                 )
             figures = {"loss": loss, "accuracy": accuracy, "cost": cost, "percentage": percentage, "alpha": alpha}
-            records.append(StepRecord(stage=stage, step=step, lr=rates, **figures))
+            aim = target if math.isfinite(target) else None
+            records.append(StepRecord(stage=stage, step=step, lr=rates, target=aim, **figures))
         self._pending.clear()
         self._write(records)
         if self._processes.first:
@@ -275,6 +299,7 @@ class Loop:
         with saving(self._folder):
             whole = dataclasses.replace(
                 state,
+                steering=self._steering.values() if state.stage == "joint" else {},
                 log_bytes=self._metrics.sync(),
                 network={key: value.cpu() for key, value in self._network.state_dict().items()},
                 job=self._job.as_json(),

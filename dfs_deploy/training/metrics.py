@@ -114,6 +114,7 @@ class StepRecord(_Record, frozen=True, kw_only=True, tag="step"):
         percentage: the same as a computation percentage.
         alpha: weight of the cost, with its sign.
         lr: learning rate of each optimizer, the backbone's before the gate's.
+        target: computation percentage that this step was steered to; ``None`` if nothing steered it.
     """
 
     stage: str
@@ -124,6 +125,7 @@ class StepRecord(_Record, frozen=True, kw_only=True, tag="step"):
     percentage: _Percentage
     alpha: float
     lr: list[float]
+    target: float | None = None
 
 
 class Evaluation(_Record, frozen=True, kw_only=True, omit_defaults=True):
