@@ -189,7 +189,7 @@ class Job:
         """Computation percentage that the last stage is steered to; ``None`` if nothing steers it."""
         recipe = self.recipe
         steered = "joint" in self.stages and recipe.joint_steps and recipe.policy is None
-        return recipe.target if steered and recipe.alpha_sign == "dynamic" else None
+        return recipe.target if steered and recipe.alpha_sign != "constant" else None
 
     @property
     def used(self) -> frozenset[str]:

@@ -54,7 +54,8 @@ from dfs_deploy.training.stages import (
     with_costs,
 )
 from dfs_deploy.training.state import State, save_state, saving
-from dfs_deploy.training.steering import Steering
+from dfs_deploy.training.statistics import renew_statistics
+from dfs_deploy.training.steering import Steering, Trim
 
 CHECKPOINT_FILE = "checkpoint.pt"
 BACKBONE_FILE = "backbone.pt"
@@ -123,6 +124,7 @@ class Loop:
         self._costs = self._network.block_costs if costs is None else torch.tensor(costs, device=device)
         dearest = job.recipe.reach(network.architecture)[1]
         self._steering = Steering(job.recipe, dearest, state.steering if state is not None else None)
+        self._trim = Trim(self._costs, dearest)
         self._pending: list[tuple[Tensor, StageName, int, list[float]]] = []
         self._metrics: MetricsLog | None = None
         self._last: Evaluation | None = None
@@ -171,6 +173,8 @@ class Loop:
         done, seconds = begin, 0.0
         with learning(network, stage):
             for step in range(begin, steps):
+                if step == settled_from:
+                    self._renew_statistics(stage)
                 if step in (begin, settled_from):
                     set_modes(network, stage, settled=step >= settled_from)
                 started = time.perf_counter()
@@ -190,8 +194,24 @@ class Loop:
                 if done % job.save_every == 0:
                     states = [each.state_dict() for each in optimizers]
                     self._save(State(stage, done, streak, optimizers=states))
+        if settled_from == steps > begin:
+            self._renew_statistics(stage)
         self._evaluate(stage, done)
         self._write([TimeRecord(stage=stage, step=done, seconds=round(seconds, 3), steps=done - begin)])
+
+    def _renew_statistics(self, stage: StageName) -> None:
+        """Computes the statistics of normalisations anew, if the stage does that."""
+        count = self._recipe.statistics_batches if stage == "joint" else 0
+        if count:
+            torch.manual_seed(_seed(self._job.seed, "statistics", self._processes.rank))
+            images = (self._batches.take("statistics", index, plain=True)[0] for index in range(count))
+            with self._half():
+                renew_statistics(self._network, images, self._processes)
+
+    def _half(self) -> torch.autocast:
+        """Computes layers in the format that the recipe asks for."""
+        enabled = self._recipe.autocast == "bfloat16"
+        return torch.autocast(self._evaluation_images.device.type, torch.bfloat16, enabled=enabled)
 
     def _step(self, stage: StageName, step: int, optimizers: Sequence[torch.optim.Optimizer], plain: bool) -> Tensor:
         """Takes one step; gives the computation percentage of its batch."""
@@ -199,15 +219,13 @@ class Loop:
         # What layers draw depends on the step alone, as everything else does.
         torch.manual_seed(_seed(self._job.seed, stage, step, self._processes.rank))
         x, labels = self._batches.take(stage, step, plain)
-        half = recipe.autocast == "bfloat16"
         taught = None
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+        with self._half():
             output = stage_forward(self._network, stage, x, 0.0 if plain else recipe.drop)
             if self._teacher is not None and steered:
                 with torch.no_grad():
                     taught = self._teacher(x).float()
-        if half:
-            output = dataclasses.replace(output, logits=output.logits.float())
+        output = dataclasses.replace(output, logits=output.logits.float())
         if recipe.costs is not None and steered:
             output = with_costs(output, self._costs)
         accuracy_of = accuracy_loss(output.logits, labels, taught, recipe)
@@ -226,6 +244,10 @@ class Loop:
             torch.nn.utils.clip_grad_norm_(optimized(optimizers), recipe.clip)
         for optimizer in optimizers:
             optimizer.step()
+        if plain and steered and recipe.alpha_sign == "controlled" and self._network.gate is not None:
+            shift = self._trim.shift(output.scores, loss.target, step - recipe.settled_from(stage))
+            self._processes.average([shift])
+            self._network.gate.shift(shift)
         values = torch.stack([loss.value, accuracy, loss.cost, loss.percentage, loss.alpha, loss.target])
         self._pending.append((values, stage, step + 1, rates))
         return loss.percentage

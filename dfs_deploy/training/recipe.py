@@ -330,58 +330,65 @@ def unknown_value(name: str, known: Collection[str]) -> str:
     return f"training has no value {name!r}; {meant}help(dfs_deploy.training.Recipe) lists them"
 
 
+_SMALL = Recipe(
+    gate_lr=1e-2,
+    joint_gate_lr=2e-3,
+    schedule="one-cycle",
+    gate_optimizer="adam",
+    nesterov=True,
+    clip=5.0,
+    standardize_gate=True,
+    settle_share=0.1,
+    alpha=1.0,
+    alpha_sign="controlled",
+    descent=0.5,
+)
+"""What the presets that are ours have in common: one alpha for all options and targets."""
+
+_OF_DEVICES = dataclasses.replace(
+    _SMALL,
+    batch=32,
+    backbone_steps=3000,
+    gate_steps=200,
+    gate_patience=20,
+    joint_steps=1000,
+    backbone_lr=0.05,
+    joint_lr=5e-3,
+    distill=0.5,
+    statistics_batches=40,
+)
+
+_SHARES = {"cpu-int8": 0.6, "jetson": 0.6}
+"""Targets of presets as shares of what the dearest path costs, if no target is given."""
+
 PRESETS = {
     "paper": Recipe(),
-    "quick": Recipe(
+    "quick": dataclasses.replace(
+        _SMALL,
         blocks_per_group=3,
         backbone_steps=3000,
         gate_steps=300,
         gate_patience=50,
         joint_steps=1500,
-        settle_share=0.1,
         backbone_lr=0.2,
-        gate_lr=1e-2,
         joint_lr=0.05,
-        joint_gate_lr=2e-3,
-        schedule="one-cycle",
-        gate_optimizer="adam",
-        nesterov=True,
         weight_decay=5e-4,
-        clip=5.0,
-        standardize_gate=True,
-        alpha=3e-4,
+        statistics_batches=20,
     ),
-    "adapt": Recipe(
-        batch=32,
-        backbone_steps=3000,
-        gate_steps=200,
-        gate_patience=20,
-        joint_steps=1000,
-        settle_share=0.1,
-        backbone_lr=0.05,
-        gate_lr=1e-2,
-        joint_lr=5e-3,
-        joint_gate_lr=2e-3,
-        schedule="one-cycle",
-        gate_optimizer="adam",
-        nesterov=True,
-        clip=5.0,
-        standardize_gate=True,
-        alpha=1e-3,
-    ),
+    "cpu-int8": dataclasses.replace(_OF_DEVICES, options=Options((0, 8)), target=3.75),
+    "jetson": dataclasses.replace(_OF_DEVICES, target=60.0),
 }
-"""``paper``: Section 4's. ``quick``: a ResNet-20 in about an hour on two CPU cores. ``adapt``: a trained network of the
-user's, which learns to decide; its alpha is for a dearest path that costs 1."""
+"""``paper``: Section 4's. ``quick``: a ResNet-20 in about an hour on two CPU cores. ``cpu-int8``: a trained network for
+a CPU, which runs in 8 bits and learns what to skip. ``jetson``: one for a GPU, with all options."""
 
 
 def preset(name: str, **changes: object) -> Recipe:
     """A preset with some values changed.
 
-    The alpha of ``adapt`` is divided by the cost of the dearest path, so that the cost weighs as much if no option is
-    in full precision.
+    Without a target, ``cpu-int8`` and ``jetson`` aim for 60 % of what the dearest path costs.
 
     Args:
-        name: ``paper``, ``quick`` or ``adapt``.
+        name: ``paper``, ``quick``, ``cpu-int8`` or ``jetson``.
         changes: values by attribute; ``None`` keeps the preset's.
 
     Raises:
@@ -395,7 +402,8 @@ def preset(name: str, **changes: object) -> Recipe:
     for key in given:
         if key not in known:
             raise UsageError(unknown_value(key, known))
-    recipe = dataclasses.replace(PRESETS[name], **given)  # type: ignore[arg-type]
-    if name == "adapt" and "alpha" not in given and recipe.dearest:
-        recipe = dataclasses.replace(recipe, alpha=recipe.alpha / recipe.dearest)
-    return recipe
+    if name in _SHARES and "target" not in given:
+        options = Options.parse(given.get("options", PRESETS[name].options))  # type: ignore[arg-type]
+        least, dearest = _reach(given.get("costs") or (options.costs,))  # type: ignore[arg-type]
+        given["target"] = 100.0 * max(least, _SHARES[name] * dearest)
+    return dataclasses.replace(PRESETS[name], **given)  # type: ignore[arg-type]

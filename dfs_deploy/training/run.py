@@ -80,8 +80,8 @@ def train(*given: Any, progress: Progress = silent, **values: Any) -> TrainingRe
 
             - ``data``: ``digits``, or the path of a data set (``dfs_deploy.load_dataset`` describes them).
             - ``out``: folder for the run, ``run`` if it is left out; it must not hold another run yet.
-            - ``preset``: ``paper``; ``quick`` for a small machine; or ``adapt``, the default for a network that was
-              handed over or named.
+            - ``preset``: ``paper``; ``quick`` for a small machine; ``cpu-int8``, the default for a network that was
+              handed over or named; or ``jetson``.
             - ``network``: a network by name, such as ``torchvision:resnet18``; or an adapted one, or its checkpoint.
             - ``weights``: its weights, a state dict.
             - ``options``: options that the gate chooses from; ``None`` for those of the network, ``skip,8,16,full``, or
@@ -140,7 +140,7 @@ def train(*given: Any, progress: Progress = silent, **values: Any) -> TrainingRe
             "blocks per group are given for a network that is no CIFAR ResNet of train's own; leave them out: its"
             " blocks are found, or chosen by dfs-deploy adapt --blocks, whose file train --network takes"
         )
-    preset = preset or ("paper" if network is None else "adapt")
+    preset = preset or ("paper" if network is None else "cpu-int8")
     teacher = job_values.get("teacher")
     if isinstance(teacher, nn.Module):
         job_values["teacher"] = GIVEN

@@ -8,6 +8,7 @@ Costs are shares there too, so the same gains do for every list of options.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -26,6 +27,9 @@ INTEGRAL = 0.1
 
 MOST_INTEGRAL = 20.0
 """Bound of the integral part either way, times ``Recipe.alpha``: it cannot wind up while nothing moves."""
+
+_HALVINGS = 32
+_LEAST_PART = 0.1  # of a settled step in the trim
 
 _EVEN = 0.1
 """Share of the even distribution in the weights that the cost's gradient gives options: saturated scores move too."""
@@ -115,3 +119,52 @@ def pressed(output: NetworkOutput, costs: Tensor) -> Tensor:
     carried = (scores * pull).sum(2).mean()
     # The difference first: it is exactly zero.
     return value + (carried - carried.detach())
+
+
+class Trim:
+    """The controller's second means, once statistics and ranges stay: the gate's biases.
+
+    Learning rates have fallen by then, and images are no longer varied, so the cost moves a little and the loss could
+    not bring it back. Each step finds the multiple of the options' costs that, taken from the scores of its batch,
+    makes the batch cost its target, and takes a part of it from the biases: all of it at first, then less and less.
+
+    Args:
+        costs: (gated blocks, options) float32, in full-precision blocks.
+        dearest: cost of the dearest path, as a share of full computation.
+    """
+
+    def __init__(self, costs: Tensor, dearest: float) -> None:
+        self._costs = costs
+        self._slope = costs.mean(0) / (dearest or 1.0)
+        gaps = self._slope.sort().values.diff()
+        self._gap = gaps[gaps > 0.0].amin() if bool((gaps > 0.0).any()) else gaps.new_ones(())
+
+    @torch.no_grad()
+    def shift(self, scores: Tensor, target: Tensor, settled: int) -> Tensor:
+        """What to add to the gate's scores, (options,) float32.
+
+        Args:
+            scores: (N, gated blocks, options) of a batch.
+            target: scalar, computation percentage to reach.
+            settled: steps before this one in which statistics stayed.
+        """
+        return -max(_LEAST_PART, 1.0 / (settled + 1)) * self._multiple(scores.float(), target / 100.0) * self._slope
+
+    def _multiple(self, scores: Tensor, goal: Tensor) -> Tensor:
+        """The multiple of the costs, nearest to 0, at which a batch's choices cost what they should; a scalar."""
+        possible = scores > MASKED / 2
+        spread = scores.masked_fill(~possible, -math.inf).amax(2) - scores.masked_fill(~possible, math.inf).amin(2)
+        far = (spread.amax() + 1.0) / self._gap
+        cost = self._cost(scores, torch.zeros_like(far))
+        above = cost > goal
+        near, far = torch.zeros_like(far), torch.where(above, far, -far)
+        for _ in range(_HALVINGS):
+            middle = 0.5 * (near + far)
+            moved = self._cost(scores, middle)
+            passed = torch.where(above, moved <= goal, moved >= goal)
+            near, far = torch.where(passed, near, middle), torch.where(passed, middle, far)
+        return torch.where(cost == goal, 0.0, far)
+
+    def _cost(self, scores: Tensor, multiple: Tensor) -> Tensor:
+        choice = (scores - multiple * self._slope).argmax(2, keepdim=True)
+        return self._costs.expand(len(scores), -1, -1).gather(2, choice).mean()
