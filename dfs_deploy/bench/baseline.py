@@ -9,10 +9,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from dfs_deploy.bench.result import FORMAT, BenchResult, Change, Comparison, Interval, Problem, Setup, load_bench
+from dfs_deploy.bench.result import FORMAT, BenchResult, Change, Comparison, Problem, Setup, load_bench
 from dfs_deploy.bench.verdict import unsteady
 from dfs_deploy.errors import ArtefactError, CheckFailedError, SavedResultError, UsageError
 from dfs_deploy.io.text import one_line
+from dfs_deploy.paired import Interval
 from dfs_deploy.thresholds import NOISE_BAND
 
 

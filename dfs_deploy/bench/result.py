@@ -15,6 +15,7 @@ from dfs_deploy.errors import SavedResultError, UsageError
 from dfs_deploy.io.files import read_file
 from dfs_deploy.io.json_files import MAX_JSON, Measured, Name, Share, VersionedFormat
 from dfs_deploy.io.text import first_line, one_line
+from dfs_deploy.paired import Interval
 
 SCHEMA_VERSION = 1
 """Version of the JSON's keys; raised if a key goes away or changes its meaning."""
@@ -35,29 +36,6 @@ BUDGET: Final = f"{DYNAMIC}-budget-"
 """Begin of the names of cases that hold a budget; percents follow."""
 
 _LEAST, _MOST = 1e-9, 1e9
-
-
-class Interval(msgspec.Struct, frozen=True):
-    """Estimate, and the interval that holds the true value with 95 % confidence.
-
-    Attributes:
-        value: estimate.
-        low: lower end.
-        high: upper end.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def __post_init__(self) -> None:
-        if not self.low <= self.high:
-            raise ValueError(f"interval from low {self.low:g} to high {self.high:g}")
-
-    @property
-    def uncertainty(self) -> float:
-        """Distance of the farther end from the estimate, as a share of the estimate."""
-        return max(self.high - self.value, self.value - self.low) / abs(self.value)
 
 
 class Ratios(msgspec.Struct, frozen=True):

@@ -22,6 +22,7 @@ from dfs_deploy.preprocessing import (
     MIN_STD,
     InputContract,
 )
+from dfs_deploy.system.cpu import TargetCpu
 
 SCHEMA_VERSION = 5
 MANIFEST = "manifest.json"
@@ -161,13 +162,24 @@ class RangeRecord(_Record, frozen=True, kw_only=True):
 
 
 class CalibrationRecord(_Record, frozen=True, kw_only=True):
-    """Calibration of the INT8 engines: method, data and ranges."""
+    """Calibration of the INT8 engines.
+
+    Attributes:
+        method: source of the ranges.
+        data: name of the data set; ``None`` without data.
+        samples: number of images.
+        seed: seed that images were drawn with.
+        weight_bits: bits of the weights of engines for ONNX Runtime.
+        target_cpu: kind of CPU that these were made for; ``None`` if an earlier version made them.
+        ranges: interval of every tensor that is rounded.
+    """
 
     method: Name
     data: Name | None
     samples: NotNegative
     seed: NotNegative
     weight_bits: Literal[7, 8]
+    target_cpu: TargetCpu | None = None
     ranges: list[RangeRecord]
 
 

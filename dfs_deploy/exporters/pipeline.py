@@ -54,7 +54,7 @@ from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_pr
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
-from dfs_deploy.system.cpu import WEIGHT_BITS, WeightBits, target_named
+from dfs_deploy.system.cpu import WEIGHT_BITS, TargetCpu, WeightBits, target_named
 from dfs_deploy.system.ort import onnxruntime
 
 _LOG = logging.getLogger(__name__)
@@ -190,8 +190,8 @@ def export(
     out = Path(f"{bundle_stem(Path(str(checkpoint)))}{SUFFIX}" if out is None else out)
     if weight_bits not in (None, 7, 8):
         raise UsageError(f"weight_bits {weight_bits!r}, expected 7 or 8")
-    suited = WEIGHT_BITS[target_named(target_cpu)]
-    bits = weight_bits or suited
+    target = target_named(target_cpu)
+    bits = weight_bits or WEIGHT_BITS[target]
     if not 0 <= seed < 1 << 63:
         raise UsageError(f"seed {seed}, expected 0 to {(1 << 63) - 1}")
     wanted = parse_targets(PRECISIONS if targets is None else targets)
@@ -239,7 +239,7 @@ def export(
             targets=list(wanted),
             input=schema.InputRecord(**asdict(contract)),
             runtimes=engines,
-            calibration=_calibration_record(network, ranges, data, method, seed, bits) if ranges else None,
+            calibration=_calibration_record(network, ranges, data, method, seed, bits, target) if ranges else None,
             accuracy=None,
             substitutions=_substitutions(used.values(), wanted),
             samples=_SAMPLES,
@@ -454,7 +454,13 @@ def _option_names(network: DFSNetwork) -> dict[int, str]:
 
 
 def _calibration_record(
-    network: DFSNetwork, ranges: Ranges, data: AnyImages | None, method: str, seed: int, weight_bits: WeightBits
+    network: DFSNetwork,
+    ranges: Ranges,
+    data: AnyImages | None,
+    method: str,
+    seed: int,
+    weight_bits: WeightBits,
+    target_cpu: TargetCpu,
 ) -> schema.CalibrationRecord:
     names = _option_names(network)
     return schema.CalibrationRecord(
@@ -463,6 +469,7 @@ def _calibration_record(
         samples=0 if data is None else len(data),
         seed=seed,
         weight_bits=weight_bits,
+        target_cpu=target_cpu,
         ranges=[
             schema.RangeRecord(**{**asdict(key), **asdict(value), "option": names[key.option]})
             for key, value in sorted(ranges.items(), key=lambda item: item[0])

@@ -24,7 +24,6 @@ from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.runtimes.backend import Backend, BackendOptions, Substitution
 from dfs_deploy.runtimes.budgets import bias_for, score_offset
 from dfs_deploy.runtimes.life import Living
-from dfs_deploy.system.cpu import made_for_another_cpu
 
 _LOG = logging.getLogger(__name__)
 
@@ -163,7 +162,7 @@ class Runtime(Living[Backend]):
             )
         bias = None if budget is None else bias_for(budget, self._bundle)
         if name == "onnxruntime" and not isinstance(bundle, Bundle):  # whoever opened the bundle can ask
-            note = made_for_another_cpu(self._bundle.manifest.int8_weight_bits)
+            note = self._bundle.cpu_mismatch
             if note is not None:
                 _LOG.warning("%s: %s", one_line(self._bundle.path), note)
         self._budget: float | None = None
