@@ -94,7 +94,7 @@ def _conditions(setup: Setup, batch: int) -> dict[str, object]:
         "data": setup.data,
         "inputs": setup.inputs,
         "seed": setup.seed,
-        "budget": "as trained" if setup.budget is None else setup.budget,
+        "budget": "the bundle's own" if setup.budget is None else setup.budget,
     }
 
 

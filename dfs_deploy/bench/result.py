@@ -15,6 +15,7 @@ from dfs_deploy.errors import SavedResultError, UsageError
 from dfs_deploy.io.files import read_file
 from dfs_deploy.io.json_files import MAX_JSON, Measured, Name, Share, VersionedFormat
 from dfs_deploy.io.text import first_line, one_line
+from dfs_deploy.options import Budget
 from dfs_deploy.paired import Interval
 
 SCHEMA_VERSION = 1
@@ -473,7 +474,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
         device: device as asked for.
         threads: threads that one engine may use; ``None`` on a device whose runtime has none.
         seed: seed of the order of inputs.
-        budget: budget that the dynamic network is to hold, 0 to 1; ``None`` for the gate as trained.
+        budget: budget that the dynamic network is to hold, 0 to 1 or ``trained``; ``None`` for the bundle's own, see
+            ``Runtime.set_budget``.
         data: name of the inputs.
         inputs: number of different images that are run.
         notes: assumptions and findings while they were read, one line each.
@@ -486,7 +488,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     device: Name
     threads: int | None
     seed: int
-    budget: float | None
+    budget: Budget
     data: Name
     inputs: int
     notes: tuple[str, ...]

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dfs_deploy.cli.arguments import BundleArgument, CacheOption, JsonOption, bundle_path
-from dfs_deploy.cli.console import engine_choice, output, percent, print_json, show_budgets, show_table
+from dfs_deploy.cli.console import (
+    engine_choice,
+    output,
+    percent,
+    print_json,
+    show_accuracy_budget,
+    show_budgets,
+    show_table,
+)
 from dfs_deploy.errors import EnvironmentLacksError
 from dfs_deploy.io.text import one_line
 from dfs_deploy.system.cpu import WORDS
@@ -156,5 +164,7 @@ def _show_measured(bundle: Bundle) -> None:
         output().print(f"static baselines on the same images: {statics}")
         rows = [[str(i + 1), *(percent(share, 1) for share in shares)] for i, shares in enumerate(found.option_share)]
         show_table("share of images by option", ["block", *bundle.options.names], rows)
+    if bundle.manifest.accuracy_budget is not None:
+        show_accuracy_budget(bundle.manifest.accuracy_budget)
     if bundle.manifest.budgets:
         show_budgets(bundle.manifest.budgets)

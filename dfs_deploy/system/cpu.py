@@ -161,8 +161,8 @@ def made_for_another_cpu(
     cost = "INT8 engines are slow here" if weight_bits > wanted else "they lose precision for nothing"
     meant = "" if made_for is None or made_for == here else f" ({WORDS[made_for]})"
     return (
-        f"made for another CPU{meant}: INT8 weights have {weight_bits} bits and this CPU ({WORDS[here]}) wants {wanted}, so"
-        f" {cost}; export with --target-cpu {here}"
+        f"made for another CPU{meant}: INT8 weights have {weight_bits} bits and this CPU ({WORDS[here]}) wants"
+        f" {wanted}, so {cost}; export with --target-cpu {here}"
     )
 
 
