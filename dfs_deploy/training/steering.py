@@ -29,7 +29,7 @@ MOST_INTEGRAL = 20.0
 """Bound of the integral part either way, times ``Recipe.alpha``: it cannot wind up while nothing moves."""
 
 _HALVINGS = 32
-_LEAST_PART = 0.1  # of a settled step in the trim
+_LEAST_PART = 0.03  # of a settled step in the trim
 
 _EVEN = 0.1
 """Share of the even distribution in the weights that the cost's gradient gives options: saturated scores move too."""
