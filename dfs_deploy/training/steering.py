@@ -148,6 +148,8 @@ class Trim:
             target: scalar, computation percentage to reach.
             settled: steps before this one in which statistics stayed.
         """
+        if not scores.shape[1]:
+            return scores.new_zeros(scores.shape[2])
         return -max(_LEAST_PART, 1.0 / (settled + 1)) * self._multiple(scores.float(), target / 100.0) * self._slope
 
     def _multiple(self, scores: Tensor, goal: Tensor) -> Tensor:

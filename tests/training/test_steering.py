@@ -171,3 +171,8 @@ def test_a_batch_at_its_target_moves_no_bias() -> None:
     assert trim.shift(scores, torch.tensor(50.0), 0).tolist() == [0.0, 0.0]
     first, later = (trim.shift(scores, torch.tensor(0.0), settled).abs().max() for settled in (0, 9))
     assert float(later) == pytest.approx(0.1 * float(first))
+
+
+def test_a_network_without_a_choice_has_no_bias_to_move() -> None:
+    costs = torch.zeros(0, 2)
+    assert Trim(costs, 1.0).shift(torch.zeros(4, 0, 2), torch.tensor(100.0), 0).tolist() == [0.0, 0.0]
