@@ -217,7 +217,9 @@ def test_a_teacher_is_learned_from_with_a_gate_and_with_a_policy(
     loop = taught(job, tmp_path / "run", green)
     assert not loop.notes
     assert asked == [recipe.batch] * recipe.joint_steps
-    assert of(tmp_path / "run", "evaluation", "joint")[-1]["top1"] == pytest.approx(1 / 3, abs=0.1)
+    green_ones = (splits_for(job).evaluation.labels == 1).mean()
+    assert 0.0 < green_ones < 0.5
+    assert of(tmp_path / "run", "evaluation", "joint")[-1]["top1"] == pytest.approx(green_ones)
 
 
 def test_what_cannot_do_anything_is_said(folder: Path, whole: Path, tmp_path: Path) -> None:
