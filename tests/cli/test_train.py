@@ -161,7 +161,7 @@ def test_costs_and_a_policy_can_be_set_by_name(data: Path, finished: Path, tmp_p
         (["--size", "0x8"], ["size 0x8"]),
         (["--size", "9" * 5000 + "x8"], ["size"]),
         (["--device", "toaster"], ["toaster"]),
-        (["--preset", "slow"], ["paper, quick or adapt"]),
+        (["--preset", "slow"], ["paper, quick, cpu-int8 or jetson"]),
         (["--policy", "mixed"], ["--backbone"]),
         (["--evaluate-on", "test"], ["no split 'test'", "--held-out"]),
         (["--save-every", "9" * 12], ["save_every"]),
