@@ -11,7 +11,8 @@ from functools import cached_property
 from typing import Literal
 
 from dfs_deploy.bench.clock import MIN_SEGMENTS, calls_for_tail
-from dfs_deploy.bench.result import DYNAMIC, POLICY, RIVAL, CaseResult, Interval, Problem, Ratios, Round, Verdict
+from dfs_deploy.bench.result import DYNAMIC, POLICY, RIVAL, CaseResult, Problem, Ratios, Round, Verdict
+from dfs_deploy.paired import Interval
 from dfs_deploy.thresholds import MAX_UNCERTAINTY, MIN_INPUTS, TIE, VERDICT_MAX_TOP1_DROP
 
 _ROUNDING = 1e-9
