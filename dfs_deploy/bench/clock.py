@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.bench.result import CaseResult, Interval, Latency, Ratios, Round
+from dfs_deploy.bench.result import CaseResult, Latency, Ratios, Round
+from dfs_deploy.paired import Interval
 from dfs_deploy.progress import Progress, silent
 
 TAIL = 10
@@ -331,20 +332,3 @@ def _student(freedom: int) -> float:
     """Quantile of Student's t for the confidence (Abramowitz and Stegun, 26.7.5)."""
     z = _NORMAL
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-
-
-def share_difference(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> Interval:
-    """Share of true values in one array less that in another, on the same inputs.
-
-    Args:
-        ours: (N,) whether one answered rightly.
-        theirs: (N,) whether the other did.
-
-    Returns:
-        The difference, -1 to 1, with the normal interval for paired proportions (Agresti, Categorical Data Analysis,
-        3rd edition, section 11.1): only inputs on which the two disagree count.
-    """
-    difference = ours.astype(np.float64) - theirs
-    value = float(difference.mean())
-    error = 1.96 * float(difference.std()) / math.sqrt(len(difference))
-    return Interval(value, value - error, value + error)

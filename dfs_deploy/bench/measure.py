@@ -22,7 +22,6 @@ from dfs_deploy.bench.clock import (
     median_alone,
     paired_ratios,
     round_for,
-    share_difference,
     time_interleaved,
 )
 from dfs_deploy.bench.devices import RUNTIME_OF
@@ -47,6 +46,7 @@ from dfs_deploy.bench.verdict import Evidence, choose_contender, unsteady
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.costs import LatencyTable
 from dfs_deploy.options import computation_percentage
+from dfs_deploy.paired import share_difference
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.progress import Progress
 from dfs_deploy.runtimes import Runtime

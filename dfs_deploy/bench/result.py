@@ -15,6 +15,8 @@ from dfs_deploy.errors import SavedResultError, UsageError
 from dfs_deploy.io.files import read_file
 from dfs_deploy.io.json_files import MAX_JSON, Measured, Name, Share, VersionedFormat
 from dfs_deploy.io.text import first_line, one_line
+from dfs_deploy.options import Budget
+from dfs_deploy.paired import Interval
 from dfs_deploy.thresholds import VERDICT_MAX_TOP1_DROP
 
 SCHEMA_VERSION = 1
@@ -39,29 +41,6 @@ BUDGET: Final = f"{DYNAMIC}-budget-"
 """Begin of the names of cases that hold a budget; percents follow."""
 
 _LEAST, _MOST = 1e-9, 1e9
-
-
-class Interval(msgspec.Struct, frozen=True):
-    """Estimate, and the interval that holds the true value with 95 % confidence.
-
-    Attributes:
-        value: estimate.
-        low: lower end.
-        high: upper end.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def __post_init__(self) -> None:
-        if not self.low <= self.high:
-            raise ValueError(f"interval from low {self.low:g} to high {self.high:g}")
-
-    @property
-    def uncertainty(self) -> float:
-        """Distance of the farther end from the estimate, as a share of the estimate."""
-        return max(self.high - self.value, self.value - self.low) / abs(self.value)
 
 
 class Ratios(msgspec.Struct, frozen=True):
@@ -515,7 +494,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
         device: device as asked for.
         threads: threads that one engine may use; ``None`` on a device whose runtime has none.
         seed: seed of the order of inputs.
-        budget: budget that the case ``dfs`` is to hold, 0 to 1; ``None`` for the gate as trained.
+        budget: budget that the case ``dfs`` is to hold, 0 to 1 or ``trained``; ``None`` for the bundle's own, see
+            ``Runtime.set_budget``.
         data: name of the inputs.
         inputs: number of different images that are run.
         notes: assumptions and findings while they were read, one line each.
@@ -528,7 +508,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     device: Name
     threads: int | None
     seed: int
-    budget: float | None
+    budget: Budget
     data: Name
     inputs: int
     notes: tuple[str, ...]

@@ -24,6 +24,7 @@ from dfs_deploy.costs import save_costs as write_costs
 from dfs_deploy.data import AnyImages, open_dataset
 from dfs_deploy.errors import UsageError
 from dfs_deploy.io.files import check_files_writable, write_whole
+from dfs_deploy.options import Budget
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime.engine_choice import choice_file, choice_key, measure_choice
@@ -47,7 +48,7 @@ def bench(
     threads: int | None = None,
     plan: bool = True,
     prepared: bool = True,
-    budget: float | None = None,
+    budget: Budget = None,
     all_budgets: bool = False,
     forced: bool = False,
     samples: int = MAX_INPUTS,
@@ -83,7 +84,7 @@ def bench(
         threads: threads that one engine may use; ``None`` for one, and on a device whose runtime has none.
         plan: whether to use the engine choice measured on this machine, if there is one.
         prepared: whether to run engines prepared for this machine.
-        budget: computation that the case ``dfs`` is to hold, 0 to 1; ``None`` for the gate as trained.
+        budget: computation that the case ``dfs`` is to hold, see ``Runtime.set_budget``.
         all_budgets: whether to time dynamic networks at every budget that was calibrated, too, in the same rounds.
         forced: whether to time forced paths and their traces as well, in which none to all of the blocks run
             that may be skipped.

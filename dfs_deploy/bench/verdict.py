@@ -18,12 +18,12 @@ from dfs_deploy.bench.result import (
     RIVAL,
     STATIC,
     CaseResult,
-    Interval,
     Problem,
     Ratios,
     Round,
     Verdict,
 )
+from dfs_deploy.paired import Interval
 from dfs_deploy.thresholds import MAX_UNCERTAINTY, MIN_INPUTS, TIE, VERDICT_MAX_TOP1_DROP
 
 _ROUNDING = 1e-9
