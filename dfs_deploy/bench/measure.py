@@ -51,7 +51,6 @@ from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.progress import Progress
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.suspicion import suspicions
-from dfs_deploy.system.cpu import made_for_another_cpu
 from dfs_deploy.thresholds import NOISY
 
 _LOG = logging.getLogger(__name__)
@@ -434,9 +433,8 @@ def _gates_of(name: str) -> str:
 def _caveats(bundles: Sequence[Bundle], disturbance: Disturbance) -> Iterator[str]:
     """Weaknesses of any verdict, one line each."""
     for bundle in bundles:
-        note = made_for_another_cpu(bundle.manifest.int8_weight_bits)
-        if note is not None:
-            yield f"{bundle.name} was {note}"
+        if bundle.cpu_mismatch is not None:
+            yield f"{bundle.name} was {bundle.cpu_mismatch}"
     if disturbance.throttled_periods:
         yield (
             f"the container's CPU quota stopped this process in {disturbance.throttled_periods} periods while cases"

@@ -278,8 +278,8 @@ def test_what_does_not_fit_is_refused(data: Path, tmp_path: Path) -> None:
         train(user_net("basic"), data, tmp_path / "run")
     with refuses(UsageError, "skip,full", "skip,8,full"):
         train(network(), data, tmp_path / "run", options="skip,full")
-    with refuses(UsageError, "policy", "with_policy"):
-        train(network(), data, tmp_path / "run", policy="8")
+    with refuses(UsageError, "policy", "one of its own"):
+        train(network().with_policy([1, 1, 1, 1]), data, tmp_path / "run", policy="8")
     with refuses(UsageError, "data is given twice"):
         train(network(), data, tmp_path / "run", data=data)
     with refuses(UsageError, "4 values"):
@@ -289,6 +289,15 @@ def test_what_does_not_fit_is_refused(data: Path, tmp_path: Path) -> None:
     with refuses(UsageError, "weights", "network"):
         train(data, tmp_path / "run", weights="net.pt")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_policy_trains_a_copy_of_a_network_with_a_gate(data: Path, tmp_path: Path) -> None:
+    model = network()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    trained = load_checkpoint(train(model, data, tmp_path / "run", policy="8", **SHORT).checkpoint).network
+    assert trained.gate is None
+    assert [trained.options[choice].name for choice in trained.policy or ()] == ["8"] * len(trained.blocks)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_a_target_out_of_reach_is_refused_with_the_reach(data: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_the_stages_run_in_order_and_leave_what_can_be_used(whole: Path) -> None
 
 def test_the_log_has_the_documented_keys(whole: Path) -> None:
     step = of(whole, "step", "joint")[0]
-    assert set(step) == {"event", "stage", "step", "loss", "accuracy", "cost", "percentage", "alpha", "lr"}
+    assert set(step) == {"event", "stage", "step", "loss", "accuracy", "cost", "percentage", "alpha", "lr", "target"}
     assert len(step["lr"]) == 2
     evaluation = of(whole, "evaluation", "joint")[-1]
     keys = {"event", "stage", "step", "split", "images", "top1", "percentage", "option_share", "paths"}
