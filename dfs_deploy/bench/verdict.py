@@ -223,7 +223,7 @@ class Evidence:
                 " with every block run, trained for the paths that the network takes, and nobody would ship it; compare"
                 " with a network that was trained to be static: bench BUNDLE STATIC"
             )
-            return None, words, ()
+            return None, words, self._chosen()
         choice, words, caveats = self._between(found)
         if self.strawmen and choice == dynamic.name and not any(case.rival for case in statics):
             caveats += (

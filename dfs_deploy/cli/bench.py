@@ -157,6 +157,7 @@ def bench(
             all_budgets=all_budgets,
             forced=forced,
             samples=samples,
+            labelled=frontier is not None,
             seed=seed,
             min_seconds=min_seconds,
             max_seconds=max_seconds,

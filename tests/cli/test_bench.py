@@ -243,7 +243,7 @@ def test_a_static_network_of_another_bundle_is_compared_with(mixed: Made, static
 def test_the_frontier_of_several_networks_is_drawn(mixed: Made, static: Made, floats: Made, tmp_path: Path) -> None:
     several: list[str | Path] = ["bench", mixed.path, floats.path, static.path]
     run(*several, "--frontier", tmp_path / "f.pdf", *QUICK).failed(2, ".svg or .png")
-    run(*several, "--frontier", tmp_path / "f.svg", *QUICK).failed(2, "no accuracy to draw", "--data")
+    run(*several, "--frontier", tmp_path / "f.svg", *QUICK).failed(2, "no labels", "--data")
     ran = run(*several, "--data", mixed.data_file, "--frontier", tmp_path / "f.svg", "--samples", "40", *QUICK)
     assert ran.code == 0, ran.err
     for word in ("dfs@floats", "static-policy@static", "beside floats", "40 inputs", f"wrote {tmp_path / 'f.svg'}"):
