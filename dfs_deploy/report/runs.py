@@ -23,7 +23,7 @@ class TrainingRun:
     Attributes:
         name: name of its folder.
         model: name of the network, such as ``ResNet-20``.
-        method: ``DFS``, ``SkipNet``, ``static mixed``, ``static uniform`` or ``full precision``.
+        method: ``DFS``, ``SkipNet``, ``static pruned``, ``static mixed``, ``static uniform`` or ``full precision``.
         data: name of the data set, as the job gives it.
         options: names of the options that the gate chooses from.
         policy: name of the option of each gated block, or ``None`` if a gate decides.
@@ -121,6 +121,8 @@ def load_run(path: str | Path) -> TrainingRun:
 def _method(options: Options, policy: Sequence[str] | None, stage: str) -> str:
     if stage == "backbone" or (policy is not None and set(policy) == {"full"}):
         return "full precision"
+    if policy is not None and "skip" in policy:
+        return "static pruned"
     if policy is not None:
         return "static uniform" if len(set(policy)) == 1 else "static mixed"
     return "SkipNet" if set(options.names) == {"skip", "full"} else "DFS"

@@ -245,9 +245,8 @@ class Loop:
         for optimizer in optimizers:
             optimizer.step()
         if plain and steered and recipe.alpha_sign == "controlled" and self._network.gate is not None:
-            shift = self._trim.shift(output.scores, loss.target, step - recipe.settled_from(stage))
-            self._processes.average([shift])
-            self._network.gate.shift(shift)
+            scores = self._processes.concatenate(output.scores.detach().contiguous())
+            self._network.gate.shift(self._trim.shift(scores, loss.target, step - recipe.settled_from(stage)))
         values = torch.stack([loss.value, accuracy, loss.cost, loss.percentage, loss.alpha, loss.target])
         self._pending.append((values, stage, step + 1, rates))
         return loss.percentage

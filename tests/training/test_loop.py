@@ -111,7 +111,7 @@ def test_stage_1_ends_when_every_block_runs_in_full(whole: Path) -> None:
 
 
 def test_the_last_steps_of_joint_training_keep_statistics_and_ranges(folder: Path, whole: Path) -> None:
-    recipe = small_recipe(settle_share=1.0, joint_lr=0.0, joint_gate_lr=0.0)
+    recipe = small_recipe(settle_share=1.0, joint_lr=0.0, joint_gate_lr=0.0, statistics_batches=0, alpha_sign="dynamic")
     before = load_checkpoint(whole / "checkpoint.pt").network.state_dict()
     run_job(small_job(folder, recipe, start=str(whole / "checkpoint.pt")), folder / "settled")
     after = load_checkpoint(folder / "settled" / "checkpoint.pt").network.state_dict()
@@ -436,7 +436,7 @@ def in_two_processes(job: Job, out: Path) -> list[float]:
 
 def test_two_processes_share_the_work_of_one(folder: Path, whole: Path) -> None:
     """With fixed statistics the mean of two halves is the whole, so the metrics are those of one process."""
-    recipe = small_recipe(settle_share=1.0, joint_steps=6)
+    recipe = small_recipe(settle_share=1.0, joint_steps=6, statistics_batches=0)
     start = str(whole / "checkpoint.pt")
     one, two = folder / "one", folder / "two"
     run_job(small_job(folder, recipe, start=start), one)
