@@ -18,7 +18,11 @@ cdef extern from "ends.h":
         const float *image, Py_ssize_t channels, Py_ssize_t area, float scale, int zero_point, uint8_t *pixels
     ) noexcept nogil
 
-    EndsQuantize ends_quantize() noexcept
+    ctypedef struct EndsVariant:
+        const char *name
+        EndsQuantize quantize
+
+    Py_ssize_t ends_variants(const EndsVariant **variants) noexcept
 
     int ends_finite(const float *values, Py_ssize_t count) noexcept nogil
 
@@ -34,7 +38,10 @@ cdef extern from "ends.h":
 
 CHANNELS = ENDS_CHANNELS
 
-cdef EndsQuantize _quantize = ends_quantize()
+cdef const EndsVariant *_variants
+cdef Py_ssize_t _count = ends_variants(&_variants)
+
+VARIANTS = tuple([_variants[i].name.decode() for i in range(_count)])
 
 
 cdef int _view(Py_buffer *view, array, str format, int dimensions=0, bint writable=False) except -1:
@@ -60,14 +67,16 @@ cdef int _check(Py_ssize_t channels, Py_ssize_t height, Py_ssize_t width, int ze
 # The GIL stays: to release it and wait for it again would cost as much as half of the work.
 
 
-def quantize(image, float scale, int zero_point, pixels):
+def quantize(image, float scale, int zero_point, pixels, Py_ssize_t variant=0):
     cdef Py_buffer source, target
+    if not 0 <= variant < _count:
+        raise ValueError(f"variant {variant}, expected 0 to {_count - 1}")
     _view(&source, image, "f", 3)
     try:
         _view(&target, pixels, "B", 3, True)
         try:
             _check(source.shape[0], source.shape[1], source.shape[2], zero_point, &target)
-            return _quantize(
+            return _variants[variant].quantize(
                 <const float *> source.buf,
                 source.shape[0],
                 source.shape[1] * source.shape[2],

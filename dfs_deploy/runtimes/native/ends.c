@@ -71,15 +71,24 @@ VARIANT(avx2, __attribute__((target("avx2"))))
 VARIANT(avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))))
 #endif
 
-EndsQuantize ends_quantize(void) {
+ptrdiff_t ends_variants(const EndsVariant **variants) {
+    static const EndsVariant all[] = {
+#if defined(__x86_64__)
+        {"avx512", quantize_avx512},
+        {"avx2", quantize_avx2},
+#endif
+        {"baseline", quantize_baseline},
+    };
+    const ptrdiff_t count = (ptrdiff_t)(sizeof all / sizeof *all);
+    ptrdiff_t first = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
-        return quantize_avx512;
-    if (__builtin_cpu_supports("avx2")) return quantize_avx2;
+    if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")))
+        first = __builtin_cpu_supports("avx2") ? 1 : 2;
 #endif
-    return quantize_baseline;
+    *variants = all + first;
+    return count - first;
 }
 
 void ends_look_up(const uint8_t *image, ptrdiff_t channels, ptrdiff_t area, const uint8_t *levels, int zero_point,

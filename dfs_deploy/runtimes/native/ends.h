@@ -26,7 +26,12 @@ void ends_look_up(const uint8_t *image, ptrdiff_t channels, ptrdiff_t area, cons
 /* Whether no value is NaN or infinite. */
 int ends_finite(const float *values, ptrdiff_t count);
 
-/* The variant for this machine. */
-EndsQuantize ends_quantize(void);
+typedef struct {
+    const char *name;
+    EndsQuantize quantize;
+} EndsVariant;
+
+/* The variants that this machine runs, the fastest first; never none. */
+ptrdiff_t ends_variants(const EndsVariant **variants);
 
 #endif
