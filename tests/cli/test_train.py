@@ -69,6 +69,12 @@ def until_backbone(data: Path | str, *arguments: str | Path) -> Ran:
 # ------------------------------------------------------------------------------------------------ values of the recipe
 
 CHANGED = {
+    "autocast": ("bfloat16", "bfloat16"),
+    "descent": ("0.5", 0.5),
+    "distill": ("0.25", 0.25),
+    "drop": ("0.1", 0.1),
+    "statistics_batches": ("2", 2),
+    "temperature": ("3", 3.0),
     "options": ("skip,full", "skip,full"),
     "target": ("20", 20.0),
     "blocks_per_group": ("2", 2),
@@ -161,7 +167,7 @@ def test_costs_and_a_policy_can_be_set_by_name(data: Path, finished: Path, tmp_p
         (["--size", "0x8"], ["size 0x8"]),
         (["--size", "9" * 5000 + "x8"], ["size"]),
         (["--device", "toaster"], ["toaster"]),
-        (["--preset", "slow"], ["paper, quick or adapt"]),
+        (["--preset", "slow"], ["paper, quick, cpu-int8 or jetson"]),
         (["--policy", "mixed"], ["--backbone"]),
         (["--evaluate-on", "test"], ["no split 'test'", "--held-out"]),
         (["--save-every", "9" * 12], ["save_every"]),
