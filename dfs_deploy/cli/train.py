@@ -74,8 +74,8 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Preset of the recipe: paper, quick for a small machine, or, for a network that was trained, cpu-int8 or"
-            " jetson, by where it will run.",
+            help="Preset of the recipe: paper; quick for a small machine; cpu-int8 or jetson for a network that was"
+            " trained, by where it will run.",
             show_default="paper; cpu-int8 with --network",
         ),
     ] = None,
