@@ -111,6 +111,7 @@ class Exported:
             "substitutions": {record.option: record.served_by for record in manifest.substitutions},
             "assumptions": list(self.assumptions),
             "weight_bits": None if manifest.calibration is None else manifest.calibration.weight_bits,
+            "target_cpu": None if manifest.calibration is None else manifest.calibration.target_cpu,
             "notes": [*self.notes, *suspicions],
             "engines_validated": len(self.validation.engines),
             "worst_error": {precision: self.validation.worst(precision) for precision in manifest.targets},
