@@ -241,7 +241,7 @@ def _measured(
         ),
         notes=tuple(_notes(bundle, inputs, result, bench)),
         bench=bench,
-        bench_differs=tuple(_differences(bench.runtime, running)),
+        bench_differs=tuple(_differences(bench.runtime, running)) if bench.bundle.digest == bundle.digest else (),
         frontier=tuple(_frontier(name, bundle.digest, bench, shown)),
         decisions=decisions(result.path, bundle.options, groups, bundle.architecture.allowed(bundle.options)),
         paths=hottest,

@@ -222,6 +222,7 @@ def test_several_bundles_are_timed_in_one_run(several: Report) -> None:
     assert [point.name for point in dynamic.frontier] == ["dfs", "static-fp32", "static-fp16", "static-int8"]
     assert {point.name for point in plain.frontier} >= {"static-policy@static"}
     assert all(point.name.endswith("@static") for point in plain.frontier)
+    assert plain.bench_differs == (), "the bench tells how the other one ran"
     assert sum(point.front for each in several.bundles for point in each.frontier) >= 1
     assert not any(point.front for point in dynamic.frontier if point.kind != "static")
 
