@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from dfs_deploy import InputContract, adapt, bench, export, find_blocks, train, verify
+from dfs_deploy import DFSNetwork, InputContract, adapt, bench, export, find_blocks, train, verify
 from dfs_deploy.training import resume
 
 TARGETS: Final = ("fp32", "int8")
@@ -64,11 +64,13 @@ class Study:
     """Networks that are compared with each other.
 
     Attributes:
+        network: makes the network that every run begins with; ``None`` for a CIFAR ResNet.
         common: values of ``train`` for every run.
         runs: the runs, in order; a later one may begin with what an earlier one left in the folder.
         steps: joint steps of a run.
     """
 
+    network: Callable[[], DFSNetwork] | None
     common: Mapping[str, Any]
     runs: tuple[Run, ...]
     steps: int
@@ -93,18 +95,31 @@ def ten_class_lite0() -> nn.Module:
     return net
 
 
+def adaptive_lite0() -> DFSNetwork:
+    """The ten-class network made adaptive.
+
+    What comes before the first decision, and all statistics of normalisations, stay as ImageNet left them: batches of
+    ten classes have others, and cost three points of accuracy at once.
+    """
+    torch.manual_seed(0)
+    net = ten_class_lite0()
+    model = adapt(net, find_blocks(net, torch.randn(1, 3, 224, 224)), options="skip,8")
+    model.contract = InputContract((3, 224, 224), (127 / 255,) * 3, (128 / 255,) * 3, tuple(IMAGENETTE), 256)
+    model.train()
+    for name in ("_conv_stem", "_bn0", "_blocks.0", "_blocks.1"):
+        model.net.get_submodule(name).eval().requires_grad_(False)
+    for module in model.net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return model
+
+
 def imagenette(folder: Path) -> Study:
     """EfficientNet-Lite0 at 224 pixels, from ImageNet's weights to ten classes."""
-    start = folder / "lite0.pt"
-    if not start.exists():
-        torch.manual_seed(0)
-        net = ten_class_lite0()
-        contract = InputContract((3, 224, 224), (127 / 255,) * 3, (128 / 255,) * 3, tuple(IMAGENETTE), 256)
-        plan = find_blocks(net, torch.randn(1, 3, 224, 224))
-        adapt(net, plan, options="skip,8").save(start, contract)
-    common = {"network": start, "preset": "cpu-int8", "held_out": 500, "gate_steps": 0}
-    dynamic = {"cost": "latency", "target": 20.0}
+    common = {"preset": "cpu-int8", "held_out": 500, "gate_steps": 0, "statistics_batches": 0}
+    dynamic = {"cost": "latency", "target": 30.0}
     return Study(
+        adaptive_lite0,
         common,
         (
             Run("dfs", dynamic, {"budgets": (0.1, 0.2, 0.3, 0.5)}),
@@ -130,6 +145,7 @@ def cifar(folder: Path) -> Study:
     }
     dynamic = {**further, "cost": "latency", "target": 60.0}
     return Study(
+        None,
         common,
         (
             Run("backbone", backbone, None),
@@ -144,7 +160,20 @@ def cifar(folder: Path) -> Study:
     )
 
 
-STUDIES: Final = {"imagenette": imagenette, "cifar": cifar}
+def twins(folder: Path) -> Study:
+    """DFS and SkipNet at equal computation, counted as the paper does: a ResNet-20 on CIFAR-10, one rule for alpha."""
+    common = {"preset": "quick", "held_out": 2000, "autocast": "bfloat16", "batch": 128}
+    backbone = folder / "backbone" / "backbone.pt"
+    runs = [Run("backbone", {"until": "backbone", "backbone_steps": 2000}, None)]
+    for name, options in (("dfs", "skip,8,16,full"), ("skipnet", "skip,full")):
+        gate = {"backbone": backbone, "options": options, "gate_steps": 150}
+        runs.append(Run(f"{name}-gate", gate, None, steps=0.0))
+        start = {"start": folder / f"{name}-gate" / "checkpoint.pt", "options": options}
+        runs += [Run(f"{name}-{target}", {**start, "target": float(target)}) for target in (20, 40, 60)]
+    return Study(None, common, tuple(runs), 300)
+
+
+STUDIES: Final = {"imagenette": imagenette, "cifar": cifar, "twins": twins}
 
 
 def run_training(run: Run, study: Study, data: Path, folder: Path, machine: Mapping[str, Any], scale: float) -> Path:
@@ -152,8 +181,10 @@ def run_training(run: Run, study: Study, data: Path, folder: Path, machine: Mapp
     place = folder / run.name
     if (place / "job.json").exists():
         return resume(place).checkpoint
-    steps = {"joint_steps": max(1, round(scale * run.steps * study.steps))}
-    return train(data=data, out=place, **{**study.common, **steps, **machine, **run.values}).checkpoint
+    steps = {"joint_steps": round(scale * run.steps * study.steps)}
+    network = {} if study.network is None else {"network": study.network()}
+    values = {**network, **study.common, **steps, **machine, **run.values}
+    return train(data=data, out=place, **values).checkpoint
 
 
 def main() -> None:

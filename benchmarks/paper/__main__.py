@@ -48,6 +48,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--data", type=Path, help="folder with the data sets as they unpack, or as cifar10.npz")
     made.add_argument("--out", type=Path, required=True, help="folder of the runs; figures go to its folder figures")
     made.add_argument("--scale", type=float, default=1.0, help="share of the paper's steps, such as 0.01")
+    made.add_argument(
+        "--alpha-scale",
+        type=float,
+        help="factor on the paper's alphas; by default 1 / scale, as fewer steps pull less far",
+    )
     made.add_argument("--networks", default=",".join(NETWORKS), help="some of them; resnet38=resnet20 takes a stand-in")
     made.add_argument("--data-sets", default=",".join(DATA_NAMES), help="some of them")
     made.add_argument("--only", help=f"some of {','.join(exhibit.name for exhibit in EXHIBITS)}")
@@ -86,7 +91,7 @@ def _main(given: argparse.Namespace) -> int:
     wanted = {exhibit: networks[exhibit.network] for exhibit in chosen(only, list(networks), data_sets)}
     if not wanted:
         raise UsageError("no figure and no table is about these networks and data sets; choose others")
-    settings = Settings(given.scale, given.seed, dict(map(_parse_change, given.set)))
+    settings = Settings(given.scale, given.seed, dict(map(_parse_change, given.set)), given.alpha_scale)
     _print_plan(wanted, settings, given.out)
     if not given.dry_run and not given.draw:
         if given.data is None:

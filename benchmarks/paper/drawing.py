@@ -26,13 +26,13 @@ class Drawn:
     Attributes:
         exhibit: the exhibit.
         finished: its finished runs that show something, those of the gate alone left out.
-        steps: the steps that were really run, in words.
+        conditions: the steps that were really run, and alpha, in words.
         missing: names of runs that are not finished.
     """
 
     exhibit: Exhibit
     finished: tuple[TrainingRun, ...]
-    steps: str
+    conditions: str
     missing: tuple[str, ...]
 
 
@@ -42,11 +42,11 @@ def gather(exhibit: Exhibit, network: str, out: Path) -> Drawn:
     finished = [run for run in runs if state_of(out / run.name) == "finished"]
     shown = tuple(load_run(out / run.name) for run in finished if run.stages != ("gate",))
     missing = tuple(run.name for run in runs if run not in finished)
-    return Drawn(exhibit, shown, steps_taken(finished, out), missing)
+    return Drawn(exhibit, shown, conditions(finished, shown, out), missing)
 
 
-def steps_taken(runs: Sequence[Run], out: Path) -> str:
-    """The steps that runs took, by stage: ``steps: backbone 640, gate 59 to 72, joint 640``."""
+def conditions(runs: Sequence[Run], shown: Sequence[TrainingRun], out: Path) -> str:
+    """The steps that runs took, by stage, and alpha: ``steps: backbone 640, gate 59 to 72, joint 640; alpha 5e-4``."""
     taken: dict[str, set[int]] = {stage: set() for stage in STAGES}
     for run in runs:
         for record in read_metrics(out / run.name):
@@ -54,7 +54,13 @@ def steps_taken(runs: Sequence[Run], out: Path) -> str:
                 taken[record.stage].add(record.step)
     spans = {stage: f"{min(steps):,}" for stage, steps in taken.items() if steps}
     spans |= {stage: f"{min(steps):,} to {max(steps):,}" for stage, steps in taken.items() if len(steps) > 1}
-    return "steps: " + ", ".join(f"{stage} {span}" for stage, span in spans.items())
+    alphas = sorted({run.alpha for run in shown if run.alpha is not None})
+    return "; ".join(
+        [
+            "steps: " + ", ".join(f"{stage} {span}" for stage, span in spans.items()),
+            *(["alpha " + ", ".join(f"{alpha:g}" for alpha in alphas)] if alphas else []),
+        ]
+    )
 
 
 def write_all(exhibits: Mapping[Exhibit, str], out: Path, to: Path) -> list[Path]:
@@ -95,21 +101,23 @@ def _files(drawn: Drawn) -> dict[str, bytes]:
             return {}
         spec = decisions_figure(decided[0])
     title = spec["title"]
-    title["subtitle"] = [drawn.exhibit.title, title["subtitle"], drawn.steps]
+    title["subtitle"] = [drawn.exhibit.title, title["subtitle"], drawn.conditions]
     return {f"{name}.{kind}": draw(spec, kind) for kind in ("svg", "png")}
 
 
 def _table(drawn: Drawn) -> str:
     rows = (table_1 if drawn.exhibit.drawing == "table-1" else table_2)(drawn.finished)
     whole = [f"Backbone: top-1 {100 * r.top1:.2f} %\n" for r in drawn.finished if r.method == "full precision"]
-    return "\n".join([f"{drawn.exhibit.title} ({drawn.steps})\n", table(rows), *whole])
+    return "\n".join([f"{drawn.exhibit.title} ({drawn.conditions})\n", table(rows), *whole])
 
 
 def _section(drawn: Drawn, files: Collection[str]) -> str:
     exhibit = drawn.exhibit
     lines = [f"## {exhibit.title}", "", f"The paper: {exhibit.claim}", ""]
     lines += (
-        [f"{drawn.steps}; {len(drawn.finished)} network(s)", ""] if drawn.finished else ["Nothing finished yet.", ""]
+        [f"{drawn.conditions}; {len(drawn.finished)} network(s)", ""]
+        if drawn.finished
+        else ["Nothing finished yet.", ""]
     )
     if drawn.missing:
         lines += [f"Not finished: {', '.join(drawn.missing)}", ""]

@@ -39,6 +39,7 @@ class Settings:
 
     Attributes:
         scale: share of the paper's 64,000 steps per stage that is run.
+        alpha_scale: factor on every alpha; ``None`` for one over the scale, so that fewer steps pull as far.
         seed: seed of every draw.
         changes: further values of the recipe by name, other than the paper's.
     """
@@ -46,6 +47,12 @@ class Settings:
     scale: float = 1.0
     seed: int = 0
     changes: Mapping[str, Any] = field(default_factory=dict)
+    alpha_scale: float | None = None
+
+    def alpha(self, papers: float | None = None) -> float:
+        """Absolute weight of the cost in place of one of the paper's, by default that of its main results."""
+        factor = 1.0 / self.scale if self.alpha_scale is None else self.alpha_scale
+        return float(f"{factor * (preset('paper').alpha if papers is None else papers):.6g}")
 
     def steps(self, stage: str) -> int:
         """Most steps of a stage."""
@@ -55,7 +62,7 @@ class Settings:
     def values(self) -> dict[str, Any]:
         """Values of the recipe and of the job that every run has."""
         steps = {f"{stage}_steps": self.steps(stage) for stage in STAGES}
-        return {"preset": "paper", "seed": self.seed, **steps, **self.changes}
+        return {"preset": "paper", "seed": self.seed, **steps, "alpha": self.alpha(), **self.changes}
 
 
 @dataclass(frozen=True)
@@ -169,6 +176,8 @@ def blocks_per_group(network: str) -> int:
 def train_values(run: Run, settings: Settings, data: Path, out: Path) -> dict[str, Any]:
     """What ``train`` is called with for a run; its folder is ``out``'s."""
     values = {**settings.values(), **run.values, "blocks_per_group": blocks_per_group(run.network)}
+    if "alpha" in run.values:
+        values["alpha"] = settings.alpha(run.values["alpha"])
     if run.begins is not None:
         how, name = run.begins
         backbone = name.endswith("-backbone")

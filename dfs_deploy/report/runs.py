@@ -30,7 +30,7 @@ class TrainingRun:
         cost: ``flops``, or the file name of the latency table that the costs are from.
         target: computation percentage that was asked for; ``None`` if nothing steered toward one.
         alpha: absolute weight of the cost; ``None`` without a gate.
-        alpha_sign: ``dynamic`` or ``constant``; ``None`` without a gate.
+        alpha_sign: ``dynamic``, ``constant`` or ``controlled``; ``None`` without a gate.
         seed: seed of every draw.
         stage: name of the last stage.
         steps: number of steps that it really took.
@@ -147,7 +147,8 @@ def table_1(runs: Sequence[TrainingRun]) -> list[TrainingRun]:
     """Runs with a constant alpha, and those with a dynamic one that differ from one of them only in the sign."""
     constant = {_asked(run, "alpha_sign") for run in runs if run.alpha_sign == "constant" and run.target is not None}
     dynamic = {_asked(run, "alpha_sign") for run in runs if run.alpha_sign == "dynamic" and run.target is not None}
-    return [run for run in runs if run.target is not None and _asked(run, "alpha_sign") in constant & dynamic]
+    signed = [run for run in runs if run.alpha_sign != "controlled" and run.target is not None]
+    return [run for run in signed if _asked(run, "alpha_sign") in constant & dynamic]
 
 
 def table_2(runs: Sequence[TrainingRun]) -> list[TrainingRun]:

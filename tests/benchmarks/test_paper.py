@@ -19,7 +19,16 @@ from dfs_deploy.training.metrics import StepRecord
 from tests.checks import refuses
 from tests.training.small import colour_patches
 
-SMALL = ["--scale", "0.00005", "--networks", "resnet38=resnet8,resnet74=resnet8", "--set", "batch=16"]
+SMALL = [
+    "--scale",
+    "0.00005",
+    "--alpha-scale",
+    "1",
+    "--networks",
+    "resnet38=resnet8,resnet74=resnet8",
+    "--set",
+    "batch=16",
+]
 SMALL += ["--set", "threads=1", "--set", "device=cpu"]
 
 
@@ -70,6 +79,19 @@ def test_networks_share_a_backbone_and_a_gate_and_name_what_they_begin_with() ->
     assert Settings().steps("joint") == 64_000
 
 
+def test_fewer_steps_have_a_greater_alpha_unless_told() -> None:
+    runs = {run.name: run for run in runs_of(exhibit("table2"), "resnet74")}
+    least, plain = (f"resnet74-cifar10-dfs-{name}" for name in ("40-alpha1e-06", "gate"))
+
+    def alpha(name: str, settings: Settings) -> float:
+        found: float = train_values(runs[name], settings, Path("d"), Path("o"))["alpha"]
+        return found
+
+    for settings, factor in ((Settings(), 1), (Settings(0.01), 100), (Settings(0.01, alpha_scale=1.0), 1)):
+        assert alpha(least, settings) == pytest.approx(1e-6 * factor)
+        assert alpha(plain, settings) == pytest.approx(5e-6 * factor)
+
+
 def test_runs_are_those_that_were_asked_for_and_are_drawn_with_their_steps(out: Path) -> None:
     figures = out / "figures"
     found = load_run(out / "resnet8-cifar10-dfs-20")
@@ -77,16 +99,17 @@ def test_runs_are_those_that_were_asked_for_and_are_drawn_with_their_steps(out: 
     assert load_run(out / "resnet8-cifar10-skipnet-80").options == ("skip", "full")
     constant = load_run(out / "resnet8-cifar10-dfs-40-alpha1e-05-constant")
     assert (constant.alpha, constant.alpha_sign) == (1e-5, "constant")
+    assert found.alpha == 5e-6
     stages = {r.stage for r in read_metrics(out / "resnet8-cifar10-dfs-40-joint-only") if isinstance(r, StepRecord)}
     assert stages == {"joint"}
     for name in ("fig3", "fig8"):
         text = (figures / f"{name}.svg").read_text()
-        assert "steps: backbone 3, gate 3, joint 3" in text
+        assert "steps: backbone 3, gate 3, joint 3; alpha 5e-06" in text
         assert (figures / f"{name}.png").stat().st_size > 1000
     table = (figures / "table1.md").read_text()
     assert table.count("| DFS-ResNet-8 |") == 2
     assert "Backbone: top-1" in table
-    assert "joint 3)" in table
+    assert "joint 3; alpha 1e-05)" in table
     assert (figures / "table2.md").read_text().count("| DFS-ResNet-8 |") == 8
     index = (figures / "paper.md").read_text()
     assert index.count("## ") == 5
