@@ -62,6 +62,14 @@ class Gate(nn.Module):
         """
         raise NotImplementedError
 
+    def shift(self, scores: Tensor) -> None:
+        """Adds something to the scores of every block, whatever it sees.
+
+        Args:
+            scores: (options,) float32.
+        """
+        raise NotImplementedError
+
     def standardize(self, block: int, features: Tensor) -> None:
         """Scales what the gate sees of some samples to mean 0 and deviation 1, if it does not normalise by itself.
 
@@ -94,6 +102,10 @@ class LSTMGate(Gate):
 
     def prefer(self, order: Sequence[int]) -> None:
         _prefer(self.projection, order, 0.4 * _GAP)  # hidden values lie within -1 and 1: no image can bridge the gap
+
+    @torch.no_grad()
+    def shift(self, scores: Tensor) -> None:
+        self.projection.bias.add_(scores)
 
     @torch.no_grad()
     def standardize(self, block: int, features: Tensor) -> None:
@@ -152,6 +164,12 @@ class StatelessGate(Gate):
         for step in self.steps:
             if isinstance(step, StatelessStep):
                 _prefer(step.score, order, 0.04 * _GAP)  # for normalised values of up to a dozen deviations
+
+    @torch.no_grad()
+    def shift(self, scores: Tensor) -> None:
+        for step in self.steps:
+            if isinstance(step, StatelessStep):
+                step.score.bias.add_(scores)
 
 
 @torch.no_grad()

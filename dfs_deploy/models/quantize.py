@@ -6,7 +6,7 @@ Banner et al. 2018, without its noise): zero is in general not on the grid. Roun
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,14 +29,26 @@ def fake_quantize(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
         bits: 2 to 31.
 
     Returns:
-        Tensor of the shape and dtype of ``x``.
+        Tensor of the shape of ``x``; float32 for a format with fewer digits, which could not hold the grid.
     """
+    if x.dtype in (torch.bfloat16, torch.float16):
+        x = x.float()
     steps = 2.0**bits - 1.0
-    with torch.no_grad():
-        # In float64, then rounded once: a step off by one float32 digit sends values at a tie to the other neighbour.
-        step = high.double().sub(low.double()).div_(steps).clamp_min_(_SMALLEST_STEP).to(x.dtype)
-        rounded = x.sub(low).div_(step).clamp_(0.0, steps).round_().mul_(step).add_(low)
-    return x + (rounded - x).detach() if x.requires_grad else rounded
+    # In float64, then rounded once: a step off by one float32 digit sends values at a tie to the other neighbour.
+    step = high.double().sub(low.double()).div_(steps).clamp_min_(_SMALLEST_STEP).to(x.dtype)
+    return _PassStraightThrough.apply(x, low, step, steps)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _PassStraightThrough(torch.autograd.Function):
+    """Rounding to a grid, whose gradient is that of the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: Tensor, step: Tensor, steps: float) -> Tensor:
+        return x.sub(low).div_(step).clamp_(0.0, steps).round_().mul_(step).add_(low)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return (*gradients, None, None, None)
 
 
 def fake_quantize_weight(weight: Tensor, bits: int, quantizer: Quantizer = "tensor") -> Tensor:

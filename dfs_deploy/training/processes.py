@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, distributed
 
-from dfs_deploy.errors import EnvironmentLacksError, UsageError
+from dfs_deploy.errors import DfsDeployError, EnvironmentLacksError, UsageError
 from dfs_deploy.io.text import first_line
 
 _T = TypeVar("_T")
@@ -58,6 +58,14 @@ class Processes:
                 tensor.copy_(flat[start : start + tensor.numel()].view(tensor.shape))
                 start += tensor.numel()
 
+    def concatenate(self, tensor: Tensor) -> Tensor:
+        """The rows of all processes, in the order of their ranks; every process gives as many."""
+        if self.count == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.count)]
+        distributed.all_gather(parts, tensor)
+        return torch.cat(parts)
+
     def gather(self, value: _T) -> list[_T]:
         """The values of all processes, in the order of their ranks."""
         if self.count == 1:
@@ -65,6 +73,25 @@ class Processes:
         values: list[_T] = [value] * self.count
         distributed.all_gather_object(values, value)
         return values
+
+    def from_first(self, make: Callable[[], _T]) -> _T:
+        """What the first process makes, in every process: for what differs from one time to the next.
+
+        Raises:
+            DfsDeployError: the first process failed so; every process does.
+        """
+        if self.count == 1:
+            return make()
+        made: tuple[_T | None, DfsDeployError | None] = None, None
+        if self.first:
+            try:
+                made = make(), None
+            except DfsDeployError as error:
+                made = None, error
+        value, failed = self.gather(made)[0]
+        if failed is not None:
+            raise failed
+        return cast("_T", value)
 
     def wait(self) -> None:
         """Waits until every process is here."""
@@ -96,7 +123,7 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[Processes]:
-    """Joins the processes that ``torchrun`` started; this one only without it.
+    """Joins the processes that ``torchrun`` started; this one only without it. Within another, it is the same again.
 
     Args:
         device: device of the network; on GPUs the processes exchange by NCCL, else by Gloo.
@@ -107,6 +134,9 @@ def joined(device: torch.device) -> Iterator[Processes]:
     """
     if started_by_torchrun() == 1:
         yield Processes()
+        return
+    if distributed.is_initialized():
+        yield Processes(distributed.get_rank(), distributed.get_world_size())
         return
     try:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -14,7 +14,7 @@ from dfs_deploy.errors import OptionError, UsageError
 from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options, parse_policy
 
-AlphaSign = Literal["dynamic", "constant"]
+AlphaSign = Literal["dynamic", "constant", "controlled"]
 Schedule = Literal["steps", "one-cycle"]
 GateOptimizer = Literal["sgd", "adam"]
 Autocast = Literal["none", "bfloat16"]
@@ -38,6 +38,9 @@ _BOUNDS = {
     "blocks_per_group": (1, 333),  # a thousand blocks, the most of a network
     "batch": (1, 10**6),
     "settle_share": (0.0, 1.0),
+    "descent": (0.0, 1.0),
+    "distill": (0.0, 1.0),
+    "temperature": (0.01, 1000.0),
     "drop": (0.0, 1.0),
     "crop_area": (0.001, 1.0),
     "momentum": (0.0, _BELOW_1),
@@ -51,7 +54,8 @@ _READ_BY: dict[StageName, set[str]] = {
     "backbone": {"backbone_lr", "drop", *_SGD},
     "gate": {"options", "gate_lr", "gate_patience", "standardize_gate", *_OF_THE_GATE},
     "joint": {
-        *("options", "settle_share", "joint_lr", "joint_gate_lr", "alpha_sign", "policy", "costs", "cost"),
+        *("options", "settle_share", "statistics_batches", "joint_lr", "joint_gate_lr", "alpha_sign", "descent"),
+        *("distill", "policy", "costs", "cost"),
         *_SGD,
         *_OF_THE_GATE,
     },
@@ -89,9 +93,18 @@ class Recipe:
         standardize_gate: whether stage 1 begins by scaling the gate's embeddings to mean 0 and deviation 1 over a
             batch. Pooled features differ little from image to image; unscaled, so do the first choices.
         alpha: absolute weight of the cost (Equation 2); the cost is summed over the gated blocks and the samples of a
-            batch, in full-precision blocks, as in the authors' code.
+            batch, in full-precision blocks, as in the authors' code. With ``controlled``, the factor of both gains.
         alpha_sign: ``dynamic`` flips the sign of alpha at every step, positive if the batch cost more than the target
-            and negative if it did not (Section 3); ``constant`` keeps it positive (Table 1).
+            and negative if it did not (Section 3); ``constant`` keeps it positive (Table 1). ``controlled``, which is
+            not the paper's, finds alpha in every step by the error of the batch's cost, and the cost in the loss is a
+            share of the dearest path's: see ``dfs_deploy.training.steering``.
+        descent: first part of stage 2, 0 to 1, over which the target moves in a straight line from what the network
+            costs at the stage's first step to ``target``; 0 for ``target`` at once, as the paper.
+        distill: part that the answers of a teacher have in the loss of stage 2, 0 to 1 (Hinton et al. 2015); the labels
+            have the rest. 0 for none, as the paper.
+        temperature: divisor of the logits of teacher and network for that part, whose weight is its square.
+        statistics_batches: batches over which, when stage 2 settles or else ends, each normalisation's statistics are
+            computed anew: exact means over the samples that reach it. 0 for the running ones, as the paper.
         augmentation: ``crop-flip`` moves each image by up to 4 pixels and mirrors half of them; ``crop`` only moves;
             ``resized-crop-flip`` cuts a part out of each image as it is in its file, resizes it, and mirrors half.
         crop_area: least share of an image's area that such a part has; it has at most all of it.
@@ -131,6 +144,10 @@ class Recipe:
     standardize_gate: bool = False
     alpha: float = 5e-6
     alpha_sign: AlphaSign = "dynamic"
+    descent: float = 0.0
+    distill: float = 0.0
+    temperature: float = 2.0
+    statistics_batches: int = 0
     augmentation: Augmentation = "crop-flip"
     crop_area: float = 0.08
     drop: float = 0.0
@@ -154,17 +171,28 @@ class Recipe:
                 f" work give {100.0 * self.target:g}"
             )
         if self.policy is None:  # a policy costs what it costs, and nothing is steered to the target
-            self._check_reach(self.costs or (self.options.costs,))
+            self._check_reach(_reach(self.costs or (self.options.costs,)))
 
     @property
     def dearest(self) -> float:
         """Greatest cost of a path, as a share of full computation: 1 if ``full`` is an option, less if not."""
-        rows = self.costs or (self.options.costs,)
-        return sum(map(max, rows)) / len(rows)
+        return _reach(self.costs or (self.options.costs,))[1]
 
-    def _check_reach(self, rows: Sequence[Sequence[float]]) -> None:
-        """Checks that blocks with some costs can reach the target."""
-        low, high = (100.0 * sum(map(edge, rows)) / len(rows) for edge in (min, max))
+    @property
+    def unit(self) -> str:
+        """Unit of a percentage in words: of the time if measured costs steer, else of the computation."""
+        return "% computation" if self.costs is None else "% of the time"
+
+    def reach(self, architecture: Architecture) -> tuple[float, float]:
+        """Least and greatest cost of a path of a network, whose blocks may not run every option; shares as above."""
+        if self.costs is None:
+            return architecture.computation_range(self.options)
+        allowed = architecture.allowed(self.options)
+        return _reach([list(itertools.compress(*row)) for row in zip(self.costs, allowed, strict=True)])
+
+    def _check_reach(self, reach: tuple[float, float]) -> None:
+        """Checks that paths of these costs can reach the target."""
+        low, high = (100.0 * end for end in reach)
         if not low <= self.target <= high:
             raise UsageError(
                 f"target {self.target} %, expected {low:.4g} to {high:.4g}, the reach of the options '{self.options}';"
@@ -190,13 +218,8 @@ class Recipe:
             OptionError: a policy of another number of blocks.
         """
         self.check_blocks(architecture.gated_blocks)
-        if self.policy is not None:
-            return
-        if self.costs is None:
-            self._check_reach([architecture.computation_range(self.options)])
-        else:
-            allowed = architecture.allowed(self.options)
-            self._check_reach([list(itertools.compress(*row)) for row in zip(self.costs, allowed, strict=True)])
+        if self.policy is None:
+            self._check_reach(self.reach(architecture))
 
     def _check_costs(self) -> None:
         if (self.costs is None) != (self.cost == FLOPS):
@@ -238,6 +261,11 @@ class Recipe:
         """First step of a stage, from 0, at which normalisation and ranges stay; its end if they never do."""
         return self.steps(stage) - (round(self.settle_share * self.joint_steps) if stage == "joint" else 0)
 
+    def to_go(self, step: int) -> float:
+        """Part of the way from the first cost to the target that is left at a step of stage 2, from 0; 1 to 0."""
+        steps = self.descent * self.joint_steps
+        return max(0.0, 1.0 - step / steps) if steps else 0.0
+
     def rate(self, stage: StageName, step: int) -> float:
         """Factor on a stage's learning rates at a step, from 0; between 0 and 1.
 
@@ -258,8 +286,15 @@ class Recipe:
         if self.augmentation == RESIZED_CROPS:
             names |= {"crop_area"}
         if self.policy is not None:
-            names -= {*_OF_THE_GATE, "joint_gate_lr", "alpha_sign"}
+            names -= {*_OF_THE_GATE, "joint_gate_lr", "alpha_sign", "descent"}
+        if "distill" in names and self.distill:
+            names |= {"temperature"}
         return frozenset(names | _SGD if "gate" in running and self.gate_optimizer == "sgd" else names)
+
+
+def _reach(rows: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Mean over blocks of the least and of the greatest of some costs."""
+    return sum(map(min, rows)) / len(rows), sum(map(max, rows)) / len(rows)
 
 
 def _is_number(value: object) -> TypeGuard[float]:
@@ -295,58 +330,65 @@ def unknown_value(name: str, known: Collection[str]) -> str:
     return f"training has no value {name!r}; {meant}help(dfs_deploy.training.Recipe) lists them"
 
 
+_SMALL = Recipe(
+    gate_lr=1e-2,
+    joint_gate_lr=2e-3,
+    schedule="one-cycle",
+    gate_optimizer="adam",
+    nesterov=True,
+    clip=5.0,
+    standardize_gate=True,
+    settle_share=0.1,
+    alpha=1.0,
+    alpha_sign="controlled",
+    descent=0.5,
+)
+"""What the presets that are ours have in common: one alpha for all options and targets."""
+
+_OF_DEVICES = dataclasses.replace(
+    _SMALL,
+    batch=32,
+    backbone_steps=3000,
+    gate_steps=200,
+    gate_patience=20,
+    joint_steps=1000,
+    backbone_lr=0.05,
+    joint_lr=5e-3,
+    distill=0.5,
+    statistics_batches=40,
+)
+
+_SHARES = {"cpu-int8": 0.6, "jetson": 0.6}
+"""Targets of presets as shares of what the dearest path costs, if no target is given."""
+
 PRESETS = {
     "paper": Recipe(),
-    "quick": Recipe(
+    "quick": dataclasses.replace(
+        _SMALL,
         blocks_per_group=3,
         backbone_steps=3000,
         gate_steps=300,
         gate_patience=50,
         joint_steps=1500,
-        settle_share=0.1,
         backbone_lr=0.2,
-        gate_lr=1e-2,
         joint_lr=0.05,
-        joint_gate_lr=2e-3,
-        schedule="one-cycle",
-        gate_optimizer="adam",
-        nesterov=True,
         weight_decay=5e-4,
-        clip=5.0,
-        standardize_gate=True,
-        alpha=3e-4,
+        statistics_batches=20,
     ),
-    "adapt": Recipe(
-        batch=32,
-        backbone_steps=3000,
-        gate_steps=200,
-        gate_patience=20,
-        joint_steps=1000,
-        settle_share=0.1,
-        backbone_lr=0.05,
-        gate_lr=1e-2,
-        joint_lr=5e-3,
-        joint_gate_lr=2e-3,
-        schedule="one-cycle",
-        gate_optimizer="adam",
-        nesterov=True,
-        clip=5.0,
-        standardize_gate=True,
-        alpha=1e-3,
-    ),
+    "cpu-int8": dataclasses.replace(_OF_DEVICES, options=Options((0, 8)), target=3.75),
+    "jetson": dataclasses.replace(_OF_DEVICES, target=60.0),
 }
-"""``paper``: Section 4's. ``quick``: a ResNet-20 in about an hour on two CPU cores. ``adapt``: a trained network of the
-user's, which learns to decide; its alpha is for a dearest path that costs 1."""
+"""``paper``: Section 4's. ``quick``: a ResNet-20 in about an hour on two CPU cores. ``cpu-int8``: a trained network for
+a CPU, which runs in 8 bits and learns what to skip. ``jetson``: one for a GPU, with all options."""
 
 
 def preset(name: str, **changes: object) -> Recipe:
     """A preset with some values changed.
 
-    The alpha of ``adapt`` is divided by the cost of the dearest path, so that the cost weighs as much if no option is
-    in full precision.
+    Without a target, ``cpu-int8`` and ``jetson`` aim for 60 % of what the dearest path costs.
 
     Args:
-        name: ``paper``, ``quick`` or ``adapt``.
+        name: ``paper``, ``quick``, ``cpu-int8`` or ``jetson``.
         changes: values by attribute; ``None`` keeps the preset's.
 
     Raises:
@@ -360,7 +402,8 @@ def preset(name: str, **changes: object) -> Recipe:
     for key in given:
         if key not in known:
             raise UsageError(unknown_value(key, known))
-    recipe = dataclasses.replace(PRESETS[name], **given)  # type: ignore[arg-type]
-    if name == "adapt" and "alpha" not in given and recipe.dearest:
-        recipe = dataclasses.replace(recipe, alpha=recipe.alpha / recipe.dearest)
-    return recipe
+    if name in _SHARES and "target" not in given:
+        options = Options.parse(given.get("options", PRESETS[name].options))  # type: ignore[arg-type]
+        least, dearest = _reach(given.get("costs") or (options.costs,))  # type: ignore[arg-type]
+        given["target"] = 100.0 * max(least, _SHARES[name] * dearest)
+    return dataclasses.replace(PRESETS[name], **given)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from dfs_deploy.models import DFSNetwork, NetworkOutput
 from dfs_deploy.models.network import expected_cost
 from dfs_deploy.training.forward import joint_forward
 from dfs_deploy.training.processes import Processes
-from dfs_deploy.training.recipe import AlphaSign, Recipe, StageName
+from dfs_deploy.training.recipe import Recipe, StageName
 
 
 def stage_optimizers(network: DFSNetwork, stage: StageName, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -129,16 +129,18 @@ class Loss:
 
     Attributes:
         total: the loss that this process differentiates.
-        accuracy_loss: mean cross entropy, L of Equation 2.
+        value: its mean over all processes.
         cost: E of Equation 2, summed over samples and gated blocks, in full-precision blocks.
         percentage: computation percentage of the batch.
+        target: computation percentage that the batch is steered to.
         alpha: weight of the cost, with its sign.
     """
 
     total: Tensor
-    accuracy_loss: Tensor
+    value: Tensor
     cost: Tensor
     percentage: Tensor
+    target: Tensor
     alpha: Tensor
 
 
@@ -147,33 +149,64 @@ def with_costs(output: NetworkOutput, costs: Tensor) -> NetworkOutput:
     return dataclasses.replace(output, expected_cost=expected_cost(output.scores, output.path, costs))
 
 
-def joint_loss(
-    output: NetworkOutput,
-    labels: Tensor,
-    target: float,
-    alpha: float,
-    alpha_sign: AlphaSign,
-    processes: Processes,
-) -> Loss:
-    """Computes Equation 2, cross entropy + alpha * cost, over this process's share of the batch.
+def accuracy_loss(logits: Tensor, labels: Tensor, taught: Tensor | None, recipe: Recipe) -> Tensor:
+    """Mean cross entropy, L of Equation 2; with a teacher, its part is what its answers say (Hinton et al. 2015).
 
-    With the dynamic sign, alpha is positive if the batch of all processes is above the target, and negative if not.
+    Args:
+        logits: (N, classes) float32.
+        labels: (N,) int64.
+        taught: (N, classes) float32, the teacher's logits; ``None`` without one.
+        recipe: gives ``distill`` and ``temperature``.
+
+    Returns:
+        Scalar: ``(1 - distill) * cross entropy + distill * T ** 2 * KL(teacher / T || network / T)``.
     """
-    accuracy_loss = functional.cross_entropy(output.logits, labels)
-    mean_cost = output.expected_cost.mean()
-    seen = torch.stack([accuracy_loss.detach(), mean_cost.detach()])
+    by_labels = functional.cross_entropy(logits, labels)
+    if taught is None:
+        return by_labels
+    theirs, ours = (functional.log_softmax(each / recipe.temperature, 1) for each in (taught, logits))
+    by_teacher = functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    return (1.0 - recipe.distill) * by_labels + recipe.distill * recipe.temperature**2 * by_teacher
+
+
+Weigh = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Maps the computation percentage of a batch to its target, a percentage, and alpha with its sign; all scalars."""
+
+
+def joint_loss(output: NetworkOutput, accuracy: Tensor, cost: Tensor, weigh: Weigh, processes: Processes) -> Loss:
+    """Computes Equation 2, accuracy loss + alpha * cost, over this process's share of the batch.
+
+    Args:
+        output: the forward's output.
+        accuracy: the accuracy loss, a scalar.
+        cost: the cost as it stands in the loss, a scalar: see ``summed_cost`` and ``Steering.cost``.
+        weigh: decides about target and alpha by the percentage of the batch of all processes.
+        processes: processes that share the batch.
+    """
+    seen = torch.stack([accuracy.detach(), cost.detach(), output.expected_cost.detach().mean()])
     processes.average([seen])
-    percentage = 100.0 * seen[1]
-    sign = torch.where(percentage > target, 1.0, -1.0) if alpha_sign == "dynamic" else torch.ones_like(percentage)
-    # Gradients are averaged over the processes, so each takes its own share as if it were the whole batch.
-    scale = len(labels) * processes.count * output.path.shape[1]
+    target, alpha = weigh(percentage := 100.0 * seen[2])
     return Loss(
-        total=accuracy_loss + sign * alpha * scale * mean_cost,
-        accuracy_loss=seen[0],
-        cost=scale * seen[1],
+        total=accuracy + alpha * cost,
+        value=seen[0] + alpha * seen[1],
+        cost=_blocks(output, processes) * seen[2],
         percentage=percentage,
-        alpha=sign * alpha,
+        target=target,
+        alpha=alpha,
     )
+
+
+def summed_cost(output: NetworkOutput, processes: Processes) -> Tensor:
+    """E of Equation 2, a scalar: the cost summed over samples and gated blocks, in full-precision blocks.
+
+    Gradients are averaged over the processes, so each takes its own share as if it were the whole batch.
+    """
+    return _blocks(output, processes) * output.expected_cost.mean()
+
+
+def _blocks(output: NetworkOutput, processes: Processes) -> int:
+    """Number of gated blocks that the batch of all processes meets."""
+    return output.path.numel() * processes.count
 
 
 def optimized(optimizers: Sequence[torch.optim.Optimizer]) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from dfs_deploy.io.text import first_line
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.training.job import Job
 from dfs_deploy.training.recipe import STAGES, StageName
+from dfs_deploy.training.steering import STEERED
 
 STATE_FILE = "state.pt"
 SCHEMA = 1
@@ -43,6 +45,7 @@ class State:
         streak: last steps in a row in which every block ran the dearest option.
         log_bytes: size of the metrics log at that step.
         network: state dict of the network.
+        steering: what the steering of stage 2 holds, by name; empty before its first step.
         optimizers: state dicts, in the order in which the stage makes its optimizers.
         job: plain values of the job that it belongs to.
         data: identity of the data that it belongs to, as ``Splits.identity`` gives it.
@@ -53,6 +56,7 @@ class State:
     streak: int
     log_bytes: int = 0
     network: dict[str, Tensor] = field(default_factory=dict)
+    steering: dict[str, float] = field(default_factory=dict)
     optimizers: list[dict[str, Any]] = field(default_factory=list)
     job: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
@@ -177,11 +181,14 @@ def load_state(folder: Path) -> State | None:
         schema = content.pop("schema")
         state = State(**content)
         kinds = {"step": int, "streak": int, "log_bytes": int, "network": dict, "optimizers": list, "job": dict}
+        kinds |= {"data": dict, "steering": dict}
         sound = (
             schema == SCHEMA
             and state.stage in (None, *STAGES)
-            and all(isinstance(getattr(state, name), kind) for name, kind in {**kinds, "data": dict}.items())
+            and all(isinstance(getattr(state, name), kind) for name, kind in kinds.items())
             and min(state.step, state.streak, state.log_bytes) >= 0
+            and set(state.steering) in (set(), set(STEERED))
+            and all(isinstance(value, float) and math.isfinite(value) for value in state.steering.values())
         )
     except Exception as error:  # a damaged archive raises whatever its readers meet in it
         cause = first_line(error, 120)

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfs_deploy.bench.clock import MIN_SEGMENTS, median_interval, paired_ratios, share_difference
-from dfs_deploy.bench.result import Interval
+from dfs_deploy.bench.clock import MIN_SEGMENTS, median_interval, paired_ratios
+from dfs_deploy.bench.result import Ratios
+from dfs_deploy.paired import Interval
 from tests.bench.made import rounds_of
 
 # The median
@@ -77,31 +78,29 @@ def test_a_few_disturbed_turns_move_no_ratio() -> None:
     assert found.mean.value == pytest.approx(quiet.mean.value, rel=0.01)
 
 
+@pytest.mark.parametrize("rounds", [8, 24])
+def test_the_interval_of_a_ratio_holds_it_on_a_machine_that_drifts(rounds: int) -> None:
+    """A dynamic case of three paths over a static one; true ratio by a run that is very long."""
+    random = np.random.default_rng(4)
+
+    def run(count: int) -> Ratios:
+        speed = np.exp(np.cumsum(random.normal(0, 0.02, (count, 1)), 0))
+        own = np.exp(random.normal(0, 0.05, (2, count, 1)))
+        path = random.choice([0.6, 0.9, 1.3], (count, 16), p=[0.4, 0.4, 0.2])
+        case = 1e6 * path * np.exp(random.normal(0, 0.05, path.shape)) * speed * own[0]
+        base = 1e6 * np.exp(random.normal(0, 0.02, path.shape)) * speed * own[1]
+        found = paired_ratios(np.rint(case).astype(np.int64), np.rint(base).astype(np.int64), "base")
+        assert found is not None
+        return found
+
+    true = run(8000).p50.value
+    held = sum(found.p50.low <= true <= found.p50.high for found in (run(rounds) for _ in range(100)))
+    assert held >= 88
+
+
 def test_an_interval_widens_with_what_the_turns_show() -> None:
     steady = paired_ratios(rounds_of(1.0, seed=1), rounds_of(1.0, seed=2), "base")
     shaky = paired_ratios(rounds_of(1.0, seed=1, spread=0.2), rounds_of(1.0, seed=2, spread=0.2), "base")
     assert steady is not None
     assert shaky is not None
     assert steady.mean.uncertainty < 0.02 < shaky.mean.uncertainty
-
-
-# Shares
-
-
-def test_only_inputs_on_which_two_disagree_make_a_difference_uncertain() -> None:
-    ours = np.array([True] * 90 + [False] * 10)
-    same = share_difference(ours, ours)
-    assert same == Interval(0.0, 0.0, 0.0)
-    found = share_difference(ours, np.array([True] * 92 + [False] * 8))
-    assert found.value == pytest.approx(-0.02)
-    # McNemar: two of a hundred in one direction, none in the other.
-    assert found.low == pytest.approx(-0.02 - 1.96 * np.sqrt((2 - 4 / 100) / 100**2), rel=1e-6)
-
-
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-def test_a_difference_turned_round_is_its_negative(pairs: list[tuple[bool, bool]]) -> None:
-    ours, theirs = (np.array(side) for side in zip(*pairs, strict=True))
-    one, other = share_difference(ours, theirs), share_difference(theirs, ours)
-    assert one.value == pytest.approx(-other.value)
-    assert one.low == pytest.approx(-other.high)
-    assert one.low <= one.value <= one.high

@@ -31,6 +31,7 @@ from tests.training.small import colour_patches
 
 SHORT: dict[str, Any] = {
     "batch": 16,
+    "cost": "flops",
     "gate_steps": 3,
     "joint_steps": 6,
     "threads": 1,
@@ -278,8 +279,8 @@ def test_what_does_not_fit_is_refused(data: Path, tmp_path: Path) -> None:
         train(user_net("basic"), data, tmp_path / "run")
     with refuses(UsageError, "skip,full", "skip,8,full"):
         train(network(), data, tmp_path / "run", options="skip,full")
-    with refuses(UsageError, "policy", "with_policy"):
-        train(network(), data, tmp_path / "run", policy="8")
+    with refuses(UsageError, "policy", "one of its own"):
+        train(network().with_policy([1, 1, 1, 1]), data, tmp_path / "run", policy="8")
     with refuses(UsageError, "data is given twice"):
         train(network(), data, tmp_path / "run", data=data)
     with refuses(UsageError, "4 values"):
@@ -289,6 +290,15 @@ def test_what_does_not_fit_is_refused(data: Path, tmp_path: Path) -> None:
     with refuses(UsageError, "weights", "network"):
         train(data, tmp_path / "run", weights="net.pt")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_policy_trains_a_copy_of_a_network_with_a_gate(data: Path, tmp_path: Path) -> None:
+    model = network()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    trained = load_checkpoint(train(model, data, tmp_path / "run", policy="8", **SHORT).checkpoint).network
+    assert trained.gate is None
+    assert [trained.options[choice].name for choice in trained.policy or ()] == ["8"] * len(trained.blocks)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_a_target_out_of_reach_is_refused_with_the_reach(data: Path, tmp_path: Path) -> None:
@@ -330,3 +340,24 @@ def test_measured_costs_are_over_the_blocks_that_are_decided(data: Path, tmp_pat
 
 def test_it_is_public(data: Path) -> None:
     assert dfs_deploy.train is train
+
+
+def test_a_pruned_copy_runs_8_bits_whatever_the_gate_may_choose(data: Path, tmp_path: Path) -> None:
+    model = network("mobile", "skip,8,full")
+    result = train(model, data, tmp_path / "run", policy="pruned:1", **SHORT)
+    trained = load_checkpoint(result.checkpoint).network
+    assert trained.options.names == ("skip", "8")
+    assert len(trained.left_out) == 1
+    assert model.gate is not None
+    same = train(model, data, tmp_path / "other", policy="pruned:1", options="skip,8,full", **SHORT)
+    again = load_checkpoint(same.checkpoint).network
+    assert [again.options[choice].name for choice in again.policy or ()].count("full") == len(again.blocks) - 1
+
+
+def test_a_pruned_copy_of_a_network_aims_for_the_presets_target_and_heeds_a_teacher(data: Path, tmp_path: Path) -> None:
+    model = network("basic", "skip,8")
+    result = train(model, data, tmp_path / "run", policy="pruned", teacher="full", **SHORT)
+    assert 0 < len(load_checkpoint(result.checkpoint).network.left_out) < len(model.blocks)
+    assert result.evaluation.percentage <= result.job.recipe.target + 1e-6
+    assert result.job.recipe.distill > 0.0
+    assert not any("target" in note or "distill" in note for note in result.notes), result.notes
