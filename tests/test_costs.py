@@ -45,7 +45,7 @@ def table(times: dict[tuple[int, str], float] = TIMES, gate_us: float = 0.0, **c
     return LatencyTable(**{**values, **changes})
 
 
-def test_costs_are_times_over_the_mean_full_precision_block() -> None:
+def test_costs_are_times_over_the_mean_of_the_dearest_path() -> None:
     expected = np.array([[0.0, 10.0, 30.0], [5.0, 20.0, 50.0]]) / 40.0
     np.testing.assert_allclose(table().costs(ARCHITECTURE, OPTIONS), expected)
 
@@ -55,17 +55,24 @@ def test_the_gate_is_paid_at_every_block_whatever_it_decides() -> None:
     np.testing.assert_allclose(table(gate_us=10.0).costs(ARCHITECTURE, OPTIONS), expected)
 
 
+def test_a_static_policy_pays_no_gate_and_is_a_share_of_the_same_whole() -> None:
+    costs = table(gate_us=10.0).costs(ARCHITECTURE, OPTIONS, gated=False)
+    np.testing.assert_allclose(costs, np.array([[0.0, 10.0, 30.0], [5.0, 20.0, 50.0]]) / 50.0)
+
+
 @given(st.lists(st.floats(0.1, 1e6), min_size=6, max_size=6), st.floats(0.0, 1e6))
-def test_all_blocks_in_full_precision_are_one_hundred_percent(times: list[float], gate_us: float) -> None:
+def test_the_dearest_path_is_one_hundred_percent(times: list[float], gate_us: float) -> None:
     costs = table(dict(zip(TIMES, times, strict=True)), gate_us).costs(ARCHITECTURE, OPTIONS)
     assert costs.min() >= 0.0
-    assert costs[:, OPTIONS.names.index("full")].mean() == pytest.approx(1.0)
+    assert costs.max(1).mean() == pytest.approx(1.0)
 
 
 def test_columns_follow_the_options_and_some_may_be_left_out() -> None:
     costs = table().costs(ARCHITECTURE, OPTIONS)
     np.testing.assert_allclose(table().costs(ARCHITECTURE, Options.parse("full,skip")), costs[:, [2, 0]])
-    np.testing.assert_allclose(table().costs(ARCHITECTURE, Options.parse("skip,8")), costs[:, [0, 1]])
+    # Without full precision, all blocks in 8 bits are the whole: 10 and 20 microseconds.
+    whole = np.array([[0.0, 10.0], [5.0, 20.0]]) / 15.0
+    np.testing.assert_allclose(table().costs(ARCHITECTURE, Options.parse("skip,8")), whole)
 
 
 def test_a_table_of_another_network_is_refused() -> None:
@@ -78,12 +85,13 @@ def test_a_table_of_another_network_is_refused() -> None:
             table().costs(other, OPTIONS)
 
 
-def test_a_table_without_an_option_or_without_full_is_refused() -> None:
+def test_a_table_without_an_option_that_is_asked_for_is_refused() -> None:
     with refuses(DataError, "option 16", "skip, 8, full"):
         table().costs(ARCHITECTURE, Options.parse("skip,16"))
     without = {key: value for key, value in TIMES.items() if key != (2, "full")}
     with refuses(DataError, "option full"):
-        table(without).costs(ARCHITECTURE, Options.parse("skip,8"))
+        table(without).costs(ARCHITECTURE, Options.parse("skip,full"))
+    assert table(without).costs(ARCHITECTURE, Options.parse("skip,8")).max(1).mean() == pytest.approx(1.0)
 
 
 def test_blocks_without_some_options_have_no_entry_for_them() -> None:
@@ -108,6 +116,45 @@ def test_a_fixed_block_costs_nothing_and_pays_no_gate() -> None:
     blocks[2] = msgspec.structs.replace(blocks[2], options=("full",))
     nothing = msgspec.structs.replace(ARCHITECTURE, blocks=tuple(blocks))
     assert not table().costs(nothing, OPTIONS).any()
+
+
+@given(
+    st.lists(st.floats(0.1, 1e3), min_size=6, max_size=6),
+    st.floats(0.0, 1e3),
+    st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=2), min_size=1, max_size=8),
+)
+def test_predicted_time_and_costs_say_the_same(times: list[float], gate_us: float, rows: list[list[int]]) -> None:
+    """A path's cost is its predicted time as a share of the dearest path's, and mean shares predict the mean."""
+    measured, path = table(dict(zip(TIMES, times, strict=True)), gate_us), np.array(rows)
+    costs = measured.costs(ARCHITECTURE, OPTIONS)
+    predicted = measured.predict_us(path, OPTIONS)
+    whole = measured.dearest_us(OPTIONS)
+    assert measured.predict_us(costs.argmax(1)[None], OPTIONS) == pytest.approx([whole])
+    np.testing.assert_allclose(predicted / whole, costs[[0, 1], path].mean(1), rtol=1e-9)
+    shares = [np.bincount(column, minlength=3) / len(path) for column in path.T]
+    assert measured.predict_mean_us(shares, OPTIONS) == pytest.approx(predicted.mean())
+    alone = measured.costs(ARCHITECTURE, OPTIONS, gated=False)[[0, 1], path].mean(1)
+    np.testing.assert_allclose(measured.predict_us(path, OPTIONS, gated=False) / whole, alone, rtol=1e-9)
+    assert measured.predict_mean_us(shares, OPTIONS, gated=False) == pytest.approx(alone.mean() * whole)
+
+
+def test_a_fixed_block_adds_no_predicted_time() -> None:
+    times = {key: value for key, value in TIMES.items() if key[0] == 2}
+    measured = table({**times, (1, "8"): 7.0}, gate_us=10.0)
+    np.testing.assert_allclose(measured.predict_us(np.array([[1, 0], [1, 2]]), OPTIONS), [15.0, 60.0])
+
+
+def test_what_a_table_cannot_predict_is_refused() -> None:
+    with refuses(DataError, "shape (1, 3)", "(N, 2)"):
+        table().predict_us(np.zeros((1, 3), np.int64), OPTIONS)
+    with refuses(DataError, "shape (2, 2)", "(2, 3)"):
+        table().predict_mean_us(np.zeros((2, 2)), OPTIONS)
+    more = Options.parse("skip,8,16,full")
+    assert table().predict_us(np.array([[1, 3]]), more) == pytest.approx([60.0])
+    with refuses(DataError, "without the time of an option", "skip, 8, full"):
+        table().predict_us(np.array([[1, 2]]), more)
+    with refuses(DataError, "without the time of an option"):
+        table().predict_mean_us([[0.5, 0.5, 0.0, 0.0], [0.0, 0.9, 0.1, 0.0]], more)
 
 
 def test_a_table_that_says_nothing_is_refused() -> None:

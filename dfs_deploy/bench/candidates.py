@@ -169,8 +169,7 @@ def _rival(
 ) -> Iterator[Candidate]:
     """A network that was trained to be static, in every precision, and as its policy says if that mixes precisions."""
     suffix, policy = f"{RIVAL}{name}", bundle.manifest.policy or []
-    if "skip" not in policy:  # else no static engine is the network that was trained: each runs every block
-        yield from _static(bundle, threads, closing, suffix)
+    yield from _static(bundle, threads, closing, suffix)
     if len(set(policy)) > 1:
         runtime = closing.enter_context(Runtime(bundle, threads=threads, plan=plan, prepared=prepared))
         yield Candidate(f"{STATIC}{POLICY}{suffix}", lambda images: runtime(images).logits, bundle.input)

@@ -169,8 +169,8 @@ def _run_routed(
 def calibrate_static(network: DFSNetwork, batches: Batches, method: str) -> dict[TensorKey, CalibratedRange]:
     """Measures the values of the static network: every block in full precision for every sample, nothing clamped.
 
-    The static INT8 baseline is made from it, as by a user who has the static network only. Arguments are those of
-    ``calibrate``; the intervals stand under the option ``STATIC``.
+    Blocks that a static policy leaves out are no part of it. The static INT8 baseline is made from it, as by a user who
+    has the static network only. Arguments are those of ``calibrate``; the intervals stand under the option ``STATIC``.
     """
     taps = _Taps(network)
 
@@ -180,7 +180,7 @@ def calibrate_static(network: DFSNetwork, batches: Batches, method: str) -> dict
 
         with network.observed(emit), torch.no_grad():
             for x in batches():
-                network.static(x)
+                network.static(x, skipped=network.left_out)
 
     found = {key: replace(value, source="reached") for key, value in _measure(run, method).items()}
     return _with_outputs(taps, found)
@@ -249,7 +249,8 @@ def _graph(network: DFSNetwork, block: int, option: int) -> Graph:
     if block == len(network.architecture.blocks):
         return network.graphs.head
     graphs = network.graphs.blocks[block - 1]
-    return (graphs.skip or Graph()) if option == ALWAYS else graphs.whole
+    skips = option == ALWAYS or (option == STATIC and block in network.left_out)
+    return (graphs.skip or Graph()) if skips else graphs.whole
 
 
 def _part(network: DFSNetwork, graph: Graph, bits: int) -> _Part:

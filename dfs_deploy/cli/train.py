@@ -91,8 +91,9 @@ def train(
         str | None,
         typer.Option(
             metavar="POLICY",
-            help="Static policy instead of a gate: one option for all blocks (8), one per block (8,16,...), or mixed:"
-            " one per block, chosen for the target by measured sensitivity.",
+            help="Static policy instead of a gate: one option for all blocks (8), one per block (8,16,...), or searched"
+            " by measured sensitivity: mixed, one option per block, or pruned, blocks that are always skipped, for the"
+            " target; pruned:3 skips three.",
         ),
     ] = None,
     cost: Annotated[

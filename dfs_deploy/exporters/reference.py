@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dfs_deploy.models import DFSNetwork, NetworkOutput
+from dfs_deploy.options import FULL_BITS
 
 _PIXELS = 1 << 20
 """Most pixels that are computed together: feature maps of a ResNet-50 take a hundred bytes and more for each."""
@@ -49,11 +50,13 @@ class Reference:
 
     @functools.cached_property
     def static(self) -> tuple[Tensor, ...]:
-        """The same of the static network, in full precision."""
+        """The same of the static network, in full precision, without the blocks that a static policy leaves out."""
+        left_out = self.network.left_out
         with torch.no_grad():
-            features = [self.network.stem(self.images, 32)]
-            for block in self.network.blocks:
-                features.append(block(features[-1]))
+            features = [self.network.stem(self.images, FULL_BITS)]
+            for index, block in enumerate(self.network.blocks, start=1):
+                x = features[-1]
+                features.append(block.skip(x, bits=FULL_BITS) if index in left_out else block(x))
         return tuple(features)
 
     def reaching(self, place: int, option: int | None) -> Tensor:

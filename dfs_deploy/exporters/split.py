@@ -155,13 +155,16 @@ def split_block(network: DFSNetwork, index: int, option: Option) -> Part:
     return fold(f"block_{index}", block.graphs.whole, network, option.bits, block.shape.in_shape)
 
 
-def split_skip(network: DFSNetwork, index: int) -> Part | None:
-    """Layers that a skip of the gated block ``index`` runs; ``None`` if it runs none or cannot be skipped."""
+def split_skip(network: DFSNetwork, index: int, bits: int | None = None) -> Part | None:
+    """Layers that a skip of the gated block ``index`` runs; ``None`` if it runs none or cannot be skipped.
+
+    They are in the network's own bitwidth unless told.
+    """
     block = network.block(index)
     graph = block.graphs.skip
     if graph is None or graph.identity:
         return None
-    return fold(f"block_{index}_skip", graph, network, network.graphs.always, block.shape.in_shape)
+    return fold(f"block_{index}_skip", graph, network, bits or network.graphs.always, block.shape.in_shape)
 
 
 def split_head(network: DFSNetwork, bits: int | None = None) -> Part:

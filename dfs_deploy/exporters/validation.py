@@ -300,7 +300,8 @@ def _exact_scores(reference: Reference) -> dict[int, NDArray[np.float64]]:
 
 def _compare_static(bundle: Bundle, reference: Reference) -> Iterator[_Mismatch]:
     """Compares the static baselines with the static network, INT8 only if its ranges were measured on data."""
-    expected = reference.network.static(reference.images).numpy()
+    network = reference.network
+    expected = network.static(reference.images, skipped=network.left_out).numpy()
     measured = bundle.manifest.calibration is not None and bundle.manifest.calibration.data is not None
     for runtime, engines in bundle.manifest.runtimes.items():
         for precision, file in engines.static.items():

@@ -97,12 +97,10 @@ class EngineWriter:
 
     def _static_engines(self, runtime: str) -> dict[Precision, str]:
         """The static network in each target precision, as a user would deploy it without a gate."""
-        network, files = self.network, {}
-        middle = [split_block(network, i, Option(FULL_BITS)) for i in range(1, len(network.architecture.blocks))]
-        parts = [split_stem(network, FULL_BITS), *middle, split_head(network, FULL_BITS)]
+        files, parts = {}, self._static_parts()
         for precision in self.targets:
             dialect = _DIALECTS[runtime]
-            chosen = self._static_int8(runtime, parts) if precision == "int8" else parts
+            chosen = self._static_int8(runtime, parts) if precision == "int8" else list(parts.values())
             if chosen is not None:
                 dtype = _DTYPES.get(precision, np.float32)
                 engine = static_engine(f"static_{precision}", chosen, dtype=dtype, dialect=dialect)
@@ -110,26 +108,40 @@ class EngineWriter:
                 self.files[files[precision]] = engine
         return files
 
-    def _static_int8(self, runtime: str, parts: Sequence[Part]) -> list[Part | Int8Part] | None:
+    def _static_parts(self) -> dict[int, Part]:
+        """Stem, blocks and head in full precision by place, but of a block left out only what its skip runs, if any."""
+        network, head = self.network, len(self.network.architecture.blocks)
+        parts: dict[int, Part | None] = {0: split_stem(network, FULL_BITS)}
+        for index in range(1, head):
+            left_out = index in network.left_out
+            whole = Option(FULL_BITS)
+            parts[index] = split_skip(network, index, FULL_BITS) if left_out else split_block(network, index, whole)
+        parts[head] = split_head(network, FULL_BITS)
+        return {place: part for place, part in parts.items() if part is not None}
+
+    def _static_int8(self, runtime: str, parts: Mapping[int, Part]) -> list[Part | Int8Part] | None:
         """Stem, blocks and head in INT8 by the static network's own ranges, which were measured on data.
 
         Without data, the gated blocks by the ranges of an option of up to 8 bits, or nothing if none covers them all.
         """
-        options, last = [STATIC] * len(parts), len(parts) - 1
+        last = max(parts)
+        options = dict.fromkeys(parts, STATIC)
         if TensorKey(0, STATIC, INPUT) not in self.forms.ranges:
-            option = self._option_everywhere(range(1, last))
+            running = [place for place in parts if 0 < place < last and place not in self.network.left_out]
+            option = self._option_everywhere(running)
             if option is None:
                 return None
-            options = [STATIC, *[option] * (last - 1), STATIC]
+            options |= dict.fromkeys(running, option)
         chosen: list[Part | Int8Part] = []
         grid: Grid | None = None
-        for index, (part, option) in enumerate(zip(parts, options, strict=True)):
-            ranges = self.forms.ranges_of(index, option)
+        for place, part in parts.items():
+            ranges = self.forms.ranges_of(place, options[place])
             if not ranges:
                 chosen.append(part)
+                grid = None
                 continue
-            gives = None if index == last or runtime == "tensorrt" else Grid.uint8(ranges[OUTPUT])
-            chosen.append(self.forms.of(runtime, part, index, option, grid, gives))
+            gives = None if place == last or runtime == "tensorrt" else Grid.uint8(ranges[OUTPUT])
+            chosen.append(self.forms.of(runtime, part, place, options[place], grid, gives))
             grid = gives
         return chosen
 

@@ -122,8 +122,8 @@ class NetworkBlock:
         """
         return self._network.compute(self.whole, x, bits, round_inputs, self.shape.index)
 
-    def skip(self, x: Tensor, round_inputs: bool = True) -> Tensor:
-        """Output of a skipped block; arguments as for the block itself.
+    def skip(self, x: Tensor, round_inputs: bool = True, bits: int | None = None) -> Tensor:
+        """Output of a skipped block; arguments as for the block itself, in the network's own bitwidth unless told.
 
         Raises:
             OptionError: it has no shortcut and cannot be skipped.
@@ -133,7 +133,7 @@ class NetworkBlock:
             raise OptionError(f"block {self.shape.index} ({self.shape.name}) has no shortcut; it cannot be skipped")
         if graph.identity:
             return x
-        return self._network.compute(graph, x, self._network.graphs.always, round_inputs, self.shape.index)
+        return self._network.compute(graph, x, bits or self._network.graphs.always, round_inputs, self.shape.index)
 
 
 RunBlock = Callable[[NetworkBlock, Tensor, Decision], Tensor]
@@ -285,6 +285,12 @@ class DFSNetwork(nn.Module):
             return (self.options[self.policy[index - 1]],)
         return self.architecture.blocks[index].choices(self.options)
 
+    @property
+    def left_out(self) -> frozenset[int]:
+        """Indices, at least 1, of the gated blocks that a static policy skips for every input; none with a gate."""
+        choices = enumerate(self.policy or (), start=1)
+        return frozenset(index for index, choice in choices if self.options[choice].skips)
+
     def decided(self, index: int) -> bool:
         """Whether the gate decides about block ``index``, at least 1: it may run more than one option."""
         return len(self.options_of(index)) > 1
@@ -374,7 +380,7 @@ class DFSNetwork(nn.Module):
     def static(self, x: Tensor, bits: int = FULL_BITS, skipped: Collection[int] = ()) -> Tensor:
         """The static network: images (N, C, H, W) to logits (N, classes), every gated block in one bitwidth.
 
-        Stem and head run in that bitwidth too, or in full precision if they always do.
+        Stem, head and the layers of a skip run in that bitwidth too, or in full precision if they always do.
 
         Args:
             x: (N, C, H, W) float32.
@@ -385,7 +391,7 @@ class DFSNetwork(nn.Module):
         with self._looked_up():
             features = self.stem(x, ends)
             for index, block in enumerate(self.blocks, start=1):
-                features = block.skip(features) if index in skipped else block(features, bits)
+                features = block.skip(features, bits=ends) if index in skipped else block(features, bits)
             return self.head(features, ends)
 
     def forward(self, x: Tensor) -> NetworkOutput:

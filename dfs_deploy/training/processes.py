@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, distributed
 
-from dfs_deploy.errors import EnvironmentLacksError, UsageError
+from dfs_deploy.errors import DfsDeployError, EnvironmentLacksError, UsageError
 from dfs_deploy.io.text import first_line
 
 _T = TypeVar("_T")
@@ -66,6 +66,25 @@ class Processes:
         distributed.all_gather_object(values, value)
         return values
 
+    def from_first(self, make: Callable[[], _T]) -> _T:
+        """What the first process makes, in every process: for what differs from one time to the next.
+
+        Raises:
+            DfsDeployError: the first process failed so; every process does.
+        """
+        if self.count == 1:
+            return make()
+        made: tuple[_T | None, DfsDeployError | None] = None, None
+        if self.first:
+            try:
+                made = make(), None
+            except DfsDeployError as error:
+                made = None, error
+        value, failed = self.gather(made)[0]
+        if failed is not None:
+            raise failed
+        return cast("_T", value)
+
     def wait(self) -> None:
         """Waits until every process is here."""
         if self.count > 1:
@@ -96,7 +115,7 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[Processes]:
-    """Joins the processes that ``torchrun`` started; this one only without it.
+    """Joins the processes that ``torchrun`` started; this one only without it. Within another, it is the same again.
 
     Args:
         device: device of the network; on GPUs the processes exchange by NCCL, else by Gloo.
@@ -107,6 +126,9 @@ def joined(device: torch.device) -> Iterator[Processes]:
     """
     if started_by_torchrun() == 1:
         yield Processes()
+        return
+    if distributed.is_initialized():
+        yield Processes(distributed.get_rank(), distributed.get_world_size())
         return
     try:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -28,15 +28,12 @@ from dfs_deploy.training.begin import NETWORK_FILE, begun, built, fitted, input_
 from dfs_deploy.training.job import GIVEN, Job, load_job, save_job
 from dfs_deploy.training.loop import BACKBONE_FILE, CHECKPOINT_FILE, Loop
 from dfs_deploy.training.metrics import Evaluation, Record, read_metrics
+from dfs_deploy.training.policies import WantedPolicy, check_searchable, search_policy
 from dfs_deploy.training.processes import is_first, joined, local_device
 from dfs_deploy.training.recipe import FLOPS, RESIZED_CROPS, Recipe, unknown_value
 from dfs_deploy.training.recipe import preset as recipe_of
-from dfs_deploy.training.sensitivity import search_policy
 from dfs_deploy.training.splits import Splits, splits_for, usual_augmentation, usual_resize
 from dfs_deploy.training.state import STATE_FILE, load_state, saving
-
-MIXED = "mixed"
-"""Policy that is to be searched: by measured sensitivity, for the target."""
 
 TARGET_TOLERANCE = 2.0
 """Percent of the dearest path's cost by which a run may miss its target: points, if full precision is an option."""
@@ -133,7 +130,9 @@ def train(*given: Any, progress: Progress = silent, **values: Any) -> TrainingRe
             - ``options``: options that the gate chooses from; ``None`` for those of the network, ``skip,8,16,full``, or
               the policy's own.
             - ``policy``: static policy instead of a gate: one option for all gated blocks, one per block separated by
-              commas, or ``mixed`` for a search by sensitivity for the target.
+              commas; or searched by sensitivity: ``mixed``, a bitwidth for each block, or ``pruned``, blocks that are
+              always skipped, both for the target, or ``pruned:3`` for three such blocks. Of a network that was handed
+              over, a copy without the gate is trained then, which is in ``checkpoint``.
             - ``cost``: ``flops`` for ``(bits / 32) ** 2`` of each block's multiply-adds, or the path of a latency table
               that ``bench`` saved.
 
@@ -181,7 +180,8 @@ def train(*given: Any, progress: Progress = silent, **values: Any) -> TrainingRe
         )
     preset = preset or ("paper" if network is None else "cpu-int8")
     job, splits, model, assumed = _make_job(str(data), preset, recipe_values, job_values, model)
-    used = job.used | ({"target"} if values.get("policy") == MIXED else set())
+    searched = WantedPolicy.parse(values.get("policy"))
+    used = job.used | ({"target"} if searched is not None and searched.aims else set())
     unused = sorted(set(recipe_values) - used - {"options"} if model else set(recipe_values) - used)
     note = f"no effect on this run: {', '.join(unused)} (a network with a {'policy' if job.recipe.policy else 'gate'};"
     notes = [*assumed, f"{note} stages: {', '.join(job.stages)})"] if unused else [*assumed]
@@ -266,20 +266,21 @@ def _make_job(
     The last of the results is what was assumed of the network, one line each.
     """
     policy, cost = values.get("policy"), values.get("cost")
+    searched = WantedPolicy.parse(policy)
     if cost == "":
         raise UsageError(f"cost '', expected {FLOPS} or the path of a latency table; name one")
     table = None if cost is None else load_costs(cost)
     options = _parse_options(values.get("options"), policy)
-    wanted = {**values, "options": options, "policy": None if policy == MIXED else policy, "cost": None}
+    if searched is not None:  # any policy until it is found, if the target is not read
+        policy = None if searched.aims else max(options, key=lambda option: option.bits).name
+    wanted = {**values, "options": options, "policy": policy, "cost": None}
     # With a table, the options' reach is known once the data are; the other values are checked before.
     early = wanted if table is None else {name: wanted[name] for name in wanted if name not in _BY_COSTS}
     geometry = {name: value for name, value in job_values.items() if name in _GEOMETRY}
     others = {name: value for name, value in job_values.items() if name not in _GEOMETRY}
     job = Job(data=data, recipe=recipe_of(preset, **early), **others)
-    if policy == MIXED and not job.trained:
-        raise UsageError(
-            "policy mixed without a backbone, whose sensitivity it measures; train one, then --backbone it"
-        )
+    if searched is not None:
+        check_searchable(job, searched)
     contract = None
     if model is not None:
         contract = model.contract or InputContract(model.architecture.image_shape)
@@ -292,7 +293,7 @@ def _make_job(
     may_crop = job.resize is None and "resize" not in geometry
     if job.recipe.augmentation == RESIZED_CROPS and job.size is not None and may_crop:
         job = dataclasses.replace(job, resize=usual_resize(job.size))
-    if table is None and policy != MIXED and job.weights is None:
+    if table is None and searched is None and job.weights is None:
         return job, None, model, ()
     splits, assumed = splits_for(job), tuple[str, ...]()
     if job.network is not None and model is None:
@@ -300,12 +301,12 @@ def _make_job(
         job = dataclasses.replace(job, new_head=new_head)
     if table is not None and cost is not None:
         architecture = splits.architecture(job.recipe.blocks_per_group) if model is None else model.architecture
-        costs = _costs(table, architecture, options, job.network is None)
+        costs = _costs(table, architecture, options, job.network is None, gated=values.get("policy") is None)
         recipe = recipe_of(preset, **{**wanted, "costs": costs, "cost": Path(cost).name})
         job = dataclasses.replace(job, recipe=recipe)
-    if policy == MIXED:
+    if searched is not None:
         with torch_threads(job.threads), _memory():
-            found = search_policy(job, splits, model)
+            found = search_policy(job, searched, splits, model)
         names = ",".join(found.policy)
         if is_first():
             _LOG.info("policy %s: %.2f %% computation, by sensitivity on %s", names, found.percentage, found.images)
@@ -319,14 +320,14 @@ def _parse_options(given: str | Options | None, policy: str | None) -> Options:
         return Options.parse(given)
     if policy is None:
         return Options.parse("skip,8,16,full")
-    if policy == MIXED:
-        return Options.parse("8,16,full")
+    if (searched := WantedPolicy.parse(policy)) is not None:
+        return searched.options
     words = dict.fromkeys(word.strip() for word in f"{policy},full".split(","))
     return Options(sorted(Options.parse(",".join(words)).bits)) if len(words) > 1 else Options.parse("8,full")
 
 
 def _costs(
-    table: LatencyTable, architecture: Architecture, options: Options, is_cifar: bool
+    table: LatencyTable, architecture: Architecture, options: Options, is_cifar: bool, *, gated: bool
 ) -> tuple[tuple[float, ...], ...]:
     """Costs that were measured on a target, for the network that is to be trained; their mean is over all blocks."""
     blocks, expected = len(table.block_shapes), len(architecture.blocks)
@@ -336,7 +337,7 @@ def _costs(
             " measure such a network with bench --save-costs"
         )
     share = architecture.gated_blocks / max(1, len(architecture.decided(options)))
-    return tuple(map(tuple, (share * table.costs(architecture, options)).tolist()))
+    return tuple(map(tuple, (share * table.costs(architecture, options, gated=gated)).tolist()))
 
 
 def _run(

@@ -8,7 +8,7 @@ loss that one block adds is measured with every other block in full precision; t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,19 +19,9 @@ from torch.nn import functional
 
 from dfs_deploy.errors import UsageError
 from dfs_deploy.models import DFSNetwork, run_option
-from dfs_deploy.models.network import block_costs
 from dfs_deploy.network import Block
 from dfs_deploy.options import FULL_BITS, Options
-from dfs_deploy.training.begin import begun, contract_of
-from dfs_deploy.training.data import Images
-from dfs_deploy.training.job import Job
-from dfs_deploy.training.processes import local_device
-from dfs_deploy.training.splits import HELD_OUT, Splits, splits_for
 
-SEARCH_IMAGES = 1024
-"""Training images that sensitivity is measured on, if none are held out."""
-
-_BATCH = 128
 _TOLERANCE = 1e-9
 
 
@@ -76,7 +66,7 @@ def measure_sensitivity(network: DFSNetwork, options: Options, batches: Iterable
     full_loss, images = 0.0, 0
     for x, labels in batches:
         if not images:
-            _take_ranges(trial, x)
+            take_ranges(trial, x)
         features = trial.stem(x)
         for block in trial.blocks:
             index = block.shape.index
@@ -87,9 +77,9 @@ def measure_sensitivity(network: DFSNetwork, options: Options, batches: Iterable
                 for later in trial.blocks[index:]:
                     y = later(y)
                 before = losses[index - 1, position] if images else 0.0
-                losses[index - 1, position] = before + _summed_loss(trial, y, labels)
+                losses[index - 1, position] = before + summed_loss(trial, y, labels)
             features = block(features)
-        full_loss += _summed_loss(trial, features, labels)
+        full_loss += summed_loss(trial, features, labels)
         images += len(labels)
     if not images:
         raise UsageError("no images to measure sensitivity on, expected at least one batch")
@@ -103,13 +93,19 @@ def _first_possible(block: Block, options: Options) -> int:
     return next((k for k, option in enumerate(options) if option in block.choices(options)), 0)
 
 
-def _summed_loss(network: DFSNetwork, features: Tensor, labels: Tensor) -> float:
+def summed_loss(network: DFSNetwork, features: Tensor, labels: Tensor) -> float:
+    """Cross entropy of the last features (N, C, H, W), summed over the images."""
     logits = network.head(features)
     return float(functional.cross_entropy(logits.float(), labels, reduction="sum"))
 
 
-def _take_ranges(network: DFSNetwork, x: Tensor) -> None:
-    """Gives each layer of a gated block without a range the range of what reaches it in full precision."""
+def take_ranges(network: DFSNetwork, x: Tensor) -> None:
+    """Gives each layer of a gated block without a range the range of what reaches it in full precision.
+
+    Args:
+        network: the network; layers that have a range keep it.
+        x: (N, C, H, W) float32, normalised.
+    """
     readers: dict[tuple[int, str], list[str]] = {}
     for block in network.blocks:
         for node in block.whole.nodes:
@@ -164,67 +160,6 @@ def choose_policy(sensitivity: Sensitivity, costs: NDArray[np.floating], target:
     if found.x is None:
         raise UsageError(f"no policy was found for target {target:g} % ({found.message}); choose another target")
     return tuple(int(choice) for choice in found.x.reshape(blocks, options).argmax(1))
-
-
-@dataclass(frozen=True)
-class PolicySearch:
-    """Result of a search for a policy.
-
-    Attributes:
-        policy: name of the option of each gated block.
-        percentage: computation percentage of the policy.
-        images: the images that were measured on, in words.
-        sensitivity: the measured losses.
-    """
-
-    policy: tuple[str, ...]
-    percentage: float
-    images: str
-    sensitivity: Sensitivity
-
-
-def search_policy(job: Job, splits: Splits | None = None, network: DFSNetwork | None = None) -> PolicySearch:
-    """Chooses a policy for a job: the best for its target, by the sensitivity of its backbone.
-
-    Measured on images held out of the training split if the job holds some out, which a backbone trained with the same
-    seed and number has not seen; else on ``SEARCH_IMAGES`` training images.
-
-    Args:
-        job: job with a backbone; its recipe gives the options, the costs and the target.
-        splits: its data if they are loaded already; ``None`` loads them.
-        network: the network that it begins with; ``None`` for the one that it names.
-
-    Raises:
-        UsageError: no backbone, or a target that the options do not reach.
-        CheckpointError: the backbone cannot be read, or is of another architecture.
-        DataError: the data cannot be read.
-    """
-    if not job.trained:
-        raise UsageError(
-            "policy mixed without a backbone, whose sensitivity it measures; train one, then --backbone it"
-        )
-    splits = splits or splits_for(job)
-    recipe, device = job.recipe, local_device(job.device)
-    network = begun(job, splits, network, None)[0]
-    held_out = splits.evaluation_name == HELD_OUT
-    measured = splits.evaluation if held_out else splits.train.subset(SEARCH_IMAGES, job.seed)
-    images = Images(measured, contract_of(network, splits), device)
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for pixels, labels in images.batches(_BATCH):
-            yield images.normalize(pixels), labels
-
-    sensitivity = measure_sensitivity(network.to(device), recipe.options, batches())
-    costs = (
-        block_costs(network.architecture, recipe.options).numpy() if recipe.costs is None else np.array(recipe.costs)
-    )
-    policy = choose_policy(sensitivity, costs, recipe.target)
-    return PolicySearch(
-        policy=tuple(recipe.options[choice].name for choice in policy),
-        percentage=policy_percentage(policy, costs),
-        images=f"{len(measured)} {'held-out' if held_out else 'training'} images",
-        sensitivity=sensitivity,
-    )
 
 
 def policy_percentage(policy: Iterable[int], costs: NDArray[np.floating]) -> float:

@@ -57,8 +57,18 @@ def test_a_machine_that_slows_down_for_a_round_changes_no_cost() -> None:
     rounds[2, "8"] = [40.0, 80.0, 20.0, 40.0, 90.0, 40.0, 40.0]
     doubt = hardly_known(rounds)
     assert doubt is not None
-    assert "option 8 beside full precision" in doubt
-    assert "±5 %" in doubt
+    assert "option 8 is known only to" in doubt
+    assert "of option full, expected ±5 %" in doubt
+    assert hardly_known(rounds, tolerance=0.5) is None
+
+
+def test_without_full_precision_the_dearest_option_is_the_measure() -> None:
+    steady, unsteady = [100.0] * 7, [40.0, 80.0, 20.0, 90.0, 10.0, 40.0, 40.0]
+    doubt = hardly_known({(1, "8"): steady, (1, "skip"): unsteady})
+    assert doubt is not None
+    assert "option skip" in doubt
+    assert "of option 8," in doubt
+    assert hardly_known({(1, "8"): steady, (1, "skip"): [each / 20 for each in unsteady]}) is None
 
 
 def test_an_option_that_runs_nothing_is_no_reason_to_doubt() -> None:
