@@ -104,7 +104,7 @@ def begun(job: Job, splits: Splits, network: DFSNetwork | None, folder: Path | N
     recipe.check_network(network.architecture)
     policy = recipe.policy_indices(network.architecture.gated_blocks)
     if policy is not None and network.policy is None:
-        network = network.with_policy(policy)
+        network = network.with_policy(policy, recipe.options)
     network.contract = contract_of(network, splits)
     for name in job.frozen:
         network.net.get_parameter(name).requires_grad_(False)

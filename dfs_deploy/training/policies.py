@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,11 +13,11 @@ from dfs_deploy.errors import UsageError
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.models.network import block_costs
 from dfs_deploy.options import Options
-from dfs_deploy.training.begin import begun, contract_of
+from dfs_deploy.training.begin import begun, built, contract_of
 from dfs_deploy.training.data import Images
 from dfs_deploy.training.job import Job
 from dfs_deploy.training.processes import local_device
-from dfs_deploy.training.pruning import prune
+from dfs_deploy.training.pruning import most_precise, prune
 from dfs_deploy.training.sensitivity import choose_policy, measure_sensitivity, policy_percentage
 from dfs_deploy.training.splits import HELD_OUT, Splits, splits_for
 
@@ -54,7 +55,7 @@ class WantedPolicy:
         kind, colon, count = ("" if text is None else text.strip()).partition(":")
         if kind == PRUNED and colon:
             if not count.isascii() or not count.isdigit() or len(count) > _MOST_DIGITS or not int(count):
-                raise UsageError(f"policy {text!r}, expected a number of blocks to skip after the colon, as in pruned:3")
+                raise UsageError(f"policy {text!r}, expected a number of blocks after the colon, as in pruned:3")
             return WantedPolicy(kind, int(count))
         return WantedPolicy(kind) if kind in _OPTIONS and not colon else None
 
@@ -121,7 +122,12 @@ def search_policy(
     check_searchable(job, wanted)
     splits = splits or splits_for(job)
     recipe, device = job.recipe, local_device(job.device)
-    network = begun(job, splits, network, None)[0].to(device)
+    if network is None and job.network is not None:
+        network = built(job.network, job, splits)[0]
+    architecture = splits.architecture(recipe.blocks_per_group) if network is None else network.architecture
+    whole = ",".join(recipe.options[choice].name for choice in most_precise(architecture, recipe.options))
+    static = dataclasses.replace(job, recipe=dataclasses.replace(recipe, policy=whole))
+    network = begun(static, splits, network, None)[0].to(device)
     held_out = splits.evaluation_name == HELD_OUT
     measured = (splits.evaluation if held_out else splits.train).subset(SEARCH_IMAGES, job.seed)
     images = Images(measured, contract_of(network, splits), device)

@@ -1,14 +1,16 @@
 """A static depth-pruned policy: the blocks whose skipping costs least accuracy are always skipped.
 
-What a block's skip costs depends on which others are skipped, so the blocks are chosen one after the other, and measured
-anew after each choice. To bound the work, the first choice measures every block that may be skipped, and each later one
-only the ``SHORTLIST`` blocks that came nearest when they were last measured.
+What a block's skip costs depends on which others are skipped, so the blocks are chosen one after the other, and
+measured anew after each choice. To bound the work, the first choice measures every block that may be skipped, and each
+later one only the ``SHORTLIST`` blocks that came nearest when they were last measured.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,7 +90,7 @@ def prune(
     saved = costs[every, kept] - costs[:, skip] if count is None else np.ones(len(kept))
     goal = _to_save(costs[every, kept], saved[np.array(candidates) - 1], target, count)
     trial = _Trial(network.with_policy(kept, options).eval(), batches)
-    order, losses = _greedy(trial, dict(zip(every.tolist(), saved.tolist(), strict=True)), goal, candidates)
+    order, losses = _greedy(trial, saved.tolist(), goal, candidates)
     policy = [skip if index in order else choice for index, choice in enumerate(kept, start=1)]
     return Pruning(tuple(policy), tuple(order), tuple(losses), trial.images)
 
@@ -106,9 +108,7 @@ def most_precise(architecture: Architecture, options: Options) -> tuple[int, ...
     )
 
 
-def _to_save(
-    kept: NDArray[np.floating], saved: NDArray[np.floating], target: float | None, count: int | None
-) -> float:
+def _to_save(kept: NDArray[np.floating], saved: NDArray[np.floating], target: float | None, count: int | None) -> float:
     """What skips must save in all: blocks for a number, else cost."""
     if count is not None:
         if not 1 <= count <= len(saved):
@@ -127,7 +127,7 @@ def _to_save(
 
 
 def _greedy(
-    trial: _Trial, saved: Mapping[int, float], goal: float, candidates: Collection[int]
+    trial: _Trial, saved: Sequence[float], goal: float, candidates: Collection[int]
 ) -> tuple[list[int], list[float]]:
     """Skips block after block until enough is saved; gives the blocks, and the loss before and after each."""
     order: list[int] = []
@@ -135,18 +135,11 @@ def _greedy(
     base, rises = trial.rises((), left)
     losses = [base]
     while (missing := goal - sum(saved[index - 1] for index in order)) > _TOLERANCE:
-
-        def price(index: int, missing: float = missing) -> tuple[float, float]:
-            worth = min(saved[index - 1], missing)
-            # A skip that even helps costs nothing; of several such, the one that helps most.
-            return (max(rises[index], 0.0) / worth if worth > _TOLERANCE else float("inf"), rises[index])
-
+        price = functools.partial(_price, rises, saved, missing)
+        nearest = sorted(left, key=price)[: SHORTLIST if order else 1]
         if order:
-            nearest = sorted(left, key=price)[:SHORTLIST]
-            rises |= trial.rises(order, nearest)[1]
-            chosen = min(nearest, key=price)
-        else:
-            chosen = min(left, key=price)
+            rises.update(trial.rises(order, nearest)[1])
+        chosen = min(nearest, key=price)
         left.remove(chosen)
         order.append(chosen)
         losses.append(losses[-1] + rises[chosen])
@@ -154,8 +147,15 @@ def _greedy(
     return _without_needless(trial, saved, goal, order, losses)
 
 
+def _price(rises: Mapping[int, float], saved: Sequence[float], missing: float, index: int) -> tuple[float, float, int]:
+    """Key by which a block is chosen: its rise for what it saves and is missing, then its rise, then its index."""
+    worth = min(saved[index - 1], missing)
+    # A skip that even helps costs nothing; of several such, the one that helps most comes first.
+    return (max(rises[index], 0.0) / worth if worth > _TOLERANCE else math.inf, rises[index], index)
+
+
 def _without_needless(
-    trial: _Trial, saved: Mapping[int, float], goal: float, order: list[int], losses: list[float]
+    trial: _Trial, saved: Sequence[float], goal: float, order: list[int], losses: list[float]
 ) -> tuple[list[int], list[float]]:
     """Lets blocks run again whose skips later ones made needless, as long as that lowers the loss."""
     while True:
@@ -210,8 +210,8 @@ class _Trial:
         return base / images, {index: (loss - base) / images for index, loss in losses.items()}
 
     def _run(self, features: Tensor, index: int, skipped: Collection[int]) -> Tensor:
-        block = self._network.block(index)
-        return block.skip(features) if index in skipped else run_option(block, features, *self._network.options_of(index))
+        block, (option,) = self._network.block(index), self._network.options_of(index)
+        return block.skip(features) if index in skipped else run_option(block, features, option)
 
     def _rest(self, features: Tensor, after: int, skipped: Collection[int]) -> Tensor:
         for index in range(after + 1, len(self._network.architecture.blocks)):

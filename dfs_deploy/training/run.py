@@ -204,6 +204,8 @@ def _adapted(network: object, values: dict[str, Any]) -> DFSNetwork:
         raise UsageError(
             f"a network of type {type(network).__name__}, expected one that adapt() made; find its blocks and adapt it"
         )
+    if network.policy is None and "policy" in values:  # the gate is left out, and its options with it
+        return network
     if "options" in values and Options.parse(values["options"]) != network.options:
         raise UsageError(
             f"options {values['options']} for a network with {network.options}; leave them out, or adapt anew"

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,20 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from dfs_deploy.errors import EnvironmentLacksError, UsageError
+from dfs_deploy.errors import UsageError
 from dfs_deploy.models import run_option
 from dfs_deploy.options import Options
-from dfs_deploy.training.run import train
 from dfs_deploy.training.sensitivity import (
     Sensitivity,
     choose_policy,
     measure_sensitivity,
     policy_percentage,
-    search_policy,
 )
 from tests.checks import refuses
 from tests.settled import normal_images, settled_network
-from tests.training.small import job
 
 OPTIONS = Options.parse("skip,8,full")
 
@@ -103,38 +99,3 @@ def test_a_budget_is_spent_where_it_helps_most() -> None:
     cost = np.tile(OPTIONS.costs, (3, 1))
     assert choose_policy(sensitivity(spoilt), cost, 100.0 * (1 + 2 / 16) / 3) == (1, 2, 1)
     assert choose_policy(sensitivity(spoilt), cost, 100.0 * 2 / 16 / 3) == (1, 1, 0)
-
-
-def test_a_policy_is_searched_on_held_out_images(folder: Path, backbone: Path) -> None:
-    options = Options.parse("8,16,full")
-    searched = search_policy(job(folder, backbone=backbone, held_out=24, options=options, target=20.0))
-    assert searched.images == "24 held-out images"
-    assert searched.percentage <= 20.0
-    assert len(searched.policy) == 2
-    assert set(searched.policy) <= set(options.names)
-    assert searched.sensitivity.images == 24
-    again = search_policy(job(folder, backbone=backbone, held_out=24, options=options, target=20.0))
-    assert again.policy == searched.policy
-
-
-def test_a_search_keeps_to_the_jobs_threads_and_names_a_memory_that_is_too_small(
-    folder: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
-
-    def search(*_: object) -> None:
-        seen.append(torch.get_num_threads())
-        raise MemoryError
-
-    monkeypatch.setattr("dfs_deploy.training.run.search_policy", search)
-    before = torch.get_num_threads()
-    asked = job(folder, backbone=backbone, held_out=24)
-    with refuses(EnvironmentLacksError, "memory"):
-        train(asked.data, tmp_path / "run", policy="mixed", backbone=backbone, held_out=24, threads=before + 2)
-    assert seen == [before + 2]
-    assert torch.get_num_threads() == before
-
-
-def test_a_search_needs_a_backbone(folder: Path) -> None:
-    with refuses(UsageError, "backbone"):
-        search_policy(job(folder))
