@@ -4,6 +4,7 @@
     ├── CheckFailedError          a threshold was missed
     │   ├── ExportMismatchError       an engine disagrees with the reference
     │   │   └── GraphRuleError            an engine breaks a rule of its runtime
+    │   ├── AccuracyGoalError         no budget of a network keeps the accuracy that was asked for
     │   ├── VerificationError         a bundle misses its thresholds
     │   └── RegressionError           a bench is slower than its baseline
     ├── UsageError (ValueError)   the call is wrong
@@ -63,6 +64,10 @@ class ExportMismatchError(CheckFailedError):
 
 class GraphRuleError(ExportMismatchError):
     """At least one exported graph breaks a rule of its runtime; ``mismatches`` lists every breach."""
+
+
+class AccuracyGoalError(CheckFailedError):
+    """No budget of a network keeps the accuracy that was asked for, or the one that was chosen does not keep it."""
 
 
 class VerificationError(CheckFailedError):

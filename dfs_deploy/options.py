@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Final, Literal, overload
 
 from dfs_deploy.errors import OptionError
 
@@ -24,6 +24,13 @@ Precision = Literal["int8", "fp16", "fp32"]
 
 PRECISIONS: tuple[Precision, ...] = ("int8", "fp16", "fp32")
 """Engine precisions, the least precise first; also the words for ``--targets``."""
+
+TRAINED: Final = "trained"
+"""Budget of the gate as it was trained, whatever budget a bundle has by default."""
+
+Budget = float | Literal["trained"] | None
+"""Share of the computation, 0 to 1; ``trained`` for the gate as trained; ``None`` for a bundle's accuracy budget, or for
+the gate as trained if it has none."""
 
 # int() refuses thousands of digits with an error of its own.
 _MOST_DIGITS = 9

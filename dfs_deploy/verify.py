@@ -20,6 +20,7 @@ from dfs_deploy.errors import CheckpointError, SavedResultError, UsageError
 from dfs_deploy.io.files import sha256_file
 from dfs_deploy.io.json_files import LONGEST_NAME, Digest, Name, Percentage, Share, VersionedFormat
 from dfs_deploy.io.text import one_line
+from dfs_deploy.options import Budget
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.system.libraries import required
 from dfs_deploy.thresholds import VERIFY_MAX_COMPUTATION_CHANGE, VERIFY_MAX_TOP1_DROP, VERIFY_MIN_ROUTE_AGREEMENT
@@ -93,7 +94,7 @@ class Verification(_Record, frozen=True, kw_only=True):
         checkpoint_sha256: SHA-256 of that file.
         data: name of the data set.
         seed: seed that images were drawn with.
-        budget: budget that the bundle ran at; ``None`` if it ran as trained.
+        budget: budget that the bundle was asked to run at; ``None`` for its own, see ``Runtime.set_budget``.
         samples: number of images compared.
         top1_reference: share of right answers of the reference; ``None`` without labels.
         top1_bundle: share of right answers of the bundle; ``None`` without labels.
@@ -116,7 +117,7 @@ class Verification(_Record, frozen=True, kw_only=True):
     checkpoint_sha256: Digest
     data: Name
     seed: int
-    budget: Share | None
+    budget: Share | Literal["trained"] | None
     samples: Annotated[int, Meta(ge=1)]
     top1_reference: Share | None
     top1_bundle: Share | None
@@ -195,7 +196,7 @@ def verify(
     weights_key: str | None = None,
     samples: int | None = None,
     per_block: bool = False,
-    budget: float | None = None,
+    budget: Budget = None,
     threads: int | None = None,
     plan: bool = True,
     prepared: bool = True,
@@ -211,7 +212,7 @@ def verify(
         weights_key: weights to take from the checkpoint; ``None`` for those that export took.
         samples: number of images to draw; ``None`` for all.
         per_block: whether the deviation of each engine is measured as well.
-        budget: budget of the bundle and the reference, 0 to 1; ``None`` for as trained.
+        budget: budget of the bundle and the reference, see ``Runtime.set_budget``.
         threads: CPU threads of PyTorch and of an engine; ``None`` for what the machine grants PyTorch, 1 for an engine.
         plan: whether the choice of engines that ``bench --save-plan`` measured here is used.
         prepared: whether engines prepared for this machine run.

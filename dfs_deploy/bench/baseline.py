@@ -9,10 +9,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from dfs_deploy.bench.result import FORMAT, BenchResult, Change, Comparison, Interval, Problem, Setup, load_bench
+from dfs_deploy.bench.result import FORMAT, BenchResult, Change, Comparison, Problem, Setup, load_bench
 from dfs_deploy.bench.verdict import unsteady
 from dfs_deploy.errors import ArtefactError, CheckFailedError, SavedResultError, UsageError
 from dfs_deploy.io.text import one_line
+from dfs_deploy.paired import Interval
 from dfs_deploy.thresholds import NOISE_BAND
 
 
@@ -93,7 +94,7 @@ def _conditions(setup: Setup, batch: int) -> dict[str, object]:
         "data": setup.data,
         "inputs": setup.inputs,
         "seed": setup.seed,
-        "budget": "as trained" if setup.budget is None else setup.budget,
+        "budget": "the bundle's own" if setup.budget is None else setup.budget,
     }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.bench.result import BUDGET, DYNAMIC, POLICY, RIVAL, STATIC
+from dfs_deploy.bench.result import BUDGET, DYNAMIC, FORCED, POLICY, RIVAL, STATIC
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.data import AnyImages
 from dfs_deploy.data.digits import DIGITS_CLASSES, DIGITS_SIZE, load_digits
@@ -27,7 +27,6 @@ MAX_INPUTS = 1024
 FORCED_SHARES = (0, 25, 50, 75, 100)
 """Percent of the blocks that may be skipped and run, after the protocol of Cocktailer (Zhang et al., OSDI 2023)."""
 
-_FORCED = f"{DYNAMIC}-forced-"
 _TRACE = "trace-"
 
 
@@ -92,16 +91,26 @@ class Candidate:
     Attributes:
         name: name of its case; see ``CaseResult``.
         logits: function from (N, C, H, W) float32, normalised, to (N, classes) float32.
-        input: contract by which pixels become its input.
-        runtime: runtime that dispatches it block by block; ``None`` for one engine and for a network of another bundle.
+        bundle: bundle that it is of.
+        runtime: runtime that dispatches it block by block; ``None`` for a static network.
         forced: (blocks,) uint8 option indices of a forced path, else ``None``.
     """
 
     name: str
     logits: Callable[[NDArray[np.float32]], NDArray[np.float32]]
-    input: InputContract
+    bundle: Bundle
     runtime: Runtime | None = None
     forced: NDArray[np.uint8] | None = None
+
+    @property
+    def input(self) -> InputContract:
+        """Contract by which pixels become its input."""
+        return self.bundle.input
+
+
+def has_gate(bundle: Bundle) -> bool:
+    """Whether a bundle's network decides anything for an input: a plain backbone and a static policy do not."""
+    return bundle.policy is None and bool(bundle.architecture.decided(bundle.options))
 
 
 def open_candidates(
@@ -112,8 +121,8 @@ def open_candidates(
     threads: int,
     forced: bool,
     closing: ExitStack,
-    against: Sequence[Bundle] = (),
-    budgets: Sequence[float] = (),
+    others: Sequence[Bundle] = (),
+    all_budgets: bool = False,
     plan: bool = True,
     prepared: bool = True,
 ) -> list[Candidate]:
@@ -127,114 +136,126 @@ def open_candidates(
         threads: threads that one engine may use.
         forced: whether to force paths as well, in which none to all of the blocks run that may be skipped.
         closing: stack that closes what is opened.
-        against: bundles of networks that were trained to be static.
-        budgets: budgets of the dynamic network in cases of their own, 0 to 1.
-        plan: whether a network that was trained to be static uses the engine choice measured on this machine, if any.
+        others: bundles to compare with, dynamic or static.
+        all_budgets: whether dynamic networks are cases of their own at every budget that was calibrated.
+        plan: whether a network of another bundle uses the engine choice measured on this machine, if any.
         prepared: whether it runs engines prepared for this machine.
 
     Returns:
-        The dynamic network, the static engines from the most precise on, those of the other bundles, the budgets, and
-        forced paths, each before its trace, if any.
+        The dynamic network, the static engines from the most precise on, the networks of the other bundles, the
+        budgets, and forced paths, each before its trace, if any.
 
     Raises:
-        UsageError: paths cannot be forced, or none skips; or a network to compare with is no static one, has engines
-            only for another runtime, or takes other images or classes.
+        UsageError: paths cannot be forced, or none skips; or a network to compare with has engines only for another
+            runtime, or takes other images or classes.
     """
     here = runtime.description["runtime"] == "onnxruntime"
-    if against and not here:
-        raise UsageError("static networks run only in ONNX Runtime so far; compare with --device cpu")
-    check_rivals(bundle, against)
-    names = _rival_names(bundle, against)
+    if others and not here:
+        raise UsageError("networks of several bundles run only in ONNX Runtime so far; compare with --device cpu")
+    check_comparable(bundle, others)
+    opened = [(bundle, runtime, "")]
+    rivals: list[Candidate] = []
+    for other, name in zip(others, _other_names(bundle, others), strict=True):
+        suffix = f"{RIVAL}{name}"
+        if has_gate(other):
+            dynamic = closing.enter_context(Runtime(other, threads=threads, plan=plan, prepared=prepared))
+            opened.append((other, dynamic, suffix))
+            rivals.append(_dynamic(f"{DYNAMIC}{suffix}", other, dynamic))
+        else:
+            rivals += _trained_static(other, suffix, threads, closing, plan, prepared)
     return [
-        Candidate(DYNAMIC, lambda images: runtime(images).logits, bundle.input, runtime),
+        _dynamic(DYNAMIC, bundle, runtime),
         *(_static(bundle, threads, closing) if here else ()),
-        *(
-            case
-            for rival, name in zip(against, names, strict=True)
-            for case in _rival(rival, name, threads, closing, plan, prepared)
-        ),
-        *(_at_budget(bundle, runtime, budget, closing) for budget in budgets),
+        *rivals,
+        *(case for each in opened if all_budgets for case in _at_budgets(*each, closing)),
         *(_forced(bundle, runtime, batch, threads if here else None, closing) if forced else ()),
     ]
+
+
+def _dynamic(name: str, bundle: Bundle, runtime: Runtime) -> Candidate:
+    return Candidate(name, lambda images: runtime(images).logits, bundle, runtime)
 
 
 def _static(bundle: Bundle, threads: int, closing: ExitStack, suffix: str = "") -> Iterator[Candidate]:
     for precision in sorted(bundle.manifest.runtimes["onnxruntime"].static, key=PRECISIONS.index, reverse=True):
         engine = closing.enter_context(StaticEngine(bundle, precision, threads))
-        yield Candidate(f"{STATIC}{precision}{suffix}", engine, bundle.input)
+        yield Candidate(f"{STATIC}{precision}{suffix}", engine, bundle)
 
 
-def _rival(
-    bundle: Bundle, name: str, threads: int, closing: ExitStack, plan: bool, prepared: bool
+def _trained_static(
+    bundle: Bundle, suffix: str, threads: int, closing: ExitStack, plan: bool, prepared: bool
 ) -> Iterator[Candidate]:
     """A network that was trained to be static, in every precision, and as its policy says if that mixes precisions."""
-    suffix, policy = f"{RIVAL}{name}", bundle.manifest.policy or []
+    policy = bundle.manifest.policy or []
     yield from _static(bundle, threads, closing, suffix)
     if len(set(policy)) > 1:
         runtime = closing.enter_context(Runtime(bundle, threads=threads, plan=plan, prepared=prepared))
-        yield Candidate(f"{STATIC}{POLICY}{suffix}", lambda images: runtime(images).logits, bundle.input)
+        yield Candidate(f"{STATIC}{POLICY}{suffix}", lambda images: runtime(images).logits, bundle)
 
 
-def check_rivals(bundle: Bundle, against: Sequence[Bundle]) -> None:
+def main_first(bundles: Sequence[Bundle]) -> tuple[Bundle, list[Bundle]]:
+    """The bundle that the case ``dfs`` is of, which is the first that has a gate if any has one, and the others."""
+    main = next((index for index, bundle in enumerate(bundles) if has_gate(bundle)), 0)
+    return bundles[main], [*bundles[:main], *bundles[main + 1 :]]
+
+
+def check_comparable(bundle: Bundle, others: Sequence[Bundle]) -> None:
     """Makes sure that networks can be compared with a bundle's.
 
     Args:
         bundle: bundle that is run.
-        against: bundles of networks that were trained to be static.
+        others: bundles of networks to compare with.
 
     Raises:
-        UsageError: one has a gate, has engines only for another runtime, takes other images or classes, or is named
-            twice.
+        UsageError: one has engines only for another runtime, takes other images or classes, or is named twice.
     """
-    digests = [rival.digest for rival in against]
-    for index, rival in enumerate(against):
-        what = _misfit(bundle, rival)
+    digests = [bundle.digest]
+    for other in others:
+        what = _misfit(bundle, other)
         if what is not None:
-            raise UsageError(f"{rival.path} {what}")
-        if rival.digest in digests[:index]:
-            raise UsageError(f"{rival.path} is the same bundle as one before it; name each once")
+            raise UsageError(f"{other.path} {what}")
+        if other.digest in digests:
+            raise UsageError(f"{other.path} is the same bundle as one before it; name each once")
+        digests.append(other.digest)
 
 
-def _misfit(bundle: Bundle, rival: Bundle) -> str | None:
+def _misfit(bundle: Bundle, other: Bundle) -> str | None:
     """Reason why a network is not to be compared with a bundle's, and what to do; ``None`` if it is."""
-    ours, theirs = bundle.input.class_names, rival.input.class_names
-    if rival.digest == bundle.digest:
-        return "is the bundle that is run, expected another; name a network that was trained to be static"
-    if rival.policy is None and rival.architecture.decided(rival.options):
-        return (
-            "has a gate, so its static engines were trained for the gate's paths, expected a network that was trained"
-            " to be static; export a plain backbone, or one with a policy"
-        )
-    if "onnxruntime" not in rival.manifest.runtimes:
+    ours, theirs = bundle.input.class_names, other.input.class_names
+    if "onnxruntime" not in other.manifest.runtimes:
         return "has no engines for onnxruntime; export it with --runtime onnxruntime"
-    if rival.input.shape != bundle.input.shape:
-        return f"takes images of {rival.input.shape}, expected {bundle.input.shape}; train it on the same images"
-    if rival.architecture.classes != bundle.architecture.classes:
+    if other.input.shape != bundle.input.shape:
+        return f"takes images of {other.input.shape}, expected {bundle.input.shape}; train it on the same images"
+    if other.architecture.classes != bundle.architecture.classes:
         return (
-            f"has {rival.architecture.classes} classes, expected {bundle.architecture.classes}; train it on the same"
+            f"has {other.architecture.classes} classes, expected {bundle.architecture.classes}; train it on the same"
             " classes"
         )
     if ours and theirs and ours != theirs:
-        name, other = next(pair for pair in zip(theirs, ours, strict=True) if pair[0] != pair[1])
-        return f"has the class {name!r} where the bundle has {other!r}; train it on the same classes in the same order"
+        theirs_here, ours_here = next(pair for pair in zip(theirs, ours, strict=True) if pair[0] != pair[1])
+        return (
+            f"has the class {theirs_here!r} where the bundle has {ours_here!r}; train it on the same classes in the"
+            " same order"
+        )
     return None
 
 
-def _rival_names(bundle: Bundle, against: Sequence[Bundle]) -> list[str]:
+def _other_names(bundle: Bundle, others: Sequence[Bundle]) -> list[str]:
     """Names that distinguish other bundles from one another and from the one that is run."""
-    names = [one_line(rival.name, 80) for rival in against]
+    names = [one_line(other.name, 80) for other in others]
     taken = [*names, one_line(bundle.name, 80)]
     return [
-        name if taken.count(name) == 1 else f"{name}-{rival.digest[:8]}"
-        for name, rival in zip(names, against, strict=True)
+        name if taken.count(name) == 1 else f"{name}-{other.digest[:8]}"
+        for name, other in zip(names, others, strict=True)
     ]
 
 
-def _at_budget(bundle: Bundle, runtime: Runtime, budget: float, closing: ExitStack) -> Candidate:
-    """The dynamic network at a budget, with the engines of the one as trained and a gate of its own."""
-    held = closing.enter_context(runtime.clone())
-    held.set_budget(budget)
-    return Candidate(f"{BUDGET}{100 * budget:g}", lambda images: held(images).logits, bundle.input, held)
+def _at_budgets(bundle: Bundle, runtime: Runtime, suffix: str, closing: ExitStack) -> Iterator[Candidate]:
+    """The dynamic network at each of its budgets, with the engines of the one as trained and a gate of its own."""
+    for point in bundle.manifest.budgets:
+        held = closing.enter_context(runtime.clone())
+        held.set_budget(point.budget)
+        yield _dynamic(f"{BUDGET}{100 * point.budget:g}{suffix}", bundle, held)
 
 
 @dataclass(frozen=True)
@@ -254,7 +275,7 @@ class ForcedPattern:
     @property
     def dispatched(self) -> str:
         """Name of the case in which the runtime takes this path, gates stepping."""
-        return f"{_FORCED}{self.share}-{self.precision}"
+        return f"{FORCED}{self.share}-{self.precision}"
 
     @property
     def trace(self) -> str:
@@ -340,13 +361,13 @@ def _forced(
         def logits(images: NDArray[np.float32], path: NDArray[np.uint8] = whole) -> NDArray[np.float32]:
             return runtime(images, path=path).logits
 
-        yield Candidate(pattern.dispatched, logits, bundle.input, runtime, row)
+        yield Candidate(pattern.dispatched, logits, bundle, runtime, row)
         if trace_threads is not None:
             joined = join_path(bundle, row, runtime.substitutions)
             trace = closing.enter_context(
                 StraightEngine(joined, "the trace of a path", bundle, trace_threads, joined=True)
             )
-            yield Candidate(pattern.trace, trace, bundle.input, forced=row)
+            yield Candidate(pattern.trace, trace, bundle, forced=row)
 
 
 class CallsAlone:

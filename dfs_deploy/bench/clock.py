@@ -1,14 +1,13 @@
 """Timing in interleaved rounds, and what may be concluded from it: percentiles, ratios paired by round, intervals.
 
-Calls that follow each other are not independent: a neighbour on the machine disturbs a few hundred in a row. So a run
-is cut into consecutive segments, each gives its own ratio, and the order statistics of these give an interval for their
-median. It assumes nothing about how latencies are distributed.
+Calls that follow each other are not independent: a neighbour on the machine disturbs a few hundred in a row. So rounds
+are what is drawn again in a bootstrap, whole and in consecutive blocks, and both cases of a ratio together: what slows
+both down cancels. It assumes nothing about how latencies are distributed.
 """
 
 from __future__ import annotations
 
 import gc
-import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.bench.result import CaseResult, Interval, Latency, Ratios, Round
+from dfs_deploy.bench.result import CaseResult, Latency, Ratios, Round
+from dfs_deploy.paired import Interval
 from dfs_deploy.progress import Progress, silent
 
 TAIL = 10
@@ -37,6 +37,16 @@ MAX_SEGMENTS = 20
 MIN_SEGMENTS = 6
 """The fewest values whose extremes hold their median with 95 % confidence: 1 - 2 / 2**6 is 0.97."""
 
+MAX_BLOCKS = 20
+"""Most blocks of rounds that a bootstrap draws from."""
+
+BOOTSTRAP = 1000
+"""Draws of a bootstrap."""
+
+_NORMAL = 1.96
+"""Normal quantile for the confidence."""
+
+_BINS = 400
 _WARM_UP_ROUNDS = 3
 _ROUNDS_BETWEEN_COLLECTIONS = 32
 
@@ -60,7 +70,8 @@ class Case:
 def round_for(call_ms: float) -> Round:
     """A round long enough for a case to settle: 15 ms or a call unmeasured, then 30 ms or four calls measured.
 
-    Counts are powers of two, so that two benches of one network have the same rounds, and at most 256 and 128.
+    Counts are powers of two, so that two benches of one network have the same rounds, and at most 128 and 64: a busy
+    machine, which makes a round many times as long, leaves enough of them.
 
     Args:
         call_ms: time of a call of the slowest case, in milliseconds.
@@ -70,7 +81,7 @@ def round_for(call_ms: float) -> Round:
         wanted = milliseconds / max(call_ms, 1e-6)
         return min(max(least, 1 << round(math.log2(max(wanted, 1.0)))), most)
 
-    return Round(measured=calls(30.0, 4, 256), unmeasured=calls(15.0, 1, 128))
+    return Round(measured=calls(30.0, 4, 128), unmeasured=calls(15.0, 1, 64))
 
 
 def time_interleaved(
@@ -233,16 +244,18 @@ def paired_ratios(case: Rounds, base: Rounds, over: str) -> Ratios | None:
         The ratios, or ``None`` for fewer than six rounds.
     """
     by_round = case.mean(1, dtype=np.float64) / base.mean(1, dtype=np.float64)
-    mean = _over_segments(len(by_round), 1, lambda rows: float(np.median(by_round[rows])))
-    p50 = _over_segments(len(by_round), 1, lambda rows: float(np.median(case[rows])) / float(np.median(base[rows])))
-    if mean is None or p50 is None:
+    mean = _over_segments(by_round)
+    if mean is None:
         return None
-    p95 = _over_segments(
-        len(by_round),
-        _tail_rounds(case.shape[1]),
-        lambda rows: float(np.percentile(case[rows], 95)) / float(np.percentile(base[rows], 95)),
+    # How fast the machine was in a round: dividing both by it leaves their ratio in that round as it is. A round's
+    # median of a dynamic case says little about that, for it depends on the paths that its inputs take.
+    speed = np.median(base, 1)[:, None]
+    speed = speed / np.median(speed)
+    p50 = _percentile_ratio(case / speed, base / speed, 50)
+    tail = len(case) >= MIN_SEGMENTS * _tail_rounds(case.shape[1])
+    return Ratios(
+        over, mean, p50, _percentile_ratio(case.astype(np.float64), base.astype(np.float64), 95) if tail else None
     )
-    return Ratios(over, mean, p50, p95)
 
 
 def calls_for_tail(measured: int) -> int:
@@ -259,27 +272,63 @@ def _tail_rounds(measured: int) -> int:
     return math.ceil(TAIL / 0.05 / measured)
 
 
-def _over_segments(rounds: int, least: int, ratio: Callable[[slice], float]) -> Interval | None:
-    """Median over consecutive segments of at least so many rounds each."""
-    count = min(MAX_SEGMENTS, rounds // least)
+def _over_segments(by_round: NDArray[np.float64]) -> Interval | None:
+    """Median of the medians of consecutive segments of at least one round each."""
+    count = min(MAX_SEGMENTS, len(by_round))
     if count < MIN_SEGMENTS:
         return None
-    ends = [rounds * i // count for i in range(count + 1)]
-    return median_interval(np.array([ratio(slice(a, b)) for a, b in itertools.pairwise(ends)]))
+    return median_interval(np.array([np.median(part) for part in np.array_split(by_round, count)]))
 
 
-def share_difference(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> Interval:
-    """Share of true values in one array less that in another, on the same inputs.
+def _percentile_ratio(case: NDArray[np.float64], base: NDArray[np.float64], percent: int) -> Interval:
+    """Ratio of two cases at a percentile over all calls, with its bootstrap interval over blocks of rounds.
+
+    Blocks keep what lasts for several rounds together. As there are few, the percentile interval of the logarithm is
+    widened about the estimate by Student's t over the normal quantile, and by sqrt(n / (n - 1)) (Hesterberg, "What
+    Teachers Should Know About the Bootstrap", The American Statistician 69(4), 2015, section 4.2).
 
     Args:
-        ours: (N,) whether one answered rightly.
-        theirs: (N,) whether the other did.
+        case: (rounds, calls per round) times, six rounds or more.
+        base: the same of the case to divide by.
+        percent: percentile, 0 to 100.
+    """
+    blocks = min(MAX_BLOCKS, len(case))
+    draws = np.random.default_rng(0).multinomial(blocks, np.full(blocks, 1 / blocks), BOOTSTRAP)
+    value = math.log(float(np.percentile(case, percent)) / float(np.percentile(base, percent)))
+    drawn = np.log(_drawn_percentile(case, draws, percent) / _drawn_percentile(base, draws, percent))
+    low, high = np.percentile(drawn, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    wider = _student(blocks - 1) / _NORMAL * math.sqrt(blocks / (blocks - 1))
+    below, above = (wider * max(0.0, width) for width in (value - float(low), float(high) - value))
+    return Interval(math.exp(value), math.exp(value - below), math.exp(value + above))
+
+
+def _drawn_percentile(times: NDArray[np.float64], draws: NDArray[np.int64], percent: int) -> NDArray[np.float64]:
+    """Percentile over the calls of each draw of blocks of rounds, linear within bins that each hold as many calls.
+
+    Args:
+        times: (rounds, calls per round) times.
+        draws: (draws, blocks) number of times that each draw takes a block.
+        percent: percentile, 0 to 100.
 
     Returns:
-        The difference, -1 to 1, with the normal interval for paired proportions (Agresti, Categorical Data Analysis,
-        3rd edition, section 11.1): only inputs on which the two disagree count.
+        (draws,) percentiles.
     """
-    difference = ours.astype(np.float64) - theirs
-    value = float(difference.mean())
-    error = 1.96 * float(difference.std()) / math.sqrt(len(difference))
-    return Interval(value, value - error, value + error)
+    edges = np.unique(np.quantile(times, np.linspace(0.0, 1.0, _BINS + 1)))
+    if len(edges) == 1:
+        return np.full(len(draws), edges[0])
+    parts = np.array_split(times, draws.shape[1])
+    counts = np.array([np.histogram(part, edges)[0] for part in parts], np.float64)
+    reached = np.cumsum(draws @ counts, 1)
+    wanted = reached[:, -1:] * percent / 100
+    at = np.minimum((reached < wanted).sum(1), len(edges) - 2)
+    rows = np.arange(len(draws))
+    before = np.where(at > 0, reached[rows, at - 1], 0.0)
+    within = (wanted[:, 0] - before) / np.maximum(reached[rows, at] - before, 1e-9)
+    found: NDArray[np.float64] = edges[at] + np.clip(within, 0.0, 1.0) * (edges[at + 1] - edges[at])
+    return found
+
+
+def _student(freedom: int) -> float:
+    """Quantile of Student's t for the confidence (Abramowitz and Stegun, 26.7.5)."""
+    z = _NORMAL
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)

@@ -13,7 +13,7 @@ import numpy as np
 from msgspec.structs import asdict, replace
 from numpy.typing import NDArray
 
-from dfs_deploy.bench.candidates import Candidate, Inputs, engines_alone, gates_alone, open_candidates
+from dfs_deploy.bench.candidates import Candidate, Inputs, engines_alone, gates_alone, has_gate, open_candidates
 from dfs_deploy.bench.clock import (
     CLOCK,
     Case,
@@ -22,7 +22,6 @@ from dfs_deploy.bench.clock import (
     median_alone,
     paired_ratios,
     round_for,
-    share_difference,
     time_interleaved,
 )
 from dfs_deploy.bench.devices import RUNTIME_OF
@@ -43,14 +42,15 @@ from dfs_deploy.bench.result import (
 )
 from dfs_deploy.bench.sensors import find_sampler
 from dfs_deploy.bench.start_up import measure_start_up
-from dfs_deploy.bench.verdict import Evidence, unsteady
+from dfs_deploy.bench.verdict import Evidence, choose_contender, unsteady
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.costs import LatencyTable
 from dfs_deploy.options import computation_percentage
+from dfs_deploy.paired import share_difference
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.progress import Progress
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.suspicion import suspicions
-from dfs_deploy.system.cpu import made_for_another_cpu
 from dfs_deploy.thresholds import NOISY
 
 _LOG = logging.getLogger(__name__)
@@ -58,20 +58,17 @@ _LOG = logging.getLogger(__name__)
 _PATH_SHARE = 1 / 3
 """Share of a case's measured time that one path gets."""
 
-_GATES = "gates"
-"""Name of the timed case that makes every gate step of an image and nothing else."""
-
 
 def measure(
     setup: Setup,
     bundle: Bundle,
-    against: Sequence[Bundle],
+    others: Sequence[Bundle],
     inputs: Inputs,
     *,
     batch: int,
     plan: bool,
     prepared: bool,
-    budgets: Sequence[float],
+    all_budgets: bool,
     forced: bool,
     min_s: float,
     max_s: float,
@@ -81,13 +78,15 @@ def measure(
     max_top1_drop: float,
     start_ups: int,
     energy_s: float,
+    costs: LatencyTable | None,
     open_runtime: Callable[..., Runtime],
     progress: Progress,
 ) -> BenchResult:
     """Opens everything, times it, and puts the result together.
 
     The arguments are those of ``bench``, opened and checked; of the inputs the first
-    ``setup.inputs`` are run. ``steady`` says whether a run whose mean ratios are not known well is INVALID.
+    ``setup.inputs`` are run. ``steady`` says whether a run whose mean ratios are not known well is INVALID, ``costs``
+    is the latency table that the times of the dynamic network are predicted by.
     """
     device, threads, count = setup.device, setup.threads, setup.inputs
     on_cpu = RUNTIME_OF[device] == "onnxruntime"
@@ -103,16 +102,16 @@ def measure(
             threads=threads or 1,
             forced=forced,
             closing=closing,
-            against=against,
-            budgets=budgets,
+            others=others,
+            all_budgets=all_budgets,
             plan=plan,
             prepared=prepared,
         )
         batches = _batches({candidate.input for candidate in candidates}, inputs.images[:count], batch)
         labels = None if inputs.labels is None else inputs.labels[:count]
-        judge = _Judge(bundle, candidates, batch, batches, labels, max_top1_drop, steady)
+        judge = _Judge(candidates, batch, batches, labels, max_top1_drop, steady, costs)
         timed = [Case(candidate.name, _on(candidate, batches[candidate.input])) for candidate in candidates]
-        alone = list(_alone(candidates, judge.paths, runtime, closing)) if batch == 1 else []
+        alone = list(_alone(candidates, judge.paths, closing)) if batch == 1 else []
         measured = _timed(
             [*timed, *alone],
             count // batch,
@@ -147,8 +146,8 @@ def measure(
         facts = runtime.description
     used = {} if energy is None else {case.name: case.joules_per_image for case in energy.cases}
     found = measured.evidence
-    cases = tuple(replace(case, joules_per_image=used.get(case.name)) for case in found.cases)
-    caveats = (*judge.suspicions(), *_caveats((bundle, *against) if on_cpu else (), measured.disturbance))
+    cases = tuple(replace(case, joules_per_image=used.get(case.name)) for case in measured.cases)
+    caveats = (*judge.suspicions(), *_caveats((bundle, *others) if on_cpu else (), measured.disturbance))
     return BenchResult(
         **asdict(setup),
         state=state,
@@ -184,6 +183,8 @@ def measure(
             progress=progress,
             **choices,
         ),
+        contender=found.contender,
+        max_top1_drop=max_top1_drop,
     )
 
 
@@ -191,13 +192,13 @@ class _Judge:
     """Makes figures of times.
 
     Args:
-        bundle: bundle that is run.
-        candidates: everything that classifies.
+        candidates: everything that classifies, the dynamic network first.
         batch: images per call.
         batches: inputs of each contract.
         labels: (N,) int64, or ``None``.
         max_top1_drop: share of right answers that the verdict lets a case lose.
         steady: whether a run whose mean ratios are not known well is INVALID, as a baseline's must be.
+        costs: latency table that the times of the dynamic network are predicted by, if there is one.
 
     Attributes:
         paths: (N, gated blocks) option indices of each candidate that is dispatched.
@@ -205,17 +206,17 @@ class _Judge:
 
     def __init__(
         self,
-        bundle: Bundle,
         candidates: Sequence[Candidate],
         batch: int,
         batches: Mapping[InputContract, Sequence[NDArray[np.float32]]],
         labels: NDArray[np.int64] | None,
         max_top1_drop: float,
         steady: bool,
+        costs: LatencyTable | None,
     ) -> None:
-        self._bundle, self._candidates, self._batch = bundle, candidates, batch
-        self._labels, self._max_top1_drop, self._steady = labels, max_top1_drop, steady
-        self._inputs = sum(map(len, batches[bundle.input]))
+        self._bundle, self._candidates, self._batch = candidates[0].bundle, candidates, batch
+        self._labels, self._max_top1_drop, self._steady, self._costs = labels, max_top1_drop, steady, costs
+        self._inputs = sum(map(len, batches[self._bundle.input]))
         self.paths = {
             each.name: np.repeat(each.forced[None], self._inputs, 0)
             if each.forced is not None
@@ -242,65 +243,90 @@ class _Judge:
             if name == DYNAMIC or RIVAL in name:
                 yield from (f"{name}: {line}" for line in suspicions(self._labels, predicted, classes, names))
 
-    def __call__(self, rounds: Mapping[str, Rounds], size: Round) -> Evidence:
+    def __call__(self, rounds: Mapping[str, Rounds], size: Round) -> tuple[tuple[CaseResult, ...], Evidence]:
         """Judges the times so far.
 
         Args:
             rounds: times of each case.
             size: calls of a case before the next one takes over.
+
+        Returns:
+            The cases, with their accuracy on all images, and what a verdict rests on.
         """
-
-        def evidence(cases: Sequence[CaseResult]) -> Evidence:
-            doubt = unsteady(cases) if self._steady else None
-            return Evidence(cases, over, size, self._inputs, self._max_top1_drop, () if doubt is None else (doubt,))
-
-        cases = self._cases(rounds)
-        ratios = [paired_ratios(rounds[DYNAMIC], rounds[case.name], case.name) for case in cases if case.static]
-        over = [ratio for ratio in ratios if ratio is not None]
-        found = evidence(cases)
-        if found.standing is None:
-            return found
-        best = self._right[found.standing.best.name]
-        return evidence(
-            [
-                case
-                if case.top1 is None
-                else replace(case, top1_below_best=share_difference(self._right[case.name], best))
-                for case in cases
-            ]
+        whole = self._cases(rounds)
+        cases = self._scored(whole, slice(None))
+        contender, judged = DYNAMIC, cases
+        dynamic = [case.name for case in cases if case.dynamic]
+        if self._right and len(dynamic) > 1:
+            # Chosen and judged by the same images, the luckiest of many would look better than it is.
+            contender = choose_contender(self._scored(whole, slice(0, None, 2)), self._max_top1_drop)
+            judged = self._scored(whole, slice(1, None, 2))
+        ratios = [paired_ratios(rounds[contender], rounds[case.name], case.name) for case in cases if case.static]
+        doubt = unsteady(cases) if self._steady else None
+        return tuple(cases), Evidence(
+            judged,
+            [ratio for ratio in ratios if ratio is not None],
+            size,
+            self._inputs,
+            self._max_top1_drop,
+            () if doubt is None else (doubt,),
+            contender,
+            len(dynamic) if judged is not cases else 1,
+            has_gate(self._bundle),
         )
 
+    def _scored(self, cases: Sequence[CaseResult], images: slice) -> list[CaseResult]:
+        """Cases with their accuracy on some of the images."""
+        right = {name: answers[images] for name, answers in self._right.items()}
+        compared = [case.name for case in cases if case.name in right and (case.static or case.dynamic)]
+        if not compared:
+            return list(cases)
+        base = next((name for name in compared if name.startswith(STATIC)), None)
+        best = max(sorted(compared, key=lambda name: not name.startswith(STATIC)), key=lambda name: right[name].mean())
+        return [
+            case
+            if case.name not in right
+            else replace(
+                case,
+                top1=float(np.mean(right[case.name])),
+                top1_change=None if base is None else share_difference(right[case.name], right[base]),
+                top1_below_best=None if base is None else share_difference(right[case.name], right[best]),
+            )
+            for case in cases
+        ]
+
     def _cases(self, rounds: Mapping[str, Rounds]) -> list[CaseResult]:
-        """Figures of every case; those of static cases and of the gate's own paths come with accuracy."""
-        right, architecture, options = self._right, self._bundle.architecture, self._bundle.options
-        weights, decided = architecture.weights(options), len(architecture.decided(options))
+        """Figures of every case but its accuracy."""
         base = next((each.name for each in self._candidates if each.name.startswith(STATIC)), None)
-        gates_ms = float(np.median(rounds[_GATES])) / 1e6 if _GATES in rounds else 0.0
         results = []
         for candidate in self._candidates:
-            name = candidate.name
+            name, architecture, options = candidate.name, candidate.bundle.architecture, candidate.bundle.options
             taken = self.paths.get(name, None if candidate.forced is None else candidate.forced[None])
-            answers, alone = right.get(name), rounds.get(_engines_of(name))
+            alone = rounds.get(_engines_of(name))
+            weights = architecture.weights(options)
             case = case_result(
                 name,
                 self._batch,
                 rounds[name],
                 ratio=None if base is None else paired_ratios(rounds[name], rounds[base], base),
                 engine_ms=None if alone is None else float(np.median(alone)) / 1e6,
-                top1=None if answers is None else float(np.mean(answers)),
-                top1_change=None if answers is None or base is None else share_difference(answers, right[base]),
                 computation_percentage=None
                 if taken is None
                 else float(computation_percentage(taken, options.costs, weights).mean(dtype=np.float64)),
             )
             if alone is not None:
+                gates = rounds.get(_gates_of(name))
+                gates_ms = 0.0 if gates is None else float(np.median(gates)) / 1e6
                 between = paired_ratios(alone, rounds[name], name)
                 case = replace(
                     case,
-                    gate_us=1e3 * gates_ms / max(1, decided),
+                    gate_us=1e3 * gates_ms / max(1, len(architecture.decided(options))),
                     gate_share=gates_ms / case.latency_ms.p50,
                     dispatch_efficiency_interval=None if between is None else between.p50,
                 )
+            if name == DYNAMIC and self._costs is not None and self._batch == 1:
+                predicted = float(np.median(self._costs.predict_us(self.paths[name], options))) / 1e3
+                case = replace(case, predicted_ms=predicted, prediction_ratio=case.latency_ms.p50 / predicted)
             results.append(case)
         return results
 
@@ -309,6 +335,7 @@ class _Judge:
 class _Times:
     """All times, what a verdict can rest on, and how often that was looked at."""
 
+    cases: tuple[CaseResult, ...]
     evidence: Evidence
     rounds: Mapping[str, Rounds]
     size: Round
@@ -351,10 +378,10 @@ def _timed(
             rounds[name] = np.concatenate([rounds[name], new]) if looks else new
         order = np.roll(order, -len(times[timed[0].name]))
         looks, passed = looks + 1, passed + ahead
-        found = judge(rounds, size)
+        cases, found = judge(rounds, size)
         ahead = min(passed, max_s - passed)
         if not found.wants_more(max_s / passed if passed else 1.0) or ahead <= 0.0:
-            return _Times(found, rounds, size, looks, watch.stop())
+            return _Times(cases, found, rounds, size, looks, watch.stop())
         _LOG.info("timing for longer: %s", found.problems[0].what if found.problems else "the 95th percentile")
         least = 1
 
@@ -376,30 +403,38 @@ def _on(candidate: Candidate, batches: Sequence[NDArray[np.float32]]) -> Callabl
 
 
 def _alone(
-    candidates: Sequence[Candidate], paths: Mapping[str, NDArray[np.uint8]], runtime: Runtime, closing: ExitStack
+    candidates: Sequence[Candidate], paths: Mapping[str, NDArray[np.uint8]], closing: ExitStack
 ) -> Iterator[Case]:
-    """Engines without dispatch, and the gate without engines: timed in the same rounds as what they are part of."""
+    """Engines without dispatch, and gates without engines: timed in the same rounds as what they are part of."""
+    stepping = set()
     for candidate in candidates:
-        if candidate.runtime is not None:
-            engines = engines_alone(candidate.runtime, paths[candidate.name])
-            closing.callback(engines.forget)
-            yield Case(_engines_of(candidate.name), engines)
-    gates = gates_alone(runtime, len(paths[DYNAMIC]))
-    if gates is not None:
-        closing.callback(gates.forget)
-        yield Case(_GATES, gates)
+        if candidate.runtime is None:
+            continue
+        engines = engines_alone(candidate.runtime, paths[candidate.name])
+        closing.callback(engines.forget)
+        yield Case(_engines_of(candidate.name), engines)
+        gates = gates_alone(candidate.runtime, len(paths[candidate.name]))
+        if gates is not None and _gates_of(candidate.name) not in stepping:
+            stepping.add(_gates_of(candidate.name))  # one gate steps alike at every budget and on every path
+            closing.callback(gates.forget)
+            yield Case(_gates_of(candidate.name), gates)
 
 
 def _engines_of(name: str) -> str:
     return f"{name} engines"
 
 
+def _gates_of(name: str) -> str:
+    """Name of the timed case that makes every gate step of an image of a case's bundle, and nothing else."""
+    _, mark, bundle = name.partition(RIVAL)
+    return f"gates{mark}{bundle}"
+
+
 def _caveats(bundles: Sequence[Bundle], disturbance: Disturbance) -> Iterator[str]:
     """Weaknesses of any verdict, one line each."""
     for bundle in bundles:
-        note = made_for_another_cpu(bundle.manifest.int8_weight_bits)
-        if note is not None:
-            yield f"{bundle.name} was {note}"
+        if bundle.cpu_mismatch is not None:
+            yield f"{bundle.name} was {bundle.cpu_mismatch}"
     if disturbance.throttled_periods:
         yield (
             f"the container's CPU quota stopped this process in {disturbance.throttled_periods} periods while cases"

@@ -15,6 +15,9 @@ from dfs_deploy.errors import SavedResultError, UsageError
 from dfs_deploy.io.files import read_file
 from dfs_deploy.io.json_files import MAX_JSON, Measured, Name, Share, VersionedFormat
 from dfs_deploy.io.text import first_line, one_line
+from dfs_deploy.options import Budget
+from dfs_deploy.paired import Interval
+from dfs_deploy.thresholds import VERDICT_MAX_TOP1_DROP
 
 SCHEMA_VERSION = 1
 """Version of the JSON's keys; raised if a key goes away or changes its meaning."""
@@ -31,33 +34,13 @@ POLICY: Final = "policy"
 RIVAL: Final = "@"
 """Stands between the name of a case and that of the other bundle that it is of."""
 
+FORCED: Final = f"{DYNAMIC}-forced-"
+"""Begin of the names of cases whose path is forced; percents and a precision follow."""
+
 BUDGET: Final = f"{DYNAMIC}-budget-"
 """Begin of the names of cases that hold a budget; percents follow."""
 
 _LEAST, _MOST = 1e-9, 1e9
-
-
-class Interval(msgspec.Struct, frozen=True):
-    """Estimate, and the interval that holds the true value with 95 % confidence.
-
-    Attributes:
-        value: estimate.
-        low: lower end.
-        high: upper end.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def __post_init__(self) -> None:
-        if not self.low <= self.high:
-            raise ValueError(f"interval from low {self.low:g} to high {self.high:g}")
-
-    @property
-    def uncertainty(self) -> float:
-        """Distance of the farther end from the estimate, as a share of the estimate."""
-        return max(self.high - self.value, self.value - self.low) / abs(self.value)
 
 
 class Ratios(msgspec.Struct, frozen=True):
@@ -113,8 +96,8 @@ class CaseResult(msgspec.Struct, frozen=True, omit_defaults=True):
     """One case of a bench. A key whose value is not known is left out of the JSON if it has a default here.
 
     Attributes:
-        name: ``dfs``, ``static-fp32``, ``static-fp16``, ``static-int8``; ``static-int8@NAME`` and the like for a
-            network of another bundle; ``dfs-budget-20`` for a budget in percent; ``dfs-forced-25-int8`` and
+        name: ``dfs``, ``static-fp32``, ``static-fp16``, ``static-int8``; ``dfs@NAME``, ``static-int8@NAME`` and the
+            like for a network of another bundle; ``dfs-budget-20`` for a budget in percent; ``dfs-forced-25-int8`` and
             ``trace-25-int8`` and the like for forced paths.
         batch: images per call.
         latency_ms: latency of a call.
@@ -129,9 +112,13 @@ class CaseResult(msgspec.Struct, frozen=True, omit_defaults=True):
         gate_share: median time of all gate steps of one image over the median latency.
         dispatch_efficiency: ``engine_ms`` over the median latency.
         dispatch_efficiency_interval: the same with its interval, paired by round; ``None`` for fewer than six rounds.
+        predicted_ms: median over the inputs of what a latency table measured in this run says of their paths, gate,
+            first block and head included; of ``dfs`` alone, ``None`` without ``--save-costs`` and with batches.
+        prediction_ratio: median latency over ``predicted_ms``.
         top1: share of right answers, if labels are known.
         top1_change: ``top1`` less that of the normaliser, on the same images.
-        top1_below_best: ``top1`` less that of the most accurate of ``dfs`` and the static cases, on the same images.
+        top1_below_best: ``top1`` less that of the most accurate of the dynamic and the static cases, on the same
+            images.
         computation_percentage: mean over the inputs, of a dynamic case and of a trace.
     """
 
@@ -147,6 +134,8 @@ class CaseResult(msgspec.Struct, frozen=True, omit_defaults=True):
     gate_share: float | None = None
     dispatch_efficiency: float | None = None
     dispatch_efficiency_interval: Interval | None = None
+    predicted_ms: Measured | None = None
+    prediction_ratio: float | None = None
     top1: Share | None = None
     top1_change: Interval | None = None
     top1_below_best: Interval | None = None
@@ -156,6 +145,16 @@ class CaseResult(msgspec.Struct, frozen=True, omit_defaults=True):
     def static(self) -> bool:
         """Whether it is a static network."""
         return self.name.startswith(STATIC)
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether it is a dynamic network whose gate decides, at its trained point or at a budget."""
+        return self.name.partition(RIVAL)[0] == DYNAMIC or self.name.startswith(BUDGET)
+
+    @property
+    def bundle(self) -> str:
+        """Name of the other bundle that it is of; empty for the one that is run."""
+        return self.name.partition(RIVAL)[2]
 
     @property
     def rival(self) -> bool:
@@ -491,11 +490,12 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         schema_version: version of the keys.
         bundle: bundle that is run.
-        against: bundles of the static networks that it is compared with besides its own.
+        against: other bundles that it is compared with, in the order in which they were given.
         device: device as asked for.
         threads: threads that one engine may use; ``None`` on a device whose runtime has none.
         seed: seed of the order of inputs.
-        budget: budget that the dynamic network is to hold, 0 to 1; ``None`` for the gate as trained.
+        budget: budget that the case ``dfs`` is to hold, 0 to 1 or ``trained``; ``None`` for the bundle's own, see
+            ``Runtime.set_budget``.
         data: name of the inputs.
         inputs: number of different images that are run.
         notes: assumptions and findings while they were read, one line each.
@@ -508,7 +508,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     device: Name
     threads: int | None
     seed: int
-    budget: float | None
+    budget: Budget
     data: Name
     inputs: int
     notes: tuple[str, ...]
@@ -534,14 +534,16 @@ class BenchResult(Setup, frozen=True, kw_only=True, omit_defaults=True):
         no_energy: reason why it was not measured.
         jetson: board and its state, if it ran on one.
         cases: the cases, in the order in which they were asked for.
-        over_static: dynamic network's latency over that of each static engine.
-        rival: dynamic network's latency over that of the static case that the verdict compares it with; ``None`` if
+        over_static: latency of the ``contender`` over that of each static case.
+        rival: latency of the ``contender`` over that of the static case that the verdict compares it with; ``None`` if
             accuracy decides without it, and if there is none.
         paths: fastest, commonest and slowest path; empty with batches.
         forced: forced paths against their traces; empty if none were asked for.
         start_up: start of a process that runs one case, by case; empty if it was not measured.
         kept: files that were asked for and that the run left behind: engine choice, latency table, baseline.
         comparison: changes since the baseline; ``None`` without one.
+        contender: name of the dynamic case that the verdict speaks of: ``dfs``, or the one that was chosen of several.
+        max_top1_drop: share of right answers that the verdict lets a case lose against the most accurate one.
     """
 
     state: MachineState
@@ -566,6 +568,8 @@ class BenchResult(Setup, frozen=True, kw_only=True, omit_defaults=True):
     start_up: tuple[StartUp, ...]
     kept: tuple[str, ...] = ()
     comparison: Comparison | None = None
+    contender: Name = DYNAMIC
+    max_top1_drop: Share = VERDICT_MAX_TOP1_DROP
 
     def __post_init__(self) -> None:
         if self.case(DYNAMIC) is None:
@@ -593,8 +597,13 @@ class BenchResult(Setup, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def budgets(self) -> tuple[CaseResult, ...]:
-        """Cases of the dynamic network at budgets, in the order in which they were asked for."""
+        """Cases of dynamic networks at budgets, in the order in which they were asked for."""
         return tuple(case for case in self.cases if case.name.startswith(BUDGET))
+
+    @property
+    def compared(self) -> tuple[CaseResult, ...]:
+        """Cases that answer what to ship: dynamic ones and static ones, without forced paths and traces."""
+        return tuple(case for case in self.cases if case.dynamic or case.static)
 
     @property
     def normaliser(self) -> CaseResult | None:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from dfs_deploy.bench.baseline import check_baseline, check_conditions, compare_with_baseline, load_baseline
 from dfs_deploy.bench.baseline import save_baseline as write_baseline
-from dfs_deploy.bench.candidates import check_rivals, draw_inputs
+from dfs_deploy.bench.candidates import MAX_INPUTS, check_comparable, draw_inputs, main_first
 from dfs_deploy.bench.costs import measure_costs
 from dfs_deploy.bench.devices import DEVICES, RUNTIME_OF, check_device
 from dfs_deploy.bench.machine import describe_machine
@@ -24,6 +24,7 @@ from dfs_deploy.costs import save_costs as write_costs
 from dfs_deploy.data import AnyImages, open_dataset
 from dfs_deploy.errors import UsageError
 from dfs_deploy.io.files import check_files_writable, write_whole
+from dfs_deploy.options import Budget
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.onnxruntime.engine_choice import choice_file, choice_key, measure_choice
@@ -38,7 +39,7 @@ EXTENSION = 4
 
 
 def bench(
-    bundle: Bundle | str | Path,
+    bundle: Bundle | str | Path | Sequence[Bundle | str | Path],
     data: AnyImages | str | Path | None = None,
     *,
     device: str = "cpu",
@@ -47,9 +48,10 @@ def bench(
     threads: int | None = None,
     plan: bool = True,
     prepared: bool = True,
-    budget: float | None = None,
+    budget: Budget = None,
     all_budgets: bool = False,
     forced: bool = False,
+    samples: int = MAX_INPUTS,
     seed: int = 0,
     min_seconds: float = 3.0,
     max_seconds: float | None = None,
@@ -66,25 +68,27 @@ def bench(
     open_runtime: Callable[..., Runtime] = Runtime,
     progress: Progress = silent,
 ) -> BenchResult:
-    """Times a bundle and static networks on the same inputs, round by round, and says what to ship.
+    """Times dynamic and static networks on the same inputs, round by round, and says what to ship.
 
     The run is extended, to twice and then four times its length, while what the verdict reads is not known. If it is
     INVALID (``valid`` of the result), nothing is kept: neither baseline nor engine choice nor latency table.
 
     Args:
-        bundle: bundle with engines for the device's runtime.
+        bundle: bundle with engines for the device's runtime, or several, dynamic and static ones. The first that has a
+            gate is the case ``dfs``, and the others are cases with their names, as in ``static-int8@plain``.
         data: labelled images that inputs are drawn from, in a seeded order; ``None`` for the shipped digits if the
             bundle was made for them, and else for the images that the bundle carries.
         device: ``cpu``, ``cuda`` or ``jetson``.
-        against: bundles of networks that were trained to be static, which the verdict takes in.
+        against: further bundles to compare with, as if they were named last in ``bundle``.
         batch: images per call.
         threads: threads that one engine may use; ``None`` for one, and on a device whose runtime has none.
         plan: whether to use the engine choice measured on this machine, if there is one.
         prepared: whether to run engines prepared for this machine.
-        budget: computation that the dynamic network is to hold, 0 to 1; ``None`` for the gate as trained.
-        all_budgets: whether to time the network at every budget that was calibrated, too, in the same rounds.
+        budget: computation that the case ``dfs`` is to hold, see ``Runtime.set_budget``.
+        all_budgets: whether to time dynamic networks at every budget that was calibrated, too, in the same rounds.
         forced: whether to time forced paths and their traces as well, in which none to all of the blocks run
             that may be skipped.
+        samples: most images that are drawn from the data; more make accuracies better known.
         seed: seed of the order of inputs.
         min_seconds: measured seconds per case, on average.
         max_seconds: the same, at most, if the run has to be extended; ``None`` for four times ``min_seconds``.
@@ -109,7 +113,7 @@ def bench(
         ArtefactError: the earlier bench is INVALID or of ratios hardly known, or measured something else.
         CheckFailedError: times are so unsteady that the latency table would say nothing.
     """
-    _check_numbers(1, batch=batch, threads=threads, min_iterations=min_iterations)
+    _check_numbers(1, batch=batch, threads=threads, min_iterations=min_iterations, samples=samples)
     _check_numbers(0, min_seconds=min_seconds, max_seconds=max_seconds, warm_up_seconds=warm_up_seconds)
     _check_numbers(0, start_ups=start_ups, energy_seconds=energy_seconds, seed=seed)
     threads = _checked_threads(device, threads, save_plan)
@@ -124,10 +128,12 @@ def bench(
     earlier = load_baseline(Path(compare)) if isinstance(compare, str | Path) else compare
     if isinstance(compare, BenchResult):
         check_baseline(compare)
-    bundle, rivals = open_bundles(bundle)[0], open_bundles(against)
-    check_rivals(bundle, rivals)
-    budgets = [point.budget for point in bundle.manifest.budgets] if all_budgets else []
-    if all_budgets and not budgets:
+    opened = [*open_bundles(bundle), *open_bundles(against)]
+    if not opened:
+        raise UsageError("no bundle, expected at least one; name the bundles to time")
+    bundle, others = main_first(opened)
+    check_comparable(bundle, others)
+    if all_budgets and not any(each.manifest.budgets for each in opened):
         raise UsageError(
             f"{bundle.path} was calibrated for no budget; export with --budgets, or leave --all-budgets out"
         )
@@ -135,14 +141,14 @@ def bench(
         data = open_dataset(Path(data), size=bundle.input.geometry)
     if data is not None:
         data = data.labelled_for(bundle.architecture.classes, bundle.input.class_names)
-    inputs = draw_inputs(bundle, data, seed)
+    inputs = draw_inputs(bundle, data, seed, samples)
     count = len(inputs.images) // batch * batch
     if not count:
         raise UsageError(f"{len(inputs.images)} images, expected at least one batch of {batch}; give more with --data")
     setup = Setup(
         schema_version=SCHEMA_VERSION,
         bundle=_benched(bundle),
-        against=tuple(map(_benched, rivals)),
+        against=tuple(map(_benched, others)),
         device=device,
         threads=threads,
         seed=seed,
@@ -165,12 +171,12 @@ def bench(
         result = measure(
             setup,
             bundle,
-            rivals,
+            others,
             inputs,
             batch=batch,
             plan=plan,
             prepared=prepared,
-            budgets=budgets,
+            all_budgets=all_budgets,
             forced=forced,
             min_s=min_seconds,
             max_s=EXTENSION * min_seconds if max_seconds is None else max_seconds,
@@ -180,6 +186,7 @@ def bench(
             max_top1_drop=max_top1_drop,
             start_ups=start_ups,
             energy_s=energy_seconds,
+            costs=costs,
             open_runtime=open_runtime,
             progress=progress,
         )

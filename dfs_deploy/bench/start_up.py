@@ -16,6 +16,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from dfs_deploy.errors import EnvironmentLacksError
+from dfs_deploy.options import Budget
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.system.process import end_with_parent
 
@@ -40,7 +41,7 @@ def measure_start_up(
     threads: int = 1,
     plan: bool = True,
     prepared: bool = True,
-    budget: float | None = None,
+    budget: Budget = None,
     progress: Progress = silent,
 ) -> tuple[StartUp, ...]:
     """Starts processes, the cases in rounds.

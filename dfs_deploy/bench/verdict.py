@@ -11,19 +11,38 @@ from functools import cached_property
 from typing import Literal
 
 from dfs_deploy.bench.clock import MIN_SEGMENTS, calls_for_tail
-from dfs_deploy.bench.result import DYNAMIC, POLICY, RIVAL, CaseResult, Interval, Problem, Ratios, Round, Verdict
+from dfs_deploy.bench.result import (
+    BUDGET,
+    DYNAMIC,
+    POLICY,
+    RIVAL,
+    STATIC,
+    CaseResult,
+    Problem,
+    Ratios,
+    Round,
+    Verdict,
+)
+from dfs_deploy.paired import Interval
 from dfs_deploy.thresholds import MAX_UNCERTAINTY, MIN_INPUTS, TIE, VERDICT_MAX_TOP1_DROP
 
 _ROUNDING = 1e-9
+_INT8 = f"{STATIC}int8"
 
 
 def compare(ratio: Interval) -> Literal["faster", "slower", "tie", "unknown"]:
-    """Reads a ratio of latencies: clear of one on either side, as good as one, or not known well enough."""
-    if ratio.high < 1.0 and ratio.value <= 1.0 - TIE:
+    """Reads a ratio of latencies.
+
+    Returns:
+        ``faster`` if the whole interval lies below the line of 1 - ``TIE``; ``slower`` if it lies above one and the
+        ratio is 1 + ``TIE`` or more; ``tie`` if it lies above that line otherwise; ``unknown`` if it holds the line, so
+        that another run might read it otherwise.
+    """
+    if ratio.high < 1.0 - TIE:
         return "faster"
-    if ratio.low > 1.0 and ratio.value >= 1.0 + TIE:
-        return "slower"
-    return "tie" if ratio.uncertainty <= MAX_UNCERTAINTY else "unknown"
+    if ratio.low <= 1.0 - TIE:
+        return "unknown"
+    return "slower" if ratio.low > 1.0 and ratio.value >= 1.0 + TIE else "tie"
 
 
 @dataclass(frozen=True)
@@ -31,7 +50,7 @@ class Standing:
     """The dynamic network and the static networks, by accuracy.
 
     Attributes:
-        best: most accurate case of all, the dynamic network included.
+        best: most accurate case of all, the dynamic ones included.
         dynamic: whether the dynamic network is accurate enough.
         accurate: static cases that are accurate enough, in the order in which they were given.
         choice: fastest of these at the median; of several that are as fast, the first, which is the most precise.
@@ -45,6 +64,39 @@ class Standing:
     nearest: CaseResult
 
 
+def choose_contender(cases: Sequence[CaseResult], max_top1_drop: float) -> str:
+    """Name of the dynamic case that may be shipped, of several: the fastest that is accurate enough.
+
+    Args:
+        cases: cases with their top-1 on images that the verdict is not judged by.
+        max_top1_drop: share of right answers that may be lost against the most accurate case.
+
+    Returns:
+        The fastest at the median of the dynamic cases that are accurate enough, of several that are as fast the first;
+        the most accurate dynamic case if none is.
+    """
+    known = [case for case in cases if (case.dynamic or case.static) and case.top1 is not None]
+    dynamic = [case for case in known if case.dynamic]
+    chosen = _fastest(_accurate(dynamic, known, max_top1_drop))
+    return (max(dynamic, key=_top1) if chosen is None else chosen).name
+
+
+def _top1(case: CaseResult) -> float:
+    return case.top1 or 0.0
+
+
+def _accurate(cases: Sequence[CaseResult], known: Sequence[CaseResult], max_top1_drop: float) -> tuple[CaseResult, ...]:
+    """Those of some cases that are accurate enough beside the most accurate of all whose accuracy is known."""
+    floor = max(map(_top1, known)) - max_top1_drop - _ROUNDING
+    return tuple(case for case in cases if _top1(case) >= floor)
+
+
+def _fastest(cases: Sequence[CaseResult]) -> CaseResult | None:
+    """Fastest case at the median; of several that are as fast, the first. ``None`` of none."""
+    least = min((case.latency_ms.p50 for case in cases), default=0.0)
+    return next((case for case in cases if case.latency_ms.p50 <= (1.0 + TIE) * least), None)
+
+
 _Choice = tuple[str | None, str, tuple[str, ...]]
 """Choice, words and caveats of a verdict."""
 
@@ -54,12 +106,15 @@ class Evidence:
     """What a verdict rests on, and what follows from it.
 
     Attributes:
-        cases: cases with their ratios over the normaliser; ``dfs`` and the static ones are read.
-        over_static: dynamic network's latency over that of each static case.
+        cases: cases with their ratios over the normaliser; dynamic and static ones are read.
+        over_static: latency of the contender over that of each static case.
         size: calls of a case before the next one takes over.
         inputs: number of different images that were run.
         max_top1_drop: share of right answers that may be lost against the most accurate case.
         doubts: further reasons why the run is INVALID.
+        contender: name of the dynamic case that is judged.
+        chosen_from: number of dynamic cases that it was chosen from, by images that it is not judged by.
+        strawmen: whether the bundle's own static engines are of weights that were trained for a gate's paths.
     """
 
     cases: Sequence[CaseResult]
@@ -68,31 +123,30 @@ class Evidence:
     inputs: int
     max_top1_drop: float = VERDICT_MAX_TOP1_DROP
     doubts: tuple[Problem, ...] = ()
+    contender: str = DYNAMIC
+    chosen_from: int = 1
+    strawmen: bool = False
 
     @cached_property
     def standing(self) -> Standing | None:
         """Cases by accuracy; ``None`` if there is no static case, or if the accuracy is not known."""
-        cases = [case for case in self.cases if case.static or case.name == DYNAMIC]
-        known = {case.name: case.top1 for case in cases if case.top1 is not None}
-        statics = [case for case in cases if case.static and case.name in known]
-        if not statics or DYNAMIC not in known:
+        known = [case for case in self.cases if (case.static or case.dynamic) and case.top1 is not None]
+        statics = [case for case in known if case.static]
+        if not statics or self.dynamic not in known:
             return None
-        best = max((*statics, self.dynamic), key=lambda case: known[case.name])
-        floor = known[best.name] - self.max_top1_drop - _ROUNDING
-        accurate = tuple(case for case in statics if known[case.name] >= floor)
-        fastest = min((case.latency_ms.p50 for case in accurate), default=0.0)
+        accurate = _accurate(statics, known, self.max_top1_drop)
         return Standing(
-            best=best,
-            dynamic=known[DYNAMIC] >= floor,
+            best=max((*statics, self.dynamic, *known), key=_top1),
+            dynamic=bool(_accurate([self.dynamic], known, self.max_top1_drop)),
             accurate=accurate,
-            choice=next((case for case in accurate if case.latency_ms.p50 <= (1.0 + TIE) * fastest), None),
-            nearest=max(statics, key=lambda case: known[case.name]),
+            choice=_fastest(accurate),
+            nearest=max(statics, key=_top1),
         )
 
     @property
     def dynamic(self) -> CaseResult:
-        """Case of the dynamic network."""
-        return next(case for case in self.cases if case.name == DYNAMIC)
+        """Case of the dynamic network that is judged."""
+        return next(case for case in self.cases if case.name == self.contender)
 
     @cached_property
     def rival(self) -> Ratios | None:
@@ -122,8 +176,8 @@ class Evidence:
         elif self.rival is not None and compare(self.rival.p50) == "unknown":
             ratio = self.rival.p50
             what = (
-                f"the median of dfs over that of {self.rival.over} lies between {ratio.low:.2f} and {ratio.high:.2f},"
-                f" expected all of it on one side of 1, or within ±{100 * MAX_UNCERTAINTY:.0f} %"
+                f"the median of {self.contender} over that of {self.rival.over} lies between {ratio.low:.3f} and"
+                f" {ratio.high:.3f}, expected all of it on one side of {1 - TIE:.2f}, so that another run chooses alike"
             )
             found.append(Problem(what, "stop what else runs here, or raise --max-seconds"))
         return (*found, *self.doubts)
@@ -155,46 +209,85 @@ class Evidence:
     def _choose(self, device: str) -> _Choice:
         """Follows the rule."""
         dynamic, statics = self.dynamic, [case for case in self.cases if case.static]
-        allowed = f"{100 * self.max_top1_drop:.2f}"
         if not statics:
             return None, f"none: {_no_static(device)}", ()
-        ratios = {ratio.over: ratio for ratio in self.over_static}
         found = self.standing
         if any(problem.about == "inputs" or found is None for problem in self.problems):
             return None, "none: the run is INVALID", ()
         if found is None:
-            return _unlabelled(statics, ratios)
-        nearest, choice = found.nearest, found.choice
-        if choice is None and not any(case.rival for case in statics):
+            return _unlabelled(dynamic, statics, {ratio.over: ratio for ratio in self.over_static})
+        if found.choice is None and not any(case.rival for case in statics):
             words = (
-                f"none: {title(nearest)} has a top-1 of {_points(nearest)} against {_points(dynamic)} of DFS, more than"
-                f" the {allowed} points allowed: it is this network's own backbone with every block run, trained for"
-                " the paths that the network takes, and nobody would ship it; compare with a network that was trained"
-                " to be static, by --against BUNDLE"
+                f"none: {title(found.nearest)} has a top-1 of {_points(found.nearest)} against {_points(dynamic)} of"
+                f" {title(dynamic)}, more than the {self._allowed} points allowed: it is this network's own backbone"
+                " with every block run, trained for the paths that the network takes, and nobody would ship it; compare"
+                " with a network that was trained to be static: bench BUNDLE STATIC"
             )
             return None, words, ()
-        caveats = _caveats((dynamic, *found.accurate), self.max_top1_drop)
-        if choice is None:
-            ratio = ratios.get(nearest.name)
-            time = "" if ratio is None else f", and DFS takes {ratio.p50.value:.2f}x its time at the median"
-            words = (
-                f"ship DFS: top-1 {_points(dynamic)}, and no static network comes within {allowed} points of it;"
-                f" {title(nearest)}, the nearest, has {_points(nearest)}{time}"
+        choice, words, caveats = self._between(found)
+        if self.strawmen and choice == dynamic.name and not any(case.rival for case in statics):
+            caveats += (
+                "the static engines are this network's own backbone, trained for the gate's paths; one that was trained"
+                " to be static may be more accurate: compare with it, bench BUNDLE STATIC",
             )
-            return dynamic.name, words, caveats
-        if not found.dynamic:
-            lost = (found.best.top1 or 0.0) - (dynamic.top1 or 0.0)
+        return choice, words, (*_caveats((dynamic, *found.accurate), self.max_top1_drop), *caveats, *self._chosen())
+
+    def _between(self, found: Standing) -> _Choice:
+        """Chooses between the dynamic network and the static networks that are to be taken seriously."""
+        dynamic, choice = self.dynamic, found.choice
+        ratios = {ratio.over: ratio for ratio in self.over_static}
+        if choice is None:
+            winner, ratio = dynamic if found.dynamic else found.best, ratios.get(found.nearest.name)
             words = (
-                f"ship {title(choice)}: DFS loses {100 * lost:.2f} points of top-1 on these images against"
-                f" {title(found.best)}, more than the {allowed} allowed"
+                f"ship {title(winner)}: top-1 {_points(winner)}, and no static network comes within {self._allowed}"
+                f" points of {'it' if found.best is winner else title(found.best)}; {title(found.nearest)}, the"
+                f" nearest, has {_points(found.nearest)}"
+            )
+            if winner is dynamic and ratio is not None:
+                words += f", and {title(dynamic)} takes {ratio.p50.value:.2f}x its time at the median"
+            return winner.name, words, ()
+        if not found.dynamic:
+            lost = _top1(found.best) - _top1(dynamic)
+            words = (
+                f"ship {title(choice)}: {title(dynamic)} loses {100 * lost:.2f} points of top-1 on these images against"
+                f" {title(found.best)}, more than the {self._allowed} allowed"
             )
             if _uncertain(dynamic, self.max_top1_drop):
-                words += "; on so few images that may be chance, see the note on DFS"
-            return choice.name, words, caveats
+                words += f"; on so few images that may be chance, see the note on {title(dynamic)}"
+            return choice.name, words, self._at_its_accuracy(ratios)
         if self.problems:
             return None, "none: the run is INVALID", ()
-        name, words, more = _by_latency(dynamic, choice, ratios[choice.name])
-        return name, words, (*caveats, *more)
+        twin = max(
+            (case for case in found.accurate if case.name.startswith(_INT8) and case is not choice),
+            key=_top1,
+            default=None,
+        )
+        return _by_latency(dynamic, choice, ratios[choice.name], twin, None if twin is None else ratios[twin.name])
+
+    @property
+    def _allowed(self) -> str:
+        return f"{100 * self.max_top1_drop:.2f}"
+
+    def _chosen(self) -> tuple[str, ...]:
+        """One line about which images the dynamic case was chosen by, if there were several."""
+        if self.chosen_from == 1:
+            return ()
+        return (
+            f"{title(self.dynamic)} was chosen of {self.chosen_from} dynamic cases by one half of the images, as the"
+            " fastest that is accurate enough there; the verdict's accuracies are those of the other half",
+        )
+
+    def _at_its_accuracy(self, ratios: Mapping[str, Ratios]) -> tuple[str, ...]:
+        """One line about static networks that are as accurate as a dynamic one that loses too much to be chosen."""
+        dynamic = self.dynamic
+        statics = [case for case in self.cases if case.static and case.top1 is not None]
+        rival = _fastest(_accurate(statics, [dynamic], self.max_top1_drop))
+        if rival is None or rival.name not in ratios or self.problems:
+            return ()
+        return (
+            f"at the accuracy of {title(dynamic)} ({_points(dynamic)}) the fastest static network is {title(rival)}, at"
+            f" {rival.latency_ms.p50:.3g} ms; {title(dynamic)} is {times(ratios[rival.name].p50)} at the median",
+        )
 
 
 def unsteady(cases: Sequence[CaseResult]) -> Problem | None:
@@ -220,14 +313,15 @@ def rule_of(max_top1_drop: float) -> str:
     """The rule, in words."""
     return (
         f"A case is accurate enough if its top-1 is at most {100 * max_top1_drop:.2f} points below that of the most"
-        " accurate case. If that leaves only DFS or only static networks, accuracy alone decides between them."
-        " Otherwise latency decides between DFS and the fastest static network that is accurate enough, at the median"
-        " and at p95. DFS is faster (slower) if the 95 % interval of the ratio of the two latencies lies below (above)"
-        f" one and the ratio is at least {100 * TIE:.0f} % from one. It is as fast if it is neither and the ratio is"
-        f" known to ±{100 * MAX_UNCERTAINTY:.0f} %. If median and p95 disagree, the choice is yours. If neither"
-        " differs, the static network is chosen, because it is simpler. If p95 is not known, the median decides. If no"
-        " static engine of the own backbone of DFS is accurate enough, there is no verdict without a network that was"
-        " trained to be static."
+        " accurate case. Of several dynamic cases, one half of the images chooses the fastest that is accurate enough,"
+        " and the other half judges. If only DFS or only static networks are accurate enough, accuracy alone decides"
+        " between them. Otherwise latency decides between DFS and the fastest static network that is accurate enough,"
+        f" at the median and at p95. DFS is faster if the 95 % interval of the ratio of the two latencies lies below"
+        f" {1 - TIE:.2f}, and not faster if it lies above that; if it lies above one and the ratio is {1 + TIE:.2f} or"
+        " more, DFS is slower. If the interval of the median holds that line, the run is INVALID. If median and p95"
+        " disagree, the choice is yours. If neither differs, the static network is chosen, because it is simpler. If"
+        " p95 is not known, the median decides. If no static engine of the own backbone of DFS is accurate enough,"
+        " there is no verdict without a network that was trained to be static."
     )
 
 
@@ -237,8 +331,19 @@ def _no_static(device: str) -> str:
     return f"static engines run only in ONNX Runtime so far, so there is none on {device}; --device cpu compares"
 
 
-def _by_latency(dynamic: CaseResult, rival: CaseResult, ratios: Ratios) -> _Choice:
-    """Both are accurate enough."""
+def _by_latency(
+    dynamic: CaseResult, rival: CaseResult, ratios: Ratios, twin: CaseResult | None, over_twin: Ratios | None
+) -> _Choice:
+    """Both are accurate enough.
+
+    Args:
+        dynamic: dynamic network.
+        rival: fastest static network that is accurate enough.
+        ratios: latency of the one over that of the other.
+        twin: another static INT8 network that is accurate enough, to be named as well.
+        over_twin: latency of the dynamic network over that of the twin.
+    """
+    ours = title(dynamic)
     median = compare(ratios.p50)
     tail = "unknown" if ratios.p95 is None else compare(ratios.p95)
     figures = f"{times(ratios.p50)} at the median"
@@ -254,26 +359,38 @@ def _by_latency(dynamic: CaseResult, rival: CaseResult, ratios: Ratios) -> _Choi
         figures += f", {times(ratios.p95)} at p95"
     accuracy = f"top-1 {_points(dynamic)} against {_points(rival)}"
     if {median, tail} == {"faster", "slower"}:
-        first, second = map(title, (dynamic, rival) if median == "faster" else (rival, dynamic))
-        words = f"{first} if the median counts, {second} if p95 does: against {title(rival)} DFS is {figures}"
+        first, second = (ours, title(rival)) if median == "faster" else (title(rival), ours)
+        words = f"{first} if the median counts, {second} if p95 does: against {title(rival)} {ours} is {figures}"
         return None, f"{words}; {accuracy}", caveats
+    best = f"{title(rival)}, the best static network of equal accuracy, at {rival.latency_ms.p50:.3g} ms"
+    beside = "" if over_twin is None or twin is None else f"; {title(twin)} takes {twin.latency_ms.p50:.3g} ms"
     if "faster" in (median, tail):
-        words = f"ship DFS: against {title(rival)}, the fastest that is accurate enough, it is {figures}; {accuracy}"
-        return dynamic.name, words, caveats
+        if over_twin is not None and twin is not None and compare(over_twin.p50) == "faster":
+            words = (
+                f"ship {ours}: {times(over_twin.p50)} at the median than {title(twin)} at equal accuracy; the best"
+                f" static network of equal accuracy is {title(rival)} at {rival.latency_ms.p50:.3g} ms, and {ours}, at"
+                f" {dynamic.latency_ms.p50:.3g} ms, is {figures}"
+            )
+        elif {median, tail} <= {"faster", "unknown"}:
+            words = f"ship {ours}: {figures} than {best}"
+        else:
+            words = f"ship {ours}: against {best}, it is {figures}"
+        return dynamic.name, f"{words}; {accuracy}", caveats
     if "slower" in (median, tail):
-        return rival.name, f"ship {title(rival)}: accurate enough, and DFS is {figures} here; {accuracy}", caveats
-    words = f"ship {title(rival)}: accurate enough and simpler, and DFS gains nothing here: {figures}; {accuracy}"
-    return rival.name, words, caveats
+        words = f"ship {title(rival)}: accurate enough at {rival.latency_ms.p50:.3g} ms, and {ours} is {figures} here"
+        return rival.name, f"{words}{beside}; {accuracy}", caveats
+    words = f"ship {title(rival)}: accurate enough and simpler, and {ours} gains nothing here: {figures}{beside}"
+    return rival.name, f"{words}; {accuracy}", caveats
 
 
-def _unlabelled(statics: Sequence[CaseResult], ratios: Mapping[str, Ratios]) -> _Choice:
+def _unlabelled(dynamic: CaseResult, statics: Sequence[CaseResult], ratios: Mapping[str, Ratios]) -> _Choice:
     """Without labels only this is known: whether DFS is slower than the engine that accuracy is measured against."""
-    base = statics[0]
+    base, ours = statics[0], title(dynamic)
     if compare(ratios[base.name].p50) == "slower":
-        words = f"ship {title(base)}: DFS is {times(ratios[base.name].p50)} at the median even than that here"
+        words = f"ship {title(base)}: {ours} is {times(ratios[base.name].p50)} at the median even than that here"
         return base.name, words, ()
     figures = ", ".join(f"{times(ratios[case.name].p50)} against {title(case)}" for case in statics)
-    words = f"none: no labels, so what each loses in accuracy is unknown; at the median DFS is {figures}"
+    words = f"none: no labels, so what each loses in accuracy is unknown; at the median {ours} is {figures}"
     return None, f"{words}; give labelled images with --data", ()
 
 
@@ -298,16 +415,23 @@ def _uncertain(case: CaseResult, max_top1_drop: float) -> Interval | None:
 def times(ratio: Interval) -> str:
     """A ratio of latencies in words."""
     how = compare(ratio)
+    if how == "unknown" or (how == "tie" and ratio.uncertainty > MAX_UNCERTAINTY):
+        return f"between {ratio.low:.2f}x and {ratio.high:.2f}x the time"
     if how == "tie":
         return f"as fast ({ratio.value:.2f}x the time)"
-    if how == "unknown":
-        return f"between {ratio.low:.2f}x and {ratio.high:.2f}x the time"
     return f"{1 / ratio.value:.2f}x faster" if how == "faster" else f"{ratio.value:.2f}x slower"
 
 
 def title(case: CaseResult) -> str:
-    """``static-int8`` as ``static INT8``, and ``static-int8@net`` as ``static INT8 of net``."""
+    """A case in words: ``static INT8``, ``static INT8 of NAME``, ``DFS``, ``DFS at budget 60 %``; ``NAME`` alone.
+
+    The name of another bundle alone stands for its dynamic network, and for its static policy of several precisions.
+    """
     kind, _, bundle = case.name.partition(RIVAL)
+    if kind.startswith(BUDGET):
+        return f"{bundle or DYNAMIC.upper()} at budget {kind.removeprefix(BUDGET)} %"
+    if bundle and kind in (DYNAMIC, f"{STATIC}{POLICY}"):
+        return bundle
     name, _, precision = kind.partition("-")
     own = name.upper() if not precision else f"{name} {precision if precision == POLICY else precision.upper()}"
     return f"{own} of {bundle}" if bundle else own

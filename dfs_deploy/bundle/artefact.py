@@ -46,6 +46,7 @@ from dfs_deploy.io.kinds import GIT_LFS_MARK, given_instead
 from dfs_deploy.io.text import first_line, one_line
 from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options, Precision
+from dfs_deploy.system.cpu import made_for_another_cpu
 
 SUFFIX = ".dfs"
 
@@ -151,6 +152,16 @@ class Bundle:
     def size(self) -> int:
         """Bytes of all files except the manifest."""
         return sum(record.size for record in self.manifest.files.values())
+
+    @property
+    def cpu_mismatch(self) -> str | None:
+        """A line with cost and remedy if the INT8 engines suit another kind of CPU than this machine's; else ``None``.
+
+        See ``made_for_another_cpu``.
+        """
+        record = self.manifest.calibration
+        made_for = None if record is None else record.target_cpu
+        return made_for_another_cpu(self.manifest.int8_weight_bits, made_for=made_for)
 
     def read(self, name: str) -> bytes:
         """Content of a file; its digest is checked each time, and an engine is checked the first time.

@@ -35,6 +35,7 @@ def contradictions(manifest: Manifest, options: Options) -> Iterator[str]:
     points = manifest.budgets
     if any(low.budget >= high.budget or low.bias < high.bias for low, high in itertools.pairwise(points)):
         yield "budgets do not rise, or their biases do not fall"
+    yield from _accuracy_budget_problems(manifest, options)
     if not manifest.runtimes:
         yield "it has engines for no runtime"
     wrong_choices = list(_choice_problems(manifest, options))
@@ -44,6 +45,22 @@ def contradictions(manifest: Manifest, options: Options) -> Iterator[str]:
     for name, engines in manifest.runtimes.items():
         for problem in _engine_problems(name, engines, manifest, options):
             yield f"the {name} engines {problem}"
+
+
+def _accuracy_budget_problems(manifest: Manifest, options: Options) -> Iterator[str]:
+    """Contradictions between the accuracy budget and the rest."""
+    point = manifest.accuracy_budget
+    if point is None:
+        return
+    if manifest.policy is not None:
+        yield "an accuracy budget for a network whose policy is static"
+    rows = point.prices
+    blocks = manifest.architecture.gated_blocks
+    if rows is not None and (len(rows) != blocks or any(len(row) != len(options) for row in rows)):
+        yield "prices of its accuracy budget are for other blocks or options"
+    for half in (point.chosen, point.checked):
+        if not half.top1_change_low <= half.top1_change <= half.top1_change_high:
+            yield "an interval of its accuracy budget does not hold its estimate"
 
 
 def _choice_problems(manifest: Manifest, options: Options) -> Iterator[str]:

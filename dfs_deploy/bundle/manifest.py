@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +23,7 @@ from dfs_deploy.preprocessing import (
     MIN_STD,
     InputContract,
 )
+from dfs_deploy.system.cpu import TargetCpu
 
 SCHEMA_VERSION = 5
 MANIFEST = "manifest.json"
@@ -47,6 +49,9 @@ NotNegative = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Value = Annotated[float, Meta(ge=-3.5e38, le=3.5e38)]
 Scale = Annotated[float, Meta(ge=1e-38, le=1e38)]
 """Positive number that float32 can represent."""
+
+Change = Annotated[float, Meta(ge=-1, le=1)]
+"""Difference of two shares."""
 
 ZeroPoint = Annotated[int, Meta(ge=0, le=255)]
 
@@ -161,13 +166,24 @@ class RangeRecord(_Record, frozen=True, kw_only=True):
 
 
 class CalibrationRecord(_Record, frozen=True, kw_only=True):
-    """Calibration of the INT8 engines: method, data and ranges."""
+    """Calibration of the INT8 engines.
+
+    Attributes:
+        method: source of the ranges.
+        data: name of the data set; ``None`` without data.
+        samples: number of images.
+        seed: seed that images were drawn with.
+        weight_bits: bits of the weights of engines for ONNX Runtime.
+        target_cpu: kind of CPU that these were made for; ``None`` if an earlier version made them.
+        ranges: interval of every tensor that is rounded.
+    """
 
     method: Name
     data: Name | None
     samples: NotNegative
     seed: NotNegative
     weight_bits: Literal[7, 8]
+    target_cpu: TargetCpu | None = None
     ranges: list[RangeRecord]
 
 
@@ -220,6 +236,101 @@ class BudgetRecord(_Record, frozen=True, kw_only=True):
     samples: Annotated[int, Meta(ge=1)]
 
 
+class AccuracyHalf(_Record, frozen=True, kw_only=True):
+    """One half of the images that an accuracy budget was made on, with the figures measured on it.
+
+    Attributes:
+        samples: number of images.
+        top1: accuracy with the budget.
+        top1_trained: accuracy with the gate as trained.
+        top1_reference: accuracy of the reference.
+        top1_change: ``top1`` less ``top1_reference``.
+        top1_change_low: lower end of the 95 % interval of that; see ``dfs_deploy.paired``.
+        top1_change_high: upper end.
+        computation_percentage: computation with the budget, mean over the images.
+        computation_percentage_trained: computation with the gate as trained.
+        time_percentage: time of the decided blocks by the latency table, 100 for the slowest path; ``None`` without a
+            table.
+        time_percentage_trained: the same with the gate as trained.
+    """
+
+    samples: Annotated[int, Meta(ge=1)]
+    top1: Share
+    top1_trained: Share
+    top1_reference: Share
+    top1_change: Change
+    top1_change_low: Change
+    top1_change_high: Change
+    computation_percentage: Percentage
+    computation_percentage_trained: Percentage
+    time_percentage: Percentage | None
+    time_percentage_trained: Percentage | None
+
+
+class ReferenceRecord(_Record, frozen=True, kw_only=True):
+    """Network that an accuracy budget may not fall too far below.
+
+    Attributes:
+        kind: ``most-precise-path`` (this network with every block at its most precise option), ``as-trained`` (this
+            network as its gate was trained), ``bundle`` or ``checkpoint``.
+        name: name of the bundle or the file; ``None`` for this network itself.
+        sha256: digest of that bundle or file; ``None`` for this network itself.
+    """
+
+    kind: Literal["most-precise-path", "as-trained", "bundle", "checkpoint"]
+    name: Name | None
+    sha256: Digest | None
+
+
+class AccuracyBudget(_Record, frozen=True, kw_only=True):
+    """Cheapest operating point that loses little accuracy, which a runtime of the bundle holds by default.
+
+    Attributes:
+        max_top1_drop: share of right answers that it may lose against the reference.
+        bias: bias on the gate's scores: ``bias`` times the price of an option is subtracted from its score.
+        prices: (blocks after the first, options) price of each option: its time by a latency table; ``None`` for its
+            computation, as of a ``BudgetRecord``.
+        machine: machine that the latency table is of; ``None`` without one.
+        reference: network that it is compared with.
+        data: name of the data set.
+        seed: seed by which its images were divided into two halves.
+        chosen: half that the bias was chosen on.
+        checked: other half, which shows what the choice is worth.
+    """
+
+    max_top1_drop: Share
+    bias: Annotated[float, Meta(ge=-1e6, le=1e6)]
+    prices: list[list[Annotated[float, Meta(ge=0, le=1e6)]]] | None
+    machine: Name | None
+    reference: ReferenceRecord
+    data: Name
+    seed: NotNegative
+    chosen: AccuracyHalf
+    checked: AccuracyHalf
+
+    @property
+    def proved(self) -> bool:
+        """Whether the check shows, with 95 % confidence, that no more is lost than is allowed."""
+        return self.checked.top1_change_low >= -self.max_top1_drop
+
+    @property
+    def refuted(self) -> bool:
+        """Whether the check shows, with 95 % confidence, that more is lost than is allowed."""
+        return self.checked.top1_change_high < -self.max_top1_drop
+
+    @property
+    def images_needed(self) -> int | None:
+        """Images, both halves together, for which the check would prove or refute, if its estimate stayed.
+
+        The interval narrows with the square root of their number; ``None`` if the estimate is what is just allowed.
+        """
+        away = abs(self.checked.top1_change + self.max_top1_drop)
+        if away < 1e-6:
+            return None
+        width = (self.checked.top1_change_high - self.checked.top1_change_low) / 2.0
+        return 2 * math.ceil(self.checked.samples * (width / away) ** 2)
+
+
 class ServedRecord(_Record, frozen=True, kw_only=True):
     """Option that runs on an engine of another precision, as decided at export."""
 
@@ -251,6 +362,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
         policy: name of the option that each block after the first always runs, for a network without a gate; else
             ``None``.
         budgets: operating points of the gate, by rising budget; empty if none was calibrated.
+        accuracy_budget: operating point that a runtime holds by default; ``None`` for the gate as trained.
         weights: file with the large constants of all ONNX files, each once; ``None`` if they are inside.
     """
 
@@ -261,6 +373,7 @@ class Manifest(_Record, frozen=True, kw_only=True):
     options: list[OptionRecord]
     policy: list[Name] | None
     budgets: list[BudgetRecord]
+    accuracy_budget: AccuracyBudget | None = None
     targets: list[Precision]
     input: InputRecord
     runtimes: dict[RuntimeName, RuntimeEngines]
@@ -309,16 +422,17 @@ _BEFORE_5: dict[str, Any] = {
     "input": _older(InputRecord, ("resize", "interpolation")),
     "runtimes": dict[RuntimeName, _ENGINES],  # type: ignore[valid-type]
 }
+_NEW_IN_5 = ("accuracy_budget", "weights")
 _OLDER = {
-    1: _older(Manifest, ("policy", "budgets", "weights"), source=_SOURCE, architecture=_CifarResNet, **_BEFORE_5),
-    2: _older(Manifest, ("weights",), source=_SOURCE, architecture=_CifarResNet, **_BEFORE_5),
-    3: _older(Manifest, ("weights",), architecture=_CifarResNet, **_BEFORE_5),
-    4: _older(Manifest, ("weights",), architecture=_ARCHITECTURE, **_BEFORE_5),
+    1: _older(Manifest, ("policy", "budgets", *_NEW_IN_5), source=_SOURCE, architecture=_CifarResNet, **_BEFORE_5),
+    2: _older(Manifest, _NEW_IN_5, source=_SOURCE, architecture=_CifarResNet, **_BEFORE_5),
+    3: _older(Manifest, _NEW_IN_5, architecture=_CifarResNet, **_BEFORE_5),
+    4: _older(Manifest, _NEW_IN_5, architecture=_ARCHITECTURE, **_BEFORE_5),
 }
 """Manifests of older versions.
 
 Version 2 added ``policy`` and ``budgets``, 3 ``weights_key``, 4 the explicit blocks, and 5 multiply-adds, zero points,
-shared weights and how images are resized.
+shared weights, how images are resized, and, both optional, ``target_cpu`` and ``accuracy_budget``.
 """
 
 

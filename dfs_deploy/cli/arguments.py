@@ -6,12 +6,13 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dfs_deploy.bundle.cache import PLACE
 from dfs_deploy.errors import BundleError, UsageError
+from dfs_deploy.options import TRAINED
 
 
 def _use_cache(context: typer.Context, folder: Path | None) -> Path | None:
@@ -59,13 +60,24 @@ PreparedOption = Annotated[
         "--prepared/--no-prepared", help="Run engines prepared for this machine, and make them if there are none."
     ),
 ]
+
+
+def _budget(text: str) -> float | str:
+    """A budget as ``Runtime`` takes it."""
+    try:
+        return text if text == TRAINED else float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r}, expected a share, 0 to 1, or {TRAINED}") from None
+
+
 BudgetOption = Annotated[
-    float | None,
+    Any,  # typer takes no union of types
     typer.Option(
         "--budget",
         metavar="SHARE",
-        help="Share of computation to hold, 0 to 1; for a bundle exported with --budgets.",
-        show_default="as trained",
+        parser=_budget,
+        help=f"Share of computation to hold, 0 to 1, as exported with --budgets; or {TRAINED}.",
+        show_default="the bundle's accuracy budget, else as trained",
     ),
 ]
 CacheOption = Annotated[

@@ -39,7 +39,7 @@ from dfs_deploy.progress import Progress, silent
 from dfs_deploy.system.libraries import CORE, broken, install_line
 
 if TYPE_CHECKING:
-    from dfs_deploy.bundle.manifest import BudgetRecord
+    from dfs_deploy.bundle.manifest import AccuracyBudget, BudgetRecord
 
 FAILED, USAGE, ENVIRONMENT, ARTEFACT = 1, 2, 3, 4
 """Exit codes: a check failed or dfs-deploy has a bug, the call is wrong, something is missing here, a file is unfit."""
@@ -169,6 +169,38 @@ def show_budgets(points: Sequence[BudgetRecord]) -> None:
     ]
     title = f"budgets, measured at export on {points[0].samples} images"
     show_table(title, ["budget", "computation", "top-1", "latency", "bias"], rows)
+
+
+def show_accuracy_budget(point: AccuracyBudget) -> None:
+    """Prints the operating point that a runtime holds by default, and what its check says."""
+    console, checked = output(), point.checked
+    own = {"most-precise-path": "itself with every block at its most precise", "as-trained": "itself as trained"}
+    console.print(
+        f"accuracy budget: bias {point.bias:.4g}, the default of this bundle (--budget trained runs it as trained);"
+        f" top-1 may be {100 * point.max_top1_drop:.2f} points below {own.get(point.reference.kind, point.reference.name)}"
+    )
+    rows = [
+        [
+            name,
+            str(half.samples),
+            percent(half.top1),
+            percent(half.top1_reference),
+            f"{100 * half.top1_change:+.2f} ({100 * half.top1_change_low:+.2f} to {100 * half.top1_change_high:+.2f})",
+            percent(half.top1_trained),
+            f"{half.computation_percentage:.2f} % ({half.computation_percentage_trained:.2f} %)",
+            *(
+                []
+                if half.time_percentage is None or half.time_percentage_trained is None
+                else [f"{half.time_percentage:.2f} % ({half.time_percentage_trained:.2f} %)"]
+            ),
+        ]
+        for name, half in (("chosen on", point.chosen), ("checked on", point.checked))
+    ]
+    columns = ["half", "images", "top-1", "reference", "change, points", "as trained", "computation (as trained)"]
+    timed = ["time (as trained)"] if checked.time_percentage is not None else []
+    show_table(f"accuracy budget on {point.data}", [*columns, *timed], rows)
+    said = "proved" if point.proved else "refuted" if point.refuted else "neither proved nor refuted by so few images"
+    console.print(f"with 95 % confidence, the drop that is allowed is {said}")
 
 
 @contextlib.contextmanager

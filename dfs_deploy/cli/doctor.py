@@ -16,7 +16,7 @@ from dfs_deploy.cli.arguments import JsonOption
 from dfs_deploy.cli.console import output, print_json
 from dfs_deploy.errors import DependencyError, EnvironmentLacksError
 from dfs_deploy.io.text import first_line
-from dfs_deploy.system.cpu import cpu_limits, is_x86
+from dfs_deploy.system.cpu import WEIGHT_BITS, WORDS, cpu_limits, target_of
 from dfs_deploy.system.libraries import CORE, EXTRA_OF, find_library, install_line
 
 
@@ -41,7 +41,7 @@ class Check:
 
 def doctor(json: JsonOption = False) -> None:
     """Check what running, exporting and training need here."""
-    machine, board = describe_machine(), is_jetson()
+    machine, board, target = describe_machine(), is_jetson(), target_of()
     checks = [_check(module, name, True, f"pip install {name}") for module, name in CORE.items()]
     for module, extra in EXTRA_OF.items():
         remedy = APT_TENSORRT if module == "tensorrt" and board else install_line(extra)
@@ -54,7 +54,8 @@ def doctor(json: JsonOption = False) -> None:
         "cpu": machine.cpu,
         "cores": str(machine.cores),
         "CPU quota": _quota(),
-        "8-bit products": machine.int8 or ("none: export gives INT8 weights 7 bits here" if is_x86() else "none"),
+        "8-bit products": machine.int8 or "none",
+        "target CPU": f"{target}: {WORDS[target]}, INT8 weights of {WEIGHT_BITS[target]} bits",
         "float16 arithmetic": "yes" if machine.float16 else "no: the FP16 option runs the FP32 engine",
         "gate": _gate(),
         "feature layout": _layout(),

@@ -26,6 +26,7 @@ from dfs_deploy.cli.console import (
     percent,
     print_json,
     progress,
+    show_accuracy_budget,
     show_assumptions,
     show_budgets,
     show_notes,
@@ -74,6 +75,39 @@ def export(
         str | None,
         typer.Option(metavar="LIST", help="Shares of computation that can be held at run time, as in 0.1,0.2,0.4."),
     ] = None,
+    max_top1_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            min=0.0,
+            max=1.0,
+            help="Top-1 that may be lost, as in 0.005: the cheapest budget that keeps to it becomes the default.",
+        ),
+    ] = None,
+    accuracy_data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Labelled images that training has not seen, for --max-top1-drop.",
+            show_default="the calibration data",
+        ),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Bundle or checkpoint that --max-top1-drop compares with, such as the fine-tuned static twin.",
+            show_default="this network, every block at its most precise or as trained",
+        ),
+    ] = None,
+    cost: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Latency table of bench --save-costs: --max-top1-drop then lowers time.",
+            show_default="computation",
+        ),
+    ] = None,
     target_cpu: Annotated[
         str,
         typer.Option(
@@ -118,6 +152,10 @@ def export(
             weight_bits=cast("WeightBits | None", weight_bits),
             seed=seed,
             budgets=budgets,
+            max_top1_drop=max_top1_drop,
+            accuracy_data=accuracy_data,
+            reference=reference,
+            cost=cost,
             single_file=single_file,
             threads=threads,
             progress=callback,
@@ -158,6 +196,8 @@ def _show(exported: Exported, target_cpu: str) -> None:
             f" computation {measured.computation_percentage_bundle:.2f} %"
         )
         show_notes(measured.suspicions)
+    if manifest.accuracy_budget is not None:
+        show_accuracy_budget(manifest.accuracy_budget)
     if manifest.budgets:
         show_budgets(manifest.budgets)
     if exported.single_file is not None:

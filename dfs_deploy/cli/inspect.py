@@ -5,9 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dfs_deploy.cli.arguments import BundleArgument, CacheOption, JsonOption, bundle_path
-from dfs_deploy.cli.console import engine_choice, output, percent, print_json, show_budgets, show_table
+from dfs_deploy.cli.console import (
+    engine_choice,
+    output,
+    percent,
+    print_json,
+    show_accuracy_budget,
+    show_budgets,
+    show_table,
+)
 from dfs_deploy.errors import EnvironmentLacksError
 from dfs_deploy.io.text import one_line
+from dfs_deploy.system.cpu import WORDS
 
 if TYPE_CHECKING:
     from dfs_deploy.bundle import Bundle
@@ -31,6 +40,7 @@ def inspect(bundle: BundleArgument = None, cache_dir: CacheOption = None, json: 
             "bytes": opened.size,
             "tensor_bytes": tensors,
             "foreign": opened.foreign,
+            "cpu_mismatch": opened.cpu_mismatch,
             "here": here,
             "manifest": opened.manifest,
         }
@@ -101,7 +111,10 @@ def _show_origin(bundle: Bundle, tensors: int) -> None:
         record = manifest.calibration
         known = f"{record.method}, {record.samples} images of {record.data}"
         source = known if record.data else "ranges from the checkpoint, no data"
-        console.print(f"  calibration  {source}, {record.weight_bits}-bit weights")
+        suits = "" if record.target_cpu is None else f" for {WORDS[record.target_cpu]}"
+        console.print(f"  calibration  {source}, {record.weight_bits}-bit weights{suits}")
+    if bundle.cpu_mismatch is not None:
+        console.print(f"  this CPU     {bundle.cpu_mismatch}")
     for served in manifest.substitutions:
         console.print(
             f"  at export    option {served.option} runs {served.served_by} instead of {served.wanted}: {served.reason}"
@@ -151,5 +164,7 @@ def _show_measured(bundle: Bundle) -> None:
         output().print(f"static baselines on the same images: {statics}")
         rows = [[str(i + 1), *(percent(share, 1) for share in shares)] for i, shares in enumerate(found.option_share)]
         show_table("share of images by option", ["block", *bundle.options.names], rows)
+    if bundle.manifest.accuracy_budget is not None:
+        show_accuracy_budget(bundle.manifest.accuracy_budget)
     if bundle.manifest.budgets:
         show_budgets(bundle.manifest.budgets)

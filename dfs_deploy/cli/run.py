@@ -96,7 +96,7 @@ def run(
             }
         )
     else:
-        title = str(bundle) if budget is None else f"{bundle}, budget {budget:g}"
+        title = str(bundle) if budget is None else f"{bundle}, budget {budget}"
         if results:
             _show_images(title, results)
         if any(tally.frames for tally in tallies):

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from dfs_deploy.cli.arguments import (
@@ -31,6 +32,7 @@ from dfs_deploy.system.libraries import required
 
 if TYPE_CHECKING:
     from dfs_deploy.training import TrainingResult
+    from dfs_deploy.training.targets import Targets
 
 _BOOLEANS = {"true": True, "false": False}
 _KINDS = {bool: "true or false", int: "an integer", float: "a number"}
@@ -85,7 +87,13 @@ def train(
         ),
     ] = None,
     target: Annotated[
-        float | None, typer.Option(metavar="PERCENT", help="Computation percentage to reach.", show_default="40")
+        float | None,
+        typer.Option(
+            metavar="PERCENT",
+            help="Computation to reach, in percent of full precision; with measured costs, time in percent of the"
+            " slowest path's.",
+            show_default="40",
+        ),
     ] = None,
     policy: Annotated[
         str | None,
@@ -99,10 +107,28 @@ def train(
     cost: Annotated[
         str | None,
         typer.Option(
-            metavar="flops|PATH",
-            help="Cost of an option: flops for (bits / 32)^2, or a latency table that bench --save-costs wrote on the"
-            " target machine.",
-            show_default="flops",
+            metavar="latency|flops|PATH",
+            help="Cost of an option: latency for its time as deployed on this machine, measured before training; flops"
+            " for (bits / 32)^2; or a latency table that bench --save-costs wrote on another machine.",
+            show_default="latency with cpu-int8 and jetson, else flops",
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH|full",
+            help="Network whose answers are learned from as well: a checkpoint, or full for the network as it begins,"
+            " in full precision.",
+            show_default="full if distill is more than 0, else none",
+        ),
+    ] = None,
+    max_top1_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Lower the target, run by run, until more than this share of right answers is lost on held-out images,"
+            " and keep the last one that held; 0.005 is half a point. --target is then the lowest one.",
+            show_default="one run for --target",
         ),
     ] = None,
     blocks: Annotated[
@@ -186,7 +212,11 @@ def train(
     ] = None,
     evaluate_on: Annotated[
         str | None,
-        typer.Option(metavar="SPLIT", help="Split to evaluate on: test or val.", show_default="test, else val"),
+        typer.Option(
+            metavar="SPLIT",
+            help="Split to evaluate on: test, val, or held-out for a tenth of the training images.",
+            show_default="test, else val",
+        ),
     ] = None,
     evaluate_every: Annotated[
         int, typer.Option(metavar="N", min=0, help="Steps between evaluations; 0 for one after each stage.")
@@ -278,25 +308,47 @@ def _stoppable(folder: Path, *, quiet: bool) -> Iterator[Progress]:
 def _describe_saved(folder: Path) -> str:
     """What was saved of a run that was stopped, and how to go on."""
     from dfs_deploy.io.kinds import JOB_FILE
+    from dfs_deploy.training.chain import current_run
     from dfs_deploy.training.state import load_state
 
     if not (folder / JOB_FILE).exists():
         return "nothing was written"
-    state, go_on = load_state(folder), command("train", "--resume", folder)
+    run, go_on = current_run(folder), command("train", "--resume", folder)
+    state = load_state(run)
     if state is None:
         return f"nothing was saved yet; go on with: {go_on}"
     if state.stage is None:
-        return f"all stages are done and saved in {folder}"
+        return f"all stages are done and saved in {run}" + ("" if run == folder else f"; go on with: {go_on}")
     where = f"step {state.step} of stage {state.stage}" if state.step else f"the beginning of stage {state.stage}"
     return f"saved up to {where}; go on with: {go_on}"
+
+
+def _show_targets(targets: Targets) -> None:
+    """A table of the targets that were tried for the accuracy that was the goal; what is lost is in points."""
+    rows = [
+        [
+            f"{each.target:g} %",
+            f"{each.percentage:.2f} %",
+            percent(each.top1),
+            f"{100.0 * each.drop:.2f}",
+            f"{100.0 * each.drop_low:.2f} to {100.0 * each.drop_high:.2f}",
+            "yes" if each.held else "no",
+        ]
+        for each in targets.tried
+    ]
+    judged = f"{targets.images} {targets.split} images, from {percent(targets.reference_top1)}"
+    title = f"at most {100.0 * targets.max_top1_drop:g} points of top-1 lost on {judged}"
+    show_table(title, ["target", "reached", "top-1", "lost", "95 %", "held"], rows)
 
 
 def _report(result: TrainingResult, json: bool) -> None:
     if not result.first:
         return
+    from dfs_deploy.training.latency import LATENCY_FILE
     from dfs_deploy.training.splits import is_digits
 
     evaluation, target, names = result.evaluation, result.job.target, result.job.recipe.options.names
+    unit = result.job.recipe.unit if result.job.stages[-1] == "joint" else "% computation"
     if json:
         print_json(
             {
@@ -308,7 +360,12 @@ def _report(result: TrainingResult, json: bool) -> None:
                 "top1": evaluation.top1,
                 "target": target,
                 "target_missed": None if target is None else result.target_missed,
+                "cost": result.job.recipe.cost,
                 "computation_percentage": evaluation.percentage,
+                "predicted_us": None if result.predicted is None else result.predicted.mean_us,
+                "dearest_us": None if result.predicted is None else result.predicted.dearest_us,
+                "max_top1_drop": result.job.max_top1_drop,
+                "targets": None if result.targets is None else msgspec.to_builtins(result.targets),
                 "option_share": evaluation.option_share,
                 "paths": evaluation.paths,
                 "notes": [*result.notes, *evaluation.suspicions],
@@ -324,13 +381,20 @@ def _report(result: TrainingResult, json: bool) -> None:
     console = output()
     console.print(
         f"top-1 {percent(evaluation.top1)} on {evaluation.images} {result.split} images at"
-        f" {evaluation.percentage:.2f} % computation, {evaluation.paths} path(s)"
+        f" {evaluation.percentage:.2f} {unit}, {evaluation.paths} path(s)"
     )
+    if (predicted := result.predicted) is not None:
+        console.print(
+            f"predicted: {predicted.mean_us:.1f} of {predicted.dearest_us:.1f} µs in the blocks and their gates"
+            f" ({predicted.percentage:.1f} %), by {LATENCY_FILE}"
+        )
     show_notes(evaluation.suspicions)
+    if result.targets is not None:
+        _show_targets(result.targets)
     if result.target_missed:
         console.print(
-            f"target missed: {evaluation.percentage:.2f} % computation, asked for {target:g} %; give more"
-            " --joint-steps, or a greater --alpha"
+            f"target missed: {evaluation.percentage:.2f} {unit}, asked for {target:g} %; give more --joint-steps, or a"
+            " greater --alpha"
         )
     data = [] if is_digits(result.job.data) else ["--calibration-data", result.job.data]  # export takes files only
     console.print(f"next: {command('export', result.checkpoint, *data)}")

@@ -138,7 +138,7 @@ def _show(found: Verification, missed: Sequence[str]) -> None:
     computation = (found.computation_percentage_reference, found.computation_percentage_bundle)
     show_assumptions(found.assumptions)
     show_table(
-        f"{found.data}, {found.samples} images" + ("" if found.budget is None else f", budget {found.budget:g}"),
+        f"{found.data}, {found.samples} images" + ("" if found.budget is None else f", budget {found.budget}"),
         ["", "reference", "bundle"],
         [
             ["top-1", percent(found.top1_reference), percent(found.top1_bundle)],

@@ -19,7 +19,6 @@ from dfs_deploy.models import DFSNetwork
 from dfs_deploy.options import Precision, computation_percentage
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
-from dfs_deploy.runtimes.budgets import score_offset
 from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
 from dfs_deploy.suspicion import suspicions
 
@@ -68,7 +67,7 @@ def compare(
     ours, theirs, errors, done = [], [], [], 0
     for batch, _ in data.batches(images_at_once(runtime.input.shape, BATCH)):
         got = runtime(batch, finite=False)  # logits that are not finite fail the check
-        with _charged(network, score_offset(runtime.cost_bias, runtime.bundle.architecture, runtime.options)):
+        with _charged(network, runtime.score_offset):
             expected = network.route(torch.from_numpy(runtime.input.normalize(batch)))
         logits = expected.logits.numpy()
         # Of a thousand logits per image, only what is counted is kept.

@@ -29,8 +29,10 @@ from dfs_deploy.bundle import (
 from dfs_deploy.bundle import manifest as schema
 from dfs_deploy.calibration import ALWAYS, METHODS, STATIC, Ranges, calibrate, calibrate_static, from_checkpoint
 from dfs_deploy.checkpoints import CheckpointFacts
-from dfs_deploy.data import AnyImages, open_dataset
+from dfs_deploy.costs import load_costs
+from dfs_deploy.data import AnyImages, open_dataset, splits_of
 from dfs_deploy.errors import UsageError
+from dfs_deploy.exporters.accuracy_budget import AccuracyGoal, choose_accuracy_budget, notes_on
 from dfs_deploy.exporters.budgets import calibrate_budgets, check_budgets
 from dfs_deploy.exporters.comparison import Comparison, compare, static_top1
 from dfs_deploy.exporters.int8_forms import Int8Forms
@@ -54,7 +56,7 @@ from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_pr
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
-from dfs_deploy.system.cpu import WEIGHT_BITS, WeightBits, target_named
+from dfs_deploy.system.cpu import WEIGHT_BITS, TargetCpu, WeightBits, target_named
 from dfs_deploy.system.ort import onnxruntime
 
 _LOG = logging.getLogger(__name__)
@@ -114,6 +116,7 @@ class Exported:
             "worst_error": {precision: self.validation.worst(precision) for precision in manifest.targets},
             "paths_validated": self.validation.paths,
             "budgets": msgspec.to_builtins(manifest.budgets),
+            "accuracy_budget": msgspec.to_builtins(manifest.accuracy_budget),
             "single_file": None if self.single_file is None else str(self.single_file),
             "accuracy": accuracy,
             "replaced": self.replaced,
@@ -138,6 +141,10 @@ def export(
     weight_bits: WeightBits | None = None,
     seed: int = 0,
     budgets: str | float | Sequence[float] | None = None,
+    max_top1_drop: float | None = None,
+    accuracy_data: str | Path | AnyImages | None = None,
+    reference: str | Path | None = None,
+    cost: str | Path | None = None,
     single_file: str | Path | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -170,6 +177,15 @@ def export(
         seed: seed of the draw.
         budgets: shares of running every decided block in full precision that the bundle shall be able to hold at run
             time, calibrated on the data; ``None`` for none.
+        max_top1_drop: share of right answers that may be lost against ``reference``: the cheapest bias on the gate's
+            scores that keeps to it on one half of ``accuracy_data``, and is checked on the other, becomes what a
+            runtime of the bundle holds by default; see ``Exported.bundle.manifest.accuracy_budget``. ``None`` for the
+            gate as trained.
+        accuracy_data: labelled images that training has not seen, or where to load them from (of a data set with both
+            ``val`` and ``test`` the former, else ``train``); all are used. ``None`` for the calibration data as drawn.
+        reference: bundle or checkpoint whose accuracy is to be kept, such as the fine-tuned static twin; ``None`` for
+            this network with every block at its most precise option, or as trained if that is more accurate.
+        cost: latency table of ``bench --save-costs``, by which "cheapest" means time; ``None`` for computation.
         single_file: path at which to write, besides the bundle, the whole network as one ONNX file with ``If``
             operators; ``None`` for nowhere.
         threads: CPU threads of PyTorch, and of an engine when the bundle is measured; ``None`` for what affinity and
@@ -179,6 +195,8 @@ def export(
     Raises:
         ArtefactError: the checkpoint cannot be used.
         UsageError: a choice that cannot be, fewer than one thread, or data that cannot be read.
+        AccuracyGoalError: no budget keeps ``max_top1_drop``, or the check shows that the one chosen does not; nothing
+            is written then.
         ExportMismatchError: an engine, or the whole, disagrees with the reference, or the single file with the runtime;
             nothing is written then.
         GraphRuleError: a graph for TensorRT breaks one of its rules.
@@ -190,12 +208,13 @@ def export(
     out = Path(f"{bundle_stem(Path(str(checkpoint)))}{SUFFIX}" if out is None else out)
     if weight_bits not in (None, 7, 8):
         raise UsageError(f"weight_bits {weight_bits!r}, expected 7 or 8")
-    suited = WEIGHT_BITS[target_named(target_cpu)]
-    bits = weight_bits or suited
+    target = target_named(target_cpu)
+    bits = weight_bits or WEIGHT_BITS[target]
     if not 0 <= seed < 1 << 63:
         raise UsageError(f"seed {seed}, expected 0 to {(1 << 63) - 1}")
     wanted = parse_targets(PRECISIONS if targets is None else targets)
     made_for = _check_runtimes(RUNTIMES[:1] if runtimes is None else runtimes)
+    goal = _goal(max_top1_drop, accuracy_data, reference, cost)
     single = None if single_file is None else _check_single_path(Path(single_file), out, made_for)
     check_writable(out)
     replaced = _check_replaced(out, checkpoint, named)
@@ -208,6 +227,9 @@ def export(
         _log_line(f"{source.name}: {network.architecture.name} of format {source.format}, options {network.options}")
         data = _load_data(calibration_data, source, calibration_samples, seed)
         held = None if budgets is None else _check_budgets(budgets, network, data, made_for)
+        judged = None
+        if goal is not None:
+            judged = _accuracy_images(calibration_data, accuracy_data, source, data, made_for)
         used = {i: o for i, o in enumerate(network.options) if network.policy is None or i in network.policy}
         int8 = [i for i, option in used.items() if engine_precision(option, wanted) == "int8"]
         always = engine_precision(Option(network.graphs.always), wanted) == "int8"
@@ -216,9 +238,9 @@ def export(
         some = None if data is None else data.select(slice(most_looked_at(contract))).load()
         images = make_probes(contract, seed) if some is None else some.images
         samples = pick_samples(network, contract, images, None if some is None else some.labels)
-        reference = Reference.of(network, torch.from_numpy(contract.normalize(samples.images)))
+        observed = Reference.of(network, torch.from_numpy(contract.normalize(samples.images)))
 
-        forms = Int8Forms(ranges, bits, reference if data is not None else None)
+        forms = Int8Forms(ranges, bits, observed if data is not None else None)
         writer = EngineWriter(network, forms, wanted)
         engines = {runtime: writer.write(runtime, progress) for runtime in made_for}
         check_graphs({name: model for name, model in writer.files.items() if name.startswith("tensorrt/")})
@@ -239,7 +261,7 @@ def export(
             targets=list(wanted),
             input=schema.InputRecord(**asdict(contract)),
             runtimes=engines,
-            calibration=_calibration_record(network, ranges, data, method, seed, bits) if ranges else None,
+            calibration=_calibration_record(network, ranges, data, method, seed, bits, target) if ranges else None,
             accuracy=None,
             substitutions=_substitutions(used.values(), wanted),
             samples=_SAMPLES,
@@ -249,15 +271,21 @@ def export(
         files = {**writer.files, _SAMPLES: pack_samples(carried(samples))}
         with drafted_bundle(out, *sharing_weights(manifest, files)) as draft:
             progress("validating", 0.0)
-            validation = validate(draft.bundle, reference)
-            comparison = None
+            validation = validate(draft.bundle, observed)
+            comparison = point = None
             if data is not None and "onnxruntime" in made_for:
                 comparison, draft.manifest = _measure(draft.bundle, network, data, held, threads, progress)
+            if goal is not None and judged is not None:
+                with Runtime(draft.bundle, threads=threads, plan=False, prepared=False) as runtime:
+                    point = choose_accuracy_budget(
+                        runtime, judged.images, goal, seed=seed, threads=threads, progress=progress
+                    )
+                draft.manifest = msgspec.structs.replace(draft.manifest, accuracy_budget=point)
             model = b""
             if single is not None:
                 progress("writing the single file", 0.0)
                 model = write_single_file(network, contract, forms, wanted)
-                check_single_file(model, draft.bundle, reference.images.numpy())
+                check_single_file(model, draft.bundle, observed.images.numpy())
     _log_line(
         f"{out}: {len(files)} files written" + ("" if replaced is None else f", replacing the bundle of {replaced}")
     )
@@ -265,6 +293,9 @@ def export(
         write_whole(single, model)
         _log_line(f"{single}: {len(model)} bytes written")
     notes = () if data is None else data.notes
+    if judged is not None and point is not None:
+        trained = () if single is None else ("the single file has the gate as trained, without the accuracy budget",)
+        notes = tuple(dict.fromkeys((*notes, *judged.notes, *notes_on(point), *trained)))
     option_names = _option_names(network)
     kept = tuple(
         f"{key.runtime}, {chosen} (option {option_names[key.option]}, from {key.layout})"
@@ -340,6 +371,61 @@ def _check_budgets(
     return check_budgets(budgets, network.architecture.computation_range(network.options))
 
 
+def _goal(
+    max_top1_drop: float | None,
+    accuracy_data: str | Path | AnyImages | None,
+    reference: str | Path | None,
+    cost: str | Path | None,
+) -> AccuracyGoal | None:
+    """The accuracy to keep; ``None`` if none is asked for."""
+    if max_top1_drop is not None:
+        path = None if reference is None else Path(reference)
+        return AccuracyGoal(max_top1_drop, path, None if cost is None else load_costs(cost))
+    for flag, given in (("--accuracy-data", accuracy_data), ("--reference", reference), ("--cost", cost)):
+        if given is not None:
+            raise UsageError(f"{flag} without an accuracy to keep; add --max-top1-drop, as in 0.005, or leave it out")
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """Images that an accuracy budget is chosen and checked on, and what speaks against them."""
+
+    images: AnyImages
+    notes: tuple[str, ...]
+
+
+def _accuracy_images(
+    calibration: str | Path | AnyImages | None,
+    given: str | Path | AnyImages | None,
+    source: Source,
+    data: AnyImages | None,
+    runtimes: Sequence[str],
+) -> _Judged:
+    if source.network.gate is None:
+        raise UsageError(
+            "an accuracy to keep for a network whose policy is static and always computes the same; leave it out"
+        )
+    if "onnxruntime" not in runtimes:
+        raise UsageError("an accuracy budget is chosen with the engines for onnxruntime; add it to the runtimes")
+    if given is not None:
+        splits = splits_of(given) if isinstance(given, str | Path) else ()
+        split = "val" if {"val", "test"} <= set(splits) else "train"
+        images = _matching(given, source, split)
+        return _Judged(images, images.notes)
+    if data is None:
+        raise UsageError(
+            "an accuracy budget is chosen on labelled images and none were given; add --accuracy-data with images that"
+            " training has not seen, or --calibration-data"
+        )
+    seen = isinstance(calibration, str | Path) and "train" in splits_of(calibration)
+    note = (
+        f"the budget was chosen on {data.name}, a training split: a network loses less on images that it was trained on"
+        " than on others; give some that it has not seen, with --accuracy-data"
+    )
+    return _Judged(data, (note,) if seen else ())
+
+
 def _check_method(method: str | None, data: AnyImages | None, needed: bool) -> str:
     if method is None:
         method = "checkpoint" if data is None else "minmax"
@@ -358,17 +444,20 @@ def _load_data(
     samples = DEFAULT_SAMPLES if samples is None else samples
     if samples < 1:
         raise UsageError(f"{samples} calibration samples, expected at least 1")
+    return _matching(given, source, "train").subset(samples, seed)
+
+
+def _matching(given: str | Path | AnyImages, source: Source, split: str) -> AnyImages:
+    """Labelled images of the network's size, with labels in its numbering."""
     channels, height, width = source.input.shape
-    size = (height, width)
-    images = open_dataset(given, "train", source.input.geometry) if isinstance(given, str | Path) else given
-    names = source.input.class_names
-    drawn = images.labelled_for(source.network.architecture.classes, names).subset(samples, seed)
-    if (*drawn.image_size, 3) != (*size, channels):
+    images = open_dataset(given, split, source.input.geometry) if isinstance(given, str | Path) else given
+    labelled = images.labelled_for(source.network.architecture.classes, source.input.class_names)
+    if (*labelled.image_size, 3) != (height, width, channels):
         raise UsageError(
-            f"{drawn.name} has images of {(*drawn.image_size, 3)}, the network takes {(*size, channels)}; give data"
-            " of that size"
+            f"{labelled.name} has images of {(*labelled.image_size, 3)}, the network takes"
+            f" {(height, width, channels)}; give data of that size"
         )
-    return drawn
+    return labelled
 
 
 def _calibrate(
@@ -454,7 +543,13 @@ def _option_names(network: DFSNetwork) -> dict[int, str]:
 
 
 def _calibration_record(
-    network: DFSNetwork, ranges: Ranges, data: AnyImages | None, method: str, seed: int, weight_bits: WeightBits
+    network: DFSNetwork,
+    ranges: Ranges,
+    data: AnyImages | None,
+    method: str,
+    seed: int,
+    weight_bits: WeightBits,
+    target_cpu: TargetCpu,
 ) -> schema.CalibrationRecord:
     names = _option_names(network)
     return schema.CalibrationRecord(
@@ -463,6 +558,7 @@ def _calibration_record(
         samples=0 if data is None else len(data),
         seed=seed,
         weight_bits=weight_bits,
+        target_cpu=target_cpu,
         ranges=[
             schema.RangeRecord(**{**asdict(key), **asdict(value), "option": names[key.option]})
             for key, value in sorted(ranges.items(), key=lambda item: item[0])

@@ -19,12 +19,11 @@ from dfs_deploy.bundle.manifest import BudgetRecord
 from dfs_deploy.errors import BundleError, EngineError, InputError, OutOfMemoryError, UsageError
 from dfs_deploy.io.text import one_line
 from dfs_deploy.network import Architecture
-from dfs_deploy.options import Options, computation_percentage
+from dfs_deploy.options import TRAINED, Budget, Options, computation_percentage
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.runtimes.backend import Backend, BackendOptions, Substitution
-from dfs_deploy.runtimes.budgets import bias_for, score_offset
+from dfs_deploy.runtimes.budgets import Prices, score_offset, setting_for
 from dfs_deploy.runtimes.life import Living
-from dfs_deploy.system.cpu import made_for_another_cpu
 
 _LOG = logging.getLogger(__name__)
 
@@ -124,7 +123,8 @@ class Runtime(Living[Backend]):
             with ``tensorrt``, in which every option runs in its own precision.
         prepared: whether engines prepared for this machine run (``dfs-deploy prepare``), made at load if there are
             none; otherwise the bundle's own run. No effect with ``tensorrt``, which always builds engines for the GPU.
-        budget: see ``set_budget``; ``None`` for the gate as trained.
+        budget: see ``set_budget``; ``None`` for the bundle's accuracy budget if it has one, else for the gate as
+            trained, as ``"trained"`` does in any case.
         cache_dir: folder for results that are made once on a machine, such as prepared engines; ``None`` for the folder
             that the environment variable ``DFS_DEPLOY_CACHE`` names, else one beside the bundle; see
             ``Cache``.
@@ -145,7 +145,7 @@ class Runtime(Living[Backend]):
         gate: str | None = None,
         plan: bool = True,
         prepared: bool = True,
-        budget: float | None = None,
+        budget: Budget = None,
         cache_dir: str | Path | None = None,
     ) -> None:
         name = runtime or "onnxruntime"
@@ -161,17 +161,18 @@ class Runtime(Living[Backend]):
             raise BundleError(
                 f"{self._bundle.path} has no engines for {name} (made for: {made}); export with --runtime {name}"
             )
-        bias = None if budget is None else bias_for(budget, self._bundle)
+        bias, prices = setting_for(budget, self._bundle)
         if name == "onnxruntime" and not isinstance(bundle, Bundle):  # whoever opened the bundle can ask
-            note = made_for_another_cpu(self._bundle.manifest.int8_weight_bits)
+            note = self._bundle.cpu_mismatch
             if note is not None:
                 _LOG.warning("%s: %s", one_line(self._bundle.path), note)
-        self._budget: float | None = None
+        self._budget: Budget = None
         self._cost_bias = 0.0
+        self._prices: Prices | None = None
         self._take_over(lambda: BACKENDS[name](self._bundle, self._options))
-        if bias is not None:
-            self.set_cost_bias(bias)
-            self._budget = budget
+        if bias:
+            self.set_cost_bias(bias, prices)
+        self._budget = budget
 
     def _take_over(self, make: Callable[[], Backend]) -> None:
         """Makes the backend and opens this runtime."""
@@ -291,11 +292,11 @@ class Runtime(Living[Backend]):
         return tuple(self._bundle.manifest.budgets)
 
     @property
-    def budget(self) -> float | None:
-        """Budget in force, 0 to 1; ``None`` for the gate as trained, or if a bias was set by hand."""
+    def budget(self) -> Budget:
+        """Budget in force as it was given; ``None`` also if a bias was set by hand."""
         return self._budget
 
-    def set_budget(self, budget: float | None) -> None:
+    def set_budget(self, budget: Budget) -> None:
         """Makes the network compute more or less from the next batch on; clones made later start with it.
 
         A bias in proportion to an option's cost is subtracted from its score, so that expensive options lose where the
@@ -303,41 +304,50 @@ class Runtime(Living[Backend]):
         it is interpolated.
 
         Args:
-            budget: mean computation as a share of running every decided block in full precision; ``None`` for the gate
-                as trained.
+            budget: mean computation as a share of running every decided block in full precision; ``"trained"`` for the
+                gate as trained; ``None`` for the bundle's own: its accuracy budget (``export --max-top1-drop``), or the
+                gate as trained if it has none.
 
         Raises:
             UsageError: the bundle has no budgets, or this one is outside the calibrated ones.
             RuntimeClosedError: it was closed.
         """
-        self.set_cost_bias(0.0 if budget is None else bias_for(budget, self._bundle))
+        self.set_cost_bias(*setting_for(budget, self._bundle))
         self._budget = budget
 
     @property
     def cost_bias(self) -> float:
-        """Price of computation, subtracted from each option's score times its cost; 0 for the gate as trained."""
+        """Bias in force, subtracted from each option's score times its price; 0 for the gate as trained."""
         return self._cost_bias
 
-    def set_cost_bias(self, bias: float) -> None:
-        """Subtracts ``bias * cost`` from each option's score from the next batch on, as a budget does.
+    @property
+    def score_offset(self) -> NDArray[np.float32]:
+        """(gates, options) float32 that is added to the gate's scores: the bias in force, and masks.
 
-        The cost is that of the option times the weight of the block.
+        A mask takes an option away that a block may not run.
+        """
+        return score_offset(self._cost_bias, self._bundle.architecture, self._bundle.options, self._prices)
+
+    def set_cost_bias(self, bias: float, prices: Prices | None = None) -> None:
+        """Subtracts ``bias * cost`` from each option's score from the next batch on, as a budget does.
 
         Args:
             bias: finite; 0 for the gate as trained, negative to compute more.
+            prices: (blocks after the first, options), to be subtracted in place of the costs; ``None`` for the cost of
+                the option times the weight of the block.
 
         Raises:
             UsageError: it is not finite, or too large for scores in float32.
             RuntimeClosedError: it was closed.
         """
         self._open()
-        offset = score_offset(bias, self._bundle.architecture, self._bundle.options)
+        offset = score_offset(bias, self._bundle.architecture, self._bundle.options, prices)
         backend = self._claim()
         try:
             backend.set_score_offset(offset)
         finally:
             self._leave()
-        self._budget, self._cost_bias = None, bias
+        self._budget, self._cost_bias, self._prices = None, bias, prices
 
     @property
     def substitutions(self) -> tuple[Substitution, ...]:
@@ -378,7 +388,7 @@ class Runtime(Living[Backend]):
         backend = self._open()
         other = object.__new__(Runtime)
         other._bundle, other._name, other._options = self._bundle, self._name, self._options
-        other._budget, other._cost_bias = self._budget, self._cost_bias
+        other._budget, other._cost_bias, other._prices = self._budget, self._cost_bias, self._prices
         other._take_over(backend.clone)
         return other
 
@@ -396,7 +406,8 @@ class Runtime(Living[Backend]):
         """Content of a pickle: the bundle's path and digest, and how it is run; no engine."""
         self._open()
         path = str(self._bundle.path.absolute())
-        return _opened_again, (path, self._bundle.digest, self._name, self._options, self._budget, self._cost_bias)
+        setting = (self._budget, self._cost_bias, self._prices)
+        return _opened_again, (path, self._bundle.digest, self._name, self._options, *setting)
 
     def __enter__(self) -> Runtime:
         self._open()
@@ -449,15 +460,21 @@ def _memory_for(path: str | Path) -> Iterator[None]:
 
 
 def _opened_again(
-    path: str, digest: str, name: str, options: BackendOptions, budget: float | None, bias: float
+    path: str,
+    digest: str,
+    name: str,
+    options: BackendOptions,
+    budget: Budget,
+    bias: float,
+    prices: Prices | None,
 ) -> Runtime:
     """Opens the bundle that a pickle names, if it is still the same."""
     bundle = Bundle(path)
     if bundle.digest != digest:
         raise BundleError(f"{path} is another bundle than when the Runtime was pickled; make a new Runtime from it")
-    runtime = Runtime(bundle, name, **asdict(options))
+    runtime = Runtime(bundle, name, **asdict(options), budget=TRAINED)
     if bias:
-        runtime.set_cost_bias(bias)
+        runtime.set_cost_bias(bias, prices)
     runtime._budget = budget
     return runtime
 

@@ -141,12 +141,15 @@ def target_named(name: str | None) -> TargetCpu:
     raise UsageError(f"unknown target CPU {name!r}, expected {AUTO}, {', '.join(WEIGHT_BITS)}")
 
 
-def made_for_another_cpu(weight_bits: int | None, cpu: Cpu | None = None) -> str | None:
+def made_for_another_cpu(
+    weight_bits: int | None, cpu: Cpu | None = None, made_for: TargetCpu | None = None
+) -> str | None:
     """A note if INT8 engines for ONNX Runtime suit another kind of CPU.
 
     Args:
         weight_bits: bits of their weights; ``None`` if there are no such engines.
         cpu: description of the CPU that is to run them; ``None`` for the one that this process runs on.
+        made_for: kind of CPU that they were made for; ``None`` if that is not recorded.
 
     Returns:
         One line with the cost and the remedy; ``None`` if they suit this CPU.
@@ -156,9 +159,10 @@ def made_for_another_cpu(weight_bits: int | None, cpu: Cpu | None = None) -> str
     if weight_bits is None or weight_bits == wanted:
         return None
     cost = "INT8 engines are slow here" if weight_bits > wanted else "they lose precision for nothing"
+    meant = "" if made_for is None or made_for == here else f" ({WORDS[made_for]})"
     return (
-        f"made for another CPU: INT8 weights have {weight_bits} bits and this CPU ({WORDS[here]}) wants {wanted}, so"
-        f" {cost}; export with --target-cpu {here}"
+        f"made for another CPU{meant}: INT8 weights have {weight_bits} bits and this CPU ({WORDS[here]}) wants"
+        f" {wanted}, so {cost}; export with --target-cpu {here}"
     )
 
 

@@ -33,6 +33,9 @@ _BOUNDS = {
 }
 """Least and most of each integer of a job."""
 
+_TEXTS = ("data", "network", "weights", "backbone", "start", "weights_key", "teacher", "evaluate_on", "device")
+"""Values of a job that are text, such as paths."""
+
 _MOST_PIXELS = 4096
 
 
@@ -49,8 +52,8 @@ class Job:
             out; ``None`` resizes an image to exactly that size.
         interpolation: kind of resizing.
         held_out: number of training images to evaluate on instead of a split of its own; ``None`` for that split.
-        evaluate_on: name of the split to evaluate on; ``None`` for ``test`` if the data have one, else ``val``, else
-            images held out.
+        evaluate_on: name of the split to evaluate on, or ``held-out`` for a tenth of the training images; ``None`` for
+            ``test`` if the data have one, else ``val``, else images held out.
         network: name of the network as ``build_network`` takes it, or ``given`` for one that was handed over; ``None``
             for the CIFAR ResNet of the recipe.
         frozen: parameters of a network that was handed over which stay as they are.
@@ -61,6 +64,11 @@ class Job:
         new_head: whether those weights are of other classes than the data, so that the final layer is a new one and
             stage 0 must train it.
         weights_key: name of the weights to take from that checkpoint, if it holds several.
+        teacher: network whose answers stage 2 learns from: a checkpoint; ``full`` for the network as the run began with
+            it, in full precision; or ``given`` for a module that was handed over. ``None`` for none.
+        teacher_digest: digest of that module if no file can hold it.
+        max_top1_drop: share of right answers that the network may lose against the one that the run began with, by
+            images that are not of the test split: targets are lowered until more is lost. ``None`` for one target.
         until: the last stage that runs.
         evaluate_every: steps between evaluations; 0 for the end of each stage only.
         save_every: steps between saved states.
@@ -85,6 +93,9 @@ class Job:
     start: str | None = None
     new_head: bool = False
     weights_key: str | None = None
+    teacher: str | None = None
+    teacher_digest: str | None = None
+    max_top1_drop: float | None = None
     until: StageName = "joint"
     evaluate_every: int = 0
     save_every: int = 200
@@ -110,7 +121,17 @@ class Job:
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 raise UsageError(f"{name} is {value}, expected {least} to {most}")
-        for name in ("data", "network", "weights", "backbone", "start", "weights_key", "evaluate_on", "device"):
+        for name in (
+            "data",
+            "network",
+            "weights",
+            "backbone",
+            "start",
+            "weights_key",
+            "teacher",
+            "evaluate_on",
+            "device",
+        ):
             _check_storable(name, getattr(self, name))
         _check_storable("cost", self.recipe.cost)
         if self.size is not None and not all(1 <= side <= _MOST_PIXELS for side in self.size):
@@ -123,10 +144,26 @@ class Job:
                 f"{self.held_out} images to hold out and the split {self.evaluate_on!r} to evaluate on, expected at"
                 " most one of the two"
             )
+        if self.max_top1_drop is not None:
+            self._check_drop(self.max_top1_drop)
         if self.until not in STAGES:
             raise UsageError(f"stage {self.until!r}, expected {', '.join(STAGES)}")
         if not self.stages:
             raise UsageError(f"nothing to do until stage {self.until!r} from what is given; choose a later stage")
+
+    def _check_drop(self, drop: float) -> None:
+        """Checks that accuracy can be the goal."""
+        if not 0.0 <= drop <= 1.0:
+            raise UsageError(f"max_top1_drop {drop:g}, expected a share, 0 to 1; 0.005 is half a point")
+        if self.recipe.policy is not None:
+            raise UsageError("max_top1_drop is given and a policy, which costs what it costs; leave one out")
+        if self.until != "joint" or not self.recipe.joint_steps:
+            raise UsageError("max_top1_drop is given and no joint training, which lowers the target; give steps for it")
+        if self.evaluate_on == "test":
+            raise UsageError(
+                "max_top1_drop chooses a target, which the test split must not decide; evaluate on val, or on images"
+                " that are held out"
+            )
 
     @property
     def geometry(self) -> Geometry | None:
@@ -152,7 +189,7 @@ class Job:
         """Computation percentage that the last stage is steered to; ``None`` if nothing steers it."""
         recipe = self.recipe
         steered = "joint" in self.stages and recipe.joint_steps and recipe.policy is None
-        return recipe.target if steered and recipe.alpha_sign == "dynamic" else None
+        return recipe.target if steered and recipe.alpha_sign != "constant" else None
 
     @property
     def used(self) -> frozenset[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import dfs_deploy
@@ -280,13 +281,17 @@ class Loop:
         record = EvaluationRecord(stage=stage, step=step, split=self._splits.evaluation_name, **measured)
         self._write([record])
         if self._processes.first:
-            _LOG.info("%s", record)
+            _LOG.info("%s", record.in_words(self._unit(stage)))
             if stage != "gate":
                 network, name = self._network, CHECKPOINT_FILE
                 if stage == "backbone":
                     network, name = network.in_full_precision(), BACKBONE_FILE
                 with saving(self._folder):
                     save_checkpoint(self._folder / name, network, self._contract)
+
+    def _unit(self, stage: StageName) -> str:
+        """Unit of a stage's percentages: the other stages count by bits, whatever that costs on a device."""
+        return self._recipe.unit if stage == "joint" else "% computation"
 
     def _flush(self) -> None:
         """Writes the records of the steps since the last time; one transfer from the device for all."""
@@ -309,8 +314,8 @@ class Loop:
         if self._processes.first:
             steps = self._recipe.steps(stage)
             self._progress(
-                f"{stage} step {step}/{steps}: loss {loss:.3f}, accuracy {100.0 * accuracy:.1f} %, computation"
-                f" {percentage:.1f} %",
+                f"{stage} step {step}/{steps}: loss {loss:.3f}, accuracy {100.0 * accuracy:.1f} %, {percentage:.1f}"
+                f" {self._unit(stage)}",
                 step / steps,
             )
 
@@ -369,27 +374,25 @@ def _seed(*key: object) -> int:
 
 
 @torch.no_grad()
-def evaluate(
-    network: DFSNetwork,
-    images: Images,
-    processes: Processes | None = None,
-    gated: bool = True,
-    costs: Sequence[Sequence[float]] | None = None,
-) -> Evaluation:
-    """Evaluates a network in evaluation mode, and restores its mode; every process takes a share and gets the result.
+def answers(
+    network: DFSNetwork, images: Images, processes: Processes | None = None, gated: bool = True
+) -> NDArray[np.int64]:
+    """What a network answers in evaluation mode, which is left as it was; every process takes a share and gets all.
 
     Args:
         network: the network.
         images: images to classify.
         processes: processes that share the work; ``None`` for this one only.
         gated: whether the gate or policy chooses; otherwise every block runs in full precision.
-        costs: cost of each option at each gated block; ``None`` for the network's own, by multiply-adds.
+
+    Returns:
+        (N, 2 + gated blocks) int64: label, answer, and the index of the option that each block ran, 0 if not gated.
     """
     processes = processes or Processes()
     modes = [(module, module.training) for module in network.modules()]
     share = processes.share(len(images))
     blocks = network.architecture.gated_blocks
-    answers = [np.zeros((0, 2 + blocks), np.int64)]
+    rows = [np.zeros((0, 2 + blocks), np.int64)]
     try:
         network.eval()
         at_once = max(1, min(_EVALUATED_AT_ONCE, _VALUES_AT_ONCE // math.prod(network.architecture.image_shape)))
@@ -400,12 +403,32 @@ def evaluate(
                 logits, path = output.logits, output.path
             else:
                 logits, path = network.static(x), labels.new_zeros(len(labels), blocks)
-            answers.append(torch.column_stack([labels, logits.argmax(1), path]).cpu().numpy())
+            rows.append(torch.column_stack([labels, logits.argmax(1), path]).cpu().numpy())
     finally:
         for module, mode in modes:
             module.training = mode
-    every = np.concatenate(processes.gather(np.concatenate(answers)))
+    return np.concatenate(processes.gather(np.concatenate(rows)))
+
+
+def evaluate(
+    network: DFSNetwork,
+    images: Images,
+    processes: Processes | None = None,
+    gated: bool = True,
+    costs: Sequence[Sequence[float]] | None = None,
+) -> Evaluation:
+    """Evaluates a network; arguments as for ``answers``.
+
+    Args:
+        network: the network.
+        images: images to classify.
+        processes: processes that share the work.
+        gated: whether the gate or policy chooses.
+        costs: cost of each option at each gated block; ``None`` for the network's own, by multiply-adds.
+    """
+    every = answers(network, images, processes, gated)
     truth, predicted, path_of = every[:, 0], every[:, 1], every[:, 2:]
+    blocks = network.architecture.gated_blocks
     rows = block_costs(network.architecture, network.options).numpy() if costs is None else np.asarray(costs)
     counts = np.array([np.bincount(column, minlength=len(network.options)) for column in path_of.T])
     return Evaluation(

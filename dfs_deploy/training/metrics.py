@@ -162,9 +162,13 @@ class EvaluationRecord(Evaluation, frozen=True, kw_only=True, omit_defaults=True
     split: str
 
     def __str__(self) -> str:
+        return self.in_words("% computation")
+
+    def in_words(self, unit: str) -> str:
+        """The evaluation in one line, with the percentage in a unit as ``Recipe.unit`` gives it."""
         return (
             f"{self.stage} step {self.step}: top-1 {100.0 * self.top1:.2f} % of {self.images} {self.split} images at"
-            f" {self.percentage:.2f} % computation, {self.paths} path(s)"
+            f" {self.percentage:.2f} {unit}, {self.paths} path(s)"
         )
 
 

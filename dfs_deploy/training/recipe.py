@@ -178,6 +178,11 @@ class Recipe:
         """Greatest cost of a path, as a share of full computation: 1 if ``full`` is an option, less if not."""
         return _reach(self.costs or (self.options.costs,))[1]
 
+    @property
+    def unit(self) -> str:
+        """Unit of a percentage in words: of the time if measured costs steer, else of the computation."""
+        return "% computation" if self.costs is None else "% of the time"
+
     def reach(self, architecture: Architecture) -> tuple[float, float]:
         """Least and greatest cost of a path of a network, whose blocks may not run every option; shares as above."""
         if self.costs is None:

@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-import torch
+from torch import nn
 
 from dfs_deploy.checkpoints import load_checkpoint
 from dfs_deploy.costs import LatencyTable, load_costs
-from dfs_deploy.errors import DataError, EnvironmentLacksError, UsageError
-from dfs_deploy.io.files import check_folder, remove_leftovers, sole_use
-from dfs_deploy.io.kinds import JOB_FILE
-from dfs_deploy.io.text import first_line, one_line
+from dfs_deploy.data import splits_of
+from dfs_deploy.errors import DataError, UsageError
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.models.threads import torch_threads
 from dfs_deploy.network import Architecture
 from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract, parse_size
 from dfs_deploy.progress import Progress, silent
-from dfs_deploy.training.begin import NETWORK_FILE, begun, built, fitted, input_of
-from dfs_deploy.training.job import GIVEN, Job, load_job, save_job
-from dfs_deploy.training.loop import BACKBONE_FILE, CHECKPOINT_FILE, Loop
-from dfs_deploy.training.metrics import Evaluation, Record, read_metrics
+from dfs_deploy.training.begin import built, fitted, input_of
+from dfs_deploy.training.chain import begin_chain, go_on_with_chain
+from dfs_deploy.training.job import GIVEN, Job, load_job
+from dfs_deploy.training.latency import LATENCY, measure_here, usual_cost
 from dfs_deploy.training.policies import WantedPolicy, check_searchable, search_policy
-from dfs_deploy.training.processes import is_first, joined, local_device
-from dfs_deploy.training.recipe import FLOPS, RESIZED_CROPS, Recipe, unknown_value
+from dfs_deploy.training.processes import Processes, is_first, joined, local_device
+from dfs_deploy.training.recipe import FLOPS, RESIZED_CROPS, STAGES, Recipe, unknown_value
 from dfs_deploy.training.recipe import preset as recipe_of
-from dfs_deploy.training.splits import Splits, splits_for, usual_augmentation, usual_resize
-from dfs_deploy.training.state import STATE_FILE, load_state, saving
-
-TARGET_TOLERANCE = 2.0
-"""Percent of the dearest path's cost by which a run may miss its target: points, if full precision is an option."""
+from dfs_deploy.training.running import Given, TrainingResult, begin_run, check_new, enough_memory, go_on
+from dfs_deploy.training.splits import HELD_OUT, Splits, is_digits, splits_for, usual_augmentation, usual_resize
+from dfs_deploy.training.teacher import FULL, USUAL_DISTILL, digest_of
 
 _JOB_VALUES = frozenset(each.name for each in dataclasses.fields(Job)) - {
     "data",
@@ -44,6 +38,7 @@ _JOB_VALUES = frozenset(each.name for each in dataclasses.fields(Job)) - {
     "network",
     "frozen",
     "frozen_modules",
+    "teacher_digest",
 }
 _VALUES = _JOB_VALUES | {each.name for each in dataclasses.fields(Recipe)} - {"costs"}
 
@@ -53,47 +48,9 @@ _GEOMETRY = ("size", "resize", "interpolation")
 _BY_COSTS = ("options", "policy", "target")
 """Values that are held against the options' costs."""
 
+_ROUNDING = 1e-9
+
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """Result of a training run.
-
-    Attributes:
-        folder: folder of the run.
-        checkpoint: the file to export; the backbone's if the run ended with stage 0.
-        job: the job that was run.
-        evaluation: evaluation after the last stage.
-        split: name of the split that was evaluated on: ``test`` or ``val``, or ``held-out`` training images.
-        notes: assumptions, values without an effect, and oddities that may be intended; one line each.
-        first: whether this process is the one that wrote it; true if there is only one.
-        finished_before: whether it was resumed with nothing left to do.
-    """
-
-    folder: Path
-    checkpoint: Path
-    job: Job
-    evaluation: Evaluation
-    split: str
-    notes: tuple[str, ...] = ()
-    first: bool = True
-    finished_before: bool = False
-
-    def __repr__(self) -> str:
-        measured = f"top-1 {100 * self.evaluation.top1:.2f} % at {self.evaluation.percentage:.2f} % computation"
-        return f"<TrainingResult {one_line(self.checkpoint)}: {measured}>"
-
-    @property
-    def target_missed(self) -> bool:
-        """Whether the computation ended more than ``TARGET_TOLERANCE`` away from the target."""
-        target, tolerance = self.job.target, TARGET_TOLERANCE * self.job.recipe.dearest
-        return target is not None and abs(self.evaluation.percentage - target) > tolerance
-
-    @property
-    def metrics(self) -> list[Record]:
-        """Records of the metrics log: every step and every evaluation."""
-        return read_metrics(self.folder)
 
 
 @overload
@@ -133,8 +90,13 @@ def train(*given: Any, progress: Progress = silent, **values: Any) -> TrainingRe
               commas; or searched by sensitivity: ``mixed``, a bitwidth for each block, or ``pruned``, blocks that are
               always skipped, both for the target, or ``pruned:3`` for three such blocks. Of a network that was handed
               over, a copy without the gate is trained then, which is in ``checkpoint``.
-            - ``cost``: ``flops`` for ``(bits / 32) ** 2`` of each block's multiply-adds, or the path of a latency table
-              that ``bench`` saved.
+            - ``cost``: ``latency`` for the time of each option as deployed on this machine, measured before training;
+              ``flops`` for ``(bits / 32) ** 2`` of each block's multiply-adds; or the path of a latency table that
+              ``bench`` saved. ``None`` for the preset's.
+            - ``teacher``: network whose answers are learned from as well: a checkpoint, ``full`` for the network as it
+              is at the beginning, in full precision, or a module that takes the run's normalised images.
+            - ``max_top1_drop``: share of right answers that may be lost: targets are lowered, in a chain of runs, until
+              more is lost on images that are not of the test split; ``target`` is then the lowest one.
 
     Raises:
         UsageError: a run is there already, another process trains there, the folder cannot be created or written to,
@@ -142,7 +104,9 @@ def train(*given: Any, progress: Progress = silent, **values: Any) -> TrainingRe
         DataError: the data or the latency table cannot be read, or do not fit.
         CheckpointError: a checkpoint to begin with cannot be read, or is of another architecture.
         EnvironmentLacksError: there is no such device, the disk is full, or memory is too small; what was saved stays.
-        CheckFailedError: the loss became NaN or infinite; what was saved stays.
+        CheckFailedError: the loss became NaN or infinite, or every target loses more than ``max_top1_drop``; what was
+            saved stays. Or times say nothing, or the network cannot be exported to measure them.
+        MissingExtraError: a library that exports is not installed, and times are to be measured.
     """
     values = _placed(given, values)
     network, out = values.pop("network", None), values.pop("out", None)
@@ -153,8 +117,6 @@ def train(*given: Any, progress: Progress = silent, **values: Any) -> TrainingRe
     check_new(out)
     if policy is not None and not isinstance(policy, str):
         values["policy"] = ",".join(policy)
-    if values.get("cost") == FLOPS:
-        del values["cost"]
     wanted = {name: value for name, value in values.items() if value is not None}
     for name in wanted:
         if name not in _VALUES:
@@ -179,13 +141,27 @@ def train(*given: Any, progress: Progress = silent, **values: Any) -> TrainingRe
             " blocks are found, or chosen by dfs-deploy adapt --blocks, whose file train --network takes"
         )
     preset = preset or ("paper" if network is None else "cpu-int8")
-    job, splits, model, assumed = _make_job(str(data), preset, recipe_values, job_values, model)
-    searched = WantedPolicy.parse(values.get("policy"))
+    teacher = job_values.get("teacher")
+    if isinstance(teacher, nn.Module):
+        job_values["teacher"] = GIVEN
+        job_values["teacher_digest"] = None if isinstance(teacher, DFSNetwork) else digest_of(teacher)
+    with joined(local_device(job_values.get("device"))) as processes:
+        job, asked = _make_job(str(data), preset, recipe_values, job_values, model, processes, progress)
+        notes = [*asked.notes, *_without_effect(job, recipe_values, values.get("policy"), model is not None)]
+        module = teacher if isinstance(teacher, nn.Module) else None
+        return _begin(job, out, progress, dataclasses.replace(asked, notes=notes, teacher=module))
+
+
+def _without_effect(job: Job, values: Mapping[str, Any], policy: str | None, adapted: bool) -> list[str]:
+    """A line about the values that no stage of the run reads, if there are any."""
+    searched = WantedPolicy.parse(policy)
     used = job.used | ({"target"} if searched is not None and searched.aims else set())
-    unused = sorted(set(recipe_values) - used - {"options"} if model else set(recipe_values) - used)
-    note = f"no effect on this run: {', '.join(unused)} (a network with a {'policy' if job.recipe.policy else 'gate'};"
-    notes = [*assumed, f"{note} stages: {', '.join(job.stages)})"] if unused else [*assumed]
-    return run_job(job, out, progress, splits=splits, notes=notes, network=model)
+    unused = sorted(set(values) - used - ({"options"} if adapted else set()))
+    unused += ["teacher"] if job.teacher is not None and "joint" not in job.stages else []
+    if not unused:
+        return []
+    kind = "policy" if job.recipe.policy else "gate"
+    return [f"no effect on this run: {', '.join(unused)} (a network with a {kind}; stages: {', '.join(job.stages)})"]
 
 
 def _placed(given: tuple[Any, ...], values: dict[str, Any]) -> dict[str, Any]:
@@ -218,17 +194,28 @@ def _adapted(network: object, values: dict[str, Any]) -> DFSNetwork:
     return network
 
 
-def resume(out: str | Path, progress: Progress = silent) -> TrainingResult:
+def resume(out: str | Path, progress: Progress = silent, *, teacher: nn.Module | None = None) -> TrainingResult:
     """Goes on with a run that was stopped, from its last saved state, as if it had never stopped.
 
     On a CPU, with the threads that the run had, the metrics are those of a run that never stopped, step for step.
 
+    Args:
+        out: folder of the run.
+        progress: as for ``train``.
+        teacher: the module that the run was begun with as its teacher, if no file can hold it: one that is neither a
+            ``DFSNetwork`` nor a checkpoint's.
+
     Raises:
         CheckpointError: no run is there, it is damaged, or its job was changed.
         DataError: the data cannot be read, or are not those that the run was begun with.
+        UsageError: the teacher is needed, or is another one.
         DfsDeployError: as for ``train``.
     """
-    return _run(load_job(Path(out)), Path(out), progress, None, new=False)
+    out = Path(out)
+    job, given = load_job(out), Given(teacher=teacher)
+    if teacher is not None and job.teacher_digest is None:
+        raise UsageError(f"a teacher is given, and the run in {out} keeps its own, if it has one; leave it out")
+    return (go_on if job.max_top1_drop is None else go_on_with_chain)(job, out, progress, given)
 
 
 def run_job(
@@ -239,48 +226,51 @@ def run_job(
     splits: Splits | None = None,
     notes: Sequence[str] = (),
     network: DFSNetwork | None = None,
+    teacher: nn.Module | None = None,
 ) -> TrainingResult:
     """Runs a job from its beginning, on its data and with its network if they are there already; see ``train``."""
-    check_new(Path(out))
-    return _run(job, Path(out), progress, splits, new=True, notes=notes, network=network)
+    return _begin(job, Path(out), progress, Given(splits, network, teacher=teacher, notes=notes))
 
 
-def check_new(folder: Path) -> None:
-    """Makes sure that a run can begin in a folder; writes nothing. The errors are those of ``train``."""
-    if (folder / JOB_FILE).exists():
-        raise UsageError(f"{folder} has a training run already, expected a new folder; choose another, or --resume it")
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is no folder, expected a new one for the run; choose another with --out")
-    try:
-        check_folder(folder)
-    except OSError as error:
-        raise UsageError(
-            f"the folder {folder} cannot be {'written to' if folder.exists() else 'created'} ({first_line(error)});"
-            " choose another for the run"
-        ) from error
+def _begin(job: Job, out: Path, progress: Progress, given: Given) -> TrainingResult:
+    return (begin_run if job.max_top1_drop is None else begin_chain)(job, out, progress, given)
 
 
 def _make_job(
-    data: str, preset: str, values: dict[str, Any], job_values: Mapping[str, Any], model: DFSNetwork | None
-) -> tuple[Job, Splits | None, DFSNetwork | None, tuple[str, ...]]:
-    """Makes the job; for weights, a latency table or a policy to be found, data and network are loaded already.
+    data: str,
+    preset: str,
+    values: dict[str, Any],
+    job_values: Mapping[str, Any],
+    model: DFSNetwork | None,
+    processes: Processes,
+    progress: Progress,
+) -> tuple[Job, Given]:
+    """Makes the job; for weights, times, an accuracy or a policy to be found, data and network are loaded already.
 
-    The last of the results is what was assumed of the network, one line each.
+    The notes of the second result are what was assumed, one line each.
     """
-    policy, cost = values.get("policy"), values.get("cost")
+    policy, chain = values.get("policy"), job_values.get("max_top1_drop") is not None
     searched = WantedPolicy.parse(policy)
-    if cost == "":
-        raise UsageError(f"cost '', expected {FLOPS} or the path of a latency table; name one")
-    table = None if cost is None else load_costs(cost)
-    options = _parse_options(values.get("options"), policy)
+    cost, assumed = _cost(values, job_values, preset)
+    table = load_costs(cost) if cost not in (FLOPS, LATENCY) else None
+    options = _parse_options(values.get("options"), policy, preset)
     if searched is not None:  # any policy until it is found, if the target is not read
         policy = None if searched.aims else max(options, key=lambda option: option.bits).name
     wanted = {**values, "options": options, "policy": policy, "cost": None}
-    # With a table, the options' reach is known once the data are; the other values are checked before.
-    early = wanted if table is None else {name: wanted[name] for name in wanted if name not in _BY_COSTS}
+    if job_values.get("teacher") is not None and not values.get("distill", recipe_of(preset).distill):
+        if "distill" in values:
+            raise UsageError("a teacher is given and distill is 0, so that it teaches nothing; leave one of them out")
+        wanted["distill"] = USUAL_DISTILL
+    # With times, the options' reach is known once the data are, as is a target to aim for if accuracy is the goal.
+    by_network = cost != FLOPS or chain
+    early = {name: wanted[name] for name in wanted if not by_network or name not in _BY_COSTS}
     geometry = {name: value for name, value in job_values.items() if name in _GEOMETRY}
     others = {name: value for name, value in job_values.items() if name not in _GEOMETRY}
+    if chain and job_values.get("evaluate_on") is None and job_values.get("held_out") is None:
+        others["evaluate_on"] = "val" if not is_digits(data) and "val" in splits_of(data) else HELD_OUT
     job = Job(data=data, recipe=recipe_of(preset, **early), **others)
+    if job.teacher is None and job.recipe.distill and "joint" in job.stages:
+        job = dataclasses.replace(job, teacher=FULL)
     if searched is not None:
         check_searchable(job, searched)
     contract = None
@@ -295,33 +285,69 @@ def _make_job(
     may_crop = job.resize is None and "resize" not in geometry
     if job.recipe.augmentation == RESIZED_CROPS and job.size is not None and may_crop:
         job = dataclasses.replace(job, resize=usual_resize(job.size))
-    if table is None and searched is None and job.weights is None:
-        return job, None, model, ()
-    splits, assumed = splits_for(job), tuple[str, ...]()
+    if not by_network and searched is None and job.weights is None:
+        return job, Given(network=model, notes=assumed)
+    splits = splits_for(job)
     if job.network is not None and model is None:
-        model, assumed, new_head = built(job.network, job, splits)
+        model, found_out, new_head = built(job.network, job, splits)
+        assumed = (*assumed, *found_out)
         job = dataclasses.replace(job, new_head=new_head)
-    if table is not None and cost is not None:
+    if by_network:
         architecture = splits.architecture(job.recipe.blocks_per_group) if model is None else model.architecture
-        costs = _costs(table, architecture, options, job.network is None, gated=values.get("policy") is None)
-        recipe = recipe_of(preset, **{**wanted, "costs": costs, "cost": Path(cost).name})
-        job = dataclasses.replace(job, recipe=recipe)
+        if cost == LATENCY:
+            with enough_memory():
+                table = processes.from_first(lambda: measure_here(job, options, splits, model, preset, progress))
+        if table is not None:
+            wanted["cost"] = cost if cost == LATENCY else Path(cost).name
+            wanted["costs"] = _costs(
+                table, architecture, options, job.network is None, gated=values.get("policy") is None
+            )
+        if chain and "target" not in values:
+            wanted["target"] = _least_target(wanted.get("costs"), architecture, options)
+        job = dataclasses.replace(job, recipe=recipe_of(preset, **wanted))
     if searched is not None:
-        with torch_threads(job.threads), _memory():
+        with torch_threads(job.threads), enough_memory():
             found = search_policy(job, searched, splits, model)
         names = ",".join(found.policy)
         if is_first():
-            _LOG.info("policy %s: %.2f %% computation, by sensitivity on %s", names, found.percentage, found.images)
+            _LOG.info(
+                "policy %s: %.2f %s, by sensitivity on %s", names, found.percentage, job.recipe.unit, found.images
+            )
         job = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, policy=names))
-    return job, splits, model, assumed
+    return job, Given(splits, model, table, notes=assumed)
 
 
-def _parse_options(given: str | Options | None, policy: str | None) -> Options:
-    """The options asked for; else the policy's own with full precision, or the paper's."""
+def _cost(values: Mapping[str, Any], job_values: Mapping[str, Any], preset: str) -> tuple[str, tuple[str, ...]]:
+    """The cost that is asked for, or the preset's if it makes a difference; and what is to be said, one line each."""
+    given = values.get("cost")
+    if given is not None:
+        if not str(given):
+            raise UsageError(f"cost '', expected {LATENCY}, {FLOPS} or the path of a latency table; name one")
+        return str(given), ()
+    policy, until = values.get("policy"), job_values.get("until", STAGES[-1])
+    fixed = policy is not None and WantedPolicy.parse(policy) is None
+    if fixed or until != STAGES[-1]:  # nothing is chosen by cost
+        return FLOPS, ()
+    return usual_cost(preset)
+
+
+def _least_target(costs: Sequence[Sequence[float]] | None, architecture: Architecture, options: Options) -> float:
+    """Least percentage that paths of a network reach, but at least 1."""
+    if costs is None:
+        least = architecture.computation_range(options)[0]
+    else:
+        allowed = architecture.allowed(options)
+        rows = [[cost for cost, may in zip(*row, strict=True) if may] for row in zip(costs, allowed, strict=True)]
+        least = sum(map(min, rows)) / len(rows)
+    return max(1.0, 100.0 * least * (1.0 + _ROUNDING))
+
+
+def _parse_options(given: str | Options | None, policy: str | None, preset: str) -> Options:
+    """The options asked for; else the policy's own with full precision, or the preset's."""
     if given is not None:
         return Options.parse(given)
     if policy is None:
-        return Options.parse("skip,8,16,full")
+        return recipe_of(preset).options
     if (searched := WantedPolicy.parse(policy)) is not None:
         return searched.options
     words = dict.fromkeys(word.strip() for word in f"{policy},full".split(","))
@@ -340,88 +366,3 @@ def _costs(
         )
     share = architecture.gated_blocks / max(1, len(architecture.decided(options)))
     return tuple(map(tuple, (share * table.costs(architecture, options, gated=gated)).tolist()))
-
-
-def _run(
-    job: Job,
-    folder: Path,
-    progress: Progress,
-    splits: Splits | None,
-    new: bool,
-    notes: Sequence[str] = (),
-    network: DFSNetwork | None = None,
-) -> TrainingResult:
-    device = local_device(job.device)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch_threads(job.threads))
-        processes = stack.enter_context(joined(device))
-        if job.recipe.batch % processes.count:
-            raise UsageError(
-                f"a batch of {job.recipe.batch} for {processes.count} processes, expected a multiple of their number"
-            )
-        stack.enter_context(_memory())
-        if not new and processes.first:
-            stack.enter_context(_only_one(folder))
-        state = None if new else load_state(folder)
-        if state is not None and state.stage is not None and processes.first:
-            _LOG.info("going on in %s after step %d of stage %s", folder, state.step, state.stage)
-        splits = splits or splits_for(job)
-        if state is not None:
-            state.check(folder, job, splits.identity)
-        begun_with, assumed = begun(job, splits, network, None if new else folder)
-        home = begun_with.device
-        loop = Loop(job, begun_with, folder, splits, device, processes, progress, state)
-        loop.notes += [*assumed, *notes] if new else notes
-        # Only now, that everything given has proved sound, is something written.
-        if new and processes.first:
-            with saving(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_only_one(folder))
-            check_new(folder)  # another process may have begun one meanwhile
-            with saving(folder):
-                if job.network is not None:
-                    begun_with.save(folder / NETWORK_FILE)
-                save_job(folder, job)
-        processes.wait()
-        evaluation = loop.run()
-        begun_with.to(home).eval()
-        return TrainingResult(
-            folder=folder,
-            checkpoint=folder / (BACKBONE_FILE if job.stages[-1] == "backbone" else CHECKPOINT_FILE),
-            job=job,
-            evaluation=evaluation,
-            split=splits.evaluation_name,
-            notes=tuple(loop.notes),
-            first=processes.first,
-            finished_before=state is not None and state.stage is None,
-        )
-
-
-@contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Keeps a run's folder for this process, and removes what a killed one left half written there."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(sole_use(folder))
-        except BlockingIOError as error:
-            raise UsageError(
-                f"another process trains in {folder}; wait until it ends, or choose another folder with --out"
-            ) from error
-        for name in (JOB_FILE, STATE_FILE, NETWORK_FILE, BACKBONE_FILE, CHECKPOINT_FILE):
-            remove_leftovers(folder / name)
-        yield
-
-
-@contextlib.contextmanager
-def _memory() -> Iterator[None]:
-    """Turns an error of exhausted memory into one line."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        # PyTorch has a class of its own only for GPUs; on a CPU it is a RuntimeError like any other.
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise EnvironmentLacksError(
-            f"memory is too small for this run ({first_line(error, 120)}); lower --batch or --size; what was saved"
-            " before is whole"
-        ) from error

@@ -156,7 +156,8 @@ def load_splits(
         held_out: number of training images, drawn and taken out, to evaluate on; ``None`` for a split of its own, or a
             tenth of the images if the data have none.
         seed: seed of the draw of the images that are held out.
-        evaluate_on: name of the split to evaluate on; ``None`` for ``test``, else ``val``.
+        evaluate_on: name of the split to evaluate on, or ``held-out`` for a tenth of the training images whatever
+            splits there are; ``None`` for ``test``, else ``val``.
         cropped: whether random crops of the training images are wanted, so that those of a folder stay in their files.
 
     Raises:
@@ -251,12 +252,12 @@ def _choose_split(data: str, held_out: int | None, evaluate_on: str | None) -> t
     if there and "train" not in there:
         raise DataError(f"{data} holds {', '.join(there)} and no train; give the data to train on")
     others = [name for name in there if name != "train"]
-    if evaluate_on is not None and evaluate_on not in others:
+    if evaluate_on not in (None, HELD_OUT, *others):
         seen = f"no split {evaluate_on!r} to evaluate on in {data}"
         remedy = f"it has {', '.join(others)}" if others else "it has no other than the one to train on: use --held-out"
         raise DataError(f"{seen}, {remedy}")
     chosen = evaluate_on or next((name for name in _EVALUATED if name in others), None)
-    if held_out is not None:
+    if held_out is not None or evaluate_on == HELD_OUT:
         chosen = None
     evaluated = f"{'a tenth of the images' if held_out is None else f'{held_out} images'} held out of them"
     if chosen is not None:

@@ -14,13 +14,13 @@ from dfs_deploy.bench.result import (
     BenchedBundle,
     BenchResult,
     Disturbance,
-    Interval,
     Machine,
     MachineState,
     Ratios,
     Round,
 )
 from dfs_deploy.bench.verdict import Evidence
+from dfs_deploy.paired import Interval
 from dfs_deploy.thresholds import NOISY
 
 FACTS = BenchedBundle("net", "d" * 64, "c" * 64, "ResNet-14", ("skip", "full"))

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfs_deploy.bench.clock import MIN_SEGMENTS, median_interval, paired_ratios, share_difference
-from dfs_deploy.bench.result import Interval
+from dfs_deploy.bench.clock import MIN_SEGMENTS, median_interval, paired_ratios
+from dfs_deploy.paired import Interval
 from tests.bench.made import rounds_of
 
 # The median
@@ -83,25 +83,3 @@ def test_an_interval_widens_with_what_the_turns_show() -> None:
     assert steady is not None
     assert shaky is not None
     assert steady.mean.uncertainty < 0.02 < shaky.mean.uncertainty
-
-
-# Shares
-
-
-def test_only_inputs_on_which_two_disagree_make_a_difference_uncertain() -> None:
-    ours = np.array([True] * 90 + [False] * 10)
-    same = share_difference(ours, ours)
-    assert same == Interval(0.0, 0.0, 0.0)
-    found = share_difference(ours, np.array([True] * 92 + [False] * 8))
-    assert found.value == pytest.approx(-0.02)
-    # McNemar: two of a hundred in one direction, none in the other.
-    assert found.low == pytest.approx(-0.02 - 1.96 * np.sqrt((2 - 4 / 100) / 100**2), rel=1e-6)
-
-
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-def test_a_difference_turned_round_is_its_negative(pairs: list[tuple[bool, bool]]) -> None:
-    ours, theirs = (np.array(side) for side in zip(*pairs, strict=True))
-    one, other = share_difference(ours, theirs), share_difference(theirs, ours)
-    assert one.value == pytest.approx(-other.value)
-    assert one.low == pytest.approx(-other.high)
-    assert one.low <= one.value <= one.high

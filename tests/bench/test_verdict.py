@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfs_deploy.bench.clock import case_result
-from dfs_deploy.bench.result import BenchResult, Interval, Problem, Round, Verdict
+from dfs_deploy.bench.result import BenchResult, Problem, Round, Verdict
 from dfs_deploy.bench.verdict import Evidence, compare, times
+from dfs_deploy.paired import Interval
 from dfs_deploy.thresholds import MAX_UNCERTAINTY, TIE
 from tests.bench.made import exactly, made_bench, ratios_of
 

@@ -101,7 +101,7 @@ def test_a_baseline_of_another_kind_is_refused_before_anything_is_timed(
 
     monkeypatch.setattr("dfs_deploy.bench.measure.time_interleaved", timed)
     like: list[str | Path] = ["--data", floats.data_file, *QUICK, "--compare", baseline]
-    run("bench", floats.path, *like, "--budget", "0.5").failed(4, "another budget: as trained", "0.5")
+    run("bench", floats.path, *like, "--budget", "0.5").failed(4, "another budget: the bundle's own", "0.5")
     run("bench", floats.path, *like, "--batch", "2").failed(4, "another batch")
     run("bench", mixed.path, *like).failed(4, "another checkpoint")
     run("bench", floats.path, *QUICK, "--compare", tmp_path / "none.json").failed(2, "none.json")
