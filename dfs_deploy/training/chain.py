@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.bench.clock import share_difference
+from dfs_deploy.paired import share_difference
 from dfs_deploy.checkpoints import load_checkpoint
 from dfs_deploy.checkpoints.reading import MAX_CHECKPOINT
 from dfs_deploy.costs import save_costs
