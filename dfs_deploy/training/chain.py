@@ -17,7 +17,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.paired import share_difference
 from dfs_deploy.checkpoints import load_checkpoint
 from dfs_deploy.checkpoints.reading import MAX_CHECKPOINT
 from dfs_deploy.costs import save_costs
@@ -27,6 +26,7 @@ from dfs_deploy.io.kinds import JOB_FILE
 from dfs_deploy.models import DFSNetwork
 from dfs_deploy.models.threads import torch_threads
 from dfs_deploy.network import Architecture
+from dfs_deploy.paired import share_difference
 from dfs_deploy.progress import Progress
 from dfs_deploy.training.begin import NETWORK_FILE, begun, contract_of
 from dfs_deploy.training.data import Images
