@@ -1,7 +1,7 @@
-"""Parts of the build that pyproject.toml cannot describe: the compiled gate, and the checkpoints of the demo.
+"""Parts of the build that pyproject.toml cannot describe: the compiled parts, and the checkpoints of the demo.
 
-The gate is optional: if Cython or a C compiler is missing or fails, the install succeeds without it, and the gate
-runs in NumPy.
+The compiled parts are optional: if Cython or a C compiler is missing or fails, the install succeeds without them, the
+gate runs in NumPy, and ONNX Runtime quantises images.
 """
 
 from __future__ import annotations
@@ -16,22 +16,28 @@ NATIVE = "dfs_deploy/runtimes/native"
 
 
 def extensions() -> list[Extension]:
-    """The gate with its loop, or nothing if Cython is missing."""
+    """The gate with its loop, and the ends; nothing if Cython is missing."""
     try:
         from Cython.Build import cythonize
     except ImportError:
         return []
-    # No -march: kernel.c picks the instruction set at run time. No contraction: every variant gives the same bits.
-    gate = Extension(
-        f"{NATIVE.replace('/', '.')}._gate",
-        [f"{NATIVE}/_gate.pyx", f"{NATIVE}/kernel.c"],
-        include_dirs=[NATIVE],
-        depends=[f"{NATIVE}/kernel.h", f"{NATIVE}/kernel_variant.h"],
-        extra_compile_args=["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"],
-        # The debugging information that Python's own flags ask for takes five times the room of the code.
-        extra_link_args=["-Wl,--strip-all"] if sys.platform.startswith("linux") else [],
-    )
-    built: list[Extension] = cythonize([gate], build_dir="build/cython")
+    # No -march: each picks the instruction set at run time. No contraction: every variant gives the same bits.
+    made = [
+        Extension(
+            f"{NATIVE.replace('/', '.')}.{name}",
+            [f"{NATIVE}/{name}.pyx", f"{NATIVE}/{source}.c"],
+            include_dirs=[NATIVE],
+            depends=[f"{NATIVE}/{header}.h" for header in headers],
+            extra_compile_args=["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"],
+            # The debugging information that Python's own flags ask for takes five times the room of the code.
+            extra_link_args=["-Wl,--strip-all"] if sys.platform.startswith("linux") else [],
+        )
+        for name, source, headers in (
+            ("_gate", "kernel", ("kernel", "kernel_variant")),
+            ("_ends", "ends", ("ends",)),
+        )
+    ]
+    built: list[Extension] = cythonize(made, build_dir="build/cython")
     for module in built:
         module.optional = True  # cythonize makes other Extensions, and forgets it
     return built

@@ -15,7 +15,8 @@ from pathlib import Path
 from benchmarks.networks import random_bundle
 from dfs_deploy.bench import bench
 from dfs_deploy.cli.bench_report import show_bench
-from dfs_deploy.report.forced_figure import figure_writer
+from dfs_deploy.report.forced_figure import forced_figure
+from dfs_deploy.report.style import figure_writer
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--plot", type=Path, help="draw the figures here, as .svg or .png")
     args = parser.parse_args()
-    draw = figure_writer(args.plot) if args.plot else None
+    draw = figure_writer(args.plot, forced_figure) if args.plot else None
     with tempfile.TemporaryDirectory() as folder:
         bundle = random_bundle(args.blocks, Path(folder))
         result = bench(bundle, forced=True, min_seconds=args.seconds, start_ups=0, energy_seconds=0.0)

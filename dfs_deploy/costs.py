@@ -201,7 +201,7 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         rows = np.array(
             [[known.get((index, name), np.nan) for name in options.names] for index in range(1, len(self.block_shapes))]
         ).reshape(-1, len(options))
-        fixed = np.isfinite(rows).sum(1, keepdims=True) == 1
+        fixed = np.isfinite(rows).sum(1, keepdims=True) <= 1
         return np.where(fixed, 0.0, rows + (self.gate_us if gated else 0.0))
 
     def _check_known(self, taken: NDArray[np.float64]) -> None:

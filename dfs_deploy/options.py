@@ -29,8 +29,8 @@ TRAINED: Final = "trained"
 """Budget of the gate as it was trained, whatever budget a bundle has by default."""
 
 Budget = float | Literal["trained"] | None
-"""Share of the computation, 0 to 1; ``trained`` for the gate as trained; ``None`` for a bundle's accuracy budget, or for
-the gate as trained if it has none."""
+"""Share of the computation, 0 to 1; ``trained`` for the gate as trained; ``None`` for the bundle's own: its accuracy
+budget, or the gate as trained if it has none."""
 
 # int() refuses thousands of digits with an error of its own.
 _MOST_DIGITS = 9

@@ -125,12 +125,12 @@ class InputContract:
         count, height, width, channels = images.shape
         normalized = np.empty((count, channels, height, width), np.float32)
         for image, planes in zip(images, normalized, strict=True):
-            for channel, levels in enumerate(self._levels):
+            for channel, levels in enumerate(self.levels):
                 np.take(levels, image[..., channel], out=planes[channel], mode="clip")
         return normalized
 
     @functools.cached_property
-    def _levels(self) -> NDArray[np.float32]:
+    def levels(self) -> NDArray[np.float32]:
         """(C, 256) float32, normalised value of each pixel value: looking it up takes an eighth of the time."""
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         pixels = np.arange(256, dtype=np.float32)[:, None]
@@ -150,6 +150,24 @@ class InputContract:
         Raises:
             InputError: the batch is empty, has another shape or dtype, or holds NaN or infinity.
         """
+        images = self.arrange(images)
+        if images.dtype == np.uint8:
+            return self.normalize(images)
+        # The sum of squares takes one pass, and is NaN or infinite if any term is; only then is the cause searched for.
+        flat = images.reshape(-1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.check_values(images, float(np.dot(flat, flat)), first)
+        return images
+
+    def arrange(self, images: NDArray[Any]) -> NDArray[Any]:
+        """Checks an input but for its values, and resizes pixels of another size; see ``prepare``.
+
+        Returns:
+            (N, C, H, W) float32 or (N, H, W, C) uint8 of the network's size, contiguous; the array itself if it is so.
+
+        Raises:
+            InputError: the batch is empty, or has another shape or dtype.
+        """
         if not isinstance(images, np.ndarray):
             raise InputError(
                 f"input of type {type(images).__name__}, expected a NumPy array; convert it with np.asarray"
@@ -168,13 +186,19 @@ class InputContract:
             raise InputError(f"input of shape {seen}, expected {self._wanted()}; reshape or resize it")
         if images.shape[0] == 0:
             raise InputError(f"an empty batch, expected {self._wanted()} with N at least 1")
-        if images.dtype == np.uint8:
-            return self.normalize(images)
-        images = np.ascontiguousarray(images)
-        # The sum of squares takes one pass, and is NaN or infinite if any term is; only then is the cause searched for.
-        flat = images.reshape(-1)
-        with np.errstate(over="ignore", invalid="ignore"):
-            squares = float(np.dot(flat, flat))
+        return np.ascontiguousarray(images)
+
+    def check_values(self, images: NDArray[np.float32], squares: float, first: int = 0) -> None:
+        """Makes sure that images are finite, and warns once if they do not seem to be normalised.
+
+        Args:
+            images: (N, C, H, W) float32.
+            squares: sum of their squares; infinite too if it overflowed.
+            first: index in the whole batch of the first image, for messages.
+
+        Raises:
+            InputError: they hold NaN or infinity.
+        """
         if not squares <= self._reach * images.size:  # also true for NaN
             if not math.isfinite(squares) and not np.isfinite(images).all():
                 bad = first + int(np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))[0])
@@ -182,7 +206,6 @@ class InputContract:
                     f"NaN or infinity in image {bad} of the batch, expected finite values; check the preprocessing"
                 )
             self._doubt_normalisation(math.sqrt(squares / images.size))
-        return images
 
     @functools.cached_property
     def _reach(self) -> float:

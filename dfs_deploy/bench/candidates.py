@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dfs_deploy.bench.result import BUDGET, DYNAMIC, FORCED, POLICY, RIVAL, STATIC
+from dfs_deploy.bench.result import BUDGET, DYNAMIC, FORCED, POLICY, RIVAL, STATIC, other_names
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.data import AnyImages
 from dfs_deploy.data.digits import DIGITS_CLASSES, DIGITS_SIZE, load_digits
 from dfs_deploy.errors import MissingExtraError, UsageError
-from dfs_deploy.io.text import one_line
 from dfs_deploy.network import Architecture
 from dfs_deploy.options import PRECISIONS, Option, Options, Precision, engine_precision
 from dfs_deploy.preprocessing import InputContract
@@ -155,7 +154,7 @@ def open_candidates(
     check_comparable(bundle, others)
     opened = [(bundle, runtime, "")]
     rivals: list[Candidate] = []
-    for other, name in zip(others, _other_names(bundle, others), strict=True):
+    for other, name in zip(others, other_names(bundle, others), strict=True):
         suffix = f"{RIVAL}{name}"
         if has_gate(other):
             dynamic = closing.enter_context(Runtime(other, threads=threads, plan=plan, prepared=prepared))
@@ -238,16 +237,6 @@ def _misfit(bundle: Bundle, other: Bundle) -> str | None:
             " same order"
         )
     return None
-
-
-def _other_names(bundle: Bundle, others: Sequence[Bundle]) -> list[str]:
-    """Names that distinguish other bundles from one another and from the one that is run."""
-    names = [one_line(other.name, 80) for other in others]
-    taken = [*names, one_line(bundle.name, 80)]
-    return [
-        name if taken.count(name) == 1 else f"{name}-{other.digest[:8]}"
-        for name, other in zip(names, others, strict=True)
-    ]
 
 
 def _at_budgets(bundle: Bundle, runtime: Runtime, suffix: str, closing: ExitStack) -> Iterator[Candidate]:

@@ -128,15 +128,15 @@ def _rounds(runtime: Runtime, name: str, progress: Progress) -> tuple[dict[Key, 
         if done >= _ROUNDS and hardly_known(rounds) is None:
             break
         for calls, places in chains:
-            medians = _medians_us(calls)
+            medians = chain_medians_us(calls)
             for key, place in places.items():
                 rounds[key].append(medians[place])
-        steps += _medians_us(gates)
+        steps += chain_medians_us(gates)
         progress("measuring costs", min(1.0, (done + 1) / _ROUNDS))
     return rounds, steps
 
 
-def _medians_us(calls: Sequence[Callable[[], object]]) -> list[float]:
+def chain_medians_us(calls: Sequence[Callable[[], object]]) -> list[float]:
     """Median time of each call of a chain, in microseconds: run in order, as an image does, so that caches are real."""
     clock = time.perf_counter_ns
     taken = np.zeros((_UNMEASURED + _REPEATS, len(calls)))

@@ -28,7 +28,7 @@ from dfs_deploy.bench.devices import RUNTIME_OF
 from dfs_deploy.bench.energy import EnergySampler, measure_energy
 from dfs_deploy.bench.jetson import read_jetson, read_power_state
 from dfs_deploy.bench.machine import Watch, read_state
-from dfs_deploy.bench.paths import forced_paths, option_shares, time_paths
+from dfs_deploy.bench.paths import forced_paths, option_shares, predict_ms, time_paths
 from dfs_deploy.bench.result import (
     DYNAMIC,
     RIVAL,
@@ -109,7 +109,7 @@ def measure(
         )
         batches = _batches({candidate.input for candidate in candidates}, inputs.images[:count], batch)
         labels = None if inputs.labels is None else inputs.labels[:count]
-        judge = _Judge(candidates, batch, batches, labels, max_top1_drop, steady, costs)
+        judge = _Judge(candidates, batch, batches, labels, max_top1_drop, steady)
         timed = [Case(candidate.name, _on(candidate, batches[candidate.input])) for candidate in candidates]
         alone = list(_alone(candidates, judge.paths, closing)) if batch == 1 else []
         measured = _timed(
@@ -123,6 +123,7 @@ def measure(
             progress=progress,
         )
         paths = judge.paths[DYNAMIC]
+        predicted = None if costs is None or batch > 1 else predict_ms(costs, runtime, paths)
         progress("timing paths", 0.0)
         timed_paths = (
             time_paths(
@@ -146,7 +147,15 @@ def measure(
         facts = runtime.description
     used = {} if energy is None else {case.name: case.joules_per_image for case in energy.cases}
     found = measured.evidence
-    cases = tuple(replace(case, joules_per_image=used.get(case.name)) for case in measured.cases)
+    cases = tuple(
+        replace(
+            case,
+            joules_per_image=used.get(case.name),
+            predicted_ms=predicted if case.name == DYNAMIC else None,
+            prediction_ratio=case.latency_ms.p50 / predicted if predicted and case.name == DYNAMIC else None,
+        )
+        for case in measured.cases
+    )
     caveats = (*judge.suspicions(), *_caveats((bundle, *others) if on_cpu else (), measured.disturbance))
     return BenchResult(
         **asdict(setup),
@@ -198,7 +207,6 @@ class _Judge:
         labels: (N,) int64, or ``None``.
         max_top1_drop: share of right answers that the verdict lets a case lose.
         steady: whether a run whose mean ratios are not known well is INVALID, as a baseline's must be.
-        costs: latency table that the times of the dynamic network are predicted by, if there is one.
 
     Attributes:
         paths: (N, gated blocks) option indices of each candidate that is dispatched.
@@ -212,10 +220,9 @@ class _Judge:
         labels: NDArray[np.int64] | None,
         max_top1_drop: float,
         steady: bool,
-        costs: LatencyTable | None,
     ) -> None:
         self._bundle, self._candidates, self._batch = candidates[0].bundle, candidates, batch
-        self._labels, self._max_top1_drop, self._steady, self._costs = labels, max_top1_drop, steady, costs
+        self._labels, self._max_top1_drop, self._steady = labels, max_top1_drop, steady
         self._inputs = sum(map(len, batches[self._bundle.input]))
         self.paths = {
             each.name: np.repeat(each.forced[None], self._inputs, 0)
@@ -324,9 +331,6 @@ class _Judge:
                     gate_share=gates_ms / case.latency_ms.p50,
                     dispatch_efficiency_interval=None if between is None else between.p50,
                 )
-            if name == DYNAMIC and self._costs is not None and self._batch == 1:
-                predicted = float(np.median(self._costs.predict_us(self.paths[name], options))) / 1e3
-                case = replace(case, predicted_ms=predicted, prediction_ratio=case.latency_ms.p50 / predicted)
             results.append(case)
         return results
 

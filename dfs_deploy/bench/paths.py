@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bench.candidates import forced_patterns
 from dfs_deploy.bench.clock import Case, Rounds, median_alone, paired_ratios, summarize, time_interleaved
+from dfs_deploy.bench.costs import chain_medians_us
 from dfs_deploy.bench.result import STATIC, CaseResult, ForcedPath, PathKind, PathLatency, Round
+from dfs_deploy.costs import LatencyTable
 from dfs_deploy.options import Options, computation_percentage
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
@@ -85,6 +87,33 @@ def time_paths(
         )
 
     return tuple(timed(kind, i) for kind, i in chosen.items())
+
+
+def predict_ms(costs: LatencyTable, runtime: Runtime, paths: NDArray[np.uint8]) -> float:
+    """Latency that a latency table makes one expect of some inputs at batch 1, dispatch left out.
+
+    The table holds the blocks that the gate decides about, and the gate; the first block, other blocks that always run
+    and the head are timed here, as the table's engines were: in the order in which an image runs them.
+
+    Args:
+        costs: latency table of the runtime's bundle.
+        runtime: dynamic network.
+        paths: (N, blocks) option indices that the inputs took.
+
+    Returns:
+        Median over the inputs, in milliseconds.
+    """
+    bundle, options, row = runtime.bundle, runtime.options, paths[0]
+    name = str(runtime.description["runtime"])
+    decided = bundle.architecture.decided(options)
+    runs = [
+        block.index
+        for block, taken in zip(bundle.manifest.runtimes[name].blocks, row, strict=True)
+        if not options[int(taken)].skips or block.skip is not None
+    ]
+    medians = chain_medians_us(runtime.engine_calls(row))
+    always = sum(us for block, us in zip([None, *runs, None], medians, strict=True) if block not in decided)
+    return float(np.median(costs.predict_us(paths, options)) + always) / 1e3
 
 
 def _calls(runtime: Runtime, images: NDArray[np.float32], rows: NDArray[np.intp]) -> Callable[[int], object]:

@@ -6,8 +6,9 @@ Attributes have the names of the JSON's keys. Times are in the unit that a name 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -178,6 +179,33 @@ class BenchedBundle(msgspec.Struct, frozen=True):
     checkpoint: Name
     architecture: Name
     options: tuple[str, ...]
+
+
+class NamedBundle(Protocol):
+    """Bundle, open or as a bench tells of it."""
+
+    @property
+    def name(self) -> str:
+        """Name of its directory, without suffix."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of its manifest."""
+
+
+def other_names(bundle: NamedBundle, others: Sequence[NamedBundle]) -> list[str]:
+    """Names of other bundles in the names of cases: they differ from one another and from that of the one that is run.
+
+    Args:
+        bundle: bundle that is run.
+        others: bundles that it is compared with.
+    """
+    names = [one_line(other.name, 80) for other in others]
+    taken = [*names, one_line(bundle.name, 80)]
+    return [
+        name if taken.count(name) == 1 else f"{name}-{other.digest[:8]}"
+        for name, other in zip(names, others, strict=True)
+    ]
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -609,6 +637,12 @@ class BenchResult(Setup, frozen=True, kw_only=True, omit_defaults=True):
     def normaliser(self) -> CaseResult | None:
         """Case that others are divided by: the most precise static engine, or ``None`` if there is none."""
         return next(iter(self.statics), None)
+
+    def owner_of(self, case: CaseResult) -> str:
+        """Digest of the bundle that a case is of."""
+        names = other_names(self.bundle, self.against)
+        digests = {name: other.digest for name, other in zip(names, self.against, strict=True)}
+        return digests.get(case.bundle, self.bundle.digest)
 
     def as_json(self) -> dict[str, Any]:
         """The tree as plain values; docs/bench.md describes the keys."""

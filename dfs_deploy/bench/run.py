@@ -52,6 +52,7 @@ def bench(
     all_budgets: bool = False,
     forced: bool = False,
     samples: int = MAX_INPUTS,
+    labelled: bool = False,
     seed: int = 0,
     min_seconds: float = 3.0,
     max_seconds: float | None = None,
@@ -89,6 +90,7 @@ def bench(
         forced: whether to time forced paths and their traces as well, in which none to all of the blocks run
             that may be skipped.
         samples: most images that are drawn from the data; more make accuracies better known.
+        labelled: whether images without labels are refused, since accuracies are needed.
         seed: seed of the order of inputs.
         min_seconds: measured seconds per case, on average.
         max_seconds: the same, at most, if the run has to be extended; ``None`` for four times ``min_seconds``.
@@ -142,6 +144,8 @@ def bench(
     if data is not None:
         data = data.labelled_for(bundle.architecture.classes, bundle.input.class_names)
     inputs = draw_inputs(bundle, data, seed, samples)
+    if labelled and inputs.labels is None:
+        raise UsageError(f"no labels: {inputs.name}; give labelled images with --data")
     count = len(inputs.images) // batch * batch
     if not count:
         raise UsageError(f"{len(inputs.images)} images, expected at least one batch of {batch}; give more with --data")

@@ -223,7 +223,7 @@ class Evidence:
                 " with every block run, trained for the paths that the network takes, and nobody would ship it; compare"
                 " with a network that was trained to be static: bench BUNDLE STATIC"
             )
-            return None, words, ()
+            return None, words, self._chosen()
         choice, words, caveats = self._between(found)
         if self.strawmen and choice == dynamic.name and not any(case.rival for case in statics):
             caveats += (
@@ -362,7 +362,7 @@ def _by_latency(
         first, second = (ours, title(rival)) if median == "faster" else (title(rival), ours)
         words = f"{first} if the median counts, {second} if p95 does: against {title(rival)} {ours} is {figures}"
         return None, f"{words}; {accuracy}", caveats
-    best = f"{title(rival)}, the best static network of equal accuracy, at {rival.latency_ms.p50:.3g} ms"
+    best = f"the best static network of equal accuracy, at {rival.latency_ms.p50:.3g} ms"
     beside = "" if over_twin is None or twin is None else f"; {title(twin)} takes {twin.latency_ms.p50:.3g} ms"
     if "faster" in (median, tail):
         if over_twin is not None and twin is not None and compare(over_twin.p50) == "faster":
@@ -372,9 +372,9 @@ def _by_latency(
                 f" {dynamic.latency_ms.p50:.3g} ms, is {figures}"
             )
         elif {median, tail} <= {"faster", "unknown"}:
-            words = f"ship {ours}: {figures} than {best}"
+            words = f"ship {ours}: {figures} than {title(rival)} at equal accuracy; that is {best}"
         else:
-            words = f"ship {ours}: against {best}, it is {figures}"
+            words = f"ship {ours}: against {title(rival)}, {best}, it is {figures}"
         return dynamic.name, f"{words}; {accuracy}", caveats
     if "slower" in (median, tail):
         words = f"ship {title(rival)}: accurate enough at {rival.latency_ms.p50:.3g} ms, and {ours} is {figures} here"

@@ -296,6 +296,8 @@ class AccuracyBudget(_Record, frozen=True, kw_only=True):
         seed: seed by which its images were divided into two halves.
         chosen: half that the bias was chosen on.
         checked: other half, which shows what the choice is worth.
+        looks: number of choices that were checked until one was not seen to lose more than is allowed. If above 1, the
+            interval of the check is a little too good, because it had a part in the choice.
     """
 
     max_top1_drop: Share
@@ -307,6 +309,7 @@ class AccuracyBudget(_Record, frozen=True, kw_only=True):
     seed: NotNegative
     chosen: AccuracyHalf
     checked: AccuracyHalf
+    looks: Positive
 
     @property
     def proved(self) -> bool:

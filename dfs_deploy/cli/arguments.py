@@ -38,6 +38,14 @@ BundleArgument = Annotated[
     Path | None,
     typer.Argument(metavar="BUNDLE", help="A NAME.dfs directory; if left out, the only one in the current directory."),
 ]
+BundlesArgument = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="BUNDLE...",
+        help="NAME.dfs directories to compare, dynamic and static networks; if left out, the only one in the current"
+        " directory.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, and no progress.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads that one engine may use.")]
 TorchThreadsOption = Annotated[
@@ -210,7 +218,7 @@ AgainstOption = Annotated[
     typer.Option(
         "--against",
         metavar="BUNDLE",
-        help="Bundle of a network that was trained to be static, to compare with in the verdict; repeatable.",
+        help="Bundle to compare with, as if it were named last; repeatable.",
         show_default=False,
     ),
 ]

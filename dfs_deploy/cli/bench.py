@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dfs_deploy.cli.arguments import (
     AgainstOption,
     BudgetOption,
-    BundleArgument,
+    BundlesArgument,
     CacheOption,
     DataHelp,
     JsonOption,
@@ -26,10 +27,13 @@ from dfs_deploy.errors import CheckFailedError, RegressionError
 from dfs_deploy.io.files import check_files_writable
 from dfs_deploy.thresholds import NOISE_BAND, VERDICT_MAX_TOP1_DROP
 
+if TYPE_CHECKING:
+    from dfs_deploy.bench.result import BenchResult
+
 
 def bench(
     context: typer.Context,
-    bundle: BundleArgument = None,
+    bundles: BundlesArgument = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="Device to run on: cpu, cuda or jetson.")] = "cpu",
     data: Annotated[
         Path | None,
@@ -45,8 +49,18 @@ def bench(
     prepared: PreparedOption = True,
     budget: BudgetOption = None,
     all_budgets: Annotated[
-        bool, typer.Option("--all-budgets", help="Time the network also at every budget that export calibrated.")
+        bool, typer.Option("--all-budgets", help="Time dynamic networks also at every budget that export calibrated.")
     ] = False,
+    frontier: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="Draw top-1 against latency of all networks in this file, .svg or .png; needs labels."
+        ),
+    ] = None,
+    samples: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Most images to draw from the data; more make accuracies better known."),
+    ] = 1024,
     forced: Annotated[
         bool,
         typer.Option(
@@ -112,7 +126,7 @@ def bench(
     cache_dir: CacheOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Time the network against static ones, interleaved, on the same inputs."""
+    """Time networks, dynamic and static, interleaved on the same inputs, and say what to ship."""
     from dfs_deploy.bench import bench as bench_bundle
     from dfs_deploy.bench.csv_file import write_csv
 
@@ -120,25 +134,21 @@ def bench(
         refuse_given(
             context,
             f"with --device {device}, where ONNX Runtime does not run; leave it out",
-            *("against", "threads", "plan", "prepared", "save_plan", "plot"),
+            *("against", "threads", "plan", "prepared", "save_plan", "plot", "frontier"),
             *(["start_ups"] if start_ups else []),
         )
     if not forced:
         refuse_given(context, "draws the result of --forced; add --forced, or leave it out", "plot")
     if compare is None:
         refuse_given(context, "has no effect without --compare; add --compare, or leave it out", "noise_band")
-    check_files_writable(plot, csv)
-    draw = None
-    if plot is not None:
-        from dfs_deploy.report.forced_figure import figure_writer
-
-        draw = figure_writer(plot)
+    check_files_writable(plot, frontier, csv)
+    draw = dict(_figures(plot, frontier))
     with progress(quiet=json) as report:
         result = bench_bundle(
-            bundle_path(bundle),
+            [bundle_path(path) for path in bundles] if bundles else bundle_path(None),
             data,
             device=device,
-            against=against or [],
+            against=[bundle_path(path) for path in against or ()],
             batch=batch,
             threads=threads,
             plan=plan,
@@ -146,6 +156,8 @@ def bench(
             budget=budget,
             all_budgets=all_budgets,
             forced=forced,
+            samples=samples,
+            labelled=frontier is not None,
             seed=seed,
             min_seconds=min_seconds,
             max_seconds=max_seconds,
@@ -165,9 +177,9 @@ def bench(
     else:
         show_bench(result)
     written = list(result.kept)
-    if draw is not None:
-        draw(result)
-        written.append(str(plot))
+    for figure, write in draw.items():
+        write(result)
+        written.append(str(figure))
     if csv is not None:
         write_csv(result, csv)
         written.append(str(csv))
@@ -184,3 +196,17 @@ def bench(
             f"an INVALID run is no {' and no '.join(unkept)}: {problem.what}; {problem.remedy}; not written:"
             f" {', '.join(files) or 'the engine choice'}"
         )
+
+
+def _figures(plot: Path | None, frontier: Path | None) -> Iterator[tuple[Path, Callable[[BenchResult], None]]]:
+    """Files of figures that are asked for, with the function that draws each."""
+    if plot is not None:
+        from dfs_deploy.report.forced_figure import forced_figure
+        from dfs_deploy.report.style import figure_writer
+
+        yield plot, figure_writer(plot, forced_figure)
+    if frontier is not None:
+        from dfs_deploy.report.frontier_figure import frontier_figure
+        from dfs_deploy.report.style import figure_writer
+
+        yield frontier, figure_writer(frontier, frontier_figure)

@@ -66,6 +66,8 @@ def _where(result: BenchResult) -> Iterator[str]:
     machine, state, facts = result.machine, result.state, result.runtime
     bundle = result.bundle
     yield f"{bundle.name}, {bundle.architecture}: {result.inputs} inputs ({result.data}), seed {result.seed}"
+    for other in result.against:
+        yield f"beside {other.name}, {other.architecture}"
     quota = "" if machine.quota is None else f", CPU quota {machine.quota:g}"
     yield f"{machine.cpu}, {machine.cores} core(s){quota}, {machine.int8 or 'no 8-bit product instructions'}"
     gate = f"{facts['gate']} gate, engine choice: {engine_choice(facts.get('plan'))}"
@@ -93,7 +95,7 @@ def _show_cases(result: BenchResult) -> None:
     columns = ["case", "p50 ms", "p95 ms", "p99 ms", "CoV", "images/s", "top-1"]
     columns += [] if base is None else ["ratio"]
     rows: list[list[str | Text]] = []
-    for case in (result.dynamic, *result.budgets, *result.statics):
+    for case in result.compared:
         latency = case.latency_ms
         row: list[str | Text] = [
             case.name,
@@ -215,6 +217,11 @@ def _notes(result: BenchResult) -> Iterator[str]:
             f"dispatch efficiency {dfs.dispatch_efficiency:.2f}{within}: engines by themselves {dfs.engine_ms:.3f}"
             f" of {dfs.latency_ms.p50:.3f} ms; gate {dfs.gate_us:.1f} us per step, {percent(dfs.gate_share, 1)} of it"
         )
+    if dfs.predicted_ms is not None:
+        yield (
+            f"predicted by the table of costs: {dfs.predicted_ms:.3f} ms at the median, engines and gate without"
+            f" dispatch; measured is {dfs.prediction_ratio:.2f}x that"
+        )
     if result.energy is None:
         yield f"energy was not measured: {result.no_energy}"
     if result.noisy:
@@ -227,7 +234,8 @@ def _steadiness(result: BenchResult) -> str:
         said = "accuracy alone decides" if result.verdict.choice else "nothing in the verdict depends on a time"
     else:
         ends = f"{against.p50.low:.2f} and {against.p50.high:.2f}"
-        said = f"the ratio of the medians, dfs over {against.over}, lies between {ends} with 95 % confidence"
+        which = f"{result.contender} over {against.over}"
+        said = f"the ratio of the medians, {which}, lies between {ends} with 95 % confidence"
     longer = "" if result.looks == 1 else f"; the run was extended {result.looks - 1} time(s) for that"
     taken = result.disturbance.preemptions_per_s
     return (

@@ -175,9 +175,10 @@ def show_accuracy_budget(point: AccuracyBudget) -> None:
     """Prints the operating point that a runtime holds by default, and what its check says."""
     console, checked = output(), point.checked
     own = {"most-precise-path": "itself with every block at its most precise", "as-trained": "itself as trained"}
+    reference = own.get(point.reference.kind, f"{point.reference.kind} {point.reference.name}")
     console.print(
         f"accuracy budget: bias {point.bias:.4g}, the default of this bundle (--budget trained runs it as trained);"
-        f" top-1 may be {100 * point.max_top1_drop:.2f} points below {own.get(point.reference.kind, point.reference.name)}"
+        f" top-1 may be {100 * point.max_top1_drop:.2f} points below that of {reference}"
     )
     rows = [
         [

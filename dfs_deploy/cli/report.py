@@ -127,13 +127,14 @@ def report(
     if json:
         print_json(made.as_json() | ({"training": drawn_runs} if runs else {}))
         return
-    for each in made.bundles:
-        _show(each)
+    for index, each in enumerate(made.bundles):
+        _show(each, verdict=not made.together or index == 0)
     if html is not None:
         output().print(f"wrote {html}")
 
 
-def _show(made: BundleReport) -> None:
+def _show(made: BundleReport, verdict: bool) -> None:
+    """Prints what was found about a bundle, and the verdict of its bench, which several may share."""
     console, outcome, bench = output(), made.outcome, made.bench
     console.print(
         f"{made.facts.name}: top-1 {percent(outcome.top1)}, computation {outcome.computation_percentage:.1f} % on"
@@ -141,9 +142,12 @@ def _show(made: BundleReport) -> None:
     )
     for note in made.notes:
         console.print(f"  note: {note}")
-    console.print(f"  bench: median {bench.dynamic.latency_ms.p50:.3f} ms on {bench.inputs} inputs ({bench.data})")
+    case = made.frontier[0]
+    console.print(f"  bench: median of {case.name} {case.p50_ms:.3f} ms on {bench.inputs} inputs ({bench.data})")
     for line in made.bench_differs:
         console.print(f"  note: {line}")
+    if not verdict:
+        return
     for problem in bench.problems:
         console.print(f"  INVALID: {problem.what}" + (f"; {problem.remedy}" if problem.remedy else ""))
     for caveat in bench.verdict.caveats:

@@ -22,6 +22,9 @@ from dfs_deploy.models.graph import INPUT
 _HARD_SIGMOID_SLOPE = 1.0 / 6.0
 _HARD_SIGMOID_MIDDLE = 0.5
 
+LEAST_CHANNELS = 4
+"""Channels that ONNX Runtime's integer convolution reads at once; of fewer it first copies all windows together."""
+
 
 def onnxruntime_engine(name: str, part: Int8Part, source: str = FEATURES) -> bytes:
     """A part for ONNX Runtime as a model; its ends are those of ``part_engine``."""
@@ -93,7 +96,9 @@ class _Uint8Writer:
         if layer.operator in ("relu", "clip") and not step.floats:
             result = self._integers(layer.inputs[0], step.takes[0])
         elif layer.operator == "pad" and step.gives is not None:
-            result = self._padded(step, step.gives)
+            pads = layer.numbers("pads")
+            x = self._integers(layer.inputs[0], step.gives)
+            result = self._padded(label, x, pads[3:], step.gives, before=pads[:3])
         else:
             result = quantize(self.graph, f"{label}_output", self._computed(step, label), step.gives)
         if step.gives is not None and step.limits is not None:
@@ -115,23 +120,29 @@ class _Uint8Writer:
             x = self._integers(name, grid)
             if step.clamp is not None:
                 x = self._clipped(f"{label}_input", x, grid.levels(step.clamp))
+            if missing := _missing_channels(step):
+                x = self._padded(f"{label}_input", x, (missing, 0, 0), grid)
             if layer.operator == "hard_sigmoid":  # the same integers on a grid of sixths
                 grid = replace(grid, scale=float(np.float32(grid.scale * _HARD_SIGMOID_SLOPE)))
             inputs.append(dequantize(self.graph, f"{label}_input_{place}", x, grid))
         if step.weight is not None:
-            return weighted(self.graph, label, inputs[0], layer, step.weight, step.takes[0])
+            weight, widths = step.weight, [(0, 0), (0, _missing_channels(step)), (0, 0), (0, 0)]
+            if widths[1][1]:
+                weight = replace(weight, levels=np.pad(weight.levels, widths))
+            return weighted(self.graph, label, inputs[0], layer, weight, step.takes[0])
         if layer.operator == "hard_sigmoid" and not step.floats:  # the ends of the grid that it gives clamp
             half = Grid(_HARD_SIGMOID_MIDDLE / UINT8_MAX)
             levels = self.graph.constant(f"{label}_half", np.uint8(UINT8_MAX))
             return self.graph.node("Add", inputs[0], dequantize(self.graph, f"{label}_half", levels, half))
         return float_layer(self.graph, layer, inputs, self.part.part.sizes, np.float32, self.prefix)
 
-    def _padded(self, step: Int8Layer, grid: Grid) -> str:
-        pads = step.layer.numbers("pads")
-        label = self.prefix + step.layer.name
-        ends = self.graph.constant(f"{label}_pads", np.array([0, *pads[:3], 0, *pads[3:]], np.int64))
+    def _padded(
+        self, label: str, x: str, after: tuple[int, ...], grid: Grid, before: tuple[int, ...] = (0, 0, 0)
+    ) -> str:
+        """A map of integers with zeros before and after its channels, rows and columns."""
+        ends = self.graph.constant(f"{label}_pads", np.array([0, *before, 0, *after], np.int64))
         zero = self.graph.constant(f"{label}_zero", np.uint8(grid.zero_point))
-        return self.graph.node("Pad", self._integers(step.layer.inputs[0], grid), ends, zero)
+        return self.graph.node("Pad", x, ends, zero)
 
     def _clipped(self, label: str, x: str, levels: tuple[int, int] | None) -> str:
         if levels is None:
@@ -189,6 +200,15 @@ class _Int8Writer:
         if key not in self.rounded:
             self.rounded[key] = quantized(self.graph, f"{label}_input", value, grid)
         return self.rounded[key]
+
+
+def _missing_channels(step: Int8Layer) -> int:
+    """Channels of zeros that a convolution of images is given, with weights of zero: its sums stay what they are."""
+    weight = step.weight
+    if weight is None or step.layer.operator != "conv" or step.takes[0] is None or step.layer.number("groups") != 1:
+        return 0
+    channels: int = weight.levels.shape[1]
+    return max(LEAST_CHANNELS - channels, 0)
 
 
 def weighted(graph: GraphBuilder, label: str, x: str, layer: Layer, weight: Int8Weight, takes: Grid | None) -> str:

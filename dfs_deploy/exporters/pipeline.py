@@ -111,6 +111,7 @@ class Exported:
             "substitutions": {record.option: record.served_by for record in manifest.substitutions},
             "assumptions": list(self.assumptions),
             "weight_bits": None if manifest.calibration is None else manifest.calibration.weight_bits,
+            "target_cpu": None if manifest.calibration is None else manifest.calibration.target_cpu,
             "notes": [*self.notes, *suspicions],
             "engines_validated": len(self.validation.engines),
             "worst_error": {precision: self.validation.worst(precision) for precision in manifest.targets},
@@ -147,6 +148,7 @@ def export(
     cost: str | Path | None = None,
     single_file: str | Path | None = None,
     threads: int | None = None,
+    proved: bool = True,
     progress: Progress | None = None,
 ) -> Exported:
     """Splits a network, writes an engine for every block and option, and proves that they compute the same.
@@ -190,6 +192,8 @@ def export(
             operators; ``None`` for nowhere.
         threads: CPU threads of PyTorch, and of an engine when the bundle is measured; ``None`` for what affinity and
             the container's CPU quota allow PyTorch, and one for an engine.
+        proved: whether engines and the whole are compared with the reference, and measured on the data. Without, the
+            bundle is good for timing its engines only: those of a network that is not trained yet are far from it.
         progress: called as the work goes on.
 
     Raises:
@@ -270,10 +274,11 @@ def export(
         )
         files = {**writer.files, _SAMPLES: pack_samples(carried(samples))}
         with drafted_bundle(out, *sharing_weights(manifest, files)) as draft:
-            progress("validating", 0.0)
-            validation = validate(draft.bundle, observed)
-            comparison = point = None
-            if data is not None and "onnxruntime" in made_for:
+            validation, comparison, point = Validation((), 0), None, None
+            if proved:
+                progress("validating", 0.0)
+                validation = validate(draft.bundle, observed)
+            if proved and data is not None and "onnxruntime" in made_for:
                 comparison, draft.manifest = _measure(draft.bundle, network, data, held, threads, progress)
             if goal is not None and judged is not None:
                 with Runtime(draft.bundle, threads=threads, plan=False, prepared=False) as runtime:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dfs_deploy
-from dfs_deploy.bench.candidates import Inputs, check_rivals, draw_inputs
+from dfs_deploy.bench.candidates import Inputs, check_comparable, draw_inputs, main_first
 from dfs_deploy.bench.result import BUDGET, DYNAMIC, BenchResult, load_bench
 from dfs_deploy.bench.run import bench as run_bench
 from dfs_deploy.bundle import Bundle, open_bundles
@@ -23,10 +23,10 @@ from dfs_deploy.io.files import write_whole
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.report.data import BundleReport, Kind, Outcome, Point, Provenance, Report
 from dfs_deploy.report.engines import engine_figures
+from dfs_deploy.report.frontier_figure import static_front
 from dfs_deploy.report.paths import decisions, hot_paths, path_tree, pick_examples
 from dfs_deploy.runtimes import Result, Runtime
 from dfs_deploy.suspicion import suspicions
-from dfs_deploy.system.cpu import made_for_another_cpu
 from dfs_deploy.system.libraries import required
 
 _BATCH = 128
@@ -57,12 +57,13 @@ def report(
     """Measures what bundles do here: accuracy, latency, decisions of the gate, time and error of each engine.
 
     Args:
-        bundles: bundles with engines for ONNX Runtime, or their paths.
+        bundles: bundles with engines for ONNX Runtime, or their paths. Several are timed together, in one run.
         data: labelled images, or their path; ``None`` for the shipped digits if a bundle was made for them,
             and else for the images that it carries.
         html: page to write, one file that needs no network; ``None`` for none.
-        bench: results of ``dfs_deploy.bench``, or files of ``bench --json``, to use instead of timing now.
-        against: bundles of networks that were trained to be static, which a bench made now compares with.
+        bench: results of ``dfs_deploy.bench``, or files of ``bench --json``, to use instead of timing now. One may be
+            of several bundles.
+        against: bundles that a bench made now compares with, and that have no part of their own in the report.
         samples: number of images to draw from the data; ``None`` for all.
         examples: number of inputs to show at each end; 0 keeps pictures out of the report.
         threads: number of threads that one engine may use.
@@ -89,25 +90,47 @@ def report(
     if not opened:
         raise UsageError("no bundle, expected at least one; name the bundles that the report is about")
     for bundle in opened:
-        check_rivals(bundle, rivals)
         if "onnxruntime" not in bundle.manifest.runtimes:
             raise BundleError(f"{bundle.path} has no engines for onnxruntime; export with --runtime onnxruntime")
-    benches = match_benches(
+    matched = match_benches(
         [bundle.digest for bundle in opened], [bench] if isinstance(bench, str | Path | BenchResult) else bench
     )
     drawn = [_opened_data(bundle, data) for bundle in opened]
+    how = _How(samples, examples, threads, plan, prepared, seed)
+    benches = [found for found in matched if found is not None]
+    if missing := [index for index, found in enumerate(matched) if found is None]:
+        timed = [opened[index] for index in missing]
+        main, others = main_first([*timed, *rivals])
+        check_comparable(main, others)
+        made = run_bench(
+            timed,
+            drawn[missing[0]],
+            against=rivals,
+            all_budgets=any(each.manifest.budgets for each in (main, *others)),
+            threads=threads,
+            plan=plan,
+            prepared=prepared,
+            seed=seed,
+            min_seconds=min_seconds,
+            min_iterations=min_iterations,
+            start_ups=0,
+            energy_seconds=0.0,
+            progress=progress,
+        )
+        benches = [made if found is None else found for found in matched]
     names = [bundle.name for bundle in opened]
-    how = _How(rivals, samples, examples, threads, plan, prepared, seed, min_seconds, min_iterations)
+    shown = {bundle.digest for bundle in opened}
     reports = []
-    for bundle, dataset, timed in zip(opened, drawn, benches, strict=True):
+    for bundle, dataset, found in zip(opened, drawn, benches, strict=True):
         name = bundle.name if names.count(bundle.name) == 1 else f"{bundle.name} ({bundle.digest[:8]})"
 
         def stage(what: str, share: float, name: str = name) -> None:
             progress(f"{name}: {what}", share)
 
-        reports.append(_measured(bundle, name, dataset, timed, how, stage))
+        reports.append(_measured(bundle, name, dataset, found, shown, how, stage))
+    together = len(opened) > 1 and all(found is benches[0] for found in benches)
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    whole = Report(dfs_deploy.__version__, now, tuple(reports))
+    whole = Report(dfs_deploy.__version__, now, tuple(reports), together)
     if html is not None:
         from dfs_deploy.report.page import render_page
 
@@ -120,15 +143,12 @@ def report(
 class _How:
     """How bundles are measured; see ``report``."""
 
-    against: Sequence[Bundle]
     samples: int | None
     examples: int
     threads: int
     plan: bool
     prepared: bool
     seed: int
-    min_seconds: float
-    min_iterations: int
 
 
 def _check_page(html: Path) -> None:
@@ -158,15 +178,15 @@ def match_benches(
         benches: results, or their files; fewer than bundles if some are to be timed now.
 
     Returns:
-        The bench of each bundle, or ``None``.
+        The bench of each bundle, or ``None``: one that runs it, or else one that compares another bundle with it.
 
     Raises:
         DataError: a bench is of another bundle.
         UsageError: two are of the same bundle.
     """
     found: list[BenchResult | None] = [None] * len(digests)
-    for given in benches:
-        result = given if isinstance(given, BenchResult) else load_bench(Path(given))
+    results = [given if isinstance(given, BenchResult) else load_bench(Path(given)) for given in benches]
+    for given, result in zip(benches, results, strict=True):
         label = result.bundle.name if isinstance(given, BenchResult) else str(given)
         if result.bundle.digest not in digests:
             raise DataError(
@@ -177,14 +197,16 @@ def match_benches(
         if found[index] is not None:
             raise UsageError(f"{label} is of the same bundle as a bench before it; give one per bundle")
         found[index] = result
-    return tuple(found)
+    beside = {other.digest: result for result in results for other in result.against}
+    return tuple(beside.get(digest) if own is None else own for digest, own in zip(digests, found, strict=True))
 
 
 def _measured(
     bundle: Bundle,
     name: str,
     data: AnyImages | None,
-    bench: BenchResult | None,
+    bench: BenchResult,
+    shown: Collection[str],
     how: _How,
     progress: Progress,
 ) -> BundleReport:
@@ -203,22 +225,6 @@ def _measured(
         how.prepared,
         progress,
     )
-    if bench is None:
-        bench = run_bench(
-            bundle,
-            data,
-            against=how.against,
-            all_budgets=bool(bundle.manifest.budgets),
-            threads=how.threads,
-            plan=how.plan,
-            prepared=how.prepared,
-            seed=how.seed,
-            min_seconds=how.min_seconds,
-            min_iterations=how.min_iterations,
-            start_ups=0,
-            energy_seconds=0.0,
-            progress=progress,
-        )
     right = None if inputs.labels is None else result.classes == inputs.labels
     rows, hottest = hot_paths(result.path, right, bundle.options, weights=result.weights)
     return BundleReport(
@@ -236,7 +242,7 @@ def _measured(
         notes=tuple(_notes(bundle, inputs, result, bench)),
         bench=bench,
         bench_differs=tuple(_differences(bench.runtime, running)),
-        frontier=tuple(_frontier(name, bench)),
+        frontier=tuple(_frontier(name, bundle.digest, bench, shown)),
         decisions=decisions(result.path, bundle.options, groups, bundle.architecture.allowed(bundle.options)),
         paths=hottest,
         paths_listed=len(hottest),
@@ -279,7 +285,7 @@ def _provenance(bundle: Bundle, name: str) -> Provenance:
 def _notes(bundle: Bundle, inputs: Inputs, result: Result, bench: BenchResult) -> Iterator[str]:
     """What weakens the figures, one line each, unless the bench says it beside its verdict."""
     said = bench.verdict.caveats
-    another = made_for_another_cpu(bundle.manifest.int8_weight_bits)
+    another = bundle.cpu_mismatch
     yield from inputs.notes
     for line in suspicions(inputs.labels, result.classes, bundle.architecture.classes, bundle.input.class_names):
         if f"{DYNAMIC}: {line}" not in said:
@@ -296,22 +302,31 @@ def _differences(timed: dict[str, Any], here: dict[str, Any]) -> Iterator[str]:
             yield f"{name}: {then} in the bench, {now} now"
 
 
-def _frontier(bundle: str, bench: BenchResult) -> Iterator[Point]:
-    """The points of the frontier; forced paths answer another question, and are left out."""
+def _frontier(name: str, digest: str, bench: BenchResult, shown: Collection[str]) -> Iterator[Point]:
+    """A bundle's points of the frontier; forced paths answer another question, and are left out.
+
+    Args:
+        name: name of the bundle in the report.
+        digest: digest of the bundle.
+        bench: run that it was timed in.
+        shown: digests of all bundles of the report; the points of others are those of the bundle that was run.
+    """
     trained = bench.dynamic
-    for case in bench.cases:
-        kind: Kind | None = "static" if case.static else "budget" if case.name.startswith(BUDGET) else None
-        if case.name == DYNAMIC:
-            kind = "dynamic"
-        if kind is not None:
-            yield Point(
-                bundle=bundle,
-                name=case.name,
-                kind=kind,
-                p50_ms=case.latency_ms.p50,
-                p95_ms=case.latency_ms.p95,
-                top1=case.top1,
-                computation_percentage=case.computation_percentage,
-                latency_ratio=case.latency_ms.p50 / trained.latency_ms.p50,
-                top1_change=None if case.top1 is None or trained.top1 is None else case.top1 - trained.top1,
-            )
+    front = static_front((case.latency_ms.p50, case.top1) for case in bench.statics if case.top1 is not None)
+    for case in bench.compared:
+        owner = bench.owner_of(case)
+        if (owner if owner in shown else bench.bundle.digest) != digest:
+            continue
+        kind: Kind = "static" if case.static else "budget" if case.name.startswith(BUDGET) else "dynamic"
+        yield Point(
+            bundle=name,
+            name=case.name,
+            kind=kind,
+            p50_ms=case.latency_ms.p50,
+            p95_ms=case.latency_ms.p95,
+            top1=case.top1,
+            computation_percentage=case.computation_percentage,
+            latency_ratio=case.latency_ms.p50 / trained.latency_ms.p50,
+            top1_change=None if case.top1 is None or trained.top1 is None else case.top1 - trained.top1,
+            front=case.static and (case.latency_ms.p50, case.top1) in front,
+        )

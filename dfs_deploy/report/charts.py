@@ -62,7 +62,9 @@ _CONFIG: Spec = {
 
 def charts(report: Report) -> dict[str, Spec]:
     """Every chart of a page as Vega, by the name under which the page asks for it."""
-    specs = {"frontier": frontier([point for bundle in report.bundles for point in bundle.frontier])}
+    points = [point for bundle in report.bundles for point in bundle.frontier]
+    one_run = report.together or len(report.bundles) == 1
+    specs = {"frontier": frontier(points, report.bundles[0].bench.max_top1_drop if one_run else None)}
     for index, bundle in enumerate(report.bundles):
         specs |= {f"{name}-{index}": spec for name, spec in bundle_charts(bundle).items()}
     return {name: _compiled(json.dumps(spec)) for name, spec in specs.items()}
@@ -176,11 +178,16 @@ def _cases(points: Sequence[Point]) -> list[str]:
     return sorted(dict.fromkeys(cases), key=rank)
 
 
-def frontier(points: Sequence[Point]) -> Spec:
+def frontier(points: Sequence[Point], max_top1_drop: float | None = None) -> Spec:
     """Top-1 against median latency: up and to the left is better.
 
     Points of one bundle have a colour per case, those of several a colour per bundle. Static networks are hollow and of
     sizes that fit into each other: on a CPU without float16, FP16 lies where FP32 does.
+
+    Args:
+        points: points to draw.
+        max_top1_drop: share of right answers that a verdict lets a case lose, if all points are of one run: the chart
+            then has a band of equal accuracy, and a line that joins the best static networks.
     """
     points = [point for point in points if point.top1 is not None] or points
     bundles = list(dict.fromkeys(point.bundle for point in points))
@@ -196,7 +203,8 @@ def frontier(points: Sequence[Point]) -> Spec:
     else:  # the page names bundles beside their colours once, where it lets them be left out
         colors = [f"var(--bundle-{index % BUNDLE_COLORS})" for index in range(len(bundles))]
         color = alt.Color("bundle:N", scale=alt.Scale(domain=bundles, range=colors), legend=None)
-    top1 = alt.Scale(domain=[max(0.0, min(known) - margin), max(known) + margin], nice=False)
+    floor = max(known) - (max_top1_drop or 0.0)
+    top1 = alt.Scale(domain=[max(0.0, min(*known, floor) - margin), max(known) + margin], nice=False)
     base = (
         _rows()
         .transform_filter("isValid(datum.top1)")
@@ -209,7 +217,19 @@ def frontier(points: Sequence[Point]) -> Spec:
     )
     tooltip = _tooltip("bundle", "name", "p50_ms", "p95_ms", "top1", "computation_percentage")
     dynamic, static = base.transform_filter("datum.kind !== 'static'"), base.transform_filter("datum.kind === 'static'")
-    layers = [base.mark_rule(opacity=0.5, strokeWidth=2, clip=True).encode(x2="p95_ms")]
+    layers = []
+    if max_top1_drop is not None:
+        band = (
+            alt.Chart(alt.NamedData(ROWS))
+            .transform_aggregate(rows="count()")
+            .mark_rect(fill="var(--good)", opacity=0.13)
+        )
+        start = alt.YDatum(floor, type="quantitative", scale=top1, axis=_top1())
+        layers.append(band.encode(y=start, y2=alt.Y2Datum(max(known))))
+    layers.append(base.mark_rule(opacity=0.5, strokeWidth=2, clip=True).encode(x2="p95_ms"))
+    if max_top1_drop is not None and sum(point.front for point in points) > 1:
+        best = static.transform_filter("datum.front").mark_line(strokeWidth=1.5, interpolate="step-after")
+        layers.append(best.encode(color=alt.value("var(--muted)"), order=alt.Order("p50_ms:Q")))
     if any(point.kind == "budget" for point in points):
         line = dynamic.mark_line(strokeDash=[4, 3], strokeWidth=1.5)
         order = alt.Order("computation_percentage:Q")

@@ -85,15 +85,17 @@ class Point:
 
     Attributes:
         bundle: name of the bundle.
-        name: name of the case in the bench: ``dfs``, ``static-int8``, ``static-int8@other``, ``dfs-budget-20``.
+        name: name of the case in the bench: ``dfs``, ``static-int8``, ``dfs@other``, ``static-int8@other``,
+            ``dfs-budget-20``.
         kind: kind of network.
         p50_ms: median latency of a call.
         p95_ms: 95th percentile of the latency, or ``None``.
         top1: share of right answers on the bench's own inputs, or ``None`` if none is known.
         computation_percentage: mean over the inputs, of a dynamic case.
-        latency_ratio: median latency over that of the network at its trained point, in the same run; not reliable if
-            the bench is not ``valid``.
-        top1_change: ``top1`` less that of the network at its trained point.
+        latency_ratio: median latency over that of the case ``dfs`` of the same run; not reliable if the bench is not
+            ``valid``.
+        top1_change: ``top1`` less that of the case ``dfs``.
+        front: whether it is a static network and no other static one of the same run is both as fast and as accurate.
     """
 
     bundle: str
@@ -105,6 +107,7 @@ class Point:
     computation_percentage: float | None
     latency_ratio: float | None
     top1_change: float | None
+    front: bool
 
 
 @dataclass(frozen=True)
@@ -239,9 +242,10 @@ class BundleReport:
         substitutions: options that an engine of another precision serves here.
         outcome: results on the inputs.
         notes: what was assumed or looks like a mistake, one line each.
-        bench: bench of this machine, or from a file.
+        bench: bench of this machine, or from a file; that of all bundles if they were timed together.
         bench_differs: what ran otherwise when the bench was made than it does now, one line each.
-        frontier: accuracy against latency, the network at its trained point first.
+        frontier: accuracy against latency, the network at its trained point first; with the bundle's own cases alone
+            if the others are bundles of the report that were timed together.
         decisions: shares of each block and option.
         paths: the commonest, first to last.
         paths_listed: number of them.
@@ -281,6 +285,7 @@ class Report:
         version: version of dfs-deploy.
         made: time of making, UTC, as ISO 8601.
         bundles: one report per bundle, in the order in which they were given.
+        together: whether all bundles were timed in one run, which is then the ``bench`` of each.
         schema: ``dfs-deploy/report``.
         schema_version: version of these keys.
     """
@@ -288,6 +293,7 @@ class Report:
     version: str
     made: str
     bundles: tuple[BundleReport, ...]
+    together: bool = False
     schema: str = SCHEMA
     schema_version: int = SCHEMA_VERSION
 

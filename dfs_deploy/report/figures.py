@@ -32,7 +32,13 @@ Spec = dict[str, Any]
 FLOPS = "flops"
 JSON_FILE = "figures.json"
 
-_METHODS = {"DFS": "#1b5e9e", "SkipNet": "#c2571a", "static mixed": "#3d7d43", "static uniform": "#7d5ba6"}
+_METHODS = {
+    "DFS": "#1b5e9e",
+    "SkipNet": "#c2571a",
+    "static pruned": "#8a6d00",
+    "static mixed": "#3d7d43",
+    "static uniform": "#7d5ba6",
+}
 """Colour of each method."""
 
 

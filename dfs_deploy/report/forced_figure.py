@@ -2,42 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from dfs_deploy.bench.result import BenchResult, ForcedPath
-from dfs_deploy.errors import UsageError
-from dfs_deploy.io.files import write_whole
-from dfs_deploy.report.style import draw
-from dfs_deploy.system.libraries import required
 
 _LINES = ("dispatch", "trace: the same path as one engine", "static: every block")
 _COLORS = ("#1b5e9e", "#c2571a", "#555555")
-
-
-def figure_writer(file: Path) -> Callable[[BenchResult], None]:
-    """Function that writes the figure of a bench; made before the bench, so that none is run for a figure that fails.
-
-    Args:
-        file: SVG or PNG, as its suffix says.
-
-    Raises:
-        UsageError: another suffix; or, when it is called, a file that cannot be written.
-        MissingExtraError: the library that draws is not installed.
-    """
-    if file.suffix not in (".svg", ".png"):
-        raise UsageError(f"{file} ends in {file.suffix or 'nothing'!r}, expected .svg or .png; name the plot so")
-    with required():
-        import vl_convert  # noqa: F401
-
-    def write(result: BenchResult) -> None:
-        try:
-            write_whole(file, draw(forced_figure(result), file.suffix[1:]))
-        except OSError as error:
-            raise UsageError(f"{file} cannot be written ({error.strerror}); name another file") from error
-
-    return write
 
 
 def forced_figure(result: BenchResult) -> dict[str, Any]:

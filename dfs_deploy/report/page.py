@@ -63,12 +63,14 @@ def render_page(report: Report) -> str:
     )
 
 
-def frontier_caption(points: Sequence[Point]) -> str:
-    """Caption of the chart of accuracy against latency."""
+def frontier_caption(points: Sequence[Point], one_run: bool = True) -> str:
+    """Caption of the chart of accuracy against latency, of points of one run or of several."""
     shown = [point for point in points if point.top1 is not None]
     parts = ["Accuracy against latency: up and to the left is better. Point: median; line: to the 95th percentile."]
     if any(point.kind == "static" for point in shown):
         parts.append("Hollow: static networks.")
+    if one_run and any(point.front for point in shown):
+        parts.append("Grey line: the best static networks. Band: equal accuracy.")
     if any(point.kind == "budget" for point in shown):
         parts.append("Joined by a dashed line: the network at its budgets, timed in the same rounds.")
     return " ".join([*parts, *_arrows(shown)])

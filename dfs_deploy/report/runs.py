@@ -23,14 +23,14 @@ class TrainingRun:
     Attributes:
         name: name of its folder.
         model: name of the network, such as ``ResNet-20``.
-        method: ``DFS``, ``SkipNet``, ``static mixed``, ``static uniform`` or ``full precision``.
+        method: ``DFS``, ``SkipNet``, ``static pruned``, ``static mixed``, ``static uniform`` or ``full precision``.
         data: name of the data set, as the job gives it.
         options: names of the options that the gate chooses from.
         policy: name of the option of each gated block, or ``None`` if a gate decides.
         cost: ``flops``, or the file name of the latency table that the costs are from.
         target: computation percentage that was asked for; ``None`` if nothing steered toward one.
         alpha: absolute weight of the cost; ``None`` without a gate.
-        alpha_sign: ``dynamic`` or ``constant``; ``None`` without a gate.
+        alpha_sign: ``dynamic``, ``constant`` or ``controlled``; ``None`` without a gate.
         seed: seed of every draw.
         stage: name of the last stage.
         steps: number of steps that it really took.
@@ -121,6 +121,8 @@ def load_run(path: str | Path) -> TrainingRun:
 def _method(options: Options, policy: Sequence[str] | None, stage: str) -> str:
     if stage == "backbone" or (policy is not None and set(policy) == {"full"}):
         return "full precision"
+    if policy is not None and "skip" in policy:
+        return "static pruned"
     if policy is not None:
         return "static uniform" if len(set(policy)) == 1 else "static mixed"
     return "SkipNet" if set(options.names) == {"skip", "full"} else "DFS"
@@ -145,7 +147,8 @@ def table_1(runs: Sequence[TrainingRun]) -> list[TrainingRun]:
     """Runs with a constant alpha, and those with a dynamic one that differ from one of them only in the sign."""
     constant = {_asked(run, "alpha_sign") for run in runs if run.alpha_sign == "constant" and run.target is not None}
     dynamic = {_asked(run, "alpha_sign") for run in runs if run.alpha_sign == "dynamic" and run.target is not None}
-    return [run for run in runs if run.target is not None and _asked(run, "alpha_sign") in constant & dynamic]
+    signed = [run for run in runs if run.alpha_sign != "controlled" and run.target is not None]
+    return [run for run in signed if _asked(run, "alpha_sign") in constant & dynamic]
 
 
 def table_2(runs: Sequence[TrainingRun]) -> list[TrainingRun]:

@@ -5,9 +5,17 @@ More bits, more colour; a skip is grey. Letters in a page's cells say the same w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dfs_deploy.errors import UsageError
+from dfs_deploy.io.files import write_whole
+from dfs_deploy.system.libraries import required
+
+if TYPE_CHECKING:
+    from dfs_deploy.bench.result import BenchResult
 
 FIGURE_CONFIG: dict[str, Any] = {
     "background": "white",
@@ -76,3 +84,28 @@ def draw(spec: dict[str, Any], kind: str) -> bytes:
 
     spec = spec | {"config": FIGURE_CONFIG}
     return vl_convert.vegalite_to_svg(spec).encode() if kind == "svg" else vl_convert.vegalite_to_png(spec, scale=2.0)
+
+
+def figure_writer(file: Path, figure: Callable[[BenchResult], dict[str, Any]]) -> Callable[[BenchResult], None]:
+    """Function that writes a figure of a bench; made before the bench, so that none is run for a figure that fails.
+
+    Args:
+        file: SVG or PNG, as its suffix says.
+        figure: function that makes Vega-Lite of a bench.
+
+    Raises:
+        UsageError: another suffix; or, when it is called, a file that cannot be written.
+        MissingExtraError: the library that draws is not installed.
+    """
+    if file.suffix not in (".svg", ".png"):
+        raise UsageError(f"{file} ends in {file.suffix or 'nothing'!r}, expected .svg or .png; name the plot so")
+    with required():
+        import vl_convert  # noqa: F401
+
+    def write(result: BenchResult) -> None:
+        try:
+            write_whole(file, draw(figure(result), file.suffix[1:]))
+        except OSError as error:
+            raise UsageError(f"{file} cannot be written ({error.strerror}); name another file") from error
+
+    return write

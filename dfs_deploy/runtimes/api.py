@@ -21,6 +21,7 @@ from dfs_deploy.io.text import one_line
 from dfs_deploy.network import Architecture
 from dfs_deploy.options import TRAINED, Budget, Options, computation_percentage
 from dfs_deploy.preprocessing import InputContract
+from dfs_deploy.runtimes import native
 from dfs_deploy.runtimes.backend import Backend, BackendOptions, Substitution
 from dfs_deploy.runtimes.budgets import Prices, score_offset, setting_for
 from dfs_deploy.runtimes.life import Living
@@ -32,8 +33,13 @@ PART_BYTES = 32 << 20
 
 _LEAST_PART = 16
 
-_FEW = 64
-"""Most logits that are added up in Python, which takes less time than one call of NumPy."""
+if native.ends_missing is None:
+    from dfs_deploy.runtimes.native._ends import are_finite
+else:
+
+    def are_finite(values: NDArray[np.float32]) -> bool:
+        """Whether no value is NaN or infinite."""
+        return bool(np.isfinite(values).all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +188,7 @@ class Runtime(Living[Backend]):
         self._allowed = None if allowed.all() else allowed
         self._gated_blocks = architecture.gated_blocks
         self._policy = self._bundle.policy
+        self._allowed_path: tuple[tuple[int, ...], bytes] = (), b""  # checked last
         self._begin()
         try:
             with _memory_for(self._bundle.path):
@@ -218,14 +225,14 @@ class Runtime(Living[Backend]):
         try:
             if isinstance(images, np.ndarray) and images.ndim and len(images) > self._most:
                 return self._in_parts(images, path, finite)
-            checked = self._bundle.input.prepare(images)
-            forced = self._policy_path(len(checked)) if path is None else self._check_path(path, len(checked))
+            arranged = self._bundle.input.arrange(images)
+            forced = self._policy_path(len(arranged)) if path is None else self._check_path(path, len(arranged))
             backend = self._claim()
             try:
-                logits, taken = backend.infer(checked, forced)
+                logits, taken = backend.infer(arranged, forced)
             finally:
                 self._leave()
-            if finite and not _are_finite(logits):
+            if finite and not are_finite(logits):
                 self._refuse_logits(logits, images, 0)
         except OutOfMemoryError:
             raise
@@ -238,7 +245,7 @@ class Runtime(Living[Backend]):
     def _in_parts(self, images: NDArray[Any], path: NDArray[Any] | None, finite: bool) -> Result:
         """Classifies a batch that is too long to run at once."""
         count, most = len(images), self._most
-        self._bundle.input.prepare(images[:1])  # refuses another shape or dtype before anything is run
+        self._bundle.input.arrange(images[:1])  # refuses another shape or dtype before anything is run
         forced = self._policy_path(count) if path is None else self._check_path(path, count)
         logits = np.empty((count, self._bundle.architecture.classes), np.float32)
         taken = np.empty((count, self._gated_blocks), np.uint8)
@@ -246,12 +253,12 @@ class Runtime(Living[Backend]):
         try:
             for start in range(0, count, most):
                 part = slice(start, start + most)
-                checked = self._bundle.input.prepare(images[part], first=start)
+                arranged = self._bundle.input.arrange(images[part])
                 backend = self._held
                 if backend is None:  # closed meanwhile
                     break
-                logits[part], taken[part] = backend.infer(checked, None if forced is None else forced[part])
-                if finite and not _are_finite(logits[part]):
+                logits[part], taken[part] = backend.infer(arranged, None if forced is None else forced[part], start)
+                if finite and not are_finite(logits[part]):
                     self._refuse_logits(logits[part], images, start)
         finally:
             self._leave()
@@ -415,6 +422,8 @@ class Runtime(Living[Backend]):
 
     def _check_path(self, path: NDArray[Any], samples: int) -> NDArray[np.uint8]:
         path = np.asarray(path)
+        if path.dtype == np.uint8 and path.shape == self._allowed_path[0] and path.tobytes() == self._allowed_path[1]:
+            return np.ascontiguousarray(path)
         shape = (samples, self._gated_blocks)
         if path.shape != shape or path.dtype.kind not in "iu":
             raise InputError(
@@ -435,7 +444,9 @@ class Runtime(Living[Backend]):
                 f"path {sample} with option {options[int(path[sample, block])].name!r} at block {block + 1}, which may"
                 f" run {', '.join(known)}; give it one of these"
             )
-        return np.ascontiguousarray(path, np.uint8)
+        path = np.ascontiguousarray(path, np.uint8)
+        self._allowed_path = path.shape, path.tobytes()
+        return path
 
     def _policy_path(self, samples: int) -> NDArray[np.uint8] | None:
         return None if self._policy is None else np.repeat(self._policy[None], samples, 0)
@@ -484,10 +495,3 @@ def _most_at_once(architecture: Architecture, batch: int) -> int:
     widest = max(math.prod(block.out_shape) for block in architecture.blocks)
     bytes_each = 4 * (math.prod(architecture.image_shape) + widest)
     return max(PART_BYTES // bytes_each, _LEAST_PART, batch) // batch * batch
-
-
-def _are_finite(logits: NDArray[np.float32]) -> bool:
-    if logits.size > _FEW:
-        return bool(np.isfinite(logits).all())
-    # Sums in double precision, which does not overflow.
-    return math.isfinite(sum(logits[0].tolist()) if len(logits) == 1 else sum(map(sum, logits.tolist())))

@@ -80,16 +80,21 @@ class Backend(ABC):
 
     @abstractmethod
     def infer(
-        self, images: NDArray[np.float32], forced: NDArray[np.uint8] | None
+        self, images: NDArray[Any], forced: NDArray[np.uint8] | None, first: int = 0
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Runs a batch.
 
         Args:
-            images: (N, C, H, W) float32, checked.
+            images: (N, C, H, W) float32 or (N, H, W, C) uint8 of the network's size, as ``InputContract.arrange``
+                gives them: their values are unchecked.
             forced: (N, blocks) uint8, options to run instead of the gate's choices; the gate still steps.
+            first: index in the whole batch of the first image, for messages.
 
         Returns:
             Logits (N, classes) float32 and path (N, blocks) uint8, both owned by the caller.
+
+        Raises:
+            InputError: NaN or infinity.
         """
 
     @abstractmethod

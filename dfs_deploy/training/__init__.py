@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from dfs_deploy.training.metrics import read_metrics as read_metrics
     from dfs_deploy.training.recipe import Recipe as Recipe
     from dfs_deploy.training.recipe import preset as preset
-    from dfs_deploy.training.run import TrainingResult as TrainingResult
     from dfs_deploy.training.run import resume as resume
     from dfs_deploy.training.run import run_job as run_job
     from dfs_deploy.training.run import train as train
+    from dfs_deploy.training.running import TrainingResult as TrainingResult
 
 _HOMES = {
     "Job": "job",
     "Recipe": "recipe",
-    "TrainingResult": "run",
+    "TrainingResult": "running",
     "preset": "recipe",
     "read_metrics": "metrics",
     "resume": "run",

@@ -38,7 +38,7 @@ from dfs_deploy.training.processes import Processes, joined, local_device
 from dfs_deploy.training.recipe import Recipe
 from dfs_deploy.training.running import Given, TrainingResult, begin_run, check_new, enough_memory, go_on, sole_run
 from dfs_deploy.training.splits import Splits, splits_for
-from dfs_deploy.training.state import saving
+from dfs_deploy.training.state import load_state, saving
 from dfs_deploy.training.targets import Targets, Tried, load_targets, save_targets
 from dfs_deploy.training.teacher import FULL, TEACHER_FILE, Pupil, begun_teacher, save_teacher
 
@@ -162,25 +162,33 @@ class _Chain:
     def _train_for(self, target: float, best: Tried | None) -> TrainingResult:
         """Trains for one target, from the beginning or from where it was stopped."""
         folder = self._folder / _name_of(target)
-        given = dataclasses.replace(self._given, notes=())
+        given, job = dataclasses.replace(self._given, notes=()), self._job_for(target, best)
         if (folder / JOB_FILE).exists():
-            return go_on(load_job(folder), folder, self._progress, dataclasses.replace(given, network=None))
-        job = dataclasses.replace(self._aimed_for(target), max_top1_drop=None)
-        own_teacher = self._folder / TEACHER_FILE
+            if load_state(folder) is not None:
+                job = load_job(folder)
+            elif self._processes.first:  # it begins again, and the chain may have been moved
+                with saving(folder):
+                    save_job(folder, job)
+            return go_on(job, folder, self._progress, dataclasses.replace(given, network=None))
+        if job.network is not None and best is not None:
+            network = load_checkpoint(self._folder / best.run / CHECKPOINT_FILE, deployable=False).network
+            given = dataclasses.replace(given, network=network)
+        elif job.network is not None and given.network is None:
+            given = dataclasses.replace(given, network=self._begun())
+        return begin_run(job, folder, self._progress, given)
+
+    def _job_for(self, target: float, best: Tried | None) -> Job:
+        """The job of one target, which begins with the last one that held."""
+        job, own_teacher = self._aimed_for(target), self._folder / TEACHER_FILE
+        job = dataclasses.replace(job, max_top1_drop=None)
         if own_teacher.exists():
             job = dataclasses.replace(job, teacher=str(own_teacher))
         if best is None:
-            if given.network is None and job.network is not None:
-                given = dataclasses.replace(given, network=self._begun())
-            return begin_run(job, folder, self._progress, given)
-        checkpoint = self._folder / best.run / CHECKPOINT_FILE
+            return job
         if job.teacher == FULL:  # the backbone that the first run trained
             job = dataclasses.replace(job, teacher=str(self._first_run / BACKBONE_FILE))
-        job = dataclasses.replace(
-            job, start=str(checkpoint), backbone=None, weights=None, weights_key=None, new_head=False
-        )
-        network = None if job.network is None else load_checkpoint(checkpoint, deployable=False).network
-        return begin_run(job, folder, self._progress, dataclasses.replace(given, network=network))
+        start = str(self._folder / best.run / CHECKPOINT_FILE)
+        return dataclasses.replace(job, start=start, backbone=None, weights=None, weights_key=None, new_head=False)
 
     @property
     def _first_run(self) -> Path:

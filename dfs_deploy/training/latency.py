@@ -116,6 +116,7 @@ def measure_here(
                 contract=contract_of(network, splits),
                 calibration_data=splits.train.subset(_IMAGES, job.seed).load(),
                 threads=job.threads,
+                proved=False,
             )
             table = measure_costs(
                 exported.bundle,

@@ -109,7 +109,7 @@ class Loop:
         self._progress = progress
         self._splits = splits
         self._teacher = teacher if job.recipe.distill else None
-        self.notes: list[str] = []
+        self.notes = self._without_effect(network)
         # Channels last in memory, in which convolutions are fast.
         self._network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if state is not None:
@@ -128,6 +128,16 @@ class Loop:
         self._pending: list[tuple[Tensor, StageName, int, list[float]]] = []
         self._metrics: MetricsLog | None = None
         self._last: Evaluation | None = None
+
+    def _without_effect(self, network: DFSNetwork) -> list[str]:
+        """A line for each value that is asked for and cannot do anything."""
+        recipe, stages = self._recipe, self._job.stages
+        notes = []
+        if recipe.drop and "backbone" in stages and all(block.skipped is None for block in network.blocks):
+            notes.append("no effect on this run: drop, as no block of the network can be skipped")
+        if recipe.distill and "joint" in stages and self._teacher is None:
+            notes.append("no effect on this run: distill, as no teacher is given")
+        return notes
 
     def run(self) -> Evaluation:
         """Runs all stages that are left.
@@ -245,9 +255,8 @@ class Loop:
         for optimizer in optimizers:
             optimizer.step()
         if plain and steered and recipe.alpha_sign == "controlled" and self._network.gate is not None:
-            shift = self._trim.shift(output.scores, loss.target, step - recipe.settled_from(stage))
-            self._processes.average([shift])
-            self._network.gate.shift(shift)
+            scores = self._processes.concatenate(output.scores.detach().contiguous())
+            self._network.gate.shift(self._trim.shift(scores, loss.target, step - recipe.settled_from(stage)))
         values = torch.stack([loss.value, accuracy, loss.cost, loss.percentage, loss.alpha, loss.target])
         self._pending.append((values, stage, step + 1, rates))
         return loss.percentage

@@ -58,6 +58,14 @@ class Processes:
                 tensor.copy_(flat[start : start + tensor.numel()].view(tensor.shape))
                 start += tensor.numel()
 
+    def concatenate(self, tensor: Tensor) -> Tensor:
+        """The rows of all processes, in the order of their ranks; every process gives as many."""
+        if self.count == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.count)]
+        distributed.all_gather(parts, tensor)
+        return torch.cat(parts)
+
     def gather(self, value: _T) -> list[_T]:
         """The values of all processes, in the order of their ranks."""
         if self.count == 1:

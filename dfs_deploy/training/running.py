@@ -148,7 +148,9 @@ def _run(job: Job, folder: Path, progress: Progress, given: Given, *, new: bool)
         splits = given.splits or splits_for(job)
         if state is not None:
             state.check(folder, job, splits.identity)
-        begun_with, assumed = begun(job, splits, given.network, None if new else folder)
+        # A CIFAR ResNet is made anew, and takes what it begins with, until a state of it is saved.
+        kept = None if new or (state is None and job.network is None) else folder
+        begun_with, assumed = begun(job, splits, given.network, kept)
         home, finished = begun_with.device, state is not None and state.stage is None
         pupil = Pupil(contract_of(begun_with, splits), splits.classes, device)
         teacher = None

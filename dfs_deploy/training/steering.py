@@ -29,7 +29,7 @@ MOST_INTEGRAL = 20.0
 """Bound of the integral part either way, times ``Recipe.alpha``: it cannot wind up while nothing moves."""
 
 _HALVINGS = 32
-_LEAST_PART = 0.1  # of a settled step in the trim
+_LEAST_PART = 0.03  # of a settled step in the trim
 
 _EVEN = 0.1
 """Share of the even distribution in the weights that the cost's gradient gives options: saturated scores move too."""
@@ -148,6 +148,8 @@ class Trim:
             target: scalar, computation percentage to reach.
             settled: steps before this one in which statistics stayed.
         """
+        if not scores.shape[1]:
+            return scores.new_zeros(scores.shape[2])
         return -max(_LEAST_PART, 1.0 / (settled + 1)) * self._multiple(scores.float(), target / 100.0) * self._slope
 
     def _multiple(self, scores: Tensor, goal: Tensor) -> Tensor:

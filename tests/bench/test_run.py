@@ -401,23 +401,21 @@ def test_a_policy_of_several_precisions_runs_as_it_was_trained(
     monkeypatch.setattr(candidates, "Runtime", open_rival)
     result = bench(Bundle(mixed.path), mixed.data, against=[bundle], plan=False, prepared=False, **QUICK)
     assert opened == [{"threads": 1, "plan": False, "prepared": False}], "as the network that it is compared with"
-    (rival,) = [case.name for case in result.statics if case.rival]
-    assert rival == f"static-policy@mixed-{bundle.digest[:8]}", "no static engine of it skips a block, and names differ"
+    *statics, rival = [case.name for case in result.statics if case.rival]
+    name = f"mixed-{bundle.digest[:8]}"  # the bundle that is run has the same
+    assert statics == [f"static-fp32@{name}", f"static-fp16@{name}", f"static-int8@{name}"], "each skips the block too"
+    assert rival == f"static-policy@{name}"
 
 
-def test_a_network_that_cannot_be_compared_is_refused_before_anything_is_timed(
-    mixed: Made, floats: Made, tmp_path: Path
-) -> None:
+def test_a_network_that_cannot_be_compared_is_refused_before_anything_is_timed(mixed: Made, tmp_path: Path) -> None:
     bundle = Bundle(mixed.path)
-    with refuses(UsageError, str(mixed.path), "the bundle that is run"):
-        bench(bundle, mixed.data, against=bundle, **QUICK)
-    with refuses(UsageError, "is the bundle that is run"):
-        bench(mixed.path, mixed.data, against=str(mixed.path), **QUICK)
+    with refuses(UsageError, str(mixed.path), "the same bundle as one before it"):
+        bench([bundle, mixed.path], mixed.data, **QUICK)
+    with refuses(UsageError, "no bundle"):
+        bench([], mixed.data, **QUICK)
     for share in ({"max_top1_drop": 1.5}, {"noise_band": 5.0}):
         with refuses(UsageError, "a share, 0 to 1"):
             bench(mixed.path, mixed.data, **share, **QUICK)
-    with refuses(UsageError, str(floats.path), "has a gate", "trained to be static"):
-        bench(bundle, mixed.data, against=[Bundle(floats.path)], **QUICK)
     for names, words in ((tuple("abcd"), "4 classes"), (tuple("zbcdefghij"), "'z' where the bundle has 'a'")):
         network = settled_network(classes=len(names)).with_policy([3, 3, 3])
         save_checkpoint(tmp_path / "net.pt", network, replace(CONTRACT, class_names=names))
@@ -472,7 +470,7 @@ def test_a_run_goes_on_until_what_the_verdict_reads_is_known_or_the_limit_is_rea
 
 
 def test_a_bundle_for_another_cpu_and_a_throttled_run_are_caveats(mixed: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "made_for_another_cpu", lambda weight_bits: "made for another CPU: a toaster")
+    monkeypatch.setattr(Bundle, "cpu_mismatch", "made for another CPU: a toaster")
     periods = itertools.count()
     monkeypatch.setattr(machine, "cpu_limits", lambda root=None: CpuLimits((0, 1), 0.5, next(periods)))
     result = bench(Bundle(mixed.path), mixed.data, **QUICK)

@@ -39,7 +39,7 @@ def test_the_ratio_that_the_verdict_reads_is_named_with_how_well_it_is_known() -
     (problem,) = result.problems
     assert result.rival is not None
     ratio = result.rival.p50
-    for word in ("dfs", "static-int8", f"{ratio.low:.2f}", f"{ratio.high:.2f}"):
+    for word in ("dfs", "static-int8", f"{ratio.low:.3f}", f"{ratio.high:.3f}"):
         assert word in problem.what
     assert "--max-seconds" in problem.remedy
     assert result.verdict.choice is None

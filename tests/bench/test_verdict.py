@@ -134,7 +134,8 @@ def test_a_static_engine_that_nobody_would_ship_is_no_rival() -> None:
     p50, top1 = {"dfs": 1.0, "static-fp32": 1.9, "static-int8": 1.77}, {"dfs": 0.583, "static-fp32": 0.1562}
     found = verdict(p50, top1={**top1, "static-int8": 0.1601})
     assert found.choice is None
-    for word in ("none: ", "static INT8 has a top-1 of 16.01 %", "58.30 % of DFS", "nobody would ship", "--against"):
+    told = ("static INT8 has a top-1 of 16.01 %", "58.30 % of DFS", "nobody would ship", "bench BUNDLE STATIC")
+    for word in ("none: ", *told):
         assert word in found.words, word
     assert verdict(p50, top1={**top1, "static-fp32": 0.574, "static-int8": 0.1}).choice == "dfs", "within the drop"
 
@@ -232,21 +233,19 @@ def test_a_loss_that_may_be_chance_is_called_so_in_the_verdict_too() -> None:
     unsure, sure = lost(-0.045, 0.005), lost(-0.025, -0.015)
     assert unsure.choice == sure.choice == "static-fp32"
     assert "may be chance" in unsure.words
-    assert len(unsure.caveats) == 1
+    assert sum("on others like them" in line for line in unsure.caveats) == 1
     assert "chance" not in sure.words
-    assert not sure.caveats
+    assert not any("on others like them" in line for line in sure.caveats)
 
 
 @given(st.floats(0.1, 10.0), st.floats(0.0, 0.3))
-def test_a_difference_counts_where_it_is_known_and_more_than_a_tie(value: float, width: float) -> None:
+def test_only_what_another_run_would_read_alike_is_known(value: float, width: float) -> None:
+    """The line between a dynamic network that gains something and one that gains nothing lies at 1 - TIE."""
     ratio = exactly(value, width)
     found = compare(ratio)
-    assert (found == "faster") == (ratio.high < 1.0 and value <= 1.0 - TIE)
-    assert (found == "slower") == (ratio.low > 1.0 and value >= 1.0 + TIE)
-    assert (found == "unknown") == (not clear(ratio) and ratio.uncertainty > MAX_UNCERTAINTY)
+    assert (found == "faster") == (ratio.high < 1.0 - TIE)
+    assert (found == "unknown") == (ratio.low <= 1.0 - TIE <= ratio.high)
+    assert (found == "slower") == (found not in ("faster", "unknown") and ratio.low > 1.0 and value >= 1.0 + TIE)
     words = {"faster": "faster", "slower": "slower", "tie": "as fast", "unknown": "between"}
-    assert words[found] in times(ratio)
-
-
-def clear(ratio: Interval) -> bool:
-    return (ratio.high < 1.0 and ratio.value <= 1.0 - TIE) or (ratio.low > 1.0 and ratio.value >= 1.0 + TIE)
+    shown = "unknown" if found == "tie" and ratio.uncertainty > MAX_UNCERTAINTY else found
+    assert words[shown] in times(ratio)

@@ -130,14 +130,28 @@ def test_the_golden_manifest_keeps_loading(made: Path) -> None:
     assert {(r.option, r.source) for r in manifest.calibration.ranges} == {("8", "routed"), ("static", "reached")}
     assert manifest.accuracy is not None
     assert manifest.accuracy.samples == 32
+    assert manifest.calibration.target_cpu == "vnni"
     assert bundle.digest == sha256(GOLDEN.read_bytes())
     assert manifest.policy is None
+    point = manifest.accuracy_budget
+    assert point is not None
+    assert (point.bias, point.prices, point.reference.name) == (1.5, [[0.0, 0.25, 1.5, 1.0]], "twin")
+    assert (point.chosen.top1, point.checked.top1_change, point.looks) == (0.875, -0.0625, 1)
     assert [(point.budget, point.bias, point.top1) for point in manifest.budgets] == [
         (0.1, 3.25, 0.8125),
         (0.5, -0.5, None),
     ]
     assert bundle.name == "tiny"
     assert bundle.size == sum(len(data) for data in golden_files().values())
+
+
+def test_what_was_added_within_the_version_may_be_lacking(made: Path) -> None:
+    values = msgspec.json.decode((made / MANIFEST).read_bytes())
+    del values["accuracy_budget"], values["calibration"]["target_cpu"]
+    (made / MANIFEST).write_bytes(msgspec.json.encode(values))
+    manifest = Bundle(made).manifest
+    assert manifest.calibration is not None
+    assert manifest.accuracy_budget is manifest.calibration.target_cpu is None
 
 
 @pytest.mark.parametrize(
@@ -156,7 +170,10 @@ def test_a_manifest_of_an_older_version_is_read_as_this_version_has_it(
     manifest = Bundle(made).manifest
     of_source = {key: value for key, value in lacking.items() if key == "weights_key"}
     source = msgspec.structs.replace(manifest.source, **of_source)
+    assert manifest.calibration is not None
     of_before_5 = {
+        "accuracy_budget": None,
+        "calibration": msgspec.structs.replace(manifest.calibration, target_cpu=None),
         "architecture": manifest.architecture.without_macs(),
         "input": msgspec.structs.replace(manifest.input, resize=None, interpolation="bilinear"),
         "runtimes": {

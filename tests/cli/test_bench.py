@@ -232,10 +232,23 @@ def test_a_static_network_of_another_bundle_is_compared_with(mixed: Made, static
     ran = run("bench", mixed.path, *data, "--against", static.path, *QUICK, "--json")
     assert ran.code == 0, ran.err
     assert [case["name"] for case in ran.json["cases"]][-1] == "static-policy@static"
+    named = run("bench", static.path, mixed.path, *data, *QUICK, "--json")
+    assert [case["name"] for case in named.json["cases"]] == [case["name"] for case in ran.json["cases"]]
     run("bench", static.path, "--save-costs", "costs.json", *QUICK).failed(2, "static policy", "gate")
     assert [bundle["name"] for bundle in ran.json["against"]] == ["static"]
     assert "static-policy@static" in run("bench", mixed.path, *data, "--against", static.path, *QUICK).out
-    run("bench", mixed.path, *data, "--against", mixed.path, *QUICK).failed(2, "the bundle that is run")
+    run("bench", mixed.path, *data, "--against", mixed.path, *QUICK).failed(2, "the same bundle as one before it")
+
+
+def test_the_frontier_of_several_networks_is_drawn(mixed: Made, static: Made, floats: Made, tmp_path: Path) -> None:
+    several: list[str | Path] = ["bench", mixed.path, floats.path, static.path]
+    run(*several, "--frontier", tmp_path / "f.pdf", *QUICK).failed(2, ".svg or .png")
+    run(*several, "--frontier", tmp_path / "f.svg", *QUICK).failed(2, "no labels", "--data")
+    ran = run(*several, "--data", mixed.data_file, "--frontier", tmp_path / "f.svg", "--samples", "40", *QUICK)
+    assert ran.code == 0, ran.err
+    for word in ("dfs@floats", "static-policy@static", "beside floats", "40 inputs", f"wrote {tmp_path / 'f.svg'}"):
+        assert word in ran.out, word
+    assert (tmp_path / "f.svg").read_text().startswith("<svg")
 
 
 def test_budgets_are_timed_where_some_were_calibrated(mixed: Made, tmp_path: Path) -> None:

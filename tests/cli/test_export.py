@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dfs_deploy.bundle import Bundle
+from dfs_deploy.checkpoints import save_checkpoint
 from dfs_deploy.data import Dataset, save_npz
 from dfs_deploy.exporters import pipeline
 from dfs_deploy.runtimes import Runtime
@@ -15,7 +16,7 @@ from dfs_deploy.system.cpu import WORDS, TargetCpu, cpu_limits
 from tests.builders import release_state_dict, save_release, skipnet_state_dict
 from tests.bundles import Made
 from tests.cli.program import run, run_apart
-from tests.settled import pixels
+from tests.settled import CONTRACT, pixels, settled_network
 
 
 def test_an_export_is_told_as_json(mixed: Made, tmp_path: Path) -> None:
@@ -240,3 +241,39 @@ def test_something_else_at_the_place(mixed: Made, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("precious")
     run("export", mixed.checkpoint, "--targets", "fp32", "--out", tmp_path, "--json").failed(2, "no bundle", "--out")
     assert (tmp_path / "notes.txt").read_text() == "precious"
+
+
+def test_an_accuracy_to_keep_is_chosen_kept_shown_and_run(mixed: Made, tmp_path: Path) -> None:
+    out = tmp_path / "net.dfs"
+    flags = ["--targets", "fp32", "--calibration-data", mixed.data_file, "--out", out, "--max-top1-drop", "0.2"]
+    ran = run("export", mixed.checkpoint, *flags, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    point = ran.json["accuracy_budget"]
+    assert point["max_top1_drop"] == 0.2
+    assert point["chosen"]["samples"] + point["checked"]["samples"] == 96
+    kept = Bundle(out).manifest.accuracy_budget
+    assert kept is not None
+    assert kept.bias == point["bias"]
+    assert run("inspect", out, "--json").json["manifest"]["accuracy_budget"] == point
+    for shown in (run("export", mixed.checkpoint, *flags), run("inspect", out)):
+        assert shown.code == 0
+        for word in ("accuracy budget: bias", "20.00 points below", "chosen on", "checked on", "95 % confidence"):
+            assert word in shown.out, word
+    bars = ["--min-route-agreement", "0", "--max-top1-drop", "1", "--max-computation-change", "1"]
+    common = ["verify", out, "--checkpoint", mixed.checkpoint, "--data", mixed.data_file, *bars]
+    own, trained = run(*common, "--json"), run(*common, "--budget", "trained", "--json")
+    halves = [point[half]["computation_percentage_trained"] for half in ("chosen", "checked")]
+    assert trained.json["computation_percentage_bundle"] == pytest.approx(np.mean(halves))
+    halves = [point[half]["computation_percentage"] for half in ("chosen", "checked")]
+    assert own.json["computation_percentage_bundle"] == pytest.approx(np.mean(halves))
+    assert "budget trained" in run(*common, "--budget", "trained").out
+    run(*common, "--budget", "some").failed(2, "--budget", "'some'", "trained")
+
+
+def test_an_accuracy_that_cannot_be_kept_is_a_failed_check(mixed: Made, tmp_path: Path) -> None:
+    """The data are labelled with what the reference says, and the network is another."""
+    save_checkpoint(tmp_path / "other.pt", settled_network(seed=7), CONTRACT)
+    flags = ["--calibration-data", mixed.data_file, "--targets", "fp32", "--out", tmp_path / "net.dfs"]
+    ran = run("export", tmp_path / "other.pt", *flags, "--max-top1-drop", "0.1", "--reference", mixed.path, "--json")
+    ran.failed(1, "no budget", "within 10.00 points of bundle mixed", "--max-top1-drop")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["other.pt"]

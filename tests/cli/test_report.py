@@ -52,7 +52,7 @@ def test_a_wrong_call(mixed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     run("report", mixed.path).failed(2, "--html", "--json")
     run("report", mixed.path, "--html", tmp_path / "r.pdf").failed(2, "r.pdf", "'.pdf'", ".html", "browser")
     run("report", mixed.path, "--html", tmp_path / "r").failed(2, "'nothing'", ".html")
-    run("report", mixed.path, "--against", mixed.path, "--json").failed(2, "the bundle that is run")
+    run("report", mixed.path, "--against", mixed.path, "--json").failed(2, "the same bundle as one before it")
     assert not list(tmp_path.iterdir())
     run("report", tmp_path / "missing.dfs", "--json").failed(4, "missing.dfs")
     run("report", mixed.path, "--data", tmp_path / "missing.npz", "--json").failed(2, "missing.npz")

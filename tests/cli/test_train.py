@@ -161,7 +161,7 @@ def test_costs_and_a_policy_can_be_set_by_name(data: Path, finished: Path, tmp_p
         (["--size", "0x8"], ["size 0x8"]),
         (["--size", "9" * 5000 + "x8"], ["size"]),
         (["--device", "toaster"], ["toaster"]),
-        (["--preset", "slow"], ["paper, quick or adapt"]),
+        (["--preset", "slow"], ["paper, quick, cpu-int8 or jetson"]),
         (["--policy", "mixed"], ["--backbone"]),
         (["--evaluate-on", "test"], ["no split 'test'", "--held-out"]),
         (["--save-every", "9" * 12], ["save_every"]),
@@ -422,24 +422,25 @@ def test_the_printed_next_command_makes_a_bundle_named_after_the_run(
 def test_training_for_a_device_works_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands of docs/training.md as they stand, with fewer steps and shorter measurements."""
     section = (DOCS / "training.md").read_text().split("## Training for a device")[1]
-    block = section.split("```sh\n")[1].split("```")[0]
-    commands = [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines()]
+    blocks = [block.split("```")[0] for block in section.split("```sh\n")[1:]]
+    commands = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    few = [word for word, before in zip(STEPS, ["", *STEPS], strict=False) if "--joint-steps" not in (word, before)]
     short = {
-        "demo": ["--min-seconds", "0.02"],
+        "export": [],
         "bench": ["--min-seconds", "0.01", "--min-iterations", "2000", "--start-ups", "0", "--energy-seconds", "0"],
-        "train": [*STEPS, "--threads", "1"],
+        "train": ["--threads", "1"],
     }
     monkeypatch.chdir(tmp_path)
     for module in ("verdict", "costs"):  # however busy this machine is: what is measured counts as known
         monkeypatch.setattr(f"dfs_deploy.bench.{module}.MAX_UNCERTAINTY", math.inf)
+    monkeypatch.setattr("dfs_deploy.training.latency.TOLERANCE", math.inf)
+    assert [command[1] for command in commands] == ["train", "train", "export", "bench", "train"]
     for program, verb, *arguments in commands:
         assert program == "dfs-deploy"
-        ran = run(verb, *arguments, *short[verb])
+        steps = (few if "--joint-steps" in arguments else STEPS) if verb == "train" else []
+        ran = run(verb, *arguments, *short[verb], *steps)
         assert ran.code == 0, ran
-        if verb == "demo":
-            printed = ran.out.splitlines()[-1].removeprefix("next: ")
-            assert printed == "dfs-deploy inspect digits.dfs"
-            assert run(*shlex.split(printed)[1:]).code == 0
+    assert header(tmp_path / "for-this-machine").cost == "latency"
     assert header(tmp_path / "for-this-device").cost == "latency.json"
 
 
@@ -499,7 +500,7 @@ def test_a_stop_between_two_saved_states_says_so(data: Path, tmp_path: Path, sta
     ends = KeyboardInterrupt if stage == "end" else None
     with (
         mock.patch("dfs_deploy.cli.train_progress.silent", stop),
-        mock.patch("dfs_deploy.training.run.TrainingResult", side_effect=ends),
+        mock.patch("dfs_deploy.training.running.TrainingResult", side_effect=ends),
     ):
         ran = train(data, "--json", "--out", out)
     go_on = f"go on with: dfs-deploy train --resume {out}"
@@ -512,7 +513,7 @@ def test_a_stop_between_two_saved_states_says_so(data: Path, tmp_path: Path, sta
 
 
 def test_ctrl_c_before_training_says_that_nothing_was_written(data: Path, tmp_path: Path) -> None:
-    with mock.patch("dfs_deploy.training.run.splits_for", side_effect=KeyboardInterrupt):
+    with mock.patch("dfs_deploy.training.running.splits_for", side_effect=KeyboardInterrupt):
         ran = until_backbone(data, "--json", "--out", tmp_path / "run")
     assert (ran.code, ran.err) == (130, "interrupted: nothing was written\n")
     assert not (tmp_path / "run").exists()

@@ -112,3 +112,16 @@ def test_resume_stands_alone_and_a_finished_run_has_nothing_left(folder: Path) -
 def test_a_folder_that_cannot_be_created_is_said(folder: Path) -> None:
     within_a_file = folder / "patches.npz" / "run"
     train(folder, "--out", within_a_file).failed(2, f"the folder {within_a_file} cannot be created (Not a directory)")
+
+
+def test_a_pruned_policy_is_searched_and_said(folder: Path, tmp_path: Path) -> None:
+    backbone = ["--backbone", folder / "backbone" / "backbone.pt"]
+    ran = train(folder, *backbone, "--policy", "pruned", "--target", "4", *STEPS[2:], "--out", tmp_path / "a")
+    assert ran.code == 0, ran.err
+    assert "skip" in (header(tmp_path / "a").policy or ())
+    assert ran.json["computation_percentage"] <= 4.0
+    assert ran.json["notes"] == []
+    ran = train(folder, *backbone, "--policy", "pruned:2", *STEPS[2:], "--out", tmp_path / "b")
+    assert header(tmp_path / "b").policy == ["skip", "skip"]
+    train(folder, *backbone, "--policy", "pruned:x", "--out", tmp_path / "c").failed(2, "pruned:x", "pruned:3")
+    train(folder, "--policy", "pruned:1", *STEPS, "--out", tmp_path / "c").failed(2, "backbone")

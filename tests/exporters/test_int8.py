@@ -438,6 +438,23 @@ def test_onnx_runtime_makes_integers_of_a_head_and_a_stem(tmp_path: Path) -> Non
     assert "DequantizeLinear" not in found
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+def test_a_convolution_of_images_reads_four_channels_and_adds_up_the_same(channels: int) -> None:
+    make = Making((channels, 9, 9))
+    part = make.part(make.add("relu", make.conv(INPUT, 8, 3, 2)))
+    x = features(part)
+    described_part = describe(part, x, "float32")
+    graph = onnx.load_from_string(engine(described_part, "float32")).graph
+    weights = [tensor for tensor in graph.initializer if len(tensor.dims) == 4]
+    assert [tensor.dims[1] for tensor in weights] == [max(channels, 4)]
+    assert described_part.gives is not None
+    expected, step = described(described_part, x), described_part.gives.scale
+    for as_written in (True, False):
+        difference = np.abs(ran(described_part, x, "float32", as_written) - expected)
+        assert difference.max() < 1.01 * step, "a tie may fall to either side"
+        assert np.mean(difference < 0.01 * step) > 0.97
+
+
 # TensorRT
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,12 +20,14 @@ from dfs_deploy.models import DFSNetwork, adapt, find_blocks
 from dfs_deploy.options import parse_policy
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.runtimes import Runtime
-from dfs_deploy.runtimes.onnxruntime.static import PolicyBackend, StaticEngine
+from dfs_deploy.runtimes.onnxruntime.static import StaticEngine
 from dfs_deploy.verify import verify
-from tests.bundles import labelled, relative
-from tests.nets import SIZE, adapted, user_images
+from tests.bundles import relative
+from tests.nets import Kind, adapted, user_images
 from tests.networks.efficientnet import EfficientNetLite
-from tests.settled import normal_images, settled_network
+from tests.settled import CONTRACT, normal_images, pixels, settled_network
+
+QUICK: dict[str, Any] = {"min_seconds": 0.0, "min_iterations": 8, "warm_up_seconds": 0.0, "energy_seconds": 0.0}
 
 
 def cifar(names: str = "8,skip,8") -> DFSNetwork:
@@ -37,28 +39,16 @@ def cifar(names: str = "8,skip,8") -> DFSNetwork:
 def spoilt(network: DFSNetwork) -> DFSNetwork:
     """The same network with other weights, statistics and ranges in the branches that are always skipped."""
     other = network.with_policy(network.policy or ())
-    kept = {name for index in other.left_out if (graph := other.block(index).skipped) for name in _tensors(graph)}
-    with torch.no_grad():
-        for index in other.left_out:
-            for node in other.block(index).whole.nodes:
-                for name in set(node.tensors.values()) - kept:
-                    _tensor(other, name).fill_(3.0)
-                if node.quantizable and not _tensors_of(node) & kept:
+    tensors = {**dict(other.net.named_parameters()), **dict(other.net.named_buffers())}
+    for block in (other.block(index) for index in other.left_out):
+        kept = {node.name for node in block.skipped.nodes} if block.skipped is not None else set()
+        for node in (node for node in block.whole.nodes if node.name not in kept):
+            with torch.no_grad():
+                for name in node.tensors.values():
+                    tensors[name].fill_(3.0)
+                if node.quantizable:
                     other.ranges.of(node.name)[1].fill_(77.0)
     return other
-
-
-def _tensors(graph: object) -> set[str]:
-    return {name for node in graph.nodes for name in node.tensors.values()}  # type: ignore[attr-defined]
-
-
-def _tensors_of(node: object) -> set[str]:
-    return set(node.tensors.values())  # type: ignore[attr-defined]
-
-
-def _tensor(network: DFSNetwork, name: str) -> torch.Tensor:
-    tensors = {**dict(network.net.named_parameters()), **dict(network.net.named_buffers())}
-    return tensors[name]
 
 
 def files_of(network: DFSNetwork, images: torch.Tensor, runtime: str) -> dict[str, bytes]:
@@ -71,12 +61,11 @@ def files_of(network: DFSNetwork, images: torch.Tensor, runtime: str) -> dict[st
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])
 @pytest.mark.parametrize("kind", ["cifar", "basic", "mobile"])
-def test_what_is_skipped_leaves_nothing_in_the_engines(kind: str, runtime: str) -> None:
+def test_what_is_skipped_leaves_nothing_in_the_engines(kind: Kind | Literal["cifar"], runtime: str) -> None:
     """Other weights there give the same files to the byte, static baselines included."""
-    if kind == "cifar":
-        network, images = cifar(), normal_images(24)
-    else:
-        gated = adapted(kind, "skip,8,full")  # type: ignore[arg-type]
+    network, images = cifar(), normal_images(24)
+    if kind != "cifar":
+        gated = adapted(kind, "skip,8,full")
         skips = [block.index for block in gated.architecture.blocks[1:] if block.skip is not None]
         policy = [0 if index in skips[-2:] else 1 for index in range(1, len(gated.architecture.blocks))]
         network, images = gated.with_policy(policy), user_images(24)
@@ -93,8 +82,8 @@ def test_the_static_engines_are_the_network_without_the_skipped_blocks(tmp_path:
     bundle = exported(network, tmp_path)
     images = normal_images(16, seed=4)
     expected = network.static(images, skipped={2}).numpy()
-    assert relative(network.static(images).numpy(), expected) > 0.2
-    for precision, tolerance in (("fp32", 1e-4), ("int8", 0.15)):
+    assert relative(network.static(images).numpy(), expected) > 0.15
+    for precision, tolerance in (("fp32", 1e-4), ("int8", 0.08)):
         with StaticEngine(bundle, precision) as engine:  # type: ignore[arg-type]
             assert relative(engine(images.numpy()), expected) < tolerance
 
@@ -116,59 +105,48 @@ def test_ranges_are_those_of_the_policys_path() -> None:
     assert {key.option for key in static} == {STATIC}
 
 
-def exported(network: DFSNetwork, folder: Path, name: str = "pruned", data: Dataset | None = None) -> Bundle:
-    from tests.settled import CONTRACT
+def images_for(network: DFSNetwork, count: int = 48) -> Dataset:
+    """Images of the network's size, each of another brightness and contrast, with its own answers as labels."""
+    contract = network.contract or CONTRACT
+    images = pixels(count, size=contract.shape[1:])
+    with torch.no_grad():
+        labels = network.route(torch.from_numpy(contract.normalize(images))).logits.argmax(1)
+    return Dataset(images, labels.numpy(), contract.class_names or (), "images")
 
-    network.contract = network.contract or CONTRACT
-    return export(network, folder / f"{name}.dfs", calibration_data=data or labelled(network, 96)).bundle
+
+def exported(network: DFSNetwork, folder: Path, name: str = "pruned") -> Bundle:
+    network.save(folder / f"{name}.pt", network.contract or CONTRACT)
+    return export(folder / f"{name}.pt", folder / f"{name}.dfs", calibration_data=images_for(network)).bundle
 
 
 def efficientnet() -> DFSNetwork:
     torch.manual_seed(0)
     net = EfficientNetLite().eval()
-    example = torch.randn(2, 3, 32, 32)
-    network = adapt(net, find_blocks(net, example), "skip,8,full")
+    network = adapt(net, find_blocks(net, torch.randn(2, 3, 32, 32)), "skip,8,full")
     network.contract = InputContract((3, 32, 32), (0.5,) * 3, (0.25,) * 3)
     return network
 
 
 @pytest.mark.parametrize("kind", ["cifar", "efficientnet"])
 def test_a_pruned_network_is_one_engine_that_verifies_and_is_compared_with(kind: str, tmp_path: Path) -> None:
-    if kind == "cifar":
-        gated, policy = settled_network("skip,8,full"), [1, 0, 1]
-    else:
-        gated = efficientnet()
-        policy = [0 if block.skip is not None else 1 for block in gated.architecture.blocks[1:]]
-    network = gated.with_policy(policy)
-    data = images_for(network)
-    bundle = exported(network, tmp_path, "pruned", data)
-    skipped = [block for block, choice in zip(bundle.manifest.runtimes["onnxruntime"].blocks, policy, strict=True) if not choice]
-    assert skipped
-    assert not any(block.options for block in skipped)
-    assert bundle.manifest.runtimes["onnxruntime"].gate is None
+    gated = settled_network("skip,8,full") if kind == "cifar" else efficientnet()
+    skippable = [block.index for block in gated.architecture.blocks[1:] if block.skip is not None]
+    network = gated.with_policy([int(index not in skippable[1::2]) for index in range(1, len(gated.blocks) + 1)])
+    assert network.left_out
+    bundle = exported(network, tmp_path)
+    policy = list(network.policy or ())
+    engines = bundle.manifest.runtimes["onnxruntime"]
+    assert engines.gate is None
+    assert [bool(block.options) for block in engines.blocks] == list(map(bool, policy))
 
+    data = images_for(network)
     with Runtime(bundle) as runtime:
-        assert isinstance(runtime.backend, PolicyBackend) if hasattr(runtime, "backend") else True
         assert len(runtime.engine_calls(np.array(policy, np.uint8))) == 1
         assert runtime.gate_calls() == ()
-        result = runtime(data.images[:6])
-    assert result.path.tolist() == [policy] * 6
-    report = verify(bundle.path, data, checkpoint=None)
-    assert report.passed, report
+        assert runtime(data.images[:6]).path.tolist() == [policy] * 6
+    verified = verify(bundle, tmp_path / "pruned.pt", data)
+    assert verified.passed, verified
 
-    dynamic = exported(gated, tmp_path, "dynamic", data)
-    compared = bench(dynamic, data, against=[bundle], rounds=3, inputs=8)
-    names = [case.name for case in compared.cases]
-    assert {"static-policy@pruned", "static-int8@pruned", "static-fp32@pruned"} <= set(names)
-
-
-def images_for(network: DFSNetwork) -> Dataset:
-    if network.contract is None:
-        return labelled(network, 96)
-    random = np.random.default_rng(0)
-    _, height, width = network.architecture.image_shape
-    level, contrast = random.uniform(40, 215, (48, 1, 1, 1)), random.uniform(5, 70, (48, 1, 1, 1))
-    images = np.clip(random.normal(level, contrast, (48, height, width, 3)), 0, 255).astype(np.uint8)
-    with torch.no_grad():
-        labels = network.route(torch.from_numpy(network.contract.normalize(images))).logits.argmax(1).numpy()
-    return dataclasses.replace(labelled(settled_network(), 48), images=images, labels=labels, class_names=None)
+    compared = bench(exported(gated, tmp_path, "gated"), data, against=bundle, start_ups=0, **QUICK)
+    names = {case.name for case in compared.cases}
+    assert {f"static-{kind}@pruned" for kind in ("policy", "int8", "fp32")} <= names

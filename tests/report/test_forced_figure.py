@@ -6,7 +6,8 @@ import pytest
 
 from dfs_deploy.bench.result import BenchResult, ForcedPath
 from dfs_deploy.errors import UsageError
-from dfs_deploy.report.forced_figure import figure_writer, forced_figure
+from dfs_deploy.report.forced_figure import forced_figure
+from dfs_deploy.report.style import figure_writer
 from tests.bench.made import made_bench
 from tests.checks import refuses
 
@@ -34,13 +35,13 @@ def test_a_panel_a_precision_with_every_median(result: BenchResult) -> None:
 
 @pytest.mark.parametrize(("name", "begins"), [("f.svg", b"<svg"), ("f.png", b"\x89PNG")])
 def test_it_is_written_as_its_suffix_says(result: BenchResult, tmp_path: Path, name: str, begins: bytes) -> None:
-    figure_writer(tmp_path / name)(result)
+    figure_writer(tmp_path / name, forced_figure)(result)
     assert (tmp_path / name).read_bytes().startswith(begins)
 
 
 def test_a_file_that_cannot_be(result: BenchResult, tmp_path: Path) -> None:
     with refuses(UsageError, "f.pdf", ".svg or .png"):
-        figure_writer(tmp_path / "f.pdf")
+        figure_writer(tmp_path / "f.pdf", forced_figure)
     (tmp_path / "file").touch()
     with refuses(UsageError, "cannot be written"):
-        figure_writer(tmp_path / "file" / "f.svg")(result)
+        figure_writer(tmp_path / "file" / "f.svg", forced_figure)(result)

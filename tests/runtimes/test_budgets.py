@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -198,3 +200,85 @@ def test_a_budget_outside_the_table_is_refused_and_changes_nothing(runtime: Runt
 def test_a_bundle_without_budgets_says_how_to_get_them(mixed: Made) -> None:
     with refuses(UsageError, str(mixed.path), "--budgets", "--calibration-data"):
         Runtime(mixed.path, budget=0.2)
+
+
+# The accuracy budget
+
+
+PRICES = [[0.0, 0.5, 2.0, 1.0]] * 3
+
+
+@pytest.fixture(scope="module")
+def kept(budgeted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same bundle with an accuracy budget of its own prices."""
+    bundle = tmp_path_factory.mktemp("kept") / budgeted.name
+    shutil.copytree(budgeted, bundle)
+    half = {
+        "samples": 9,
+        "top1": 0.9,
+        "top1_trained": 0.9,
+        "top1_reference": 0.9,
+        "top1_change": 0.0,
+        "top1_change_low": -0.1,
+        "top1_change_high": 0.1,
+        "computation_percentage": 20.0,
+        "computation_percentage_trained": 30.0,
+        "time_percentage": None,
+        "time_percentage_trained": None,
+    }
+    record = {
+        "max_top1_drop": 0.01,
+        "bias": 3.0,
+        "prices": PRICES,
+        "machine": None,
+        "data": "made",
+        "seed": 0,
+        "looks": 1,
+        "reference": {"kind": "as-trained", "name": None, "sha256": None},
+        "chosen": half,
+        "checked": half,
+    }
+    write_manifest(bundle, {**manifest_of(bundle), "accuracy_budget": record})
+    return bundle
+
+
+def test_a_bundles_own_budget_is_what_none_means(kept: Path, budgeted: Path) -> None:
+    images = pixels(60)
+    with Runtime(kept) as own, Runtime(budgeted) as plain:
+        trained = plain(images)
+        plain.set_cost_bias(3.0, np.array(PRICES))
+        expected = plain(images)
+        assert not same(expected, trained)
+        assert (own.budget, own.cost_bias) == (None, 3.0)
+        assert same(own(images), expected)
+        np.testing.assert_array_equal(own.score_offset, -3.0 * np.array(PRICES, np.float32))
+        own.set_budget("trained")
+        assert (own.budget, own.cost_bias) == ("trained", 0.0)
+        assert same(own(images), trained)
+        own.set_budget(0.2)
+        plain.set_budget(0.2)
+        assert same(own(images), plain(images)), "other budgets have the prices of computation"
+        own.set_budget(None)
+        with own.clone() as clone, pickle.loads(pickle.dumps(own)) as again:  # noqa: S301
+            assert same(clone(images), expected)
+            assert same(again(images), expected)
+
+
+def test_a_pickle_keeps_the_gate_as_trained(kept: Path, budgeted: Path) -> None:
+    images = pixels(20)
+    with Runtime(kept, budget="trained") as runtime, Runtime(budgeted) as plain:
+        again = pickle.loads(pickle.dumps(runtime))  # noqa: S301
+        assert again.budget == "trained"
+        assert same(again(images), plain(images))
+        again.close()
+
+
+def test_trained_is_a_budget_of_every_bundle(runtime: Runtime, budgeted: Path) -> None:
+    images = pixels(6)
+    runtime.set_budget(None)
+    expected = runtime(images)
+    with Runtime(budgeted, budget="trained") as other:
+        assert same(other(images), expected)
+    word: Any = "untrained"
+    with refuses(UsageError, "'untrained'", "'trained'"):
+        runtime.set_budget(word)

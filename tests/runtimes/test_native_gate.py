@@ -326,8 +326,8 @@ def test_a_wheel_holds_the_extension_and_no_sources(source: Path) -> None:
         names = {Path(name).name for name in archive.namelist() if name.startswith(f"{NATIVE}/")}
         content = {name: archive.read(f"{NATIVE}/{name}") for name in names if name.endswith(".so")}
     libraries = {name for name in names if name.endswith(".so")}
-    assert {name.partition(".")[0] for name in libraries} == {"_gate"}
-    assert names - libraries == {"__init__.py", "_gate.pyi"}
+    assert {name.partition(".")[0] for name in libraries} == {"_ends", "_gate"}
+    assert names - libraries == {"__init__.py", "_ends.pyi", "_gate.pyi"}
     assert chosen_gate(wheel) == "native"
     if sys.platform == "linux":
         # What debuggers and linkers alone would read takes five times the room of the code.
@@ -341,8 +341,7 @@ def test_an_sdist_holds_the_sources_and_nothing_generated(source: Path) -> None:
     (archive,) = (source / "dist").glob("*.tar.gz")
     with tarfile.open(archive) as file:
         names = [name.partition("/")[2] for name in file.getnames()]
-    assert {f"{NATIVE}/{name}" for name in ("_gate.pyx", "_gate.pyi", "kernel.c", "kernel.h", "kernel_variant.h")} < {
-        *names
-    }
+    sources = ("_gate.pyx", "_gate.pyi", "kernel.c", "kernel.h", "kernel_variant.h", "_ends.pyx", "ends.c", "ends.h")
+    assert {f"{NATIVE}/{name}" for name in sources} < {*names}
     assert "setup.py" in names
-    assert not [name for name in names if name.endswith(("_gate.c", ".so", ".o"))]
+    assert not [name for name in names if name.endswith(("_gate.c", "_ends.c", ".so", ".o"))]

@@ -31,6 +31,7 @@ from tests.training.small import colour_patches
 
 SHORT: dict[str, Any] = {
     "batch": 16,
+    "cost": "flops",
     "gate_steps": 3,
     "joint_steps": 6,
     "threads": 1,

@@ -23,9 +23,12 @@ from dfs_deploy.data import Dataset, save_npz
 from dfs_deploy.errors import CheckFailedError, CheckpointError, DataError, EnvironmentLacksError, UsageError
 from dfs_deploy.options import Options
 from dfs_deploy.training import Job, read_metrics, resume, run_job
+from dfs_deploy.training.begin import begun
 from dfs_deploy.training.job import load_job
-from dfs_deploy.training.loop import evaluate
+from dfs_deploy.training.loop import Loop, evaluate
+from dfs_deploy.training.processes import Processes
 from dfs_deploy.training.recipe import StageName
+from dfs_deploy.training.splits import splits_for
 from tests.builders import release_state_dict, save_release, small_network
 from tests.checks import refuses
 from tests.settled import CONTRACT
@@ -111,7 +114,7 @@ def test_stage_1_ends_when_every_block_runs_in_full(whole: Path) -> None:
 
 
 def test_the_last_steps_of_joint_training_keep_statistics_and_ranges(folder: Path, whole: Path) -> None:
-    recipe = small_recipe(settle_share=1.0, joint_lr=0.0, joint_gate_lr=0.0)
+    recipe = small_recipe(settle_share=1.0, joint_lr=0.0, joint_gate_lr=0.0, statistics_batches=0, alpha_sign="dynamic")
     before = load_checkpoint(whole / "checkpoint.pt").network.state_dict()
     run_job(small_job(folder, recipe, start=str(whole / "checkpoint.pt")), folder / "settled")
     after = load_checkpoint(folder / "settled" / "checkpoint.pt").network.state_dict()
@@ -130,13 +133,102 @@ def test_the_target_is_reached_by_the_dynamic_sign_and_missed_by_the_constant_on
     """Table 1's finding, on the toy problem."""
     missed = {}
     for sign in ("dynamic", "constant"):
-        recipe = small_recipe(joint_steps=80, alpha_sign=sign, alpha=1e-2, joint_gate_lr=1e-2)
+        changes = {"alpha_sign": sign, "alpha": 1e-2, "descent": 0.0, "joint_gate_lr": 1e-2}
+        recipe = small_recipe(joint_steps=80, **changes)
         out = folder / sign
         run_job(small_job(folder, recipe, backbone=str(whole / "backbone.pt"), save_every=1000), out)
         last = [record["percentage"] for record in of(out, "step", "joint")[-15:]]
         missed[sign] = abs(sum(last) / len(last) - recipe.target)
     assert missed["dynamic"] < 10.0
     assert missed["constant"] > 25.0
+
+
+@pytest.mark.parametrize(("options", "target"), [("skip,8", 3.5), ("skip,full", 60.0), ("skip,8,16,full", 30.0)])
+def test_a_controlled_alpha_reaches_the_target_with_any_options(
+    folder: Path, whole: Path, options: str, target: float
+) -> None:
+    recipe = small_recipe(options=Options.parse(options), target=target, joint_steps=80)
+    out = folder / f"controlled-{options}"
+    run_job(small_job(folder, recipe, backbone=str(whole / "backbone.pt"), save_every=1000), out)
+    steps = of(out, "step", "joint")
+    settled = steps[recipe.settled_from("joint") + 5 :]
+    mean = sum(record["percentage"] for record in settled) / len(settled)
+    assert mean == pytest.approx(target, abs=4.0 * recipe.dearest)
+    assert steps[0]["target"] == pytest.approx(steps[0]["percentage"])
+    assert [record["target"] for record in steps[40:]] == [pytest.approx(target)] * 40
+    assert len({record["alpha"] for record in steps}) > 40
+    assert all(record["target"] is None for record in of(out, "step", "gate"))
+
+
+def test_a_step_in_bfloat16_learns_and_resumes_to_the_bit(folder: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(autocast="bfloat16", backbone_steps=20, statistics_batches=3, drop=0.5)
+    job = small_job(folder, recipe)
+    run_job(job, tmp_path / "whole")
+    stopped(job, tmp_path / "run")
+    resume(tmp_path / "run")
+    assert lines(tmp_path / "run")[1:] == lines(tmp_path / "whole")[1:]
+    one, other = (load_checkpoint(tmp_path / name / "checkpoint.pt").network.state_dict() for name in ("run", "whole"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert all(value.dtype != torch.bfloat16 for value in one.values())
+    steps = of(tmp_path / "whole", "step", "backbone")
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    plain = dataclasses.replace(job, recipe=dataclasses.replace(recipe, autocast="none"), until="backbone")
+    run_job(plain, tmp_path / "plain")
+    first = of(tmp_path / "plain", "step")[0]["loss"]
+    assert steps[0]["loss"] != first
+    assert steps[0]["loss"] == pytest.approx(first, rel=0.05)
+
+
+def test_stage_0_drops_late_blocks_more_often_and_none_once_it_is_over(folder: Path, tmp_path: Path) -> None:
+    """A block that every step drops learns nothing; the first is dropped in half of the steps."""
+    job = small_job(folder, small_recipe(drop=1.0, backbone_steps=12, weight_decay=0.0), until="backbone")
+    run_job(job, tmp_path / "run")
+    run_job(dataclasses.replace(job, recipe=small_recipe(backbone_steps=1, backbone_lr=0.0)), tmp_path / "begun")
+    trained, begun = (load_checkpoint(tmp_path / name / "backbone.pt").network.net for name in ("run", "begun"))
+    for block, learns in (("blocks.1", True), ("blocks.2", False)):
+        same = torch.equal(trained.state_dict()[f"{block}.conv1.weight"], begun.state_dict()[f"{block}.conv1.weight"])
+        assert same != learns
+
+
+def taught(job: Job, out: Path, teacher: Callable[[torch.Tensor], torch.Tensor] | None) -> Loop:
+    """A loop that has run a job with a teacher."""
+    splits = splits_for(job)
+    network, _ = begun(job, splits, None, None)
+    out.mkdir()
+    loop = Loop(job, network, out, splits, torch.device("cpu"), Processes(), lambda text, share: None, None, teacher)
+    loop.run()
+    return loop
+
+
+@pytest.mark.parametrize("policy", [None, "8"])
+def test_a_teacher_is_learned_from_with_a_gate_and_with_a_policy(
+    folder: Path, whole: Path, tmp_path: Path, policy: str | None
+) -> None:
+    """A teacher that calls everything green: with all of the loss from it, the labels are forgotten."""
+    asked: list[int] = []
+
+    def green(images: torch.Tensor) -> torch.Tensor:
+        assert not torch.is_grad_enabled()
+        asked.append(len(images))
+        return torch.tensor([[0.0, 8.0, 0.0]]).repeat(len(images), 1)
+
+    recipe = small_recipe(distill=1.0, policy=policy, joint_steps=40, gate_steps=1, joint_lr=0.1)
+    job = small_job(folder, recipe, backbone=str(whole / "backbone.pt"))
+    loop = taught(job, tmp_path / "run", green)
+    assert not loop.notes
+    assert asked == [recipe.batch] * recipe.joint_steps
+    green_ones = (splits_for(job).evaluation.labels == 1).mean()
+    assert 0.0 < green_ones < 0.5
+    assert of(tmp_path / "run", "evaluation", "joint")[-1]["top1"] == pytest.approx(green_ones)
+
+
+def test_what_cannot_do_anything_is_said(folder: Path, whole: Path, tmp_path: Path) -> None:
+    job = small_job(folder, small_recipe(distill=0.5), start=str(whole / "checkpoint.pt"))
+    assert taught(job, tmp_path / "alone", None).notes == ["no effect on this run: distill, as no teacher is given"]
+    without = small_job(folder, small_recipe(), start=str(whole / "checkpoint.pt"))
+    asked: list[int] = []
+    loop = taught(without, tmp_path / "unasked", lambda x: asked.append(len(x)) or torch.zeros(len(x), 3))  # type: ignore[func-returns-value]
+    assert (loop.notes, asked) == ([], [])
 
 
 # ------------------------------------------------------------------------------------------------------------ stopping
@@ -436,7 +528,7 @@ def in_two_processes(job: Job, out: Path) -> list[float]:
 
 def test_two_processes_share_the_work_of_one(folder: Path, whole: Path) -> None:
     """With fixed statistics the mean of two halves is the whole, so the metrics are those of one process."""
-    recipe = small_recipe(settle_share=1.0, joint_steps=6)
+    recipe = small_recipe(settle_share=1.0, joint_steps=6, statistics_batches=0)
     start = str(whole / "checkpoint.pt")
     one, two = folder / "one", folder / "two"
     run_job(small_job(folder, recipe, start=start), one)

@@ -61,3 +61,20 @@ def test_the_gradient_leads_to_the_target(cost: float, direction: float) -> None
     assert costs.grad is not None
     # d total / d cost of a sample = alpha * blocks, whatever the batch.
     torch.testing.assert_close(costs.grad, torch.full((4,), direction * 0.5 * 5))
+
+
+@given(seed=st.integers(0, 1000), temperature=st.floats(0.5, 8.0))
+def test_a_teacher_that_agrees_adds_nothing_and_another_its_divergence(seed: int, temperature: float) -> None:
+    random = torch.Generator().manual_seed(seed)
+    ours, theirs = torch.randn(2, 6, 4, generator=random)
+    labels = torch.randint(0, 4, (6,), generator=random)
+    by_labels = functional.cross_entropy(ours, labels)
+    for part in (0.0, 0.3, 1.0):
+        recipe = Recipe(distill=part, temperature=temperature)
+        same = accuracy_loss(ours, labels, ours + 3.0, recipe)
+        torch.testing.assert_close(same, (1.0 - part) * by_labels, rtol=1e-4, atol=1e-5)
+        p, q = ((each / temperature).softmax(1) for each in (theirs, ours))
+        divergence = (p * (p / q).log()).sum(1).mean()
+        wanted = (1.0 - part) * by_labels + part * temperature**2 * divergence
+        torch.testing.assert_close(accuracy_loss(ours, labels, theirs, recipe), wanted, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(accuracy_loss(ours, labels, None, Recipe(distill=0.5)), by_labels)

@@ -24,6 +24,7 @@ from tests.training.small import colour_patches
 MOBILE = "tests.nets:three_classes"
 
 SHORT: dict[str, Any] = {
+    "cost": "flops",
     "batch": 16,
     "backbone_steps": 4,
     "gate_steps": 3,

@@ -15,7 +15,15 @@ def test_the_paper_preset_is_section_4() -> None:
     assert str(recipe.options) == "skip,8,16,full"
     assert (recipe.gate_steps, recipe.joint_steps, recipe.batch) == (64_000, 64_000, 128)
     assert (recipe.momentum, recipe.weight_decay, recipe.alpha) == (0.9, 1e-4, 5e-6)
-    assert (recipe.gate_lr, recipe.joint_lr) == (0.1, 0.01)
+    assert (recipe.backbone_lr, recipe.gate_lr, recipe.joint_lr, recipe.joint_gate_lr) == (0.1, 0.1, 0.01, 0.01)
+    assert (recipe.alpha_sign, recipe.schedule, recipe.gate_optimizer) == ("dynamic", "steps", "sgd")
+    assert (recipe.backbone_steps, recipe.gate_patience, recipe.blocks_per_group) == (64_000, 0, 6)
+    assert (recipe.augmentation, recipe.cost, recipe.policy, recipe.costs) == ("crop-flip", "flops", None, None)
+    ours = ("settle_share", "clip", "descent", "distill", "statistics_batches", "drop")
+    assert [getattr(recipe, name) for name in ours] == [0] * len(ours)
+    assert not recipe.nesterov
+    assert not recipe.standardize_gate
+    assert recipe.autocast == "none"
     rates = [recipe.rate("gate", step) for step in (0, 31_999, 32_000, 47_999, 48_000, 63_999)]
     assert rates == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01, 0.01])
 
@@ -31,12 +39,28 @@ def test_rates_lie_between_nothing_and_the_peak(name: str) -> None:
 
 
 @pytest.mark.parametrize(("options", "dearest"), [("skip,8,full", 1.0), ("skip,8", 1 / 16), ("skip,16", 1 / 4)])
-def test_the_cost_weighs_as_much_without_full_precision(options: str, dearest: float) -> None:
-    recipe = preset("adapt", options=Options.parse(options), target=4.0)
+@pytest.mark.parametrize("name", ["cpu-int8", "jetson"])
+def test_the_usual_target_is_a_share_of_the_dearest_path_and_alpha_is_one_for_all(
+    name: str, options: str, dearest: float
+) -> None:
+    recipe = preset(name, options=options)
     assert recipe.dearest == dearest
-    assert recipe.alpha * recipe.dearest == pytest.approx(preset("adapt").alpha)
-    assert preset("adapt", options=Options.parse(options), target=4.0, alpha=0.5).alpha == 0.5
-    assert preset("quick", options=Options.parse(options), target=4.0).alpha == preset("quick").alpha
+    assert recipe.target == pytest.approx(60.0 * dearest)
+    assert (recipe.alpha, recipe.alpha_sign) == (1.0, "controlled")
+    assert preset(name, options=options, target=4.0).target == 4.0
+
+
+def test_the_usual_target_of_measured_costs() -> None:
+    measured = {"options": "skip,8", "costs": ((0.1, 1.2), (0.1, 0.8)), "cost": "latency"}
+    assert preset("cpu-int8", **measured).target == pytest.approx(60.0)
+    gates_cost_most = {**measured, "costs": ((0.7, 1.2), (0.7, 0.8))}
+    assert preset("cpu-int8", **gates_cost_most).target == pytest.approx(70.0)  # the least that a path costs
+
+
+@pytest.mark.parametrize(("name", "options"), [("cpu-int8", "skip,8"), ("jetson", "skip,8,16,full")])
+def test_presets_for_devices_are_what_they_are_asked_for_by(name: str, options: str) -> None:
+    assert preset(name) == PRESETS[name]
+    assert str(PRESETS[name].options) == options
 
 
 def test_the_dearest_path_of_measured_costs() -> None:
@@ -62,7 +86,13 @@ def test_changes_that_are_none_keep_the_preset() -> None:
         ({"batch": 0}, "batch"),
         ({"joint_lr": -1.0}, "joint_lr"),
         ({"alpha": float("inf")}, "alpha"),
-        ({"alpha_sign": "sometimes"}, "dynamic or constant"),
+        ({"alpha_sign": "sometimes"}, "dynamic or constant or controlled"),
+        ({"descent": 1.5}, "descent is 1.5, expected a number from 0 to 1"),
+        ({"distill": -0.1}, "distill"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"statistics_batches": -1}, "statistics_batches"),
+        ({"drop": 2.0}, "drop"),
+        ({"autocast": "float16"}, "none or bfloat16"),
         ({"augmentation": "cutout"}, "crop-flip"),
         ({"settle_share": 1.5}, "0 to 1"),
         ({"joint_steps": -1}, "joint_steps"),
@@ -74,7 +104,7 @@ def test_what_cannot_be_is_refused(changes: dict[str, object], words: str) -> No
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(DfsDeployError, match="paper, quick or adapt"):
+    with pytest.raises(DfsDeployError, match="paper, quick, cpu-int8 or jetson"):
         preset("slow")
 
 

@@ -14,7 +14,7 @@ from dfs_deploy.data import save_npz
 from dfs_deploy.errors import UsageError
 from dfs_deploy.options import Options
 from dfs_deploy.training import TrainingResult, preset, resume, train
-from dfs_deploy.training.metrics import EvaluationRecord, RunRecord
+from dfs_deploy.training.metrics import EvaluationRecord, RunRecord, StepRecord
 from tests.checks import refuses
 from tests.training.small import colour_patches
 
@@ -99,3 +99,21 @@ def test_a_target_is_missed_by_a_share_of_what_the_dearest_path_costs(
     job = dataclasses.replace(result.job, recipe=preset("quick", options=options, target=4.0, blocks_per_group=1))
     evaluation = msgspec.structs.replace(result.evaluation, percentage=4.5)
     assert dataclasses.replace(result, job=job, evaluation=evaluation).target_missed == missed
+
+
+def test_a_run_stopped_before_its_first_save_begins_with_its_backbone_again(
+    data: Path, result: TrainingResult, tmp_path: Path
+) -> None:
+    values = {**QUICK, "backbone": result.checkpoint, "options": "skip,full", "seed": 3}
+    whole = train(data, tmp_path / "whole", **values)
+
+    def stop(text: str, share: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "cut", progress=stop, **values)
+    assert not (tmp_path / "cut" / "state.pt").exists()
+    steps = [
+        [each for each in run.metrics if isinstance(each, StepRecord)] for run in (whole, resume(tmp_path / "cut"))
+    ]
+    assert steps[0] == steps[1]

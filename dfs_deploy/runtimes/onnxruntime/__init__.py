@@ -56,15 +56,16 @@ class OnnxRuntimeBackend(Backend):
         self._offset = offset.copy()
 
     def infer(
-        self, images: NDArray[np.float32], forced: NDArray[np.uint8] | None
+        self, images: NDArray[Any], forced: NDArray[np.uint8] | None, first: int = 0
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         _, single, batch = self._open()
         if len(images) == 1:
-            return single.run(images, forced)
+            return single.run(images, forced, first)
         if len(images) > self._small_batch:
-            return batch.run(images, forced)
+            return batch.run(images, forced, first)
         results = [
-            single.run(images[i : i + 1], None if forced is None else forced[i : i + 1]) for i in range(len(images))
+            single.run(images[i : i + 1], None if forced is None else forced[i : i + 1], first + i)
+            for i in range(len(images))
         ]
         return np.concatenate([logits for logits, _ in results]), np.concatenate([path for _, path in results])
 

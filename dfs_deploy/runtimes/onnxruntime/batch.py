@@ -48,17 +48,17 @@ class BatchDispatch:
         self._same_grid = [i > 0 and grids[i] == grids[i - 1] for i in range(len(engines.blocks))]
 
     def run(
-        self, images: NDArray[np.float32], forced: NDArray[np.uint8] | None
+        self, images: NDArray[Any], forced: NDArray[np.uint8] | None, first: int = 0
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Runs a batch, (N, C, H, W) float32; see ``Backend.infer``."""
+        """Runs a batch; see ``Backend.infer``."""
         try:
-            return self._run(images, forced)
+            return self._run(self._engines.entry.admit(images, first), forced, first)
         except BaseException:
             self._pool = BufferPool()  # lent buffers may be in use still
             raise
 
     def _run(
-        self, images: NDArray[np.float32], forced: NDArray[np.uint8] | None
+        self, images: NDArray[Any], forced: NDArray[np.uint8] | None, first: int
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         engines, gate, samples = self._engines, self._gate, len(images)
         gate.reset(samples)
@@ -67,7 +67,7 @@ class BatchDispatch:
             path[...] = forced.T
         features = BatchFeatures(samples, self._pool)
         target = self._pool.take(samples, self._sizes[0], engines.stem.output)
-        self._call(engines.stem, 0, "float32", images, target.maps)
+        self._enter(images, target, first)
         features.put(np.arange(samples), target)
         changed = None
         for i, block in enumerate(engines.blocks):
@@ -91,6 +91,17 @@ class BatchDispatch:
             features.done(group)
         features.release()
         return logits, np.ascontiguousarray(path.T)
+
+    def _enter(self, images: NDArray[Any], target: Buffer, first: int) -> None:
+        """Runs the stem; ``first`` is the index of the first image, for messages."""
+        stem, entry = self._engines.stem, self._engines.entry
+        if entry.grid is None:
+            self._call(stem, 0, entry.layout, images, target.maps)
+            return
+        pixels = self._pool.take(len(images), entry.size, entry.layout)
+        entry.fill(images, pixels.maps, first)
+        self._call(stem, 0, entry.layout, pixels.maps, target.maps)
+        self._pool.give_back(pixels)
 
     def _run_block(
         self,

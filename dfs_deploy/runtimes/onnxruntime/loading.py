@@ -29,6 +29,7 @@ from dfs_deploy.runtimes.backend import BackendOptions, Substitution, running_en
 from dfs_deploy.runtimes.gate import GateWeights, read_gate_weights
 from dfs_deploy.runtimes.onnxruntime.conversion import OTHER, Converters
 from dfs_deploy.runtimes.onnxruntime.engine_choice import decide_substitutions, load_choice
+from dfs_deploy.runtimes.onnxruntime.entry import Entry, split_entry
 from dfs_deploy.runtimes.onnxruntime.prepared import PLAIN, PreparedEngines, load_prepared, prepare_engines
 from dfs_deploy.runtimes.onnxruntime.sessions import has_global_pool, open_session, session_options
 from dfs_deploy.system.memory import return_freed_memory
@@ -71,6 +72,7 @@ class LoadedEngines:
         options: options that its gate chooses from.
         gate: weights of the gate.
         stem: engine of the stem and the first block.
+        entry: way from images to its input.
         blocks: for each block after the first, its engine by option index; ``None`` if the option passes features on
             untouched, or is none that the block may run.
         head: engine of the head.
@@ -86,6 +88,7 @@ class LoadedEngines:
     options: Options
     gate: GateWeights
     stem: LoadedEngine
+    entry: Entry
     blocks: tuple[tuple[LoadedEngine | None, ...], ...]
     head: LoadedEngine
     grids: tuple[FeatureGrid, ...]
@@ -127,7 +130,8 @@ def load_engines(bundle: Bundle, options: BackendOptions) -> LoadedEngines:
     sessions = len(content)
     threads, pools = affordable_threads(bundle, wanted, sessions)
     loader = EngineLoader(bundle, threads, prepared)
-    (_, stem), *gated, (_, head) = zip(running, loader.load_all(reached), strict=True)
+    stem, entry = loader.load_stem(running[0])
+    *gated, (_, head) = zip(running[1:], loader.load_all(reached[1:]), strict=True)
     index = {name: i for i, name in enumerate(bundle.options.names)}
     blocks: list[list[LoadedEngine | None]] = [[None] * len(index) for _ in range(bundle.architecture.gated_blocks)]
     for placed, engine in gated:
@@ -139,6 +143,7 @@ def load_engines(bundle: Bundle, options: BackendOptions) -> LoadedEngines:
         options=bundle.options,
         gate=gate,
         stem=stem,
+        entry=entry,
         blocks=tuple(map(tuple, blocks)),
         head=head,
         grids=feature_grids(bundle, "onnxruntime"),
@@ -185,6 +190,16 @@ class EngineLoader:
         return_freed_memory()
         return [self.load(each, layouts) for each, layouts in placed]
 
+    def load_stem(self, placed: PlacedEngine) -> tuple[LoadedEngine, Entry]:
+        """Loads the engine that takes images, with the way to its input."""
+        file = placed.engine.files[_FLOAT32]
+        name = f"{self._bundle.path}: {file}"
+        model, entry = split_entry(self._model(file), self._bundle.input, name)
+        session = open_session(model, name, self._options)
+        gives = placed.engine.output, placed.gives
+        check_ends(self._bundle, placed.label, session, (entry.layout, entry.size), gives)
+        return LoadedEngine(placed.label, placed.engine.output, {entry.layout: session}), entry
+
     def load(self, placed: PlacedEngine, layouts: Collection[Layout] | None = None) -> LoadedEngine:
         """Loads an engine for some of the layouts that it takes; ``None`` for all of them."""
         engine, label = placed.engine, placed.label
@@ -201,8 +216,10 @@ class EngineLoader:
         return self._sessions[content]
 
     def _open(self, file: str) -> ort.InferenceSession:
-        data = self._prepared.model(file) or self._bundle.model(file)
-        return open_session(data, f"{self._bundle.path}: {file}", self._options)
+        return open_session(self._model(file), f"{self._bundle.path}: {file}", self._options)
+
+    def _model(self, file: str) -> bytes:
+        return self._prepared.model(file) or self._bundle.model(file)
 
 
 def reached_layouts(

@@ -7,6 +7,7 @@ a moment in a slot of that layout.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,11 +42,12 @@ class SingleDispatch:
         architecture = engines.architecture
         self._engines = engines
         self._gate = gate
-        self._images = aligned_buffer((1, *architecture.image_shape), _FLOAT32)
+        entry = engines.entry
+        self._images = aligned_buffer((1, *laid_out(entry.size, entry.layout)), np.dtype(entry.layout))
         self._logits = aligned_buffer((1, architecture.classes), _FLOAT32)
         buffers = _buffers(architecture)
         start = _SLOTS.index((engines.stem.output, 0))
-        self._stem = bind(engines.stem.sessions["float32"], self._images, buffers[0][start])
+        self._stem = bind(engines.stem.sessions[entry.layout], self._images, buffers[0][start])
         allowed = architecture.allowed(engines.options)
         layouts = {engines.stem.output}
         steps = []
@@ -123,10 +125,11 @@ class SingleDispatch:
         return _in_turn(convert, bind(engine.sessions[other], converted, target))
 
     def run(
-        self, image: NDArray[np.float32], forced: NDArray[np.uint8] | None
+        self, image: NDArray[Any], forced: NDArray[np.uint8] | None, first: int = 0
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Runs one image, (1, C, H, W) float32; see ``Backend.infer``."""
-        np.copyto(self._images, image)
+        """Runs one image; see ``Backend.infer``."""
+        entry = self._engines.entry
+        entry.fill(entry.admit(image, first), self._images, first)
         self._gate.reset(1)
         loop, label = self._loop, self._engines.stem.label
         try:
@@ -141,13 +144,17 @@ class SingleDispatch:
             raise engine_failed(label or self._label_at(loop.block, loop.path), error) from error
         return self._logits.copy(), np.frombuffer(path, np.uint8)[None]
 
+    @functools.cached_property
+    def _whole_stem(self) -> Call:
+        return self._engines.entry.ahead_of(self._stem, self._images)
+
     def _label_at(self, block: int, path: bytearray) -> str:
         engine = self._engines.blocks[block][path[block]]
         return "the gate" if engine is None else engine.label
 
     def engine_calls(self, path: NDArray[np.uint8]) -> tuple[Call, ...]:
         """Engine calls of a path, (blocks,) option indices, in order."""
-        calls, slot = [self._stem], self._start
+        calls, slot = [self._whole_stem], self._start
         for slots, option in zip(self._steps, path, strict=True):
             call, slot = slots[slot].options[int(option)]
             if call is not None:

@@ -6,6 +6,7 @@ is known then.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.bundle.cache import Cache
-from dfs_deploy.bundle.engines import PlacedEngine, feature_grids
+from dfs_deploy.bundle.engines import PlacedEngine, feature_grids, laid_out
 from dfs_deploy.bundle.manifest import Layout
 from dfs_deploy.bundle.onnx_messages import Message, parse_model
 from dfs_deploy.bundle.weights import inlined
@@ -26,6 +27,7 @@ from dfs_deploy.runtimes.buffers import aligned_buffer
 from dfs_deploy.runtimes.dispatch import Call
 from dfs_deploy.runtimes.onnxruntime.conversion import OTHER, conversion_model
 from dfs_deploy.runtimes.onnxruntime.engine_choice import decide_substitutions, load_choice
+from dfs_deploy.runtimes.onnxruntime.entry import Entry, split_entry
 from dfs_deploy.runtimes.onnxruntime.loading import affordable_threads, check_ends, check_memory, describe
 from dfs_deploy.runtimes.onnxruntime.prepared import ONE_ENGINE, PreparedEngines
 from dfs_deploy.runtimes.onnxruntime.sessions import bind, engine_failed, open_session, run_once, session_options
@@ -43,6 +45,9 @@ class StraightEngine:
         threads: threads that it may use; ``None`` for one.
         joined: whether it is a path of engines, which is to give what they give one by one.
 
+    Attributes:
+        entry: way from images to its input.
+
     Raises:
         BundleError: ONNX Runtime does not take the model, or it takes or gives something else.
     """
@@ -53,39 +58,56 @@ class StraightEngine:
         options = session_options(threads or 1)
         if joined:  # else it would merge the two grids of a tensor that is quantised twice in a row, into a third one
             options.add_session_config_entry("session.disable_double_qdq_remover", "1")
+        model, entry = split_entry(model, bundle.input, f"{bundle.path}: {label}")
         session = open_session(model, f"{bundle.path}: {label}", options)
         return_freed_memory()
         classes = (bundle.architecture.classes,)
-        check_ends(bundle, label, session, ("float32", bundle.input.shape), ("float32", classes))
-        self._set_up(session, label, bundle)
+        check_ends(bundle, label, session, (entry.layout, entry.size), ("float32", classes))
+        self._set_up(session, label, bundle, entry)
 
-    def _set_up(self, session: ort.InferenceSession, label: str, bundle: Bundle) -> None:
-        self._label, self._bundle = label, bundle
-        self._images = aligned_buffer((1, *bundle.input.shape), np.dtype(np.float32))
+    def _set_up(self, session: ort.InferenceSession, label: str, bundle: Bundle, entry: Entry) -> None:
+        self._label, self._bundle, self.entry = label, bundle, entry
+        self._images = aligned_buffer((1, *laid_out(entry.size, entry.layout)), np.dtype(entry.layout))
         self._logits = aligned_buffer((1, bundle.architecture.classes), np.dtype(np.float32))
         self._opened: tuple[ort.InferenceSession, Call] | None = session, bind(session, self._images, self._logits)
 
-    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Maps (N, C, H, W) float32, normalised, to logits (N, classes) float32."""
+    def __call__(self, images: NDArray[Any], first: int = 0) -> NDArray[np.float32]:
+        """Classifies images.
+
+        Args:
+            images: (N, C, H, W) float32, normalised; or what ``entry.admit`` gave.
+            first: index in the whole batch of the first image, for messages.
+
+        Returns:
+            Logits, (N, classes) float32.
+
+        Raises:
+            InputError: NaN or infinity, if the engine takes pixels.
+            EngineError: the engine failed.
+        """
         session, call = self._open()
         if len(images) != 1:
+            if self.entry.grid is not None:
+                pixels = np.empty((len(images), *self._images.shape[1:]), self._images.dtype)
+                self.entry.fill(images, pixels, first)
+                images = pixels
             return run_once(session, self._label, images)
-        np.copyto(self._images, images)
+        self.entry.fill(images, self._images, first)
         try:
             call()
         except Exception as error:  # ONNX Runtime's exceptions share no other base
             raise engine_failed(self._label, error) from error
         return self._logits.copy()
 
-    @property
+    @functools.cached_property
     def call(self) -> Call:
-        """Bound call at batch 1, on the image of the last call: for a bench."""
-        return self._open()[1]
+        """Bound call at batch 1, on the image of the last call or a blank one: for a bench."""
+        return self.entry.ahead_of(self._open()[1], self._images)
 
     def clone(self) -> StraightEngine:
         """Makes one for another thread: the same engine with buffers of its own."""
         other = object.__new__(StraightEngine)
-        other._set_up(self._open()[0], self._label, self._bundle)
+        other._set_up(self._open()[0], self._label, self._bundle, self.entry)
         return other
 
     def _open(self) -> tuple[ort.InferenceSession, Call]:
@@ -96,6 +118,7 @@ class StraightEngine:
     def close(self) -> None:
         """Frees the engine; closing twice is fine."""
         self._opened = None
+        vars(self).pop("call", None)
 
     def __enter__(self) -> StraightEngine:
         return self
@@ -152,9 +175,9 @@ class PolicyBackend(Backend):
         self._path = bundle.policy
 
     def infer(
-        self, images: NDArray[np.float32], forced: NDArray[np.uint8] | None
+        self, images: NDArray[Any], forced: NDArray[np.uint8] | None, first: int = 0
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        return self._engine(images), np.repeat(self._path[None], len(images), 0)
+        return self._engine(self._engine.entry.admit(images, first), first), np.repeat(self._path[None], len(images), 0)
 
     def engine_calls(self, path: NDArray[np.uint8]) -> tuple[Call, ...]:
         return (self._engine.call,)

@@ -45,6 +45,7 @@ class TensorRTBackend(Backend):
         weights = read_gate_weights(bundle, "tensorrt")
         with _device_errors("loading"):
             engines = LoadedEngines(bundle, cache or Cache(bundle))
+        self._contract = bundle.input
         self._setup(engines, bundle.architecture, weights, gate)
 
     def _setup(
@@ -69,9 +70,10 @@ class TensorRTBackend(Backend):
             stream.synchronize()
 
     def infer(
-        self, images: NDArray[np.float32], forced: NDArray[np.uint8] | None
+        self, images: NDArray[Any], forced: NDArray[np.uint8] | None, first: int = 0
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         engines, _, dispatches = self._open()
+        images = self._contract.prepare(images, first)
         running, results = dispatches[0], []
         with self._closed_on_failure(lambda: running.at), engines.device.active():
             for start in range(0, len(images), self.batch):
@@ -105,6 +107,7 @@ class TensorRTBackend(Backend):
     def clone(self) -> TensorRTBackend:
         engines = self._open()[0].retain()
         other = object.__new__(TensorRTBackend)
+        other._contract = self._contract
         other._setup(engines, self._network, self._weights, None if self._gate is None else self._gate.name)
         other.set_score_offset(self._offset)
         return other
