@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfs_deploy.bench.clock import MIN_SEGMENTS, median_interval, paired_ratios
+from dfs_deploy.bench.result import Ratios
 from dfs_deploy.paired import Interval
 from tests.bench.made import rounds_of
 
@@ -75,6 +76,26 @@ def test_a_few_disturbed_turns_move_no_ratio() -> None:
     assert found is not None
     assert quiet is not None
     assert found.mean.value == pytest.approx(quiet.mean.value, rel=0.01)
+
+
+@pytest.mark.parametrize("rounds", [8, 24])
+def test_the_interval_of_a_ratio_holds_it_on_a_machine_that_drifts(rounds: int) -> None:
+    """A dynamic case of three paths over a static one; true ratio by a run that is very long."""
+    random = np.random.default_rng(4)
+
+    def run(count: int) -> Ratios:
+        speed = np.exp(np.cumsum(random.normal(0, 0.02, (count, 1)), 0))
+        own = np.exp(random.normal(0, 0.05, (2, count, 1)))
+        path = random.choice([0.6, 0.9, 1.3], (count, 16), p=[0.4, 0.4, 0.2])
+        case = 1e6 * path * np.exp(random.normal(0, 0.05, path.shape)) * speed * own[0]
+        base = 1e6 * np.exp(random.normal(0, 0.02, path.shape)) * speed * own[1]
+        found = paired_ratios(np.rint(case).astype(np.int64), np.rint(base).astype(np.int64), "base")
+        assert found is not None
+        return found
+
+    true = run(8000).p50.value
+    held = sum(found.p50.low <= true <= found.p50.high for found in (run(rounds) for _ in range(100)))
+    assert held >= 88
 
 
 def test_an_interval_widens_with_what_the_turns_show() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from dfs_deploy.bench.clock import case_result
 from dfs_deploy.bench.result import BenchResult, Problem, Round, Verdict
-from dfs_deploy.bench.verdict import Evidence, compare, times
+from dfs_deploy.bench.verdict import Evidence, choose_contender, compare, times, title
 from dfs_deploy.paired import Interval
 from dfs_deploy.thresholds import MAX_UNCERTAINTY, TIE
 from tests.bench.made import exactly, made_bench, ratios_of
@@ -24,6 +25,7 @@ def verdict(
     drop: float = 0.01,
     tail_width: float | None = None,
     problems: Sequence[Problem] = (),
+    **how: Any,
 ) -> Verdict:
     """Of cases that take so many ms at the median and at p95, whose ratios are known to a share of themselves."""
     tail_width = width if tail_width is None else tail_width
@@ -32,12 +34,13 @@ def verdict(
         case_result(name, 1, [round(1e6 * ms)] * 300, top1=None if top1 is None else top1[name])
         for name, ms in p50.items()
     ]
+    ours = how.get("contender", "dfs")
     over = [
-        ratios_of(name, exactly(p50["dfs"] / p50[name], width), exactly(p95["dfs"] / p95[name], tail_width))
+        ratios_of(name, exactly(p50[ours] / p50[name], width), exactly(p95[ours] / p95[name], tail_width))
         for name in p50
-        if name != "dfs"
+        if name.startswith("static")
     ]
-    return Evidence(cases, over, Round(16), 100, drop, tuple(problems)).verdict()
+    return Evidence(cases, over, Round(16), 100, drop, tuple(problems), **how).verdict()
 
 
 def evidence(result: BenchResult) -> Evidence:
@@ -249,3 +252,100 @@ def test_only_what_another_run_would_read_alike_is_known(value: float, width: fl
     words = {"faster": "faster", "slower": "slower", "tie": "as fast", "unknown": "between"}
     shown = "unknown" if found == "tie" and ratio.uncertainty > MAX_UNCERTAINTY else found
     assert words[shown] in times(ratio)
+
+
+# Several networks
+
+FIELD = {
+    "dfs": 1.02,
+    "static-fp32": 2.4,
+    "static-int8": 1.55,
+    "static-int8@twin": 1.53,
+    "static-policy@pruned-3": 1.38,
+    "static-policy@pruned-9": 0.93,
+    "dfs@skipnet": 1.7,
+    "dfs-budget-40": 0.8,
+}
+FOUND = dict(zip(FIELD, (0.882, 0.86, 0.855, 0.885, 0.881, 0.859, 0.871, 0.87), strict=True))
+
+
+def test_the_verdict_names_the_best_static_network_and_the_static_int8_one() -> None:
+    found = verdict(FIELD, top1=FOUND)
+    assert found.choice == "dfs"
+    assert found.words.startswith("ship DFS: 1.50x faster at the median than static INT8 of twin at equal accuracy;")
+    for word in ("the best static network of equal accuracy is pruned-3 at 1.38 ms", "at 1.02 ms", "1.35x faster"):
+        assert word in found.words, word
+
+
+def test_a_pruned_network_that_is_faster_at_equal_accuracy_wins() -> None:
+    found = verdict(FIELD, top1={**FOUND, "static-policy@pruned-9": 0.88})
+    assert found.choice == "static-policy@pruned-9"
+    assert found.words.startswith("ship pruned-9: accurate enough at 0.93 ms, and DFS is 1.10x slower at the median")
+    assert "1.53 ms" in found.words, "what static INT8 takes is told, too"
+
+
+def test_another_dynamic_network_may_be_the_one_that_is_judged() -> None:
+    found = verdict({**FIELD, "dfs@skipnet": 0.7}, top1={**FOUND, "dfs@skipnet": 0.881}, contender="dfs@skipnet")
+    assert found.choice == "dfs@skipnet"
+    assert "ship skipnet: " in found.words
+
+
+def test_a_network_that_loses_too_much_is_set_against_static_ones_of_its_accuracy() -> None:
+    found = verdict(FIELD, top1={**FOUND, "dfs": 0.865})
+    assert found.choice == "static-policy@pruned-3"
+    assert "DFS loses 2.00 points" in found.words
+    (line,) = [line for line in found.caveats if line.startswith("at the accuracy of DFS (86.50 %)")]
+    assert "pruned-9, at 0.93 ms" in line
+    assert "1.10x slower" in line
+
+
+def test_how_one_was_chosen_of_several_is_told() -> None:
+    (line,) = [line for line in verdict(FIELD, top1=FOUND, chosen_from=3).caveats if "was chosen of" in line]
+    assert "DFS was chosen of 3 dynamic cases by one half" in line
+    assert not any("was chosen of" in line for line in verdict(FIELD, top1=FOUND).caveats)
+
+
+def test_to_beat_the_own_backbone_alone_is_a_caveat() -> None:
+    p50 = {"dfs": 1.0, "static-fp32": 3.0, "static-int8": 1.4}
+    (line,) = verdict(p50, strawmen=True).caveats
+    assert "trained for the gate's paths" in line
+    assert not verdict(p50).caveats
+    assert not verdict(
+        {**p50, "static-int8@twin": 1.4}, top1={**SURE, "static-int8@twin": 0.95}, strawmen=True
+    ).caveats, "a real twin was beaten"
+    assert not verdict({**p50, "dfs": 2.0}, strawmen=True).caveats, "it was not beaten"
+
+
+def chosen(p50: Mapping[str, float], top1: Mapping[str, float], drop: float = 0.01) -> str:
+    return choose_contender(
+        [case_result(name, 1, [round(1e6 * ms)] * 20, top1=top1[name]) for name, ms in p50.items()], drop
+    )
+
+
+def test_the_fastest_dynamic_case_that_is_accurate_enough_is_chosen() -> None:
+    assert chosen(FIELD, FOUND) == "dfs"
+    assert chosen(FIELD, FOUND, drop=0.02) == "dfs-budget-40"
+    assert chosen({**FIELD, "dfs-budget-40": 1.01}, {**FOUND, "dfs-budget-40": 0.882}) == "dfs", "as fast, named first"
+    assert chosen(FIELD, {**FOUND, "static-int8@twin": 0.95}) == "dfs", "none is: the most accurate"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("dfs", "DFS"),
+        ("dfs@skipnet", "skipnet"),
+        ("dfs-budget-62.5", "DFS at budget 62.5 %"),
+        ("dfs-budget-20@other", "other at budget 20 %"),
+        ("static-int8", "static INT8"),
+        ("static-fp32@plain", "static FP32 of plain"),
+        ("static-policy@pruned-5", "pruned-5"),
+    ],
+)
+def test_a_case_in_words(name: str, words: str) -> None:
+    assert title(case_result(name, 1, [10**6] * 20)) == words
+
+
+def test_a_wide_interval_that_decides_is_enough_and_a_narrow_one_on_the_line_is_not() -> None:
+    assert compare(Interval(1.04, 0.985, 1.10)) == "tie"
+    assert "between 0.98x and 1.10x" in times(Interval(1.04, 0.985, 1.10))
+    assert compare(Interval(0.98, 0.975, 0.985)) == "unknown"

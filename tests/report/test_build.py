@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from dfs_deploy.models import cifar_network
 from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract
-from dfs_deploy.report import BundleReport, Report, report
+from dfs_deploy.report import BundleReport, Report, render_page, report
 from dfs_deploy.report.build import match_benches
+from dfs_deploy.report.charts import frontier
 from dfs_deploy.runtimes import Runtime
 from tests.bundles import (
     ALL_FIXED,
@@ -204,6 +206,50 @@ def test_bundles_of_one_name_differ_by_digest(floats: Made, unlabelled: BundleRe
     names = [each.facts.name for each in made.bundles]
     assert names == [f"floats ({unlabelled.facts.digest[:8]})", f"floats ({digest[:8]})"]
     assert {point.bundle for point in made.bundles[1].frontier} == {names[1]}
+
+
+@pytest.fixture(scope="module")
+def several(mixed: Made, static: Made) -> Report:
+    """A dynamic network and a static one, timed together."""
+    return report([static.path, mixed.path], data=mixed.data, samples=24, examples=0, **QUICK)
+
+
+def test_several_bundles_are_timed_in_one_run(several: Report) -> None:
+    plain, dynamic = several.bundles
+    assert several.together
+    assert plain.bench is dynamic.bench
+    assert plain.bench.bundle.name == "mixed", "the first with a gate"
+    assert [point.name for point in dynamic.frontier] == ["dfs", "static-fp32", "static-fp16", "static-int8"]
+    assert {point.name for point in plain.frontier} >= {"static-policy@static"}
+    assert all(point.name.endswith("@static") for point in plain.frontier)
+    assert sum(point.front for each in several.bundles for point in each.frontier) >= 1
+    assert not any(point.front for point in dynamic.frontier if point.kind != "static")
+
+
+def test_the_page_of_several_bundles_has_one_verdict_and_the_line_of_the_best(several: Report) -> None:
+    html = render_page(several)
+    shown = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
+    assert shown.count("The bench is INVALID") + shown.count("Verdict: ") == 1
+    assert "Timed with the other bundles in one run" in shown
+    points = [point for each in several.bundles for point in each.frontier]
+    kinds = [layer["mark"]["type"] for layer in frontier(points, 0.01)["layer"]]
+    assert "rect" in kinds, "the band of equal accuracy"
+    assert "rect" not in [layer["mark"]["type"] for layer in frontier(points)["layer"]], "times of different runs"
+
+
+def test_a_bench_of_several_bundles_serves_each(several: Report) -> None:
+    bench = several.bundles[0].bench
+    digests = [each.facts.digest for each in several.bundles]
+    assert match_benches(digests, [bench]) == (bench, bench)
+
+
+def test_what_is_compared_with_and_has_no_part_is_on_the_frontier_of_the_one_that_ran(
+    mixed: Made, static: Made, floats: Made
+) -> None:
+    made = report(mixed.path, data=mixed.data, against=[static.path, floats.path], samples=8, examples=0, **QUICK)
+    (one,) = made.bundles
+    assert not made.together
+    assert {"dfs", "dfs@floats", "static-policy@static"} <= {point.name for point in one.frontier}
 
 
 def test_a_report_is_about_at_least_one_bundle(tmp_path: Path) -> None:
