@@ -17,20 +17,20 @@ from dfs_deploy.errors import EnvironmentLacksError, VerificationError
 from dfs_deploy.system.libraries import required
 
 if TYPE_CHECKING:
-    from dfs_deploy.bench.result import BenchResult
     from dfs_deploy.bundle import Bundle
     from dfs_deploy.data.digit_scenes import DigitScenes
 
 CHECKPOINTS = "demo"
 """Folder of the checkpoints: of the network that decides, and of its static rivals."""
 
-DYNAMIC = "dfs.pt"
+CHECKPOINT = "dfs.pt"
 """Name of the network that decides; every other checkpoint beside it is a rival."""
 
 COPIES = 2
 """Test scenes with each scan."""
 
-CALIBRATION_SCENES = 512
+CALIBRATION_SCENES = 256
+"""Scenes that each network is calibrated on."""
 
 _KEYS = ("samples", "top1_reference", "top1_bundle", "route_agreement", "computation_percentage_bundle")
 """Keys of ``verify --json`` that ``demo --json`` has, too."""
@@ -46,13 +46,14 @@ def demo(
     """Export, verify and bench a small network that decides, beside static ones of the same training."""
     with required():
         from dfs_deploy.bench import bench
+        from dfs_deploy.bench.result import DYNAMIC
         from dfs_deploy.data.digit_scenes import SCENE_SIZE, load_digit_scenes
         from dfs_deploy.exporters import export
         from dfs_deploy.verify import verify
 
     out = out or Path("digits.dfs")
     folder = find_checkpoints()
-    checkpoint = folder / DYNAMIC
+    checkpoint = folder / CHECKPOINT
     others = sorted(file for file in folder.glob("*.pt") if file != checkpoint)
     rivals = {out.with_name(f"{out.stem}-{file.stem}.dfs"): file for file in others}
     with progress(quiet=json) as callback:
@@ -61,10 +62,10 @@ def demo(
         exported = export(checkpoint, out, targets="fp32,int8", calibration_data=train, progress=callback)
         bundle = exported.bundle
         for path, file in rivals.items():
-            export(file, path, targets="fp32,int8", calibration_data=train, progress=callback)
+            export(file, path, targets="int8", calibration_data=train, progress=callback)
         found = verify(bundle, checkpoint, test.data, progress=callback)
-        timing = {"min_seconds": min_seconds, "start_ups": 0, "energy_seconds": 0.0}
-        result = bench([bundle, *rivals], test.data, **timing, progress=callback)
+        named = [bundle, *rivals]
+        result = bench(named, test.data, min_seconds=min_seconds, start_ups=0, energy_seconds=0.0, progress=callback)
     run = blocks_run(bundle, test)
     missed = found.missed()
     if json:
@@ -82,23 +83,20 @@ def demo(
     else:
         console = output()
         clear, hard = int((~test.hard).sum()), int(test.hard.sum())
-        console.print(
-            f"digits from scikit-learn's scans in pictures of {SCENE_SIZE}x{SCENE_SIZE} pixels: {clear} test scenes are"
-            f" clear, {hard} hard to read (turned, pale, noisy, among scraps)"
-        )
-        console.print(
+        for line in (
+            f"{clear} clear and {hard} hard test scenes of {SCENE_SIZE}x{SCENE_SIZE} pixels, made from scikit-learn's"
+            " digits; a hard one is turned, pale, noisy and among scraps",
             f"exported {checkpoint.name} to {bundle.path}: {len(exported.validation.engines)} engines validated; beside"
-            f" it {len(rivals)} static networks of the same training"
-        )
-        console.print(
+            f" it {len(rivals)} static networks of the same training",
             f"verified on {found.samples} test scenes: top-1 {percent(found.top1_bundle)} (PyTorch"
-            f" {percent(found.top1_reference)}), route agreement {percent(found.route_agreement)}"
-        )
+            f" {percent(found.top1_reference)}), route agreement {percent(found.route_agreement)}",
+            f"of {len(bundle.architecture.decided(bundle.options))} blocks that may be skipped, it runs"
+            f" {run['clear']:.1f} for a clear scene and {run['hard']:.1f} for a hard one",
+        ):
+            console.print(line)
         show_bench(result)
-        console.print(
-            f"of {len(bundle.architecture.decided(bundle.options))} blocks, {run['clear']:.1f} run for a clear scene and"
-            f" {run['hard']:.1f} for a hard one; images per second: {throughput(result)}"
-        )
+        if result.verdict.choice != DYNAMIC:
+            console.print("a block of this network takes microseconds; larger ones: docs/results.md")
     if missed:
         raise VerificationError("; ".join(missed))
     if not json:
@@ -115,12 +113,6 @@ def blocks_run(bundle: Bundle, scenes: DigitScenes) -> dict[str, float]:
     return {"clear": float(counts[~scenes.hard].mean()), "hard": float(counts[scenes.hard].mean())}
 
 
-def throughput(result: BenchResult) -> str:
-    """Images per second of the dynamic and the static INT8 networks, in words."""
-    rates = [f"{case.name} {case.throughput_per_s:,.0f}" for case in result.cases if "fp32" not in case.name]
-    return ", ".join(rates)
-
-
 def find_checkpoints() -> Path:
     """The folder of the demo's checkpoints, in the package or in its source tree.
 
@@ -129,6 +121,6 @@ def find_checkpoints() -> Path:
     """
     package = Path(dfs_deploy.__file__).parent
     for folder in (package / "examples" / CHECKPOINTS, package.parent / "examples" / CHECKPOINTS):
-        if (folder / DYNAMIC).is_file():
+        if (folder / CHECKPOINT).is_file():
             return folder
     raise EnvironmentLacksError(f"the demo's folder {CHECKPOINTS} is not installed; run it from a source tree")
