@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dfs_deploy.bench.result import BUDGET, DYNAMIC, POLICY, RIVAL, STATIC, BenchResult, CaseResult
 from dfs_deploy.errors import UsageError
-from dfs_deploy.report.labels import Label, Spot, place_labels
+from dfs_deploy.report.labels import FONT_SIZE, Label, Place, Spot, place_labels
 
 WIDTH, HEIGHT = 440, 340
 """Size of a panel, in pixels."""
@@ -99,18 +100,52 @@ def label_of(case: CaseResult, result: BenchResult) -> str:
 
 
 @dataclass(frozen=True)
+class _Axes:
+    """Ends of a panel's axes, latency in milliseconds and top-1 in percent, and what they are called."""
+
+    left: float
+    right: float
+    low: float
+    high: float
+    title: str
+    first: bool
+
+    def place(self, ms: float, top1: float) -> Place:
+        """Pixels of a value, from the upper left corner."""
+        return WIDTH * (ms - self.left) / (self.right - self.left), HEIGHT * (self.high - top1) / (self.high - self.low)
+
+    def value(self, place: Place) -> tuple[float, float]:
+        """Latency and top-1 at a place in pixels."""
+        x, y = place
+        return self.left + x / WIDTH * (self.right - self.left), self.high - y / HEIGHT * (self.high - self.low)
+
+    def channels(self, x: str = "x", y: str = "y") -> dict[str, Any]:
+        """Encoding of both, by the fields of a row."""
+        ends = {"x": [self.left, self.right], "y": [self.low, self.high]}
+        titles = {"x": self.title, "y": "top-1, %" if self.first else None}
+        return {
+            axis: {
+                "field": field,
+                "type": "quantitative",
+                "scale": {"domain": ends[axis], "nice": False, "zero": False},
+                "axis": {"title": titles[axis], "tickCount": 6, "grid": True},
+            }
+            for axis, field in (("x", x), ("y", y))
+        }
+
+
+@dataclass(frozen=True)
 class _Point:
-    """A case in a panel; positions in pixels from the upper left corner."""
+    """A case in a panel, and its place in pixels."""
 
     case: CaseResult
     ms: float
     top1: float
-    x: float
-    y: float
+    place: Place
 
 
 def _panel(
-    axis: str,
+    title: str,
     result: BenchResult,
     cases: Sequence[CaseResult],
     latency: Callable[[CaseResult], float],
@@ -118,102 +153,84 @@ def _panel(
     first: bool = True,
 ) -> dict[str, Any]:
     times, tops = [latency(case) for case in cases], [100 * (case.top1 or 0.0) for case in cases]
-    left, right = _ends(times, 0.12, 0.10, floor=0.0)
-    low, high = _ends([*tops, *band], 0.12, 0.10, floor=None)
-
-    def at(ms: float, top1: float) -> tuple[float, float]:
-        return WIDTH * (ms - left) / (right - left), HEIGHT * (high - top1) / (high - low)
-
-    points = [_Point(case, ms, top1, *at(ms, top1)) for case, ms, top1 in zip(cases, times, tops, strict=True)]
+    axes = _Axes(*_ends(times, floor=0.0), *_ends([*tops, *band], floor=None), title, first)
+    points = [_Point(case, ms, top1, axes.place(ms, top1)) for case, ms, top1 in zip(cases, times, tops, strict=True)]
     front = static_front((point.ms, point.top1) for point in points if point.case.static)
-    curves = [
-        sorted((p for p in points if p.case.dynamic and p.case.bundle == name), key=lambda p: p.ms)
-        for name in dict.fromkeys(point.case.bundle for point in points if point.case.dynamic)
+    lines: list[tuple[Sequence[tuple[float, float]], str, dict[str, Any]]] = [
+        (_steps(front, axes.right), _STATIC, {"strokeWidth": 1.4, "opacity": 0.7}),
+        *(
+            ([(point.ms, point.top1) for point in curve], _color(curve[0].case, result), {"strokeDash": [5, 3]})
+            for curve in _curves(points)
+        ),
     ]
-    corners = [at(*place) for place in _steps(front, right)]
-    lines = [*itertools.pairwise(corners)]
-    lines += [((a.x, a.y), (b.x, b.y)) for curve in curves for a, b in itertools.pairwise(curve)]
-    labels = place_labels(_wanted(points, result, front), [(p.x, p.y) for p in points], WIDTH, HEIGHT, lines)
-
-    def value(label: Label) -> dict[str, Any]:
-        return {
-            "x": left + label.x / WIDTH * (right - left),
-            "y": high - label.y / HEIGHT * (high - low),
-            "from_x": left + label.anchor[0] / WIDTH * (right - left),
-            "from_y": high - label.anchor[1] / HEIGHT * (high - low),
-            "text": label.text,
-            "color": label.color,
-            "far": label.far,
-        }
-
-    scales = {
-        "x": {"type": "quantitative", "scale": {"domain": [left, right], "nice": False, "zero": False}},
-        "y": {"type": "quantitative", "scale": {"domain": [low, high], "nice": False, "zero": False}},
+    segments = [pair for corners, *_ in lines for pair in itertools.pairwise(axes.place(*each) for each in corners)]
+    labels = place_labels(_wanted(points, result, front), [point.place for point in points], WIDTH, HEIGHT, segments)
+    return {
+        "width": WIDTH,
+        "height": HEIGHT,
+        "layer": [
+            {
+                "data": {"values": [{"low": band[0], "high": band[1]}]},
+                "mark": {"type": "rect", "color": _BAND},
+                "encoding": {"y": axes.channels(y="low")["y"], "y2": {"field": "high"}},
+            },
+            *(_line(axes, *line) for line in lines if len(line[0]) > 1),
+            *_marks(axes, [_row(point, result) for point in points]),
+            *_texts(axes, labels),
+        ],
     }
-    x = {**scales["x"], "field": "x", "axis": {"title": axis, "tickCount": 6, "grid": True}}
-    y = {**scales["y"], "field": "y", "axis": {"title": "top-1, %" if first else None, "tickCount": 6, "grid": True}}
-    texts = [value(label) for label in labels]
-    text_at = {"x": {**scales["x"], "field": "x"}, "y": {**scales["y"], "field": "y"}, "text": {"field": "text"}}
-    layers: list[dict[str, Any]] = [
-        {
-            "data": {"values": [{"low": band[0], "high": band[1]}]},
-            "mark": {"type": "rect", "color": _BAND},
-            "encoding": {"y": {**scales["y"], "field": "low", "axis": y["axis"]}, "y2": {"field": "high"}},
-        }
-    ]
-    drawn: list[tuple[Sequence[tuple[float, float]], str, dict[str, Any]]] = [
-        (_steps(front, right), _STATIC, {"strokeWidth": 1.4, "opacity": 0.7}),
-        *(([(p.ms, p.top1) for p in curve], _color(curve[0].case, result), {"strokeDash": [5, 3]}) for curve in curves),
-    ]
-    layers += [
-        {
-            "data": {"values": [{"x": ms, "y": top1, "order": i} for i, (ms, top1) in enumerate(places)]},
-            "mark": {"type": "line", "color": color, **look},
-            "encoding": {"x": x, "y": y, "order": {"field": "order", "type": "quantitative"}},
-        }
-        for places, color, look in drawn
-        if len(places) > 1
-    ]
-    layers.append(
-        {
-            "data": {"values": [text for text in texts if text["far"]]},
-            "mark": {"type": "rule", "strokeWidth": 0.8, "opacity": 0.7},
-            "encoding": {
-                **{axis: text_at[axis] for axis in ("x", "y")},
-                "x2": {"field": "from_x"},
-                "y2": {"field": "from_y"},
-                "color": {"field": "color", "type": "nominal", "scale": None},
-            },
-        }
-    )
-    layers.append(
-        {
-            "data": {"values": [_mark(point, result) for point in points]},
-            "mark": {"type": "point", "strokeWidth": 1.8, "opacity": 1},
-            "encoding": {
-                "x": x,
-                "y": y,
-                "shape": {"field": "shape", "type": "nominal", "scale": None},
-                "size": {"field": "size", "type": "quantitative", "scale": None},
-                "stroke": {"field": "color", "type": "nominal", "scale": None},
-                "fill": {"field": "fill", "type": "nominal", "scale": None},
-            },
-        }
-    )
-    font = {"type": "text", "align": "left", "baseline": "middle", "fontSize": 12}
-    layers += [
-        {
-            "data": {"values": texts},
-            "mark": {**font, "stroke": "white", "strokeWidth": 3.5, "strokeJoin": "round", "opacity": 0.9},
-            "encoding": text_at,
+
+
+def _line(axes: _Axes, corners: Sequence[tuple[float, float]], color: str, look: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "data": {"values": [{"x": ms, "y": top1, "order": i} for i, (ms, top1) in enumerate(corners)]},
+        "mark": {"type": "line", "color": color, **look},
+        "encoding": {**axes.channels(), "order": {"field": "order", "type": "quantitative"}},
+    }
+
+
+def _marks(axes: _Axes, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Points, each with a shape, size and colours of its own."""
+    yield {
+        "data": {"values": rows},
+        "mark": {"type": "point", "strokeWidth": 1.8, "opacity": 1},
+        "encoding": {
+            **axes.channels(),
+            "shape": {"field": "shape", "type": "nominal", "scale": None},
+            "size": {"field": "size", "type": "quantitative", "scale": None},
+            "stroke": {"field": "color", "type": "nominal", "scale": None},
+            "fill": {"field": "fill", "type": "nominal", "scale": None},
         },
-        {
-            "data": {"values": texts},
-            "mark": font,
-            "encoding": {**text_at, "color": {"field": "color", "type": "nominal", "scale": None}},
-        },
-    ]
-    return {"width": WIDTH, "height": HEIGHT, "layer": layers}
+    }
+
+
+def _texts(axes: _Axes, labels: Sequence[Label]) -> Iterator[dict[str, Any]]:
+    """Labels, on a white edge that keeps them legible, joined with their points if they stand apart."""
+    rows = []
+    for label in labels:
+        (x, y), (from_x, from_y) = axes.value((label.x, label.y)), axes.value(label.anchor)
+        rows.append({"x": x, "y": y, "from_x": from_x, "from_y": from_y, "text": label.text, "color": label.color})
+    color = {"field": "color", "type": "nominal", "scale": None}
+    yield {
+        "data": {"values": [row for row, label in zip(rows, labels, strict=True) if label.far]},
+        "mark": {"type": "rule", "strokeWidth": 0.8, "opacity": 0.7},
+        "encoding": {**axes.channels(), "x2": {"field": "from_x"}, "y2": {"field": "from_y"}, "color": color},
+    }
+    font = {"type": "text", "align": "left", "baseline": "middle", "fontSize": FONT_SIZE}
+    edge = {"stroke": "white", "strokeWidth": 3.5, "strokeJoin": "round", "opacity": 0.9}
+    for look, colors in ((edge, {}), ({}, {"color": color})):
+        yield {
+            "data": {"values": rows},
+            "mark": font | look,
+            "encoding": {**axes.channels(), "text": {"field": "text"}, **colors},
+        }
+
+
+def _curves(points: Sequence[_Point]) -> list[list[_Point]]:
+    """The dynamic points of each bundle, from the fastest on."""
+    dynamic = sorted((point for point in points if point.case.dynamic), key=lambda point: point.ms)
+    names = dict.fromkeys(point.case.bundle for point in dynamic)
+    return [[point for point in dynamic if point.case.bundle == name] for name in names]
 
 
 def _steps(front: Sequence[tuple[float, float]], right: float) -> list[tuple[float, float]]:
@@ -222,14 +239,14 @@ def _steps(front: Sequence[tuple[float, float]], right: float) -> list[tuple[flo
     return [corner for (ms, top1), end in zip(front, ends, strict=False) for corner in ((ms, top1), (end, top1))]
 
 
-def _ends(values: Sequence[float], below: float, above: float, floor: float | None) -> tuple[float, float]:
+def _ends(values: Sequence[float], floor: float | None) -> tuple[float, float]:
     """Ends of an axis with some room beside the values; it begins at ``floor`` if they come near that."""
     least, most = min(values), max(values)
     span = most - least or 0.1 * abs(most) or 1.0
-    start = least - below * span
+    start = least - 0.12 * span
     if floor is not None and least < 0.35 * most:
         start = floor
-    return (start if floor is None else max(floor, start)), most + above * span
+    return (start if floor is None else max(floor, start)), most + 0.1 * span
 
 
 def _color(case: CaseResult, result: BenchResult) -> str:
@@ -238,7 +255,7 @@ def _color(case: CaseResult, result: BenchResult) -> str:
     return _OWN if result.against and not case.bundle else _STATIC
 
 
-def _mark(point: _Point, result: BenchResult) -> dict[str, Any]:
+def _row(point: _Point, result: BenchResult) -> dict[str, Any]:
     case, color = point.case, _color(point.case, result)
     kind = case.name.partition(RIVAL)[0].removeprefix(STATIC)
     budget = case.name.startswith(BUDGET)
@@ -273,11 +290,10 @@ def _wanted(points: Sequence[_Point], result: BenchResult, front: Sequence[tuple
             if other.case.static
             and point.case.static
             and other.case.bundle == point.case.bundle
-            and abs(other.x - point.x) < _SAME
-            and abs(other.y - point.y) < _SAME
+            and math.dist(other.place, point.place) < _SAME
         ] or [point]
         taken.update(other.case.name for other in same)
         first, *rest = (label_of(other.case, result) for other in same)
         text = ", ".join([first, *(label.rpartition(" ")[2] for label in rest)])
-        spots.append(Spot(text, (point.x, point.y), _color(point.case, result)))
+        spots.append(Spot(text, point.place, _color(point.case, result)))
     return spots

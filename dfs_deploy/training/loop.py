@@ -64,6 +64,7 @@ _FLUSH_EVERY = 10
 _EVALUATED_AT_ONCE = 250
 _VALUES_AT_ONCE = 1 << 23
 _FULL_TOLERANCE = 1e-3
+_ROUNDS = 3
 
 _LOG = logging.getLogger(__name__)
 
@@ -206,6 +207,8 @@ class Loop:
                     self._save(State(stage, done, streak, optimizers=states))
         if settled_from == steps > begin:
             self._renew_statistics(stage)
+        if stage == "joint" and steps > settled_from:
+            self._trim_at_the_end()
         self._evaluate(stage, done)
         self._write([TimeRecord(stage=stage, step=done, seconds=round(seconds, 3), steps=done - begin)])
 
@@ -214,9 +217,25 @@ class Loop:
         count = self._recipe.statistics_batches if stage == "joint" else 0
         if count:
             torch.manual_seed(_seed(self._job.seed, "statistics", self._processes.rank))
-            images = (self._batches.take("statistics", index, plain=True)[0] for index in range(count))
             with self._half():
-                renew_statistics(self._network, images, self._processes)
+                renew_statistics(self._network, self._plain_images(), self._processes)
+
+    def _plain_images(self) -> Iterator[Tensor]:
+        """Batches of images that are not varied, for what is computed over several at once."""
+        for index in range(self._recipe.statistics_batches):
+            yield self._batches.take("statistics", index, plain=True)[0]
+
+    def _trim_at_the_end(self) -> None:
+        """Moves the gate's biases by several batches at once: each of the steps before has seen one batch only."""
+        self._flush()  # which says whether the loss is a number
+        recipe, network = self._recipe, self._network
+        if recipe.alpha_sign != "controlled" or network.gate is None or not recipe.statistics_batches:
+            return
+        network.eval()
+        for _ in range(_ROUNDS):  # what an early block is given changes what later ones see
+            scores = torch.cat([network.route(x).scores for x in self._plain_images()])
+            every = self._processes.concatenate(scores)
+            network.gate.shift(self._trim.shift(every, scores.new_tensor(recipe.target), 0))
 
     def _half(self) -> torch.autocast:
         """Computes layers in the format that the recipe asks for."""

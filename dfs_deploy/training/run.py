@@ -299,9 +299,11 @@ def _make_job(
                 table = processes.from_first(lambda: measure_here(job, options, splits, model, preset, progress))
         if table is not None:
             wanted["cost"] = cost if cost == LATENCY else Path(cost).name
-            wanted["costs"] = _costs(
-                table, architecture, options, job.network is None, gated=values.get("policy") is None
-            )
+            wanted["costs"] = _costs(table, architecture, options, job.network is None, gated=True)
+            if values.get("policy") is not None:
+                if "target" not in values:  # the preset's, which is a share of a path with gates, as for who has one
+                    wanted["target"] = recipe_of(preset, **wanted).target
+                wanted["costs"] = _costs(table, architecture, options, job.network is None, gated=False)
         if chain and "target" not in values:
             wanted["target"] = _least_target(wanted.get("costs"), architecture, options)
         job = dataclasses.replace(job, recipe=recipe_of(preset, **wanted))

@@ -69,6 +69,12 @@ def until_backbone(data: Path | str, *arguments: str | Path) -> Ran:
 # ------------------------------------------------------------------------------------------------ values of the recipe
 
 CHANGED = {
+    "autocast": ("bfloat16", "bfloat16"),
+    "descent": ("0.5", 0.5),
+    "distill": ("0.25", 0.25),
+    "drop": ("0.1", 0.1),
+    "statistics_batches": ("2", 2),
+    "temperature": ("3", 3.0),
     "options": ("skip,full", "skip,full"),
     "target": ("20", 20.0),
     "blocks_per_group": ("2", 2),

@@ -340,3 +340,24 @@ def test_measured_costs_are_over_the_blocks_that_are_decided(data: Path, tmp_pat
 
 def test_it_is_public(data: Path) -> None:
     assert dfs_deploy.train is train
+
+
+def test_a_pruned_copy_runs_8_bits_whatever_the_gate_may_choose(data: Path, tmp_path: Path) -> None:
+    model = network("mobile", "skip,8,full")
+    result = train(model, data, tmp_path / "run", policy="pruned:1", **SHORT)
+    trained = load_checkpoint(result.checkpoint).network
+    assert trained.options.names == ("skip", "8")
+    assert len(trained.left_out) == 1
+    assert model.gate is not None
+    same = train(model, data, tmp_path / "other", policy="pruned:1", options="skip,8,full", **SHORT)
+    again = load_checkpoint(same.checkpoint).network
+    assert [again.options[choice].name for choice in again.policy or ()].count("full") == len(again.blocks) - 1
+
+
+def test_a_pruned_copy_of_a_network_aims_for_the_presets_target_and_heeds_a_teacher(data: Path, tmp_path: Path) -> None:
+    model = network("basic", "skip,8")
+    result = train(model, data, tmp_path / "run", policy="pruned", teacher="full", **SHORT)
+    assert 0 < len(load_checkpoint(result.checkpoint).network.left_out) < len(model.blocks)
+    assert result.evaluation.percentage <= result.job.recipe.target + 1e-6
+    assert result.job.recipe.distill > 0.0
+    assert not any("target" in note or "distill" in note for note in result.notes), result.notes

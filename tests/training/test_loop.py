@@ -24,6 +24,7 @@ from dfs_deploy.errors import CheckFailedError, CheckpointError, DataError, Envi
 from dfs_deploy.options import Options
 from dfs_deploy.training import Job, read_metrics, resume, run_job
 from dfs_deploy.training.begin import begun
+from dfs_deploy.training.data import Images
 from dfs_deploy.training.job import load_job
 from dfs_deploy.training.loop import Loop, evaluate
 from dfs_deploy.training.processes import Processes
@@ -154,6 +155,9 @@ def test_a_controlled_alpha_reaches_the_target_with_any_options(
     settled = steps[recipe.settled_from("joint") + 5 :]
     mean = sum(record["percentage"] for record in settled) / len(settled)
     assert mean == pytest.approx(target, abs=4.0 * recipe.dearest)
+    network, splits = load_checkpoint(out / "checkpoint.pt").network, splits_for(load_job(out))
+    trained_on = evaluate(network, Images(splits.train, splits.contract(), torch.device("cpu")))
+    assert trained_on.percentage == pytest.approx(target, abs=recipe.dearest)
     assert steps[0]["target"] == pytest.approx(steps[0]["percentage"])
     assert [record["target"] for record in steps[40:]] == [pytest.approx(target)] * 40
     assert len({record["alpha"] for record in steps}) > 40

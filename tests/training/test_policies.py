@@ -154,6 +154,9 @@ def test_a_pruned_network_of_measured_costs_pays_for_no_gate(folder: Path, backb
     spent = sum(times[block, option] for block, option in enumerate(policy, start=1))
     assert result.evaluation.percentage == pytest.approx(100.0 * spent / (30 + 60 + 2 * 5))
     assert policy[1:] == ["skip"] or spent == 60.0
+    values = {**VALUES, "preset": "cpu-int8", "policy": "pruned", "cost": str(tmp_path / "latency.json")}
+    default = train(job(folder).data, tmp_path / "default", backbone=backbone, **values)
+    assert default.job.recipe.target == pytest.approx(60.0), "of a path with gates, as for a network that has one"
 
 
 def test_a_target_that_skips_nothing_or_too_many_blocks_are_refused(
