@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import dfs_deploy
 from dfs_deploy.bench.candidates import Inputs, check_comparable, draw_inputs, main_first
-from dfs_deploy.bench.result import BUDGET, DYNAMIC, BenchResult, load_bench
+from dfs_deploy.bench.result import BUDGET, DYNAMIC, POLICY, RIVAL, STATIC, BenchResult, load_bench
 from dfs_deploy.bench.run import bench as run_bench
 from dfs_deploy.bundle import Bundle, open_bundles
 from dfs_deploy.data import AnyImages, open_dataset
@@ -241,7 +241,7 @@ def _measured(
         ),
         notes=tuple(_notes(bundle, inputs, result, bench)),
         bench=bench,
-        bench_differs=tuple(_differences(bench.runtime, running)),
+        bench_differs=tuple(_differences(bench.runtime, running)) if bench.bundle.digest == bundle.digest else (),
         frontier=tuple(_frontier(name, bundle.digest, bench, shown)),
         decisions=decisions(result.path, bundle.options, groups, bundle.architecture.allowed(bundle.options)),
         paths=hottest,
@@ -313,7 +313,9 @@ def _frontier(name: str, digest: str, bench: BenchResult, shown: Collection[str]
     """
     trained = bench.dynamic
     front = static_front((case.latency_ms.p50, case.top1) for case in bench.statics if case.top1 is not None)
-    for case in bench.compared:
+    # First the network as it was trained, whose latency stands for the bundle: the dynamic one, or the static policy.
+    first = (DYNAMIC, f"{STATIC}{POLICY}")
+    for case in sorted(bench.compared, key=lambda case: case.name.partition(RIVAL)[0] not in first):
         owner = bench.owner_of(case)
         if (owner if owner in shown else bench.bundle.digest) != digest:
             continue
