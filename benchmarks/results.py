@@ -76,6 +76,11 @@ class Study:
     steps: int
 
 
+def of_int8(*shares: float) -> tuple[float, ...]:
+    """Budgets for ``skip,8``: shares of what 8 bits in every block cost, which is a sixteenth of full precision."""
+    return tuple(share / 16 for share in shares)
+
+
 def ten_class_lite0() -> nn.Module:
     """EfficientNet-Lite0 with ImageNet's weights, whose last layer keeps the rows of Imagenette's ten classes.
 
@@ -122,10 +127,10 @@ def imagenette(folder: Path) -> Study:
         adaptive_lite0,
         common,
         (
-            Run("dfs", dynamic, {"budgets": (0.1, 0.2, 0.3, 0.5)}),
+            Run("dfs", dynamic, {"budgets": of_int8(0.05, 0.1, 0.2, 0.5)}),
             Run("static", {"policy": "8"}),
             *(Run(f"pruned-{count}", {"policy": f"pruned:{count}"}) for count in (9, 6, 3)),
-            Run("dfs-seed1", {**dynamic, "seed": 1}, {"budgets": (0.1, 0.2, 0.3, 0.5)}),
+            Run("dfs-seed1", {**dynamic, "seed": 1}, {"budgets": of_int8(0.05, 0.1, 0.2, 0.5)}),
             Run("static-seed1", {"policy": "8", "seed": 1}),
         ),
         300,
@@ -152,10 +157,10 @@ def cifar(folder: Path) -> Study:
         (
             Run("backbone", backbone, None),
             Run("whole", whole),
-            Run("dfs", dynamic, {"budgets": (0.4, 0.5, 0.6, 0.7, 0.8)}),
+            Run("dfs", dynamic, {"budgets": of_int8(0.4, 0.5, 0.7, 0.8)}),
             Run("static", {**further, "policy": "8"}),
             *(Run(f"pruned-{count}", {**further, "policy": f"pruned:{count}"}) for count in (8, 12)),
-            Run("dfs-seed1", {**dynamic, "seed": 1}, {"budgets": (0.4, 0.5, 0.6, 0.7, 0.8)}),
+            Run("dfs-seed1", {**dynamic, "seed": 1}, {"budgets": of_int8(0.4, 0.5, 0.7, 0.8)}),
             Run("static-seed1", {**further, "policy": "8", "seed": 1}),
         ),
         400,

@@ -667,7 +667,7 @@ def test_an_impossible_architecture_in_a_manifest_of_version_3(made: Path, what:
 
 def make_static(manifest: dict[str, Any], option: str = "8") -> None:
     """Turns a manifest into that of a network without a gate, whose one gated block always runs an option."""
-    manifest.update(policy=[option], budgets=[])
+    manifest.update(policy=[option], budgets=[], accuracy_budget=None)
     for engines in manifest["runtimes"].values():
         engines["gate"] = None
         for block in engines["blocks"]:
@@ -691,6 +691,10 @@ WRONG_POLICIES: dict[str, tuple[Edit, str]] = {
     "of an option that the block may not run": (set_to("architecture", "blocks", 1, "options", value=["16"]), "'8'"),
     "of an unknown option": (set_to("policy", 0, value="4"), "'4'"),
     "beside a gate": (set_to("runtimes", "onnxruntime", "gate", value="common/gate.onnx"), "gate"),
+    "with an accuracy budget": (
+        lambda m: m.update(accuracy_budget=msgspec.json.decode(GOLDEN.read_bytes())["accuracy_budget"]),
+        "accuracy budget",
+    ),
     "with budgets": (
         lambda m: m["budgets"].append(msgspec.json.decode(GOLDEN.read_bytes())["budgets"][0]),
         "budgets",

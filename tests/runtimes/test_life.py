@@ -222,11 +222,11 @@ class Slow:
         self.freed: list[Any] = []
         infer, close = backend.infer, backend.close
 
-        def slow(held: Any, images: Any, forced: Any) -> Any:
+        def slow(held: Any, images: Any, forced: Any, first: int = 0) -> Any:
             self.inside.set()
             assert self.leave.wait(PATIENCE_S)
             assert held not in self.freed, "freed under a running call"
-            return infer(held, images, forced)
+            return infer(held, images, forced, first)
 
         def free(held: Any) -> None:
             self.freed.append(held)
