@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: help install demo test lint format docs bench fuzz soak kill clean
 
 help:
-	@echo "make demo    export, verify and bench a small network on real digits"
+	@echo "make demo    export, verify and bench a network that decides, beside static ones of the same training"
 	@echo "make test    run the tests"
 	@echo "make lint    check style, types and the direction of imports"
 	@echo "make docs    build the site of docs/ into build/site; a broken link fails"

@@ -1,4 +1,4 @@
-"""Parts of the build that pyproject.toml cannot describe: the compiled parts, and the checkpoint of the demo.
+"""Parts of the build that pyproject.toml cannot describe: the compiled parts, and the checkpoints of the demo.
 
 The compiled parts are optional: if Cython or a C compiler is missing or fails, the install succeeds without them, the
 gate runs in NumPy, and ONNX Runtime quantises images.
@@ -43,20 +43,21 @@ def extensions() -> list[Extension]:
     return built
 
 
-class BuildWithCheckpoint(build_py):
-    """Puts the checkpoint of ``dfs-deploy demo`` into the package."""
+class BuildWithCheckpoints(build_py):
+    """Puts the checkpoints of ``dfs-deploy demo`` into the package."""
 
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            target = Path(self.build_lib, "dfs_deploy", "examples", "digits.pt")
-            self.mkpath(str(target.parent))
-            self.copy_file("examples/digits.pt", str(target))
+            target = Path(self.build_lib, "dfs_deploy", "examples", "demo")
+            self.mkpath(str(target))
+            for checkpoint in sorted(Path("examples", "demo").glob("*.pt")):
+                self.copy_file(str(checkpoint), str(target))
 
 
 setup(
     ext_modules=extensions(),
-    cmdclass={"build_py": BuildWithCheckpoint},
+    cmdclass={"build_py": BuildWithCheckpoints},
     # The sdist carries the sources (MANIFEST.in); an installed package has no use for them.
     exclude_package_data={"dfs_deploy.runtimes.native": ["*.c", "*.h", "*.pyx"]},
 )

@@ -2,8 +2,10 @@
 
     python examples/digits_bundle.py [--out FOLDER]
 
-Exports the checkpoint that lies beside this file, calibrated on 256 scanned digits; 500 others are written for the
-examples to run. Needs: pip install ".[train]"
+Exports digits.pt, which lies beside this file, calibrated on 256 scanned digits; 500 others are written for the
+examples to run. It is a ResNet-14 with all four options, trained by the loop of an earlier version, whose recipe and
+figures digits-training.json keeps. It was chosen for its varied paths, and on the test split: its accuracy is no
+result. Needs: pip install ".[train]"
 """
 
 from __future__ import annotations

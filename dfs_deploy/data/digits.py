@@ -44,12 +44,8 @@ def load_digits(split: Literal["train", "test"] | None = None) -> Dataset:
     """
     if split not in ("train", "test", None):
         raise UsageError(f"split {split!r} of the digits, expected 'train', 'test' or None")
-    with required():
-        from sklearn.datasets import load_digits as load_scans
-    scans = load_scans()
-    labels = np.asarray(scans.target, np.int64)
-    pixels = np.asarray(scans.images).reshape(-1, _SCANNED_SIZE, _SCANNED_SIZE)
-    chosen = np.arange(len(labels)) if split is None else _split_indices(labels, split)
+    pixels, labels = load_scans()
+    chosen = np.arange(len(labels)) if split is None else split_indices(labels, split)
     return Dataset(
         images=_enlarge(pixels[chosen]),
         labels=labels[chosen],
@@ -58,7 +54,20 @@ def load_digits(split: Literal["train", "test"] | None = None) -> Dataset:
     )
 
 
-def _split_indices(labels: NDArray[np.int64], split: Literal["train", "test"]) -> NDArray[np.intp]:
+def load_scans() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """All scans as they come, (1797, 8, 8) uint8 of 17 grey levels from 0 to 255, and the digit of each.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+    with required():
+        from sklearn.datasets import load_digits as load_bunch
+    scans = load_bunch()
+    pixels = np.asarray(scans.images).reshape(-1, _SCANNED_SIZE, _SCANNED_SIZE)
+    return np.rint(pixels * 255.0 / _GREY_LEVELS).astype(np.uint8), np.asarray(scans.target, np.int64)
+
+
+def split_indices(labels: NDArray[np.int64], split: Literal["train", "test"]) -> NDArray[np.intp]:
     """Indices of a split: images are shuffled and sorted by class, and evenly spaced ones make the test split."""
     shuffled = np.random.RandomState(_SPLIT_SEED).permutation(len(labels))  # a stream that NumPy has frozen
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
@@ -67,9 +76,8 @@ def _split_indices(labels: NDArray[np.int64], split: Literal["train", "test"]) -
     return np.flatnonzero(test if split == "test" else ~test)
 
 
-def _enlarge(pixels: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Maps (N, 8, 8) grey levels 0..16 to (N, 16, 16, 3) uint8, bilinearly."""
-    grey = np.rint(pixels * 255.0 / _GREY_LEVELS).astype(np.uint8)
+def _enlarge(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Maps (N, 8, 8) uint8 to (N, 16, 16, 3) uint8, bilinearly."""
     size = (DIGITS_SIZE, DIGITS_SIZE)
     large = np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)) for image in grey])
     return np.ascontiguousarray(np.repeat(large[..., None], 3, axis=3))

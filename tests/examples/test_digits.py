@@ -1,4 +1,4 @@
-"""The shipped checkpoint is what its log says; the script that made it works, and so does the first example."""
+"""The example that trains the demo's networks works; what is shipped is what its log says."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from dfs_deploy.bundle import Bundle
 from dfs_deploy.checkpoints import Checkpoint, load_checkpoint
+from dfs_deploy.data.digit_scenes import load_digit_scenes
 from dfs_deploy.data.digits import load_digits
 from tests.examples.conftest import load_example
 from tests.examples.program import EXAMPLES
 
 LOG = json.loads((EXAMPLES / "digits-training.json").read_text())
+DEMO = json.loads((EXAMPLES / "demo" / "training.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -50,20 +51,29 @@ def test_its_gate_truly_varies(checkpoint: Checkpoint) -> None:
     assert len(np.unique(path, axis=0)) >= 10
 
 
-def test_training_starts_and_its_checkpoint_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = load_example("digits_checkpoint")
-    monkeypatch.setattr(script, "load_digits", lambda split: load_digits(split).subset(256, 0))
-    recipe = script.Recipe(backbone_epochs=1, gate_epochs=1, joint_epochs=1, settle_epochs=1)
-    network, contract, log = script.train(recipe, 0)
-    script.save_checkpoint(tmp_path / "digits.pt", network, contract)
-    assert load_checkpoint(tmp_path / "digits.pt").network.options == network.options
-    assert all(np.isfinite(stage["test_accuracy"]) for stage in log["stages"])
+@pytest.mark.parametrize("name", DEMO["results"])
+def test_the_demos_networks_are_what_their_log_says(name: str) -> None:
+    file = EXAMPLES / "demo" / f"{name}.pt"
+    assert file.stat().st_size < 300_000
+    shipped, scenes, logged = load_checkpoint(file), load_digit_scenes("val", 4).data, DEMO["results"][name]
+    output = shipped.network.route(torch.from_numpy(shipped.input.normalize(scenes.images)))
+    assert float(np.mean(output.logits.argmax(1).numpy() == scenes.labels)) == pytest.approx(
+        logged["val_top1"], abs=0.006
+    )
+    cost = 100.0 * float(output.expected_cost.mean())
+    assert cost == pytest.approx(logged["computation_percentage"], abs=0.05)
 
 
-def test_the_first_example_trains_and_exports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    few = {"backbone_steps": 2, "gate_steps": 2, "joint_steps": 2}
-    load_example("01_train_digits").main(["--out", str(tmp_path / "run")], **few)
-    *_, before, last = capsys.readouterr().out.splitlines()
-    assert before.startswith("top-1 ")
-    assert str(tmp_path / "run.dfs") in last
-    assert Bundle(tmp_path / "run.dfs").manifest.options[0].name == "skip"
+def test_the_first_example_trains_and_writes_what_the_demo_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    few = {"backbone_steps": 2, "gate_steps": 2, "joint_steps": 2, "batch": 8, "statistics_batches": 1}
+    load_example("01_train_digits").main(["--out", str(tmp_path)], copies=1, **few)
+    log = json.loads((tmp_path / "training.json").read_text())["results"]
+    assert {file.stem for file in tmp_path.glob("*.pt")} == set(log) == set(DEMO["results"])
+    for name, result in log.items():
+        network = load_checkpoint(tmp_path / f"{name}.pt").network
+        assert (network.policy is None) == (result["policy"] is None)
+    assert log["pruned-2"]["policy"].count("skip") == 2
+    assert f"wrote {tmp_path / 'dfs.pt'}" in capsys.readouterr().out

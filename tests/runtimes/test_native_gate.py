@@ -271,8 +271,7 @@ def source(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "dfs_deploy", copy / "dfs_deploy", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
-    (copy / "examples").mkdir()
-    shutil.copy(ROOT / "examples" / "digits.pt", copy / "examples")
+    shutil.copytree(ROOT / "examples" / "demo", copy / "examples" / "demo")
     return copy
 
 
