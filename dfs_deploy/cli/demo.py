@@ -64,8 +64,8 @@ def demo(
         for path, file in rivals.items():
             export(file, path, targets="int8", calibration_data=train, progress=callback)
         found = verify(bundle, checkpoint, test.data, progress=callback)
-        named = [bundle, *rivals]
-        result = bench(named, test.data, min_seconds=min_seconds, start_ups=0, energy_seconds=0.0, progress=callback)
+        bundles: list[Bundle | str | Path] = [bundle, *rivals]
+        result = bench(bundles, test.data, min_seconds=min_seconds, start_ups=0, energy_seconds=0.0, progress=callback)
     run = blocks_run(bundle, test)
     missed = found.missed()
     if json:
