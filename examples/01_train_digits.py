@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None, copies: int = 12, **values: int
     plain = {**common, "network": "demo_network:six_blocks", "size": (48, 48), "until": "backbone"}
     teacher = train(out=out / "teacher", **{**plain, **TEACHER, **values}).checkpoint
     backbone = train(out=out / "backbone", **{**plain, **BACKBONE, **values}).checkpoint
-    further = {**common, **JOINT, "teacher": str(teacher), "network": adapted(backbone, out / "begun.pt")}
+    further = {**common, **JOINT, "teacher": str(teacher), "network": adapted(backbone, out / "backbone" / "begun.pt")}
     log = {}
     for name, kind in KINDS.items():
         result = train(out=out / name, **{**further, **kind, **values})
@@ -93,7 +93,7 @@ def show(text: str, share: float) -> None:
 
 def write_scenes(path: Path, copies: int) -> Path:
     """Writes the scenes that are trained on, and those that choices are made on, as one file."""
-    train, held_out = load_digit_scenes("train", copies).data, load_digit_scenes("val", 4).data
+    train, held_out = load_digit_scenes("train", copies).data, load_digit_scenes("val", min(copies, 4)).data
     np.savez(
         path,
         train_x=train.images,

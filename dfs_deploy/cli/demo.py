@@ -40,7 +40,7 @@ def demo(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Bundle to write.", show_default="digits.dfs")] = None,
     min_seconds: Annotated[
         float, typer.Option(metavar="S", min=0.01, help="Measured seconds per case, on average.")
-    ] = 2.0,
+    ] = 1.0,
     json: JsonOption = False,
 ) -> None:
     """Export, verify and bench a small network that decides, beside static ones of the same training."""
@@ -62,7 +62,7 @@ def demo(
         exported = export(checkpoint, out, targets="fp32,int8", calibration_data=train, progress=callback)
         bundle = exported.bundle
         for path, file in rivals.items():
-            export(file, path, targets="int8", calibration_data=train, progress=callback)
+            export(file, path, targets="fp32,int8", calibration_data=train, progress=callback)
         found = verify(bundle, checkpoint, test.data, progress=callback)
         bundles: list[Bundle | str | Path] = [bundle, *rivals]
         result = bench(bundles, test.data, min_seconds=min_seconds, start_ups=0, energy_seconds=0.0, progress=callback)
