@@ -443,6 +443,41 @@ def test_images_of_the_training_split_are_remarked_on(plain: Made, data: Dataset
     assert point_of(other).chosen.samples + point_of(other).checked.samples == 60, "those to validate on"
 
 
+@pytest.mark.parametrize(
+    ("splits", "images", "remarked"),
+    [(("train", "val"), 60, False), (("val",), 60, False), (("train", "test"), 120, True), (("train",), 120, True)],
+)
+def test_accuracy_data_are_those_to_validate_on_and_the_training_split_is_remarked_on(
+    plain: Made, data: Dataset, tmp_path: Path, splits: tuple[str, ...], images: int, remarked: bool
+) -> None:
+    starts = {"train": (0, 120), "val": (120, 180), "test": (180, 240)}
+    parts = {name: data.select(slice(*starts[name])) for name in splits}
+    file = tmp_path / "splits.npz"
+    np.savez(file, **{f"{n}_{k}": v for n, d in parts.items() for k, v in (("x", d.images), ("y", d.labels))})
+    made = export(
+        plain.checkpoint,
+        tmp_path / "net.dfs",
+        targets=["fp32"],
+        calibration_data=data,
+        accuracy_data=file,
+        max_top1_drop=0.1,
+    )
+    assert point_of(made).chosen.samples + point_of(made).checked.samples == images
+    assert any("a training split" in note for note in made.notes) == remarked
+
+
+def test_accuracy_data_with_nothing_but_a_test_split_are_refused(plain: Made, data: Dataset, tmp_path: Path) -> None:
+    np.savez(tmp_path / "test.npz", test_x=data.images, test_y=data.labels)
+    with refuses(DataError, "train"):
+        export(
+            plain.checkpoint,
+            tmp_path / "net.dfs",
+            calibration_data=data,
+            accuracy_data=tmp_path / "test.npz",
+            max_top1_drop=0.1,
+        )
+
+
 def test_what_an_accuracy_budget_needs(plain: Made, data: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "net.dfs"
     with refuses(UsageError, "--accuracy-data", "--calibration-data"):
