@@ -5,8 +5,8 @@ the images chooses the bias; the other, which had no part in that, checks it by 
 same images (``dfs_deploy.paired``). The choice suffices by one standard error of the difference (the rule of Breiman et
 al., Classification and Regression Trees, 1984, section 3.4.3), since one that just suffices does so by luck as often as
 not. If the check sees it lose more than is allowed all the same, a dearer one is tried, up to ``MOST_LOOKS`` times, and
-the record says so. There is one bias for all blocks: biases of their own would be fitted to the luck of a few hundred
-images, of which half a point of accuracy is two or three.
+the record says so and claims no proof. There is one bias for all blocks: biases of their own would be fitted to the
+luck of a few hundred images, of which half a point of accuracy is two or three.
 
 Few images have to be run for a bias. An option wins over the others on an interval of biases, since every score falls
 in a straight line as the bias rises; what follows it in the network is the same all over that interval. So an image
@@ -270,7 +270,7 @@ def _looked_at(
 def notes_on(record: AccuracyBudget) -> tuple[str, ...]:
     """Weaknesses of an accuracy budget, one line each."""
     checked, found = record.checked, []
-    if not record.proved:
+    if not record.within:
         needed = record.images_needed
         more = "no number would tell" if needed is None else f"about {needed:,} would tell, if it stays at that"
         found.append(
@@ -282,7 +282,8 @@ def notes_on(record: AccuracyBudget) -> tuple[str, ...]:
     if record.looks > 1:
         found.append(
             f"{record.looks} budgets were checked, each dearer than the one before, which was seen to lose more than is"
-            " allowed; so the check is a little too good, and more labelled images would make it sharper"
+            " allowed; so the check had a part in the choice and proves nothing: give more labelled images, or verify"
+            " the bundle on others"
         )
     behind = record.chosen.top1_trained - record.chosen.top1_reference
     if record.reference.name is not None and behind > record.max_top1_drop:

@@ -184,7 +184,8 @@ def export(
             runtime of the bundle holds by default; see ``Exported.bundle.manifest.accuracy_budget``. ``None`` for the
             gate as trained.
         accuracy_data: labelled images that training has not seen, or where to load them from (of a data set with splits
-            ``val`` if there is one, else ``train``, with a note); all are used. ``None`` for the calibration data as drawn.
+            ``val`` if there is one, else ``train``, with a note); all are used. ``None`` for the calibration data as
+            drawn.
         reference: bundle or checkpoint whose accuracy is to be kept, such as the fine-tuned static twin; ``None`` for
             this network with every block at its most precise option, or as trained if that is more accurate.
         cost: latency table of ``bench --save-costs``, by which "cheapest" means time; ``None`` for computation.

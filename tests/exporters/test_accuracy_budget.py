@@ -32,7 +32,7 @@ from dfs_deploy.exporters.accuracy_budget import (
 )
 from dfs_deploy.exporters.accuracy_reference import most_precise_path
 from dfs_deploy.models import DFSNetwork
-from dfs_deploy.paired import share_difference
+from dfs_deploy.paired import Interval, share_difference
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.budgets import computation_prices
 from dfs_deploy.verify import verify
@@ -409,6 +409,10 @@ def test_too_few_images_are_said_with_the_number_that_would_do() -> None:
     assert (proved.proved, proved.refuted, notes_on(proved)) == (True, False, ())
     assert (refuted.proved, refuted.refuted) == (False, True)
     assert (open_.proved, open_.refuted) == (False, False)
+    several = msgspec.structs.replace(proved, looks=2)
+    assert (several.within, several.proved, several.refuted) == (True, False, False), "within by luck, perhaps"
+    (note,) = notes_on(several)
+    assert "proves nothing" in note
     assert open_.images_needed == 2 * 500 * 16
     (note,) = notes_on(open_)
     assert "cannot tell yet" in note
@@ -416,6 +420,21 @@ def test_too_few_images_are_said_with_the_number_that_would_do() -> None:
     at_the_edge = made_record(-0.005, -0.02, 0.01)
     assert at_the_edge.images_needed is None
     assert "no number would tell" in notes_on(at_the_edge)[0]
+
+
+def test_a_budget_that_loses_too_much_is_hardly_ever_called_proved() -> None:
+    """If every choice loses too much, the more of them are looked at, the more often one is within by luck."""
+    within, proved, runs, drop = 0, 0, 2000, 0.005
+    random = np.random.default_rng(0)
+    for _ in range(runs):
+        changes: list[Interval] = []
+        while len(changes) < MOST_LOOKS and (not changes or changes[-1].value < -drop):
+            chance = random.random(1000)
+            changes.append(share_difference(chance > 0.036, chance < 0.97))
+        record = made_record(changes[-1].value, changes[-1].low, changes[-1].high, drop)
+        record = msgspec.structs.replace(record, looks=len(changes))
+        within, proved = within + record.within, proved + record.proved
+    assert proved <= 0.025 * runs < within
 
 
 def test_a_weak_reference_is_remarked_on() -> None:
