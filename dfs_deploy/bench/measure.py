@@ -277,7 +277,7 @@ class _Judge:
             contender=judged.contender,
             chosen_from=judged.chosen_from,
             best=judged.best,
-            strawmen=has_gate(self._bundle),
+            gated=has_gate(self._bundle),
         )
 
     def _cases(self, rounds: Mapping[str, Rounds]) -> list[CaseResult]:

@@ -134,7 +134,7 @@ class Evidence:
         contender: name of the dynamic case that is judged.
         chosen_from: number of dynamic cases that it was chosen from, by images that it is not judged by.
         best: name of the most accurate case by those images; ``None`` for the most accurate one of ``cases``.
-        strawmen: whether the bundle's own static engines are of weights that were trained for a gate's paths.
+        gated: whether the bundle has a gate, so that its own static engines are of weights trained for other paths.
     """
 
     cases: Sequence[CaseResult]
@@ -146,7 +146,7 @@ class Evidence:
     contender: str = DYNAMIC
     chosen_from: int = 1
     best: str | None = None
-    strawmen: bool = False
+    gated: bool = False
 
     @cached_property
     def standing(self) -> Standing | None:
@@ -247,7 +247,7 @@ class Evidence:
             )
             return None, words, self._chosen()
         choice, words, caveats = self._between(found)
-        if self.strawmen and choice == dynamic.name and not any(case.rival for case in statics):
+        if self.gated and choice == dynamic.name and not any(case.rival for case in statics):
             caveats += (
                 "the static engines are this network's own backbone, trained for the gate's paths; one that was trained"
                 " to be static may be more accurate: compare with it, bench BUNDLE STATIC",

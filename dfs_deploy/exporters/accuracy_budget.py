@@ -220,7 +220,7 @@ def choose_accuracy_budget(
             f" {100 * trained.top1:.2f} %; train it longer or with a teacher, or allow more with --max-top1-drop"
         )
     enough = [each.trial for each in search.points if each.accuracy >= floor - _ROUNDING]
-    found, looks = _looked_at(found, enough, check, answers[1], goal.max_top1_drop)
+    found, looks = _check_choices(found, enough, check, answers[1], goal.max_top1_drop)
     checks = check(0.0), check(found.bias)
     runtime.set_budget(TRAINED)
     record = AccuracyBudget(
@@ -247,10 +247,10 @@ def choose_accuracy_budget(
     return record
 
 
-def _looked_at(
+def _check_choices(
     first: _Trial, enough: list[_Trial], check: Sweep, reference: NDArray[np.bool_], max_top1_drop: float
 ) -> tuple[_Trial, int]:
-    """The choice after the other half was looked at, and the number of looks.
+    """The choice that stands after a check on the other half, and the number of choices that were checked.
 
     It is the first of ever dearer choices, among those that are good enough on their own half, that is not seen to lose
     more than is allowed; the most accurate of them if there is none.
