@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tests.examples.conftest import load_example
 from tests.examples.program import EXAMPLES
 
 LOG = json.loads((EXAMPLES / "digits-training.json").read_text())
+SCENES = load_digit_scenes("val", 4)
 DEMO = json.loads((EXAMPLES / "demo" / "training.json").read_text())
 
 
@@ -55,7 +57,7 @@ def test_its_gate_truly_varies(checkpoint: Checkpoint) -> None:
 def test_the_demos_networks_are_what_their_log_says(name: str) -> None:
     file = EXAMPLES / "demo" / f"{name}.pt"
     assert file.stat().st_size < 300_000
-    shipped, scenes, logged = load_checkpoint(file), load_digit_scenes("val", 4).data, DEMO["results"][name]
+    shipped, scenes, logged = load_checkpoint(file), SCENES.data, DEMO["results"][name]
     output = shipped.network.route(torch.from_numpy(shipped.input.normalize(scenes.images)))
     assert float(np.mean(output.logits.argmax(1).numpy() == scenes.labels)) == pytest.approx(
         logged["val_top1"], abs=0.006
@@ -68,12 +70,14 @@ def test_the_first_example_trains_and_writes_what_the_demo_takes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(EXAMPLES)
+    script, few_scenes = load_example("01_train_digits"), replace(SCENES, data=SCENES.data.subset(96, 0))
+    monkeypatch.setattr(script, "load_digit_scenes", lambda split, copies: few_scenes)
     few = {"backbone_steps": 2, "gate_steps": 2, "joint_steps": 2, "batch": 8, "statistics_batches": 1}
-    load_example("01_train_digits").main(["--out", str(tmp_path)], copies=1, **few)
+    script.main(["--out", str(tmp_path)], copies=1, **few)
     log = json.loads((tmp_path / "training.json").read_text())["results"]
     assert {file.stem for file in tmp_path.glob("*.pt")} == set(log) == set(DEMO["results"])
     for name, result in log.items():
         network = load_checkpoint(tmp_path / f"{name}.pt").network
         assert (network.policy is None) == (result["policy"] is None)
-    assert log["pruned-2"]["policy"].count("skip") == 2
+    assert log["pruned-3"]["policy"].count("skip") == 3
     assert f"wrote {tmp_path / 'dfs.pt'}" in capsys.readouterr().out
