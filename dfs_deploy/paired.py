@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+NORMAL_95 = 1.96
+"""Standard errors either way within which a normal variable lies with 95 % probability."""
+
 
 class Interval(msgspec.Struct, frozen=True):
     """Estimate, and the interval that holds the true value with 95 % confidence.
@@ -28,6 +31,11 @@ class Interval(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if not self.low <= self.high:
             raise ValueError(f"interval from low {self.low:g} to high {self.high:g}")
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the estimate, by the interval's width."""
+        return (self.high - self.low) / (2.0 * NORMAL_95)
 
     @property
     def uncertainty(self) -> float:
@@ -54,5 +62,18 @@ def share_difference(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> Inte
     if ours is theirs:
         return Interval(value, value, value)
     adjusted = (wins - losses) / (count + 2)
-    error = 1.96 * math.sqrt((wins + losses + 1) / (count + 2) - adjusted**2) / math.sqrt(count + 2)
+    error = NORMAL_95 * math.sqrt((wins + losses + 1) / (count + 2) - adjusted**2) / math.sqrt(count + 2)
     return Interval(value, max(adjusted - error, -1.0), min(adjusted + error, 1.0))
+
+
+def margin(change: Interval, most: float) -> float:
+    """What a measured loss must be below the greatest that is allowed to be relied on: one standard error.
+
+    One that just suffices does so by luck as often as not (the rule of Breiman et al., Classification and Regression
+    Trees, 1984, Section 3.4.3).
+
+    Args:
+        change: difference of the shares of right answers, of either sign.
+        most: share that may be lost. The margin is no more than that, so that nothing has to gain accuracy.
+    """
+    return min(change.standard_error, most)

@@ -32,7 +32,7 @@ from dfs_deploy.exporters.reference import images_at_once
 from dfs_deploy.io.json_files import LONGEST_NAME
 from dfs_deploy.io.text import one_line
 from dfs_deploy.options import TRAINED, computation_percentage
-from dfs_deploy.paired import share_difference
+from dfs_deploy.paired import margin, share_difference
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.budgets import Prices, computation_prices
@@ -106,9 +106,7 @@ def _candidate(trial: _Trial, reference: NDArray[np.bool_], max_top1_drop: float
 
     So no candidate has to be more accurate than the reference.
     """
-    change = share_difference(trial.right, reference)
-    error = (change.high - change.low) / (2.0 * 1.96)
-    return _Candidate(trial, trial.top1 - min(error, max_top1_drop))
+    return _Candidate(trial, trial.top1 - margin(share_difference(trial.right, reference), max_top1_drop))
 
 
 class Sweep:
