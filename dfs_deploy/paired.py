@@ -33,6 +33,11 @@ class Interval(msgspec.Struct, frozen=True):
             raise ValueError(f"interval from low {self.low:g} to high {self.high:g}")
 
     @property
+    def standard_error(self) -> float:
+        """Standard error of the estimate, by the interval's width."""
+        return (self.high - self.low) / (2.0 * _NORMAL)
+
+    @property
     def uncertainty(self) -> float:
         """Distance of the farther end from the estimate, as a share of the estimate."""
         return max(self.high - self.value, self.value - self.low) / abs(self.value)
@@ -72,4 +77,4 @@ def safety_margin(change: Interval, allowed: float) -> float:
         One standard error of the difference (the rule of Breiman et al., Classification and Regression Trees, 1984,
         section 3.4.3), but no more than what may be lost, so that no choice has to be better than the reference.
     """
-    return min((change.high - change.low) / (2.0 * _NORMAL), allowed)
+    return min(change.standard_error, allowed)

@@ -153,7 +153,7 @@ class Trim:
         """What to add to the gate's scores, (options,) float32.
 
         Costs differ from block to block, and what is added does not: a target near an end of the reach may be one that
-        nothing brings a batch to. The least that comes as near to it as can be is taken then, and at that place nothing.
+        nothing brings a batch to. The least that comes as near as can be is taken then, and nothing once it is there.
 
         Args:
             scores: (N, gated blocks, options) of a batch.
