@@ -310,9 +310,9 @@ def test_to_beat_the_own_backbone_alone_is_a_caveat() -> None:
     (line,) = verdict(p50, gated=True).caveats
     assert "trained for the gate's paths" in line
     assert not verdict(p50).caveats
-    assert not verdict(
-        {**p50, "static-int8@twin": 1.4}, top1={**SURE, "static-int8@twin": 0.95}, gated=True
-    ).caveats, "a real twin was beaten"
+    assert not verdict({**p50, "static-int8@twin": 1.4}, top1={**SURE, "static-int8@twin": 0.95}, gated=True).caveats, (
+        "a real twin was beaten"
+    )
     assert not verdict({**p50, "dfs": 2.0}, gated=True).caveats, "it was not beaten"
 
 
