@@ -29,7 +29,7 @@ CHECKPOINT = "dfs.pt"
 COPIES = 2
 """Test scenes with each scan."""
 
-CALIBRATION_SCENES = 256
+CALIBRATION_SCENES = 1024
 """Scenes that each network is calibrated on."""
 
 _KEYS = ("samples", "top1_reference", "top1_bundle", "route_agreement", "computation_percentage_bundle")
