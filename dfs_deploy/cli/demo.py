@@ -26,7 +26,7 @@ CHECKPOINTS = "demo"
 CHECKPOINT = "dfs.pt"
 """Name of the network that decides; every other checkpoint beside it is a rival."""
 
-COPIES = 2
+COPIES = 4
 """Test scenes with each scan."""
 
 CALIBRATION_SCENES = 1024
@@ -64,8 +64,15 @@ def demo(
         for path, file in rivals.items():
             export(file, path, targets="fp32,int8", calibration_data=train, progress=callback)
         found = verify(bundle, checkpoint, test.data, progress=callback)
-        named = [bundle, *rivals]
-        result = bench(named, test.data, min_seconds=min_seconds, start_ups=0, energy_seconds=0.0, progress=callback)
+        result = bench(
+            [bundle, *rivals],
+            test.data,
+            samples=len(test.data),
+            min_seconds=min_seconds,
+            start_ups=0,
+            energy_seconds=0.0,
+            progress=callback,
+        )
     run = blocks_run(bundle, test)
     missed = found.missed()
     if json:
