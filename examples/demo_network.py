@@ -1,4 +1,4 @@
-"""A small residual network in plain PyTorch, for pictures of 48x48 pixels: eight blocks at one resolution."""
+"""A small residual network in plain PyTorch, for pictures of 48x48 pixels: six blocks at one resolution."""
 
 from torch import Tensor, nn
 
@@ -21,11 +21,11 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """A convolution of patches of 2x2 pixels, blocks, and the mean over all positions."""
+    """A convolution of patches of 3x3 pixels, blocks, and the mean over all positions."""
 
     def __init__(self, blocks: int, channels: int, classes: int) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, channels, 2, stride=2, bias=False)
+        self.stem = nn.Conv2d(3, channels, 3, stride=3, bias=False)
         self.bn = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU()
         self.blocks = nn.Sequential(*[Block(channels) for _ in range(blocks)])
@@ -38,6 +38,6 @@ class Network(nn.Module):
         return self.fc(self.pool(x).flatten(1))
 
 
-def eight_blocks(classes: int = 10) -> Network:
+def six_blocks(classes: int = 10) -> Network:
     """Gives the network with random weights."""
-    return Network(8, 16, classes)
+    return Network(6, 32, classes)

@@ -26,10 +26,10 @@ CHECKPOINTS = "demo"
 CHECKPOINT = "dfs.pt"
 """Name of the network that decides; every other checkpoint beside it is a rival."""
 
-COPIES = 2
+COPIES = 4
 """Test scenes with each scan."""
 
-CALIBRATION_SCENES = 256
+CALIBRATION_SCENES = 1024
 """Scenes that each network is calibrated on."""
 
 _KEYS = ("samples", "top1_reference", "top1_bundle", "route_agreement", "computation_percentage_bundle")
@@ -47,6 +47,7 @@ def demo(
     with required():
         from dfs_deploy.bench import bench
         from dfs_deploy.bench.result import DYNAMIC
+        from dfs_deploy.bundle.writing import check_writable
         from dfs_deploy.data.digit_scenes import SCENE_SIZE, load_digit_scenes
         from dfs_deploy.exporters import export
         from dfs_deploy.verify import verify
@@ -56,6 +57,7 @@ def demo(
     checkpoint = folder / CHECKPOINT
     others = sorted(file for file in folder.glob("*.pt") if file != checkpoint)
     rivals = {out.with_name(f"{out.stem}-{file.stem}.dfs"): file for file in others}
+    check_writable(out)
     with progress(quiet=json) as callback:
         callback("making scenes", 0.0)
         train, test = load_digit_scenes("train").data.subset(CALIBRATION_SCENES, 0), load_digit_scenes("test", COPIES)
@@ -65,7 +67,15 @@ def demo(
             export(file, path, targets="fp32,int8", calibration_data=train, progress=callback)
         found = verify(bundle, checkpoint, test.data, progress=callback)
         bundles: list[Bundle | str | Path] = [bundle, *rivals]
-        result = bench(bundles, test.data, min_seconds=min_seconds, start_ups=0, energy_seconds=0.0, progress=callback)
+        result = bench(
+            bundles,
+            test.data,
+            samples=len(test.data),
+            min_seconds=min_seconds,
+            start_ups=0,
+            energy_seconds=0.0,
+            progress=callback,
+        )
     run = blocks_run(bundle, test)
     missed = found.missed()
     if json:
