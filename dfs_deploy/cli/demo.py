@@ -43,7 +43,7 @@ def demo(
     ] = 1.0,
     json: JsonOption = False,
 ) -> None:
-    """Export, verify and bench a small network that decides, beside static ones of the same training."""
+    """Export, verify and bench small networks, one that decides."""
     with required():
         from dfs_deploy.bench import bench
         from dfs_deploy.bench.result import DYNAMIC
