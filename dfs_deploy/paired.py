@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_NORMAL = 1.96
+"""Standard errors on each side of a normal 95 % interval."""
+
 
 class Interval(msgspec.Struct, frozen=True):
     """Estimate, and the interval that holds the true value with 95 % confidence.
@@ -28,6 +31,11 @@ class Interval(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if not self.low <= self.high:
             raise ValueError(f"interval from low {self.low:g} to high {self.high:g}")
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the estimate, by the interval's width."""
+        return (self.high - self.low) / (2.0 * _NORMAL)
 
     @property
     def uncertainty(self) -> float:
@@ -54,5 +62,19 @@ def share_difference(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> Inte
     if ours is theirs:
         return Interval(value, value, value)
     adjusted = (wins - losses) / (count + 2)
-    error = 1.96 * math.sqrt((wins + losses + 1) / (count + 2) - adjusted**2) / math.sqrt(count + 2)
+    error = _NORMAL * math.sqrt((wins + losses + 1) / (count + 2) - adjusted**2) / math.sqrt(count + 2)
     return Interval(value, max(adjusted - error, -1.0), min(adjusted + error, 1.0))
+
+
+def safety_margin(change: Interval, allowed: float) -> float:
+    """Margin by which a choice among several has to suffice, since one that just suffices often does so by luck.
+
+    Args:
+        change: difference of a choice to its reference, as ``share_difference`` gives it.
+        allowed: share of right answers that the choice may lose, 0 to 1.
+
+    Returns:
+        One standard error of the difference (the rule of Breiman et al., Classification and Regression Trees, 1984,
+        section 3.4.3), but no more than what may be lost, so that no choice has to be better than the reference.
+    """
+    return min(change.standard_error, allowed)

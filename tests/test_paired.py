@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfs_deploy.paired import Interval, share_difference
+from dfs_deploy.paired import Interval, safety_margin, share_difference
 
 PAIRS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 
@@ -43,3 +43,11 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
         found = share_difference(draw > 0.12, (draw > 0.07) & (draw < 0.97))
         held += found.low <= -0.02 <= found.high
     assert 0.93 <= held / 2000 <= 0.985
+
+
+def test_the_margin_of_a_choice_is_a_standard_error_but_no_more_than_is_allowed() -> None:
+    ours, theirs = np.arange(400) % 20 != 0, np.arange(400) % 20 != 1
+    change = share_difference(ours, theirs)
+    assert safety_margin(change, 0.5) == pytest.approx(np.sqrt(0.1 / 400), rel=0.05), "one in ten images differs"
+    assert safety_margin(change, 0.003) == 0.003
+    assert safety_margin(share_difference(ours, ours), 0.5) == 0.0

@@ -25,6 +25,7 @@ from benchmarks.paper.runs import (
     Settings,
     blocks_per_group,
     carry_out,
+    check_values,
     command_of,
     find_data,
     runs_of,
@@ -34,6 +35,7 @@ from benchmarks.paper.runs import (
 )
 from dfs_deploy.errors import DfsDeployError, UsageError
 from dfs_deploy.io.files import write_whole
+from dfs_deploy.io.text import first_line
 
 SETTINGS_FILE = "settings.json"
 FIGURES = "figures"
@@ -77,14 +79,15 @@ def main(words: list[str] | None = None) -> int:
     except DfsDeployError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {first_line(error)}; choose another --out, or make room there", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
 
 
 def _main(given: argparse.Namespace) -> int:
-    if not 0.0 < given.scale <= 1.0:
-        raise UsageError(f"scale {given.scale:g}, expected more than 0 and at most 1, the paper's steps")
     networks = _stand_ins(given.networks)
     only = None if given.only is None else _words("exhibit", given.only, [exhibit.name for exhibit in EXHIBITS])
     data_sets = _words("data set", given.data_sets, list(DATA_NAMES))
@@ -92,6 +95,9 @@ def _main(given: argparse.Namespace) -> int:
     if not wanted:
         raise UsageError("no figure and no table is about these networks and data sets; choose others")
     settings = Settings(given.scale, given.seed, dict(map(_parse_change, given.set)), given.alpha_scale)
+    for exhibit, network in wanted.items():
+        for run in runs_of(exhibit, network):
+            check_values(train_values(run, settings, given.data or Path(run.data_set), given.out))
     _print_plan(wanted, settings, given.out)
     if not given.dry_run and not given.draw:
         if given.data is None:

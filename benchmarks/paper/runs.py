@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +13,8 @@ from typing import Any
 
 from benchmarks.paper.exhibits import DFS, SKIPNET, Exhibit, Variant
 from dfs_deploy.errors import UsageError
-from dfs_deploy.training import TrainingResult, preset, resume, train
+from dfs_deploy.training import Job, Recipe, TrainingResult, preset, resume, train
+from dfs_deploy.training.recipe import unknown_value
 from dfs_deploy.training.state import load_state
 
 DATA_NAMES = {
@@ -24,6 +27,16 @@ STAGES = ("backbone", "gate", "joint")
 
 HERE = ("device", "threads")
 """Values that depend on the machine, which may change between two calls."""
+
+OF_THE_EXHIBITS = {
+    **dict.fromkeys(("options", "target", "policy", "alpha_sign", "until", "backbone", "start"), "--only"),
+    "blocks_per_group": "--networks",
+    "data": "--data",
+    "out": "--out",
+    "seed": "--seed",
+    "alpha": "--alpha-scale",
+}
+"""Values that a run has by its figure, or by another flag; and the flag that chooses among them."""
 
 _RENAMED = {"blocks_per_group": "blocks", "augmentation": "augment"}
 _FLAGS = {
@@ -42,12 +55,27 @@ class Settings:
         alpha_scale: factor on every alpha; ``None`` for one over the scale, so that fewer steps pull as far.
         seed: seed of every draw.
         changes: further values of the recipe by name, other than the paper's.
+
+    Raises:
+        UsageError: a scale that is out of bounds, or a change of a value that is unknown or decided otherwise.
     """
 
     scale: float = 1.0
     seed: int = 0
     changes: Mapping[str, Any] = field(default_factory=dict)
     alpha_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.scale <= 1.0:
+            raise UsageError(f"scale {self.scale:g}, expected more than 0 and at most 1, the paper's steps")
+        if self.alpha_scale is not None and not 0.0 < self.alpha_scale < math.inf:
+            raise UsageError(f"alpha scale {self.alpha_scale:g}, expected a number of more than 0; 1 for the paper's")
+        known = {each.name for each in dataclasses.fields(Recipe)} - {"costs"} | {*HERE, "preset", "save_every"}
+        for name in self.changes:
+            if name in OF_THE_EXHIBITS:
+                raise UsageError(f"--set {name}, which each figure decides; choose with {OF_THE_EXHIBITS[name]}")
+            if name not in known:
+                raise UsageError(f"--set {name}: {unknown_value(name, known)}")
 
     def alpha(self, papers: float | None = None) -> float:
         """Absolute weight of the cost in place of one of the paper's, by default that of its main results."""
@@ -183,6 +211,22 @@ def train_values(run: Run, settings: Settings, data: Path, out: Path) -> dict[st
         backbone = name.endswith("-backbone")
         values[how] = str(out / name / ("backbone.pt" if backbone else "checkpoint.pt"))
     return {"data": str(data), "out": str(out / run.name), **values}
+
+
+def check_values(values: Mapping[str, Any]) -> None:
+    """Makes sure that a recipe and a job can be made of what ``train`` will be called with; reads no data.
+
+    Raises:
+        UsageError: a value that cannot be.
+    """
+    job = {name: values[name] for name in {each.name for each in dataclasses.fields(Job)} & set(values)}
+    recipe = {name: value for name, value in values.items() if name not in job and name not in ("out", "preset")}
+    if recipe.get("policy") == "mixed":  # one that is searched, for a target that its options reach
+        del recipe["policy"]
+        recipe["options"] = "8,16,full"
+    elif recipe.get("policy") is not None:
+        recipe["options"] = f"{recipe['policy']},full"
+    Job(recipe=preset(values["preset"], **recipe), **job)
 
 
 def command_of(values: Mapping[str, Any]) -> str:

@@ -240,7 +240,7 @@ def _misfit(bundle: Bundle, other: Bundle) -> str | None:
 
 
 def _at_budgets(bundle: Bundle, runtime: Runtime, suffix: str, closing: ExitStack) -> Iterator[Candidate]:
-    """The dynamic network at each of its budgets, with the engines of the one as trained and a gate of its own."""
+    """The dynamic network at each of its budgets, with the engines of the case ``dfs`` and a gate of its own."""
     for point in bundle.manifest.budgets:
         held = closing.enter_context(runtime.clone())
         held.set_budget(point.budget)

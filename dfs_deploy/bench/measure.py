@@ -13,6 +13,7 @@ import numpy as np
 from msgspec.structs import asdict, replace
 from numpy.typing import NDArray
 
+from dfs_deploy.bench.accuracy import contest, scored
 from dfs_deploy.bench.candidates import Candidate, Inputs, engines_alone, gates_alone, has_gate, open_candidates
 from dfs_deploy.bench.clock import (
     CLOCK,
@@ -42,11 +43,10 @@ from dfs_deploy.bench.result import (
 )
 from dfs_deploy.bench.sensors import find_sampler
 from dfs_deploy.bench.start_up import measure_start_up
-from dfs_deploy.bench.verdict import Evidence, choose_contender, unsteady
+from dfs_deploy.bench.verdict import Evidence, unsteady
 from dfs_deploy.bundle import Bundle
 from dfs_deploy.costs import LatencyTable
 from dfs_deploy.options import computation_percentage
-from dfs_deploy.paired import share_difference
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.progress import Progress
 from dfs_deploy.runtimes import Runtime
@@ -260,47 +260,25 @@ class _Judge:
         Returns:
             The cases, with their accuracy on all images, and what a verdict rests on.
         """
-        whole = self._cases(rounds)
-        cases = self._scored(whole, slice(None))
-        contender, judged = DYNAMIC, cases
-        dynamic = [case.name for case in cases if case.dynamic]
-        if self._right and len(dynamic) > 1:
-            # Chosen and judged by the same images, the luckiest of many would look better than it is.
-            contender = choose_contender(self._scored(whole, slice(0, None, 2)), self._max_top1_drop)
-            judged = self._scored(whole, slice(1, None, 2))
-        ratios = [paired_ratios(rounds[contender], rounds[case.name], case.name) for case in cases if case.static]
-        doubt = unsteady(cases) if self._steady else None
-        return tuple(cases), Evidence(
-            judged,
+        cases = self._cases(rounds)
+        judged = contest(cases, self._right, self._max_top1_drop)
+        ratios = [
+            paired_ratios(rounds[judged.contender], rounds[case.name], case.name) for case in cases if case.static
+        ]
+        shown = scored(cases, self._right)
+        doubt = unsteady(shown) if self._steady else None
+        return shown, Evidence(
+            judged.cases,
             [ratio for ratio in ratios if ratio is not None],
             size,
             self._inputs,
             self._max_top1_drop,
             () if doubt is None else (doubt,),
-            contender,
-            len(dynamic) if judged is not cases else 1,
-            has_gate(self._bundle),
+            contender=judged.contender,
+            chosen_from=judged.chosen_from,
+            best=judged.best,
+            gated=has_gate(self._bundle),
         )
-
-    def _scored(self, cases: Sequence[CaseResult], images: slice) -> list[CaseResult]:
-        """Cases with their accuracy on some of the images."""
-        right = {name: answers[images] for name, answers in self._right.items()}
-        compared = [case.name for case in cases if case.name in right and (case.static or case.dynamic)]
-        if not compared:
-            return list(cases)
-        base = next((name for name in compared if name.startswith(STATIC)), None)
-        best = max(sorted(compared, key=lambda name: not name.startswith(STATIC)), key=lambda name: right[name].mean())
-        return [
-            case
-            if case.name not in right
-            else replace(
-                case,
-                top1=float(np.mean(right[case.name])),
-                top1_change=None if base is None else share_difference(right[case.name], right[base]),
-                top1_below_best=None if base is None else share_difference(right[case.name], right[best]),
-            )
-            for case in cases
-        ]
 
     def _cases(self, rounds: Mapping[str, Rounds]) -> list[CaseResult]:
         """Figures of every case but its accuracy."""

@@ -149,7 +149,7 @@ class CaseResult(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def dynamic(self) -> bool:
-        """Whether it is a dynamic network whose gate decides, at its trained point or at a budget."""
+        """Whether it is a dynamic network whose gate decides, at its own operating point or at a budget."""
         return self.name.partition(RIVAL)[0] == DYNAMIC or self.name.startswith(BUDGET)
 
     @property
@@ -172,6 +172,8 @@ class BenchedBundle(msgspec.Struct, frozen=True):
         checkpoint: SHA-256 of the checkpoint that it was made from.
         architecture: name of the architecture, as in ``ResNet-38``.
         options: names of the options, in the order of ``option_share``.
+        accuracy_budget: share of right answers that its accuracy budget may lose, at which its dynamic network runs if
+            no budget is named; ``None`` without one, for the gate as trained.
     """
 
     name: str
@@ -179,6 +181,14 @@ class BenchedBundle(msgspec.Struct, frozen=True):
     checkpoint: Name
     architecture: Name
     options: tuple[str, ...]
+    accuracy_budget: Share | None = None
+
+    @property
+    def point(self) -> str:
+        """Operating point at which its dynamic network runs if no budget is named, in words; empty if as trained."""
+        if self.accuracy_budget is None:
+            return ""
+        return f"at its accuracy budget (at most {100 * self.accuracy_budget:.2f} points of top-1 lost)"
 
 
 class NamedBundle(Protocol):
@@ -617,6 +627,16 @@ class BenchResult(Setup, frozen=True, kw_only=True, omit_defaults=True):
     def dynamic(self) -> CaseResult:
         """Case of the dynamic network."""
         return next(case for case in self.cases if case.name == DYNAMIC)
+
+    def point_of(self, digest: str) -> str:
+        """Operating point of a bundle's dynamic network, in words; empty if it was neither named nor the bundle's own.
+
+        Args:
+            digest: digest of the bundle, one of those that were run; the budget that was named is for the first.
+        """
+        if digest == self.bundle.digest and self.budget is not None:
+            return f"at budget {100 * self.budget:g} %" if isinstance(self.budget, float | int) else "as trained"
+        return next((each.point for each in (self.bundle, *self.against) if each.digest == digest), "")
 
     @property
     def statics(self) -> tuple[CaseResult, ...]:

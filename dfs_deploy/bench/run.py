@@ -257,4 +257,5 @@ def _benched(bundle: Bundle) -> BenchedBundle:
         checkpoint=bundle.manifest.source.sha256,
         architecture=bundle.architecture.name,
         options=bundle.options.names,
+        accuracy_budget=None if (kept := bundle.manifest.accuracy_budget) is None else kept.max_top1_drop,
     )

@@ -23,7 +23,7 @@ from dfs_deploy.bench.result import (
     Round,
     Verdict,
 )
-from dfs_deploy.paired import Interval
+from dfs_deploy.paired import Interval, safety_margin
 from dfs_deploy.thresholds import MAX_UNCERTAINTY, MIN_INPUTS, TIE, VERDICT_MAX_TOP1_DROP
 
 _ROUNDING = 1e-9
@@ -50,7 +50,7 @@ class Standing:
     """The dynamic network and the static networks, by accuracy.
 
     Attributes:
-        best: most accurate case of all, the dynamic ones included.
+        best: most accurate case of all, the dynamic ones included, by the images that chose if there were some.
         dynamic: whether the dynamic network is accurate enough.
         accurate: static cases that are accurate enough, in the order in which they were given.
         choice: fastest of these at the median; of several that are as fast, the first, which is the most precise.
@@ -65,29 +65,48 @@ class Standing:
 
 
 def choose_contender(cases: Sequence[CaseResult], max_top1_drop: float) -> str:
-    """Name of the dynamic case that may be shipped, of several: the fastest that is accurate enough.
+    """Name of the dynamic case that may be shipped, of several: the fastest that is surely accurate enough.
 
     Args:
         cases: cases with their top-1 on images that the verdict is not judged by.
         max_top1_drop: share of right answers that may be lost against the most accurate case.
 
     Returns:
-        The fastest at the median of the dynamic cases that are accurate enough, of several that are as fast the first;
-        the most accurate dynamic case if none is.
+        The fastest at the median of the dynamic cases that are accurate enough by a margin
+        (``dfs_deploy.paired.safety_margin``), of several that are as fast the first; the most accurate dynamic case if
+        none is. A case whose difference to the most accurate one is not known needs no margin.
+    """
+    dynamic = [case for case in cases if case.dynamic and case.top1 is not None]
+    sure = [
+        case
+        for case in dynamic
+        if _accurate([case], most_accurate(cases), max_top1_drop - _margin(case, max_top1_drop))
+    ]
+    chosen = _fastest(sure)
+    return (max(dynamic, key=_top1) if chosen is None else chosen).name
+
+
+def most_accurate(cases: Sequence[CaseResult]) -> CaseResult:
+    """Case of the greatest top-1, dynamic or static; of several, a static one, and of these the first.
+
+    Args:
+        cases: cases, at least one of them dynamic or static and of known top-1.
     """
     known = [case for case in cases if (case.dynamic or case.static) and case.top1 is not None]
-    dynamic = [case for case in known if case.dynamic]
-    chosen = _fastest(_accurate(dynamic, known, max_top1_drop))
-    return (max(dynamic, key=_top1) if chosen is None else chosen).name
+    return max(sorted(known, key=lambda case: not case.static), key=_top1)
+
+
+def _margin(case: CaseResult, max_top1_drop: float) -> float:
+    return 0.0 if case.top1_below_best is None else safety_margin(case.top1_below_best, max_top1_drop)
 
 
 def _top1(case: CaseResult) -> float:
     return case.top1 or 0.0
 
 
-def _accurate(cases: Sequence[CaseResult], known: Sequence[CaseResult], max_top1_drop: float) -> tuple[CaseResult, ...]:
-    """Those of some cases that are accurate enough beside the most accurate of all whose accuracy is known."""
-    floor = max(map(_top1, known)) - max_top1_drop - _ROUNDING
+def _accurate(cases: Sequence[CaseResult], best: CaseResult, max_top1_drop: float) -> tuple[CaseResult, ...]:
+    """Those of some cases that lose no more than is allowed against another."""
+    floor = _top1(best) - max_top1_drop - _ROUNDING
     return tuple(case for case in cases if _top1(case) >= floor)
 
 
@@ -114,7 +133,8 @@ class Evidence:
         doubts: further reasons why the run is INVALID.
         contender: name of the dynamic case that is judged.
         chosen_from: number of dynamic cases that it was chosen from, by images that it is not judged by.
-        strawmen: whether the bundle's own static engines are of weights that were trained for a gate's paths.
+        best: name of the most accurate case by those images; ``None`` for the most accurate one of ``cases``.
+        gated: whether the bundle has a gate, so that its own static engines are of weights trained for other paths.
     """
 
     cases: Sequence[CaseResult]
@@ -125,7 +145,8 @@ class Evidence:
     doubts: tuple[Problem, ...] = ()
     contender: str = DYNAMIC
     chosen_from: int = 1
-    strawmen: bool = False
+    best: str | None = None
+    gated: bool = False
 
     @cached_property
     def standing(self) -> Standing | None:
@@ -134,10 +155,11 @@ class Evidence:
         statics = [case for case in known if case.static]
         if not statics or self.dynamic not in known:
             return None
-        accurate = _accurate(statics, known, self.max_top1_drop)
+        best = next((case for case in known if case.name == self.best), None) or most_accurate(known)
+        accurate = _accurate(statics, best, self.max_top1_drop)
         return Standing(
-            best=max((*statics, self.dynamic, *known), key=_top1),
-            dynamic=bool(_accurate([self.dynamic], known, self.max_top1_drop)),
+            best=best,
+            dynamic=bool(_accurate([self.dynamic], best, self.max_top1_drop)),
             accurate=accurate,
             choice=_fastest(accurate),
             nearest=max(statics, key=_top1),
@@ -225,7 +247,7 @@ class Evidence:
             )
             return None, words, self._chosen()
         choice, words, caveats = self._between(found)
-        if self.strawmen and choice == dynamic.name and not any(case.rival for case in statics):
+        if self.gated and choice == dynamic.name and not any(case.rival for case in statics):
             caveats += (
                 "the static engines are this network's own backbone, trained for the gate's paths; one that was trained"
                 " to be static may be more accurate: compare with it, bench BUNDLE STATIC",
@@ -274,14 +296,15 @@ class Evidence:
             return ()
         return (
             f"{title(self.dynamic)} was chosen of {self.chosen_from} dynamic cases by one half of the images, as the"
-            " fastest that is accurate enough there; the verdict's accuracies are those of the other half",
+            " fastest that is accurate enough there by a standard error, if one is; the verdict's accuracies are those"
+            " of the other half",
         )
 
     def _at_its_accuracy(self, ratios: Mapping[str, Ratios]) -> tuple[str, ...]:
         """One line about static networks that are as accurate as a dynamic one that loses too much to be chosen."""
         dynamic = self.dynamic
         statics = [case for case in self.cases if case.static and case.top1 is not None]
-        rival = _fastest(_accurate(statics, [dynamic], self.max_top1_drop))
+        rival = _fastest(_accurate(statics, dynamic, self.max_top1_drop))
         if rival is None or rival.name not in ratios or self.problems:
             return ()
         return (
@@ -313,8 +336,9 @@ def rule_of(max_top1_drop: float) -> str:
     """The rule, in words."""
     return (
         f"A case is accurate enough if its top-1 is at most {100 * max_top1_drop:.2f} points below that of the most"
-        " accurate case. Of several dynamic cases, one half of the images chooses the fastest that is accurate enough,"
-        " and the other half judges. If only DFS or only static networks are accurate enough, accuracy alone decides"
+        " accurate case. Of several dynamic cases, one half of the images chooses the fastest that is accurate enough"
+        " by a standard error, if one is, else the most accurate; it also says which case is the most accurate, and the"
+        " other half judges. If only DFS or only static networks are accurate enough, accuracy alone decides"
         " between them. Otherwise latency decides between DFS and the fastest static network that is accurate enough,"
         f" at the median and at p95. DFS is faster if the 95 % interval of the ratio of the two latencies lies below"
         f" {1 - TIE:.2f}, and not faster if it lies above that; if it lies above one and the ratio is {1 + TIE:.2f} or"

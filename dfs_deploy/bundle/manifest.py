@@ -297,7 +297,7 @@ class AccuracyBudget(_Record, frozen=True, kw_only=True):
         chosen: half that the bias was chosen on.
         checked: other half, which shows what the choice is worth.
         looks: number of choices that were checked until one was not seen to lose more than is allowed. If above 1, the
-            interval of the check is a little too good, because it had a part in the choice.
+            check had a part in the choice, so its interval is too good to prove anything.
     """
 
     max_top1_drop: Share
@@ -312,9 +312,17 @@ class AccuracyBudget(_Record, frozen=True, kw_only=True):
     looks: Positive
 
     @property
-    def proved(self) -> bool:
-        """Whether the check shows, with 95 % confidence, that no more is lost than is allowed."""
+    def within(self) -> bool:
+        """Whether all of the check's 95 % interval lies within the drop that is allowed."""
         return self.checked.top1_change_low >= -self.max_top1_drop
+
+    @property
+    def proved(self) -> bool:
+        """Whether the check shows, with 95 % confidence, that no more is lost than is allowed.
+
+        It does not if several choices were checked: one of them may be within by luck alone.
+        """
+        return self.within and self.looks == 1
 
     @property
     def refuted(self) -> bool:

@@ -66,8 +66,10 @@ def _where(result: BenchResult) -> Iterator[str]:
     machine, state, facts = result.machine, result.state, result.runtime
     bundle = result.bundle
     yield f"{bundle.name}, {bundle.architecture}: {result.inputs} inputs ({result.data}), seed {result.seed}"
+    if point := result.point_of(bundle.digest):
+        yield f"dfs: {point}"
     for other in result.against:
-        yield f"beside {other.name}, {other.architecture}"
+        yield f"beside {other.name}, {other.architecture}" + (f", {other.point}" if other.point else "")
     quota = "" if machine.quota is None else f", CPU quota {machine.quota:g}"
     yield f"{machine.cpu}, {machine.cores} core(s){quota}, {machine.int8 or 'no 8-bit product instructions'}"
     gate = f"{facts['gate']} gate, engine choice: {engine_choice(facts.get('plan'))}"

@@ -200,7 +200,12 @@ def show_accuracy_budget(point: AccuracyBudget) -> None:
     columns = ["half", "images", "top-1", "reference", "change, points", "as trained", "computation (as trained)"]
     timed = ["time (as trained)"] if checked.time_percentage is not None else []
     show_table(f"accuracy budget on {point.data}", [*columns, *timed], rows)
-    said = "proved" if point.proved else "refuted" if point.refuted else "neither proved nor refuted by so few images"
+    if point.proved or point.refuted:
+        said = "proved" if point.proved else "refuted"
+    elif point.within:
+        said = f"not proved: the check had a part in the choice, {point.looks} budgets were checked"
+    else:
+        said = "neither proved nor refuted by so few images"
     console.print(f"with 95 % confidence, the drop that is allowed is {said}")
 
 

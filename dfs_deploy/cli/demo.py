@@ -64,8 +64,9 @@ def demo(
         for path, file in rivals.items():
             export(file, path, targets="fp32,int8", calibration_data=train, progress=callback)
         found = verify(bundle, checkpoint, test.data, progress=callback)
+        bundles: list[Bundle | str | Path] = [bundle, *rivals]
         result = bench(
-            [bundle, *rivals],
+            bundles,
             test.data,
             samples=len(test.data),
             min_seconds=min_seconds,

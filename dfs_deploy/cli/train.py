@@ -176,7 +176,7 @@ def train(
             metavar="NAME",
             help="Sign of that weight: dynamic, which follows the target, constant (Table 1 of the DFS paper), or"
             " controlled, whose size follows the target too.",
-            show_default="dynamic",
+            show_default="dynamic with paper, else controlled",
         ),
     ] = None,
     augment: Annotated[

@@ -74,10 +74,12 @@ def load_digit_scenes(split: Literal["train", "val", "test"], copies: int = 1) -
     pixels, labels = pixels[chosen], np.tile(labels[chosen], copies)
     random = np.random.RandomState(_SEEDS[split])  # streams that NumPy has frozen
     hard = random.random_sample(len(labels)) < HARD_SHARE
-    grey = np.stack([
-        (_hard_scene if is_hard else _clear_scene)(random, pixels, index % len(pixels))
-        for index, is_hard in enumerate(hard)
-    ])
+    grey = np.stack(
+        [
+            (_hard_scene if is_hard else _clear_scene)(random, pixels, index % len(pixels))
+            for index, is_hard in enumerate(hard)
+        ]
+    )
     images = np.ascontiguousarray(np.repeat(grey[..., None], 3, axis=3))
     return DigitScenes(Dataset(images, labels, DIGITS_CLASSES, f"digit-scenes-{split}"), hard)
 
@@ -134,4 +136,4 @@ def _draw(
 def _taken(random: np.random.RandomState, scene: NDArray[np.float64], noise: float, ground: float) -> NDArray[np.uint8]:
     """The picture of a scene: on brighter ground, and with a sensor's noise."""
     picture = scene + ground + noise * random.standard_normal(scene.shape)
-    return np.rint(picture.clip(0.0, 255.0)).astype(np.uint8)
+    return np.asarray(np.rint(picture.clip(0.0, 255.0)), np.uint8)

@@ -5,8 +5,8 @@ the images chooses the bias; the other, which had no part in that, checks it by 
 same images (``dfs_deploy.paired``). The choice suffices by one standard error of the difference (the rule of Breiman et
 al., Classification and Regression Trees, 1984, section 3.4.3), since one that just suffices does so by luck as often as
 not. If the check sees it lose more than is allowed all the same, a dearer one is tried, up to ``MOST_LOOKS`` times, and
-the record says so. There is one bias for all blocks: biases of their own would be fitted to the luck of a few hundred
-images, of which half a point of accuracy is two or three.
+the record says so and claims no proof. There is one bias for all blocks: biases of their own would be fitted to the
+luck of a few hundred images, of which half a point of accuracy is two or three.
 
 Few images have to be run for a bias. An option wins over the others on an interval of biases, since every score falls
 in a straight line as the bias rises; what follows it in the network is the same all over that interval. So an image
@@ -32,7 +32,7 @@ from dfs_deploy.exporters.reference import images_at_once
 from dfs_deploy.io.json_files import LONGEST_NAME
 from dfs_deploy.io.text import one_line
 from dfs_deploy.options import TRAINED, computation_percentage
-from dfs_deploy.paired import share_difference
+from dfs_deploy.paired import safety_margin, share_difference
 from dfs_deploy.progress import Progress, silent
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.budgets import Prices, computation_prices
@@ -102,13 +102,9 @@ class _Candidate:
 
 
 def _candidate(trial: _Trial, reference: NDArray[np.bool_], max_top1_drop: float) -> _Candidate:
-    """A trial less one standard error of its difference to the reference, but no more than the drop that is allowed.
-
-    So no candidate has to be more accurate than the reference.
-    """
+    """A trial less the margin by which a choice has to suffice."""
     change = share_difference(trial.right, reference)
-    error = (change.high - change.low) / (2.0 * 1.96)
-    return _Candidate(trial, trial.top1 - min(error, max_top1_drop))
+    return _Candidate(trial, trial.top1 - safety_margin(change, max_top1_drop))
 
 
 class Sweep:
@@ -224,7 +220,7 @@ def choose_accuracy_budget(
             f" {100 * trained.top1:.2f} %; train it longer or with a teacher, or allow more with --max-top1-drop"
         )
     enough = [each.trial for each in search.points if each.accuracy >= floor - _ROUNDING]
-    found, looks = _looked_at(found, enough, check, answers[1], goal.max_top1_drop)
+    found, looks = _check_choices(found, enough, check, answers[1], goal.max_top1_drop)
     checks = check(0.0), check(found.bias)
     runtime.set_budget(TRAINED)
     record = AccuracyBudget(
@@ -251,10 +247,10 @@ def choose_accuracy_budget(
     return record
 
 
-def _looked_at(
+def _check_choices(
     first: _Trial, enough: list[_Trial], check: Sweep, reference: NDArray[np.bool_], max_top1_drop: float
 ) -> tuple[_Trial, int]:
-    """The choice after the other half was looked at, and the number of looks.
+    """The choice that stands after a check on the other half, and the number of choices that were checked.
 
     It is the first of ever dearer choices, among those that are good enough on their own half, that is not seen to lose
     more than is allowed; the most accurate of them if there is none.
@@ -274,7 +270,7 @@ def _looked_at(
 def notes_on(record: AccuracyBudget) -> tuple[str, ...]:
     """Weaknesses of an accuracy budget, one line each."""
     checked, found = record.checked, []
-    if not record.proved:
+    if not record.within:
         needed = record.images_needed
         more = "no number would tell" if needed is None else f"about {needed:,} would tell, if it stays at that"
         found.append(
@@ -286,7 +282,8 @@ def notes_on(record: AccuracyBudget) -> tuple[str, ...]:
     if record.looks > 1:
         found.append(
             f"{record.looks} budgets were checked, each dearer than the one before, which was seen to lose more than is"
-            " allowed; so the check is a little too good, and more labelled images would make it sharper"
+            " allowed; so the check had a part in the choice and proves nothing: give more labelled images, or verify"
+            " the bundle on others"
         )
     behind = record.chosen.top1_trained - record.chosen.top1_reference
     if record.reference.name is not None and behind > record.max_top1_drop:

@@ -183,8 +183,9 @@ def export(
             scores that keeps to it on one half of ``accuracy_data``, and is checked on the other, becomes what a
             runtime of the bundle holds by default; see ``Exported.bundle.manifest.accuracy_budget``. ``None`` for the
             gate as trained.
-        accuracy_data: labelled images that training has not seen, or where to load them from (of a data set with both
-            ``val`` and ``test`` the former, else ``train``); all are used. ``None`` for the calibration data as drawn.
+        accuracy_data: labelled images that training has not seen, or where to load them from (of a data set with splits
+            ``val`` if there is one, else ``train``, with a note); all are used. ``None`` for the calibration data as
+            drawn.
         reference: bundle or checkpoint whose accuracy is to be kept, such as the fine-tuned static twin; ``None`` for
             this network with every block at its most precise option, or as trained if that is more accurate.
         cost: latency table of ``bench --save-costs``, by which "cheapest" means time; ``None`` for computation.
@@ -414,21 +415,31 @@ def _accuracy_images(
     if "onnxruntime" not in runtimes:
         raise UsageError("an accuracy budget is chosen with the engines for onnxruntime; add it to the runtimes")
     if given is not None:
-        splits = splits_of(given) if isinstance(given, str | Path) else ()
-        split = "val" if {"val", "test"} <= set(splits) else "train"
+        # Never the split test, whose accuracy is to be reported: a choice on it would make that too good.
+        split = "val" if "val" in _splits(given) else "train"
         images = _matching(given, source, split)
-        return _Judged(images, images.notes)
+        return _Judged(images, (*images.notes, *_remarks(given, split, images.name)))
     if data is None:
         raise UsageError(
             "an accuracy budget is chosen on labelled images and none were given; add --accuracy-data with images that"
             " training has not seen, or --calibration-data"
         )
-    seen = isinstance(calibration, str | Path) and "train" in splits_of(calibration)
-    note = (
-        f"the budget was chosen on {data.name}, a training split: a network loses less on images that it was trained on"
-        " than on others; give some that it has not seen, with --accuracy-data"
+    return _Judged(data, _remarks(calibration, "train", data.name))
+
+
+def _splits(given: str | Path | AnyImages | None) -> tuple[str, ...]:
+    """Splits of images that are named by a path; none of others."""
+    return splits_of(given) if isinstance(given, str | Path) else ()
+
+
+def _remarks(given: str | Path | AnyImages | None, split: str, name: str) -> tuple[str, ...]:
+    """One line if an accuracy budget is chosen on images that the network was trained on."""
+    if split != "train" or split not in _splits(given):
+        return ()
+    return (
+        f"the budget was chosen on {name}, a training split: a network loses less on images that it was trained on"
+        " than on others; give some that it has not seen, with --accuracy-data",
     )
-    return _Judged(data, (note,) if seen else ())
 
 
 def _check_method(method: str | None, data: AnyImages | None, needed: bool) -> str:

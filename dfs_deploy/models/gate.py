@@ -62,6 +62,11 @@ class Gate(nn.Module):
         """
         raise NotImplementedError
 
+    @property
+    def prefers(self) -> bool:
+        """Whether it is as ``prefer`` left it."""
+        raise NotImplementedError
+
     def shift(self, scores: Tensor) -> None:
         """Adds something to the scores of every block, whatever it sees.
 
@@ -102,6 +107,10 @@ class LSTMGate(Gate):
 
     def prefer(self, order: Sequence[int]) -> None:
         _prefer(self.projection, order, 0.4 * _GAP)  # hidden values lie within -1 and 1: no image can bridge the gap
+
+    @property
+    def prefers(self) -> bool:
+        return _prefers(self.projection)
 
     @torch.no_grad()
     def shift(self, scores: Tensor) -> None:
@@ -165,6 +174,10 @@ class StatelessGate(Gate):
             if isinstance(step, StatelessStep):
                 _prefer(step.score, order, 0.04 * _GAP)  # for normalised values of up to a dozen deviations
 
+    @property
+    def prefers(self) -> bool:
+        return all(_prefers(step.score) for step in self.steps if isinstance(step, StatelessStep))
+
     @torch.no_grad()
     def shift(self, scores: Tensor) -> None:
         for step in self.steps:
@@ -178,6 +191,11 @@ def _prefer(scores: nn.Linear, order: Sequence[int], reach: float) -> None:
     scores.weight.mul_(reach / scores.weight.abs().sum(1).max())
     for rank, option in enumerate(order):
         scores.bias[option] = -_GAP * rank
+
+
+def _prefers(scores: nn.Linear) -> bool:
+    """Whether biases are still spaced as ``_prefer`` spaced them: no step of an optimizer leaves them so."""
+    return sorted(scores.bias.tolist(), reverse=True) == [-_GAP * rank for rank in range(scores.out_features)]
 
 
 GATES: dict[str, type[Gate]] = {"lstm": LSTMGate, "stateless": StatelessGate}

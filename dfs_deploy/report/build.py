@@ -311,9 +311,10 @@ def _frontier(name: str, digest: str, bench: BenchResult, shown: Collection[str]
         bench: run that it was timed in.
         shown: digests of all bundles of the report; the points of others are those of the bundle that was run.
     """
-    trained = bench.dynamic
+    own = bench.dynamic
     front = static_front((case.latency_ms.p50, case.top1) for case in bench.statics if case.top1 is not None)
-    # First the network as it was trained, whose latency stands for the bundle: the dynamic one, or the static policy.
+    # First the network at its own operating point, whose latency stands for the bundle: the dynamic one, or the
+    # static policy.
     first = (DYNAMIC, f"{STATIC}{POLICY}")
     for case in sorted(bench.compared, key=lambda case: case.name.partition(RIVAL)[0] not in first):
         owner = bench.owner_of(case)
@@ -328,7 +329,7 @@ def _frontier(name: str, digest: str, bench: BenchResult, shown: Collection[str]
             p95_ms=case.latency_ms.p95,
             top1=case.top1,
             computation_percentage=case.computation_percentage,
-            latency_ratio=case.latency_ms.p50 / trained.latency_ms.p50,
-            top1_change=None if case.top1 is None or trained.top1 is None else case.top1 - trained.top1,
+            latency_ratio=case.latency_ms.p50 / own.latency_ms.p50,
+            top1_change=None if case.top1 is None or own.top1 is None else case.top1 - own.top1,
             front=case.static and (case.latency_ms.p50, case.top1) in front,
         )

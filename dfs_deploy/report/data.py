@@ -76,7 +76,7 @@ class Outcome:
 
 
 Kind = Literal["dynamic", "static", "budget"]
-"""The network at its trained point, a static network, or the network at a budget."""
+"""The network at its own operating point (its accuracy budget, else as trained), a static one, or one at a budget."""
 
 
 @dataclass(frozen=True)
@@ -245,8 +245,8 @@ class BundleReport:
         bench: bench of this machine, or from a file; that of all bundles if they were timed together.
         bench_differs: what ran otherwise when the bench was made than it does now, one line each; empty for a bundle
             that another one was compared with, for the bench does not tell how it ran.
-        frontier: accuracy against latency, the network at its trained point first; with the bundle's own cases alone
-            if the others are bundles of the report that were timed together.
+        frontier: accuracy against latency, the network at its own operating point first; with the bundle's own cases
+            alone if the others are bundles of the report that were timed together.
         decisions: shares of each block and option.
         paths: the commonest, first to last.
         paths_listed: number of them.
@@ -273,6 +273,11 @@ class BundleReport:
     engines: tuple[EngineFigures, ...]
     budgets: tuple[BudgetRecord, ...]
     examples: tuple[Example, ...]
+
+    @property
+    def point(self) -> str:
+        """Operating point of its dynamic network in the bench, in words; empty if as trained."""
+        return self.bench.point_of(self.facts.digest)
 
     def __repr__(self) -> str:
         return f"<BundleReport {one_line(self.facts.name)}: {self.outcome.inputs} inputs, {len(self.engines)} engines>"

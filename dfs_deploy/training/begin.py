@@ -16,6 +16,7 @@ from dfs_deploy.checkpoints.plain import build_network
 from dfs_deploy.errors import CheckpointError, DataError
 from dfs_deploy.models import DFSNetwork, adapt, cifar_network, find_blocks
 from dfs_deploy.models.named import named_network
+from dfs_deploy.options import Options
 from dfs_deploy.preprocessing import InputContract
 from dfs_deploy.training.job import Job
 from dfs_deploy.training.splits import Splits
@@ -58,8 +59,16 @@ def input_of(network: str, weights: str | None, size: tuple[int, int] | None) ->
     return dataclasses.replace(made.contract, resize=None)
 
 
-def built(name: str, job: Job, splits: Splits) -> tuple[DFSNetwork, tuple[str, ...], bool]:
+def built(
+    name: str, job: Job, splits: Splits, options: Options | None = None
+) -> tuple[DFSNetwork, tuple[str, ...], bool]:
     """Makes a network by name for a job, with the blocks that were found in it.
+
+    Args:
+        name: its name.
+        job: the job.
+        splits: its data.
+        options: its options; ``None`` for those of the job's recipe.
 
     Returns:
         The network, notes on what was assumed, and whether its final layer is a new one before trained weights.
@@ -71,7 +80,7 @@ def built(name: str, job: Job, splits: Splits) -> tuple[DFSNetwork, tuple[str, .
     """
     torch.manual_seed(job.seed)
     made = build_network(name, job.weights, splits.classes, job.size, job.weights_key)
-    network = adapt(made.net, find_blocks(made.net, made.example), job.recipe.options)
+    network = adapt(made.net, find_blocks(made.net, made.example), options or job.recipe.options)
     network.contract = contract = splits.contract(made.contract.mean, made.contract.std)
     return network, dataclasses.replace(made, contract=contract).notes, made.new_head
 

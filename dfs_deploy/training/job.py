@@ -159,7 +159,18 @@ class Job:
             raise UsageError("max_top1_drop is given and a policy, which costs what it costs; leave one out")
         if self.until != "joint" or not self.recipe.joint_steps:
             raise UsageError("max_top1_drop is given and no joint training, which lowers the target; give steps for it")
-        if self.evaluate_on == "test":
+        self.check_judge(self.evaluate_on)
+
+    def check_judge(self, split: str | None) -> None:
+        """Checks that the split which is evaluated on may choose a target, if accuracy is the goal.
+
+        Args:
+            split: its name; ``None`` if the data decide about it.
+
+        Raises:
+            UsageError: it is the test split.
+        """
+        if self.max_top1_drop is not None and split == "test":
             raise UsageError(
                 "max_top1_drop chooses a target, which the test split must not decide; evaluate on val, or on images"
                 " that are held out"
@@ -185,6 +196,13 @@ class Job:
         return tuple(stage for stage in stages if stage != "gate" or self.recipe.policy is None)
 
     @property
+    def standardized_in(self) -> StageName | None:
+        """The stage that begins by scaling the gate's embeddings: the first in which an untrained gate is trained."""
+        if not self.recipe.standardize_gate or "gate" not in self.stages:
+            return None
+        return next((stage for stage in self.stages if stage != "backbone" and self.recipe.steps(stage)), None)
+
+    @property
     def target(self) -> float | None:
         """Computation percentage that the last stage is steered to; ``None`` if nothing steers it."""
         recipe = self.recipe
@@ -195,6 +213,7 @@ class Job:
     def used(self) -> frozenset[str]:
         """Names of the values of the recipe that this run reads; the others have no effect on it."""
         names = self.recipe.read_by(self.stages) | (set() if self.target is None else {"target"})
+        names |= set() if self.standardized_in is None else {"standardize_gate"}
         return names if self.network is None else names - {"blocks_per_group"}
 
     def as_json(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from dfs_deploy.models.network import block_costs
 from dfs_deploy.progress import Progress
 from dfs_deploy.suspicion import suspicions
 from dfs_deploy.training.data import Batches, Images
-from dfs_deploy.training.job import Job
+from dfs_deploy.training.job import GIVEN, Job
 from dfs_deploy.training.metrics import (
     SCHEMA,
     Evaluation,
@@ -178,7 +178,7 @@ class Loop:
         if state is not None and state.optimizers:
             begin, streak = state.step, state.streak
             state.restore_optimizers(optimizers, self._folder)
-        elif stage == "gate" and recipe.standardize_gate and steps:
+        elif stage == job.standardized_in and (stage == "gate" or self._untrained_gate):
             standardize_gate(network, self._batches.take(stage, 0, plain=True)[0])
             self._processes.average(list(network.parameters()))
         done, seconds = begin, 0.0
@@ -211,6 +211,12 @@ class Loop:
             self._trim_at_the_end()
         self._evaluate(stage, done)
         self._write([TimeRecord(stage=stage, step=done, seconds=round(seconds, 3), steps=done - begin)])
+
+    @property
+    def _untrained_gate(self) -> bool:
+        """Whether the gate is as it was made; one that was handed over may have been trained before."""
+        gate = self._network.gate
+        return self._job.network != GIVEN or (gate is not None and gate.prefers)
 
     def _renew_statistics(self, stage: StageName) -> None:
         """Computes the statistics of normalisations anew, if the stage does that."""

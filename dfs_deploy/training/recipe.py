@@ -1,4 +1,4 @@
-"""The hyperparameters of training: the paper's, and a preset for small machines."""
+"""The hyperparameters of training, and presets: the paper's, and ours for a small machine and for devices."""
 
 from __future__ import annotations
 
@@ -90,8 +90,9 @@ class Recipe:
         nesterov: whether SGD looks ahead.
         weight_decay: weight decay of SGD.
         clip: greatest norm of a step's gradient; 0 for no limit.
-        standardize_gate: whether stage 1 begins by scaling the gate's embeddings to mean 0 and deviation 1 over a
-            batch. Pooled features differ little from image to image; unscaled, so do the first choices.
+        standardize_gate: whether stage 1, or stage 2 if that has no steps, begins by scaling the embeddings of an
+            untrained gate to mean 0 and deviation 1 over a batch. Pooled features differ little from image to image;
+            unscaled, so do the first choices. A gate that prefers one option whatever it sees goes on doing so.
         alpha: absolute weight of the cost (Equation 2); the cost is summed over the gated blocks and the samples of a
             batch, in full-precision blocks, as in the authors' code. With ``controlled``, the factor of both gains.
         alpha_sign: ``dynamic`` flips the sign of alpha at every step, positive if the batch cost more than the target
@@ -185,10 +186,7 @@ class Recipe:
 
     def reach(self, architecture: Architecture) -> tuple[float, float]:
         """Least and greatest cost of a path of a network, whose blocks may not run every option; shares as above."""
-        if self.costs is None:
-            return architecture.computation_range(self.options)
-        allowed = architecture.allowed(self.options)
-        return _reach([list(itertools.compress(*row)) for row in zip(self.costs, allowed, strict=True)])
+        return reach_of(architecture, self.options, self.costs)
 
     def _check_reach(self, reach: tuple[float, float]) -> None:
         """Checks that paths of these costs can reach the target."""
@@ -292,6 +290,23 @@ class Recipe:
         return frozenset(names | _SGD if "gate" in running and self.gate_optimizer == "sgd" else names)
 
 
+def reach_of(
+    architecture: Architecture, options: Options, costs: Sequence[Sequence[float]] | None
+) -> tuple[float, float]:
+    """Least and greatest cost of a path of a network; see ``Recipe.reach``.
+
+    Args:
+        architecture: the network.
+        options: options that the gate chooses from.
+        costs: cost of each option at each gated block; those that a block may not run are left out. ``None`` for the
+            network's own, by multiply-adds.
+    """
+    if costs is None:
+        return architecture.computation_range(options)
+    allowed = architecture.allowed(options)
+    return _reach([list(itertools.compress(*row)) for row in zip(costs, allowed, strict=True)])
+
+
 def _reach(rows: Sequence[Sequence[float]]) -> tuple[float, float]:
     """Mean over blocks of the least and of the greatest of some costs."""
     return sum(map(min, rows)) / len(rows), sum(map(max, rows)) / len(rows)
@@ -382,10 +397,25 @@ PRESETS = {
 a CPU, which runs in 8 bits and learns what to skip. ``jetson``: one for a GPU, with all options."""
 
 
+def usual_target(name: str, reach: tuple[float, float]) -> float | None:
+    """Target of a preset if none is given: a share of the dearest path, or the least that paths cost.
+
+    Args:
+        name: name of the preset.
+        reach: least and greatest cost of a path, as shares of full computation; see ``Recipe.reach``.
+
+    Returns:
+        A percentage; ``None`` for a preset whose target is the same whatever paths cost.
+    """
+    least, dearest = reach
+    return 100.0 * max(least, _SHARES[name] * dearest) if name in _SHARES else None
+
+
 def preset(name: str, **changes: object) -> Recipe:
     """A preset with some values changed.
 
-    Without a target, ``cpu-int8`` and ``jetson`` aim for 60 % of what the dearest path costs.
+    Without a target, ``cpu-int8`` and ``jetson`` aim for 60 % of what the dearest path costs, whatever options the
+    blocks of a network may not run; ``train`` knows them, and aims for what they reach.
 
     Args:
         name: ``paper``, ``quick``, ``cpu-int8`` or ``jetson``.
@@ -402,8 +432,8 @@ def preset(name: str, **changes: object) -> Recipe:
     for key in given:
         if key not in known:
             raise UsageError(unknown_value(key, known))
-    if name in _SHARES and "target" not in given:
+    if "target" not in given:
         options = Options.parse(given.get("options", PRESETS[name].options))  # type: ignore[arg-type]
-        least, dearest = _reach(given.get("costs") or (options.costs,))  # type: ignore[arg-type]
-        given["target"] = 100.0 * max(least, _SHARES[name] * dearest)
+        usual = usual_target(name, _reach(given.get("costs") or (options.costs,)))  # type: ignore[arg-type]
+        given |= {} if usual is None else {"target": usual}
     return dataclasses.replace(PRESETS[name], **given)  # type: ignore[arg-type]

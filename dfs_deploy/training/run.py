@@ -26,7 +26,7 @@ from dfs_deploy.training.job import GIVEN, Job, load_job
 from dfs_deploy.training.latency import LATENCY, measure_here, usual_cost
 from dfs_deploy.training.policies import WantedPolicy, check_searchable, search_policy
 from dfs_deploy.training.processes import Processes, is_first, joined, local_device
-from dfs_deploy.training.recipe import FLOPS, RESIZED_CROPS, STAGES, Recipe, unknown_value
+from dfs_deploy.training.recipe import FLOPS, RESIZED_CROPS, STAGES, Recipe, reach_of, unknown_value, usual_target
 from dfs_deploy.training.recipe import preset as recipe_of
 from dfs_deploy.training.running import Given, TrainingResult, begin_run, check_new, enough_memory, go_on
 from dfs_deploy.training.splits import HELD_OUT, Splits, is_digits, splits_for, usual_augmentation, usual_resize
@@ -114,7 +114,6 @@ def train(*given: Any, progress: Progress = silent, **values: Any) -> TrainingRe
     out = Path("run" if out is None else out)
     if data is None:
         raise TypeError("train() missing 1 required argument: 'data', the path of a data set or the word digits")
-    check_new(out)
     if policy is not None and not isinstance(policy, str):
         values["policy"] = ",".join(policy)
     wanted = {name: value for name, value in values.items() if value is not None}
@@ -146,6 +145,7 @@ def train(*given: Any, progress: Progress = silent, **values: Any) -> TrainingRe
         job_values["teacher"] = GIVEN
         job_values["teacher_digest"] = None if isinstance(teacher, DFSNetwork) else digest_of(teacher)
     with joined(local_device(job_values.get("device"))) as processes:
+        processes.from_first(lambda: check_new(out))  # before data are read, or times are measured
         job, asked = _make_job(str(data), preset, recipe_values, job_values, model, processes, progress)
         notes = [*asked.notes, *_without_effect(job, recipe_values, values.get("policy"), model is not None)]
         module = teacher if isinstance(teacher, nn.Module) else None
@@ -261,8 +261,10 @@ def _make_job(
         if "distill" in values:
             raise UsageError("a teacher is given and distill is 0, so that it teaches nothing; leave one of them out")
         wanted["distill"] = USUAL_DISTILL
-    # With times, the options' reach is known once the data are, as is a target to aim for if accuracy is the goal.
-    by_network = cost != FLOPS or chain
+    # With times, the options' reach is known once the data are, as is a target to aim for if accuracy is the goal, or
+    # if it is a share of what blocks reach that need not be alike.
+    unlike = policy is None and job_values.get("network") is not None and usual_target(preset, (0.0, 1.0)) is not None
+    by_network = cost != FLOPS or chain or (unlike and "target" not in values)
     early = {name: wanted[name] for name in wanted if not by_network or name not in _BY_COSTS}
     geometry = {name: value for name, value in job_values.items() if name in _GEOMETRY}
     others = {name: value for name, value in job_values.items() if name not in _GEOMETRY}
@@ -289,7 +291,7 @@ def _make_job(
         return job, Given(network=model, notes=assumed)
     splits = splits_for(job)
     if job.network is not None and model is None:
-        model, found_out, new_head = built(job.network, job, splits)
+        model, found_out, new_head = built(job.network, job, splits, options)
         assumed = (*assumed, *found_out)
         job = dataclasses.replace(job, new_head=new_head)
     if by_network:
@@ -300,12 +302,11 @@ def _make_job(
         if table is not None:
             wanted["cost"] = cost if cost == LATENCY else Path(cost).name
             wanted["costs"] = _costs(table, architecture, options, job.network is None, gated=True)
-            if values.get("policy") is not None:
-                if "target" not in values:  # the preset's, which is a share of a path with gates, as for who has one
-                    wanted["target"] = recipe_of(preset, **wanted).target
-                wanted["costs"] = _costs(table, architecture, options, job.network is None, gated=False)
-        if chain and "target" not in values:
-            wanted["target"] = _least_target(wanted.get("costs"), architecture, options)
+        if "target" not in values:  # the preset's is a share of a path with gates, for a policy as well
+            reach = reach_of(architecture, options, wanted.get("costs"))
+            wanted["target"] = _least_target(reach[0]) if chain else usual_target(preset, reach)
+        if table is not None and values.get("policy") is not None:
+            wanted["costs"] = _costs(table, architecture, options, job.network is None, gated=False)
         job = dataclasses.replace(job, recipe=recipe_of(preset, **wanted))
     if searched is not None:
         with torch_threads(job.threads), enough_memory():
@@ -327,20 +328,15 @@ def _cost(values: Mapping[str, Any], job_values: Mapping[str, Any], preset: str)
             raise UsageError(f"cost '', expected {LATENCY}, {FLOPS} or the path of a latency table; name one")
         return str(given), ()
     policy, until = values.get("policy"), job_values.get("until", STAGES[-1])
-    fixed = policy is not None and WantedPolicy.parse(policy) is None
+    searched = WantedPolicy.parse(policy)
+    fixed = policy is not None and (searched is None or not searched.aims)
     if fixed or until != STAGES[-1]:  # nothing is chosen by cost
         return FLOPS, ()
     return usual_cost(preset)
 
 
-def _least_target(costs: Sequence[Sequence[float]] | None, architecture: Architecture, options: Options) -> float:
-    """Least percentage that paths of a network reach, but at least 1."""
-    if costs is None:
-        least = architecture.computation_range(options)[0]
-    else:
-        allowed = architecture.allowed(options)
-        rows = [[cost for cost, may in zip(*row, strict=True) if may] for row in zip(costs, allowed, strict=True)]
-        least = sum(map(min, rows)) / len(rows)
+def _least_target(least: float) -> float:
+    """Lowest target of a chain: the least percentage that paths reach, but at least 1."""
     return max(1.0, 100.0 * least * (1.0 + _ROUNDING))
 
 

@@ -106,7 +106,6 @@ class Given:
 
 def begin_run(job: Job, folder: Path, progress: Progress = silent, given: Given | None = None) -> TrainingResult:
     """Runs a job of one target from its beginning; the errors are those of ``train``."""
-    check_new(folder)
     return _run(job, folder, progress, given or Given(), new=True)
 
 
@@ -135,6 +134,8 @@ def _run(job: Job, folder: Path, progress: Progress, given: Given, *, new: bool)
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch_threads(job.threads))
         processes = stack.enter_context(joined(device))
+        if new:
+            processes.from_first(lambda: check_new(folder))  # another may be late, and see what the first began
         if job.recipe.batch % processes.count:
             raise UsageError(
                 f"a batch of {job.recipe.batch} for {processes.count} processes, expected a multiple of their number"
@@ -160,12 +161,12 @@ def _run(job: Job, folder: Path, progress: Progress, given: Given, *, new: bool)
             teacher = kept_teacher(job, pupil, given.teacher, folder, processes)
         loop = Loop(job, begun_with, folder, splits, device, processes, progress, state, teacher)
         loop.notes += [*assumed, *given.notes] if new else given.notes
-        # Only now, that everything given has proved sound, is something written.
-        if new and processes.first:
+
+        def write() -> None:
             with saving(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(sole_run(folder))
-            check_new(folder)  # another process may have begun one meanwhile
+            check_new(folder)  # another run may have begun meanwhile
             with saving(folder):
                 if job.network is not None:
                     begun_with.save(folder / NETWORK_FILE)
@@ -173,7 +174,10 @@ def _run(job: Job, folder: Path, progress: Progress, given: Given, *, new: bool)
                     save_costs(folder / LATENCY_FILE, given.table)
                 save_teacher(teacher, pupil, folder)
                 save_job(folder, job)
-        processes.wait()
+
+        # Only now, that everything given has proved sound, is something written.
+        if new:
+            processes.from_first(write)
         evaluation = loop.run()
         begun_with.to(home).eval()
         table = given.table if new else table_of(folder)

@@ -28,8 +28,15 @@ INTEGRAL = 0.1
 MOST_INTEGRAL = 20.0
 """Bound of the integral part either way, times ``Recipe.alpha``: it cannot wind up while nothing moves."""
 
-_HALVINGS = 32
+_DOUBLINGS = 20
+_HALVINGS = 24
 _LEAST_PART = 0.03  # of a settled step in the trim
+
+_LEAST_GAP = 1.0 / 1024.0
+"""Difference of two options' mean costs, of the range of all, below which no bias is to tell them apart."""
+
+_TOLERANCE = 1e-4
+"""Cost, of the dearest path's, by which a batch may miss its target and no bias moves."""
 
 _EVEN = 0.1
 """Share of the even distribution in the weights that the cost's gradient gives options: saturated scores move too."""
@@ -134,14 +141,19 @@ class Trim:
     """
 
     def __init__(self, costs: Tensor, dearest: float) -> None:
-        self._costs = costs
+        self._costs = costs.double()  # a sum of many in float32 would miss a target at an end of the reach
         self._slope = costs.mean(0) / (dearest or 1.0)
-        gaps = self._slope.sort().values.diff()
-        self._gap = gaps[gaps > 0.0].amin() if bool((gaps > 0.0).any()) else gaps.new_ones(())
+        self._tolerance = _TOLERANCE * (dearest or 1.0)
+        steps = self._slope.sort().values.diff()
+        gap = torch.where(steps > 0.0, steps, math.inf).amin()
+        self._gap = torch.where(gap.isfinite(), gap.clamp_min(_LEAST_GAP * steps.sum()), 1.0)
 
     @torch.no_grad()
     def shift(self, scores: Tensor, target: Tensor, settled: int) -> Tensor:
         """What to add to the gate's scores, (options,) float32.
+
+        Costs differ from block to block, and what is added does not: a target near an end of the reach may be one that
+        nothing brings a batch to. The least that comes as near as can be is taken then, and nothing once it is there.
 
         Args:
             scores: (N, gated blocks, options) of a batch.
@@ -150,22 +162,30 @@ class Trim:
         """
         if not scores.shape[1]:
             return scores.new_zeros(scores.shape[2])
-        return -max(_LEAST_PART, 1.0 / (settled + 1)) * self._multiple(scores.float(), target / 100.0) * self._slope
+        multiple = self._multiple(scores.float(), target.double() / 100.0)
+        return -max(_LEAST_PART, 1.0 / (settled + 1)) * multiple * self._slope
 
     def _multiple(self, scores: Tensor, goal: Tensor) -> Tensor:
-        """The multiple of the costs, nearest to 0, at which a batch's choices cost what they should; a scalar."""
-        possible = scores > MASKED / 2
-        spread = scores.masked_fill(~possible, -math.inf).amax(2) - scores.masked_fill(~possible, math.inf).amin(2)
-        far = (spread.amax() + 1.0) / self._gap
-        cost = self._cost(scores, torch.zeros_like(far))
-        above = cost > goal
-        near, far = torch.zeros_like(far), torch.where(above, far, -far)
+        """The multiple of the costs, nearest to 0, at which a batch's choices cost what they should; a scalar.
+
+        The cost need not fall as the multiple rises, so multiples from 0 to the one that decides every choice are
+        looked at first, and the first of them that comes as near as any is made as small as it can be.
+        """
+        impossible = scores <= MASKED / 2
+        scores = scores.masked_fill(impossible, -math.inf)
+        spread = scores.amax(2) - scores.masked_fill(impossible, math.inf).amin(2)
+        sign = torch.where(self._cost(scores, spread.new_zeros(())) > goal, 1.0, -1.0).to(spread)
+        far = sign * (spread.amax() + 1.0) / self._gap
+        tried = torch.cat([far.new_zeros(1), far * 2.0 ** torch.arange(-_DOUBLINGS, 1).to(far)])
+        costs = sign * torch.stack([self._cost(scores, multiple) for multiple in tried])
+        enough = torch.maximum(sign * goal, costs.amin()) + self._tolerance
+        first = (costs <= enough).int().argmax()
+        near, far = tried[(first - 1).clamp_min(0)], tried[first]
         for _ in range(_HALVINGS):
             middle = 0.5 * (near + far)
-            moved = self._cost(scores, middle)
-            passed = torch.where(above, moved <= goal, moved >= goal)
+            passed = sign * self._cost(scores, middle) <= enough
             near, far = torch.where(passed, near, middle), torch.where(passed, middle, far)
-        return torch.where(cost == goal, 0.0, far)
+        return far
 
     def _cost(self, scores: Tensor, multiple: Tensor) -> Tensor:
         choice = (scores - multiple * self._slope).argmax(2, keepdim=True)

@@ -29,7 +29,7 @@ class Tried(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         drop: share of right answers that it lost against the network that the chain began with.
         drop_low: lower end of the 95 % interval of that.
         drop_high: upper end.
-        held: whether the drop is no more than what may be lost.
+        held: whether the drop is less than what may be lost, by one standard error (``dfs_deploy.paired.margin``).
     """
 
     target: float

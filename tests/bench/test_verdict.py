@@ -307,13 +307,13 @@ def test_how_one_was_chosen_of_several_is_told() -> None:
 
 def test_to_beat_the_own_backbone_alone_is_a_caveat() -> None:
     p50 = {"dfs": 1.0, "static-fp32": 3.0, "static-int8": 1.4}
-    (line,) = verdict(p50, strawmen=True).caveats
+    (line,) = verdict(p50, gated=True).caveats
     assert "trained for the gate's paths" in line
     assert not verdict(p50).caveats
-    assert not verdict(
-        {**p50, "static-int8@twin": 1.4}, top1={**SURE, "static-int8@twin": 0.95}, strawmen=True
-    ).caveats, "a real twin was beaten"
-    assert not verdict({**p50, "dfs": 2.0}, strawmen=True).caveats, "it was not beaten"
+    assert not verdict({**p50, "static-int8@twin": 1.4}, top1={**SURE, "static-int8@twin": 0.95}, gated=True).caveats, (
+        "a real twin was beaten"
+    )
+    assert not verdict({**p50, "dfs": 2.0}, gated=True).caveats, "it was not beaten"
 
 
 def chosen(p50: Mapping[str, float], top1: Mapping[str, float], drop: float = 0.01) -> str:

@@ -174,6 +174,16 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--data-sets", "svhn"], "'svhn'"),
         (["--only", "fig6", "--networks", "resnet38"], "no figure"),
         (["--set", "batch"], "NAME=VALUE"),
+        (["--dry-run", "--alpha-scale", "-1"], "alpha scale -1"),
+        (["--dry-run", "--alpha-scale", "nan"], "alpha scale nan"),
+        (["--dry-run", "--set", "foo=1"], "no value 'foo'"),
+        (["--dry-run", "--set", "batch=0"], "batch is 0"),
+        (["--dry-run", "--set", "batch=many"], "batch is 'many'"),
+        (["--dry-run", "--set", "threads=0"], "threads is 0"),
+        (["--dry-run", "--set", "target=30"], "--only"),
+        (["--dry-run", "--set", "blocks_per_group=1"], "--networks"),
+        (["--dry-run", "--set", "seed=1"], "--seed"),
+        (["--dry-run", "--seed", "-1"], "seed is -1"),
         ([], "--data"),
     ],
 )
@@ -183,6 +193,17 @@ def test_what_cannot_be_is_refused(
     assert main(["--out", str(tmp_path / "out"), *words]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert main(["--data", str(data), "--out", str(tmp_path / "file"), "--only", "fig8", *SMALL]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert "--out" in said
 
 
 def test_other_settings_in_the_same_folder_are_refused(

@@ -32,7 +32,7 @@ from dfs_deploy.exporters.accuracy_budget import (
 )
 from dfs_deploy.exporters.accuracy_reference import most_precise_path
 from dfs_deploy.models import DFSNetwork
-from dfs_deploy.paired import share_difference
+from dfs_deploy.paired import Interval, share_difference
 from dfs_deploy.runtimes import Runtime
 from dfs_deploy.runtimes.budgets import computation_prices
 from dfs_deploy.verify import verify
@@ -409,6 +409,10 @@ def test_too_few_images_are_said_with_the_number_that_would_do() -> None:
     assert (proved.proved, proved.refuted, notes_on(proved)) == (True, False, ())
     assert (refuted.proved, refuted.refuted) == (False, True)
     assert (open_.proved, open_.refuted) == (False, False)
+    several = msgspec.structs.replace(proved, looks=2)
+    assert (several.within, several.proved, several.refuted) == (True, False, False), "within by luck, perhaps"
+    (note,) = notes_on(several)
+    assert "proves nothing" in note
     assert open_.images_needed == 2 * 500 * 16
     (note,) = notes_on(open_)
     assert "cannot tell yet" in note
@@ -416,6 +420,21 @@ def test_too_few_images_are_said_with_the_number_that_would_do() -> None:
     at_the_edge = made_record(-0.005, -0.02, 0.01)
     assert at_the_edge.images_needed is None
     assert "no number would tell" in notes_on(at_the_edge)[0]
+
+
+def test_a_budget_that_loses_too_much_is_hardly_ever_called_proved() -> None:
+    """If every choice loses too much, the more of them are looked at, the more often one is within by luck."""
+    within, proved, runs, drop = 0, 0, 2000, 0.005
+    random = np.random.default_rng(0)
+    for _ in range(runs):
+        changes: list[Interval] = []
+        while len(changes) < MOST_LOOKS and (not changes or changes[-1].value < -drop):
+            chance = random.random(1000)
+            changes.append(share_difference(chance > 0.036, chance < 0.97))
+        record = made_record(changes[-1].value, changes[-1].low, changes[-1].high, drop)
+        record = msgspec.structs.replace(record, looks=len(changes))
+        within, proved = within + record.within, proved + record.proved
+    assert proved <= 0.025 * runs < within
 
 
 def test_a_weak_reference_is_remarked_on() -> None:
@@ -441,6 +460,41 @@ def test_images_of_the_training_split_are_remarked_on(plain: Made, data: Dataset
     other = export(plain.checkpoint, tmp_path / "b.dfs", calibration_data=file, accuracy_data=file, **common)  # type: ignore[arg-type]
     assert not any("a training split" in note for note in other.notes)
     assert point_of(other).chosen.samples + point_of(other).checked.samples == 60, "those to validate on"
+
+
+@pytest.mark.parametrize(
+    ("splits", "images", "remarked"),
+    [(("train", "val"), 60, False), (("val",), 60, False), (("train", "test"), 120, True), (("train",), 120, True)],
+)
+def test_accuracy_data_are_those_to_validate_on_and_the_training_split_is_remarked_on(
+    plain: Made, data: Dataset, tmp_path: Path, splits: tuple[str, ...], images: int, remarked: bool
+) -> None:
+    starts = {"train": (0, 120), "val": (120, 180), "test": (180, 240)}
+    parts = {name: data.select(slice(*starts[name])) for name in splits}
+    file = tmp_path / "splits.npz"
+    np.savez(file, **{f"{n}_{k}": v for n, d in parts.items() for k, v in (("x", d.images), ("y", d.labels))})
+    made = export(
+        plain.checkpoint,
+        tmp_path / "net.dfs",
+        targets=["fp32"],
+        calibration_data=data,
+        accuracy_data=file,
+        max_top1_drop=0.1,
+    )
+    assert point_of(made).chosen.samples + point_of(made).checked.samples == images
+    assert any("a training split" in note for note in made.notes) == remarked
+
+
+def test_accuracy_data_with_nothing_but_a_test_split_are_refused(plain: Made, data: Dataset, tmp_path: Path) -> None:
+    np.savez(tmp_path / "test.npz", test_x=data.images, test_y=data.labels)
+    with refuses(DataError, "train"):
+        export(
+            plain.checkpoint,
+            tmp_path / "net.dfs",
+            calibration_data=data,
+            accuracy_data=tmp_path / "test.npz",
+            max_top1_drop=0.1,
+        )
 
 
 def test_what_an_accuracy_budget_needs(plain: Made, data: Dataset, tmp_path: Path) -> None:

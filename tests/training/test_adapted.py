@@ -311,16 +311,9 @@ def test_a_target_out_of_reach_is_refused_with_the_reach(data: Path, tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
-def test_measured_costs_are_over_the_blocks_that_are_decided(data: Path, tmp_path: Path) -> None:
-    """A block of it always runs, so the table says nothing about it; what may not be chosen costs nothing."""
-    model = network("mobile", "skip,full")
-    times = {"skip": 0.0, "full": 30.0}
-    entries = [
-        OptionCost(block=block, option=option, engine_us=time, precision=None)
-        for block in (1, 2, 4)
-        for option, time in times.items()
-    ]
-    table = LatencyTable(
+def times_of(model: DFSNetwork, times: dict[int, dict[str, float]]) -> LatencyTable:
+    """A table of times in microseconds, by block and option."""
+    return LatencyTable(
         bundle="0" * 64,
         machine="a machine",
         runtime="onnxruntime",
@@ -328,8 +321,45 @@ def test_measured_costs_are_over_the_blocks_that_are_decided(data: Path, tmp_pat
         image_shape=model.architecture.image_shape,
         block_shapes=tuple(block.out_shape for block in model.architecture.blocks),
         gate_us=10.0,
-        entries=entries,
+        entries=[
+            OptionCost(block=block, option=option, engine_us=time, precision="int8" if option == "8" else None)
+            for block, row in times.items()
+            for option, time in row.items()
+        ],
     )
+
+
+@pytest.mark.parametrize("preset", ["cpu-int8", "jetson"])
+def test_the_usual_target_is_within_what_blocks_without_a_shortcut_reach(
+    data: Path, tmp_path: Path, preset: str
+) -> None:
+    """One block of three cannot be skipped; by the costs of options that it may not run, less would be in reach."""
+    model = network("mobile", "skip,8,full")
+    rows = {index: {"skip": 0.0, "8": 27.0, "full": 30.0} for index in (1, 2, 4)}
+    rows[3] = {"8": 270.0, "full": 300.0}
+    save_costs(tmp_path / "latency.json", times_of(model, rows))
+    values = {**SHORT, "preset": preset, "cost": tmp_path / "latency.json", "joint_steps": 1, "gate_steps": 1}
+    result = train(model, data, tmp_path / "run", **values)
+    assert result.job.target == pytest.approx(100.0 * result.job.recipe.reach(model.architecture)[0])
+    assert result.job.target > 60.0
+
+
+def test_the_usual_target_of_blocks_that_may_not_run_the_dearest_option(data: Path, tmp_path: Path) -> None:
+    net = user_net("basic", 3)
+    plan = find_blocks(net, user_images(2))
+    plan["*"].options = "skip,8"
+    values = {**SHORT, "preset": "jetson", "joint_steps": 1, "gate_steps": 1}
+    model = adapt(net, plan, "skip,8,full")
+    result = train(model, data, tmp_path / "run", **values)
+    assert result.job.target == pytest.approx(60.0 * result.job.recipe.reach(model.architecture)[1])
+    assert result.job.target < 6.25
+
+
+def test_measured_costs_are_over_the_blocks_that_are_decided(data: Path, tmp_path: Path) -> None:
+    """A block of it always runs, so the table says nothing about it; what may not be chosen costs nothing."""
+    model = network("mobile", "skip,full")
+    times = {"skip": 0.0, "full": 30.0}
+    table = times_of(model, dict.fromkeys((1, 2, 4), times))
     save_costs(tmp_path / "latency.json", table)
     values = {**SHORT, "cost": tmp_path / "latency.json"}
     result = train(model, data, tmp_path / "run", target=60.0, **{**values, "joint_steps": 1, "joint_gate_lr": 0.0})
@@ -361,3 +391,31 @@ def test_a_pruned_copy_of_a_network_aims_for_the_presets_target_and_heeds_a_teac
     assert result.evaluation.percentage <= result.job.recipe.target + 1e-6
     assert result.job.recipe.distill > 0.0
     assert not any("target" in note or "distill" in note for note in result.notes), result.notes
+
+
+def test_a_gate_that_no_first_step_trains_is_scaled_before_the_second_and_keeps_its_preference(
+    data: Path, tmp_path: Path
+) -> None:
+    model, untouched = network("mobile", "skip,full"), network("mobile", "skip,full")
+    still = {**SHORT, "gate_steps": 0, "joint_steps": 1, "joint_lr": 0.0, "joint_gate_lr": 0.0}
+    still |= {"target": 100.0, "statistics_batches": 0, "settle_share": 0.0, "distill": 0.0, "standardize_gate": True}
+    result = train(model, data, tmp_path / "run", **still)
+    assert not any("standardize_gate" in note for note in result.notes)
+    assert result.evaluation.percentage == pytest.approx(100.0)
+    assert model.gate is not None
+    assert untouched.gate is not None
+    before, after = untouched.gate.state_dict(), model.gate.state_dict()
+    scaled = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert scaled
+    assert all(name.startswith("embeddings") for name in scaled)
+
+
+def test_a_gate_that_was_trained_before_is_not_scaled_anew(data: Path, tmp_path: Path) -> None:
+    model = network("mobile", "skip,full")
+    train(model, data, tmp_path / "first", **SHORT)
+    assert model.gate is not None
+    before = copy.deepcopy(model.gate.state_dict())
+    still = {**SHORT, "gate_steps": 0, "joint_steps": 1, "joint_lr": 0.0, "joint_gate_lr": 0.0}
+    still |= {"target": 60.0, "statistics_batches": 0, "settle_share": 0.0, "distill": 0.0, "standardize_gate": True}
+    train(model, data, tmp_path / "second", **still)
+    assert all(torch.equal(value, before[name]) for name, value in model.gate.state_dict().items())

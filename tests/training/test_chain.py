@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,10 @@ from dfs_deploy.models import adapt, find_blocks
 from dfs_deploy.network import cifar_resnet
 from dfs_deploy.options import Options
 from dfs_deploy.paired import Interval
-from dfs_deploy.training import Recipe, TrainingResult, read_metrics, resume, train
+from dfs_deploy.training import Job, Recipe, TrainingResult, preset, read_metrics, resume, run_job, train
 from dfs_deploy.training.chain import chain_targets, current_run
 from dfs_deploy.training.metrics import EvaluationRecord, StepRecord
+from dfs_deploy.training.processes import Processes
 from dfs_deploy.training.targets import load_targets
 from tests.checks import refuses
 from tests.nets import SIZE, user_images, user_net
@@ -57,13 +60,13 @@ def whole(data: Path) -> TrainingResult:
     return train(data, data.parent / "whole", **SHORT)
 
 
-def losing(monkeypatch: pytest.MonkeyPatch, *drops: float) -> None:
+def losing(monkeypatch: pytest.MonkeyPatch, *drops: float, half: float = 1e-4) -> None:
     """Lets the targets lose so much, one after the other, whatever they learned."""
     left = list(drops)
 
     def difference(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> Interval:
         drop = left.pop(0)
-        return Interval(drop, drop - 0.1, drop + 0.1)
+        return Interval(drop, drop - half, drop + half)
 
     monkeypatch.setattr("dfs_deploy.training.chain.share_difference", difference)
 
@@ -115,18 +118,67 @@ def test_the_lowest_target_that_held_is_the_result(whole: TrainingResult) -> Non
 def test_it_ends_with_the_first_target_that_loses_more(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losing(monkeypatch, -0.02, 0.01, 0.03)
+    losing(monkeypatch, -0.02, 0.009, 0.03)
     result = train(data, tmp_path / "run", **{**SHORT, "max_top1_drop": 0.01})
     assert result.targets is not None
     assert [each.held for each in result.targets.tried] == [True, True, False]
     assert result.targets.best is result.targets.tried[1]
     assert result.job.target == pytest.approx(80.0)
+    assert not any("cannot tell" in note for note in result.notes)
     assert result.checkpoint.read_bytes() == (tmp_path / "run" / "target-80" / "checkpoint.pt").read_bytes()
     assert not (tmp_path / "run" / "target-65").exists()
     monkeypatch.undo()
     again = resume(tmp_path / "run")
     assert again.finished_before
     assert again.targets == result.targets
+
+
+def test_a_target_holds_by_one_standard_error_and_doubts_are_noted(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losing(monkeypatch, 0.005, 0.009, half=1.96 * 0.004)
+    result = train(data, tmp_path / "run", **{**SHORT, "max_top1_drop": 0.01})
+    assert result.targets is not None
+    assert [each.held for each in result.targets.tried] == [True, False]
+    (note,) = [note for note in result.notes if "cannot tell" in note]
+    assert "9 held-out images" in note
+    assert "at most 1 points" in note
+    assert "hold out more" in note
+
+
+def test_a_job_of_ones_own_is_not_judged_by_the_test_split_either(tmp_path: Path) -> None:
+    job = Job(data="digits", recipe=preset("quick"), max_top1_drop=0.01, device="cpu")
+    with refuses(UsageError, "test split must not"):
+        run_job(job, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+class _Late(Processes):
+    """The second of two processes, which comes to everything after the first."""
+
+    def gather(self, value: Any) -> list[Any]:
+        return [(None, None), value]
+
+
+@pytest.mark.parametrize("drop", [None, 0.01])
+def test_a_process_that_is_late_takes_what_the_first_wrote_for_no_other_run(
+    whole: TrainingResult, monkeypatch: pytest.MonkeyPatch, drop: float | None
+) -> None:
+    class DataWereReadError(Exception):
+        pass
+
+    @contextlib.contextmanager
+    def joined(device: object) -> Iterator[Processes]:
+        yield _Late(1, 2)
+
+    def stop(job: Job) -> None:
+        raise DataWereReadError
+
+    for module in ("chain", "running"):
+        monkeypatch.setattr(f"dfs_deploy.training.{module}.joined", joined)
+        monkeypatch.setattr(f"dfs_deploy.training.{module}.splits_for", stop)
+    with pytest.raises(DataWereReadError):
+        run_job(dataclasses.replace(whole.job, max_top1_drop=drop), whole.folder)
 
 
 def test_a_drop_that_no_target_keeps_is_a_failed_check(

@@ -25,6 +25,20 @@ def test_a_run_reads_the_values_of_its_stages_alone() -> None:
     assert not {"target", "alpha", "alpha_sign", "gate_steps", "gate_optimizer", "joint_gate_lr"} & policy
 
 
+def test_the_first_stage_that_trains_an_untrained_gate_standardizes_it() -> None:
+    assert job().standardized_in == "gate"
+    later = job({"gate_steps": 0})
+    assert later.standardized_in == "joint"
+    assert "standardize_gate" in later.used
+    for none in (
+        job({"gate_steps": 0}, start="net.pt"),
+        job({"policy": "8", "options": Options.parse("8,full")}),
+        job({"standardize_gate": False}),
+        job(until="backbone"),
+    ):
+        assert none.standardized_in is None
+
+
 def test_a_target_is_that_of_what_is_steered_to_it() -> None:
     assert job({"target": 30.0}).target == 30.0
     assert job({"target": 30.0}, until="gate").target is None

@@ -143,3 +143,11 @@ def test_what_cannot_be_is_refused(data: Path, tmp_path: Path) -> None:
     with refuses(UsageError, "weights"):
         Job("digits", preset("quick"), weights="net.pt")
     assert not (tmp_path / "run").exists()
+
+
+def test_options_that_were_asked_for_are_those_of_a_network_whose_target_is_found_by_its_reach(
+    data: Path, tmp_path: Path
+) -> None:
+    result = train(data, tmp_path / "run", network=MOBILE, preset="jetson", options="skip,full", **SHORT)
+    assert load_checkpoint(result.checkpoint).network.options == Options.parse("skip,full")
+    assert result.job.target == pytest.approx(60.0)

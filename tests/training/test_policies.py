@@ -116,6 +116,13 @@ def test_a_pruned_network_is_trained_as_any_policy(folder: Path, backbone: Path,
     assert header(tmp_path / "one").options == ["skip", "8"]
     assert result.job.recipe.policy == ",".join(policy or ())
     assert 2.0 < result.evaluation.percentage < 4.5
+    with pytest.MonkeyPatch.context() as patch:  # a number of blocks is no target that times could decide
+        patch.setattr("dfs_deploy.training.run.measure_here", lambda *given: pytest.fail("nothing is to be measured"))
+        timeless = train(
+            data, tmp_path / "again", policy="pruned:1", backbone=backbone, **{**VALUES, "preset": "cpu-int8"}
+        )
+    assert timeless.job.recipe.cost == "flops"
+    assert timeless.job.recipe.policy == result.job.recipe.policy
     half = train(data, tmp_path / "half", policy="pruned", target=4.5, backbone=backbone, **VALUES)
     assert half.notes == ()
     assert half.evaluation.percentage <= 4.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -163,6 +164,55 @@ def test_the_biases_bring_a_batch_to_its_target(seed: int, options: str, share: 
     reached = float(costs.expand(samples, -1, -1).gather(2, choice.unsqueeze(2)).mean())
     one_choice = 1.0 / (samples * blocks)
     assert reached == pytest.approx(target / 100.0, abs=1.01 * one_choice * float(costs.max()) + 1e-6)
+
+
+def reached_by(scores: Tensor, costs: Tensor) -> float:
+    choice = scores.argmax(2, keepdim=True)
+    return 100.0 * float(costs.double().expand(len(scores), -1, -1).gather(2, choice).mean())
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    seed=st.integers(0, 1000),
+    end=st.sampled_from(["least", "dearest", "beyond"]),
+    kind=st.sampled_from(["alike", "measured", "turned", "nearly equal"]),
+)
+def test_at_an_end_of_the_reach_biases_stay_where_they_are_enough(seed: int, end: str, kind: str) -> None:
+    """Settled steps with a new batch each, as in training; blocks may have another order of costs than their mean."""
+    random = torch.Generator().manual_seed(seed)
+    blocks = 6
+    costs = costs_of("skip,8,full", blocks)
+    if kind != "alike":
+        costs = costs * (0.7 + 0.6 * torch.rand(blocks, 3, generator=random))
+    if kind == "turned":
+        costs[0] = costs[0].flip(0)
+    if kind == "nearly equal":
+        costs[:, 0] = costs[:, 1] + 1e-6 * torch.randn(blocks, generator=random)
+    dearest = float(costs.amax(1).mean())
+    ends = {"least": float(costs.amin(1).mean()), "dearest": dearest, "beyond": 1.1 * dearest}
+    trim, target = Trim(costs, dearest), torch.tensor(100.0 * ends[end])
+    bias, sizes = torch.zeros(3), []
+    for settled in range(40):
+        batch = torch.randn(40, blocks, 3, generator=random) + bias
+        bias = bias + trim.shift(batch, target, settled)
+        sizes.append(float(bias.max() - bias.min()))
+    assert math.isfinite(sizes[-1])
+    assert sizes[-1] <= 1.5 * sizes[19] + 1.0, "noise of batches has settled: nothing grows"
+    fresh = torch.randn(400, blocks, 3, generator=random)
+    along = costs.mean(0) / dearest
+    reach = [reached_by(fresh - multiple * along, costs) for multiple in torch.linspace(-200.0, 200.0, 401)]
+    nearest = min(abs(each - float(target)) for each in reach)
+    assert abs(reached_by(fresh + bias, costs) - float(target)) <= nearest + 2.0 * dearest
+
+
+def test_a_batch_at_an_end_of_the_reach_moves_no_bias() -> None:
+    costs = torch.rand(7, 3, generator=torch.Generator().manual_seed(0)).sort(1).values
+    scores = torch.zeros(40, 7, 3)
+    for choice, end in ((0, costs.amin(1)), (2, costs.amax(1))):
+        there = scores.clone()
+        there[..., choice] = 1.0
+        shift = Trim(costs, float(costs.amax(1).mean())).shift(there, torch.tensor(100.0 * float(end.mean())), 0)
+        assert shift.abs().max() == 0.0
 
 
 def test_a_batch_at_its_target_moves_no_bias() -> None:
