@@ -17,6 +17,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ COMMON = {
     "autocast": "bfloat16",
     "threads": 1,
 }
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "dfs": {"gate_steps": 30, "joint_gate_lr": 4e-3, "alpha": 0.5, "target": 3.1},  # half of the 6.25 % of 8 bits
     "static": {"policy": "8"},
     "pruned-2": {"policy": "pruned:2"},

@@ -17,7 +17,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, C, H, W) to the same shape."""
         y = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(x + self.bn2(self.conv2(y)))
+        z: Tensor = self.relu(x + self.bn2(self.conv2(y)))
+        return z
 
 
 class Network(nn.Module):
@@ -35,7 +36,8 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps images (N, 3, H, W) to logits (N, classes)."""
         x = self.blocks(self.relu(self.bn(self.stem(x))))
-        return self.fc(self.pool(x).flatten(1))
+        logits: Tensor = self.fc(self.pool(x).flatten(1))
+        return logits
 
 
 def six_blocks(classes: int = 10) -> Network:
