@@ -40,7 +40,7 @@ _PALEST = 0.6
 _GROUND = 60.0  # grey levels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DigitScenes:
     """Scenes of a split.
 
