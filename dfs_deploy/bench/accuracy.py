@@ -22,12 +22,14 @@ class Contest:
         cases: all cases, with their accuracy on the images that judge.
         contender: name of the dynamic case that is judged.
         chosen_from: number of dynamic cases that it was chosen from.
+        sufficed: whether it was accurate enough by the images that chose; else it was the most accurate one.
         best: name of the most accurate case by the images that chose; ``None`` if there was nothing to choose.
     """
 
     cases: tuple[CaseResult, ...]
     contender: str = DYNAMIC
     chosen_from: int = 1
+    sufficed: bool = True
     best: str | None = None
 
 
@@ -49,7 +51,8 @@ def contest(cases: Sequence[CaseResult], right: Mapping[str, NDArray[np.bool_]],
     choosing, judging = ({name: each[start::2] for name, each in right.items()} for start in (0, 1))
     halved = scored(cases, choosing)
     best = most_accurate(halved).name
-    return Contest(scored(cases, judging, best), choose_contender(halved, max_top1_drop), len(dynamic), best)
+    contender, sufficed = choose_contender(halved, max_top1_drop)
+    return Contest(scored(cases, judging, best), contender, len(dynamic), sufficed, best)
 
 
 def scored(

@@ -276,6 +276,7 @@ class _Judge:
             () if doubt is None else (doubt,),
             contender=judged.contender,
             chosen_from=judged.chosen_from,
+            sufficed=judged.sufficed,
             best=judged.best,
             gated=has_gate(self._bundle),
         )

@@ -136,9 +136,13 @@ def bench(
     bundle, others = main_first(opened)
     check_comparable(bundle, others)
     if all_budgets and not any(each.manifest.budgets for each in opened):
-        raise UsageError(
-            f"{bundle.path} was calibrated for no budget; export with --budgets, or leave --all-budgets out"
+        held = next((each for each in opened if each.manifest.accuracy_budget is not None), None)
+        seen = (
+            f"{bundle.path} was calibrated for no budget"
+            if held is None
+            else f"{held.path} has only an accuracy budget, its default"
         )
+        raise UsageError(f"{seen}; export with --budgets, or leave --all-budgets out")
     if isinstance(data, str | Path):
         data = open_dataset(Path(data), size=bundle.input.geometry)
     if data is not None:

@@ -64,7 +64,7 @@ class Standing:
     nearest: CaseResult
 
 
-def choose_contender(cases: Sequence[CaseResult], max_top1_drop: float) -> str:
+def choose_contender(cases: Sequence[CaseResult], max_top1_drop: float) -> tuple[str, bool]:
     """Name of the dynamic case that may be shipped, of several: the fastest that is surely accurate enough.
 
     Args:
@@ -74,7 +74,8 @@ def choose_contender(cases: Sequence[CaseResult], max_top1_drop: float) -> str:
     Returns:
         The fastest at the median of the dynamic cases that are accurate enough by a margin
         (``dfs_deploy.paired.safety_margin``), of several that are as fast the first; the most accurate dynamic case if
-        none is. A case whose difference to the most accurate one is not known needs no margin.
+        none is. A case whose difference to the most accurate one is not known needs no margin. The second value is
+        whether the case is accurate enough by that margin.
     """
     dynamic = [case for case in cases if case.dynamic and case.top1 is not None]
     sure = [
@@ -83,7 +84,7 @@ def choose_contender(cases: Sequence[CaseResult], max_top1_drop: float) -> str:
         if _accurate([case], most_accurate(cases), max_top1_drop - _margin(case, max_top1_drop))
     ]
     chosen = _fastest(sure)
-    return (max(dynamic, key=_top1) if chosen is None else chosen).name
+    return (max(dynamic, key=_top1) if chosen is None else chosen).name, chosen is not None
 
 
 def most_accurate(cases: Sequence[CaseResult]) -> CaseResult:
@@ -133,6 +134,7 @@ class Evidence:
         doubts: further reasons why the run is INVALID.
         contender: name of the dynamic case that is judged.
         chosen_from: number of dynamic cases that it was chosen from, by images that it is not judged by.
+        sufficed: whether it was accurate enough by those images; else it was chosen as the most accurate.
         best: name of the most accurate case by those images; ``None`` for the most accurate one of ``cases``.
         gated: whether the bundle has a gate, so that its own static engines are of weights trained for other paths.
     """
@@ -145,6 +147,7 @@ class Evidence:
     doubts: tuple[Problem, ...] = ()
     contender: str = DYNAMIC
     chosen_from: int = 1
+    sufficed: bool = True
     best: str | None = None
     gated: bool = False
 
@@ -194,7 +197,7 @@ class Evidence:
         least, wanted = min(case.iterations for case in self.cases), MIN_SEGMENTS * self.size.measured
         if least < wanted:
             what = f"{least} calls per case, expected at least {wanted}"
-            found.append(Problem(what, f"--min-iterations {wanted} or more, or leave it out"))
+            found.append(Problem(what, f"--min-iterations {wanted} or more, or raise --max-seconds"))
         elif self.rival is not None and compare(self.rival.p50) == "unknown":
             ratio = self.rival.p50
             what = (
@@ -294,10 +297,14 @@ class Evidence:
         """One line about which images the dynamic case was chosen by, if there were several."""
         if self.chosen_from == 1:
             return ()
+        why = (
+            "the fastest that is accurate enough there by a standard error"
+            if self.sufficed
+            else "the most accurate, since none is accurate enough there by a standard error"
+        )
         return (
-            f"{title(self.dynamic)} was chosen of {self.chosen_from} dynamic cases by one half of the images, as the"
-            " fastest that is accurate enough there by a standard error, if one is; the verdict's accuracies are those"
-            " of the other half",
+            f"{title(self.dynamic)} was chosen of {self.chosen_from} dynamic cases by one half of the images, as {why};"
+            " the verdict's accuracies are those of the other half",
         )
 
     def _at_its_accuracy(self, ratios: Mapping[str, Ratios]) -> tuple[str, ...]:

@@ -43,10 +43,11 @@ def demo(
     ] = 1.0,
     json: JsonOption = False,
 ) -> None:
-    """Export, verify and bench a small network that decides, beside static ones of the same training."""
+    """Export, verify and bench small networks, one that decides."""
     with required():
         from dfs_deploy.bench import bench
         from dfs_deploy.bench.result import DYNAMIC
+        from dfs_deploy.bundle.writing import check_writable
         from dfs_deploy.data.digit_scenes import SCENE_SIZE, load_digit_scenes
         from dfs_deploy.exporters import export
         from dfs_deploy.verify import verify
@@ -56,6 +57,7 @@ def demo(
     checkpoint = folder / CHECKPOINT
     others = sorted(file for file in folder.glob("*.pt") if file != checkpoint)
     rivals = {out.with_name(f"{out.stem}-{file.stem}.dfs"): file for file in others}
+    check_writable(out)
     with progress(quiet=json) as callback:
         callback("making scenes", 0.0)
         train, test = load_digit_scenes("train").data.subset(CALIBRATION_SCENES, 0), load_digit_scenes("test", COPIES)

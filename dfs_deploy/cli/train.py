@@ -93,7 +93,7 @@ def train(
             metavar="PERCENT",
             help="Computation to reach, in percent of full precision; with measured costs, time in percent of the"
             " slowest path's.",
-            show_default="40; 60 % of the dearest path with cpu-int8 and jetson",
+            show_default="40; 60 % of the dearest path with cpu-int8 and jetson; the lowest with --max-top1-drop",
         ),
     ] = None,
     policy: Annotated[

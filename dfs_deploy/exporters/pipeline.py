@@ -410,7 +410,8 @@ def _accuracy_images(
 ) -> _Judged:
     if source.network.gate is None:
         raise UsageError(
-            "an accuracy to keep for a network whose policy is static and always computes the same; leave it out"
+            "an accuracy to keep (--max-top1-drop) for a network whose policy is static and always computes the same;"
+            " leave it out"
         )
     if "onnxruntime" not in runtimes:
         raise UsageError("an accuracy budget is chosen with the engines for onnxruntime; add it to the runtimes")

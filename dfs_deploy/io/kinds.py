@@ -37,10 +37,16 @@ _REMEDIES: dict[Role, str] = {
     "model": "bundles are made of checkpoints: give the checkpoint that it was made from to dfs-deploy export",
     "part": "give the folder NAME.dfs of the bundle itself",
     "record": "check the path",
-    "run": "give the checkpoint.pt in it",
+    "run": "dfs-deploy export PATH/checkpoint.pt makes a bundle of it",
     "archive": "unpack it, and give what was in it",
     "other": "check the path",
 }
+
+_REMEDIES_FOR: dict[tuple[Role, Role], str] = {
+    ("run", "bundle"): "dfs-deploy export PATH/checkpoint.pt first, then give the bundle",
+    ("run", "checkpoint"): "give the checkpoint.pt in it",
+}
+"""What to do about a role, the first, if another is expected, the second, and ``_REMEDIES`` does not fit."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,8 @@ def given_instead(path: str | Path, expected: str, role: Role) -> str | None:
     kind = kind_of(path)
     if kind is None or kind.role == role:
         return None
-    remedy = _REMEDIES[kind.role].replace("PATH", shlex.quote(one_line(path)))
+    remedy = _REMEDIES_FOR.get((kind.role, role), _REMEDIES[kind.role])
+    remedy = remedy.replace("PATH", shlex.quote(one_line(path)))
     return f"{path} is {kind.name}, expected {expected}; {remedy}"
 
 

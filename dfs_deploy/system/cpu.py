@@ -138,7 +138,7 @@ def target_named(name: str | None) -> TargetCpu:
     for target in WEIGHT_BITS:
         if name == target:
             return target
-    raise UsageError(f"unknown target CPU {name!r}, expected {AUTO}, {', '.join(WEIGHT_BITS)}")
+    raise UsageError(f"unknown target CPU {name!r}, expected {AUTO}, {', '.join(WEIGHT_BITS)}; name one of them")
 
 
 def made_for_another_cpu(

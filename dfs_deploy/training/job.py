@@ -154,11 +154,16 @@ class Job:
     def _check_drop(self, drop: float) -> None:
         """Checks that accuracy can be the goal."""
         if not 0.0 <= drop <= 1.0:
-            raise UsageError(f"max_top1_drop {drop:g}, expected a share, 0 to 1; 0.005 is half a point")
+            raise UsageError(f"--max-top1-drop {drop:g}, expected a share, 0 to 1; 0.005 is half a point")
         if self.recipe.policy is not None:
-            raise UsageError("max_top1_drop is given and a policy, which costs what it costs; leave one out")
+            raise UsageError(
+                "an accuracy to keep (--max-top1-drop) and a policy, which costs what it costs; leave one out"
+            )
         if self.until != "joint" or not self.recipe.joint_steps:
-            raise UsageError("max_top1_drop is given and no joint training, which lowers the target; give steps for it")
+            raise UsageError(
+                "an accuracy to keep (--max-top1-drop) and no joint training, which lowers the target; give steps for"
+                " it (--joint-steps)"
+            )
         self.check_judge(self.evaluate_on)
 
     def check_judge(self, split: str | None) -> None:
@@ -172,7 +177,7 @@ class Job:
         """
         if self.max_top1_drop is not None and split == "test":
             raise UsageError(
-                "max_top1_drop chooses a target, which the test split must not decide; evaluate on val, or on images"
+                "--max-top1-drop chooses a target, which the test split must not decide; evaluate on val, or on images"
                 " that are held out"
             )
 

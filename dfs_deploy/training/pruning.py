@@ -112,7 +112,10 @@ def _to_save(kept: NDArray[np.floating], saved: NDArray[np.floating], target: fl
     """What skips must save in all: blocks for a number, else cost."""
     if count is not None:
         if not 1 <= count <= len(saved):
-            raise UsageError(f"policy pruned:{count}, expected 1 to {len(saved)}, the blocks that may be skipped")
+            raise UsageError(
+                f"policy pruned:{count}, expected 1 to {len(saved)}, the blocks that may be skipped; choose another"
+                " number"
+            )
         return float(count)
     if target is None:
         raise UsageError("neither a target nor a number of blocks to skip, expected one of them")

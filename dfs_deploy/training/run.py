@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -326,6 +327,11 @@ def _cost(values: Mapping[str, Any], job_values: Mapping[str, Any], preset: str)
     if given is not None:
         if not str(given):
             raise UsageError(f"cost '', expected {LATENCY}, {FLOPS} or the path of a latency table; name one")
+        if given not in (LATENCY, FLOPS) and not os.path.lexists(given):
+            raise UsageError(
+                f"cost {str(given)!r} is neither {LATENCY}, {FLOPS} nor a file, expected one of the two or a latency"
+                " table that bench --save-costs wrote; check the spelling"
+            )
         return str(given), ()
     policy, until = values.get("policy"), job_values.get("until", STAGES[-1])
     searched = WantedPolicy.parse(policy)

@@ -48,6 +48,7 @@ def test_the_verdict_is_the_same_over_draws_of_images() -> None:
             0.01,
             contender=judged.contender,
             chosen_from=judged.chosen_from,
+            sufficed=judged.sufficed,
             best=judged.best,
         )
         choices.append(found.verdict().choice)
@@ -74,6 +75,9 @@ def test_one_half_names_the_contender_and_the_most_accurate_case_and_the_other_s
         right[name][0::2], right[name][1::2] = (np.arange(200) < 200 * each[name] for each in (choosing, judging))
     found = contest(cases, right, 0.02)
     assert (found.contender, found.chosen_from, found.best) == ("dfs", 2, "static-fp32")
+    assert found.sufficed
+    strict = contest(cases, right, 0.0)
+    assert (strict.contender, strict.sufficed) == ("dfs", False), "none is accurate enough: the most accurate"
     assert {case.name: case.top1 for case in found.cases} == pytest.approx(judging)
     below = {case.name: case.top1_below_best for case in found.cases}
     assert below["dfs-budget-10"] is not None

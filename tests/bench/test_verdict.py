@@ -302,6 +302,12 @@ def test_a_network_that_loses_too_much_is_set_against_static_ones_of_its_accurac
 def test_how_one_was_chosen_of_several_is_told() -> None:
     (line,) = [line for line in verdict(FIELD, top1=FOUND, chosen_from=3).caveats if "was chosen of" in line]
     assert "DFS was chosen of 3 dynamic cases by one half" in line
+    assert "as the fastest that is accurate enough there" in line
+    assert "as the most accurate" not in line
+    caveats = verdict(FIELD, top1=FOUND, chosen_from=3, sufficed=False).caveats
+    (line,) = [line for line in caveats if "was chosen of" in line]
+    assert "as the most accurate, since none is accurate enough there" in line
+    assert "fastest" not in line
     assert not any("was chosen of" in line for line in verdict(FIELD, top1=FOUND).caveats)
 
 
@@ -319,7 +325,7 @@ def test_to_beat_the_own_backbone_alone_is_a_caveat() -> None:
 def chosen(p50: Mapping[str, float], top1: Mapping[str, float], drop: float = 0.01) -> str:
     return choose_contender(
         [case_result(name, 1, [round(1e6 * ms)] * 20, top1=top1[name]) for name, ms in p50.items()], drop
-    )
+    )[0]
 
 
 def test_the_fastest_dynamic_case_that_is_accurate_enough_is_chosen() -> None:

@@ -268,6 +268,7 @@ def test_an_accuracy_to_keep_is_chosen_kept_shown_and_run(mixed: Made, tmp_path:
     assert own.json["computation_percentage_bundle"] == pytest.approx(np.mean(halves))
     assert "budget trained" in run(*common, "--budget", "trained").out
     run(*common, "--budget", "some").failed(2, "--budget", "'some'", "trained")
+    run("bench", out, "--all-budgets").failed(2, "has only an accuracy budget", "export with --budgets")
 
 
 def test_an_accuracy_that_cannot_be_kept_is_a_failed_check(mixed: Made, tmp_path: Path) -> None:

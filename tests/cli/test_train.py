@@ -158,6 +158,8 @@ def test_costs_and_a_policy_can_be_set_by_name(data: Path, finished: Path, tmp_p
         (["--set", "joint_steps=-1"], ["joint_steps"]),
         (["--set", f"joint_steps={10**30}"], ["joint_steps", "1,000,000,000"]),
         (["--cost", ""], ["cost ''", "flops or the path of a latency table"]),
+        (["--cost", "latncy"], ["cost 'latncy' is neither latency, flops nor a file", "--save-costs"]),
+        (["--policy", "8", "--max-top1-drop", "0.3"], ["an accuracy to keep (--max-top1-drop) and a policy"]),
         (["--weights-key", "state_dict_ema"], ["a weights key is given without a file"]),
         (["--set", "options=skip"], ["option"]),
         (["--options", "8,8"], ["8"]),

@@ -257,8 +257,8 @@ def test_the_test_split_has_no_say(data: Path, tmp_path: Path, whole: TrainingRe
     ("change", "words"),
     [
         ({"max_top1_drop": 1.5}, ["1.5", "half a point"]),
-        ({"policy": "full", "target": None}, ["policy", "leave one out"]),
-        ({"until": "gate"}, ["no joint training"]),
+        ({"policy": "full", "target": None}, ["--max-top1-drop", "policy", "leave one out"]),
+        ({"until": "gate"}, ["--max-top1-drop", "no joint training"]),
         ({"joint_steps": 0}, ["no joint training"]),
     ],
 )

@@ -172,7 +172,7 @@ def test_a_target_that_skips_nothing_or_too_many_blocks_are_refused(
     data = job(folder).data
     with refuses(UsageError, "target 40", "6.25"):
         train(data, tmp_path / "run", policy="pruned", target=40, backbone=backbone, **VALUES)
-    with refuses(UsageError, "pruned:3", "1 to 2"):
+    with refuses(UsageError, "pruned:3", "1 to 2", "choose another number"):
         train(data, tmp_path / "run", policy="pruned:3", backbone=backbone, **VALUES)
     with refuses(UsageError, "8,full", "add skip"):
         train(data, tmp_path / "run", policy="pruned:1", options="8,full", backbone=backbone, **VALUES)
