@@ -79,6 +79,26 @@ def test_the_demos_bundle_passes_verify_and_runs_on_files(demo: Ran, tmp_path: P
     assert result["class_name"] in "0123456789"
 
 
+@shipped
+def test_it_tells_the_verdict_and_where_to_go_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo: Ran) -> None:
+    folder = tmp_path / "few"  # one rival is enough to read the words
+    folder.mkdir()
+    for name in ("dfs.pt", "static.pt"):
+        (folder / name).symlink_to(SHIPPED / name)
+    module = importlib.import_module("dfs_deploy.cli.demo")
+    monkeypatch.setattr(module, "find_checkpoints", lambda: folder)
+    ran = run("demo", "--out", tmp_path / "digits.dfs", "--min-seconds", "0.05")
+    assert ran.code == 0
+    *_, last = ran.out.splitlines()
+    words = " ".join(ran.out.split())
+    run_of = demo.json["blocks_run"]
+    assert f"it runs {run_of['clear']:.1f} for a clear scene and {run_of['hard']:.1f} for a hard one" in words
+    assert "beside it 1 static networks" in words
+    assert ("docs/results.md" in words) == ("verdict: ship static" in words or "verdict: ship digits" in words)
+    assert last.startswith("next: ")
+    assert "inspect" in last
+
+
 def test_without_its_checkpoints_the_demo_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("dfs_deploy.cli.demo")
     monkeypatch.setattr(module, "CHECKPOINTS", "nowhere")
