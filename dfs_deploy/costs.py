@@ -162,7 +162,7 @@ class LatencyTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         Args:
             shares: (blocks after the first, options) share of the images that took each option.
             options: the options.
-            gated: as for ``predict_us``.
+            gated: whether a gate steps before each block; see ``predict_us``.
 
         Returns:
             Microseconds.

@@ -49,11 +49,11 @@ class Exhibit:
     Attributes:
         name: name on the command line, such as ``fig3``.
         title: its subject, as the paper puts it.
-        claim: what the paper reads off it, with its numbers.
+        claim: statement of the paper about it, with its numbers.
         network: backbone of all its networks.
         data_set: data that they are trained on.
         variants: its networks, besides the backbone itself.
-        drawing: how it is drawn.
+        drawing: kind of figure or table.
     """
 
     name: str

@@ -55,7 +55,7 @@ class Int8Forms:
         reference: features on which layers are chosen that stay in float; ``None`` to keep none.
 
     Attributes:
-        chosen: what was chosen and why, of each form that was chosen by measurement.
+        chosen: choice and reason of each form that was chosen by measurement.
     """
 
     ranges: Ranges

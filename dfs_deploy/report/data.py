@@ -243,7 +243,7 @@ class BundleReport:
         outcome: results on the inputs.
         notes: what was assumed or looks like a mistake, one line each.
         bench: bench of this machine, or from a file; that of all bundles if they were timed together.
-        bench_differs: what ran otherwise when the bench was made than it does now, one line each; empty for a bundle
+        bench_differs: differences between the bench and what runs now, one line each; empty for a bundle
             that another one was compared with, for the bench does not tell how it ran.
         frontier: accuracy against latency, the network at its own operating point first; with the bundle's own cases
             alone if the others are bundles of the report that were timed together.

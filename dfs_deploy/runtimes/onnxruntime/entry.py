@@ -77,7 +77,7 @@ class Entry:
         """Writes what the engine takes.
 
         Args:
-            images: what ``admit`` gave.
+            images: images as ``admit`` gave them.
             target: (N, C, H, W) float32, or (N, H, W, channels) uint8, as ``layout`` and ``size`` say.
             first: index in the whole batch of the first image, for messages.
 
