@@ -33,8 +33,8 @@ def extensions() -> list[Extension]:
             extra_link_args=["-Wl,--strip-all"] if sys.platform.startswith("linux") else [],
         )
         for name, source, headers in (
-            ("_gate", "kernel", ("kernel", "kernel_variant")),
-            ("_ends", "ends", ("ends",)),
+            ("_gate", "kernel", ("kernel", "kernel_variant", "variants")),
+            ("_ends", "ends", ("ends", "variants")),
         )
     ]
     built: list[Extension] = cythonize(made, build_dir="build/cython")

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "variants.h"
+
 /* Vectors are those of GCC and Clang. Every variant has the same lanes, in as many registers as they take. */
 #define LANES 16
 
@@ -80,13 +82,7 @@ ptrdiff_t ends_variants(const EndsVariant **variants) {
         {"baseline", quantize_baseline},
     };
     const ptrdiff_t count = (ptrdiff_t)(sizeof all / sizeof *all);
-    ptrdiff_t first = 0;
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")))
-        first = __builtin_cpu_supports("avx2") ? 1 : 2;
-#endif
+    const ptrdiff_t first = first_variant();
     *variants = all + first;
     return count - first;
 }

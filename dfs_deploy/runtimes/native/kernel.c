@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "variants.h"
+
 #define PASTE_(a, b) a##_##b
 #define PASTE(a, b) PASTE_(a, b)
 
@@ -54,13 +56,7 @@ ptrdiff_t gate_kernels(const GateKernel **kernels) {
         {"baseline", pool_baseline, step_baseline},
     };
     const ptrdiff_t count = (ptrdiff_t)(sizeof all / sizeof *all);
-    ptrdiff_t first = 0;
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")))
-        first = __builtin_cpu_supports("avx2") ? 1 : 2;
-#endif
+    const ptrdiff_t first = first_variant();
     *kernels = all + first;
     return count - first;
 }
