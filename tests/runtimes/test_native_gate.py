@@ -341,7 +341,8 @@ def test_an_sdist_holds_the_sources_and_nothing_generated(source: Path) -> None:
     (archive,) = (source / "dist").glob("*.tar.gz")
     with tarfile.open(archive) as file:
         names = [name.partition("/")[2] for name in file.getnames()]
-    sources = ("_gate.pyx", "_gate.pyi", "kernel.c", "kernel.h", "kernel_variant.h", "_ends.pyx", "ends.c", "ends.h")
+    sources = ("_gate.pyx", "_gate.pyi", "kernel.c", "kernel.h", "kernel_variant.h", "variants.h")
+    sources += ("_ends.pyx", "ends.c", "ends.h")
     assert {f"{NATIVE}/{name}" for name in sources} < {*names}
     assert "setup.py" in names
     assert not [name for name in names if name.endswith(("_gate.c", "_ends.c", ".so", ".o"))]
